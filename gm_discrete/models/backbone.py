@@ -1,0 +1,177 @@
+"""The transformer: reads the whole noisy state, in both directions, and returns hidden states [B, L, D]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gm_discrete.models.config import GMConfig
+
+TIME_FEATURES = 128
+"""Sines and cosines of t, at periods from 2π/1000 to 20π."""
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and the final normalisation."""
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.time = TimeEmbedding(config.hidden_size) if config.time_conditioning else None
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        self.norm = Norm(config, parts=2)
+
+    def forward(self, input_ids: Tensor, time: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
+        hidden = self.embed_tokens(input_ids)  # [B, L, D]
+        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        condition = None if self.time is None else self.time(time).to(hidden.dtype)  # [B, 1, D]
+        rotary = rotary_embedding(hidden, self.config)
+        for layer in self.layers:
+            hidden = layer(hidden, rotary, mask, condition)
+        return self.norm(hidden, condition)[0]
+
+
+class Block(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + mlp(norm(x)), each gated by the time where the model sees it."""
+
+    def __init__(self, config: GMConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config, parts=3)
+        self.attention = Attention(config, index)
+        self.mlp_norm = Norm(config, parts=3)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, condition: Tensor | None
+    ) -> Tensor:
+        normed, gate = self.attention_norm(hidden, condition)
+        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
+        normed, gate = self.mlp_norm(hidden, condition)
+        return hidden + gate * self.dropout(self.mlp(normed))
+
+
+class Norm(nn.Module):
+    """RMS normalisation, modulated by the time (adaLN, arXiv 2212.09748): shift, scale and, with three parts, a gate.
+
+    The modulation starts at the identity. Returns the normalised states and the gate (1 where the time is not seen).
+    """
+
+    def __init__(self, config: GMConfig, parts: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.modulation = (
+            nn.Linear(config.hidden_size, parts * config.hidden_size) if config.time_conditioning else None
+        )
+        self.parts = parts
+
+    def forward(self, hidden: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        normed = self.norm(hidden)
+        if self.modulation is None:
+            return normed, 1.0
+        shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
+        return normed * (1 + scale) + shift, 1 + gate[0] if gate else 1.0
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head attention with rotary positions and normalised queries and keys."""
+
+    is_causal = False  # transformers' attention functions read it: without a mask SDPA would be causal
+    num_key_value_groups = 1
+
+    def __init__(self, config: GMConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = index
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        batch, length, _ = hidden.shape
+        heads = self.qkv(hidden).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)  # [B, heads, L, head_dim]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, _ = attend(
+            self,
+            rotate(self.query_norm(query), rotary),
+            rotate(self.key_norm(key), rotary),
+            value,
+            mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.head_dim**-0.5,
+            is_causal=False,
+        )
+        return self.output(mixed.reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
+        return self.output(F.silu(gate) * up)
+
+
+class TimeEmbedding(nn.Module):
+    """t [B] → [B, 1, D]: sines and cosines at geometrically spaced periods, then a two-layer network."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(TIME_FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, time: Tensor) -> Tensor:
+        half = TIME_FEATURES // 2
+        exponent = torch.arange(half, device=time.device, dtype=torch.float32) / half
+        angle = 1000.0 * time[:, None].float() * torch.exp(-math.log(10000.0) * exponent)
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.layers[0].weight.dtype)
+        return F.silu(self.layers(features))[:, None]
+
+
+def rotary_embedding(hidden: Tensor, config: GMConfig) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim], computed anew: no buffer to lose."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    position = torch.arange(hidden.shape[1], device=hidden.device, dtype=torch.float32)
+    exponent = torch.arange(0, head_dim, 2, device=hidden.device, dtype=torch.float32) / head_dim
+    angle = (position[:, None] * config.rope_theta**-exponent).repeat(1, 2)
+    return angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
+    cos, sin = rotary
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scaling · q kᵀ + mask) v, written out (`attn_implementation="eager"`)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1, dtype=torch.float32)
+    weights = F.dropout(weights.to(value.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights

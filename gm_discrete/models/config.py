@@ -1,0 +1,95 @@
+"""Configuration of a `GMModel`: its probability path and its transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from gm_discrete.paths import MaskedPath, Path
+
+# What transformers itself passes to a config's constructor beside the fields of the class.
+_FROM_TRANSFORMERS = {
+    "model_type", "name_or_path", "attn_implementation", "experts_implementation", "output_attentions", "torch_dtype",
+    "num_labels", "per_layer_config", "tie_last_hidden_states", "_name_or_path", "_commit_hash",
+    "_attn_implementation", "_attn_implementation_internal", "_experts_implementation_internal", "output_hidden_states",
+}  # fmt: skip
+
+
+class GMConfig(PreTrainedConfig):
+    """Configuration of a generator-matching sequence model.
+
+    Args:
+        path: the probability path, a `Path` or the plain dict of its `to_dict()`. It sets `vocab_size`.
+        hidden_size: D, width of the transformer.
+        intermediate_size: width of the MLP; 8/3 of `hidden_size`, rounded up to a multiple of 32, by default.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: number of heads, each of `hidden_size / num_attention_heads` channels (an even number).
+        max_position_embeddings: the length that the model is trained at. Rotary positions know no bound; `generate` takes
+            it as its default length.
+        rope_theta: base of the rotary frequencies.
+        rms_norm_eps: ε of the normalisations.
+        attention_dropout, hidden_dropout: dropout probabilities of the attention weights and of the blocks' outputs.
+        initializer_range: standard deviation of the embeddings at initialisation; matrices have 1/√fan_in, and those
+            that write into the residual stream start at zero.
+        tie_word_embeddings: whether the head shares the embedding's weights.
+        time_conditioning: adaptive normalisation (adaLN) by t. By default off for masking, whose posterior does not
+            depend on t, and on for the rest.
+        divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`.
+        mask_token_id: symbol that marks what is to be filled and never is data; the path's own for masking.
+        pad_token_id, eos_token_id: as in the tokenizer.
+    """
+
+    model_type = "gm_discrete"
+
+    path: dict | None = None
+    vocab_size: int | None = None
+    hidden_size: int = 512
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    time_conditioning: bool | None = None
+    divergence: str = "generalized_kl"
+    mask_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = kwargs.keys() - _FROM_TRANSFORMERS
+        if unknown:
+            raise ValueError(f"GMConfig takes no argument {', '.join(sorted(unknown))}")
+        path = MaskedPath(self.vocab_size or 2) if self.path is None else self.build_path()
+        self.path = path.to_dict()
+        if self.vocab_size not in (None, path.vocab_size):
+            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={path.vocab_size}")
+        self.vocab_size = path.vocab_size
+        masked = isinstance(path, MaskedPath)
+        if masked and self.mask_token_id not in (None, path.mask_token_id):
+            raise ValueError(f"mask_token_id={self.mask_token_id} differs from the path's {path.mask_token_id}")
+        self.mask_token_id = path.mask_token_id if masked else self.mask_token_id
+        for name in ("mask_token_id", "pad_token_id", "eos_token_id"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
+        if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.divergence not in ("generalized_kl", "cross_entropy"):
+            raise ValueError(f"divergence={self.divergence!r} must be 'generalized_kl' or 'cross_entropy'")
+        if self.intermediate_size is None:
+            self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32
+        if self.time_conditioning is None:
+            self.time_conditioning = not masked
+        super().__post_init__(**kwargs)
+
+    def build_path(self) -> Path:
+        """The path that `config.path` describes."""
+        return self.path if isinstance(self.path, Path) else Path.from_dict(self.path or {})

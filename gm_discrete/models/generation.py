@@ -1,0 +1,266 @@
+"""`generate`: from a prompt, a text with gaps, or nothing at all to finished sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.modeling_outputs import ModelOutput
+
+from gm_discrete.samplers import STEPS, simulate
+
+if TYPE_CHECKING:
+    from gm_discrete.models.modeling import GMModel
+
+
+class GMGenerationConfig(GenerationConfig):
+    """Defaults of `generate`, saved as `generation_config.json` beside the weights.
+
+    top_k, top_p and temperature are off unless set: any of them changes the law that is sampled.
+
+    Args:
+        num_steps: N, steps of the grid, which is linear in κ.
+        sampler: `"tau_leaping"`, `"euler"` or `"ancestral"`.
+        temperature, top_k, top_p: applied to the posterior π of the data symbols, before the rates.
+        length: positions of an unconditional sample; the model's `max_position_embeddings` by default.
+        max_new_tokens: positions to fill behind each prompt; 0 by default (only its mask symbols are filled).
+        seed: of all noise; drawn from torch's global generator by default.
+        return_dict_in_generate: return a `GMGenerateOutput` instead of the sequences.
+        pad_token_id: symbol behind shorter sequences; the model's own by default.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:  # not the parent's, whose other arguments would be promises
+        self.num_steps: int = kwargs.pop("num_steps", 128)
+        self.sampler: str = kwargs.pop("sampler", "tau_leaping")
+        self.temperature: float | None = kwargs.pop("temperature", None)
+        self.top_k: int | None = kwargs.pop("top_k", None)
+        self.top_p: float | None = kwargs.pop("top_p", None)
+        self.length: int | None = kwargs.pop("length", None)
+        self.max_new_tokens: int = kwargs.pop("max_new_tokens", 0)
+        self.seed: int | None = kwargs.pop("seed", None)
+        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
+        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
+        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
+        self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
+        self._from_model_config: bool = kwargs.pop("_from_model_config", False)
+        self._original_object_hash: int | None = None
+        if kwargs:
+            raise ValueError(f"GMGenerationConfig takes no argument {', '.join(sorted(kwargs))}")
+        self.validate()
+
+    def validate(self, *_: Any, **__: Any) -> None:
+        """
+        Raises:
+            ValueError: an argument is out of its range; the message names it.
+        """
+        for name, valid, rule in (
+            ("num_steps", _is_int(self.num_steps, 1), "an integer ≥ 1"),
+            ("sampler", self.sampler in STEPS, f"one of {', '.join(STEPS)}"),
+            ("temperature", self.temperature is None or self.temperature > 0, "positive, or None"),
+            ("top_k", self.top_k is None or _is_int(self.top_k, 1), "an integer ≥ 1, or None"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or None"),
+            ("length", self.length is None or _is_int(self.length, 1), "an integer ≥ 1, or None"),
+            ("max_new_tokens", _is_int(self.max_new_tokens, 0), "an integer ≥ 0"),
+            ("seed", self.seed is None or _is_int(self.seed, 0), "an integer ≥ 0, or None"),
+        ):
+            if not valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_dict().items() if value is not None}
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> GMGenerationConfig:
+        return cls()
+
+    def updated(self, **changes: Any) -> GMGenerationConfig:
+        """A copy with the changes that are not `None`; unknown names are refused."""
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return GMGenerationConfig(**own | {key: value for key, value in changes.items() if value is not None})
+
+
+@dataclass
+class GMGenerateOutput(ModelOutput):
+    """Output of `generate(return_dict_in_generate=True)`.
+
+    Attributes:
+        sequences: [B, L].
+        network_calls: [B], evaluations of the network that each sequence needed.
+        jumps: [B], changes of a symbol.
+        attention_mask: [B, L], 0 where the sequence is padded.
+    """
+
+    sequences: Tensor | None = None
+    network_calls: Tensor | None = None
+    jumps: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+
+class GMGenerationMixin:
+    """The generation methods of `GMModel`."""
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GMGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: Any,
+        path: str,
+        **kwargs: Any,
+    ) -> None:
+        """Called by `from_pretrained` to load `generation_config.json`, if there is one."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+            return
+        known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            self.generation_config = GMGenerationConfig.from_pretrained(
+                path, **{key: value for key, value in kwargs.items() if key in known}
+            )
+        except OSError:
+            self.generation_config = GMGenerationConfig()
+
+    @torch.no_grad()
+    def generate(
+        self: GMModel,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        batch_size: int | None = None,
+        length: int | None = None,
+        max_new_tokens: int | None = None,
+        num_steps: int | None = None,
+        sampler: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: Any = None,
+        generation_config: GMGenerationConfig | None = None,
+        return_dict_in_generate: bool | None = None,
+    ) -> Tensor | GMGenerateOutput:
+        """Samples sequences by simulating the process from the prior (t = 0) to the data (t = 1).
+
+        Without `input_ids`: `batch_size` samples of `length` positions. With them: every mask symbol inside is a place to
+        fill, and `max_new_tokens` more places follow each prompt (where it ends, if it is padded on the right). All other
+        symbols come back as they were. With a masked path the finished output holds no mask symbol.
+
+        Args:
+            input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
+            logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
+                temperature, top-k and top-p. The sequences are the noisy states.
+            stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes.
+            streamer: its `put_draft` receives every unfinished state that differs from the one before, its `put` the end.
+            generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
+
+        Returns:
+            Sequences [B, L], or a `GMGenerateOutput`.
+        """
+        config = (generation_config or self.generation_config).updated(
+            length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, sampler=sampler, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
+        )  # fmt: skip
+        known, fixed, attention_mask = self._canvas(config, input_ids, attention_mask, batch_size, length)
+        rng = torch.Generator(device=self.device)
+        rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
+        state = torch.where(fixed, known, self.path.prior(known.shape, rng, self.device))
+        conditioning = {
+            "attention_mask": None if bool(attention_mask.all()) else attention_mask,
+            "logits_processor": _processors(config, logits_processor),
+        }
+        drafts = _Drafts(streamer, stopping_criteria)
+        kappa = torch.linspace(0, 1, config.num_steps + 1, dtype=torch.float64)
+        training = self.training
+        self.eval()
+        try:
+            run = simulate(
+                self, state, self.path.schedule.inverse(kappa), rng, config.sampler, fixed,
+                on_step=drafts, return_info=True, **conditioning,
+            )  # fmt: skip
+            if drafts.stopped_at is not None:
+                rest = torch.tensor([drafts.stopped_at, 1.0], dtype=torch.float64)
+                last = simulate(self, run.x, rest, rng, config.sampler, fixed, return_info=True, **conditioning)
+                run = type(run)(last.x, run.times, run.network_calls + last.network_calls, run.jumps + last.jumps)
+        finally:
+            self.train(training)
+        if streamer is not None:
+            streamer.put(run.x.cpu())
+            streamer.end()
+        if not config.return_dict_in_generate:
+            return run.x
+        return GMGenerateOutput(run.x, run.network_calls, run.jumps, attention_mask)
+
+    def _canvas(
+        self: GMModel,
+        config: GMGenerationConfig,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        batch_size: int | None,
+        length: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(symbols, which of them are fixed, attention mask), each [B, L]."""
+        if input_ids is None:
+            if attention_mask is not None or config.max_new_tokens:
+                raise ValueError(
+                    "attention_mask and max_new_tokens go with input_ids; use length and batch_size instead"
+                )
+            shape = (batch_size or 1, config.length or self.config.max_position_embeddings)
+            empty = torch.zeros(shape, dtype=torch.long, device=self.device)
+            return empty, empty.bool(), torch.ones_like(empty)
+        if batch_size is not None or length is not None:
+            raise ValueError("batch_size and length are those of input_ids; use max_new_tokens to add positions")
+        ids = input_ids.to(self.device)
+        real = torch.ones_like(ids) if attention_mask is None else attention_mask.to(self.device).long()
+        if real.shape != ids.shape:
+            raise ValueError(f"attention_mask has shape {tuple(real.shape)}; input_ids has {tuple(ids.shape)}")
+        self.path.check(ids.cpu(), torch.zeros(len(ids)), "input_ids")
+        gaps = (
+            torch.zeros_like(real) if self.config.mask_token_id is None else (ids == self.config.mask_token_id).long()
+        )
+        new = torch.ones(len(ids), config.max_new_tokens, dtype=torch.long, device=self.device)
+        ids, real, gaps = (torch.cat(pair, 1) for pair in ((ids, 0 * new), (real, new), (gaps, new)))
+        # Padding between a prompt and its new positions moves behind both; padding on the left stays.
+        trailing = (real.flip(1)[:, config.max_new_tokens :].cumsum(1) == 0).flip(1).long()
+        order = torch.cat([trailing, 0 * new], 1).argsort(dim=1, stable=True)
+        ids, real, gaps = (state.gather(1, order) for state in (ids, real, gaps))
+        pad = config.pad_token_id if config.pad_token_id is not None else self.config.pad_token_id
+        ids = ids if pad is None else torch.where(real == 0, pad, ids)
+        return ids, (gaps == 0) | (real == 0), real
+
+
+class _Drafts:
+    """Tells a streamer and the stopping criteria about every step."""
+
+    def __init__(self, streamer: Any, criteria: StoppingCriteriaList | None) -> None:
+        self.put_draft = getattr(streamer, "put_draft", None)
+        self.criteria = criteria
+        self.last: Tensor | None = None
+        self.stopped_at: float | None = None
+
+    def __call__(self, x: Tensor, t: float) -> bool:
+        if self.put_draft is not None and t < 1 and x is not self.last:
+            self.put_draft(x.cpu())
+        self.last = x
+        if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):
+            self.stopped_at = t
+        return self.stopped_at is not None
+
+
+def _processors(config: GMGenerationConfig, given: LogitsProcessorList | None) -> LogitsProcessorList | None:
+    processors = LogitsProcessorList(given or [])
+    if config.temperature not in (None, 1.0):
+        processors.append(TemperatureLogitsWarper(float(config.temperature)))
+    if config.top_k is not None:
+        processors.append(TopKLogitsWarper(config.top_k))
+    if config.top_p not in (None, 1.0):
+        processors.append(TopPLogitsWarper(float(config.top_p)))
+    return processors or None
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

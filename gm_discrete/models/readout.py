@@ -1,0 +1,68 @@
+"""What a network says about a state: a promise, kept only where it is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gm_discrete.models.modeling import GMModel
+
+
+class LazyReadout:
+    """Runs the backbone when a head is first asked, for the sequences asked about, and never twice for one of them.
+
+    Args:
+        model: the network.
+        x: state [B, L]; t: times [B]. Neither may be written to afterwards.
+        attention_mask: [B, L] or `None`.
+        processor: maps (sequences [n, L], logits [n, K]) to logits, e.g. a `LogitsProcessorList`.
+        hidden: hidden states [B, L, D], where they are known already.
+    """
+
+    def __init__(
+        self,
+        model: GMModel,
+        x: Tensor,
+        t: Tensor,
+        attention_mask: Tensor | None = None,
+        processor: Any = None,
+        hidden: Tensor | None = None,
+    ) -> None:
+        self.model, self.x, self.t = model, x, t
+        self.attention_mask, self.processor = attention_mask, processor
+        self.hidden = hidden
+        self.done: Tensor | None = None  # bool [B]; None once every sequence is known
+        if hidden is None:
+            self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.evidence = model.path.evidence(x, t)
+
+    def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
+        """Logits of the posterior of the data symbol at the positions `where`, [n, K], float32 or wider."""
+        if head != "tokens":
+            raise ValueError(f"head={head!r} is unknown; this model has 'tokens'")
+        if where is None:
+            where = torch.arange(self.x.numel(), device=self.x.device)
+        sequence = where // self.x.shape[1]
+        hidden = self._encode(sequence).flatten(0, 1)[where]
+        rows = self.model.read_tokens(hidden, self.x.flatten()[where], self.evidence.flatten()[where])
+        return rows if self.processor is None else self.processor(self.x[sequence], rows)
+
+    def _encode(self, sequence: Tensor) -> Tensor:
+        """Hidden states [B, L, D], known at least for the given sequences."""
+        if self.done is None and self.hidden is not None:
+            return self.hidden
+        asked = torch.zeros_like(self.done).index_fill(0, sequence, True)
+        todo = (asked & ~self.done).nonzero().squeeze(1)
+        if self.hidden is None and len(todo) == len(self.x):
+            self.hidden, self.done = self.model.encode(self.x, self.t, self.attention_mask), None
+        elif len(todo) or self.hidden is None:
+            mask = None if self.attention_mask is None else self.attention_mask[todo]
+            new = self.model.encode(self.x[todo], self.t[todo], mask)
+            if self.hidden is None:
+                self.hidden = new.new_zeros(*self.x.shape, new.shape[-1])
+            self.hidden = self.hidden.index_copy(0, todo, new)
+            self.done = self.done | asked
+        return self.hidden

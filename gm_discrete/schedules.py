@@ -1,0 +1,155 @@
+"""Schedules κ: [0, 1] → [0, 1], increasing, κ(0) = 0 (prior) and κ(1) = 1 (data).
+
+Everything is computed in float64 from κ and its complement 1 − κ, which each schedule gives in a form that keeps its
+relative precision near t = 1, where the hazard κ'/(1 − κ) diverges.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from gm_discrete.configurable import Configurable
+
+
+class Schedule(Configurable, ABC):
+    """κ(t) with its complement, derivative and inverse; times and values are float64 tensors of any shape."""
+
+    @abstractmethod
+    def kappa(self, t: Tensor | float) -> Tensor:
+        """κ(t)."""
+
+    @abstractmethod
+    def complement(self, t: Tensor | float) -> Tensor:
+        """1 − κ(t), without cancellation near t = 1."""
+
+    @abstractmethod
+    def derivative(self, t: Tensor | float) -> Tensor:
+        """κ'(t)."""
+
+    @abstractmethod
+    def inverse(self, kappa: Tensor | float) -> Tensor:
+        """The time t at which κ(t) = `kappa`."""
+
+    def hazard(self, t: Tensor | float) -> Tensor:
+        """h(t) = κ'(t) / (1 − κ(t)), in 1/time; infinite at t = 1."""
+        return self.derivative(t) / self.complement(t)
+
+    def jump_probability(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        """1 − exp(−∫ h) = (κ(t_next) − κ(t)) / (1 − κ(t)) over [t, t_next]: exact, and 1 when the interval ends at 1."""
+        t, t_next = _float64(t), _float64(t_next)
+        jump = 1 - self.complement(t_next) / self.complement(t)
+        return torch.where(t_next > t, jump.clamp(0, 1), 0.0)
+
+
+class LinearSchedule(Schedule):
+    """κ = t."""
+
+    type_name = "linear"
+
+    def kappa(self, t: Tensor | float) -> Tensor:
+        return _float64(t)
+
+    def complement(self, t: Tensor | float) -> Tensor:
+        return 1 - _float64(t)
+
+    def derivative(self, t: Tensor | float) -> Tensor:
+        return torch.ones_like(_float64(t))
+
+    def inverse(self, kappa: Tensor | float) -> Tensor:
+        return _float64(kappa)
+
+
+class PowerSchedule(Schedule):
+    """κ = tⁿ, n > 0."""
+
+    type_name = "power"
+
+    def __init__(self, n: float = 2.0) -> None:
+        if not n > 0:
+            raise ValueError(f"n={n} must be positive")
+        self.n = float(n)
+
+    def kappa(self, t: Tensor | float) -> Tensor:
+        return _float64(t) ** self.n
+
+    def complement(self, t: Tensor | float) -> Tensor:
+        return -torch.expm1(self.n * torch.log(_float64(t)))
+
+    def derivative(self, t: Tensor | float) -> Tensor:
+        return self.n * _float64(t) ** (self.n - 1)
+
+    def inverse(self, kappa: Tensor | float) -> Tensor:
+        return _float64(kappa) ** (1 / self.n)
+
+
+class CosineSchedule(Schedule):
+    """κ = 1 − cos(πt/2), with hazard (π/2) tan(πt/2)."""
+
+    type_name = "cosine"
+
+    def kappa(self, t: Tensor | float) -> Tensor:
+        return 2 * torch.sin(_float64(t) * (math.pi / 4)) ** 2
+
+    def complement(self, t: Tensor | float) -> Tensor:
+        return torch.sin((1 - _float64(t)) * (math.pi / 2))
+
+    def derivative(self, t: Tensor | float) -> Tensor:
+        return torch.sin(_float64(t) * (math.pi / 2)) * (math.pi / 2)
+
+    def inverse(self, kappa: Tensor | float) -> Tensor:
+        return torch.asin(torch.sqrt(_float64(kappa) / 2)) * (4 / math.pi)
+
+
+class SquaredSineSchedule(Schedule):
+    """κ = sin²(πt/2), with hazard π tan(πt/2)."""
+
+    type_name = "squared_sine"
+
+    def kappa(self, t: Tensor | float) -> Tensor:
+        return torch.sin(_float64(t) * (math.pi / 2)) ** 2
+
+    def complement(self, t: Tensor | float) -> Tensor:
+        return torch.sin((1 - _float64(t)) * (math.pi / 2)) ** 2
+
+    def derivative(self, t: Tensor | float) -> Tensor:
+        t = _float64(t)
+        return math.pi * torch.sin(t * (math.pi / 2)) * torch.sin((1 - t) * (math.pi / 2))
+
+    def inverse(self, kappa: Tensor | float) -> Tensor:
+        kappa = _float64(kappa)
+        return torch.atan2(torch.sqrt(kappa), torch.sqrt(1 - kappa)) * (2 / math.pi)
+
+
+class ExponentialSchedule(Schedule):
+    """κ = (1 − e^(−ct)) / (1 − e^(−c)), c > 0: fast first, slow at the end."""
+
+    type_name = "exponential"
+
+    def __init__(self, c: float = 1.0) -> None:
+        if not c > 0:
+            raise ValueError(f"c={c} must be positive")
+        self.c = float(c)
+
+    @property
+    def _scale(self) -> float:
+        return -math.expm1(-self.c)
+
+    def kappa(self, t: Tensor | float) -> Tensor:
+        return -torch.expm1(-self.c * _float64(t)) / self._scale
+
+    def complement(self, t: Tensor | float) -> Tensor:
+        return math.exp(-self.c) * torch.expm1(self.c * (1 - _float64(t))) / self._scale
+
+    def derivative(self, t: Tensor | float) -> Tensor:
+        return self.c * torch.exp(-self.c * _float64(t)) / self._scale
+
+    def inverse(self, kappa: Tensor | float) -> Tensor:
+        return -torch.log1p(-_float64(kappa) * self._scale) / self.c
+
+
+def _float64(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
