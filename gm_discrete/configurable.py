@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
+
+T = TypeVar("T")
 
 
-class Configurable(ABC):
+class Configurable:
     """A value rebuilt from `{"type": name, **arguments of its constructor}`.
 
     A subclass names itself with `type_name`; its constructor's arguments are read back from attributes of the same name.
@@ -48,7 +49,7 @@ class Configurable(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-def _subclasses(cls: type[Configurable]) -> list[type[Configurable]]:
+def _subclasses(cls: type[T]) -> list[type[T]]:
     return [cls, *(kind for child in cls.__subclasses__() for kind in _subclasses(child))]
 
 

@@ -235,7 +235,8 @@ class GatheredLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_x: Tensor, grad_others: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_y, grad_x, grad_others = grads
         weights, total, y, x = ctx.saved_tensors
         grad = weights * (grad_others / total)[:, None]
         grad.scatter_add_(1, torch.stack([y, x], 1), torch.stack([grad_y, grad_x], 1))

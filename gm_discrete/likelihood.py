@@ -137,7 +137,7 @@ def _draw_time(
 
 
 def _draw_mask_count(
-    path: MaskedPath, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None
+    path: Any, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """n masks among the L scored positions. The divergence carries the hazard h(t), hence the weight (L/n)/h(t)."""
     device = rng.device if rng is not None else z.device

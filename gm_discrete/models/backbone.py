@@ -33,13 +33,17 @@ class Backbone(nn.Module):
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
         condition = None if self.time is None else self.time(time).to(hidden.dtype)  # [B, 1, D]
         rotary = rotary_embedding(hidden, self.config)
+        real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for layer in self.layers:
-            hidden = layer(hidden, rotary, mask, condition)
+            hidden = layer(hidden, rotary, mask, real, condition)
         return self.norm(hidden, condition)[0]
 
 
 class Block(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + mlp(norm(x)), each gated by the time where the model sees it."""
+    """x + attention(mix(norm(x))), then x + mlp(mix(norm(x))), each gated by the time where the model sees it.
+
+    `mix` looks at the nearest neighbours, if the model has a local convolution, and is the identity if not.
+    """
 
     def __init__(self, config: GMConfig, index: int) -> None:
         super().__init__()
@@ -47,14 +51,25 @@ class Block(GradientCheckpointingLayer):
         self.attention = Attention(config, index)
         self.mlp_norm = Norm(config, parts=3)
         self.mlp = MLP(config)
+        self.attention_mix = LocalConvolution(config) if config.conv_kernel_size else None
+        self.mlp_mix = LocalConvolution(config) if config.conv_kernel_size else None
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, condition: Tensor | None
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        real: Tensor | None,
+        condition: Tensor | None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
+        if self.attention_mix is not None:
+            normed = self.attention_mix(normed, real)
         hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
         normed, gate = self.mlp_norm(hidden, condition)
+        if self.mlp_mix is not None:
+            normed = self.mlp_mix(normed, real)
         return hidden + gate * self.dropout(self.mlp(normed))
 
 
@@ -100,7 +115,7 @@ class Attention(nn.Module):
         batch, length, _ = hidden.shape
         heads = self.qkv(hidden).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)  # [B, heads, L, head_dim]
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "sdpa", eager_attention)
         mixed, _ = attend(
             self,
             rotate(self.query_norm(query), rotary),
@@ -115,16 +130,41 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
+    """SwiGLU (arXiv 2002.05202), or squared ReLU (arXiv 2109.08668)."""
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.gated = config.hidden_act == "swiglu"
+        self.input = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size, bias=False)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.output(F.silu(gate) * up)
+        if self.gated:
+            gate, up = self.input(hidden).chunk(2, dim=-1)
+            return self.output(F.silu(gate) * up)
+        return self.output(F.relu(self.input(hidden)).square())
+
+
+class LocalConvolution(nn.Module):
+    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution of the states of the nearest positions, without padding.
+
+    What predicts a masked symbol is mostly next to it, and attention takes long to find that out.
+    """
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.conv_kernel_size, config.hidden_size))
+
+    def forward(self, hidden: Tensor, real: Tensor | None) -> Tensor:
+        hidden = hidden if real is None else hidden * real
+        radius, length = len(self.weight) // 2, hidden.shape[1]
+        padded = F.pad(hidden, (0, 0, radius, radius))
+        weight = self.weight.to(hidden.dtype)
+        mixed = hidden * weight[radius]
+        for j in range(len(weight)):
+            if j != radius:
+                mixed = mixed + padded[:, j : j + length] * weight[j]
+        return mixed
 
 
 class TimeEmbedding(nn.Module):
@@ -132,16 +172,15 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(TIME_FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.inner = nn.Linear(TIME_FEATURES, hidden_size)
+        self.outer = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, time: Tensor) -> Tensor:
         half = TIME_FEATURES // 2
         exponent = torch.arange(half, device=time.device, dtype=torch.float32) / half
         angle = 1000.0 * time[:, None].float() * torch.exp(-math.log(10000.0) * exponent)
-        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.layers[0].weight.dtype)
-        return F.silu(self.layers(features))[:, None]
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.inner.weight.dtype)
+        return F.silu(self.outer(F.silu(self.inner(features))))[:, None]
 
 
 def rotary_embedding(hidden: Tensor, config: GMConfig) -> tuple[Tensor, Tensor]:

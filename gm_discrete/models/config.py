@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from gm_discrete.paths import MaskedPath, Path
+from gm_discrete.paths import MaskedPath, Path, TokenMixturePath
 
 # What transformers itself passes to a config's constructor beside the fields of the class.
 _FROM_TRANSFORMERS = {
@@ -22,7 +22,9 @@ class GMConfig(PreTrainedConfig):
     Args:
         path: the probability path, a `Path` or the plain dict of its `to_dict()`. It sets `vocab_size`.
         hidden_size: D, width of the transformer.
-        intermediate_size: width of the MLP; 8/3 of `hidden_size`, rounded up to a multiple of 32, by default.
+        hidden_act: `"swiglu"` or `"relu2"` (squared ReLU).
+        intermediate_size: width of the MLP; by default 8/3 of `hidden_size` (swiglu; a multiple of 32) or 4 times it.
+        conv_kernel_size: an odd number of neighbouring positions that are mixed before attention and MLP; 0 for none.
         num_hidden_layers: number of blocks.
         num_attention_heads: number of heads, each of `hidden_size / num_attention_heads` channels (an even number).
         max_position_embeddings: the length that the model is trained at. Rotary positions know no bound; `generate` takes
@@ -37,15 +39,17 @@ class GMConfig(PreTrainedConfig):
             depend on t, and on for the rest.
         divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`.
         mask_token_id: symbol that marks what is to be filled and never is data; the path's own for masking.
-        pad_token_id, eos_token_id: as in the tokenizer.
+        pad_token_id, bos_token_id, eos_token_id: as in the tokenizer.
     """
 
     model_type = "gm_discrete"
 
-    path: dict | None = None
-    vocab_size: int | None = None
+    path: dict[str, Any] | Path | None = None
+    vocab_size: int = 0  # that of the path
     hidden_size: int = 512
-    intermediate_size: int | None = None
+    hidden_act: str = "swiglu"
+    intermediate_size: int = 0  # 0: chosen by hidden_size
+    conv_kernel_size: int = 0
     num_hidden_layers: int = 8
     num_attention_heads: int = 8
     max_position_embeddings: int = 1024
@@ -59,6 +63,7 @@ class GMConfig(PreTrainedConfig):
     divergence: str = "generalized_kl"
     mask_token_id: int | None = None
     pad_token_id: int | None = None
+    bos_token_id: int | None = None
     eos_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -67,14 +72,14 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(f"GMConfig takes no argument {', '.join(sorted(unknown))}")
         path = MaskedPath(self.vocab_size or 2) if self.path is None else self.build_path()
         self.path = path.to_dict()
-        if self.vocab_size not in (None, path.vocab_size):
+        if self.vocab_size not in (0, path.vocab_size):
             raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={path.vocab_size}")
         self.vocab_size = path.vocab_size
         masked = isinstance(path, MaskedPath)
         if masked and self.mask_token_id not in (None, path.mask_token_id):
             raise ValueError(f"mask_token_id={self.mask_token_id} differs from the path's {path.mask_token_id}")
         self.mask_token_id = path.mask_token_id if masked else self.mask_token_id
-        for name in ("mask_token_id", "pad_token_id", "eos_token_id"):
+        for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
@@ -84,12 +89,20 @@ class GMConfig(PreTrainedConfig):
             )
         if self.divergence not in ("generalized_kl", "cross_entropy"):
             raise ValueError(f"divergence={self.divergence!r} must be 'generalized_kl' or 'cross_entropy'")
-        if self.intermediate_size is None:
-            self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32
+        if self.hidden_act not in ("swiglu", "relu2"):
+            raise ValueError(f"hidden_act={self.hidden_act!r} must be 'swiglu' or 'relu2'")
+        if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for none")
+        if not self.intermediate_size:
+            gated = self.hidden_act == "swiglu"
+            self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32 if gated else 4 * self.hidden_size
         if self.time_conditioning is None:
             self.time_conditioning = not masked
         super().__post_init__(**kwargs)
 
-    def build_path(self) -> Path:
+    def build_path(self) -> TokenMixturePath:
         """The path that `config.path` describes."""
-        return self.path if isinstance(self.path, Path) else Path.from_dict(self.path or {})
+        path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path or {})
+        if not isinstance(path, TokenMixturePath):
+            raise TypeError(f"path={path!r} is no path of tokens")
+        return path

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
+from gm_discrete.models.config import GMConfig
+from gm_discrete.paths import TokenMixturePath
 from gm_discrete.samplers import STEPS, simulate
 
 if TYPE_CHECKING:
-    from gm_discrete.models.modeling import GMModel
+    from transformers import PreTrainedModel
+
+    Base = PreTrainedModel
+else:
+    Base = object
 
 
 class GMGenerationConfig(GenerationConfig):
@@ -31,6 +37,7 @@ class GMGenerationConfig(GenerationConfig):
         seed: of all noise; drawn from torch's global generator by default.
         return_dict_in_generate: return a `GMGenerateOutput` instead of the sequences.
         pad_token_id: symbol behind shorter sequences; the model's own by default.
+        bos_token_id, eos_token_id: as in the tokenizer; kept for the record.
     """
 
     def __init__(self, **kwargs: Any) -> None:  # not the parent's, whose other arguments would be promises
@@ -44,6 +51,8 @@ class GMGenerationConfig(GenerationConfig):
         self.seed: int | None = kwargs.pop("seed", None)
         self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
         self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
+        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
+        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
         self.transformers_version: str | None = kwargs.pop("transformers_version", None)
         self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
         self._from_model_config: bool = kwargs.pop("_from_model_config", False)
@@ -75,7 +84,8 @@ class GMGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GMGenerationConfig:
-        return cls()
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        return cls(**{name: getattr(model_config, name, None) for name in names})
 
     def updated(self, **changes: Any) -> GMGenerationConfig:
         """A copy with the changes that are not `None`; unknown names are refused."""
@@ -100,8 +110,12 @@ class GMGenerateOutput(ModelOutput):
     attention_mask: Tensor | None = None
 
 
-class GMGenerationMixin:
+class GMGenerationMixin(Base):
     """The generation methods of `GMModel`."""
+
+    config: GMConfig
+    path: TokenMixturePath
+    generation_config: GMGenerationConfig
 
     def adjust_generation_fn(
         self,
@@ -117,7 +131,7 @@ class GMGenerationMixin:
             return
         known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:
-            self.generation_config = GMGenerationConfig.from_pretrained(
+            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
                 path, **{key: value for key, value in kwargs.items() if key in known}
             )
         except OSError:
@@ -125,7 +139,7 @@ class GMGenerationMixin:
 
     @torch.no_grad()
     def generate(
-        self: GMModel,
+        self,
         input_ids: Tensor | None = None,
         *,
         attention_mask: Tensor | None = None,
@@ -196,7 +210,7 @@ class GMGenerationMixin:
         return GMGenerateOutput(run.x, run.network_calls, run.jumps, attention_mask)
 
     def _canvas(
-        self: GMModel,
+        self,
         config: GMGenerationConfig,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
@@ -246,7 +260,7 @@ class _Drafts:
         if self.put_draft is not None and t < 1 and x is not self.last:
             self.put_draft(x.cpu())
         self.last = x
-        if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):
+        if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):  # pyright: ignore
             self.stopped_at = t
         return self.stopped_at is not None
 

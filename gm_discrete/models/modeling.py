@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Jump
-from gm_discrete.models.backbone import MLP, Attention, Backbone, Norm
+from gm_discrete.models.backbone import MLP, Attention, Backbone, LocalConvolution, Norm
 from gm_discrete.models.config import GMConfig
 from gm_discrete.models.generation import GMGenerationConfig, GMGenerationMixin
 from gm_discrete.models.readout import LazyReadout
@@ -63,6 +63,10 @@ class GMPreTrainedModel(PreTrainedModel):
         # identity at first, and the head's first logits are those of the embedding alone.
         if isinstance(module, Attention | MLP):
             init.zeros_(module.output.weight)
+        elif isinstance(module, LocalConvolution):  # near the identity
+            init.normal_(module.weight, std=0.5)
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight[len(module.weight) // 2] += 1
         elif isinstance(module, Norm) and module.modulation is not None:
             init.zeros_(module.modulation.weight)
             init.zeros_(module.modulation.bias)
@@ -84,12 +88,13 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         self.path = config.build_path()
         self.backbone = Backbone(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.backbone.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:

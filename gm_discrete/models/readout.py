@@ -34,9 +34,7 @@ class LazyReadout:
         self.model, self.x, self.t = model, x, t
         self.attention_mask, self.processor = attention_mask, processor
         self.hidden = hidden
-        self.done: Tensor | None = None  # bool [B]; None once every sequence is known
-        if hidden is None:
-            self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.done: Tensor | None = None  # bool [B], which sequences `hidden` holds; None for all
         self.evidence = model.path.evidence(x, t)
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
@@ -52,17 +50,17 @@ class LazyReadout:
 
     def _encode(self, sequence: Tensor) -> Tensor:
         """Hidden states [B, L, D], known at least for the given sequences."""
-        if self.done is None and self.hidden is not None:
+        if self.hidden is not None and self.done is None:
             return self.hidden
-        asked = torch.zeros_like(self.done).index_fill(0, sequence, True)
-        todo = (asked & ~self.done).nonzero().squeeze(1)
-        if self.hidden is None and len(todo) == len(self.x):
-            self.hidden, self.done = self.model.encode(self.x, self.t, self.attention_mask), None
-        elif len(todo) or self.hidden is None:
+        known = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device) if self.done is None else self.done
+        asked = torch.zeros_like(known).index_fill(0, sequence, True)
+        todo = (asked & ~known).nonzero().squeeze(1)
+        if self.hidden is None and (len(todo) == len(self.x) or self.model.whole_batches):
+            self.hidden = self.model.encode(self.x, self.t, self.attention_mask)
+            return self.hidden
+        if len(todo) or self.hidden is None:
             mask = None if self.attention_mask is None else self.attention_mask[todo]
             new = self.model.encode(self.x[todo], self.t[todo], mask)
-            if self.hidden is None:
-                self.hidden = new.new_zeros(*self.x.shape, new.shape[-1])
-            self.hidden = self.hidden.index_copy(0, todo, new)
-            self.done = self.done | asked
+            hidden = new.new_zeros(*self.x.shape, new.shape[-1]) if self.hidden is None else self.hidden
+            self.hidden, self.done = hidden.index_copy(0, todo, new), known | asked
         return self.hidden

@@ -1,0 +1,64 @@
+"""From tokenised examples to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORED = -100
+"""The label of a position that is not scored."""
+
+
+@dataclass(frozen=True)
+class TokenCollator:
+    """Batches examples of clean tokens, padded on the right. It draws no noise: that is the trainer's.
+
+    `{"input_ids": [l], optional "attention_mask": [l], optional "labels": [l]}` per example →
+    `input_ids` [B, L], the clean tokens; `attention_mask` [B, L], 0 on padding; `labels` [B, L], the example's own or
+    else its tokens, and -100 (not scored) on padding. All are `torch.long`.
+
+    Args:
+        pad_token_id: what fills `input_ids` behind the end of an example.
+        pad_to_multiple_of: L is rounded up to a multiple of this.
+
+    Raises:
+        ValueError: (when called) an example is empty, has another column, or columns of different lengths.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        columns: dict[str, list[Tensor]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        for example in examples:
+            for name, row in _rows(example).items():
+                columns[name].append(row)
+        filling = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        return {name: self._pad(rows, filling[name]) for name, rows in columns.items()}
+
+    def _pad(self, rows: list[Tensor], filling: int) -> Tensor:
+        batch = pad_sequence(rows, batch_first=True, padding_value=filling)  # [B, max l]
+        missing = -batch.shape[1] % self.pad_to_multiple_of
+        return torch.nn.functional.pad(batch, (0, missing), value=filling)
+
+
+def _rows(example: Mapping[str, Any]) -> dict[str, Tensor]:
+    unknown = example.keys() - {"input_ids", "attention_mask", "labels"}
+    if unknown or "input_ids" not in example:
+        raise ValueError(
+            f"example has the columns {sorted(example)}; give input_ids, optional attention_mask and labels, "
+            "and drop others with dataset.remove_columns"
+        )
+    rows = {name: torch.as_tensor(row, dtype=torch.long) for name, row in example.items()}
+    tokens = rows["input_ids"]
+    if tokens.ndim != 1 or not len(tokens) or any(row.shape != tokens.shape for row in rows.values()):
+        shapes = {name: tuple(row.shape) for name, row in rows.items()}
+        raise ValueError(f"example has columns of the shapes {shapes}; give one shape [l] with l ≥ 1")
+    mask = rows.get("attention_mask", torch.ones_like(tokens))
+    labels = rows.get("labels", tokens).masked_fill(mask == 0, IGNORED)
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}

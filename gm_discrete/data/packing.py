@@ -1,0 +1,176 @@
+"""From texts to tokenised examples: packed into blocks of one length, or one text per example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, List, Value
+from numpy.typing import ArrayLike, NDArray
+from transformers import PreTrainedTokenizerBase
+
+AnyDataset = TypeVar("AnyDataset", bound=Dataset | IterableDataset)
+
+TOKENS = Features({"input_ids": List(Value("int32"))})
+
+
+def pack(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    add_eos: bool = True,
+    split_special_tokens: bool = True,
+    text_column: str = "text",
+    batch_size: int = 256,
+    num_proc: int | None = None,
+    num_shards: int = 1,
+) -> AnyDataset:
+    """The tokens of all texts, one after the other, cut into blocks: `input_ids` of exactly `length`.
+
+    The last tokens, fewer than `length`, are dropped. Shuffle after packing.
+
+    Args:
+        dataset: one text per row. A stream stays a stream.
+        add_eos: ends every text with the tokenizer's end-of-text token, if it has one.
+        split_special_tokens: text that spells a special token, such as "[MASK]", stays text.
+        batch_size: texts tokenised at a time.
+        num_proc: processes that tokenise; `None` for streams.
+        num_shards: for streams, parts that are packed each on its own, with its own dropped end, so that as many
+            loader workers or nodes can share the work; 1 for data sets.
+
+    Raises:
+        TypeError: `dataset` is no data set, or its column holds something else than strings.
+        ValueError: `dataset` lacks the column or holds fewer than `length` tokens, or another argument is out of range.
+    """
+    encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens)
+    tokens = _tokenize(dataset, encode, length, batch_size, num_proc)
+    if isinstance(tokens, IterableDataset):
+        packed = _pack_stream(tokens, length, batch_size, num_shards)
+        empty = next(iter(packed), None) is None
+    else:
+        if num_shards != 1:
+            raise ValueError(
+                f"num_shards={num_shards} is for streams; call dataset.to_iterable_dataset or leave it out"
+            )
+        packed = tokens.with_format("numpy").map(
+            _Packer(length), batched=True, batch_size=batch_size, features=TOKENS, desc="Packing"
+        )
+        packed, empty = packed.with_format(None), not len(packed)
+    if empty:
+        raise ValueError(f"dataset holds fewer tokens than one block of length={length}; give more text or less length")
+    return cast(AnyDataset, packed)
+
+
+def truncate(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    add_eos: bool = True,
+    split_special_tokens: bool = True,
+    text_column: str = "text",
+    batch_size: int = 256,
+    num_proc: int | None = None,
+) -> AnyDataset:
+    """One example per text: `input_ids` of its first tokens, at most `length`. The collator pads them.
+
+    Texts without a token are left out. Arguments and errors are those of `pack`; the end-of-text token counts, and is
+    cut off with the end it marks.
+    """
+    encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens, length)
+    tokens = _tokenize(dataset, encode, length, batch_size, num_proc)
+    if next(iter(tokens), None) is None:
+        raise ValueError("dataset holds no token; give at least one text that is not empty")
+    return cast(AnyDataset, tokens)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """A batch of texts → a batch of `input_ids`; texts without a token are left out."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text_column: str
+    add_eos: bool
+    split_special_tokens: bool
+    length: int | None = None
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        texts = batch[self.text_column]
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"column {self.text_column!r} holds a {type(text).__name__}; give strings only")
+        rows = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=self.split_special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        end = [eos] if self.add_eos and eos is not None else []
+        return {"input_ids": [cut for row in rows if (cut := [*row, *end][: self.length])]}
+
+
+class _Packer:
+    """Cuts rows of tokens into blocks [n, length]; the tokens behind the last block wait for the next rows."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.rest = np.empty(0, np.int32)
+
+    def __call__(self, batch: Mapping[str, Sequence[ArrayLike]]) -> dict[str, NDArray[np.int32]]:
+        tokens = np.concatenate([self.rest, *batch["input_ids"]]).astype(np.int32, copy=False)
+        whole = len(tokens) // self.length * self.length
+        self.rest = tokens[whole:]
+        return {"input_ids": tokens[:whole].reshape(-1, self.length)}
+
+
+def _tokenize(
+    dataset: Dataset | IterableDataset, encode: _Encoder, length: int, batch_size: int, num_proc: int | None
+) -> Dataset | IterableDataset:
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise TypeError(f"dataset is a {type(dataset).__name__}; give a datasets.Dataset or IterableDataset, one split")
+    for name, value in {"length": length, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    column = encode.text_column
+    if dataset.column_names is not None and column not in dataset.column_names:
+        raise ValueError(f"text_column={column!r} is not in the data set; it has {', '.join(dataset.column_names)}")
+    texts = dataset.select_columns(column)
+    if isinstance(texts, IterableDataset):
+        if num_proc is not None:
+            raise ValueError(f"num_proc={num_proc} is not for streams; give num_shards and the loader's num_workers")
+        return texts.map(encode, batched=True, batch_size=batch_size, remove_columns=column, features=TOKENS)
+    if not len(texts):
+        raise ValueError("dataset is empty; give at least one text")
+    return texts.map(
+        encode,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=column,
+        features=TOKENS,
+        num_proc=num_proc,
+        desc="Tokenizing",
+    )
+
+
+def _pack_stream(tokens: IterableDataset, length: int, batch_size: int, num_shards: int) -> IterableDataset:
+    if not 1 <= num_shards <= tokens.num_shards:
+        raise ValueError(f"num_shards={num_shards} must lie between 1 and the stream's own {tokens.num_shards}")
+    shards = [tokens.shard(num_shards, index) for index in range(num_shards)]
+    arguments = {"shards": shards, "length": length, "batch_size": batch_size}
+    return IterableDataset.from_generator(_stream_blocks, features=TOKENS, gen_kwargs=arguments)
+
+
+def _stream_blocks(
+    shards: list[IterableDataset], length: int, batch_size: int
+) -> Iterator[dict[str, NDArray[np.int32]]]:
+    for shard in shards:
+        packer = _Packer(length)
+        for batch in shard.iter(batch_size):
+            for block in packer(batch)["input_ids"]:
+                yield {"input_ids": block}

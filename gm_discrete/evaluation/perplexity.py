@@ -1,0 +1,111 @@
+"""The likelihood bound over a data set, and its summary as a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import evaluate
+import torch
+from accelerate import Accelerator
+from datasets import Features, Value
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from gm_discrete.data.collator import IGNORED
+from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
+
+
+class BoundPerplexity(evaluate.Metric):
+    """Bits and perplexity from upper bounds on −log p of sequences.
+
+    `add_batch(nats=[…], num_tokens=[…])`, one entry per sequence, optionally `num_characters=[…]` in every batch;
+    `compute()` → `bits_per_token`, `stderr` (of the bits per token, over sequences), `perplexity`, and, with
+    characters, `bits_per_character` = Σ nats / (ln 2 · Σ characters).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Bits per token, perplexity and bits per character from bounds on -log p.",
+            citation="",
+            inputs_description="nats, num_tokens, optionally num_characters: one entry per sequence.",
+            features=Features(
+                {"nats": Value("float64"), "num_tokens": Value("int64"), "num_characters": Value("int64")}
+            ),
+        )
+
+    def add_batch(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *,
+        nats: Sequence[float] | Tensor,
+        num_tokens: Sequence[int] | Tensor,
+        num_characters: Sequence[int] | None = None,
+    ) -> None:
+        """Adds sequences."""
+        characters = [None] * len(nats) if num_characters is None else num_characters
+        super().add_batch(nats=nats, num_tokens=num_tokens, num_characters=characters)
+
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, nats: Sequence[float], num_tokens: Sequence[int], num_characters: Sequence[int | None]
+    ) -> dict[str, float]:
+        bound = LikelihoodBound(torch.tensor(nats, dtype=torch.float64), torch.tensor(num_tokens))
+        summary = {
+            "bits_per_token": bound.bits_per_token,
+            "stderr": bound.stderr,
+            "perplexity": bound.perplexity,
+        }
+        characters = [count for count in num_characters if count is not None]
+        if characters:
+            if len(characters) < len(nats):
+                raise ValueError(
+                    f"num_characters is known for {len(characters)} of {len(nats)} sequences; give all or none"
+                )
+            summary["bits_per_character"] = sum(nats) / (math.log(2) * sum(characters))
+        return summary
+
+
+def evaluate_bound(
+    model: Any,
+    dataloader: Iterable[Mapping[str, Tensor]],
+    *,
+    num_samples: int = 8,
+    rng: torch.Generator | None = None,
+    estimator: str = "auto",
+    accelerator: Accelerator | None = None,
+) -> LikelihoodBound:
+    """The likelihood bound of every sequence of `dataloader`, in its order.
+
+    Args:
+        model: a `GMModel`, or any object with `.path` and `.generator(x, t, t_next=None)`.
+        dataloader: batches of `TokenCollator`; scored are the positions whose label is not -100.
+        num_samples, rng, estimator: as for `likelihood_bound`; seed `rng` differently on every process.
+        accelerator: the one that prepared `dataloader`, if one did; every process then gets the bounds of all.
+
+    Raises:
+        ValueError: `dataloader` is empty.
+    """
+    bounds = []
+    device = getattr(model, "device", None)
+    for batch in tqdm(dataloader, desc="Bound", disable=accelerator and not accelerator.is_main_process):
+        z, mask, labels = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
+        bound = likelihood_bound(model, z, mask, num_samples, rng, scored=labels != IGNORED, estimator=estimator)
+        if accelerator:
+            nats, num_tokens = accelerator.gather_for_metrics((bound.nats, bound.num_tokens))
+            bound = replace(bound, nats=nats, num_tokens=num_tokens)
+        bounds.append(bound)
+    if not bounds:
+        raise ValueError("dataloader is empty; give at least one batch")
+    return LikelihoodBound.cat(bounds)
+
+
+def count_characters(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[int]:
+    """Characters of the scored tokens of each sequence; special tokens count none.
+
+    Args:
+        labels: [B, L], -100 where not scored.
+    """
+    texts = tokenizer.batch_decode([row[row != IGNORED].tolist() for row in labels], skip_special_tokens=True)
+    return [len(text) for text in texts]

@@ -1,0 +1,6 @@
+from gm_discrete.training.checkpoints import is_complete, last_complete_checkpoint
+from gm_discrete.training.ema import EMACallback
+from gm_discrete.training.optimizers import MuonAdamW
+from gm_discrete.training.trainer import GMTrainer
+
+__all__ = ["EMACallback", "GMTrainer", "MuonAdamW", "is_complete", "last_complete_checkpoint"]

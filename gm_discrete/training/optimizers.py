@@ -1,0 +1,58 @@
+"""Muon for the matrices of the blocks, AdamW for everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (orthogonalised momentum, Jordan et al. 2024; `torch.optim.Muon`) on the 2-D weights inside the blocks, AdamW
+    on embedding, head, normalisations and biases. One learning-rate schedule scales both.
+
+    Args:
+        model: a model whose transformer blocks lie in a module list named `layers`.
+        lr: of Muon. Its updates have spectral norm 1, so that this is a step in absolute size.
+        adamw_lr, adamw_betas: of AdamW.
+        momentum: of Muon.
+        weight_decay: decoupled, of the matrices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.02,
+        adamw_lr: float = 3e-3,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        matrices = [weight for name, weight in named if ".layers." in name and weight.ndim == 2]
+        others = [weight for name, weight in named if not (".layers." in name and weight.ndim == 2)]
+        muon = torch.optim.Muon(
+            [{"params": matrices}], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
+        )
+        adamw = torch.optim.AdamW([{"params": others}], lr=adamw_lr, betas=adamw_betas, weight_decay=0.0)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self.parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]

@@ -1,0 +1,199 @@
+"""`GMTrainer`: transformers' Trainer, with noise that is stateless, a bound for a metric, and checkpoints one can trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from gm_discrete.data import TokenCollator, check_tokenizer
+from gm_discrete.evaluation import evaluate_bound
+from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.models import GMModel
+from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt
+from gm_discrete.training.checkpoints import is_complete, last_complete_checkpoint, mark_complete, unmark
+from gm_discrete.training.ema import EMACallback
+
+
+class GMTrainer(Trainer):
+    """Trains a `GMModel` on batches of clean tokens, as `TokenCollator` makes them.
+
+    - The times and the noise of optimizer step n and micro-step m are those of the whole global batch, drawn from a
+      generator seeded by (seed, n, m); each process takes its rows. Any number of processes therefore trains on the same
+      noise, and a resumed run on that of an unbroken one.
+    - Evaluation is the likelihood bound on held-out data, at averaged weights if there is an `EMACallback`.
+    - A loss that is not finite ends training before it reaches the weights. Checkpoints carry a marker, written last,
+      and only those that have it are resumed from.
+
+    Args:
+        model, args: as for `Trainer`.
+        times: law of κ(t) in training; bell-shaped by default. The reported bound does not depend on it.
+        num_eval_samples: draws per sequence in the bound.
+        kwargs: the other arguments of `Trainer`. `processing_class` is the tokenizer.
+    """
+
+    def __init__(
+        self, model: GMModel, args: Any, *, times: TimeLaw | None = None, num_eval_samples: int = 8, **kwargs: Any
+    ) -> None:
+        tokenizer = kwargs.get("processing_class")
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            config = model.config
+            check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
+        kwargs.setdefault("data_collator", TokenCollator(model.config.pad_token_id or 0))
+        super().__init__(model=model, args=args, **kwargs)
+        self.times = times or LogitNormalTimes()
+        self.num_eval_samples = num_eval_samples
+        self._noise_step = (-1, 0)  # optimizer step, micro-step
+        if self.is_fsdp_enabled:
+            model.whole_batches = True
+
+    @property
+    def ema(self) -> EMACallback | None:
+        """The callback that averages the weights, if there is one."""
+        return next((cb for cb in self.callback_handler.callbacks if isinstance(cb, EMACallback)), None)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within this context the model holds the averaged weights, if any are kept."""
+        with self.ema.applied(self._trained) if self.ema else nullcontext():
+            yield
+
+    # Training
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        step, micro_step = self._noise_step
+        now = self.state.global_step
+        self._noise_step = (now, micro_step + 1 if step == now else 0)
+        rng = self._rng(*self._noise_step)
+        scored = inputs["labels"] != -100
+        data = torch.where(scored, inputs["labels"], inputs["input_ids"])
+        x, t = corrupt(
+            self._unwrapped.path, data, scored, rng, self.times, self.args.process_index, self.args.world_size
+        )
+        return {**inputs, "input_ids": x, "time": t}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).float(), "sum")
+        if int(finite) < self.args.world_size:
+            last = last_complete_checkpoint(self.args.output_dir or ".")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the weights were not touched. "
+                f"Last complete checkpoint: {last or 'none'}. Lower the learning rate or look at the data."
+            )
+        return result
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `True` resumes from the newest complete checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is not complete, or there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
+            if resume_from_checkpoint is None:
+                raise ValueError(f"output_dir={self.args.output_dir!r} holds no complete checkpoint to resume from")
+        if resume_from_checkpoint:
+            if not is_complete(resume_from_checkpoint):
+                raise ValueError(f"{resume_from_checkpoint} is not a complete checkpoint: its writing was interrupted")
+            if self.ema:
+                self.ema.load(resume_from_checkpoint, self._shard)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    # Evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Likelihood bound: bits per token with its standard error, perplexity, and the bound in nats per token as loss."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            parts = (self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in dataset.items())
+            return {key: value for metrics in parts for key, value in metrics.items()}
+        bound = self.bound(dataset)
+        metrics = {
+            "loss": float(bound.nats.sum() / bound.num_tokens.sum()),
+            "bits_per_token": bound.bits_per_token,
+            "bits_per_token_stderr": bound.stderr,
+            "perplexity": bound.perplexity,
+        }
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def bound(self, dataset: Any = None) -> LikelihoodBound:
+        """The likelihood bound of a data set (the evaluation set by default), at averaged weights where there are any."""
+        dataloader = self.get_eval_dataloader(dataset)
+        rng = self._rng(0, 0, self.args.process_index)
+        with self.averaged_weights():
+            return evaluate_bound(
+                self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
+            )
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes model and tokenizer for publication: averaged weights where there are any, and no pickle."""
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call=True)
+        with self.averaged_weights():
+            super().save_model(output_dir)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir or ".", "training_args.bin").unlink(missing_ok=True)
+        return None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # nothing is deleted before this is complete
+        try:
+            if self.args.should_save:
+                unmark(folder)
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.ema and (self.args.should_save or self.is_fsdp_enabled):
+            self.ema.save(folder, self._shard)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema and self.state.best_model_checkpoint:
+            self.ema.load(self.state.best_model_checkpoint, self._shard)
+
+    @property
+    def _shard(self) -> int:
+        return self.args.process_index if self.is_fsdp_enabled else 0
+
+    @property
+    def _trained(self) -> nn.Module:
+        """The module whose parameters are trained: the model, or under FSDP its sharded wrapper."""
+        if self.model is None:
+            raise ValueError("model is missing")
+        return self.model
+
+    @property
+    def _unwrapped(self) -> GMModel:
+        return self.accelerator.unwrap_model(self._trained)
+
+    def _rng(self, *stream: int) -> torch.Generator:
+        """A generator whose stream is a function of the seed and the given numbers alone."""
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        state = np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)[0]
+        return torch.Generator(device=self.args.device).manual_seed(int(state) >> 1)

@@ -1,0 +1,107 @@
+"""What recipes share: arguments from YAML and the command line, and pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from transformers import HfArgumentParser
+
+matplotlib.use("Agg")
+from matplotlib import font_manager, pyplot
+
+
+def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Dataclasses filled from `--config FILE.yaml`, with any argument of the command line going first.
+
+    Raises:
+        ValueError: the file holds an argument that no class has.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    settings: dict[str, Any] = {}
+    if "--config" in argv:
+        at = argv.index("--config")
+        file = Path(argv[at + 1])
+        settings = yaml.safe_load(file.read_text()) or {}
+        del argv[at : at + 2]
+    parser = HfArgumentParser(classes)
+    known = {action.dest for action in parser._actions}
+    if unknown := settings.keys() - known:
+        raise ValueError(f"the config holds unknown arguments: {', '.join(sorted(unknown))}")
+    parser.set_defaults(**settings)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in settings
+    return parser.parse_args_into_dataclasses(argv)
+
+
+class Frames:
+    """A streamer for `generate` that keeps every unfinished state, for `animate`."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+
+    def put_draft(self, value: Tensor) -> None:
+        self.states.append(value.clone())
+
+    def put(self, value: Tensor) -> None:
+        self.states.append(value.clone())
+
+    def end(self) -> None:
+        """Nothing is left to flush."""
+
+
+def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
+    """Training loss and held-out bound, in bits, against the optimizer step, as a PNG."""
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, label, factor in (
+        ("loss", "training loss (its own law of times)", 1 / torch.log(torch.tensor(2.0)).item()),
+        ("eval_bits_per_token", "held-out bound", 1.0),
+    ):
+        points = [(entry["step"], entry[name] * factor) for entry in history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-" if name.startswith("eval") else "-", markersize=4, label=label)
+    axes.set(xlabel="optimizer step", ylabel=f"bits per {unit}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def animate(states: list[Tensor], tokenizer: Any, path: Path, columns: int = 64) -> None:
+    """Text appearing out of noise as a GIF: the first sequence of every state, masks as dots, new symbols highlighted."""
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 16)
+    width, height = round(font.getlength("M")), 22
+    rows = [[_glyphs(tokenizer, int(token)) for token in state[0]] for state in states]
+    lines = max(_layout(row, columns)[-1][1] for row in rows) + 1
+    frames: list[Image.Image] = []
+    for before, row in zip([rows[0], *rows[:-1]], rows, strict=True):
+        frame = Image.new("RGB", (columns * width + 20, lines * height + 20), "#101418")
+        draw = ImageDraw.Draw(frame)
+        for old, glyphs, (column, line) in zip(before, row, _layout(row, columns), strict=True):
+            colour = "#3b4652" if glyphs == "·" else "#ffd166" if old != glyphs else "#dfe6ee"
+            draw.text((10 + column * width, 10 + line * height), glyphs, font=font, fill=colour)
+        frames.append(frame)
+    durations = [80] * (len(frames) - 1) + [3000]  # milliseconds
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _glyphs(tokenizer: Any, token: int) -> str:
+    return "·" if token == tokenizer.mask_token_id else tokenizer.decode([token])
+
+
+def _layout(glyphs: list[str], columns: int) -> list[tuple[int, int]]:
+    """(column, line) at which each token starts; lines break at newlines and at the right edge."""
+    column = line = 0
+    places = []
+    for text in glyphs:
+        if column + len(text.rstrip("\n")) > columns:
+            column, line = 0, line + 1
+        places.append((column, line))
+        column, line = (0, line + text.count("\n")) if "\n" in text else (column + len(text), line)
+    return places

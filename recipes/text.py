@@ -1,0 +1,238 @@
+"""Trains, scores and samples a language model whose text appears by jumps: masked, uniform, or any prior.
+
+    accelerate launch recipes/text.py --config recipes/configs/shakespeare.yaml [--any_argument value]
+
+Stopped at any moment and started again with the same command, it goes on from the last complete checkpoint. What it
+leaves in `output_dir`: the model with its tokenizer (load them with `AutoModel` and `AutoTokenizer`), metrics.json,
+curve.png, sample.txt and sample.gif.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Frames, animate, parse_arguments, plot_curve
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainingArguments, set_seed
+
+from gm_discrete import GMConfig, GMModel, LogitNormalTimes, MaskedPath, MixturePath, UniformPath, UniformTimes
+from gm_discrete.data import (
+    byte_level_bpe,
+    character_tokenizer,
+    load_text,
+    load_tokenizer,
+    pack,
+    sentencepiece_tokenizer,
+    truncate,
+)
+from gm_discrete.evaluation import count_characters
+from gm_discrete.paths import Path as ProbabilityPath
+from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
+
+
+@dataclass
+class TextArguments:
+    """Data, path, model and sampling; everything else is `TrainingArguments`."""
+
+    data: str = field(default="shakespeare", metadata={"help": "shakespeare, gcide, a file or folder, or a hub id"})
+    data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
+    text_column: str = "text"
+    streaming: bool = False
+    validation_size: float | None = field(default=None, metadata={"help": "held out: below 1 a fraction, else rows"})
+    tokenizer: str = field(
+        default="characters", metadata={"help": "characters, bpe, sentencepiece, or a pretrained one"}
+    )
+    alphabet: str | None = field(default=None, metadata={"help": "the characters, if not those of the data"})
+    tokenizer_size: int = field(default=8192, metadata={"help": "vocabulary of a bpe or sentencepiece tokenizer"})
+    length: int = field(default=256, metadata={"help": "tokens per sequence"})
+    packed: bool = field(
+        default=True, metadata={"help": "cut the joined texts into blocks; else one text per sequence"}
+    )
+    max_eval_sequences: int = 512
+
+    path: str = field(default="masked", metadata={"help": "masked, uniform, or unigram (the data's own frequencies)"})
+    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, where the path is not masked"})
+    schedule: str = field(default='{"type": "linear"}', metadata={"help": "JSON of a schedule"})
+    hidden_size: int = 512
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    model_options: str = field(default="{}", metadata={"help": "JSON of further arguments of GMConfig"})
+
+    times: str = field(default="logit_normal", metadata={"help": "logit_normal or uniform, the law of training times"})
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    muon: bool = field(
+        default=False, metadata={"help": "Muon at muon_learning_rate for the matrices, AdamW for the rest"}
+    )
+    muon_learning_rate: float = 0.02
+    muon_momentum: float = 0.95
+    ema_decay: float = field(default=0.0, metadata={"help": "0: no average of the weights"})
+    num_eval_samples: int = 4
+
+    prompt: str = field(default="", metadata={"help": "text to go on from; _ is a place to fill"})
+    sample_length: int | None = None
+    num_steps: int = 128
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    options, training = parse_arguments((TextArguments, TrainingArguments), argv)
+    set_seed(training.seed)
+    output = Path(training.output_dir)
+    with training.main_process_first(desc="tokenizer and data"):
+        tokenizer = build_tokenizer(options, output)
+        train, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
+    model = GMModel(build_config(options, tokenizer, train))
+    print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
+
+    times = (
+        LogitNormalTimes(options.times_mean, options.times_std) if options.times == "logit_normal" else UniformTimes()
+    )
+    matrices = {"lr": options.muon_learning_rate, "momentum": options.muon_momentum}
+    trainer = GMTrainer(
+        model,
+        training,
+        times=times,
+        num_eval_samples=options.num_eval_samples,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[EMACallback(options.ema_decay)] if options.ema_decay else None,
+        optimizer_cls_and_kwargs=(lambda: MuonAdamW, matrices | {"adamw_lr": training.learning_rate})
+        if options.muon
+        else None,
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
+
+    bound = trainer.bound()
+    characters = sum(count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation)
+    scale = float(bound.num_tokens.sum()) / characters  # tokens per character
+    metrics = {
+        "bits_per_character": bound.bits_per_token * scale,
+        "bits_per_character_stderr": bound.stderr * scale,
+        "bits_per_token": bound.bits_per_token,
+        "perplexity": bound.perplexity,
+        "sequences": len(bound.nats),
+        "dynamics": bound.kind,
+    }
+    trainer.save_model(str(output))
+    if training.should_save:
+        (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        plot_curve(trainer.state.log_history, "token", output / "curve.png")
+        show_sample(options, tokenizer, output)
+    print_once(
+        training,
+        f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
+        f"character ({metrics['dynamics']} dynamics, {metrics['sequences']} sequences of {options.length} tokens)\n"
+        f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif",
+    )
+    return metrics
+
+
+def build_tokenizer(options: TextArguments, output: Path) -> Any:
+    """The tokenizer of an earlier start of this run, or a new one."""
+    if saved := last_complete_checkpoint(output):
+        return AutoTokenizer.from_pretrained(saved)
+    if options.tokenizer == "characters" and options.alphabet:
+        return character_tokenizer(alphabet=options.alphabet)
+    if options.tokenizer not in ("characters", "bpe", "sentencepiece"):
+        return load_tokenizer(options.tokenizer)
+    texts = (row["text"] for row in load(options, "train"))
+    if options.tokenizer == "characters":
+        return character_tokenizer(texts)
+    if options.tokenizer == "bpe":
+        return byte_level_bpe(texts, options.tokenizer_size)
+    return sentencepiece_tokenizer(texts, options.tokenizer_size)
+
+
+def load(options: TextArguments, split: str) -> Any:
+    size = options.validation_size
+    return load_text(
+        options.data,
+        split,
+        name=options.data_config,
+        text_column=options.text_column,
+        streaming=options.streaming,
+        validation_size=int(size) if size and size >= 1 else size,
+    )
+
+
+def tokenized(options: TextArguments, tokenizer: Any, split: str) -> Any:
+    """Sequences of token ids; of the validation split a fixed, evenly spread choice."""
+    rows = (pack if options.packed else truncate)(load(options, split), tokenizer, options.length)
+    if split == "train":
+        return rows
+    if not isinstance(rows, Dataset):
+        return Dataset.from_list(list(rows.take(options.max_eval_sequences)))
+    count = min(options.max_eval_sequences, len(rows))
+    return rows.select([i * len(rows) // count for i in range(count)])
+
+
+def build_config(options: TextArguments, tokenizer: Any, train: Any) -> GMConfig:
+    return GMConfig(
+        path=build_path(options, tokenizer, train),
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_hidden_layers,
+        num_attention_heads=options.num_attention_heads,
+        max_position_embeddings=options.length,
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **json.loads(options.model_options),
+    )
+
+
+def build_path(options: TextArguments, tokenizer: Any, train: Any) -> ProbabilityPath:
+    size, schedule = len(tokenizer), json.loads(options.schedule)
+    if options.path == "masked":
+        return MaskedPath(size, tokenizer.mask_token_id, schedule)
+    if options.path == "uniform":
+        return UniformPath(size, schedule, options.rates, tokenizer.all_special_ids)
+    if options.path == "unigram":
+        counts = Counter(token for _, row in zip(range(1000), train, strict=False) for token in row["input_ids"])
+        # Each symbol is counted once more than it was seen, except those that only mark padding or masks.
+        weights = [
+            0 if token in (tokenizer.mask_token_id, tokenizer.pad_token_id) else counts[token] + 1
+            for token in range(size)
+        ]
+        return MixturePath(size, [weight / sum(weights) for weight in weights], schedule, options.rates)
+    raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
+
+
+def show_sample(options: TextArguments, tokenizer: Any, output: Path) -> None:
+    """Loads the model that was written, fills a prompt, and writes it with the animation of how it came about."""
+    model = GMModel.from_pretrained(output)
+    length, frames = options.sample_length or options.length, Frames()
+    if options.prompt:
+        ids = [
+            tokenizer.mask_token_id if piece == "_" else token
+            for piece in _pieces(options.prompt)
+            for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
+        ]
+        prompt = torch.tensor([ids], device=model.device)
+        new = max(0, length - len(ids))
+        sample = model.generate(prompt, max_new_tokens=new, num_steps=options.num_steps, seed=0, streamer=frames)
+    else:
+        sample = model.generate(length=length, num_steps=options.num_steps, seed=0, streamer=frames)
+    text = tokenizer.decode(sample[0])
+    (output / "sample.txt").write_text(text)
+    animate(frames.states, tokenizer, output / "sample.gif")
+    print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
+
+
+def _pieces(prompt: str) -> list[str]:
+    """The prompt cut at every `_`, which stand for themselves."""
+    return [piece for part in prompt.split("_") for piece in ("_", part)][1:]
+
+
+def print_once(training: TrainingArguments, text: str) -> None:
+    if training.process_index == 0:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
