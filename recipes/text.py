@@ -24,6 +24,7 @@ from gm_discrete import GMConfig, GMModel, LogitNormalTimes, MaskedPath, Mixture
 from gm_discrete.data import (
     byte_level_bpe,
     character_tokenizer,
+    download_gcide,
     load_text,
     load_tokenizer,
     pack,
@@ -41,6 +42,7 @@ class TextArguments:
 
     data: str = field(default="shakespeare", metadata={"help": "shakespeare, gcide, a file or folder, or a hub id"})
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
+    download: bool = field(default=False, metadata={"help": "fetch gcide first, with apt-get (no root needed)"})
     text_column: str = "text"
     streaming: bool = False
     validation_size: float | None = field(default=None, metadata={"help": "held out: below 1 a fraction, else rows"})
@@ -53,6 +55,7 @@ class TextArguments:
     packed: bool = field(
         default=True, metadata={"help": "cut the joined texts into blocks; else one text per sequence"}
     )
+    add_eos: bool = field(default=True, metadata={"help": "end every text with the tokenizer's [EOS]"})
     max_eval_sequences: int = 512
 
     path: str = field(default="masked", metadata={"help": "masked, uniform, or unigram (the data's own frequencies)"})
@@ -84,6 +87,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(training.seed)
     output = Path(training.output_dir)
     with training.main_process_first(desc="tokenizer and data"):
+        if options.download and options.data == "gcide" and training.process_index == 0:
+            download_gcide()
         tokenizer = build_tokenizer(options, output)
         train, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
     model = GMModel(build_config(options, tokenizer, train))
@@ -163,7 +168,8 @@ def load(options: TextArguments, split: str) -> Any:
 
 def tokenized(options: TextArguments, tokenizer: Any, split: str) -> Any:
     """Sequences of token ids; of the validation split a fixed, evenly spread choice."""
-    rows = (pack if options.packed else truncate)(load(options, split), tokenizer, options.length)
+    cut = pack if options.packed else truncate
+    rows = cut(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
     if split == "train":
         return rows
     if not isinstance(rows, Dataset):

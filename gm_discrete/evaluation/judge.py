@@ -44,8 +44,7 @@ def _dense_model(folder: Path, weights: str) -> PreTrainedModel:
     options = {"quantization_config": dense(dequantize=True)} if dense else {}
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=weights, dtype=torch.float32, **options)
     config = quantised.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     return model

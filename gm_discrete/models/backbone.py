@@ -30,6 +30,9 @@ class Backbone(nn.Module):
 
     def forward(self, input_ids: Tensor, time: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
         hidden = self.embed_tokens(input_ids)  # [B, L, D]
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
+            hidden = hidden.to(torch.get_autocast_dtype(device))
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
         condition = None if self.time is None else self.time(time).to(hidden.dtype)  # [B, 1, D]
         rotary = rotary_embedding(hidden, self.config)
@@ -73,6 +76,20 @@ class Block(GradientCheckpointingLayer):
         return hidden + gate * self.dropout(self.mlp(normed))
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: so does all that writes into the residual stream, modulates, or states a belief.
+
+    Every block is the identity at first, and the first belief is uniform.
+    """
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) · weight, with the weight in the precision of x: torch's fused kernel takes no other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Norm(nn.Module):
     """RMS normalisation, modulated by the time (adaLN, arXiv 2212.09748): shift, scale and, with three parts, a gate.
 
@@ -81,9 +98,9 @@ class Norm(nn.Module):
 
     def __init__(self, config: GMConfig, parts: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.modulation = (
-            nn.Linear(config.hidden_size, parts * config.hidden_size) if config.time_conditioning else None
+            ZeroLinear(config.hidden_size, parts * config.hidden_size) if config.time_conditioning else None
         )
         self.parts = parts
 
@@ -107,9 +124,9 @@ class Attention(nn.Module):
         self.layer_idx = index
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.query_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.key_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.output = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         batch, length, _ = hidden.shape
@@ -136,13 +153,14 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = config.hidden_act == "swiglu"
         self.input = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size, bias=False)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.output = ZeroLinear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gated:
             gate, up = self.input(hidden).chunk(2, dim=-1)
             return self.output(F.silu(gate) * up)
-        return self.output(F.relu(self.input(hidden)).square())
+        positive = F.relu(self.input(hidden))
+        return self.output(positive * positive)
 
 
 class LocalConvolution(nn.Module):

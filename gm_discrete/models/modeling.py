@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Jump
-from gm_discrete.models.backbone import MLP, Attention, Backbone, LocalConvolution, Norm
+from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.models.config import GMConfig
 from gm_discrete.models.generation import GMGenerationConfig, GMGenerationMixin
 from gm_discrete.models.readout import LazyReadout
@@ -51,25 +51,20 @@ class GMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
-            if module.bias is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        # What writes into the residual stream, and what modulates by the time, starts at zero: every block is the
-        # identity at first, and the head's first logits are those of the embedding alone.
-        if isinstance(module, Attention | MLP):
-            init.zeros_(module.output.weight)
         elif isinstance(module, LocalConvolution):  # near the identity
             init.normal_(module.weight, std=0.5)
             if not getattr(module.weight, "_is_hf_initialized", False):
                 module.weight[len(module.weight) // 2] += 1
-        elif isinstance(module, Norm) and module.modulation is not None:
-            init.zeros_(module.modulation.weight)
-            init.zeros_(module.modulation.bias)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
 
 
 class GMModel(GMGenerationMixin, GMPreTrainedModel):
@@ -87,7 +82,8 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         super().__init__(config)
         self.path = config.build_path()
         self.backbone = Backbone(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        head = nn.Linear if config.tie_word_embeddings else ZeroLinear
+        self.head = head(config.hidden_size, config.vocab_size, bias=False)
         self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
         self.post_init()
 

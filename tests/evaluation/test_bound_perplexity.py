@@ -1,0 +1,136 @@
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+from torch.utils.data import DataLoader
+
+from gm_discrete import LikelihoodBound, MaskedPath
+from gm_discrete.data import TokenCollator, character_tokenizer
+from gm_discrete.evaluation import BoundPerplexity, count_characters, evaluate_bound
+from gm_discrete.generators import Jump
+
+LENGTHS = [3, 1, 4, 1, 5]
+
+
+class Uniform:
+    """Believes that all K − 1 symbols but the mask are equally likely: its bound is ln(K − 1) per token, exactly."""
+
+    path = MaskedPath(9)
+
+    def generator(
+        self, x: Tensor, t: Tensor, t_next: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Jump:
+        return self.path.marginal(torch.zeros(*x.shape, 9), x, t, t_next)
+
+
+def loader(batch_size: int) -> DataLoader[dict[str, Tensor]]:
+    examples = [{"input_ids": list(range(length))} for length in LENGTHS]
+    return DataLoader(examples, batch_size=batch_size, collate_fn=TokenCollator(pad_token_id=0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_bound_of_a_data_set(batch_size: int) -> None:
+    bound = evaluate_bound(Uniform(), loader(batch_size), num_samples=2, rng=torch.Generator().manual_seed(0))
+    assert bound.num_tokens.tolist() == LENGTHS
+    assert bound.nats.tolist() == pytest.approx([length * math.log(8) for length in LENGTHS], rel=1e-6)
+    assert bound.bits_per_token == pytest.approx(3, rel=1e-6)
+
+
+def test_prompts_are_not_scored() -> None:
+    batch = TokenCollator(pad_token_id=0)(
+        [{"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}, {"input_ids": [1]}]
+    )
+    bound = evaluate_bound(Uniform(), [batch], rng=torch.Generator().manual_seed(0))
+    assert bound.num_tokens.tolist() == [2, 1]
+    assert bound.nats.tolist() == pytest.approx([2 * math.log(8), math.log(8)], rel=1e-6)
+
+
+def test_noise_is_reproducible() -> None:
+    class Peaked(Uniform):
+        def generator(
+            self, x: Tensor, t: Tensor, t_next: Tensor | None = None, attention_mask: Tensor | None = None
+        ) -> Jump:
+            return self.path.marginal(torch.arange(9.0).expand(*x.shape, 9), x, t, t_next)
+
+    first, second, third = (
+        evaluate_bound(Peaked(), loader(2), rng=torch.Generator().manual_seed(seed)).nats for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_an_empty_loader_is_refused() -> None:
+    with pytest.raises(ValueError, match="dataloader is empty"):
+        evaluate_bound(Uniform(), [])
+
+
+def gather(rank: int, port: int) -> None:
+    torch.set_num_threads(1)  # threads of the parent do not survive the fork
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
+    )
+    accelerator = Accelerator(cpu=True)
+    bound = evaluate_bound(Uniform(), accelerator.prepare(loader(1)), accelerator=accelerator)
+    assert accelerator.num_processes == 2
+    assert bound.num_tokens.tolist() == LENGTHS
+    assert bound.nats.tolist() == pytest.approx([length * math.log(8) for length in LENGTHS], rel=1e-6)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_see_every_sequence_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(gather, (port,), nprocs=2, start_method="fork")
+
+
+@pytest.fixture
+def metric(tmp_path: Path) -> BoundPerplexity:
+    return BoundPerplexity(cache_dir=str(tmp_path))
+
+
+def test_metric_weighs_tokens_alike(metric: BoundPerplexity) -> None:
+    metric.add_batch(nats=[4.0, 1.0], num_tokens=[4, 2])
+    metric.add_batch(nats=torch.tensor([5.0]), num_tokens=torch.tensor([2]))
+    result: Any = metric.compute()
+    assert result["bits_per_token"] == pytest.approx(10 / 8 / math.log(2))
+    assert result["perplexity"] == pytest.approx(math.exp(10 / 8))
+    residuals = [4 - 1.25 * 4, 1 - 1.25 * 2, 5 - 1.25 * 2]
+    spread = math.sqrt(3 / 2 * sum(residual**2 for residual in residuals))
+    assert result["stderr"] == pytest.approx(spread / 8 / math.log(2))
+    assert "bits_per_character" not in result
+
+
+def test_standard_error_matches_the_spread_of_repetitions() -> None:
+    torch.manual_seed(0)
+    lengths = torch.randint(5, 50, (400, 100)).double()
+    nats = lengths * 2 + lengths.sqrt() * torch.randn(400, 100).double()
+    bounds = [LikelihoodBound(*row) for row in zip(nats, lengths, strict=True)]
+    spread = torch.tensor([bound.bits_per_token for bound in bounds]).std()
+    claimed = torch.tensor([bound.stderr for bound in bounds]).mean()
+    # The spread of 400 repetitions is itself known to 1/√800 = 3.5 %; four of those.
+    assert claimed == pytest.approx(spread.item(), rel=0.14)
+
+
+def test_metric_counts_characters(metric: BoundPerplexity) -> None:
+    result: Any = metric.compute(nats=[3.0, 5.0], num_tokens=[2, 2], num_characters=[7, 9])
+    assert result["bits_per_character"] == pytest.approx(8 / 16 / math.log(2))
+    metric.add_batch(nats=[3.0], num_tokens=[2], num_characters=[7])
+    metric.add_batch(nats=[3.0], num_tokens=[2])
+    with pytest.raises(ValueError, match="num_characters is known for 1 of 2 sequences"):
+        metric.compute()
+
+
+def test_characters_of_scored_tokens() -> None:
+    tokenizer = character_tokenizer(alphabet="abc")
+    end = tokenizer.eos_token_id
+    labels = torch.tensor([[0, 1, 2, end], [-100, 0, -100, -100], [end, -100, -100, -100]])
+    assert count_characters(tokenizer, labels) == [3, 1, 0]

@@ -1,0 +1,243 @@
+"""The loop: what it keeps, what it calls, what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from laws import PATHS, Lookup, chain
+from torch import Tensor
+
+from gm_discrete import Jump, MaskedPath, UniformPath, simulate
+from gm_discrete.kernels import Categorical, TensorReadout
+
+every_path = pytest.mark.parametrize("name", PATHS)
+GRID = torch.linspace(0, 1, 9, dtype=torch.float64)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Counting:
+    """A model with a fixed belief that counts the rows it is asked for, sequence by sequence."""
+
+    def __init__(self, path: Any, batch: int, length: int, seed: int = 0) -> None:
+        self.path = path
+        self.logits = torch.randn(batch, length, path.vocab_size, generator=rng(seed), dtype=torch.float64)
+        self.rows = torch.zeros(batch, length, dtype=torch.long)
+        self.calls = torch.zeros(batch, dtype=torch.long)
+        self.seen: list[dict] = []
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
+        self.seen.append({"t": float(t[0]), "t_next": None if t_next is None else float(t_next[0]), **conditioning})
+
+        def readout(head: str, where: Tensor) -> Tensor:
+            self.rows.flatten()[where] += 1
+            touched = torch.zeros(len(x), dtype=torch.long).index_fill(0, where // x.shape[1], 1)
+            self.calls += touched
+            return TensorReadout(self.logits, self.path.excluded)(head, where)
+
+        return self.path.marginal(readout, x, t, t_next)
+
+
+def run(path: Any, steps: int, method: str = "tau_leaping", batch: int = 40, length: int = 6, **options: Any) -> tuple:
+    model = Counting(path, batch, length)
+    x_0 = path.prior((batch, length), rng(1))
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return model, x_0, simulate(model, x_0, grid, rng(2), method, return_info=True, **options)
+
+
+# ---- no jump, no call
+
+
+@pytest.mark.parametrize("steps", [1, 8, 300])
+def test_masked_tokens_are_read_once_each_at_any_number_of_steps(steps: int) -> None:
+    """One row of logits per unmasked token, and at most one network call per jump."""
+    model, _, result = run(MaskedPath(5), steps)
+    assert bool((model.rows == 1).all())
+    assert torch.equal(result.jumps, torch.full((40,), 6))
+    assert torch.equal(result.network_calls, model.calls)
+    assert bool((result.network_calls <= min(steps, 6)).all())
+    assert bool((result.x != 4).all())
+
+
+@pytest.mark.parametrize("rates", ["mixture", "reversal"])
+def test_a_sequence_without_an_event_is_not_read(rates: str) -> None:
+    """1000 steps: calls are the steps in which a sequence had an event, on average those of its clock.
+
+    Mixture rates: ∫ h up to the last step is log 1000 ≈ 6.9 candidates per token, and one more at the end; reversal
+    rates: ∫ κ'/(κ(1 − κ)) twice that. So at most 8 or 15 events for each of six tokens, far fewer than 1000.
+    """
+    model, _, result = run(UniformPath(5, rates=rates), 1000)
+    assert torch.equal(result.network_calls, model.calls)
+    assert bool((model.calls <= model.rows.sum(1)).all())
+    assert bool((result.jumps <= model.rows.sum(1)).all())
+    expected = {"mixture": 7.5, "reversal": 14.0}[rates]  # Σ 1/n and its double: the clock is a Bernoulli for each step
+    assert float(model.rows.double().mean()) == pytest.approx(expected, rel=0.15)
+
+
+def test_nothing_is_asked_where_everything_is_fixed() -> None:
+    model = Counting(MaskedPath(5), 3, 4)
+    x_0 = torch.full((3, 4), 4)
+    x = simulate(model, x_0, GRID, rng(), fixed=torch.ones_like(x_0, dtype=torch.bool))
+    assert torch.equal(x, x_0)
+    assert int(model.rows.sum()) == 0
+
+
+# ---- what is kept
+
+
+@every_path
+@pytest.mark.parametrize("method", ["tau_leaping", "euler"])
+def test_fixed_entries_stay_and_the_initial_state_is_not_modified(name: str, method: str) -> None:
+    model = Counting(PATHS[name][0](None), 200, 3)
+    fixed = torch.rand((200, 3), generator=rng(4)) < 0.5
+    x_0 = torch.where(fixed, torch.randint(3, (200, 3), generator=rng(3)), model.path.prior((200, 3), rng(5)))
+    before = x_0.clone()
+    x = simulate(model, x_0, GRID, rng(6), method, fixed)
+    assert torch.equal(x_0, before)
+    assert torch.equal(x[fixed], x_0[fixed])
+    assert bool((x[~fixed] != x_0[~fixed]).any())
+
+
+def test_saved_states_are_those_on_the_way() -> None:
+    """In the order of `save_at`, by positive and negative index; 0 is x_0."""
+    path, on_the_way = UniformPath(5), []
+    model = Counting(path, 4, 6)
+    x_0 = path.prior((4, 6), rng(1))
+    result = simulate(
+        model, x_0, GRID, rng(2), save_at=[-1, 0, 3], return_info=True,
+        on_step=lambda x, t: on_the_way.append((t, x.clone())),
+    )  # fmt: skip
+    assert [t for t, _ in on_the_way] == GRID[1:].tolist()
+    for state, expected in zip(result.states, (result.x, x_0, on_the_way[2][1]), strict=True):
+        assert torch.equal(state, expected)
+    assert torch.equal(result.times, GRID)
+    assert torch.equal(simulate(Counting(path, 4, 6), x_0, GRID, rng(2)), result.x)
+
+
+def test_a_true_answer_of_on_step_ends_the_simulation() -> None:
+    path, seen = UniformPath(5), []
+    model = Counting(path, 4, 6)
+    result = simulate(
+        model, path.prior((4, 6), rng(1)), GRID, rng(2), return_info=True, save_at=[2, 3],
+        on_step=lambda x, t: seen.append(x) or t >= 0.25,
+    )  # fmt: skip
+    assert len(seen) == 2
+    assert torch.equal(result.x, seen[-1])
+    assert len(result.states) == 1  # the second was never reached
+    assert [call["t_next"] for call in model.seen] == [0.125, 0.25]
+
+
+@every_path
+def test_seeds_reproduce_and_differ(name: str) -> None:
+    model = chain(name, 3, kind=Lookup)
+    x_0 = model.path.prior((50, 3), rng(1))
+    first, again, other = (simulate(model, x_0, GRID, rng(seed)) for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_without_a_generator_the_global_one_is_used() -> None:
+    model = chain("masked", 3, kind=Lookup)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(simulate(model, torch.full((20, 3), 3), GRID))
+    assert torch.equal(*results)
+
+
+def test_no_gradient_is_recorded() -> None:
+    model = Counting(MaskedPath(5), 2, 3)
+    model.logits.requires_grad_()
+    assert not simulate(model, torch.full((2, 3), 4), GRID, rng()).requires_grad
+
+
+# ---- what is passed on
+
+
+def test_conditioning_is_passed_on_where_it_is_not_none() -> None:
+    model = Counting(MaskedPath(5), 2, 3)
+    mask = torch.ones(2, 3)
+    simulate(model, torch.full((2, 3), 4), [0.0, 1.0], rng(), attention_mask=mask, guidance=None)
+    assert model.seen == [{"t": 0.0, "t_next": 1.0, "attention_mask": mask}]
+
+
+def test_tau_leaping_asks_for_intervals_and_euler_for_points_until_the_last_step() -> None:
+    for method, expected in (("tau_leaping", [0.5, 1.0]), ("euler", [None, 1.0])):
+        model = Counting(MaskedPath(5), 2, 3)
+        simulate(model, torch.full((2, 3), 4), [0.25, 0.5, 1.0], rng(), method)
+        assert [call["t_next"] for call in model.seen] == expected
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor])
+def test_times_may_be_any_sequence(kind: Any) -> None:
+    assert bool((simulate(Counting(MaskedPath(5), 2, 3), torch.full((2, 3), 4), kind([0.0, 0.5, 1.0]), rng()) != 4).all())
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "heun"}, "method='heun' is unknown; choose one of tau_leaping, euler, ancestral"),
+        ({"times": [0.5]}, r"times must be a grid of at least two times, got shape \(1,\)"),
+        ({"times": [[0.0, 1.0]]}, "grid of at least two times"),
+        ({"times": [0.0, 1.5]}, "times must increase within"),
+        ({"times": [-0.1, 1.0]}, "times must increase within"),
+        ({"times": [1.0, 0.0]}, "times must increase within"),
+        ({"times": [0.0, 0.5, 0.5, 1.0]}, "times must increase within"),
+        ({"times": [0.0, float("nan")]}, "times must increase within"),
+        ({"save_at": [3]}, r"save_at=\[3\] must be indices into the 3 times"),
+        ({"save_at": [-4]}, r"save_at=\[-4\]"),
+        ({"fixed": torch.ones(2, 2, dtype=torch.bool)}, r"fixed has shape \(2, 2\); expected that of x_0, \(2, 3\)"),
+        ({"x_0": torch.full((2, 3), 9)}, "x holds ids from 9 to 9; vocab_size=5"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict, message: str) -> None:
+    arguments = {"x_0": torch.full((2, 3), 4), "times": [0.0, 0.5, 1.0], "rng": rng()} | options
+    with pytest.raises(ValueError, match=message):
+        simulate(Counting(MaskedPath(5), 2, 3), **arguments)
+
+
+def test_ancestral_steps_refuse_mixture_rates() -> None:
+    model = Counting(UniformPath(5, rates="mixture"), 2, 3)
+    with pytest.raises(ValueError, match='give the path rates="reversal"'):
+        simulate(model, torch.zeros(2, 3, dtype=torch.long), GRID, rng(), "ancestral")
+
+
+def test_a_model_that_ignores_the_interval_is_named() -> None:
+    class Pointwise(Counting):
+        def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
+            return super().generator(x, t)
+
+    with pytest.raises(ValueError, match="ignored t_next"):
+        simulate(Pointwise(MaskedPath(5), 2, 3), torch.full((2, 3), 4), GRID, rng())
+
+
+def test_a_generator_that_is_no_jump_is_named() -> None:
+    class Flow:
+        probability = intensity = torch.ones(2, 3)
+
+    class Flowing(Counting):
+        def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Any:
+            return Flow()
+
+    with pytest.raises(TypeError, match="generator is a Flow"):
+        simulate(Flowing(MaskedPath(5), 2, 3), torch.full((2, 3), 4), GRID, rng())
+
+
+def test_a_hand_made_generator_is_simulated() -> None:
+    """Nothing of a path is needed but the generator: two states, rate 3 from 0 to 1, probability 1 − e^−3 in unit time."""
+
+    class TwoStates:
+        def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+            rate = torch.where(x == 0, 3.0, 0.0).double()
+            probability = None if t_next is None else 1 - torch.exp(-rate * (t_next - t)[:, None])
+            logits = torch.tensor([-torch.inf, 0.0]).expand(*x.shape, 2)
+            return Jump(rate, Categorical(TensorReadout(logits), x.shape, 2, x.device), probability)
+
+    x = simulate(TwoStates(), torch.zeros(100, 200, dtype=torch.long), GRID, rng(1))
+    expected, noise = 0.9502, (0.9502 * 0.0498 / 20_000) ** 0.5
+    assert abs(float(x.double().mean()) - expected) < 4.5 * noise

@@ -1,0 +1,253 @@
+"""What `GMTrainer` adds: the bound for a metric, a stop at what is not finite, no pickle, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from small_run import (
+    LENGTH,
+    TOKENIZER,
+    Recorder,
+    checkpoint,
+    losses,
+    poison,
+    rows,
+    small_model,
+    small_trainer,
+    weights,
+)
+from torch import nn
+
+from gm_discrete import GMModel, UniformPath, likelihood_bound
+from gm_discrete.data import TokenCollator, character_tokenizer
+from gm_discrete.training import MuonAdamW, is_complete
+
+# Evaluation
+
+
+def test_evaluation_is_the_bound(tmp_path: Path) -> None:
+    """With a head of zeros every symbol but the mask is as likely as any other: log2(K − 1) bits, whatever is drawn."""
+    model = small_model()
+    nn.init.zeros_(model.head.weight)
+    held_out = rows(7, lengths=(8, 3, 5))
+    metrics = small_trainer(tmp_path, model=model, eval_dataset=held_out, per_device_eval_batch_size=2).evaluate()
+    assert metrics["eval_bits_per_token"] == pytest.approx(math.log2(7), rel=1e-6)
+    assert metrics["eval_bits_per_token_stderr"] == pytest.approx(0, abs=1e-6)
+    assert metrics["eval_perplexity"] == pytest.approx(7, rel=1e-6)
+    assert metrics["eval_loss"] == pytest.approx(math.log(7), rel=1e-6)
+
+
+@pytest.mark.parametrize("path", [None, UniformPath(len(TOKENIZER), special_token_ids=TOKENIZER.all_special_ids)])
+def test_evaluation_agrees_with_likelihood_bound(tmp_path: Path, path: Any) -> None:
+    """The same sequences under other noise: their mean differs by its standard error over draws, 8 of them at most.
+
+    With 16 repetitions |t| > 8 has probability 1e-6 (Student's law).
+    """
+    model, held_out = small_model(path), rows(6, lengths=(8, 3, 5))
+    trainer = small_trainer(tmp_path, model=model, eval_dataset=held_out, num_eval_samples=4)
+    batch = TokenCollator(TOKENIZER.pad_token_id)(list(held_out))
+    rng = torch.Generator().manual_seed(1)
+    bits = torch.tensor(
+        [likelihood_bound(model, batch["input_ids"], batch["attention_mask"], 4, rng).bits_per_token for _ in range(16)]
+    )
+    assert abs(trainer.evaluate()["eval_bits_per_token"] - bits.mean()) < 8 * bits.std() * math.sqrt(1 + 1 / 16)
+
+
+def test_evaluation_is_deterministic_and_reports_its_error(tmp_path: Path) -> None:
+    trainers = [small_trainer(tmp_path, eval_dataset=rows(9, seed=1), seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (trainer.evaluate() for trainer in trainers)
+    assert first == again == trainers[0].evaluate()
+    assert first["eval_loss"] != other["eval_loss"]
+    assert first["eval_bits_per_token_stderr"] == trainers[0].bound().stderr > 0
+    assert first["eval_bits_per_token"] == pytest.approx(first["eval_loss"] / math.log(2))
+    assert trainers[0].bound().num_tokens.tolist() == [LENGTH] * 9
+
+
+def test_evaluation_leaves_training_as_it_is(tmp_path: Path) -> None:
+    runs = []
+    for arguments in ({}, {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": rows(4, seed=1)}):
+        runs.append(small_trainer(tmp_path, num_train_epochs=1, **arguments))
+        runs[-1].train()
+        assert runs[-1].model.training
+    assert losses(runs[0]) == losses(runs[1])
+    assert sum("eval_bits_per_token" in entry for entry in runs[1].state.log_history) == 4
+
+
+def test_several_evaluation_sets(tmp_path: Path) -> None:
+    sets = {"short": rows(4, lengths=(3,)), "long": rows(4, lengths=(8,))}
+    metrics = small_trainer(tmp_path, eval_dataset=sets).evaluate()
+    assert {"eval_short_loss", "eval_long_loss", "eval_long_bits_per_token_stderr"} <= metrics.keys()
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights(tmp_path: Path, value: float) -> None:
+    model = small_model()
+    poison(model, call=6, value=value)  # the second micro-step of step 3
+    arguments = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+    with pytest.raises(FloatingPointError, match=f"the loss is {value} at step 3; .*checkpoint-2"):
+        small_trainer(tmp_path, rows(64), model, **arguments).train()
+    saved = checkpoint(tmp_path, 2)
+    assert is_complete(saved)
+    torch.testing.assert_close(weights(model), load_file(saved / "model.safetensors"), rtol=0, atol=0)
+
+
+def test_nan_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    model = small_model()
+    poison(model, call=1, value=float("nan"))
+    start = weights(model)
+    with pytest.raises(FloatingPointError, match="at step 1; .*checkpoint: none"):
+        small_trainer(tmp_path, model=model).train()
+    torch.testing.assert_close(weights(model), start, rtol=0, atol=0)
+
+
+def test_weights_that_are_not_finite_are_not_saved_as_complete(tmp_path: Path) -> None:
+    """A finite loss may have a gradient that is not. The last good checkpoint must outlive it."""
+    model = small_model()
+
+    class Overflow(Recorder):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                model.head.weight.grad.fill_(float("nan"))
+
+    arguments = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "max_steps": 6}
+    with pytest.raises(FloatingPointError, match="step"):
+        small_trainer(tmp_path, model=model, callbacks=[Overflow()], **arguments).train()
+    saved = load_file(checkpoint(tmp_path, 2) / "model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in saved.values())
+
+
+# What is written
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    trainer = small_trainer(folder / "run", ema=0.9)
+    trainer.train()
+    trainer.save_model(str(folder / "model"))
+    return folder / "model"
+
+
+def test_what_is_published_holds_no_pickle(published: Path) -> None:
+    files = {file.name for file in published.iterdir()}
+    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files == expected
+
+
+def test_auto_classes_load_it_in_a_fresh_process(published: Path) -> None:
+    program = (
+        "import sys, json, torch, gm_discrete\n"
+        "from transformers import AutoModel, AutoTokenizer\n"
+        "torch.set_num_threads(1)\n"
+        "model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModel, AutoTokenizer))\n"
+        "prompt = tokenizer('ab[MASK]d', return_tensors='pt')['input_ids']\n"
+        "ids = model.generate(prompt, max_new_tokens=4, num_steps=8, seed=0)\n"
+        "print(json.dumps([ids.tolist(), tokenizer.decode(ids[0]), type(model).__name__]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(published)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    ids, text, kind = json.loads(done.stdout)
+    assert kind == "GMModel"
+    prompt = torch.tensor([TOKENIZER.convert_tokens_to_ids(["a", "b", "[MASK]", "d"])])
+    expected = GMModel.from_pretrained(published).generate(prompt, max_new_tokens=4, num_steps=8, seed=0)
+    assert ids == expected.tolist()
+    assert text.startswith("ab")
+    assert "[MASK]" not in text
+
+
+# What is refused
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tokenizer has 10 tokens, but the model has vocab_size=8"):
+        small_trainer(tmp_path, tokenizer=character_tokenizer(alphabet="abcdef"))
+    other = character_tokenizer(alphabet="abcd")
+    other.mask_token = "[EOS]"
+    with pytest.raises(ValueError, match="tokenizer has mask_token_id=6, but the model has mask_token_id=7"):
+        small_trainer(tmp_path, tokenizer=other)
+
+
+EMPTY = Dataset.from_dict({"input_ids": []})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_data_set_is_named(tmp_path: Path, streaming: bool) -> None:
+    empty: Any = EMPTY.to_iterable_dataset() if streaming else EMPTY
+    with pytest.raises(ValueError, match="train_dataset.*empty"):
+        small_trainer(tmp_path, empty).train()
+    with pytest.raises(ValueError, match="empty"):
+        small_trainer(tmp_path, eval_dataset=empty).evaluate()
+
+
+def test_ids_that_the_model_does_not_have(tmp_path: Path) -> None:
+    model = small_model()
+    start = weights(model)
+    with pytest.raises(ValueError, match="ids from 0 to 8; vocab_size=8"):
+        small_trainer(tmp_path, Dataset.from_dict({"input_ids": [[0, 8]] * 8}), model).train()
+    torch.testing.assert_close(weights(model), start, rtol=0, atol=0)
+
+
+# Precision and optimizers
+
+
+def test_bfloat16_is_close_to_float32(tmp_path: Path) -> None:
+    """A bfloat16 number is off by up to 2^-9 of its size; a network of one block multiplies a handful of such errors."""
+    for arguments in (
+        {},
+        {"model": small_model(UniformPath(len(TOKENIZER), special_token_ids=TOKENIZER.all_special_ids))},
+    ):
+        start = {name: weight.clone() for name, weight in weights(arguments.get("model") or small_model()).items()}
+        full = small_trainer(tmp_path, **arguments, max_steps=1)
+        full.train()
+        full.model.load_state_dict(start)
+        half = small_trainer(tmp_path, model=full.model, max_steps=1, bf16=True)
+        half.train()
+        assert losses(half) != losses(full)  # it did run in another precision
+        assert losses(half) == pytest.approx(losses(full), rel=10 * 2**-9)
+        assert {weight.dtype for weight in half.model.parameters()} == {torch.float32}
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
+    model = small_model(UniformPath(len(TOKENIZER)), conv_kernel_size=3)
+    optimizer = MuonAdamW(model)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    muon, adamw = (
+        {names[id(weight)] for group in part.param_groups for weight in group["params"]}
+        for part in optimizer.parts.values()
+    )
+    assert muon | adamw == set(names.values())
+    assert not muon & adamw
+    assert "backbone.layers.0.attention.qkv.weight" in muon
+    assert {"head.weight", "backbone.embed_tokens.weight", "backbone.time.inner.weight"} <= adamw
+    assert not any("norm.norm.weight" in name or name.endswith("bias") for name in muon)
+
+
+def test_one_schedule_scales_muon_and_adamw(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, muon=True, max_steps=4, lr_scheduler_type="linear")
+    rates: list[list[float]] = []
+
+    class Rates(Recorder):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            parts = trainer.optimizer.optimizer.parts.values()
+            rates.append([group["lr"] for part in parts for group in part.param_groups])
+
+    trainer.add_callback(Rates())
+    trainer.train()
+    assert rates == [pytest.approx([0.02 * scale, 0.01 * scale]) for scale in (1, 0.75, 0.5, 0.25)]

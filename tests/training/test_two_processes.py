@@ -1,0 +1,92 @@
+"""Two processes are one: the same noise, losses, weights, averages, and the same end when a loss is not a number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import checkpoint, losses, rows, weights
+from two_processes import EQUAL, RAGGED, run_equal
+
+from gm_discrete.training import is_complete, last_complete_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    command = [*torchrun, str(Path(__file__).with_name("two_processes.py")), str(folder)]
+    log = folder / "log.txt"
+    with log.open("w") as stream:
+        run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        try:
+            run.wait(timeout=180)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)  # with the processes that it has started
+            run.wait()
+    return folder
+
+
+def record(folder: Path, rank: int) -> dict[str, Any]:
+    file = folder / f"record-{rank}.json"
+    assert file.exists(), (folder / "log.txt").read_text()[-4000:]
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_losses_and_weights_are_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
+    alone = run_equal(tmp_path, name, world_size=1)
+    assert alone.ema is not None
+    for rank in range(2):
+        found = record(folder, rank)["losses"]
+        assert name in found, (folder / "log.txt").read_text()[-4000:]
+        # Sums of float32 taken in another order differ by about 1e-7 of their size, and by 1e-2 / ε = 10 times that
+        # after each of four AdamW steps. Other noise, or another scale, moves the losses by 1e-1, the weights by 1e-2.
+        assert found[name] == pytest.approx(losses(alone), rel=1e-5)
+        for suffix, expected in (("", weights(alone.model)), ("-average", alone.ema.average)):
+            torch.testing.assert_close(
+                load_file(folder / f"{name}-{rank}{suffix}.safetensors"), expected, rtol=0, atol=2e-5
+            )
+
+
+def test_processes_hold_the_same_weights(folder: Path) -> None:
+    for name in record(folder, 0)["losses"]:
+        for suffix in ("", "-average"):
+            first, second = (load_file(folder / f"{name}-{rank}{suffix}.safetensors") for rank in range(2))
+            torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_the_bound_counts_every_sequence_once(folder: Path) -> None:
+    first, second = record(folder, 0), record(folder, 1)
+    assert first["bound"] == first["bound again"] == second["bound"]
+    lengths = [len(row) for row in rows(7, RAGGED, seed=1)["input_ids"]]
+    assert first["bound"]["num_tokens"] == lengths
+
+
+def test_a_resumed_run_is_an_unbroken_one(folder: Path) -> None:
+    unbroken, resumed = (checkpoint(folder / name, 6) for name in ("unbroken", "resumed"))
+    for file in ("model.safetensors", "ema-0.safetensors"):
+        assert (unbroken / file).read_bytes() == (resumed / file).read_bytes()
+
+
+def test_nan_on_one_process_stops_both(folder: Path) -> None:
+    healthy, spoilt = (record(folder, rank)["error"] for rank in range(2))
+    assert spoilt.startswith("the loss is nan at step 3;")
+    assert "at step 3; the weights were not touched" in healthy
+    saved = checkpoint(folder / "poisoned", 2)
+    assert last_complete_checkpoint(folder / "poisoned") == str(saved)
+    assert is_complete(saved)
+    for rank in range(2):
+        torch.testing.assert_close(
+            load_file(folder / f"poisoned-{rank}.safetensors"), load_file(saved / "model.safetensors"), rtol=0, atol=0
+        )
