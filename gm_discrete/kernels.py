@@ -220,25 +220,27 @@ class Reversal(Kernel):
 class GatheredLogits(torch.autograd.Function):
     """rows [n, K] → (rows[y], rows[x], logsumexp of rows over the symbols other than x), each [n].
 
-    One exponential of the rows serves forward and backward, where autograd would keep and scan several copies.
+    One exponential of the rows serves forward and backward, where autograd would keep and scan several copies. It takes
+    possession of the rows and writes into them, as a readout's rows are the caller's own.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         at_y, at_x = rows.gather(1, torch.stack([y, x], 1)).unbind(1)
-        weights = rows.scatter(1, x[:, None], -torch.inf)
-        peak = weights.amax(1, keepdim=True)
-        weights.sub_(peak).exp_()
-        total = weights.sum(1)
-        ctx.save_for_backward(weights, total, y, x)
-        return at_y, at_x, total.log() + peak.squeeze(1)
+        nothing = torch.finfo(rows.dtype).min  # in place of −∞, so that a row without other symbols has a softmax
+        rows.scatter_(1, x[:, None], nothing)
+        peak, at_peak = rows.max(1, keepdim=True)
+        weights = rows.softmax(1)
+        ctx.save_for_backward(weights, y, x)
+        others = peak - weights.gather(1, at_peak).log()
+        return at_y, at_x, others.masked_fill(peak <= nothing, -torch.inf).squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_y, grad_x, grad_others = grads
-        weights, total, y, x = ctx.saved_tensors
-        grad = weights * (grad_others / total)[:, None]
+        weights, y, x = ctx.saved_tensors
+        grad = weights * grad_others[:, None]
         grad.scatter_add_(1, torch.stack([y, x], 1), torch.stack([grad_y, grad_x], 1))
         return grad, None, None
 
@@ -249,17 +251,19 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     The cumulative sum runs in float64 over sums of blocks, then inside the one block that was hit, so that every symbol
     keeps its probability to float64 of the total although no [n, K] float64 tensor exists.
     """
-    n, size = probs.shape
+    size = probs.shape[1]
     block = max(1, int(size**0.5))
-    padded = torch.nn.functional.pad(probs, (0, -size % block)).view(n, -(-size // block), block)
-    coarse = padded.sum(2, dtype=torch.float64).cumsum(1)
+    whole = size // block * block
+    blocks = [probs[:, :whole].unflatten(1, (-1, block)).sum(2, dtype=torch.float64)]
+    blocks.append(probs[:, whole:].sum(1, keepdim=True, dtype=torch.float64))
+    coarse = torch.cat(blocks, 1).cumsum(1)
     total = coarse[:, -1]
-    target = torch.minimum(
-        uniform * total, torch.nextafter(total, torch.zeros_like(total))
-    )  # never rounded up to total
+    # A product rounded up to the total would lie behind the last symbol.
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     hit = torch.searchsorted(coarse, target[:, None], right=True)  # [n, 1]
     before = torch.nn.functional.pad(coarse, (1, 0)).gather(1, hit).squeeze(1)
-    fine = padded.gather(1, hit[:, :, None].expand(-1, -1, block)).squeeze(1).double().cumsum(1)
+    symbols = hit * block + torch.arange(block, device=probs.device)  # [n, block]
+    fine = torch.where(symbols < size, probs.gather(1, symbols.clamp(max=size - 1)), 0.0).double().cumsum(1)
     inside = torch.searchsorted(fine, (target - before)[:, None], right=True)
     last = (fine[:, -1:] > fine).sum(1, keepdim=True)  # last symbol of the block that has mass, against rounding
     return (hit * block + torch.minimum(inside, last)).squeeze(1)

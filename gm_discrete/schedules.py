@@ -30,9 +30,17 @@ class Schedule(Configurable, ABC):
     def derivative(self, t: Tensor | float) -> Tensor:
         """κ'(t)."""
 
-    @abstractmethod
     def inverse(self, kappa: Tensor | float) -> Tensor:
-        """The time t at which κ(t) = `kappa`."""
+        """The time t at which κ(t) = `kappa`; exactly 1 at κ = 1."""
+        kappa = _float64(kappa)
+        return torch.where(kappa < 1, self._inverse(kappa).clamp(0, 1), 1.0)
+
+    @abstractmethod
+    def _inverse(self, kappa: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def increment(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        """κ(t_next) − κ(t), without cancellation for t near t_next."""
 
     def hazard(self, t: Tensor | float) -> Tensor:
         """h(t) = κ'(t) / (1 − κ(t)), in 1/time; infinite at t = 1."""
@@ -41,8 +49,8 @@ class Schedule(Configurable, ABC):
     def jump_probability(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
         """1 − exp(−∫ h) = (κ(t_next) − κ(t)) / (1 − κ(t)) over [t, t_next]: exact, and 1 when the interval ends at 1."""
         t, t_next = _float64(t), _float64(t_next)
-        jump = 1 - self.complement(t_next) / self.complement(t)
-        return torch.where(t_next > t, jump.clamp(0, 1), 0.0)
+        jump = (self.increment(t, t_next) / self.complement(t)).clamp(0, 1)
+        return torch.where(t_next > t, torch.where(t_next < 1, jump, 1.0), 0.0)
 
 
 class LinearSchedule(Schedule):
@@ -59,8 +67,11 @@ class LinearSchedule(Schedule):
     def derivative(self, t: Tensor | float) -> Tensor:
         return torch.ones_like(_float64(t))
 
-    def inverse(self, kappa: Tensor | float) -> Tensor:
-        return _float64(kappa)
+    def increment(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        return _float64(t_next) - _float64(t)
+
+    def _inverse(self, kappa: Tensor) -> Tensor:
+        return kappa
 
 
 class PowerSchedule(Schedule):
@@ -77,13 +88,18 @@ class PowerSchedule(Schedule):
         return _float64(t) ** self.n
 
     def complement(self, t: Tensor | float) -> Tensor:
-        return -torch.expm1(self.n * torch.log(_float64(t)))
+        return 0 - torch.expm1(self.n * torch.log(_float64(t)))
 
     def derivative(self, t: Tensor | float) -> Tensor:
         return self.n * _float64(t) ** (self.n - 1)
 
-    def inverse(self, kappa: Tensor | float) -> Tensor:
-        return _float64(kappa) ** (1 / self.n)
+    def increment(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        t, t_next = _float64(t), _float64(t_next)
+        near = t**self.n * torch.expm1(self.n * torch.log1p((t_next - t) / t))
+        return torch.where(t_next < 2 * t, near, t_next**self.n - t**self.n)
+
+    def _inverse(self, kappa: Tensor) -> Tensor:
+        return kappa ** (1 / self.n)
 
 
 class CosineSchedule(Schedule):
@@ -100,8 +116,12 @@ class CosineSchedule(Schedule):
     def derivative(self, t: Tensor | float) -> Tensor:
         return torch.sin(_float64(t) * (math.pi / 2)) * (math.pi / 2)
 
-    def inverse(self, kappa: Tensor | float) -> Tensor:
-        return torch.asin(torch.sqrt(_float64(kappa) / 2)) * (4 / math.pi)
+    def increment(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        t, t_next = _float64(t), _float64(t_next)
+        return 2 * torch.sin((t + t_next) * (math.pi / 4)) * torch.sin((t_next - t) * (math.pi / 4))
+
+    def _inverse(self, kappa: Tensor) -> Tensor:
+        return torch.asin(torch.sqrt(kappa / 2)) * (4 / math.pi)
 
 
 class SquaredSineSchedule(Schedule):
@@ -119,8 +139,16 @@ class SquaredSineSchedule(Schedule):
         t = _float64(t)
         return math.pi * torch.sin(t * (math.pi / 2)) * torch.sin((1 - t) * (math.pi / 2))
 
-    def inverse(self, kappa: Tensor | float) -> Tensor:
-        kappa = _float64(kappa)
+    def hazard(self, t: Tensor | float) -> Tensor:
+        t = _float64(t)
+        return math.pi * torch.sin(t * (math.pi / 2)) / torch.sin((1 - t) * (math.pi / 2))
+
+    def increment(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        t, t_next = _float64(t), _float64(t_next)
+        late = (1 - t) + (1 - t_next)  # sin(πx/2) = sin(π(2 − x)/2), of which the smaller argument is the exact one
+        return torch.sin(torch.minimum(t + t_next, late) * (math.pi / 2)) * torch.sin((t_next - t) * (math.pi / 2))
+
+    def _inverse(self, kappa: Tensor) -> Tensor:
         return torch.atan2(torch.sqrt(kappa), torch.sqrt(1 - kappa)) * (2 / math.pi)
 
 
@@ -142,13 +170,20 @@ class ExponentialSchedule(Schedule):
         return -torch.expm1(-self.c * _float64(t)) / self._scale
 
     def complement(self, t: Tensor | float) -> Tensor:
-        return math.exp(-self.c) * torch.expm1(self.c * (1 - _float64(t))) / self._scale
+        t = _float64(t)
+        late = math.exp(-self.c) * torch.expm1(self.c * (1 - t)) / self._scale
+        return torch.where(self.kappa(t) < 0.5, 1 - self.kappa(t), late)
 
     def derivative(self, t: Tensor | float) -> Tensor:
         return self.c * torch.exp(-self.c * _float64(t)) / self._scale
 
-    def inverse(self, kappa: Tensor | float) -> Tensor:
-        return -torch.log1p(-_float64(kappa) * self._scale) / self.c
+    def increment(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        t, t_next = _float64(t), _float64(t_next)
+        return torch.exp(-self.c * t) * -torch.expm1(-self.c * (t_next - t)) / self._scale
+
+    def _inverse(self, kappa: Tensor) -> Tensor:
+        late = torch.log(1 - kappa + kappa * math.exp(-self.c))
+        return -torch.where(kappa < 0.5, torch.log1p(-kappa * self._scale), late) / self.c
 
 
 def _float64(value: Tensor | float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def chi_square(counts: Tensor, law: Tensor) -> float:
 
 
 def kappa_nodes(n: int) -> Iterator[tuple[float, float]]:
-    """(κ, weight) of a quadrature on (0, 1): Gauss-Legendre in u with κ = sin²(πu/2), dense where integrands are not smooth."""
+    """(κ, weight) of a quadrature on (0, 1): Gauss-Legendre in u, κ = sin²(πu/2), dense where integrands are not smooth."""
     node, weight = np.polynomial.legendre.leggauss(n)
     for u, w in zip((node + 1) / 2, weight / 2, strict=True):
         yield float(np.sin(np.pi * u / 2) ** 2), float(w * np.pi / 2 * np.sin(np.pi * u))
@@ -116,7 +117,7 @@ def exact_bound(model: ExactModel, nodes: int) -> Tensor:
 
 
 def token_step(model: ExactModel, t: float, s: float, method: str) -> Tensor:
-    """Probability that a sampler of M5 moves each token to each symbol in the step [t, s], with the posterior of t: [X, L, K].
+    """Probability that a sampler moves each token to each symbol in the step [t, s], with the posterior of t: [X, L, K].
 
     Written from MATH.md, section 5 and equation 3.6, by summing over the data symbol z, and not from the library.
     """
@@ -164,6 +165,6 @@ def sampler_laws(model: ExactModel, times: Sequence[float], method: str, start: 
     """The exact law of a fixed-grid sampler at each of its times, [X] each, from p_0 or from `start`."""
     prior = model.path.prior_probs(torch.device("cpu"))[model.states()].prod(1)
     laws = [prior if start is None else start]
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         laws.append(laws[-1] @ step_matrix(model, t, s, method))
     return laws

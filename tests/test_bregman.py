@@ -239,7 +239,9 @@ def test_conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None
         loss = bregman.divergence(path.conditional(z.expand_as(states), states, time), predicted, states).sum(1)
         conditional_loss = conditional_loss + (torch.where(weight > 0, weight * loss, 0.0)).sum()
     gradients = [torch.autograd.grad(loss, theta)[0] for loss in (marginal_loss, conditional_loss)]
-    torch.testing.assert_close(*gradients, rtol=4 * SERIES, atol=1e-9)  # atol: the softmax subtracts gradients of size 0.01
+    torch.testing.assert_close(
+        *gradients, rtol=4 * SERIES, atol=1e-9
+    )  # atol: the softmax subtracts gradients of size 0.01
     assert float(gradients[0].abs().max()) > 1e-3
     assert float(conditional_loss.detach()) > float(marginal_loss.detach()) > 0  # Jensen
 
@@ -257,7 +259,9 @@ def test_chunks_have_the_loss_and_the_gradient_of_the_whole(
         values = bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind=kind)
         results.append((values, torch.autograd.grad(values.sum(), logits)[0]))
     for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(whole, chunked, rtol=1e-13, atol=1e-15)  # exponentials are vectorised in other groups
+        torch.testing.assert_close(
+            whole, chunked, rtol=1e-13, atol=1e-15
+        )  # exponentials are vectorised in other groups
 
 
 # ---- precision
@@ -279,9 +283,7 @@ def test_float32_logits_give_the_float64_divergence_at_both_ends(rates: str, kap
     belief = torch.randn(200, 10, 50, generator=rng).double()
     logits = belief.scatter_add(2, x[..., None], path.evidence(x, time)[..., None])
     target = path.conditional(z, x, time)
-    single, double = (
-        bregman.divergence(target, path.marginal(rows, x, time), x) for rows in (logits.float(), logits)
-    )
+    single, double = (bregman.divergence(target, path.marginal(rows, x, time), x) for rows in (logits.float(), logits))
     rate = path.conditional(z, x, time).intensity
     leave = Categorical(TensorReadout(logits), x.shape, 50, x.device).log_landing(
         z.flatten(), x.flatten(), torch.arange(x.numel())
@@ -296,14 +298,18 @@ def test_float32_logits_give_the_float64_divergence_at_both_ends(rates: str, kap
 
 def test_unknown_divergence_is_named() -> None:
     path, z, x, time, logits = case("masked")
-    with pytest.raises(ValueError, match="kind='l2' is no divergence of jumps; choose one of generalized_kl, cross_entropy"):
+    with pytest.raises(
+        ValueError, match="kind='l2' is no divergence of jumps; choose one of generalized_kl, cross_entropy"
+    ):
         bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind="l2")
 
 
 def test_cross_entropy_needs_a_target_headed_for_one_symbol() -> None:
     path, _, x, time, logits = case("prior mixture")
     marginal = path.marginal(logits, x, time)
-    with pytest.raises(TypeError, match="cross_entropy needs a target headed for one symbol, got the kernel Categorical"):
+    with pytest.raises(
+        TypeError, match="cross_entropy needs a target headed for one symbol, got the kernel Categorical"
+    ):
         bregman.divergence(marginal, marginal, x, kind="cross_entropy")
 
 
@@ -315,4 +321,6 @@ def test_the_arguments_are_not_symmetric() -> None:
     forward = 2 * (0.2 * torch.tensor(0.2 / 0.7).log() + 0.7 * torch.tensor(0.7 / 0.2).log())
     assert float(bregman.divergence(first, second, x)) == pytest.approx(float(forward), rel=1e-6)
     skewed = path.marginal(torch.tensor([[[0.1, 0.1, 0.8]]]).double().log(), x, time)
-    assert float(bregman.divergence(first, skewed, x)) != pytest.approx(float(bregman.divergence(skewed, first, x)), 0.01)
+    assert float(bregman.divergence(first, skewed, x)) != pytest.approx(
+        float(bregman.divergence(skewed, first, x)), 0.01
+    )

@@ -218,11 +218,15 @@ def test_chunks_draw_what_the_whole_draws(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_gathered_logits_has_the_gradient_of_its_definition() -> None:
-    """(rows[y], rows[x], logsumexp over the symbols other than x), against finite differences in float64."""
+    """(rows[y], rows[x], logsumexp over the symbols other than x), against finite differences in float64.
+
+    The function writes into the rows that it is given, hence the clones.
+    """
     rows = randn(6, 5).requires_grad_()
     y, x = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([0, 2, 2, 4, 1, 3])  # y = x among them
-    assert torch.autograd.gradcheck(lambda r: GatheredLogits.apply(r, y, x), rows)
-    at_y, at_x, others = GatheredLogits.apply(rows, y, x)
+    assert torch.autograd.gradcheck(lambda r: GatheredLogits.apply(r.clone(), y, x), rows)
+    rows = rows.detach()
+    at_y, at_x, others = GatheredLogits.apply(rows.clone(), y, x)
     for n in range(6):
         assert float(at_y[n]) == float(rows[n, y[n]])
         assert float(at_x[n]) == float(rows[n, x[n]])
@@ -234,7 +238,7 @@ def test_gathered_logits_of_excluded_symbols_have_zero_gradient() -> None:
     rows = randn(3, 5)
     rows[:, 4] = -torch.inf
     rows.requires_grad_()
-    at_y, at_x, others = GatheredLogits.apply(rows, torch.tensor([0, 1, 2]), torch.tensor([3, 4, 0]))
+    at_y, _, others = GatheredLogits.apply(rows.clone(), torch.tensor([0, 1, 2]), torch.tensor([3, 4, 0]))
     (at_y + others).sum().backward()
     assert bool(rows.grad.isfinite().all())
     assert bool((rows.grad[:, 4] == 0).all())

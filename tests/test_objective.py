@@ -47,7 +47,9 @@ class StandIn:
     def __init__(self, model: GMModel) -> None:
         self.path, self._model = model.path, model
 
-    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, attention_mask: Tensor | None = None) -> Jump:
+    def generator(
+        self, x: Tensor, t: Tensor, t_next: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Jump:
         return self._model.generator(x, t, t_next, attention_mask)
 
 
@@ -218,7 +220,8 @@ def test_the_config_chooses_the_divergence_of_the_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "schedule"), [("masked", None), ("uniform reversal", CosineSchedule()), ("prior mixture", PowerSchedule(2))]
+    ("name", "schedule"),
+    [("masked", None), ("uniform reversal", CosineSchedule()), ("prior mixture", PowerSchedule(2))],
 )
 def test_mean_loss_times_length_is_the_bound(name: str, schedule: Any) -> None:
     """Times uniform in κ make the loss an unbiased estimate of the bound per position: 200 batches, within 4.5 stderr."""

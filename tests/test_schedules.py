@@ -127,11 +127,11 @@ def test_jump_probability_is_one_minus_the_survival_of_the_hazard(schedule: Sche
 @every_schedule
 @given(times=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999), st.floats(0, 0.999)).map(sorted))
 def test_survival_composes(schedule: Schedule, times: list[float]) -> None:
-    """1 − P(r, t) = (1 − P(r, s)) (1 − P(s, t)), to the rounding of 1 − P ≈ 1."""
+    """1 − P(r, t) = (1 − P(r, s)) (1 − P(s, t)), to the rounding of P ≈ 1, which e^(ct) multiplies by up to c = 30."""
     r, s, t = times
     whole = 1 - schedule.jump_probability(r, t)
     parts = (1 - schedule.jump_probability(r, s)) * (1 - schedule.jump_probability(s, t))
-    assert float(whole) == pytest.approx(float(parts), abs=4 * ULP)
+    assert float(whole) == pytest.approx(float(parts), abs=64 * ULP)
 
 
 @every_schedule
@@ -188,8 +188,11 @@ def test_schedules_differ_by_kind_and_argument() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value", "name"),
-    [(PowerSchedule, 0, "n"), (PowerSchedule, -1, "n"), (PowerSchedule, math.nan, "n")]
-    + [(ExponentialSchedule, 0, "c"), (ExponentialSchedule, -2, "c"), (ExponentialSchedule, math.nan, "c")],
+    [
+        (kind, value, name)
+        for kind, name in ((PowerSchedule, "n"), (ExponentialSchedule, "c"))
+        for value in (0, -1, math.nan)
+    ],
 )
 def test_bad_arguments_are_named(kind: type, value: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):

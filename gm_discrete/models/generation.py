@@ -175,7 +175,10 @@ class GMGenerationMixin(Base):
         Returns:
             Sequences [B, L], or a `GMGenerateOutput`.
         """
-        config = (generation_config or self.generation_config).updated(
+        defaults = self.generation_config if generation_config is None else generation_config
+        if not isinstance(defaults, GMGenerationConfig):
+            raise TypeError(f"generation_config is a {type(defaults).__name__}; give a GMGenerationConfig")
+        config = defaults.updated(
             length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, sampler=sampler, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
@@ -223,6 +226,8 @@ class GMGenerationMixin(Base):
                 raise ValueError(
                     "attention_mask and max_new_tokens go with input_ids; use length and batch_size instead"
                 )
+            if batch_size is not None and batch_size < 1:
+                raise ValueError(f"batch_size={batch_size} must be at least 1")
             shape = (batch_size or 1, config.length or self.config.max_position_embeddings)
             empty = torch.zeros(shape, dtype=torch.long, device=self.device)
             return empty, empty.bool(), torch.ones_like(empty)
@@ -257,9 +262,9 @@ class _Drafts:
         self.stopped_at: float | None = None
 
     def __call__(self, x: Tensor, t: float) -> bool:
-        if self.put_draft is not None and t < 1 and x is not self.last:
+        if self.put_draft is not None and t < 1 and (self.last is None or not torch.equal(x, self.last)):
             self.put_draft(x.cpu())
-        self.last = x
+            self.last = x
         if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):  # pyright: ignore
             self.stopped_at = t
         return self.stopped_at is not None

@@ -109,10 +109,11 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
     def read_tokens(self, hidden: Tensor, x: Tensor, evidence: Tensor) -> Tensor:
         """Posterior logits [n, K] from hidden states [n, D], the symbols x [n] that stand there and their evidence [n]."""
         rows = self.head(hidden).float()
-        rows = rows.scatter_add(1, x[:, None], evidence[:, None].to(rows.dtype))
-        if self.config.mask_token_id is not None:
-            rows[:, self.config.mask_token_id] = -torch.inf
-        return rows
+        symbols, logits = x[:, None], evidence[:, None].to(rows.dtype)
+        if self.config.mask_token_id is not None:  # no data symbol is the mask
+            symbols = torch.nn.functional.pad(symbols, (0, 1), value=self.config.mask_token_id)
+            logits = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
+        return rows.scatter_add_(1, symbols, logits)  # in place: no copy of [n, K] forward, and none backward
 
     def forward(
         self,
@@ -142,6 +143,9 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
                 raise ValueError("time is missing: pass time=t, of shape [B], in [0, 1]")
             time = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
         self.path.check(input_ids, time, "input_ids")
+        for name, tensor in (("attention_mask", attention_mask), ("labels", labels)):
+            if tensor is not None and tensor.shape != input_ids.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; input_ids has {tuple(input_ids.shape)}")
         hidden = self.encode(input_ids, time, attention_mask)
         readout = LazyReadout(self, input_ids, time, hidden=hidden)
         loss = logits = None

@@ -36,7 +36,7 @@ class TokenMixturePath(Path, ABC):
     def __init__(self, vocab_size: int, schedule: Schedule | dict | None, rates: str) -> None:
         if vocab_size < 2:
             raise ValueError(f"vocab_size={vocab_size} must be at least 2")
-        if rates not in ("reversal", "mixture", "masked"):
+        if rates not in ("reversal", "mixture"):
             raise ValueError(f"rates={rates!r} must be 'reversal' or 'mixture'")
         self.vocab_size = int(vocab_size)
         self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
@@ -68,6 +68,7 @@ class TokenMixturePath(Path, ABC):
         self.check(x, t, "x")
         if z.shape != x.shape:
             raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
+        self.check(z, t, "z")
         return self._generator(Dirac(z, self.vocab_size), x, t, t_next)
 
     def marginal(self, readout: Readout | Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
@@ -91,7 +92,7 @@ class TokenMixturePath(Path, ABC):
         kernel = belief
         if self.rates == "reversal":  # candidate events, thinned by the kernel
             kernel = Reversal(belief, x, self.prior_probs(x.device), kappa, kappa_next)
-            hazard = hazard / kappa
+            hazard = torch.where(kappa > 0, hazard / kappa, torch.inf)
             if probability is not None:
                 probability = torch.where(probability > 0, probability / kappa_next, 0.0)
         # A symbol outside the prior's support can only be the data symbol itself: nothing is left to happen there.
@@ -140,7 +141,8 @@ class MaskedPath(TokenMixturePath):
     def __init__(
         self, vocab_size: int, mask_token_id: int | None = None, schedule: Schedule | dict | None = None
     ) -> None:
-        super().__init__(vocab_size, schedule, rates="masked")  # both rates are the same here
+        super().__init__(vocab_size, schedule, rates="mixture")
+        self.rates = "masked"  # both rates are the same
         self.mask_token_id = vocab_size - 1 if mask_token_id is None else mask_token_id
         if not 0 <= self.mask_token_id < vocab_size:
             raise ValueError(f"mask_token_id={mask_token_id} must be an id below vocab_size={vocab_size}")
@@ -208,7 +210,8 @@ class MixturePath(TokenMixturePath):
                 f"prior must hold vocab_size={vocab_size} probabilities of sum 1; "
                 f"got {len(weights)} of sum {sum(weights):.6g}, the least {min(weights, default=math.nan):.6g}"
             )
-        self._weights = tuple(mass / sum(weights) for mass in weights)
+        total = math.fsum(weights)
+        self._weights = tuple(mass / total for mass in weights) if abs(total - 1) > 1e-12 else tuple(weights)
 
     def probabilities(self) -> Sequence[float]:
         return self._weights

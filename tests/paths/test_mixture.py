@@ -26,7 +26,14 @@ from gm_discrete.paths import Path
 from gm_discrete.schedules import Schedule
 
 every_path = pytest.mark.parametrize("name", PATHS)
-SCHEDULES = [None, PowerSchedule(0.5), PowerSchedule(3), CosineSchedule(), SquaredSineSchedule(), ExponentialSchedule(3)]
+SCHEDULES = [
+    None,
+    PowerSchedule(0.5),
+    PowerSchedule(3),
+    CosineSchedule(),
+    SquaredSineSchedule(),
+    ExponentialSchedule(3),
+]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name if s else "linear")
 
 
@@ -200,9 +207,7 @@ def test_a_single_token_is_stepped_without_error(name: str) -> None:
     model = chain(name, 1)
     for t, s in [(0.0, 0.4), (0.4, 0.9), (0.4, 1.0)]:
         step = transition(model, t, s)[:, 0]
-        torch.testing.assert_close(
-            model.joint_marginal(t) @ step, model.joint_marginal(s), rtol=0, atol=1e-14
-        )
+        torch.testing.assert_close(model.joint_marginal(t) @ step, model.joint_marginal(s), rtol=0, atol=1e-14)
 
 
 @every_path
@@ -251,7 +256,9 @@ def test_leave_one_out_belief_plus_evidence_is_the_posterior(name: str, t: float
     model = chain(name)
     states, path = model.states(), model.path
     kappa, prior = float(path.schedule.kappa(t)), path.prior_probs(states.device)
-    tokens = (1 - kappa) * prior[states][:, None] + kappa * (states[:, None] == model.data).double()  # p_t(x_l|z_l), [X, Z, L]
+    tokens = (1 - kappa) * prior[states][:, None] + kappa * (
+        states[:, None] == model.data
+    ).double()  # p_t(x_l|z_l), [X, Z, L]
     possible = model.joint_marginal(t) > 0
     posterior = model.logits(states, times(t, len(states))).softmax(-1)
     evidence = path.evidence(states, times(t, len(states)))
@@ -300,7 +307,9 @@ def test_any_prior_survives_the_round_trip_bit_for_bit(weights: list[float]) -> 
 
 
 def test_paths_that_differ_are_not_equal() -> None:
-    paths = [factory(schedule) for (factory, _), schedule in itertools.product(PATHS.values(), (None, CosineSchedule()))]
+    paths = [
+        factory(schedule) for (factory, _), schedule in itertools.product(PATHS.values(), (None, CosineSchedule()))
+    ]
     for first, second in itertools.combinations(paths, 2):
         assert first != second
 
@@ -320,7 +329,10 @@ def test_paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [0.5, 0.6]), "of sum 1.1"),
         (lambda: MixturePath(2, [math.nan, 1.0]), "of sum nan"),
         (lambda: Path.from_dict({"type": "blurred"}), "type='blurred' names no Path; known: masked, mixture, uniform"),
-        (lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}), "MaskedPath takes no argument rates"),
+        (
+            lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),
+            "MaskedPath takes no argument rates",
+        ),
         (lambda: MaskedPath(3, schedule={"type": "linear", "n": 1}), "LinearSchedule takes no argument n"),
     ],
 )
@@ -360,7 +372,9 @@ def test_states_and_logits_of_other_shapes_are_named() -> None:
     path = UniformPath(3)
     with pytest.raises(ValueError, match=re.escape("z has shape (2, 2), x has (2, 3)")):
         path.conditional(GOOD[:, :2], GOOD, HALF)
-    with pytest.raises(ValueError, match=re.escape("logits have shape [2, 3, 4]; expected [B, L, vocab_size] = [2, 3, 3]")):
+    with pytest.raises(
+        ValueError, match=re.escape("logits have shape [2, 3, 4]; expected [B, L, vocab_size] = [2, 3, 3]")
+    ):
         path.marginal(torch.zeros(2, 3, 4), GOOD, HALF)
 
 

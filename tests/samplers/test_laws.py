@@ -30,7 +30,7 @@ def p_value(x: Tensor, law: Tensor, symbols: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "method"), COMBINATIONS)
-@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_samples_follow_the_exact_law_of_their_sampler(name: str, method: str, steps: int) -> None:
     """At t = 1/2 and at t = 1, with a schedule for which Euler and the exact interval probability differ.
 
@@ -141,7 +141,7 @@ def test_rare_symbols_of_a_large_vocabulary_are_not_lost() -> None:
     surprisal = -model.logits[:-1].double().log_softmax(0)
     entropy = float((surprisal.neg().exp() * surprisal).sum())
     assert entropy == pytest.approx(7.57, abs=0.005)
-    shape, steps = (1024, 1024), 8
+    shape, steps = (512, 1024), 8
     times = torch.arange(steps + 1, dtype=torch.float64) / 1024
     x = simulate(model, torch.full(shape, 50_257), times, rng(10)).flatten()
     landed = x[x != 50_257]
@@ -149,7 +149,7 @@ def test_rare_symbols_of_a_large_vocabulary_are_not_lost() -> None:
     assert abs(len(landed) - mean) < SIGMAS * math.sqrt(mean * (1 - chance))
     seen = surprisal[landed]
     noise = float((surprisal.neg().exp() * (surprisal - entropy) ** 2).sum().sqrt()) / math.sqrt(len(landed))
-    assert noise < 0.03
+    assert noise < 0.06
     assert abs(float(seen.mean()) - entropy) < SIGMAS * noise
     bands = torch.bucketize(torch.arange(50_257), torch.tensor([1, 10, 100, 1000, 10_000]), right=True)
     law = torch.zeros(6, dtype=torch.float64).index_add(0, bands, surprisal.neg().exp())

@@ -52,6 +52,7 @@ def small_trainer(
     times: Any = None,
     tokenizer: Any = TOKENIZER,
     eval_dataset: Any = None,
+    num_eval_samples: int = 8,
     **arguments: Any,
 ) -> GMTrainer:
     """A `GMTrainer` on the CPU that logs every step and saves nothing, unless `arguments` say otherwise."""
@@ -63,6 +64,7 @@ def small_trainer(
         model or small_model(),
         TrainingArguments(output_dir=str(folder), **settings | arguments),
         times=times,
+        num_eval_samples=num_eval_samples,
         train_dataset=rows() if data is None else data,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,

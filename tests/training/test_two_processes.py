@@ -83,6 +83,7 @@ def test_nan_on_one_process_stops_both(folder: Path) -> None:
     healthy, spoilt = (record(folder, rank)["error"] for rank in range(2))
     assert spoilt.startswith("the loss is nan at step 3;")
     assert "at step 3; the weights were not touched" in healthy
+    assert not healthy.startswith("the loss is")  # its own was fine
     saved = checkpoint(folder / "poisoned", 2)
     assert last_complete_checkpoint(folder / "poisoned") == str(saved)
     assert is_complete(saved)

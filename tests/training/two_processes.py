@@ -90,5 +90,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    assert LENGTH == max(RAGGED)
+    assert max(RAGGED) == LENGTH
     main(Path(sys.argv[1]))

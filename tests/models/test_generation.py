@@ -1,0 +1,489 @@
+"""`generate`: prompts stay, masks go, settings do what they say, and nothing unknown is swallowed."""
+
+import math
+from pathlib import Path as File
+from typing import Any
+
+import pytest
+import torch
+from laws import LEAST_P, chi_square
+from networks import LENGTH, MASK, PAD, PATHS, K, network, rng
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    TextDiffusionStreamer,
+)
+
+from gm_discrete import (
+    CosineSchedule,
+    ExponentialSchedule,
+    GMConfig,
+    GMGenerationConfig,
+    GMModel,
+    LinearSchedule,
+    MaskedPath,
+    PowerSchedule,
+    SquaredSineSchedule,
+    UniformPath,
+)
+
+every_path = pytest.mark.parametrize("name", PATHS)
+SAMPLERS = ["tau_leaping", "euler", "ancestral"]
+SCHEDULES = [
+    LinearSchedule(),
+    PowerSchedule(0.5),
+    PowerSchedule(3),
+    CosineSchedule(),
+    SquaredSineSchedule(),
+    ExponentialSchedule(),
+    ExponentialSchedule(5),
+    ExponentialSchedule(20),
+]
+
+
+def mask_of(model: GMModel) -> int | None:
+    return model.config.mask_token_id
+
+
+def constant(belief: list[float], path: Any = None, **kwargs: Any) -> GMModel:
+    """A masked model that believes in the same law of the data symbols everywhere."""
+    path = path or MaskedPath(len(belief) + 1)
+    model = network_of(path, **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.register_buffer("belief", torch.tensor([*belief, 0.0]).log(), persistent=False)
+    model.head.register_forward_hook(lambda _, args, output: output + model.belief)
+    return model
+
+
+def network_of(path: Any, **kwargs: Any) -> GMModel:
+    config = GMConfig(
+        path=path, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=LENGTH, **kwargs
+    )
+    return GMModel(config).eval()
+
+
+def frequencies(model: GMModel, **options: Any) -> Tensor:
+    sample = model.generate(batch_size=200, length=50, num_steps=4, seed=0, **options)
+    return torch.bincount(sample.flatten(), minlength=model.config.vocab_size)
+
+
+# ---- from nothing
+
+
+@every_path
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("num_steps", [1, 2, 50])
+def test_finished_output_holds_no_mask(name: str, sampler: str, num_steps: int) -> None:
+    model = network(name)
+    if sampler == "ancestral" and name == "mixture":
+        with pytest.raises(ValueError, match='rates="reversal"'):
+            model.generate(sampler=sampler)
+        return
+    sample = model.generate(batch_size=4, length=9, num_steps=num_steps, sampler=sampler, seed=1)
+    assert sample.shape == (4, 9)
+    assert sample.dtype == torch.long
+    assert 0 <= int(sample.min()) <= int(sample.max()) < K
+    if mask_of(model) is not None:
+        assert not bool((sample == mask_of(model)).any())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_every_schedule_is_generated_with_to_its_very_end(schedule: Any, sampler: str) -> None:
+    """The grid is linear in κ and ends at t = 1 exactly: one ulp before it, Euler would leave masks; behind it, fail."""
+    for num_steps in (1, 3, 20):
+        for path in (MaskedPath(K, schedule=schedule), UniformPath(K, schedule)):
+            sample = network_of(path).generate(batch_size=30, length=20, num_steps=num_steps, sampler=sampler, seed=2)
+            assert not isinstance(path, MaskedPath) or not bool((sample == MASK).any())
+
+
+def test_defaults_are_one_sequence_of_the_trained_length() -> None:
+    assert network().generate(num_steps=2).shape == (1, LENGTH)
+    assert network().generate(num_steps=2, length=5).shape == (1, 5)
+    assert network().generate(num_steps=2, batch_size=3).shape == (3, LENGTH)
+
+
+def test_unconditional_samples_follow_the_belief() -> None:
+    law = [0.5, 0.3, 0.15, 0.05]
+    model = constant(law)
+    assert chi_square(frequencies(model), torch.tensor([*law, 0.0])) > LEAST_P
+
+
+@every_path
+def test_seeds_reproduce_and_differ(name: str) -> None:
+    model = network(name)
+    first, again, other = (model.generate(batch_size=3, num_steps=5, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_without_a_seed_torch_decides() -> None:
+    model, samples = network(), []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        samples.append(model.generate(batch_size=3, num_steps=5))
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+    torch.manual_seed(5)
+    model.generate(seed=1, num_steps=2)
+    assert torch.equal(model.generate(batch_size=3, num_steps=5), samples[0])  # a given seed leaves torch's own alone
+
+
+# ---- from prompts
+
+
+@every_path
+@pytest.mark.parametrize("pad_left", [False, True])
+@pytest.mark.parametrize("pad_token_id", [None, PAD])
+def test_prompts_of_different_length_come_back_with_new_tokens_right_behind(
+    name: str, pad_left: bool, pad_token_id: int | None
+) -> None:
+    model = network(name, pad_token_id=pad_token_id)
+    prompts = [[1, 2, 4, 5, 6], [7, 8], [9]]
+    width, new = 5, 3
+    rows = [[0] * (width - len(p)) + p if pad_left else p + [0] * (width - len(p)) for p in prompts]
+    mask = [
+        [0] * (width - len(p)) + [1] * len(p) if pad_left else [1] * len(p) + [0] * (width - len(p)) for p in prompts
+    ]
+    ids, attention = torch.tensor(rows), torch.tensor(mask)
+    before = ids.clone()
+    out = model.generate(
+        ids, attention_mask=attention, max_new_tokens=new, num_steps=5, seed=3, return_dict_in_generate=True
+    )
+    assert torch.equal(ids, before)
+    assert out.sequences.shape == (3, width + new)
+    for prompt, row, real in zip(prompts, out.sequences.tolist(), out.attention_mask.tolist(), strict=True):
+        start = width - len(prompt) if pad_left else 0
+        end = start + len(prompt) + new
+        assert row[start : start + len(prompt)] == prompt
+        assert real == [0] * start + [1] * (end - start) + [0] * (width + new - end)
+        assert mask_of(model) not in row[start:end]
+        assert set(row[:start] + row[end:]) <= {0}
+
+
+@pytest.mark.parametrize("name", ["masked", "mask is 3"])
+@pytest.mark.parametrize("conv_kernel_size", [0, 3])
+def test_padding_does_not_change_what_is_generated(name: str, conv_kernel_size: int) -> None:
+    """With masks in the new places, top_k = 1 and one step, they are a function of the prompt, whatever pads it."""
+    model = network(name, conv_kernel_size=conv_kernel_size)
+    prompt = torch.tensor([[1, 2, 4]])
+    options = {"max_new_tokens": 2, "num_steps": 1, "top_k": 1, "seed": 0}
+    expected = model.generate(prompt, **options)[0, 3:]
+    right = model.generate(torch.tensor([[1, 2, 4, 9, 9]]), attention_mask=torch.tensor([[1, 1, 1, 0, 0]]), **options)
+    left = model.generate(torch.tensor([[9, 9, 1, 2, 4]]), attention_mask=torch.tensor([[0, 0, 1, 1, 1]]), **options)
+    assert torch.equal(right[0, 3:5], expected)
+    assert torch.equal(left[0, 5:], expected)
+
+
+@pytest.mark.parametrize("name", ["masked", "mask is 3", "reversal"])
+@pytest.mark.parametrize("num_steps", [1, 20])
+def test_only_the_masks_are_filled(name: str, num_steps: int) -> None:
+    model = network(name)
+    mask = mask_of(model)
+    ids = torch.randint(K, (6, LENGTH), generator=rng(4))
+    gaps = torch.rand(ids.shape, generator=rng(5)) < 0.4
+    ids = torch.where(gaps, mask, torch.where(ids == mask, (mask + 1) % K, ids))
+    filled = model.generate(ids, num_steps=num_steps, seed=1)
+    assert filled.shape == ids.shape
+    assert torch.equal(filled[~gaps], ids[~gaps])
+    assert not bool((filled == mask).any())
+    assert not torch.equal(filled, model.generate(ids, num_steps=num_steps, seed=2))
+
+
+def test_masks_in_a_prompt_and_behind_it_are_filled_together() -> None:
+    model = network()
+    out = model.generate(torch.tensor([[1, MASK, 2]]), max_new_tokens=2, num_steps=4, seed=0)
+    assert out.shape == (1, 5)
+    assert (int(out[0, 0]), int(out[0, 2])) == (1, 2)
+    assert MASK not in out.tolist()[0]
+
+
+def test_masks_under_the_padding_are_not_filled() -> None:
+    model = network()
+    ids, attention = torch.tensor([[1, MASK, MASK]]), torch.tensor([[1, 1, 0]])
+    out = model.generate(ids, attention_mask=attention, num_steps=4, seed=0, return_dict_in_generate=True)
+    assert int(out.sequences[0, 0]) == 1
+    assert int(out.sequences[0, 1]) != MASK
+    assert out.jumps.tolist() == [1]
+
+
+def test_a_prompt_without_gaps_comes_back_for_nothing() -> None:
+    model, ids = network(), torch.tensor([[1, 2, 3]])
+    out = model.generate(ids, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, ids)
+    assert out.network_calls.tolist() == [0]
+
+
+@every_path
+def test_empty_prompts_are_prompts(name: str) -> None:
+    model = network(name)
+    assert model.generate(torch.zeros(2, 0, dtype=torch.long), max_new_tokens=4, num_steps=3, seed=0).shape == (2, 4)
+    ids, attention = torch.tensor([[1, 2], [0, 0]]), torch.tensor([[1, 1], [0, 0]])
+    options = {"attention_mask": attention, "max_new_tokens": 2, "num_steps": 3, "return_dict_in_generate": True}
+    out = model.generate(ids, **options)
+    assert out.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert out.sequences[0, :2].tolist() == [1, 2]
+    assert mask_of(model) not in out.sequences[1, :2].tolist()
+
+
+def test_infilling_reads_both_sides() -> None:
+    """The token behind a gap moves what fills it."""
+    model = network()
+    filled = [model.generate(torch.tensor([[5, MASK, last] * 20]), num_steps=1, seed=0)[0, 1::3] for last in (1, 7)]
+    assert not torch.equal(*filled)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_top_k_1_takes_the_likeliest(sampler: str) -> None:
+    assert frequencies(constant([0.3, 0.4, 0.3]), top_k=1, sampler=sampler).tolist() == [0, 10_000, 0, 0]
+
+
+def test_temperature_sharpens_the_belief() -> None:
+    """π^(1/T) normalised: at T = ½ squares, towards 0 the likeliest alone."""
+    law = torch.tensor([0.3, 0.4, 0.25, 0.05])
+    model = constant(law.tolist())
+    assert chi_square(frequencies(model, temperature=0.5), torch.cat([law**2, torch.zeros(1)])) > LEAST_P
+    assert frequencies(model, temperature=1e-4).tolist() == [0, 10_000, 0, 0, 0]
+    assert torch.equal(frequencies(model, temperature=1.0), frequencies(model))
+
+
+def test_top_k_and_top_p_truncate_the_belief() -> None:
+    law = torch.tensor([0.3, 0.4, 0.25, 0.05])
+    model = constant(law.tolist())
+    assert chi_square(frequencies(model, top_k=2), torch.tensor([0.3, 0.4, 0.0, 0.0, 0.0])) > LEAST_P
+    assert chi_square(frequencies(model, top_p=0.9), torch.tensor([0.3, 0.4, 0.25, 0.0, 0.0])) > LEAST_P
+    assert torch.equal(frequencies(model, top_p=1.0), frequencies(model))
+    assert torch.equal(frequencies(model, top_k=4), frequencies(model))
+
+
+def test_nothing_is_truncated_by_default() -> None:
+    """transformers' own defaults are top_k = 50 and max_length = 20."""
+    config = network().generation_config
+    assert type(config) is GMGenerationConfig
+    assert (config.temperature, config.top_k, config.top_p, config.seed, config.length) == (None,) * 5
+    assert (config.num_steps, config.sampler, config.max_new_tokens) == (128, "tau_leaping", 0)
+    model = constant([1 / 60] * 60)
+    assert chi_square(frequencies(model), torch.tensor([1.0] * 60 + [0.0])) > LEAST_P
+
+
+class Forbid(LogitsProcessor):
+    def __init__(self, *tokens: int) -> None:
+        self.tokens, self.shapes = torch.tensor(tokens), []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert len(input_ids) == len(scores)
+        self.shapes.append((tuple(input_ids.shape), tuple(scores.shape)))
+        return scores.index_fill(1, self.tokens, -math.inf)
+
+
+@every_path
+def test_logits_processors_are_applied_before_the_warpers(name: str) -> None:
+    model = network(name)
+    free = [model.generate(batch_size=4, length=8, num_steps=6, seed=1, top_k=k) for k in (None, 1)]
+    likeliest = int(free[1].flatten().mode().values)
+    forbid = Forbid(likeliest)
+    for top_k in (None, 1):  # with top_k first, top_k = 1 would leave nothing
+        out = model.generate(
+            batch_size=4, length=8, num_steps=6, seed=1, top_k=top_k, logits_processor=LogitsProcessorList([forbid])
+        )
+        if model.path.rates == "masked":
+            assert likeliest not in out.flatten().tolist()
+    assert forbid.shapes
+    assert all(ids[1] == 8 and scores == (ids[0], K) for ids, scores in forbid.shapes)
+
+
+def test_stopping_criteria_end_the_process_with_one_last_step() -> None:
+    """Called with the unfinished sequences; the output is finished all the same."""
+    model, seen = network(), []
+
+    def half_full(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        seen.append(int((input_ids != MASK).sum()))
+        return (input_ids != MASK).sum(1) >= LENGTH // 2
+
+    out = model.generate(
+        batch_size=2, num_steps=400, seed=1, return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([half_full]),
+    )  # fmt: skip
+    assert not bool((out.sequences == MASK).any())
+    assert 10 < len(seen) < 390
+    assert seen == sorted(seen)
+    assert int(out.network_calls.max()) < LENGTH
+    assert out.jumps.tolist() == [LENGTH, LENGTH]
+    whole = model.generate(batch_size=2, num_steps=400, seed=1)
+    never = model.generate(batch_size=2, num_steps=400, seed=1, stopping_criteria=StoppingCriteriaList([]))
+    assert torch.equal(whole, never)
+
+
+def test_transformers_own_criteria_work() -> None:
+    out = network().generate(num_steps=50, stopping_criteria=StoppingCriteriaList([MaxTimeCriteria(0.0)]), seed=0)
+    assert MASK not in out.flatten().tolist()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.drafts: list[Tensor] = []
+        self.final: list[Tensor] = []
+        self.ended = 0
+
+    def put_draft(self, value: Tensor, **_: Any) -> None:
+        assert not self.final
+        self.drafts.append(value.clone())
+
+    def put(self, value: Tensor) -> None:
+        self.final.append(value.clone())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@every_path
+def test_streamers_get_every_new_draft_and_the_end(name: str) -> None:
+    model, streamer = network(name), Recorder()
+    prompt = torch.tensor([[1, 2, 4]])
+    out = model.generate(prompt, max_new_tokens=6, num_steps=30, seed=1, streamer=streamer)
+    assert streamer.ended == 1
+    assert len(streamer.final) == 1
+    assert torch.equal(streamer.final[0], out)
+    assert len(streamer.drafts) > 2
+    for first, second in zip(streamer.drafts, streamer.drafts[1:], strict=False):
+        assert not torch.equal(first, second)
+    assert all(torch.equal(draft[:, :3], prompt) for draft in streamer.drafts)
+    assert torch.equal(model.generate(prompt, max_new_tokens=6, num_steps=30, seed=1), out)
+
+
+def test_streamers_without_drafts_get_the_end() -> None:
+    class Plain:
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def put(self, value: Tensor) -> None:
+            self.calls.append("put")
+
+        def end(self) -> None:
+            self.calls.append("end")
+
+    streamer = Plain()
+    network().generate(num_steps=3, streamer=streamer)
+    assert streamer.calls == ["put", "end"]
+
+
+def test_the_diffusion_streamer_of_transformers_works(capsys: pytest.CaptureFixture[str]) -> None:
+    class Letters:
+        def decode(self, ids: Any, **_: Any) -> str:
+            return "".join("abcdefghij_"[int(i)] for i in torch.as_tensor(ids).flatten())
+
+    out = network().generate(length=8, num_steps=8, seed=0, streamer=TextDiffusionStreamer(Letters()))
+    shown = capsys.readouterr().out
+    assert Letters().decode(out) in shown
+    assert "_" in shown  # a draft
+
+
+def test_the_output_counts_calls_and_jumps() -> None:
+    model = network()
+    out = model.generate(batch_size=3, num_steps=200, seed=1, return_dict_in_generate=True)
+    assert out.sequences.shape == (3, LENGTH)
+    assert out.jumps.tolist() == [LENGTH] * 3
+    assert int(out.network_calls.max()) <= LENGTH
+    assert bool(out.attention_mask.all())
+
+
+def test_models_generate_in_evaluation_mode_and_return_to_theirs() -> None:
+    model = network(hidden_dropout=0.5)
+    expected = model.generate(batch_size=3, num_steps=3, seed=1)
+    assert not model.training
+    assert torch.equal(model.train().generate(batch_size=3, num_steps=3, seed=1), expected)
+    assert model.training
+
+
+# ---- the generation config
+
+
+def test_a_generation_config_replaces_that_of_the_model_and_arguments_go_first() -> None:
+    model = network()
+    config = GMGenerationConfig(num_steps=3, length=5, seed=1)
+    assert torch.equal(model.generate(generation_config=config), model.generate(num_steps=3, length=5, seed=1))
+    assert model.generate(generation_config=config, length=7).shape == (1, 7)
+    assert (config.length, model.generation_config.num_steps) == (5, 128)  # neither is written to
+    model.generation_config.length = 4
+    assert model.generate(num_steps=2).shape == (1, 4)
+
+
+def test_the_generation_config_travels_with_the_weights(tmp_path: File) -> None:
+    model = network()
+    model.generation_config = GMGenerationConfig(
+        num_steps=9, sampler="euler", temperature=0.7, top_k=3, top_p=0.9, seed=4
+    )
+    model.save_pretrained(tmp_path)
+    again = GMModel.from_pretrained(tmp_path)
+    names = ("num_steps", "sampler", "temperature", "top_k", "top_p", "seed", "max_new_tokens")
+    assert type(again.generation_config) is GMGenerationConfig
+    for name in names:
+        assert getattr(again.generation_config, name) == getattr(model.generation_config, name)
+    assert torch.equal(again.generate(batch_size=2), model.generate(batch_size=2))
+    assert GMGenerationConfig.from_pretrained(tmp_path).num_steps == 9
+
+
+def test_a_model_saved_without_generation_config_has_the_defaults(tmp_path: File) -> None:
+    network().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert GMModel.from_pretrained(tmp_path).generation_config.num_steps == 128
+
+
+# ---- errors
+
+
+def test_unknown_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="num_beams"):
+        network().generate(num_beams=4)
+    with pytest.raises(ValueError, match="GMGenerationConfig takes no argument num_beams"):
+        GMGenerationConfig(num_beams=4)
+
+
+def test_the_generation_config_of_other_models_is_refused_by_name() -> None:
+    with pytest.raises((TypeError, ValueError), match="GMGenerationConfig"):
+        network().generate(generation_config=GenerationConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps=0 must be an integer ≥ 1"),
+        ({"num_steps": 2.5}, "num_steps=2.5"),
+        ({"num_steps": True}, "num_steps=True"),
+        ({"sampler": "heun"}, "sampler='heun' must be one of tau_leaping, euler, ancestral"),
+        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be positive"),
+        ({"temperature": math.nan}, "temperature=nan must be positive"),
+        ({"top_k": 0}, "top_k=0 must be an integer ≥ 1"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p=1.5 must be in \(0, 1\]"),
+        ({"length": 0}, "length=0 must be an integer ≥ 1"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1 must be an integer ≥ 0"),
+        ({"seed": -3}, "seed=-3 must be an integer ≥ 0"),
+        ({"max_new_tokens": 4}, "max_new_tokens go with input_ids"),
+        ({"attention_mask": torch.ones(1, 3)}, "attention_mask and max_new_tokens go with input_ids"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": -2}, "batch_size=-2"),
+        ({"input_ids": torch.tensor([[1, 2]]), "batch_size": 2}, "batch_size and length are those of input_ids"),
+        ({"input_ids": torch.tensor([[1, 2]]), "length": 2}, "batch_size and length are those of input_ids"),
+        ({"input_ids": torch.tensor([[1, K]])}, "input_ids holds ids from 1 to 11; vocab_size=11"),
+        ({"input_ids": torch.tensor([1, 2])}, r"input_ids must be a long tensor \[B, L\]"),
+        ({"input_ids": torch.tensor([[0.5]])}, r"input_ids must be a long tensor \[B, L\]"),
+        (
+            {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 3)},
+            r"attention_mask has shape \(1, 3\); input_ids has \(1, 2\)",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network().generate(**options)

@@ -1,0 +1,113 @@
+"""Every config is made of arguments that exist, describes a model that can be built, and trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from conftest import RECIPES
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+
+from gm_discrete import GMModel
+
+CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
+GPT2_SIZE = 50257
+
+
+class Symbols:
+    """As much of a tokenizer as a config needs: that of GPT-2 with a padding and a mask token added, or characters."""
+
+    def __init__(self, options: Any) -> None:
+        self.size = GPT2_SIZE + 2 if options.tokenizer == "gpt2" else 84
+        self.pad_token_id, self.eos_token_id, self.mask_token_id = (self.size - 3 + i for i in range(3))
+        self.all_special_ids = [self.pad_token_id, self.eos_token_id, self.mask_token_id]
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer like that of GPT-2: bytes, one token that ends a text, neither padding nor mask."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("gpt2")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
+    return recipe.parse_arguments((recipe.TextArguments, TrainingArguments), [str(part) for part in argv])
+
+
+def test_the_configs_are_there() -> None:
+    names = {"shakespeare.yaml", "shakespeare_uniform.yaml", "gcide_text8.yaml", "openwebtext.yaml"}
+    assert names <= {file.name for file in CONFIGS}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_it_describes_a_model_of_its_full_size(recipe: ModuleType, file: Path) -> None:
+    options, _ = parse(recipe, "--config", file)
+    config = recipe.build_config(options, Symbols(options), None)
+    with torch.device("meta"):
+        model = GMModel(config)
+    count = sum(weight.numel() for weight in model.parameters())
+    if file.stem == "openwebtext":
+        assert 160e6 < count < 180e6
+    assert count > 1e6
+    assert config.max_position_embeddings == options.length
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_it_takes_two_steps(recipe: ModuleType, tiny: list[str], gpt2: Path, tmp_path: Path, file: Path) -> None:
+    options, training = parse(recipe, "--config", file, "--use_cpu", "true")
+    stand_ins = ["--output_dir", str(tmp_path)]
+    if options.tokenizer == "gpt2":
+        stand_ins += ["--tokenizer", str(gpt2), "--validation_size", "8"]
+    metrics = recipe.main(["--config", str(file), *tiny, *stand_ins])
+    assert 0 < metrics["bits_per_character"] < 100
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    config = GMModel.from_pretrained(tmp_path).config
+    assert config.build_path().rates == metrics["dynamics"] == ("masked" if options.path == "masked" else options.rates)
+    assert (tmp_path / "checkpoint-2" / "ema-0.safetensors").exists() == bool(options.ema_decay)
+    assert training.output_dir == f"runs/{file.stem}"
+
+
+def test_the_command_line_goes_first(recipe: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("length: 32\nhidden_size: 64\nlearning_rate: 3e-4\nmuon: true\noutput_dir: from_yaml\n")
+    options, training = parse(recipe, "--hidden_size", 128, "--config", config, "--muon", "false")
+    assert (options.length, options.hidden_size, options.muon) == (32, 128, False)
+    assert training.output_dir == "from_yaml"
+    assert training.learning_rate == 3e-4  # a string to YAML, which wants a point in it
+    options, training = parse(recipe, "--config", config, "--output_dir", "from_line")
+    assert (options.hidden_size, options.muon, training.output_dir) == (64, True, "from_line")
+
+
+def test_an_unknown_key_is_refused(recipe: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("hiden_size: 64\nlength: 32\n")
+    with pytest.raises(ValueError, match="unknown arguments: hiden_size"):
+        parse(recipe, "--config", config)
+    with pytest.raises(ValueError, match="--hiden_size"):
+        parse(recipe, "--hiden_size", 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("path", "masks"), ("rates", "fast"), ("times", "bell"), ("tokenizer", "./no")]
+)
+def test_an_unknown_choice_is_refused(
+    recipe: ModuleType, tiny: list[str], tmp_path: Path, name: str, value: str
+) -> None:
+    path = ["--path", "uniform"] if name == "rates" else []
+    with pytest.raises((ValueError, OSError), match=value):
+        recipe.main([*tiny, *path, f"--{name}", value, "--output_dir", str(tmp_path)])
+    assert not list(tmp_path.glob("checkpoint-*"))

@@ -1,0 +1,149 @@
+"""recipes/text.py from start to end, with every path and tokenizer, and killed on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import RECIPES
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from gm_discrete import GMModel
+from gm_discrete.training import is_complete
+
+LONG = {
+    "max_steps": 60, "save_steps": 10, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 20, "muon": True,
+    "ema_decay": 0.9, "model_options": '{"hidden_dropout": 0.1}', "prompt": "the _it", "seed": 5,
+}  # fmt: skip
+
+
+def flags(arguments: dict[str, object]) -> list[str]:
+    return [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe: ModuleType, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    recipe.main([*tiny, *flags(LONG | {"output_dir": folder})])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, killed somewhere behind its second checkpoint and started again."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    options = ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "text.py")]
+    command = [*launch, *options, *tiny, *flags(LONG | {"output_dir": folder})]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "cache")}
+    log = folder.parent / "log.txt"
+    with log.open("w") as stream:
+        run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not is_complete(folder / "checkpoint-20"):
+            assert run.poll() is None, log.read_text()[-4000:]
+            if time.monotonic() > deadline:
+                os.killpg(run.pid, signal.SIGKILL)
+                pytest.fail(f"no checkpoint in two minutes: {log.read_text()[-4000:]}")
+            time.sleep(0.005)
+        time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGKILL)  # the launcher and the process it has started
+        assert run.wait() == -signal.SIGKILL
+    assert not (folder / "metrics.json").exists()
+    assert not (folder / "checkpoint-60").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_what_it_leaves(unbroken: Path) -> None:
+    published = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    shown = {"metrics.json", "curve.png", "sample.txt", "sample.gif"}
+    assert {file.name for file in unbroken.iterdir() if file.is_file()} == published | shown
+    assert sorted(folder.name for folder in unbroken.glob("checkpoint-*")) == ["checkpoint-50", "checkpoint-60"]
+
+    metrics = json.loads((unbroken / "metrics.json").read_text())
+    assert metrics["bits_per_token"] == pytest.approx(metrics["bits_per_character"], rel=0.2)  # but for special symbols
+    assert metrics["perplexity"] == pytest.approx(2 ** metrics["bits_per_token"])
+    assert 0 < metrics["bits_per_character_stderr"] < math.inf
+    assert (metrics["sequences"], metrics["dynamics"]) == (4, "masked")
+    with Image.open(unbroken / "curve.png") as curve, Image.open(unbroken / "sample.gif") as animation:
+        assert (curve.format, animation.format) == ("PNG", "GIF")
+        assert 2 <= animation.n_frames <= 5  # the prior, at most three drafts of four steps, and the end
+
+
+def test_the_sample_goes_on_from_the_prompt(unbroken: Path) -> None:
+    text = (unbroken / "sample.txt").read_text()
+    assert "[MASK]" not in text
+    assert re.match(r"the (.|\n|\[[A-Z]+\])it", text)
+    tokenizer = AutoTokenizer.from_pretrained(unbroken)
+    assert len(tokenizer(text)["input_ids"]) == 16
+
+
+def test_what_it_publishes_are_the_averaged_weights(unbroken: Path) -> None:
+    published = load_file(unbroken / "model.safetensors")
+    averages = load_file(unbroken / "checkpoint-60" / "ema-0.safetensors")
+    torch.testing.assert_close(published, averages, rtol=0, atol=0)
+    assert isinstance(AutoModel.from_pretrained(unbroken), GMModel)
+
+
+def test_killed_and_started_again_is_unbroken(unbroken: Path, killed: Path) -> None:
+    for file in (
+        "model.safetensors",
+        "checkpoint-60/model.safetensors",
+        "checkpoint-60/ema-0.safetensors",
+        "sample.txt",
+    ):
+        assert (killed / file).read_bytes() == (unbroken / file).read_bytes(), file
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (killed, unbroken)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_finished_run_started_again_stays(recipe: ModuleType, tiny: list[str], unbroken: Path) -> None:
+    before = (unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()
+    recipe.main([*tiny, *flags(LONG | {"output_dir": unbroken})])
+    assert ((unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()) == before
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe", "sentencepiece"])
+@pytest.mark.parametrize("path", ["masked", "uniform reversal", "uniform mixture", "unigram reversal"])
+def test_paths_and_tokenizers(recipe: ModuleType, tiny: list[str], tmp_path: Path, path: str, tokenizer: str) -> None:
+    name, rates = (path.split() * 2)[:2]
+    choice = {"path": name, "tokenizer": tokenizer, "tokenizer_size": 300, "output_dir": tmp_path}
+    metrics = recipe.main([*tiny, *flags(choice), *(["--rates", rates] if rates != name else [])])
+    assert metrics["dynamics"] == rates
+    assert 0 < metrics["bits_per_character"] < 100
+    model, symbols = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert model.config.vocab_size == len(symbols)
+    assert model.config.mask_token_id == symbols.mask_token_id
+    assert symbols.mask_token not in (tmp_path / "sample.txt").read_text()
+    if name == "unigram" and tokenizer == "characters":
+        prior = torch.tensor(model.path.probabilities())
+        assert prior[symbols.mask_token_id] == prior[symbols.pad_token_id] == 0
+        assert prior.argmax() == symbols.convert_tokens_to_ids(" ")
+
+
+def test_texts_may_be_padded_instead_of_packed(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"body": "ab " * (1 + row % 6)}) + "\n" for row in range(40)))
+    choice = {"data": short, "text_column": "body", "packed": False, "output_dir": tmp_path / "run"}
+    metrics = recipe.main([*tiny, *flags(choice)])
+    assert 0 < metrics["bits_per_character"] < 100
