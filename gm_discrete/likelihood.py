@@ -108,7 +108,7 @@ def likelihood_bound(
         raise ValueError(f"estimator={estimator!r}: choose 'auto', 'time', or (with a MaskedPath) 'mask_count'")
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1")
-    scored = scored_positions(z, attention_mask, scored)
+    scored = scored_positions(path, z, attention_mask, scored)
     draw = _draw_mask_count if masked and estimator != "time" else _draw_time
     masks = {} if attention_mask is None else {"attention_mask": attention_mask}
     training = getattr(model, "training", False)

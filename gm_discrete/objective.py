@@ -132,8 +132,8 @@ def conditional_loss(
     Returns:
         Scalar.
     """
-    scored = scored_positions(z, attention_mask, scored)
     path = path_of(model)
+    scored = scored_positions(path, z, attention_mask, scored)
     x, t = corrupt(path, z, scored, rng, times)
     masks = {} if attention_mask is None else {"attention_mask": attention_mask}
     if isinstance(model, nn.Module):
@@ -143,17 +143,27 @@ def conditional_loss(
     return matching_loss(path, predicted, z, x, t, scored, divergence=divergence or "generalized_kl")
 
 
-def scored_positions(z: Tensor, attention_mask: Tensor | None, scored: Tensor | None = None) -> Tensor:
+def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor | None = None) -> Tensor:
     """bool [B, L]: the positions asked for that are not padded.
 
     Raises:
-        ValueError: a mask is not of z's shape, or nothing is left to score.
+        ValueError: a mask is not of z's shape, or (looked at on the CPU only, elsewhere it would stall the device) nothing
+            is left to score, or what is scored holds a symbol that no data has, such as the mask.
     """
     for name, mask in (("attention_mask", attention_mask), ("scored", scored)):
         if mask is not None and mask.shape != z.shape:
             raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected that of z, {tuple(z.shape)}")
     real = torch.ones_like(z, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    return real if scored is None else real & scored.bool()
+    chosen = real if scored is None else real & scored.bool()
+    if z.device.type == "cpu":
+        if not bool(chosen.any()):
+            raise ValueError("nothing is left to score: attention_mask and scored leave no position")
+        for symbol in getattr(path, "excluded", ()):
+            if bool((chosen & (z == symbol)).any()):
+                raise ValueError(
+                    f"z holds the id {symbol}, which is no data symbol of {path!r}: clean data has no masks"
+                )
+    return chosen
 
 
 def path_of(model: Any) -> Path:

@@ -33,7 +33,7 @@ def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> 
     parser = HfArgumentParser(classes)
     known = {action.dest for action in parser._actions}
     if "use_cpu" in known:  # or TrainingArguments would look for a GPU's bf16
-        settings.setdefault("use_cpu", not torch.accelerator.is_available())
+        settings.setdefault("use_cpu", not torch.cuda.is_available())
     if unknown := settings.keys() - known:
         raise ValueError(f"the config holds unknown arguments: {', '.join(sorted(unknown))}")
     parser.set_defaults(**settings)

@@ -97,7 +97,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     times = (
         LogitNormalTimes(options.times_mean, options.times_std) if options.times == "logit_normal" else UniformTimes()
     )
-    matrices = {"lr": options.muon_learning_rate, "momentum": options.muon_momentum}
+    muon = {
+        "lr": options.muon_learning_rate,
+        "momentum": options.muon_momentum,
+        "adamw_lr": training.learning_rate,
+        "adamw_betas": (training.adam_beta1, training.adam_beta2),
+        "weight_decay": training.weight_decay,
+    }
     trainer = GMTrainer(
         model,
         training,
@@ -107,9 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=[EMACallback(options.ema_decay)] if options.ema_decay else None,
-        optimizer_cls_and_kwargs=(lambda: MuonAdamW, matrices | {"adamw_lr": training.learning_rate})
-        if options.muon
-        else None,
+        optimizer_cls_and_kwargs=(lambda: MuonAdamW, muon) if options.muon else None,
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
 
@@ -167,11 +171,11 @@ def load(options: TextArguments, split: str) -> Any:
 
 
 def tokenized(options: TextArguments, tokenizer: Any, split: str) -> Any:
-    """Sequences of token ids; of the validation split a fixed, evenly spread choice."""
+    """Sequences of token ids; of the validation split an evenly spread choice (of a stream, the first)."""
     cut = pack if options.packed else truncate
     rows = cut(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
     if split == "train":
-        return rows
+        return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
     if not isinstance(rows, Dataset):
         return Dataset.from_list(list(rows.take(options.max_eval_sequences)))
     count = min(options.max_eval_sequences, len(rows))

@@ -13,6 +13,7 @@ _FROM_TRANSFORMERS = {
     "model_type", "name_or_path", "attn_implementation", "experts_implementation", "output_attentions", "torch_dtype",
     "num_labels", "per_layer_config", "tie_last_hidden_states", "_name_or_path", "_commit_hash",
     "_attn_implementation", "_attn_implementation_internal", "_experts_implementation_internal", "output_hidden_states",
+    "use_cache",  # the Trainer sets it on every config
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils.generic import ModelOutput
 
+from gm_discrete.generators import Jump
 from gm_discrete.models.config import GMConfig
 from gm_discrete.paths import TokenMixturePath
 from gm_discrete.samplers import STEPS, simulate
@@ -162,7 +163,8 @@ class GMGenerationMixin(Base):
 
         Without `input_ids`: `batch_size` samples of `length` positions. With them: every mask symbol inside is a place to
         fill, and `max_new_tokens` more places follow each prompt (where it ends, if it is padded on the right). All other
-        symbols come back as they were. With a masked path the finished output holds no mask symbol.
+        symbols come back as they were, and no mask symbol is left. What is known conditions a masked model exactly. With
+        another prior the network is shown it at the noise of the time, as in training: an approximation.
 
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
@@ -182,7 +184,9 @@ class GMGenerationMixin(Base):
             length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, sampler=sampler, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
-        known, fixed, attention_mask = self._canvas(config, input_ids, attention_mask, batch_size, length)
+        known, fixed, attention_mask = self._canvas(
+            config, input_ids, attention_mask, batch_size, length, max_new_tokens
+        )
         rng = torch.Generator(device=self.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
         state = torch.where(fixed, known, self.path.prior(known.shape, rng, self.device))
@@ -191,17 +195,19 @@ class GMGenerationMixin(Base):
             "logits_processor": _processors(config, logits_processor),
         }
         drafts = _Drafts(streamer, stopping_criteria)
+        prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
+        source = _Prompted(self, known, fixed, rng) if prompted else self
         kappa = torch.linspace(0, 1, config.num_steps + 1, dtype=torch.float64)
         training = self.training
         self.eval()
         try:
             run = simulate(
-                self, state, self.path.schedule.inverse(kappa), rng, config.sampler, fixed,
+                source, state, self.path.schedule.inverse(kappa), rng, config.sampler, fixed,
                 on_step=drafts, return_info=True, **conditioning,
             )  # fmt: skip
             if drafts.stopped_at is not None:
                 rest = torch.tensor([drafts.stopped_at, 1.0], dtype=torch.float64)
-                last = simulate(self, run.x, rest, rng, config.sampler, fixed, return_info=True, **conditioning)
+                last = simulate(source, run.x, rest, rng, config.sampler, fixed, return_info=True, **conditioning)
                 run = type(run)(last.x, run.times, run.network_calls + last.network_calls, run.jumps + last.jumps)
         finally:
             self.train(training)
@@ -219,10 +225,11 @@ class GMGenerationMixin(Base):
         attention_mask: Tensor | None,
         batch_size: int | None,
         length: int | None,
+        max_new_tokens: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(symbols, which of them are fixed, attention mask), each [B, L]."""
         if input_ids is None:
-            if attention_mask is not None or config.max_new_tokens:
+            if attention_mask is not None or max_new_tokens:
                 raise ValueError(
                     "attention_mask and max_new_tokens go with input_ids; use length and batch_size instead"
                 )
@@ -250,6 +257,21 @@ class GMGenerationMixin(Base):
         pad = config.pad_token_id if config.pad_token_id is not None else self.config.pad_token_id
         ids = ids if pad is None else torch.where(real == 0, pad, ids)
         return ids, (gaps == 0) | (real == 0), real
+
+
+class _Prompted:
+    """The model, shown the fixed positions as the path would have noised them by the time t.
+
+    A network for a prior without masks takes every symbol for as noisy as the time says, and would ignore a clean prompt.
+    """
+
+    def __init__(self, model: Any, known: Tensor, fixed: Tensor, rng: torch.Generator) -> None:
+        self.model, self.known, self.fixed, self.rng = model, known, fixed, rng
+        self.path = model.path
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
+        shown = torch.where(self.fixed, self.path.sample(self.known, t, self.rng), x)
+        return self.model.generator(shown, t, t_next, **conditioning)
 
 
 class _Drafts:

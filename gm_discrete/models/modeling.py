@@ -29,7 +29,7 @@ class GMModelOutput(ModelOutput):
         loss: conditional generator matching loss, where labels were given.
         logits: of the posterior of the data symbols, [B, L, K]; `None` with labels, as the loss reads them in chunks and
             only where it needs them.
-        last_hidden_state: [B, L, D].
+        last_hidden_state: [B, L, D]; `None` with labels.
     """
 
     loss: Tensor | None = None
@@ -159,7 +159,7 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
                 self.path, predicted, data, input_ids, time, scored,
                 num_items_in_batch, divergence or self.config.divergence,
             )  # fmt: skip
-        output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden)
+        output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden if labels is None else None)
         return output if return_dict is not False else output.to_tuple()
 
     def generator(
@@ -170,8 +170,13 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         attention_mask: Tensor | None = None,
         logits_processor: Any = None,
     ) -> Jump:
-        """The marginal generator at x, or that of the step [t, t_next]. Runs nothing until the value is looked at."""
-        readout = LazyReadout(self, x, t, attention_mask, logits_processor)
+        """The marginal generator at x, or that of the step [t, t_next].
+
+        Without gradients nothing runs until the value is looked at.
+        """
+        # Where gradients are wanted the backbone runs now: what runs inside a recomputed chunk is not kept.
+        hidden = self.encode(x, t, attention_mask) if torch.is_grad_enabled() else None
+        readout = LazyReadout(self, x, t, attention_mask, logits_processor, hidden)
         return self.path.marginal(readout, x, t, t_next)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ class LazyReadout:
         self.evidence = model.path.evidence(x, t)
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
-        """Logits of the posterior of the data symbol at the positions `where`, [n, K], float32 or wider."""
+        """Logits of the posterior of the data symbol at the positions `where`, [n, K], float32."""
         if head != "tokens":
             raise ValueError(f"head={head!r} is unknown; this model has 'tokens'")
         if where is None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 
@@ -69,7 +70,7 @@ class EMACallback(TrainerCallback):
 def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            yield name, weight
+            yield name, weight.to_local() if isinstance(weight, DTensor) else weight  # a sharded weight: our part of it
 
 
 @torch.no_grad()

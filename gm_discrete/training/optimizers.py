@@ -9,8 +9,8 @@ from torch import nn
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (orthogonalised momentum, Jordan et al. 2024; `torch.optim.Muon`) on the 2-D weights inside the blocks, AdamW
-    on embedding, head, normalisations and biases. One learning-rate schedule scales both.
+    """Muon (orthogonalised momentum, Jordan et al. 2024; `torch.optim.Muon`) on the linear layers inside the blocks,
+    AdamW on everything else. One learning-rate schedule scales both.
 
     Args:
         model: a model whose transformer blocks lie in a module list named `layers`.
@@ -29,9 +29,10 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
+        linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        matrices = [weight for name, weight in named if ".layers." in name and weight.ndim == 2]
-        others = [weight for name, weight in named if not (".layers." in name and weight.ndim == 2)]
+        matrices = [weight for name, weight in named if ".layers." in name and name in linear]
+        others = [weight for name, weight in named if not (".layers." in name and name in linear)]
         muon = torch.optim.Muon(
             [{"params": matrices}], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from gm_discrete.evaluation import evaluate_bound
 from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt
-from gm_discrete.training.checkpoints import is_complete, last_complete_checkpoint, mark_complete, unmark
+from gm_discrete.training.checkpoints import checkpoints, is_complete, last_complete_checkpoint, mark_complete, unmark
 from gm_discrete.training.ema import EMACallback
 
 
@@ -69,26 +70,32 @@ class GMTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
+        if not self._trained.training:
+            return inputs
         step, micro_step = self._noise_step
         now = self.state.global_step
         self._noise_step = (now, micro_step + 1 if step == now else 0)
         rng = self._rng(*self._noise_step)
         scored = inputs["labels"] != -100
         data = torch.where(scored, inputs["labels"], inputs["input_ids"])
-        x, t = corrupt(
-            self._unwrapped.path, data, scored, rng, self.times, self.args.process_index, self.args.world_size
-        )
-        return {**inputs, "input_ids": x, "time": t}
+        length = data.shape[1]  # every process draws noise of one shape, that of the longest batch among them
+        lengths: Any = self.accelerator.gather(torch.tensor([length], device=data.device))
+        padding = (0, int(lengths.max()) - length)
+        data, scored = nn.functional.pad(data, padding), nn.functional.pad(scored, padding)
+        path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
+        x, t = corrupt(path, data, scored, rng, self.times, rank, world_size)
+        return {**inputs, "input_ids": x[:, :length], "time": t}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
-        finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).float(), "sum")
+        finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).all().float(), "sum")
         if int(finite) < self.args.world_size:
             last = last_complete_checkpoint(self.args.output_dir or ".")
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the weights were not touched. "
-                f"Last complete checkpoint: {last or 'none'}. Lower the learning rate or look at the data."
+                f"the loss is {loss.tolist()} on process {self.args.process_index} at step {self.state.global_step + 1}; "
+                f"no update was made of it. Last complete checkpoint: {last or 'none'}. "
+                "Lower the learning rate or look at the data."
             )
         return result
 
@@ -98,6 +105,7 @@ class GMTrainer(Trainer):
         Raises:
             ValueError: the checkpoint is not complete, or there is none.
         """
+        self._noise_step = (-1, 0)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
             if resume_from_checkpoint is None:
@@ -169,6 +177,9 @@ class GMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder)
+            for broken in checkpoints(folder.parent):  # left behind by a run that was killed while it saved
+                if not is_complete(broken):
+                    shutil.rmtree(broken)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
 

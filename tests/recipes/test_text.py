@@ -65,6 +65,7 @@ def killed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not (folder / "checkpoint-60").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert 0 < done.stdout.count("{'loss'") <= 40  # it went on, and did not begin anew
     return folder
 
 
