@@ -41,6 +41,7 @@ def divergence(
     if where is not None:
         active = active & where
     rows = active.flatten().nonzero().squeeze(1)
+    predicted.kernel.prepare(rows)
     values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), rows, predicted.kernel.vocab_size)
     return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
 

@@ -71,6 +71,9 @@ class Kernel(ABC):
     def log_probs(self, where: Tensor) -> Tensor:
         """log k(y) for every symbol y: rows [n, K]."""
 
+    def prepare(self, where: Tensor) -> None:
+        """Announces the positions that will be asked for in chunks, so that the network runs once, and outside of them."""
+
     def log_landing(self, y: Tensor, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """(log k(y), log(1 − k(x))), each [n] in float64; the second is summed over the others, never subtracted from 1."""
         rows = self.log_probs(where)
@@ -135,6 +138,10 @@ class Categorical(Kernel):
     def device(self) -> torch.device:
         return self._device
 
+    def prepare(self, where: Tensor) -> None:
+        if prepare := getattr(self.readout, "prepare", None):
+            prepare(where)
+
     def logits(self, where: Tensor) -> Tensor:
         """Unnormalised log-probabilities [n, K]."""
         rows = self.readout(self.head, where)
@@ -156,6 +163,7 @@ class Categorical(Kernel):
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         uniform = self._uniform(rng, where)
+        self.prepare(where)
         chunks = zip(*(part.split(max(1, ROW_ELEMENTS // self.vocab_size)) for part in (where, uniform)), strict=True)
         return torch.cat([inverse_cdf(self.logits(rows).softmax(1), u) for rows, u in chunks])
 
@@ -189,6 +197,9 @@ class Reversal(Kernel):
     def device(self) -> torch.device:
         return self.x.device
 
+    def prepare(self, where: Tensor) -> None:
+        self.belief.prepare(where)
+
     def _stay_odds(self, where: Tensor) -> Tensor:
         """B = (1 − κ_t) p0(x), [n]."""
         return (1 - self.kappa_t[where]) * self.prior[self.x[where]]
@@ -206,15 +217,16 @@ class Reversal(Kernel):
         x, b = self.x[where], self._stay_odds(where)
         belief = self.belief.log_probs(where)
         at_x = belief.gather(1, x[:, None]).squeeze(1)
-        leave = belief.scatter(1, x[:, None], -torch.inf).logsumexp(1).double().exp()
-        accepted = leave + at_x.double().exp() * b / (b + self.kappa_t[where])
-        kappa_s = self.kappa_s[where]
+        kappa_t, kappa_s, at_x = self.kappa_t[where], self.kappa_s[where], at_x.double().exp()
+        leave = belief.exp().scatter(1, x[:, None], 0.0).sum(1, dtype=torch.float64)
+        accepted = leave + at_x * b / (b + kappa_t)
+        stay = (1 - kappa_s) * self.prior[x] * accepted + at_x * (kappa_s * b + kappa_t) / (b + kappa_t)
         from_prior = torch.log(self.prior) + torch.log((1 - kappa_s) * accepted)[:, None]
         # log 0 is kept finite on this side: logaddexp(−∞, −∞) has no gradient.
         from_prior = from_prior.to(belief.dtype).clamp(min=torch.finfo(belief.dtype).min / 2)
         rows = torch.logaddexp(from_prior, belief + torch.log(kappa_s)[:, None].to(belief.dtype))
-        others = rows.scatter(1, x[:, None], -torch.inf).logsumexp(1).exp()
-        return rows.scatter(1, x[:, None], torch.log1p(-others.clamp(max=1))[:, None])
+        stay = stay.clamp(min=torch.finfo(torch.float64).tiny).log().to(rows.dtype)
+        return rows.scatter(1, x[:, None], stay[:, None])
 
 
 class GatheredLogits(torch.autograd.Function):

@@ -39,7 +39,7 @@ class LikelihoodBound:
     @property
     def bits_per_token(self) -> float:
         """Σ nats / (Σ scored tokens · ln 2)."""
-        return float(self.nats.sum() / (self.num_tokens.sum() * math.log(2)))
+        return float(self.nats.sum()) / (int(self.num_tokens.sum()) * math.log(2))
 
     @property
     def perplexity(self) -> float:
@@ -53,7 +53,7 @@ class LikelihoodBound:
         if n < 2:
             return math.nan
         residual = self.nats - self.nats.sum() / self.num_tokens.sum() * self.num_tokens
-        return float((residual.square().sum() * n / (n - 1)).sqrt() / (self.num_tokens.sum() * math.log(2)))
+        return math.sqrt(float(residual.square().sum()) * n / (n - 1)) / (int(self.num_tokens.sum()) * math.log(2))
 
     @staticmethod
     def cat(bounds: Sequence[LikelihoodBound]) -> LikelihoodBound:

@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = GMModel(build_config(options, tokenizer, train))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
+    if options.times not in ("logit_normal", "uniform"):
+        raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
     times = (
         LogitNormalTimes(options.times_mean, options.times_std) if options.times == "logit_normal" else UniformTimes()
     )

@@ -122,14 +122,14 @@ def test_only_scored_entries_are_noised(name: str) -> None:
 
 
 def test_scored_positions_are_those_asked_for_that_are_not_padded() -> None:
-    z = batch(2, 3)
+    path, z = PATHS["masked"], batch(2, 3)
     mask, asked = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[True, False, True], [False, True, True]])
-    assert scored_positions(z, None).all()
-    assert torch.equal(scored_positions(z, mask), mask.bool())
-    assert torch.equal(scored_positions(z, mask, asked), mask.bool() & asked)
+    assert scored_positions(path, z, None).all()
+    assert torch.equal(scored_positions(path, z, mask), mask.bool())
+    assert torch.equal(scored_positions(path, z, mask, asked), mask.bool() & asked)
     for masks, name in (((mask[:, :2],), "attention_mask"), ((None, asked[:1]), "scored")):
         with pytest.raises(ValueError, match=rf"{name} has shape .*; expected that of z, \(2, 3\)"):
-            scored_positions(z, *masks)
+            scored_positions(path, z, *masks)
 
 
 @every_path
@@ -237,6 +237,22 @@ def test_mean_loss_times_length_is_the_bound(name: str, schedule: Any) -> None:
 
 
 # ---- errors
+
+
+@pytest.mark.parametrize("masks", [{"attention_mask": torch.zeros(6, 8)}, {"scored": torch.zeros(6, 8).bool()}])
+def test_nothing_to_score_is_named(masks: dict) -> None:
+    with pytest.raises(ValueError, match="nothing is left to score"):
+        conditional_loss(network("masked"), batch(), **masks)
+
+
+def test_masks_in_clean_data_are_named_where_they_are_scored() -> None:
+    """Elsewhere, under the padding or in a condition, they are nobody's target."""
+    model, z = network("masked"), batch()
+    z[2, 3] = 6
+    with pytest.raises(ValueError, match="z holds the id 6, which is no data symbol of MaskedPath"):
+        conditional_loss(model, z)
+    assert bool(conditional_loss(model, z, scored=z != 6, rng=rng()).isfinite())
+    assert bool(conditional_loss(network("reversal"), z, rng=rng()).isfinite())  # its symbol 6 is like any other
 
 
 def test_a_model_without_a_path_is_named() -> None:

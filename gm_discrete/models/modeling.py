@@ -170,13 +170,8 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         attention_mask: Tensor | None = None,
         logits_processor: Any = None,
     ) -> Jump:
-        """The marginal generator at x, or that of the step [t, t_next].
-
-        Without gradients nothing runs until the value is looked at.
-        """
-        # Where gradients are wanted the backbone runs now: what runs inside a recomputed chunk is not kept.
-        hidden = self.encode(x, t, attention_mask) if torch.is_grad_enabled() else None
-        readout = LazyReadout(self, x, t, attention_mask, logits_processor, hidden)
+        """The marginal generator at x, or that of the step [t, t_next]. Runs nothing until the value is looked at."""
+        readout = LazyReadout(self, x, t, attention_mask, logits_processor)
         return self.path.marginal(readout, x, t, t_next)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -48,6 +48,10 @@ class LazyReadout:
         rows = self.model.read_tokens(hidden, self.x.flatten()[where], self.evidence.flatten()[where])
         return rows if self.processor is None else self.processor(self.x[sequence], rows)
 
+    def prepare(self, where: Tensor) -> None:
+        """Runs the backbone for the sequences of the positions `where`."""
+        self._encode(where // self.x.shape[1])
+
     def _encode(self, sequence: Tensor) -> Tensor:
         """Hidden states [B, L, D], known at least for the given sequences."""
         if self.hidden is not None and self.done is None:

@@ -58,11 +58,12 @@ def euler(
 ) -> tuple[Tensor, Tensor]:
     """Jump with probability min(1, λ(x, t)(t_next − t)) at the rates of the point t.
 
-    The hazard is not integrable at t = 1, where no Euler step converges: the step that ends there is that of `tau_leaping`.
+    The hazard is not integrable at t = 1, and a rate may be infinite at t = 0, where no Euler step converges: a step that
+    ends or starts there is that of `tau_leaping`.
     """
-    if bool((t_next >= 1).any()):
-        return tau_leaping(model, x, t, t_next, rng, free, conditioning)
     generator = model.generator(x, t, **conditioning)
+    if bool((t_next >= 1).any()) or bool(generator.intensity.isinf().any()):
+        return tau_leaping(model, x, t, t_next, rng, free, conditioning)
     return _jump(generator, (generator.intensity * (t_next - t)[:, None]).clamp(max=1), x, rng, free)
 
 

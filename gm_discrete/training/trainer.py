@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from gm_discrete.data import TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound
@@ -48,6 +50,9 @@ class GMTrainer(Trainer):
             config = model.config
             check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
         kwargs.setdefault("data_collator", TokenCollator(model.config.pad_token_id or 0))
+        # Every process reads a stream and takes its rows; a dispatcher would need batches of one length.
+        if args.accelerator_config.dispatch_batches is None:
+            args.accelerator_config.dispatch_batches = False
         super().__init__(model=model, args=args, **kwargs)
         self.times = times or LogitNormalTimes()
         self.num_eval_samples = num_eval_samples
@@ -92,10 +97,11 @@ class GMTrainer(Trainer):
         finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).all().float(), "sum")
         if int(finite) < self.args.world_size:
             last = last_complete_checkpoint(self.args.output_dir or ".")
+            own = f"the loss is {loss.detach().mean().item()}"
+            what = "another process has a loss that is not finite" if bool(torch.isfinite(loss).all()) else own
             raise FloatingPointError(
-                f"the loss is {loss.tolist()} on process {self.args.process_index} at step {self.state.global_step + 1}; "
-                f"no update was made of it. Last complete checkpoint: {last or 'none'}. "
-                "Lower the learning rate or look at the data."
+                f"{what} at step {self.state.global_step + 1}; the weights were not touched. "
+                f"Last complete checkpoint: {last or 'none'}. Lower the learning rate or look at the data."
             )
         return result
 
@@ -106,6 +112,8 @@ class GMTrainer(Trainer):
             ValueError: the checkpoint is not complete, or there is none.
         """
         self._noise_step = (-1, 0)
+        if self.train_dataset is None or next(iter(self.train_dataset), None) is None:
+            raise ValueError("train_dataset is empty; give at least one sequence")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
             if resume_from_checkpoint is None:
@@ -115,6 +123,11 @@ class GMTrainer(Trainer):
                 raise ValueError(f"{resume_from_checkpoint} is not a complete checkpoint: its writing was interrupted")
             if self.ema:
                 self.ema.load(resume_from_checkpoint, self._shard)
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            if 0 < self.args.max_steps <= state.global_step:  # finished: the Trainer would make one step more
+                self._load_from_checkpoint(str(resume_from_checkpoint))
+                self.state = state
+                return TrainOutput(state.global_step, 0.0, {})
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     # Evaluation
@@ -162,6 +175,11 @@ class GMTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if not all(bool(weight.isfinite().all()) for weight in self._trained.parameters()):
+            raise FloatingPointError(
+                f"the weights are not finite after step {self.state.global_step}; they are not saved. "
+                f"Last complete checkpoint: {last_complete_checkpoint(folder.parent) or 'none'}."
+            )
         limit, self.args.save_total_limit = (
             self.args.save_total_limit,
             None,

@@ -5,7 +5,7 @@ import torch
 from networks import LENGTH, PATHS, K, data, network, noisy, rng
 from torch import Tensor
 
-from gm_discrete import GMModel, conditional_loss, kernels, simulate
+from gm_discrete import GMModel, bregman, conditional_loss, kernels, simulate
 from gm_discrete.models.readout import LazyReadout
 
 every_path = pytest.mark.parametrize("name", PATHS)
@@ -49,7 +49,8 @@ def test_nothing_runs_before_it_is_asked_and_nothing_twice(name: str) -> None:
     x, t = noisy(model, z)
     rows = Rows(model)
     readout = LazyReadout(model, x, t)
-    model.generator(x, t, torch.ones_like(t))
+    with torch.no_grad():
+        model.generator(x, t, torch.ones_like(t))
     assert rows.sizes == []
     for where, expected in (([0, 5], [1]), ([13, 30, 1], [1, 2]), ([14, 2], [1, 2]), ([59, 20], [1, 2, 1])):
         readout("tokens", torch.tensor(where))
@@ -148,6 +149,18 @@ def test_lazy_chunked_and_dense_losses_and_gradients_agree(
         for expected, value in zip(results[0], other, strict=True):
             scale = float(expected.abs().max())
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_gradients_flow_through_the_generator_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone runs once, before the chunks that are recomputed in backward."""
+    model, z = network(), data()
+    x, t = noisy(model, z)
+    rows = Rows(model)
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 2 * K)
+    loss = bregman.divergence(model.path.conditional(z, x, t), model.generator(x, t), x).sum()
+    loss.backward()
+    assert rows.sizes == [5]
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_loss_reads_the_head_only_at_masks() -> None:

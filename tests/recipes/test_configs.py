@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RECIPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from gm_discrete import GMModel
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
 GPT2_SIZE = 50257

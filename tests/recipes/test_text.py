@@ -15,13 +15,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import RECIPES
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from gm_discrete import GMModel
 from gm_discrete.training import is_complete
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 LONG = {
     "max_steps": 60, "save_steps": 10, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 20, "muon": True,
