@@ -5,7 +5,7 @@ import torch
 from networks import LENGTH, PATHS, K, data, network, noisy, rng
 from torch import Tensor
 
-from gm_discrete import GMModel, bregman, conditional_loss, kernels, simulate
+from gm_discrete import GMModel, bregman, conditional_loss, kernels, likelihood_bound, simulate
 from gm_discrete.models.readout import LazyReadout
 
 every_path = pytest.mark.parametrize("name", PATHS)
@@ -149,6 +149,19 @@ def test_lazy_chunked_and_dense_losses_and_gradients_agree(
         for expected, value in zip(results[0], other, strict=True):
             scale = float(expected.abs().max())
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("conv_kernel_size", [0, 3])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_a_state_without_anything_to_learn_has_no_loss(conv_kernel_size: int, attn_implementation: str) -> None:
+    """A short sequence at κ ≈ 1 holds no mask: no row is asked for, and no sequence run."""
+    model, z = network(conv_kernel_size=conv_kernel_size, attn_implementation=attn_implementation), data()
+    t = torch.full((5,), 0.5)
+    for mask in (None, torch.ones_like(z)):
+        loss = bregman.divergence(model.path.conditional(z, z, t), model.generator(z, t, attention_mask=mask), z)
+        assert float(loss.sum()) == 0
+    bound = likelihood_bound(model, z[:, :1], num_samples=16, rng=rng(), estimator="time")
+    assert bool(bound.nats.isfinite().all())
 
 
 def test_gradients_flow_through_the_generator_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
