@@ -130,7 +130,11 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         batch, length, _ = hidden.shape
-        heads = self.qkv(hidden).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        heads = (
+            self.qkv(hidden)
+            .view(batch, length, 3, self.config.num_attention_heads, self.head_dim)
+            .permute(2, 0, 3, 1, 4)
+        )
         query, key, value = heads.unbind(0)  # [B, heads, L, head_dim]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "sdpa", eager_attention)
         mixed, _ = attend(
@@ -143,7 +147,7 @@ class Attention(nn.Module):
             scaling=self.head_dim**-0.5,
             is_causal=False,
         )
-        return self.output(mixed.reshape(batch, length, -1))
+        return self.output(mixed.reshape(batch, length, self.config.hidden_size))
 
 
 class MLP(nn.Module):

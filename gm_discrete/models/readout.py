@@ -62,9 +62,11 @@ class LazyReadout:
         if self.hidden is None and (len(todo) == len(self.x) or self.model.whole_batches):
             self.hidden = self.model.encode(self.x, self.t, self.attention_mask)
             return self.hidden
-        if len(todo) or self.hidden is None:
+        width = self.model.config.hidden_size
+        hidden = self.model.head.weight.new_zeros(*self.x.shape, width) if self.hidden is None else self.hidden
+        if len(todo):  # else nothing is asked, and nothing runs
             mask = None if self.attention_mask is None else self.attention_mask[todo]
             new = self.model.encode(self.x[todo], self.t[todo], mask)
-            hidden = new.new_zeros(*self.x.shape, new.shape[-1]) if self.hidden is None else self.hidden
-            self.hidden, self.done = hidden.index_copy(0, todo, new), known | asked
-        return self.hidden
+            hidden = hidden.to(new.dtype).index_copy(0, todo, new)
+            self.hidden, self.done = hidden, known | asked
+        return hidden
