@@ -63,7 +63,8 @@ class LazyReadout:
             self.hidden = self.model.encode(self.x, self.t, self.attention_mask)
             return self.hidden
         width = self.model.config.hidden_size
-        hidden = self.model.head.weight.new_zeros(*self.x.shape, width) if self.hidden is None else self.hidden
+        nothing = torch.zeros(*self.x.shape, width, dtype=self.model.dtype, device=self.x.device)
+        hidden = nothing if self.hidden is None else self.hidden
         if len(todo):  # else nothing is asked, and nothing runs
             mask = None if self.attention_mask is None else self.attention_mask[todo]
             new = self.model.encode(self.x[todo], self.t[todo], mask)
