@@ -85,6 +85,10 @@ class Sides:
             hook.remove()
         return calls, rows
 
+    def backbone(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Final hidden states of every position."""
+        return self.model.finish(self.model.encode(x, t, mask), t)
+
     def _rng(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed)
 
@@ -100,7 +104,7 @@ def compare(path_name: str, args: argparse.Namespace) -> list[dict]:
         calls, rows = sides.recorded(steps)  # also warms up
         functions: dict[str, Callable[[], object]] = {
             "ours": lambda steps=steps: sides.ours(steps),
-            "backbone": lambda calls=calls: [sides.model.backbone(*given) for given in calls],
+            "backbone": lambda calls=calls: [sides.backbone(*given) for given in calls],
             "head": lambda rows=rows: [sides.model.head(hidden) for hidden in rows],
         }
         if steps <= args.peer_steps or not results:

@@ -74,8 +74,8 @@ class Sides:
         return self.peer_loss(self.model(input_ids=x, time=t).logits, self.z, x, t)
 
     def floor(self) -> Tensor:
-        hidden = self.model.backbone(self.x, self.t).flatten(0, 1)[self.scored]
-        return F.cross_entropy(self.model.head(hidden), self.z.flatten()[self.scored])
+        hidden = self.model.finish(self.model.encode(self.x, self.t), self.t)
+        return F.cross_entropy(self.model.head(hidden.flatten(0, 1)[self.scored]), self.z.flatten()[self.scored])
 
     def disagreement(self) -> float:
         """Greater of the relative differences of the two losses and of their gradients, at our (t, x)."""

@@ -63,7 +63,8 @@ def _dense_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor, rate_hat: 
     log_k_hat = predicted.kernel.log_probs(rows)
     log_k = target.kernel.log_probs(rows).to(log_k_hat.dtype) + log_ratio[:, None].to(log_k_hat.dtype)
     k, k_hat, u = log_k.exp(), log_k_hat.exp(), log_k - log_k_hat
-    small = u.abs() < 0.1  # there the series below is good to 2e-8 of its value, and the closed form is not in float32
+    # Where u is small the closed form loses eps/u² of its value, the series below u⁵/420.
+    small = u.abs() < torch.finfo(u.dtype).eps ** (1 / 7)
     near, far = torch.where(small, u, 0.0), torch.where(small | (k == 0), 0.0, u)
     series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near * (1 / 30 + near / 144))))
     terms = torch.where(small, k_hat * series, k * (far - 1) + k_hat).scatter(1, x[:, None], 0.0)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-ROW_ELEMENTS = 2**24
-"""Rows are processed in chunks of at most this many elements (64 MiB in float32)."""
+ROW_ELEMENTS = 2**25
+"""Rows are processed in chunks of at most this many elements (128 MiB in float32)."""
 
 
 class Readout(Protocol):
@@ -270,6 +270,8 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     blocks.append(probs[:, whole:].sum(1, keepdim=True, dtype=torch.float64))
     coarse = torch.cat(blocks, 1).cumsum(1)
     total = coarse[:, -1]
+    if total.device.type == "cpu" and not bool((total > 0).all()):  # elsewhere the question would stall the device
+        raise FloatingPointError("a landing law has no mass or is not a number: look at the model's weights and inputs")
     # A product rounded up to the total would lie behind the last symbol.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     hit = torch.searchsorted(coarse, target[:, None], right=True)  # [n, 1]

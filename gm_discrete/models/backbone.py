@@ -18,45 +18,60 @@ TIME_FEATURES = 128
 
 
 class Backbone(nn.Module):
-    """Embedding, blocks and the final normalisation."""
+    """Embedding and blocks, up to the last attention; what follows works on each position by itself and is `finish`.
+
+    So the last feed-forward network, like the head, runs only for the positions that are asked about.
+    """
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.time = TimeEmbedding(config.hidden_size) if config.time_conditioning else None
-        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        last = config.num_hidden_layers - 1
+        blocks = [Block(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([*blocks, FeedForward(config)])
         self.norm = Norm(config, parts=2)
 
     def forward(self, input_ids: Tensor, time: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
+        """States [B, L, D] behind the last attention, for `finish`."""
         hidden = self.embed_tokens(input_ids)  # [B, L, D]
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
-        condition = None if self.time is None else self.time(time).to(hidden.dtype)  # [B, 1, D]
+        condition = self._condition(time, hidden)
         rotary = rotary_embedding(hidden, self.config)
         real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
-        for layer in self.layers:
-            hidden = layer(hidden, rotary, mask, real, condition)
-        return self.norm(hidden, condition)[0]
+        for block in self.layers[:-1]:
+            hidden = block(hidden, rotary, mask, real, condition)
+        return hidden
+
+    def finish(self, states: Tensor, time: Tensor | None, sequence: Tensor | None = None) -> Tensor:
+        """Final hidden states of the states [n, D] of positions in the given sequences [n], or of all, [B, L, D]."""
+        condition = self._condition(time, states)
+        hidden = self.layers[-1](states, condition, sequence=sequence)
+        return self.norm(hidden, condition, sequence)[0]
+
+    def _condition(self, time: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """What the blocks see of the times [B]: [B, 1, D]."""
+        return None if self.time is None else self.time(time).to(hidden.dtype)
 
 
 class Block(GradientCheckpointingLayer):
-    """x + attention(mix(norm(x))), then x + mlp(mix(norm(x))), each gated by the time where the model sees it.
+    """x + attention(mix(norm(x))), then (but for the last block) the feed-forward network.
 
-    `mix` looks at the nearest neighbours, if the model has a local convolution, and is the identity if not.
+    Both are gated by the time where the model sees it. `mix` looks at the nearest neighbours, if the model has a local
+    convolution, and is the identity if not.
     """
 
-    def __init__(self, config: GMConfig, index: int) -> None:
+    def __init__(self, config: GMConfig, index: int, feed_forward: bool) -> None:
         super().__init__()
         self.attention_norm = Norm(config, parts=3)
-        self.attention = Attention(config, index)
-        self.mlp_norm = Norm(config, parts=3)
-        self.mlp = MLP(config)
         self.attention_mix = LocalConvolution(config) if config.conv_kernel_size else None
-        self.mlp_mix = LocalConvolution(config) if config.conv_kernel_size else None
+        self.attention = Attention(config, index)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.feed_forward = FeedForward(config, config.conv_kernel_size) if feed_forward else None
 
     def forward(
         self,
@@ -70,9 +85,25 @@ class Block(GradientCheckpointingLayer):
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, real)
         hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
-        normed, gate = self.mlp_norm(hidden, condition)
-        if self.mlp_mix is not None:
-            normed = self.mlp_mix(normed, real)
+        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real)
+
+
+class FeedForward(nn.Module):
+    """x + mlp(mix(norm(x))): position by position where it does not mix."""
+
+    def __init__(self, config: GMConfig, conv_kernel_size: int = 0) -> None:
+        super().__init__()
+        self.norm = Norm(config, parts=3)
+        self.mix = LocalConvolution(config) if conv_kernel_size else None
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden: Tensor, condition: Tensor | None, real: Tensor | None = None, sequence: Tensor | None = None
+    ) -> Tensor:
+        normed, gate = self.norm(hidden, condition, sequence)
+        if self.mix is not None:
+            normed = self.mix(normed, real)
         return hidden + gate * self.dropout(self.mlp(normed))
 
 
@@ -104,11 +135,16 @@ class Norm(nn.Module):
         )
         self.parts = parts
 
-    def forward(self, hidden: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def forward(
+        self, hidden: Tensor, condition: Tensor | None, sequence: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, D]."""
         normed = self.norm(hidden)
         if self.modulation is None:
             return normed, 1.0
-        shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
+        modulation = self.modulation(condition)
+        modulation = modulation if sequence is None else modulation[sequence, 0]
+        shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
         return normed * (1 + scale) + shift, 1 + gate[0] if gate else 1.0
 
 

@@ -103,8 +103,12 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
 
     def encode(self, x: Tensor, t: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
-        """Hidden states [B, L, D] of the states x [B, L] at the times t [B]."""
+        """States [B, L, D] behind the last attention, of the sequences x [B, L] at the times t [B]."""
         return self.backbone(x, t, attention_mask)
+
+    def finish(self, states: Tensor, t: Tensor | None, sequence: Tensor | None = None) -> Tensor:
+        """Final hidden states [n, D] of the states [n, D] of positions in the sequences [n]; or [B, L, D] of all."""
+        return self.backbone.finish(states, t, sequence)
 
     def read_tokens(self, hidden: Tensor, x: Tensor, evidence: Tensor) -> Tensor:
         """Posterior logits [n, K] from hidden states [n, D], the symbols x [n] that stand there and their evidence [n]."""
@@ -146,12 +150,14 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         for name, tensor in (("attention_mask", attention_mask), ("labels", labels)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; input_ids has {tuple(input_ids.shape)}")
-        hidden = self.encode(input_ids, time, attention_mask)
-        readout = LazyReadout(self, input_ids, time, hidden=hidden)
-        loss = logits = None
+        states = self.encode(input_ids, time, attention_mask)
+        loss = logits = hidden = None
         if labels is None:
-            logits = readout("tokens").unflatten(0, input_ids.shape)
+            hidden = self.finish(states, time)
+            evidence = self.path.evidence(input_ids, time).flatten()
+            logits = self.read_tokens(hidden.flatten(0, 1), input_ids.flatten(), evidence).unflatten(0, input_ids.shape)
         else:
+            readout = LazyReadout(self, input_ids, time, states=states)
             scored = labels != -100
             data = torch.where(scored, labels, input_ids)
             predicted = self.path.marginal(readout, input_ids, time)
@@ -159,7 +165,7 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
                 self.path, predicted, data, input_ids, time, scored,
                 num_items_in_batch, divergence or self.config.divergence,
             )  # fmt: skip
-        output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden if labels is None else None)
+        output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden)
         return output if return_dict is not False else output.to_tuple()
 
     def generator(

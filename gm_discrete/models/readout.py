@@ -19,7 +19,7 @@ class LazyReadout:
         x: state [B, L]; t: times [B]. Neither may be written to afterwards.
         attention_mask: [B, L] or `None`.
         processor: maps (sequences [n, L], logits [n, K]) to logits, e.g. a `LogitsProcessorList`.
-        hidden: hidden states [B, L, D], where they are known already.
+        states: what the backbone says, [B, L, D], where it is known already.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class LazyReadout:
         t: Tensor,
         attention_mask: Tensor | None = None,
         processor: Any = None,
-        hidden: Tensor | None = None,
+        states: Tensor | None = None,
     ) -> None:
         self.model, self.x, self.t = model, x, t
         self.attention_mask, self.processor = attention_mask, processor
-        self.hidden = hidden
-        self.done: Tensor | None = None  # bool [B], which sequences `hidden` holds; None for all
+        self.states = states
+        self.done: Tensor | None = None  # bool [B], which sequences `states` holds; None for all
         self.evidence = model.path.evidence(x, t)
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
@@ -44,7 +44,8 @@ class LazyReadout:
         if where is None:
             where = torch.arange(self.x.numel(), device=self.x.device)
         sequence = where // self.x.shape[1]
-        hidden = self._encode(sequence).flatten(0, 1)[where]
+        states = self._encode(sequence).flatten(0, 1)[where]
+        hidden = self.model.finish(states, self.t, sequence)
         rows = self.model.read_tokens(hidden, self.x.flatten()[where], self.evidence.flatten()[where])
         return rows if self.processor is None else self.processor(self.x[sequence], rows)
 
@@ -53,21 +54,21 @@ class LazyReadout:
         self._encode(where // self.x.shape[1])
 
     def _encode(self, sequence: Tensor) -> Tensor:
-        """Hidden states [B, L, D], known at least for the given sequences."""
-        if self.hidden is not None and self.done is None:
-            return self.hidden
+        """States [B, L, D], known at least for the given sequences."""
+        if self.states is not None and self.done is None:
+            return self.states
         known = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device) if self.done is None else self.done
         asked = torch.zeros_like(known).index_fill(0, sequence, True)
         todo = (asked & ~known).nonzero().squeeze(1)
-        if self.hidden is None and (len(todo) == len(self.x) or self.model.whole_batches):
-            self.hidden = self.model.encode(self.x, self.t, self.attention_mask)
-            return self.hidden
+        if self.states is None and (len(todo) == len(self.x) or self.model.whole_batches):
+            self.states = self.model.encode(self.x, self.t, self.attention_mask)
+            return self.states
         width = self.model.config.hidden_size
         nothing = torch.zeros(*self.x.shape, width, dtype=self.model.dtype, device=self.x.device)
-        hidden = nothing if self.hidden is None else self.hidden
+        states = nothing if self.states is None else self.states
         if len(todo):  # else nothing is asked, and nothing runs
             mask = None if self.attention_mask is None else self.attention_mask[todo]
             new = self.model.encode(self.x[todo], self.t[todo], mask)
-            hidden = hidden.to(new.dtype).index_copy(0, todo, new)
-            self.hidden, self.done = hidden, known | asked
-        return hidden
+            states = states.to(new.dtype).index_copy(0, todo, new)
+            self.states, self.done = states, known | asked
+        return states

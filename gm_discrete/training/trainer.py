@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import IterableDataset
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -23,6 +25,19 @@ from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt
 from gm_discrete.training.checkpoints import checkpoints, is_complete, last_complete_checkpoint, mark_complete, unmark
 from gm_discrete.training.ema import EMACallback
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within this context the weights that FSDP 2 has sharded outside the blocks are whole, as parts are called alone."""
+    root = model if isinstance(model, FSDPModule) else None
+    if root is not None:
+        root.unshard()
+    try:
+        yield
+    finally:
+        if root is not None:
+            root.reshard()
 
 
 class GMTrainer(Trainer):
@@ -58,6 +73,8 @@ class GMTrainer(Trainer):
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         if self.is_fsdp_enabled:
+            if not self.accelerator.is_fsdp2:
+                raise ValueError("weights are sharded by FSDP 2 only: launch with --fsdp_version 2")
             model.whole_batches = True
 
     @property
@@ -114,6 +131,8 @@ class GMTrainer(Trainer):
         self._noise_step = (-1, 0)
         if self.train_dataset is None or next(iter(self.train_dataset), None) is None:
             raise ValueError("train_dataset is empty; give at least one sequence")
+        if isinstance(self.train_dataset, IterableDataset):  # one pass without end, as a resumed run looks for its place
+            self.train_dataset = self.train_dataset.repeat(None)  # within a pass; every round has the same order
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
             if resume_from_checkpoint is None:
@@ -156,7 +175,7 @@ class GMTrainer(Trainer):
         """The likelihood bound of a data set (the evaluation set by default), at averaged weights where there are any."""
         dataloader = self.get_eval_dataloader(dataset)
         rng = self._rng(0, 0, self.args.process_index)
-        with self.averaged_weights():
+        with self.averaged_weights(), gathered(self._trained):
             return evaluate_bound(
                 self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
             )
@@ -224,5 +243,5 @@ class GMTrainer(Trainer):
     def _rng(self, *stream: int) -> torch.Generator:
         """A generator whose stream is a function of the seed and the given numbers alone."""
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        state = np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)[0]
+        state = np.random.SeedSequence((seed, len(stream), *stream)).generate_state(1, np.uint64)[0]
         return torch.Generator(device=self.args.device).manual_seed(int(state) >> 1)

@@ -83,14 +83,26 @@ def test_a_sharded_model_runs_whole_batches() -> None:
     assert rows.sizes == [5]
 
 
-def test_hidden_states_that_are_known_are_not_computed() -> None:
+def test_states_that_are_known_are_not_computed() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
-    hidden = model.encode(x, t)
+    states = model.encode(x, t)
     rows = Rows(model)
-    logits = LazyReadout(model, x, t, hidden=hidden)("tokens", torch.tensor([4, 50]))
+    logits = LazyReadout(model, x, t, states=states)("tokens", torch.tensor([4, 50]))
     assert rows.sizes == []
     torch.testing.assert_close(logits, model(input_ids=x, time=t).logits.flatten(0, 1)[[4, 50]])
+
+
+@every_path
+def test_the_last_feed_forward_network_runs_where_it_is_asked(name: str) -> None:
+    model, z = network(name), data(name)
+    x, t = noisy(model, z)
+    sizes: list[int] = []
+    model.backbone.layers[-1].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[:-1].numel()))
+    readout = LazyReadout(model, x, t)
+    for where in ([3, 40, 41], [7]):
+        readout("tokens", torch.tensor(where))
+    assert sizes == [3, 1]
 
 
 def test_padding_masks_follow_their_sequences() -> None:

@@ -16,8 +16,8 @@ from gm_discrete.data import pack
 SAVING = {"save_strategy": "steps", "max_steps": 8}
 
 
-def stream(shuffled: bool = False) -> Any:
-    texts = Dataset.from_dict({"text": ["abcd", "dacbab", "ccdab", "a"] * 24}).to_iterable_dataset()
+def stream(shuffled: bool = False, repeats: int = 24) -> Any:
+    texts = Dataset.from_dict({"text": ["abcd", "dacbab", "ccdab", "a"] * repeats}).to_iterable_dataset()
     packed = pack(texts, TOKENIZER, LENGTH)
     return packed.shuffle(seed=3, buffer_size=8) if shuffled else packed
 
@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "uniform path": {"model": {"path": UniformPath(len(TOKENIZER), special_token_ids=TOKENIZER.all_special_ids)}},
     "stream": {"data": stream},
     "shuffled stream": {"data": lambda: stream(shuffled=True), "model": {"hidden_dropout": 0.2}},
+    "stream that ends within a step": {"data": lambda: stream(repeats=5), "gradient_accumulation_steps": 2},
     "two workers": {"dataloader_num_workers": 2, "model": {"hidden_dropout": 0.2}},
     "bfloat16": {"bf16": True, "ema": 0.9},
 }
