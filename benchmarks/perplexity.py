@@ -3,7 +3,7 @@
     python benchmarks/perplexity.py --model runs/shakespeare --data shakespeare --judge smollm2 --output scores.json
 
 1. The likelihood bound on packed blocks of `--data`, spread evenly over its split: bits per token and per character with
-   standard errors over blocks, and perplexity. Upper bounds: what the model really assigns is at most that (M4).
+   standard errors over blocks, and perplexity. Upper bounds: what the model really assigns is at most that.
 2. Generative perplexity of unconditional samples under a causal language model, the judge, as in SEDD (arXiv 2310.16834)
    and MDLM (2406.07524); it never stands without the entropy of the samples, since repetition lowers both. Blocks of the
    data, as many and as long, go through the same scoring: the values that samples of a perfect model would have.
@@ -46,8 +46,14 @@ from gm_discrete.likelihood import LikelihoodBound
 
 def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
     """Blocks [N, L] of the split, at most `--limit` of them, evenly spread (of a stream, the first)."""
+    size = args.validation_size
     rows = load_text(
-        args.data, args.split, name=args.data_config, text_column=args.text_column, streaming=args.streaming
+        args.data,
+        args.split,
+        name=args.data_config,
+        text_column=args.text_column,
+        streaming=args.streaming,
+        validation_size=int(size) if size and size >= 1 else size,
     )
     blocks = pack(rows, tokenizer, length, add_eos=args.add_eos)
     if isinstance(blocks, IterableDataset):
@@ -138,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--streaming", action="store_true")
+    parser.add_argument("--validation-size", type=float, help="what was held out in training, if it was told")
     parser.add_argument(
         "--add-eos", action=argparse.BooleanOptionalAction, default=True, help="end every text as training did"
     )

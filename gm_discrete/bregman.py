@@ -41,8 +41,8 @@ def divergence(
     if where is not None:
         active = active & where
     rows = active.flatten().nonzero().squeeze(1)
-    predicted.kernel.prepare(rows)
-    values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), rows, predicted.kernel.vocab_size)
+    chunks = predicted.kernel.prepare(rows)
+    values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), chunks)
     return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
 
 
@@ -55,6 +55,13 @@ def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> T
         log_z, log_leave = predicted.kernel.log_landing(z, x, rows)
         surprise = torch.where(z == x, 0.0, log_ratio - 1 - log_z)
         return rate * surprise + rate_hat * log_leave.exp()
+    if (
+        isinstance(target.kernel, Reversal)
+        and isinstance(target.kernel.belief, Dirac)
+        and isinstance(predicted.kernel, Reversal)
+    ):
+        relative, mass, mass_hat = _reversal_kl(target.kernel, target.kernel.belief, predicted.kernel, x, rows)
+        return rate * (relative + log_ratio * mass - mass) + rate_hat * mass_hat
     return _dense_kl(target, predicted, x, rows, rate_hat, log_ratio)
 
 
@@ -69,6 +76,44 @@ def _dense_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor, rate_hat: 
     series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near * (1 / 30 + near / 144))))
     terms = torch.where(small, k_hat * series, k * (far - 1) + k_hat).scatter(1, x[:, None], 0.0)
     return rate_hat * terms.sum(1, dtype=torch.float64)
+
+
+def _reversal_kl(
+    aim: Reversal, data: Dirac, predicted: Reversal, x: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ k log(k/k̂), Σ k and Σ k̂ over y ≠ x, each [n], for a data symbol z and a belief π about it.
+
+    Both are (1 − κ) p0(y) c + κ π(y), with 1[y = z] for π in the target and c = 1 − π(x) κ/(B + κ), so that
+
+        Σ_{y≠x} p0(y) log k̂(y) = Σ_{y≠x} p0(y) [log((1 − κ) ĉ p0(y)) + log1p(κ π(y) / ((1 − κ) ĉ p0(y)))]
+
+    is all that needs a row; the target's own cancels against it but for the term at z.
+    """
+    z, prior, tiny = data.target[rows], aim.prior, torch.finfo(torch.float64).tiny
+    b, kappa_t, kappa = aim.stay_odds(rows), aim.kappa_t[rows], aim.kappa_s[rows]
+    log_belief = predicted.belief.log_probs(rows)
+    belief = log_belief.exp()
+    log_z = log_belief.gather(1, z[:, None]).squeeze(1).double()
+    at_x = belief.gather(1, x[:, None]).squeeze(1).double()
+    leave = belief.scatter(1, x[:, None], 0.0).sum(1, dtype=torch.float64)
+
+    moved, p_x, p_z = z != x, prior[x], prior[z]
+    c = torch.where(moved, 1.0, b / (b + kappa_t))
+    c_hat = (leave + at_x * b / (b + kappa_t)).clamp(min=tiny)
+    odds = kappa / ((1 - kappa) * c_hat)  # of "data" against "noise", but for π(y)/p0(y)
+    inverse = torch.where(prior > 0, 1 / prior, 0.0).to(belief.dtype)
+    surplus = torch.log1p(odds[:, None].to(belief.dtype) * belief * inverse) * prior.to(belief.dtype)
+    surplus = surplus.sum(1, dtype=torch.float64) - p_x * torch.log1p(odds * at_x / p_x)
+
+    noise, noise_z = (1 - kappa) * c, (1 - kappa) * c * p_z
+    log_noise_z = torch.log((1 - kappa) * c_hat) + torch.log(p_z.clamp(min=tiny))
+    log_z_hat = torch.logaddexp(log_noise_z, torch.log(kappa.clamp(min=tiny)) + log_z)
+    at_z = (noise_z + kappa) * (torch.log(noise_z + kappa) - log_z_hat)  # in place of the noise term there, which is
+    noise_at_z = torch.xlogy(noise_z, noise_z) - noise_z * log_z_hat  #    part of the sum over all y ≠ x
+    relative = (1 - kappa) * ((1 - p_x) * (torch.xlogy(c, c) - c * torch.log(c_hat)) - c * surplus)
+    relative = relative + torch.where(moved, at_z - noise_at_z, 0.0)
+    mass = noise * (1 - p_x) + torch.where(moved, kappa, 0.0)
+    return relative, mass, (1 - kappa) * c_hat * (1 - p_x) + kappa * leave
 
 
 def _cross_entropy(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 ROW_ELEMENTS = 2**25
 """Rows are processed in chunks of at most this many elements (128 MiB in float32)."""
 
+KEPT_CHUNKS = 4
+"""Up to so many chunks are kept for backward; if there are more, they are recomputed there."""
+
 
 class Readout(Protocol):
     """What a network says about a state, on demand: `readout("tokens", where)` → fresh logits [n, K], the caller's own."""
@@ -45,13 +48,19 @@ class TensorReadout:
         return rows
 
 
-def map_rows(function: Callable[[Tensor], Tensor], where: Tensor, row_size: int) -> Tensor:
-    """`function(where)` [n, …] in chunks of rows, recomputed in backward, so that no [n, K] tensor outlives its chunk."""
-    chunks = where.split(max(1, ROW_ELEMENTS // row_size))
+def chunked(where: Tensor, row_size: int, total: int | None = None) -> Sequence[Tensor]:
+    """The positions in chunks of few enough rows; with `total`, in as many as that number of positions would need."""
+    if total is None:
+        return where.split(max(1, ROW_ELEMENTS // row_size))
+    return where.tensor_split(-(-total * row_size // ROW_ELEMENTS))
+
+
+def map_rows(function: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Tensor:
+    """`function` [n, …] of all chunks; if they are many, none of their [n, K] tensors outlives its chunk."""
     if len(chunks) == 1:
-        return function(where)
-    if torch.is_grad_enabled():
-        parts = [checkpoint(function, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return function(chunks[0])
+    if torch.is_grad_enabled() and len(chunks) > KEPT_CHUNKS:
+        parts = [checkpoint(function, chunk, use_reentrant=False) for chunk in chunks]
     else:
         parts = [function(chunk) for chunk in chunks]
     return torch.cat(parts)  # type: ignore[arg-type]  # checkpoint is annotated as returning Any | None
@@ -71,8 +80,9 @@ class Kernel(ABC):
     def log_probs(self, where: Tensor) -> Tensor:
         """log k(y) for every symbol y: rows [n, K]."""
 
-    def prepare(self, where: Tensor) -> None:
-        """Announces the positions that will be asked for in chunks, so that the network runs once, and outside of them."""
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        """Announces the positions that will be asked for, so that the network runs once, and cuts them into chunks."""
+        return chunked(where, self.vocab_size)
 
     def log_landing(self, y: Tensor, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """(log k(y), log(1 − k(x))), each [n] in float64; the second is summed over the others, never subtracted from 1."""
@@ -138,9 +148,9 @@ class Categorical(Kernel):
     def device(self) -> torch.device:
         return self._device
 
-    def prepare(self, where: Tensor) -> None:
-        if prepare := getattr(self.readout, "prepare", None):
-            prepare(where)
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        prepare = getattr(self.readout, "prepare", None)
+        return super().prepare(where) if prepare is None else prepare(where)
 
     def logits(self, where: Tensor) -> Tensor:
         """Unnormalised log-probabilities [n, K]."""
@@ -162,10 +172,9 @@ class Categorical(Kernel):
         return at_y.double() - total, others - total
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        uniform = self._uniform(rng, where)
-        self.prepare(where)
-        chunks = zip(*(part.split(max(1, ROW_ELEMENTS // self.vocab_size)) for part in (where, uniform)), strict=True)
-        return torch.cat([inverse_cdf(self.logits(rows).softmax(1), u) for rows, u in chunks])
+        chunks = self.prepare(where)
+        noise = self._uniform(rng, where).split([len(rows) for rows in chunks])
+        return torch.cat([inverse_cdf(self.logits(rows).softmax(1), u) for rows, u in zip(chunks, noise, strict=True)])
 
 
 class Reversal(Kernel):
@@ -197,15 +206,15 @@ class Reversal(Kernel):
     def device(self) -> torch.device:
         return self.x.device
 
-    def prepare(self, where: Tensor) -> None:
-        self.belief.prepare(where)
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        return self.belief.prepare(where)
 
-    def _stay_odds(self, where: Tensor) -> Tensor:
+    def stay_odds(self, where: Tensor) -> Tensor:
         """B = (1 − κ_t) p0(x), [n]."""
         return (1 - self.kappa_t[where]) * self.prior[self.x[where]]
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        x, b, kappa_t = self.x[where], self._stay_odds(where), self.kappa_t[where]
+        x, b, kappa_t = self.x[where], self.stay_odds(where), self.kappa_t[where]
         z = self.belief.sample(rng, where)
         accepted = self._uniform(rng, where) * (b + kappa_t * (z == x)) < b
         kept = self._uniform(rng, where) < self.kappa_s[where]
@@ -214,7 +223,7 @@ class Reversal(Kernel):
 
     def log_probs(self, where: Tensor) -> Tensor:
         """Rows in the belief's precision. For y ≠ x: k(y) = (1 − κ_s) p0(y) c + κ_s π(y), c = 1 − π(x) κ_t/(B + κ_t)."""
-        x, b = self.x[where], self._stay_odds(where)
+        x, b = self.x[where], self.stay_odds(where)
         belief = self.belief.log_probs(where)
         at_x = belief.gather(1, x[:, None]).squeeze(1)
         kappa_t, kappa_s, at_x = self.kappa_t[where], self.kappa_s[where], at_x.double().exp()
@@ -270,8 +279,7 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     blocks.append(probs[:, whole:].sum(1, keepdim=True, dtype=torch.float64))
     coarse = torch.cat(blocks, 1).cumsum(1)
     total = coarse[:, -1]
-    if total.device.type == "cpu" and not bool((total > 0).all()):  # elsewhere the question would stall the device
-        raise FloatingPointError("a landing law has no mass or is not a number: look at the model's weights and inputs")
+    require((total > 0).all(), FloatingPointError, _NO_LAW)
     # A product rounded up to the total would lie behind the last symbol.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     hit = torch.searchsorted(coarse, target[:, None], right=True)  # [n, 1]
@@ -281,6 +289,17 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     inside = torch.searchsorted(fine, (target - before)[:, None], right=True)
     last = (fine[:, -1:] > fine).sum(1, keepdim=True)  # last symbol of the block that has mass, against rounding
     return (hit * block + torch.minimum(inside, last)).squeeze(1)
+
+
+_NO_LAW = "a landing law is not a number or has no mass: look at the model's weights and the logits processors"
+
+
+def require(condition: Tensor, error: type[Exception], message: str) -> None:
+    """Raises the error unless the condition holds; on a GPU asynchronously, where waiting for it would stall the device."""
+    if condition.device.type == "cuda":
+        torch._assert_async(condition, message)
+    elif not bool(condition):
+        raise error(message)
 
 
 def categorical_from_prior(prior: Tensor, uniform: Tensor) -> Tensor:

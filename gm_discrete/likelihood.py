@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import bregman
-from gm_discrete.objective import path_of, scored_positions
+from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.mixture import MaskedPath
 
@@ -84,7 +84,8 @@ def likelihood_bound(
 ) -> LikelihoodBound:
     """Monte-Carlo estimate of the bound on −log p(z), unbiased for every number of samples.
 
-    - `"time"`: κ stratified on (0, 1), x ~ p_t(·|z). For any path.
+    - `"time"`: κ stratified on (0, 1), x ~ p_t(·|z). For any path. Few draws near κ = 1 may carry much of the sum, so that
+      the standard error of few sequences can be too small.
     - `"mask_count"` (masking only): the number n of masks stratified on {1, …, L}, κ ~ Beta(L − n + 1, n), a uniform
       subset of n masks, weight L/n. The time-free identity Σ_n (1/n) E_{|M|=n} Σ_{i∈M} −log π(z_i|z_{−M}), which also
       holds for networks that see the time since κ given n has that Beta law. Its variance is lower, as the random number
@@ -102,7 +103,8 @@ def likelihood_bound(
     Returns:
         `.nats` [B], `.bits_per_token`, `.perplexity` and `.stderr` (of the bits per token, over sequences).
     """
-    path = path_of(model)
+    model = unwrapped(model)
+    path = model.path
     masked = isinstance(path, MaskedPath)
     if estimator not in ("auto", "time", "mask_count") or (estimator == "mask_count" and not masked):
         raise ValueError(f"estimator={estimator!r}: choose 'auto', 'time', or (with a MaskedPath) 'mask_count'")

@@ -132,7 +132,7 @@ def conditional_loss(
     Returns:
         Scalar.
     """
-    path = path_of(model)
+    path = unwrapped(model).path
     scored = scored_positions(path, z, attention_mask, scored)
     x, t = corrupt(path, z, scored, rng, times)
     masks = {} if attention_mask is None else {"attention_mask": attention_mask}
@@ -166,13 +166,13 @@ def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, score
     return chosen
 
 
-def path_of(model: Any) -> Path:
-    """The path of a model, or of the module that a wrapper (DDP, torch.compile) holds.
+def unwrapped(model: Any) -> Any:
+    """The object with a path: the model, or the module that a wrapper (DDP, torch.compile) holds.
 
     Raises:
-        TypeError: it has none.
+        TypeError: there is none.
     """
     for holder in (model, getattr(model, "module", None), getattr(model, "_orig_mod", None)):
-        if isinstance(path := getattr(holder, "path", None), Path):
-            return path
+        if isinstance(getattr(holder, "path", None), Path):
+            return holder
     raise TypeError(f"{type(model).__name__} has no probability path: give an object with .path and .generator(x, t)")

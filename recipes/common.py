@@ -33,7 +33,8 @@ def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> 
     parser = HfArgumentParser(classes)
     known = {action.dest for action in parser._actions}
     if "use_cpu" in known:  # or TrainingArguments would look for a GPU's bf16
-        settings.setdefault("use_cpu", not torch.cuda.is_available())
+        device = torch.accelerator.current_accelerator(check_available=True)
+        settings.setdefault("use_cpu", device is None or device.type == "mps")  # which knows no float64
     if unknown := settings.keys() - known:
         raise ValueError(f"the config holds unknown arguments: {', '.join(sorted(unknown))}")
     parser.set_defaults(**settings)
@@ -43,16 +44,25 @@ def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> 
 
 
 class Frames:
-    """A streamer for `generate` that keeps every unfinished state, for `animate`."""
+    """A streamer for `generate` that keeps every state, for `animate`.
 
-    def __init__(self) -> None:
+    Args:
+        prompt: number of positions of the prompt that `generate` puts before all states; 0 if it puts none.
+    """
+
+    def __init__(self, prompt: int = 0) -> None:
+        self.prompt: Tensor | None = None
+        self.expected = prompt
         self.states: list[Tensor] = []
 
     def put_draft(self, value: Tensor) -> None:
-        self.states.append(value.clone())
+        self.states.append(value.clone() if self.prompt is None else torch.cat([self.prompt, value], 1))
 
     def put(self, value: Tensor) -> None:
-        self.states.append(value.clone())
+        if self.expected and self.prompt is None:
+            self.prompt = value.clone()
+        else:
+            self.put_draft(value)
 
     def end(self) -> None:
         """Nothing is left to flush."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ from gm_discrete.data import (
     truncate,
 )
 from gm_discrete.evaluation import count_characters
+from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
+
+TOKENIZER_TEXTS = 100_000
+"""Texts of a stream from which a tokenizer is made."""
 
 
 @dataclass
@@ -58,7 +63,7 @@ class TextArguments:
     add_eos: bool = field(default=True, metadata={"help": "end every text with the tokenizer's [EOS]"})
     max_eval_sequences: int = 512
 
-    path: str = field(default="masked", metadata={"help": "masked, uniform, or unigram (the data's own frequencies)"})
+    path: str = field(default="masked", metadata={"help": "masked, uniform, or unigram (frequencies in 10,000 blocks)"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, where the path is not masked"})
     schedule: str = field(default='{"type": "linear"}', metadata={"help": "JSON of a schedule"})
     hidden_size: int = 512
@@ -89,7 +94,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with training.main_process_first(desc="tokenizer and data"):
         if options.download and options.data == "gcide" and training.process_index == 0:
             download_gcide()
-        tokenizer = build_tokenizer(options, output)
+        if training.local_process_index == 0:
+            build_tokenizer(options, output).save_pretrained(output)
+        tokenizer = AutoTokenizer.from_pretrained(output)  # of all processes the same
         train, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
     model = GMModel(build_config(options, tokenizer, train))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
@@ -120,11 +127,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
 
     bound = trainer.bound()
-    characters = sum(count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation)
-    scale = float(bound.num_tokens.sum()) / characters  # tokens per character
+    characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation]
+    per_character = LikelihoodBound(bound.nats.cpu(), torch.tensor(characters))
     metrics = {
-        "bits_per_character": bound.bits_per_token * scale,
-        "bits_per_character_stderr": bound.stderr * scale,
+        "bits_per_character": per_character.bits_per_token,
+        "bits_per_character_stderr": per_character.stderr,
         "bits_per_token": bound.bits_per_token,
         "perplexity": bound.perplexity,
         "sequences": len(bound.nats),
@@ -132,9 +139,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     }
     trainer.save_model(str(output))
     if training.should_save:
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        draft = output / "metrics.json.draft"
+        draft.write_text(json.dumps(metrics, indent=1))
+        draft.replace(output / "metrics.json")
         plot_curve(trainer.state.log_history, "token", output / "curve.png")
-        show_sample(options, tokenizer, output)
+        show_sample(options, tokenizer, output, training.device)
     print_once(
         training,
         f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
@@ -153,6 +162,7 @@ def build_tokenizer(options: TextArguments, output: Path) -> Any:
     if options.tokenizer not in ("characters", "bpe", "sentencepiece"):
         return load_tokenizer(options.tokenizer)
     texts = (row["text"] for row in load(options, "train"))
+    texts = islice(texts, TOKENIZER_TEXTS) if options.streaming else texts
     if options.tokenizer == "characters":
         return character_tokenizer(texts)
     if options.tokenizer == "bpe":
@@ -205,7 +215,8 @@ def build_path(options: TextArguments, tokenizer: Any, train: Any) -> Probabilit
     if options.path == "uniform":
         return UniformPath(size, schedule, options.rates, tokenizer.all_special_ids)
     if options.path == "unigram":
-        counts = Counter(token for _, row in zip(range(1000), train, strict=False) for token in row["input_ids"])
+        rows = train.select(range(0, len(train), -(-len(train) // 10_000))) if isinstance(train, Dataset) else train
+        counts = Counter(token for row in islice(rows, 10_000) for token in row["input_ids"])
         # Each symbol is counted once more than it was seen, except those that only mark padding or masks.
         weights = [
             0 if token in (tokenizer.mask_token_id, tokenizer.pad_token_id) else counts[token] + 1
@@ -215,9 +226,9 @@ def build_path(options: TextArguments, tokenizer: Any, train: Any) -> Probabilit
     raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
 
 
-def show_sample(options: TextArguments, tokenizer: Any, output: Path) -> None:
+def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: torch.device) -> None:
     """Loads the model that was written, fills a prompt, and writes it with the animation of how it came about."""
-    model = GMModel.from_pretrained(output)
+    model = GMModel.from_pretrained(output).to(device)
     length, frames = options.sample_length or options.length, Frames()
     if options.prompt:
         ids = [
@@ -225,12 +236,12 @@ def show_sample(options: TextArguments, tokenizer: Any, output: Path) -> None:
             for piece in _pieces(options.prompt)
             for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
         ]
-        prompt = torch.tensor([ids], device=model.device)
+        prompt, frames = torch.tensor([ids]), Frames(0 if tokenizer.mask_token_id in ids else len(ids))
         new = max(0, length - len(ids))
         sample = model.generate(prompt, max_new_tokens=new, num_steps=options.num_steps, seed=0, streamer=frames)
     else:
         sample = model.generate(length=length, num_steps=options.num_steps, seed=0, streamer=frames)
-    text = tokenizer.decode(sample[0])
+    text = tokenizer.decode(sample[0].cpu())
     (output / "sample.txt").write_text(text)
     animate(frames.states, tokenizer, output / "sample.gif")
     print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")

@@ -119,7 +119,7 @@ def exact_bound(model: ExactModel, nodes: int) -> Tensor:
 def token_step(model: ExactModel, t: float, s: float, method: str) -> Tensor:
     """Probability that a sampler moves each token to each symbol in the step [t, s], with the posterior of t: [X, L, K].
 
-    Written from MATH.md, section 5 and equation 3.6, by summing over the data symbol z, and not from the library.
+    Written from the definition of each step by summing over the data symbol z, and not from the library.
     """
     path, x = model.path, model.states()
     time = torch.tensor([t, s], dtype=torch.float64)

@@ -293,6 +293,17 @@ def test_float32_logits_give_the_float64_divergence_at_both_ends(rates: str, kap
     assert bool(((single - double).abs() <= allowed).all())
 
 
+@every_path
+def test_mixed_precision_ends_at_the_logits(name: str) -> None:
+    """Within autocast a divergence of given logits is what it is without."""
+    path, z, x, time, logits = case(name, dtype=torch.float32)
+    target, predicted = path.conditional(z, x, time), path.marginal(logits, x, time)
+    expected = bregman.divergence(target, predicted, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = bregman.divergence(target, predicted, x)
+    torch.testing.assert_close(values, expected, rtol=1e-12, atol=0)
+
+
 # ---- errors
 
 

@@ -1,6 +1,7 @@
 """Where a jump lands: rows asked only where needed, laws, and gradients."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from gm_discrete.kernels import (
     Reversal,
     TensorReadout,
     categorical_from_prior,
+    chunked,
     inverse_cdf,
     map_rows,
 )
@@ -266,13 +268,38 @@ def test_map_rows_in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mon
     expected_grad = torch.autograd.grad(expected.sum(), logits)[0]
     sizes.clear()
     monkeypatch.setattr(kernels, "ROW_ELEMENTS", 4 * chunk)
-    values = map_rows(function, where, row_size=4)
+    values = map_rows(function, chunked(where, row_size=4))
     assert max(sizes) <= chunk
     assert sum(sizes) == len(where)
     assert torch.equal(values, expected)
     assert torch.equal(torch.autograd.grad(values.sum(), logits)[0], expected_grad)
     with torch.no_grad():
-        assert torch.equal(map_rows(function, where, row_size=4), expected)
+        assert torch.equal(map_rows(function, chunked(where, row_size=4)), expected)
+
+
+def test_chunks_of_equal_number_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that share the weights must call the head equally often."""
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 12)
+    for asked in (0, 1, 7, 10):
+        chunks = chunked(torch.arange(asked), row_size=4, total=10)
+        assert len(chunks) == 4
+        assert torch.cat(list(chunks)).tolist() == list(range(asked))
+
+
+def test_dropout_in_a_chunk_is_the_same_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 12)
+    weight = torch.ones(10, requires_grad=True)
+    chunks = chunked(torch.arange(10), row_size=4)
+    values = map_rows(lambda rows: torch.nn.functional.dropout(weight[rows], 0.5), chunks)
+    assert torch.equal(torch.autograd.grad(values.sum(), weight)[0], values.detach())
+
+
+@pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf])
+def test_a_law_that_is_no_law_is_named(spoil: float) -> None:
+    readout = TensorReadout(torch.full((1, 2, 4), spoil))
+    kernel = Categorical(readout, torch.Size([1, 2]), 4, torch.device("cpu"))
+    with pytest.raises(FloatingPointError, match="a landing law is not a number or has no mass"):
+        kernel.sample(torch.Generator(), torch.arange(2))
 
 
 # ---- Reversal

@@ -1,4 +1,4 @@
-"""Imports go downwards only (DESIGN.md, section 3), and `transformers` stays where it belongs."""
+"""Imports go downwards only, and `transformers` stays where it belongs."""
 
 import ast
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_the_walk_sees_the_library() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_every_part_has_its_row(file: Path) -> None:
-    assert part_of(file) in RANK, f"{part_of(file)} is in no row of DESIGN.md, section 3"
+    assert part_of(file) in RANK, f"{part_of(file)} is in no row of RANK"
 
 
 def test_imports_go_downwards() -> None:

@@ -44,7 +44,7 @@ def test_bound_of_the_exact_posterior_is_the_entropy(name: str, schedule: Schedu
 
 
 def history_gap(model: Any, nodes: int) -> float:
-    """KL of the mixture of conditional processes from the Markov process, for mixture rates (MATH.md, section 4).
+    """KL of the mixture of conditional processes from the Markov process, for mixture rates.
 
     Jumps always land on z, so a token's history says whether it has jumped: of an unjumped token, in v, the likelihood
     is p0(v) (1 if v = z, else 1 − κ), and its rate is h P(z = y | history); after a jump it is 0.
@@ -150,7 +150,7 @@ def test_any_number_of_samples_has_the_same_mean() -> None:
 
 
 def test_mask_count_is_the_default_for_masking_and_varies_less() -> None:
-    """One draw a sequence; M4: standard deviation .047 against .072 to .09."""
+    """One draw a sequence: the random number of masks is most of the variance."""
     model = chain("masked", 3, kind=Wrong)
     z = model.data[torch.multinomial(model.law, 2000, replacement=True, generator=rng(3))]
     auto = likelihood_bound(model, z, num_samples=1, rng=rng(4))

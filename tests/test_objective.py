@@ -21,7 +21,7 @@ from gm_discrete import (
     UniformTimes,
     conditional_loss,
 )
-from gm_discrete.objective import corrupt, draw_times, matching_loss, path_of, scored_positions
+from gm_discrete.objective import corrupt, draw_times, matching_loss, scored_positions, unwrapped
 
 CPU = torch.device("cpu")
 PATHS = {"masked": MaskedPath(7), "reversal": UniformPath(7), "mixture": UniformPath(7, rates="mixture")}
@@ -262,9 +262,10 @@ def test_a_model_without_a_path_is_named() -> None:
 
 def test_the_path_of_a_wrapped_model_is_found() -> None:
     model = network("masked")
-    assert path_of(model) is model.path
-    assert path_of(torch.nn.DataParallel(model)) is model.path
-    assert path_of(StandIn(model)) is model.path
+    assert unwrapped(model) is model
+    assert unwrapped(torch.nn.DataParallel(model)) is model
+    stand_in = StandIn(model)
+    assert unwrapped(stand_in) is stand_in
 
 
 def test_data_that_does_not_fit_is_named() -> None:

@@ -23,7 +23,7 @@ MP = mpmath.mp.clone()
 MP.dps = 60
 ULP = 2.0**-52
 
-# Each with its definition as printed in MATH.md, section 2.
+# Each with its definition, written out.
 EXACT = {
     LinearSchedule(): lambda t: t,
     PowerSchedule(0.5): lambda t: MP.sqrt(t),

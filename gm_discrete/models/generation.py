@@ -116,6 +116,7 @@ class GMGenerationMixin(Base):
 
     config: GMConfig
     path: TokenMixturePath
+    whole_batches: bool
     generation_config: GMGenerationConfig
 
     def adjust_generation_fn(
@@ -171,7 +172,9 @@ class GMGenerationMixin(Base):
             logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
                 temperature, top-k and top-p. The sequences are the noisy states.
             stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes.
-            streamer: its `put_draft` receives every unfinished state that differs from the one before, its `put` the end.
+            streamer: its `put` receives the prompts first, if they are as long as each other and without gaps; then its
+                `put_draft` every unfinished state that differs from the one before, and its `put` the end, both of what
+                follows the prompts.
             generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
 
         Returns:
@@ -184,6 +187,8 @@ class GMGenerationMixin(Base):
             length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, sampler=sampler, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
+        if self.whole_batches:
+            raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
         known, fixed, attention_mask = self._canvas(
             config, input_ids, attention_mask, batch_size, length, max_new_tokens
         )
@@ -194,7 +199,10 @@ class GMGenerationMixin(Base):
             "attention_mask": None if bool(attention_mask.all()) else attention_mask,
             "logits_processor": _processors(config, logits_processor),
         }
-        drafts = _Drafts(streamer, stopping_criteria)
+        shown = _common_prompt(fixed)
+        if streamer is not None and shown:
+            streamer.put(known[:, :shown].cpu())
+        drafts = _Drafts(streamer, stopping_criteria, shown)
         prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
         source = _Prompted(self, known, fixed, rng) if prompted else self
         kappa = torch.linspace(0, 1, config.num_steps + 1, dtype=torch.float64)
@@ -212,7 +220,7 @@ class GMGenerationMixin(Base):
         finally:
             self.train(training)
         if streamer is not None:
-            streamer.put(run.x.cpu())
+            streamer.put(run.x[:, shown:].cpu())
             streamer.end()
         if not config.return_dict_in_generate:
             return run.x
@@ -274,18 +282,25 @@ class _Prompted:
         return self.model.generator(shown, t, t_next, **conditioning)
 
 
+def _common_prompt(fixed: Tensor) -> int:
+    """Number of positions that are fixed in every row, with free ones alone behind them; 0 if there is no such number."""
+    given = int(fixed.all(0).long().cumprod(0).sum())
+    return 0 if bool(fixed[:, given:].any()) else given
+
+
 class _Drafts:
     """Tells a streamer and the stopping criteria about every step."""
 
-    def __init__(self, streamer: Any, criteria: StoppingCriteriaList | None) -> None:
+    def __init__(self, streamer: Any, criteria: StoppingCriteriaList | None, shown: int) -> None:
         self.put_draft = getattr(streamer, "put_draft", None)
+        self.shown = shown  # positions of the prompt
         self.criteria = criteria
         self.last: Tensor | None = None
         self.stopped_at: float | None = None
 
     def __call__(self, x: Tensor, t: float) -> bool:
         if self.put_draft is not None and t < 1 and (self.last is None or not torch.equal(x, self.last)):
-            self.put_draft(x.cpu())
+            self.put_draft(x[:, self.shown :].cpu())
             self.last = x
         if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):  # pyright: ignore
             self.stopped_at = t

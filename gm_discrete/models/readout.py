@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from gm_discrete.kernels import chunked
 
 if TYPE_CHECKING:
     from gm_discrete.models.modeling import GMModel
@@ -49,9 +52,15 @@ class LazyReadout:
         rows = self.model.read_tokens(hidden, self.x.flatten()[where], self.evidence.flatten()[where])
         return rows if self.processor is None else self.processor(self.x[sequence], rows)
 
-    def prepare(self, where: Tensor) -> None:
-        """Runs the backbone for the sequences of the positions `where`."""
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        """Runs the backbone for the sequences of the positions `where`, and cuts these into chunks.
+
+        Of a sharded model every process makes equal calls: the chunks are then as many as all positions would need.
+        """
         self._encode(where // self.x.shape[1])
+        config = self.model.config
+        every = len(self.x) * max(config.max_position_embeddings, self.x.shape[1])
+        return chunked(where, config.vocab_size, every if self.model.whole_batches else None)
 
     def _encode(self, sequence: Tensor) -> Tensor:
         """States [B, L, D], known at least for the given sequences."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.kernels import Categorical, Dirac, Readout, Reversal, TensorReadout, categorical_from_prior
+from gm_discrete.kernels import Categorical, Dirac, Readout, Reversal, TensorReadout, categorical_from_prior, require
 from gm_discrete.paths.base import Path
 from gm_discrete.schedules import LinearSchedule, Schedule
 
@@ -117,7 +117,10 @@ class TokenMixturePath(Path, ABC):
             raise ValueError(f"{name} must be a long tensor [B, L], got {state.dtype} of shape {tuple(state.shape)}")
         if t.shape != state.shape[:1]:
             raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {tuple(t.shape)}")
-        if state.device.type == "cpu" and state.numel():  # elsewhere the look would stall the device
+        if state.device.type != "cpu":  # a look at the values would stall the device
+            require(((state >= 0) & (state < self.vocab_size)).all(), ValueError, f"{name} holds ids out of range")
+            require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
+        elif state.numel():
             if not 0 <= int(state.min()) <= int(state.max()) < self.vocab_size:
                 raise ValueError(
                     f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "

@@ -80,7 +80,7 @@ def ancestral(
 
     Realised by thinning, so that positions without a candidate event cost nothing. For masking it is `tau_leaping`.
     """
-    if model.path.rates == "mixture":
+    if getattr(getattr(model, "path", None), "rates", None) == "mixture":
         raise ValueError('ancestral steps follow the reversal rates: give the path rates="reversal"')
     return tau_leaping(model, x, t, t_next, rng, free, conditioning)
 

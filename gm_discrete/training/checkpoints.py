@@ -10,17 +10,29 @@ MARKER = "COMPLETE"
 """Written last, with the sizes of all files. A folder without it, or that differs from it, is no checkpoint."""
 
 
+STARTED = "SAVING"
+"""Written first and removed last: what it lies in was left behind by a run that was killed while it saved."""
+
+
+def mark_started(folder: str | os.PathLike[str]) -> None:
+    """Withdraws the declaration of `mark_complete`, before the files are written anew."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / STARTED).touch()
+    (Path(folder) / MARKER).unlink(missing_ok=True)
+
+
 def mark_complete(folder: str | os.PathLike[str]) -> None:
     """Declares the checkpoint in `folder` complete, in one atomic step."""
     folder = Path(folder)
     draft = folder / f"{MARKER}.tmp"
     draft.write_text(json.dumps(_sizes(folder), indent=1, sort_keys=True))
     draft.replace(folder / MARKER)
+    (folder / STARTED).unlink(missing_ok=True)
 
 
-def unmark(folder: str | os.PathLike[str]) -> None:
-    """Withdraws the declaration, before the files are written anew."""
-    (Path(folder) / MARKER).unlink(missing_ok=True)
+def is_broken(folder: str | os.PathLike[str]) -> bool:
+    """Whether the checkpoint was begun and never finished."""
+    return (Path(folder) / STARTED).exists() and not is_complete(folder)
 
 
 def is_complete(folder: str | os.PathLike[str]) -> bool:
@@ -46,5 +58,5 @@ def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MARKER))
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((MARKER, STARTED)))
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}

@@ -63,7 +63,9 @@ class EMACallback(TrainerCallback):
             ValueError: the folder holds none.
         """
         if not _file(folder, rank).exists():
-            raise ValueError(f"{folder} holds no averaged weights: it was written without an EMACallback")
+            raise ValueError(
+                f"{folder} holds no averaged weights: it was written without an EMACallback, or by other processes"
+            )
         self.average = load_file(_file(folder, rank))
 
 

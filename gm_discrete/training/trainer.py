@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,35 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.data import TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound
 from gm_discrete.likelihood import LikelihoodBound
-from gm_discrete.models import GMModel
+from gm_discrete.models import GMConfig, GMModel
 from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt
-from gm_discrete.training.checkpoints import checkpoints, is_complete, last_complete_checkpoint, mark_complete, unmark
+from gm_discrete.training.checkpoints import (
+    checkpoints,
+    is_broken,
+    is_complete,
+    last_complete_checkpoint,
+    mark_complete,
+    mark_started,
+)
 from gm_discrete.training.ema import EMACallback
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Within this context the weights that FSDP 2 has sharded outside the blocks are whole, as parts are called alone."""
-    root = model if isinstance(model, FSDPModule) else None
-    if root is not None:
-        root.unshard()
+    """Within this context the parts of a model that FSDP 2 has sharded may be called one by one."""
+    if isinstance(model, FSDPModule):
+        model.unshard()  # what belongs to no block, and is else gathered by the whole model's forward only
     try:
         yield
     finally:
-        if root is not None:
-            root.reshard()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class GMTrainer(Trainer):
@@ -60,6 +68,9 @@ class GMTrainer(Trainer):
     def __init__(
         self, model: GMModel, args: Any, *, times: TimeLaw | None = None, num_eval_samples: int = 8, **kwargs: Any
     ) -> None:
+        for name in ("model_init", "compute_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not used here: give a model; evaluation is the likelihood bound")
         tokenizer = kwargs.get("processing_class")
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             config = model.config
@@ -73,9 +84,22 @@ class GMTrainer(Trainer):
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         if self.is_fsdp_enabled:
-            if not self.accelerator.is_fsdp2:
-                raise ValueError("weights are sharded by FSDP 2 only: launch with --fsdp_version 2")
-            model.whole_batches = True
+            self._prepare_sharding(model)
+
+    def _prepare_sharding(self, model: GMModel) -> None:
+        model.whole_batches = True
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        for wrong, cure in (
+            (plugin.fsdp_version != 2, "launch with --fsdp_version 2"),
+            (self.args.eval_on_start, "leave out eval_on_start"),
+            (self.optimizer_cls_and_kwargs is not None, "train with an optimizer of TrainingArguments"),
+        ):
+            if wrong:
+                raise ValueError(f"the weights are sharded by FSDP: {cure}")
+        if plugin.mixed_precision_policy is not None:  # times and the loss keep their precision
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None
+            )
 
     @property
     def ema(self) -> EMACallback | None:
@@ -100,11 +124,12 @@ class GMTrainer(Trainer):
         rng = self._rng(*self._noise_step)
         scored = inputs["labels"] != -100
         data = torch.where(scored, inputs["labels"], inputs["input_ids"])
-        length = data.shape[1]  # every process draws noise of one shape, that of the longest batch among them
-        lengths: Any = self.accelerator.gather(torch.tensor([length], device=data.device))
-        padding = (0, int(lengths.max()) - length)
-        data, scored = nn.functional.pad(data, padding), nn.functional.pad(scored, padding)
+        length = data.shape[1]
         path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
+        if world_size > 1:  # every process draws noise of one shape, that of the longest batch among them
+            lengths: Any = self.accelerator.gather(torch.tensor([length], device=data.device))
+            padding = (0, int(lengths.max()) - length)
+            data, scored = nn.functional.pad(data, padding), nn.functional.pad(scored, padding)
         x, t = corrupt(path, data, scored, rng, self.times, rank, world_size)
         return {**inputs, "input_ids": x[:, :length], "time": t}
 
@@ -125,13 +150,18 @@ class GMTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; `True` resumes from the newest complete checkpoint.
 
+        A run that is resumed on a stream reads the stream again up to its place.
+
         Raises:
-            ValueError: the checkpoint is not complete, or there is none.
+            ValueError: the checkpoint is not complete, is of another model, or there is none; or the run is a new one, and
+                `output_dir` holds checkpoints of an earlier one, with which its own would be confused.
         """
         self._noise_step = (-1, 0)
         if self.train_dataset is None or next(iter(self.train_dataset), None) is None:
             raise ValueError("train_dataset is empty; give at least one sequence")
-        if isinstance(self.train_dataset, IterableDataset):  # one pass without end, as a resumed run looks for its place
+        if isinstance(
+            self.train_dataset, IterableDataset
+        ):  # one pass without end, as a resumed run looks for its place
             self.train_dataset = self.train_dataset.repeat(None)  # within a pass; every round has the same order
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
@@ -140,14 +170,35 @@ class GMTrainer(Trainer):
         if resume_from_checkpoint:
             if not is_complete(resume_from_checkpoint):
                 raise ValueError(f"{resume_from_checkpoint} is not a complete checkpoint: its writing was interrupted")
+            self._check_model(resume_from_checkpoint)
             if self.ema:
                 self.ema.load(resume_from_checkpoint, self._shard)
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
             if 0 < self.args.max_steps <= state.global_step:  # finished: the Trainer would make one step more
+                if self.is_fsdp_enabled:
+                    raise ValueError(f"{resume_from_checkpoint} is the end of this run: nothing is left to train")
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
+        elif last := last_complete_checkpoint(self.args.output_dir or "."):
+            raise ValueError(
+                f"output_dir holds {last} of an earlier run: resume_from_checkpoint=True goes on from there; "
+                "a new run needs a folder of its own"
+            )
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _check_model(self, checkpoint: str | bool) -> None:
+        saved, own = GMConfig.from_pretrained(checkpoint), self._unwrapped.config
+        names = GMConfig.__annotations__.keys() - {
+            "pad_token_id",
+            "bos_token_id",
+            "eos_token_id",
+        }  # the Trainer sets them
+        if changed := [name for name in names if getattr(saved, name) != getattr(own, name)]:
+            name = min(changed, key=lambda name: (name != "path", name))
+            raise ValueError(
+                f"{checkpoint} is of another model: its {name} is {getattr(saved, name)!r}, here {getattr(own, name)!r}"
+            )
 
     # Evaluation
 
@@ -175,7 +226,7 @@ class GMTrainer(Trainer):
         """The likelihood bound of a data set (the evaluation set by default), at averaged weights where there are any."""
         dataloader = self.get_eval_dataloader(dataset)
         rng = self._rng(0, 0, self.args.process_index)
-        with self.averaged_weights(), gathered(self._trained):
+        with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():
             return evaluate_bound(
                 self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
             )
@@ -184,7 +235,7 @@ class GMTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model and tokenizer for publication: averaged weights where there are any, and no pickle."""
-        if _internal_call:
+        if _internal_call and output_dir is not None:  # a checkpoint
             return super().save_model(output_dir, _internal_call=True)
         with self.averaged_weights():
             super().save_model(output_dir)
@@ -199,13 +250,11 @@ class GMTrainer(Trainer):
                 f"the weights are not finite after step {self.state.global_step}; they are not saved. "
                 f"Last complete checkpoint: {last_complete_checkpoint(folder.parent) or 'none'}."
             )
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # nothing is deleted before this is complete
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # nothing is deleted before this is complete
         try:
             if self.args.should_save:
-                unmark(folder)
+                mark_started(folder)
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
@@ -214,11 +263,16 @@ class GMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder)
-            for broken in checkpoints(folder.parent):  # left behind by a run that was killed while it saved
-                if not is_complete(broken):
-                    shutil.rmtree(broken)
+            for broken in filter(is_broken, checkpoints(folder.parent)):
+                shutil.rmtree(broken)
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
+            complete = [path for path in checkpoints(folder.parent) if is_complete(path)]
+            for old in complete[: -limit if limit else 0]:
+                if best is None or old.resolve() != Path(best).resolve():
+                    shutil.rmtree(old)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Checkpoints stay here: `push_to_hub` publishes what `save_model` writes."""
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -16,6 +16,7 @@ from transformers import (
     MaxTimeCriteria,
     StoppingCriteriaList,
     TextDiffusionStreamer,
+    TextStreamer,
 )
 
 from gm_discrete import (
@@ -346,6 +347,13 @@ def test_transformers_own_criteria_work() -> None:
     assert MASK not in out.flatten().tolist()
 
 
+class Letters:
+    """A tokenizer of eleven symbols, the mask the last."""
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join("abcdefghij_"[int(i)] for i in torch.as_tensor(ids).flatten())
+
+
 class Recorder:
     def __init__(self) -> None:
         self.drafts: list[Tensor] = []
@@ -353,7 +361,6 @@ class Recorder:
         self.ended = 0
 
     def put_draft(self, value: Tensor, **_: Any) -> None:
-        assert not self.final
         self.drafts.append(value.clone())
 
     def put(self, value: Tensor) -> None:
@@ -369,13 +376,31 @@ def test_streamers_get_every_new_draft_and_the_end(name: str) -> None:
     prompt = torch.tensor([[1, 2, 4]])
     out = model.generate(prompt, max_new_tokens=6, num_steps=30, seed=1, streamer=streamer)
     assert streamer.ended == 1
-    assert len(streamer.final) == 1
-    assert torch.equal(streamer.final[0], out)
+    first, last = streamer.final
+    assert torch.equal(first, prompt)
+    assert torch.equal(torch.cat([first, last], 1), out)
     assert len(streamer.drafts) > 2
     for first, second in zip(streamer.drafts, streamer.drafts[1:], strict=False):
         assert not torch.equal(first, second)
-    assert all(torch.equal(draft[:, :3], prompt) for draft in streamer.drafts)
+    assert {draft.shape for draft in streamer.drafts} == {(1, 6)}
     assert torch.equal(model.generate(prompt, max_new_tokens=6, num_steps=30, seed=1), out)
+
+
+def test_prompts_with_gaps_are_streamed_whole() -> None:
+    streamer = Recorder()
+    out = network().generate(torch.tensor([[1, MASK, 4]]), max_new_tokens=2, num_steps=9, seed=1, streamer=streamer)
+    assert len(streamer.final) == 1
+    assert torch.equal(streamer.final[0], out)
+    assert {draft.shape for draft in streamer.drafts} == {(1, 5)}
+
+
+def test_text_streamers_can_skip_the_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = torch.tensor([[1, 2, 4]])
+    for skip in (False, True):
+        streamer = TextStreamer(Letters(), skip_prompt=skip)
+        out = network().generate(prompt, max_new_tokens=5, num_steps=4, seed=0, streamer=streamer)
+        shown = capsys.readouterr().out.strip()
+        assert shown == Letters().decode(out[:, 3:] if skip else out)
 
 
 def test_streamers_without_drafts_get_the_end() -> None:
@@ -395,10 +420,6 @@ def test_streamers_without_drafts_get_the_end() -> None:
 
 
 def test_the_diffusion_streamer_of_transformers_works(capsys: pytest.CaptureFixture[str]) -> None:
-    class Letters:
-        def decode(self, ids: Any, **_: Any) -> str:
-            return "".join("abcdefghij_"[int(i)] for i in torch.as_tensor(ids).flatten())
-
     out = network().generate(length=8, num_steps=8, seed=0, streamer=TextDiffusionStreamer(Letters()))
     shown = capsys.readouterr().out
     assert Letters().decode(out) in shown

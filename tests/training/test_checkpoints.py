@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import checkpoint, rows, small_model, small_trainer, weights
+from small_run import TOKENIZER, checkpoint, rows, small_model, small_trainer, weights
 
+from gm_discrete import CosineSchedule, MaskedPath, UniformPath
 from gm_discrete.training import EMACallback, GMTrainer, is_complete, last_complete_checkpoint, trainer
-from gm_discrete.training.checkpoints import MARKER, checkpoints, mark_complete, unmark
+from gm_discrete.training.checkpoints import MARKER, STARTED, checkpoints, is_broken, mark_complete, mark_started
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "ema": 0.9}
 
@@ -34,9 +35,14 @@ def test_a_folder_is_complete_once_marked_and_while_its_files_stay(tmp_path: Pat
     (folder / "shard" / "part").write_text("12")
     assert not is_complete(folder)
     mark_complete(folder)
-    unmark(folder)
-    unmark(folder)
+    assert not is_broken(folder)
+    mark_started(folder)
+    mark_started(folder)
     assert not is_complete(folder)
+    assert is_broken(folder)
+    mark_complete(folder)
+    assert is_complete(folder)
+    assert not is_broken(folder)
     assert not is_complete(tmp_path / "nowhere")
 
 
@@ -141,11 +147,39 @@ def test_a_crash_while_saving_leaves_the_last_complete_one(
     assert len(checkpoints(tmp_path)) == 1
 
 
-def test_a_half_written_checkpoint_does_not_crowd_out_complete_ones(tmp_path: Path) -> None:
-    """It lies ahead, as one does that was being written when a run with other `save_steps` was killed."""
-    folder_with(tmp_path / "checkpoint-7", model="1")
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_half_written_checkpoint_does_not_crowd_out_complete_ones(tmp_path: Path, ours: bool) -> None:
+    """It lies ahead, as one does that was being written when a run with other `save_steps` was killed.
+
+    It is deleted if it was ours; what somebody else has put there, or changed since, is not.
+    """
+    folder_with(tmp_path / "checkpoint-7", model="1", **{STARTED: ""} if ours else {})
     small_trainer(tmp_path, save_total_limit=1, **SAVING).train()
     assert last_complete_checkpoint(tmp_path) == str(checkpoint(tmp_path, 4))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"] + ["checkpoint-7"] * (not ours)
+
+
+def test_a_new_run_does_not_start_among_the_checkpoints_of_another(tmp_path: Path) -> None:
+    small_trainer(tmp_path, **SAVING).train()
+    with pytest.raises(
+        ValueError, match=r"holds .*checkpoint-4 of an earlier run: resume_from_checkpoint=True goes on"
+    ):
+        small_trainer(tmp_path, **SAVING).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"num_hidden_layers": 2}, "num_hidden_layers"),
+        ({"path": UniformPath(len(TOKENIZER), special_token_ids=TOKENIZER.all_special_ids)}, "path"),
+        ({"path": MaskedPath(len(TOKENIZER), TOKENIZER.mask_token_id, CosineSchedule())}, "path"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, options: dict[str, Any], name: str) -> None:
+    small_trainer(tmp_path, **SAVING).train()
+    other = small_trainer(tmp_path, model=small_model(**options), **SAVING | {"max_steps": 6})
+    with pytest.raises(ValueError, match=rf"checkpoint-4 is of another model: its {name} is "):
+        other.train(resume_from_checkpoint=True)
 
 
 def test_a_truncated_publication_is_refused(tmp_path: Path) -> None:

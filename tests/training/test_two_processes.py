@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_run import checkpoint, losses, rows, weights
+from torchrun import torchrun
 from two_processes import EQUAL, RAGGED, run_equal
 
 from gm_discrete.training import is_complete, last_complete_checkpoint
@@ -23,17 +20,7 @@ from gm_discrete.training import is_complete, last_complete_checkpoint
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    command = [*torchrun, str(Path(__file__).with_name("two_processes.py")), str(folder)]
-    log = folder / "log.txt"
-    with log.open("w") as stream:
-        run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
-        try:
-            run.wait(timeout=180)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)  # with the processes that it has started
-            run.wait()
+    torchrun("two_processes.py", folder)
     return folder
 
 
