@@ -297,7 +297,7 @@ _NO_LAW = "a landing law is not a number or has no mass: look at the model's wei
 def require(condition: Tensor, error: type[Exception], message: str) -> None:
     """Raises the error unless the condition holds; on a GPU asynchronously, where waiting for it would stall the device."""
     if condition.device.type == "cuda":
-        torch._assert_async(condition, message)
+        torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not bool(condition):
         raise error(message)
 

@@ -215,7 +215,9 @@ def build_path(options: TextArguments, tokenizer: Any, train: Any) -> Probabilit
     if options.path == "uniform":
         return UniformPath(size, schedule, options.rates, tokenizer.all_special_ids)
     if options.path == "unigram":
-        rows = train.select(range(0, len(train), -(-len(train) // 10_000))) if isinstance(train, Dataset) else train
+        rows: Any = (
+            train.select(range(0, len(train), -(-len(train) // 10_000))) if isinstance(train, Dataset) else train
+        )
         counts = Counter(token for row in islice(rows, 10_000) for token in row["input_ids"])
         # Each symbol is counted once more than it was seen, except those that only mark padding or masks.
         weights = [
@@ -226,7 +228,7 @@ def build_path(options: TextArguments, tokenizer: Any, train: Any) -> Probabilit
     raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
 
 
-def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: torch.device) -> None:
+def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: Any) -> None:
     """Loads the model that was written, fills a prompt, and writes it with the animation of how it came about."""
     model = GMModel.from_pretrained(output).to(device)
     length, frames = options.sample_length or options.length, Frames()

@@ -170,7 +170,7 @@ class GMTrainer(Trainer):
         if resume_from_checkpoint:
             if not is_complete(resume_from_checkpoint):
                 raise ValueError(f"{resume_from_checkpoint} is not a complete checkpoint: its writing was interrupted")
-            self._check_model(resume_from_checkpoint)
+            self._check_model(str(resume_from_checkpoint))
             if self.ema:
                 self.ema.load(resume_from_checkpoint, self._shard)
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
@@ -187,7 +187,7 @@ class GMTrainer(Trainer):
             )
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
-    def _check_model(self, checkpoint: str | bool) -> None:
+    def _check_model(self, checkpoint: str) -> None:
         saved, own = GMConfig.from_pretrained(checkpoint), self._unwrapped.config
         names = GMConfig.__annotations__.keys() - {
             "pad_token_id",

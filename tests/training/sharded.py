@@ -1,78 +1,94 @@
-"""What `test_sharded.py` starts under torchrun: a model sharded by FSDP 2 over two processes, and the same one whole."""
+"""What `test_sharded.py` starts under torchrun: runs whose weights FSDP 2 has spread over two processes."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from small_run import LENGTH, rows, small_model
-from torch import Tensor
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.fsdp import fully_shard
+from accelerate import DistributedType, PartialState
+from small_run import TOKENIZER, Interrupt, losses, rows, small_model, small_trainer
 
-from gm_discrete import LogitNormalTimes, likelihood_bound
-from gm_discrete.objective import corrupt
-from gm_discrete.training import EMACallback
-from gm_discrete.training.trainer import gathered
+from gm_discrete import kernels
 
-
-class Trained:
-    """A model, its optimizer and its averaged weights."""
-
-    def __init__(self, sharded: bool) -> None:
-        self.model = small_model(num_hidden_layers=3, conv_kernel_size=3)
-        if sharded:
-            self.model.whole_batches = True
-            for block in self.model.backbone.layers[:-1]:
-                fully_shard(block)
-            fully_shard(self.model)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.ema = EMACallback(0.5)
-        self.ema.on_train_begin(None, None, None, model=self.model)
-
-    def step(self, x: Tensor, t: Tensor, z: Tensor, items: float) -> float:
-        loss = self.model(input_ids=x, time=t, labels=z, num_items_in_batch=items).loss
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.on_step_end(None, State(), None, model=self.model)
-        return loss.item()
-
-    def bound(self, z: Tensor) -> list[float]:
-        """Of the averaged weights."""
-        with self.ema.applied(self.model), gathered(self.model):
-            return likelihood_bound(self.model, z, num_samples=2, rng=torch.Generator().manual_seed(5)).nats.tolist()
+RAGGED = (8, 3, 5, 1, 7, 8)
+SETTINGS: dict[str, Any] = {
+    "ema": 0.9, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "seed": 3,
+    "adam_epsilon": 1e-3,
+}  # fmt: skip
+LAUNCH = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}  # fmt: skip
+"""What `accelerate launch` makes of the flags in the head of openwebtext.yaml."""
 
 
-class State:
-    global_step = 100
+def trainer(folder: Path, batch: int, seed: int = 0, **more: Any) -> Any:
+    model, held_out = small_model(seed=seed, num_hidden_layers=3, conv_kernel_size=3), rows(6, RAGGED, seed=1)
+    arguments = {**SETTINGS, "per_device_train_batch_size": batch, "eval_dataset": held_out, **more}
+    return small_trainer(folder, rows(20, RAGGED), model, **arguments)
+
+
+def bounds(run: Any) -> list[float]:
+    return [entry["eval_bits_per_token"] for entry in run.state.log_history if "eval_bits_per_token" in entry]
+
+
+def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    try:
+        function(*args, **kwargs)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def shard_although_on_cpu() -> None:
+    """accelerate shards over GPUs only; everything behind that question works with gloo too."""
+    original = PartialState.__init__
+
+    def on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = on_gpus
 
 
 def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
+    os.environ.update(LAUNCH)
     torch.set_num_threads(1)
-    init_process_group("gloo")
-    whole, sharded = Trained(sharded=False), Trained(sharded=True)
-    z = torch.tensor(rows(8)["input_ids"])
-    scored, half = torch.ones_like(z, dtype=torch.bool), slice(4 * rank, 4 * rank + 4)
-    record: dict[str, Any] = {"losses": [], "bounds": [], "shard": [], "all": []}
-    for step in range(3):
-        x, t = corrupt(whole.model.path, z, scored, torch.Generator().manual_seed(step), LogitNormalTimes())
-        alone = whole.step(x, t, z, z.numel())
-        # FSDP averages gradients: a half's loss per position of that half is the mean's half of the sum.
-        part = sharded.step(x[half], t[half], z[half], 4 * LENGTH)
-        record["losses"].append((alone, part))
-        record["bounds"].append((whole.bound(z), sharded.bound(z)))  # between two training steps
-    for mine, theirs in zip(sharded.model.parameters(), whole.model.parameters(), strict=True):
-        record["shard"].append(mine.to_local().numel())
-        record["all"].append(theirs.numel())
-        torch.testing.assert_close(mine.full_tensor(), theirs, rtol=1e-4, atol=1e-6)
-    (folder / f"sharded-{rank}.json").write_text(json.dumps(record))
-    destroy_process_group()
+    shard_although_on_cpu()
+    kernels.ROW_ELEMENTS = 5 * len(TOKENIZER)  # five rows a chunk
+
+    run = trainer(folder / "unbroken", 2)
+    run.train()
+    record: dict[str, Any] = {"losses": losses(run), "bounds": bounds(run), "final": run.bound().nats.tolist()}
+    record["shard"] = sum(weight.to_local().numel() for weight in run.model.parameters())
+    record["all"] = sum(weight.numel() for weight in run.model.parameters())
+    run.save_model(str(folder / "published"))
+    record["generate"] = refusal(run.model.generate, length=4)
+
+    try:
+        trainer(folder / "resumed", 2, callbacks=[Interrupt(after=3)]).train()
+    except KeyboardInterrupt:
+        torch.distributed.barrier()
+    again = trainer(folder / "resumed", 2, seed=9)
+    again.train(resume_from_checkpoint=True)
+    record["resumed"] = losses(again)
+    record["finished"] = refusal(trainer(folder / "resumed", 2).train, resume_from_checkpoint=True)
+
+    half = trainer(folder / "bfloat16", 2, bf16=True)
+    half.train()
+    record["bfloat16"] = losses(half)
+    record["muon"] = refusal(trainer, folder / "muon", 2, muon=True)
+    record["eval_on_start"] = refusal(trainer, folder / "first", 2, eval_on_start=True)
+    (folder / f"record-{rank}.json").write_text(json.dumps(record))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,27 +1,78 @@
-"""A model whose weights FSDP 2 has spread over two processes trains and is scored as the whole one."""
+"""A model whose weights FSDP 2 has spread over two processes trains, is scored, saved and resumed as a whole one."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from sharded import bounds, trainer
+from small_run import checkpoint, losses, weights
 from torchrun import torchrun
 
+from gm_discrete import GMModel
 
-def test_sharded_weights_train_and_score_as_whole_ones(tmp_path: Path) -> None:
-    log = torchrun("sharded.py", tmp_path)
-    records = []
-    for rank in range(2):
-        file = tmp_path / f"sharded-{rank}.json"
-        assert file.exists(), log.read_text()[-4000:]
-        records.append(json.loads(file.read_text()))
-    first, second = records
-    assert sum(first["shard"]) + sum(second["shard"]) == sum(first["all"])
-    assert 0.3 < sum(first["shard"]) / sum(first["all"]) < 0.7
-    for (alone, mine), (_, other) in zip(first["losses"], second["losses"], strict=True):
-        assert (mine + other) / 2 == pytest.approx(alone, rel=1e-5)
-    for record in records:
-        for whole, sharded in record["bounds"]:
-            assert sharded == pytest.approx(whole, rel=1e-4)
-    assert first["bounds"][0] != first["bounds"][2]
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    folder = tmp_path_factory.mktemp("sharded")
+    torchrun("sharded.py", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def record(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What one of them wrote down."""
+    file = folder / f"record-{request.param}.json"
+    assert file.exists(), (folder / "log.txt").read_text()[-4000:]
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same run by one process."""
+    run = trainer(tmp_path_factory.mktemp("alone"), 4)
+    run.train()
+    return run
+
+
+def test_losses_and_bounds_are_those_of_one_process(record: dict[str, Any], alone: Any) -> None:
+    """The noise of evaluation is that of each process: the bounds of different draws, of 8 each, are near one another."""
+    assert record["losses"] == pytest.approx(losses(alone), rel=1e-5)
+    assert record["bounds"] == pytest.approx(bounds(alone), rel=0.1)
+    assert len(record["bounds"]) == 2
+    assert len(record["final"]) == 6
+
+
+def test_each_process_holds_half_of_the_weights(record: dict[str, Any]) -> None:
+    assert 0.3 < record["shard"] / record["all"] < 0.7
+
+
+def test_averaged_weights_are_published_whole(folder: Path, record: dict[str, Any], alone: Any) -> None:
+    published = GMModel.from_pretrained(folder / "published")
+    torch.testing.assert_close(weights(published), alone.ema.average, rtol=0, atol=2e-5)
+    assert not (folder / "published" / "training_args.bin").exists()
+
+
+def test_a_resumed_run_is_an_unbroken_one(folder: Path, record: dict[str, Any]) -> None:
+    assert record["resumed"] == record["losses"]
+    unbroken, resumed = (checkpoint(folder / name, 4) for name in ("unbroken", "resumed"))
+    for file in ("model.safetensors", "ema-0.safetensors", "ema-1.safetensors"):
+        assert (unbroken / file).read_bytes() == (resumed / file).read_bytes()
+
+
+def test_times_and_losses_keep_their_precision_in_bfloat16(record: dict[str, Any]) -> None:
+    """Rounded to bfloat16, times would move the losses by several percent, and one near 1 would make them infinite."""
+    assert record["bfloat16"] == pytest.approx(record["losses"], rel=0.02)
+    assert record["bfloat16"] != record["losses"]
+    assert any(loss != torch.tensor(loss).bfloat16().item() for loss in record["bfloat16"])
+
+
+def test_what_cannot_be_done_is_refused(record: dict[str, Any]) -> None:
+    assert "load the saved model and generate with that" in record["generate"]
+    assert "is the end of this run: nothing is left to train" in record["finished"]
+    assert "train with an optimizer of TrainingArguments" in record["muon"]
+    assert "leave out eval_on_start" in record["eval_on_start"]
