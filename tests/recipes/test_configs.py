@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +17,8 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from gm_discrete import GMModel
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
 GPT2_SIZE = 50257
@@ -112,3 +116,37 @@ def test_an_unknown_choice_is_refused(
     with pytest.raises((ValueError, OSError), match=value):
         recipe.main([*tiny, *path, f"--{name}", value, "--output_dir", str(tmp_path)])
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_the_commands_of_the_readme_run(
+    recipe: ModuleType,
+    tiny: list[str],
+    gpt2: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every shell command of the README but make's, at reduced size and without its launcher, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    (tmp_path / "my_book.txt").write_text(corpus.read_text())
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines()]
+    ran = []
+    for words in commands:
+        name = next((word for word in words if word.endswith(".py")), "make")
+        arguments = words[words.index(name) + 1 :] if name in words else []
+        if name == "recipes/text.py":
+            options, _ = parse(recipe, *arguments, "--use_cpu", "true")
+            stand_ins = ["--tokenizer", str(gpt2), "--validation_size", "8"] if options.tokenizer == "gpt2" else []
+            stand_ins += [] if "--output_dir" in arguments else ["--output_dir", f"run-{len(ran)}"]
+            recipe.main([*tiny, *arguments, *stand_ins])
+        elif name == "benchmarks/perplexity.py":
+            few = ["--limit", "4", "--bound-samples", "1", "--num-samples", "2", "--num-steps", "2", "--threads", "1"]
+            importlib.import_module("perplexity").main([*arguments, *few])
+        else:
+            assert words[0] == "make"
+        ran.append(name)
+    assert {"recipes/text.py", "benchmarks/perplexity.py", "make"} <= set(ran)
