@@ -1,14 +1,10 @@
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
 from gm_discrete import LikelihoodBound, MaskedPath
@@ -69,27 +65,6 @@ def test_noise_is_reproducible() -> None:
 def test_an_empty_loader_is_refused() -> None:
     with pytest.raises(ValueError, match="dataloader is empty"):
         evaluate_bound(Uniform(), [])
-
-
-def gather(rank: int, port: int) -> None:
-    torch.set_num_threads(1)  # threads of the parent do not survive the fork
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
-    )
-    accelerator = Accelerator(cpu=True)
-    bound = evaluate_bound(Uniform(), accelerator.prepare(loader(1)), accelerator=accelerator)
-    assert accelerator.num_processes == 2
-    assert bound.num_tokens.tolist() == LENGTHS
-    assert bound.nats.tolist() == pytest.approx([length * math.log(8) for length in LENGTHS], rel=1e-6)
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.timeout(120)
-def test_two_processes_see_every_sequence_once() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(gather, (port,), nprocs=2, start_method="fork")
 
 
 @pytest.fixture
