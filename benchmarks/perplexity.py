@@ -61,7 +61,10 @@ def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, lengt
     else:
         count = min(args.limit, len(blocks))
         chosen = blocks.select([i * len(blocks) // count for i in range(count)])
-    return torch.tensor(chosen["input_ids"][:])
+    tokens = torch.tensor(chosen["input_ids"][:])
+    if unknown := 0 if tokenizer.unk_token_id is None else int(tokens.eq(int(tokenizer.unk_token_id)).sum()):
+        print(f"{unknown} of {tokens.numel()} tokens are unknown to the tokenizer: the bound is not one of this text")
+    return tokens
 
 
 def bound(model: GMModel, tokenizer: PreTrainedTokenizerBase, blocks: Tensor, args: argparse.Namespace) -> dict:

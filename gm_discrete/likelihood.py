@@ -22,7 +22,7 @@ from gm_discrete.paths.base import Path
 from gm_discrete.paths.mixture import MaskedPath
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LikelihoodBound:
     """Bounds on the negative log-likelihood of B sequences.
 
@@ -54,6 +54,11 @@ class LikelihoodBound:
             return math.nan
         residual = self.nats - self.nats.sum() / self.num_tokens.sum() * self.num_tokens
         return math.sqrt(float(residual.square().sum()) * n / (n - 1)) / (int(self.num_tokens.sum()) * math.log(2))
+
+    def __repr__(self) -> str:
+        tokens = int(self.num_tokens.sum())
+        bits = f"{self.bits_per_token:.4f} ± {self.stderr:.4f} bits per token"
+        return f"LikelihoodBound({bits}, {len(self.nats)} sequences, {tokens} tokens, kind={self.kind!r})"
 
     @staticmethod
     def cat(bounds: Sequence[LikelihoodBound]) -> LikelihoodBound:

@@ -150,6 +150,8 @@ def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, score
         ValueError: a mask is not of z's shape, or (looked at on the CPU only, elsewhere it would stall the device) nothing
             is left to score, or what is scored holds a symbol that no data has, such as the mask.
     """
+    if z.dim() != 2:
+        raise ValueError(f"z must have shape [B, L], got {tuple(z.shape)}")
     for name, mask in (("attention_mask", attention_mask), ("scored", scored)):
         if mask is not None and mask.shape != z.shape:
             raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected that of z, {tuple(z.shape)}")

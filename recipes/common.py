@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import HfArgumentParser
+
+from gm_discrete.training import last_complete_checkpoint
 
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot
@@ -35,12 +38,41 @@ def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> 
     if "use_cpu" in known:  # or TrainingArguments would look for a GPU's bf16
         device = torch.accelerator.current_accelerator(check_available=True)
         settings.setdefault("use_cpu", device is None or device.type == "mps")  # which knows no float64
+    if "output_dir" in known:
+        settings.setdefault("output_dir", "runs/unnamed")
     if unknown := settings.keys() - known:
         raise ValueError(f"the config holds unknown arguments: {', '.join(sorted(unknown))}")
     parser.set_defaults(**settings)
     for action in parser._actions:
         action.required = action.required and action.dest not in settings
     return parser.parse_args_into_dataclasses(argv)
+
+
+def check_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Keeps the settings of a run in `run.json`; a run that goes on must have those it was started with.
+
+    Raises:
+        ValueError: a setting is another one.
+    """
+    record = folder / "run.json"
+    settings = json.loads(json.dumps(settings, default=str))
+    if last_complete_checkpoint(folder) and record.exists():
+        before = json.loads(record.read_text())
+        for name in sorted(before.keys() & settings.keys()):
+            if before[name] != settings[name]:
+                raise ValueError(
+                    f"{folder} holds a run that was started with {name}={before[name]!r}, now it is {settings[name]!r}: "
+                    "go on with the first, or choose another output_dir"
+                )
+    write_json(record, settings)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes all of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.replace(file)
 
 
 class Frames:

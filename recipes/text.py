@@ -10,6 +10,7 @@ curve.png, sample.txt and sample.gif.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Frames, animate, parse_arguments, plot_curve
+from common import Frames, animate, check_run, parse_arguments, plot_curve, write_json
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if options.download and options.data == "gcide" and training.process_index == 0:
             download_gcide()
         if training.local_process_index == 0:
+            check_run(output, settings_of_run(options, training))
             build_tokenizer(options, output).save_pretrained(output)
         tokenizer = AutoTokenizer.from_pretrained(output)  # of all processes the same
         train, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
@@ -124,7 +126,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         callbacks=[EMACallback(options.ema_decay)] if options.ema_decay else None,
         optimizer_cls_and_kwargs=(lambda: MuonAdamW, muon) if options.muon else None,
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
+    last = last_complete_checkpoint(output)
+    if last:
+        print_once(training, f"goes on from {last}")
+    trainer.train(resume_from_checkpoint=last)
 
     bound = trainer.bound()
     characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation]
@@ -139,9 +144,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     }
     trainer.save_model(str(output))
     if training.should_save:
-        draft = output / "metrics.json.draft"
-        draft.write_text(json.dumps(metrics, indent=1))
-        draft.replace(output / "metrics.json")
+        write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")
         show_sample(options, tokenizer, output, training.device)
     print_once(
@@ -153,6 +156,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
+def settings_of_run(options: TextArguments, training: TrainingArguments) -> dict[str, Any]:
+    """What a run that goes on may not change: all that its weights depend on, but for the number of steps."""
+    shown = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
+    settings = {name: value for name, value in vars(options).items() if name not in shown}
+    names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
+    settings |= {name: getattr(training, name) for name in (*names, "max_grad_norm", "bf16", "fp16")}
+    settings["global_batch_size"] = (
+        training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    return settings
+
+
 def build_tokenizer(options: TextArguments, output: Path) -> Any:
     """The tokenizer of an earlier start of this run, or a new one."""
     if saved := last_complete_checkpoint(output):
@@ -160,7 +175,11 @@ def build_tokenizer(options: TextArguments, output: Path) -> Any:
     if options.tokenizer == "characters" and options.alphabet:
         return character_tokenizer(alphabet=options.alphabet)
     if options.tokenizer not in ("characters", "bpe", "sentencepiece"):
-        return load_tokenizer(options.tokenizer)
+        try:
+            return load_tokenizer(options.tokenizer)
+        except OSError as error:
+            choices = "characters, bpe or sentencepiece, nor the name of a folder or of a tokenizer on the hub"
+            raise ValueError(f"tokenizer={options.tokenizer!r} is none of {choices}") from error
     texts = (row["text"] for row in load(options, "train"))
     texts = islice(texts, TOKENIZER_TEXTS) if options.streaming else texts
     if options.tokenizer == "characters":
@@ -238,6 +257,8 @@ def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: An
             for piece in _pieces(options.prompt)
             for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
         ]
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            raise ValueError(f"prompt={options.prompt!r} holds characters that the tokenizer does not know")
         prompt, frames = torch.tensor([ids]), Frames(0 if tokenizer.mask_token_id in ids else len(ids))
         new = max(0, length - len(ids))
         sample = model.generate(prompt, max_new_tokens=new, num_steps=options.num_steps, seed=0, streamer=frames)
@@ -260,4 +281,7 @@ def print_once(training: TrainingArguments, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from the last checkpoint")

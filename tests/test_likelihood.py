@@ -281,3 +281,13 @@ def test_data_outside_the_vocabulary_is_named() -> None:
     for estimator in ("time", "mask_count"):
         with pytest.raises(ValueError, match=r"holds ids from \d to 9; vocab_size=4"):
             likelihood_bound(model, torch.full((2, 3), 9), estimator=estimator)
+
+
+def test_a_bound_prints_its_figures_and_not_its_tensors() -> None:
+    bound = LikelihoodBound(torch.tensor([8.0, 12.0]).double() * math.log(2), torch.tensor([4, 4]), "masked")
+    assert repr(bound) == "LikelihoodBound(2.5000 ± 0.5000 bits per token, 2 sequences, 8 tokens, kind='masked')"
+
+
+def test_data_that_is_no_batch_is_named() -> None:
+    with pytest.raises(ValueError, match=r"z must have shape \[B, L\], got \(3,\)"):
+        likelihood_bound(chain("masked"), torch.tensor([0, 1, 2]))

@@ -103,7 +103,9 @@ class GMConfig(PreTrainedConfig):
 
     def build_path(self) -> TokenMixturePath:
         """The path that `config.path` describes."""
-        path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path or {})
+        if not isinstance(self.path, Path | dict):
+            raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
+        path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path)
         if not isinstance(path, TokenMixturePath):
             raise TypeError(f"path={path!r} is no path of tokens")
         return path

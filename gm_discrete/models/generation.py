@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Jump
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     Base = PreTrainedModel
 else:
     Base = object
+
+
+logger = logging.get_logger(__name__)
 
 
 class GMGenerationConfig(GenerationConfig):
@@ -199,6 +203,9 @@ class GMGenerationMixin(Base):
             "attention_mask": None if bool(attention_mask.all()) else attention_mask,
             "logits_processor": _processors(config, logits_processor),
         }
+        if known.shape[1] > self.config.max_position_embeddings:
+            trained = self.config.max_position_embeddings
+            logger.warning_once(f"{known.shape[1]} positions; the model is made for max_position_embeddings={trained}")
         shown = _common_prompt(fixed)
         if streamer is not None and shown:
             streamer.put(known[:, :shown].cpu())
@@ -248,6 +255,10 @@ class GMGenerationMixin(Base):
             return empty, empty.bool(), torch.ones_like(empty)
         if batch_size is not None or length is not None:
             raise ValueError("batch_size and length are those of input_ids; use max_new_tokens to add positions")
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(
+                f"input_ids is a {type(input_ids).__name__}; give a tensor [B, L], as a tokenizer returns it"
+            )
         ids = input_ids.to(self.device)
         real = torch.ones_like(ids) if attention_mask is None else attention_mask.to(self.device).long()
         if real.shape != ids.shape:

@@ -38,6 +38,8 @@ class TokenMixturePath(Path, ABC):
             raise ValueError(f"vocab_size={vocab_size} must be at least 2")
         if rates not in ("reversal", "mixture"):
             raise ValueError(f"rates={rates!r} must be 'reversal' or 'mixture'")
+        if not isinstance(schedule, Schedule | dict | None):
+            raise TypeError(f"schedule={schedule!r} must be a Schedule, such as CosineSchedule()")
         self.vocab_size = int(vocab_size)
         self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
         self.rates = rates
@@ -115,8 +117,11 @@ class TokenMixturePath(Path, ABC):
     def check(self, state: Tensor, t: Tensor, name: str) -> None:
         if state.dtype != torch.long or state.dim() != 2:
             raise ValueError(f"{name} must be a long tensor [B, L], got {state.dtype} of shape {tuple(state.shape)}")
-        if t.shape != state.shape[:1]:
-            raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {tuple(t.shape)}")
+        if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
+            found = tuple(t.shape) if isinstance(t, Tensor) else t
+            raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
+        if torch.compiler.is_compiling():  # a look at the values would cut the graph in two
+            return
         if state.device.type != "cpu":  # a look at the values would stall the device
             require(((state >= 0) & (state < self.vocab_size)).all(), ValueError, f"{name} holds ids out of range")
             require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")

@@ -92,6 +92,8 @@ def simulate(
     """
     if method not in STEPS:
         raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(STEPS)}")
+    if not isinstance(x_0, Tensor) or x_0.dim() != 2:
+        raise ValueError(f"x_0 must be a tensor [B, L], got {tuple(x_0.shape) if isinstance(x_0, Tensor) else x_0!r}")
     grid = _grid(times)
     wanted = set(_indices(save_at, len(grid)))
     if fixed is not None and fixed.shape != x_0.shape:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -76,3 +77,11 @@ def test_a_tokenizer_of_another_size_is_refused(script: Script, folders: dict[st
     with pytest.raises(ValueError, match="vocab_size=9"):
         run(script, folders | {"model": model}, tmp_path / "scores.json")
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_unknown_tokens_are_reported(
+    script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strange.txt").write_text("abcd § dab ¶\n" * 60)
+    run(script, folders | {"data": tmp_path / "strange.txt"}, tmp_path / "scores.json")
+    assert re.search(r"[1-9]\d* of 32 tokens are unknown to the tokenizer", capsys.readouterr().out)

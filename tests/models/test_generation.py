@@ -1,5 +1,6 @@
 """`generate`: prompts stay, masks go, settings do what they say, and nothing unknown is swallowed."""
 
+import logging
 import math
 from pathlib import Path as File
 from typing import Any
@@ -526,3 +527,20 @@ def test_the_generation_config_of_other_models_is_refused_by_name() -> None:
 def test_bad_arguments_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network().generate(**options)
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    for prompt in ("text", [[1, 2]]):
+        with pytest.raises(TypeError, match=f"input_ids is a {type(prompt).__name__}; give a tensor"):
+            network().generate(prompt)
+
+
+def test_lengths_beyond_those_of_training_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("transformers")
+    logger.propagate = True
+    try:
+        with caplog.at_level("WARNING"):
+            network().generate(length=LENGTH + 1, num_steps=1)
+    finally:
+        logger.propagate = False
+    assert f"{LENGTH + 1} positions; the model is made for max_position_embeddings={LENGTH}" in caplog.text

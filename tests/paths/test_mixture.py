@@ -341,6 +341,12 @@ def test_bad_arguments_are_named(build, message: str) -> None:
         build()
 
 
+def test_a_schedule_that_is_none_is_named() -> None:
+    for schedule in ("cosine", CosineSchedule):
+        with pytest.raises(TypeError, match=r"must be a Schedule, such as CosineSchedule\(\)"):
+            UniformPath(3, schedule=schedule)
+
+
 GOOD, HALF = torch.zeros(2, 3, dtype=torch.long), times(0.5, 2)
 
 

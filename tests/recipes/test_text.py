@@ -78,7 +78,7 @@ def test_what_it_leaves(unbroken: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    shown = {"metrics.json", "curve.png", "sample.txt", "sample.gif"}
+    shown = {"run.json", "metrics.json", "curve.png", "sample.txt", "sample.gif"}
     assert {file.name for file in unbroken.iterdir() if file.is_file()} == published | shown
     assert sorted(folder.name for folder in unbroken.glob("checkpoint-*")) == ["checkpoint-50", "checkpoint-60"]
 
@@ -123,6 +123,27 @@ def test_a_finished_run_started_again_stays(recipe: ModuleType, tiny: list[str],
     before = (unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()
     recipe.main([*tiny, *flags(LONG | {"output_dir": unbroken})])
     assert ((unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "before"),
+    [("learning_rate", 0.5, 5e-05), ("tokenizer", "bpe", "'characters'"), ("per_device_train_batch_size", 4, 2)],
+)
+def test_a_run_is_not_continued_with_other_settings(
+    recipe: ModuleType, tiny: list[str], unbroken: Path, name: str, value: object, before: object
+) -> None:
+    files = {file: file.read_bytes() for file in unbroken.iterdir() if file.is_file()}
+    name_in_record = "global_batch_size" if "batch" in name else name
+    with pytest.raises(ValueError, match=rf"started with {name_in_record}={before}, now it is {value!r}"):
+        recipe.main([*tiny, *flags(LONG | {"output_dir": unbroken, name: value})])
+    assert {file: file.read_bytes() for file in unbroken.iterdir() if file.is_file()} == files
+
+
+def test_a_prompt_that_the_tokenizer_does_not_know_is_refused(
+    recipe: ModuleType, tiny: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="prompt='§' holds characters that the tokenizer does not know"):
+        recipe.main([*tiny, "--prompt", "§", "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bpe", "sentencepiece"])

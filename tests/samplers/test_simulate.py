@@ -244,3 +244,8 @@ def test_a_hand_made_generator_is_simulated() -> None:
     x = simulate(TwoStates(), torch.zeros(100, 200, dtype=torch.long), GRID, rng(1))
     expected, noise = 0.9502, (0.9502 * 0.0498 / 20_000) ** 0.5
     assert abs(float(x.double().mean()) - expected) < 4.5 * noise
+
+
+def test_a_state_that_is_no_batch_is_named() -> None:
+    with pytest.raises(ValueError, match=r"x_0 must be a tensor \[B, L\], got \(3,\)"):
+        simulate(chain("masked"), torch.tensor([3, 3, 3]), [0.0, 1.0])
