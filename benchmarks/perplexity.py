@@ -62,7 +62,8 @@ def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, lengt
         count = min(args.limit, len(blocks))
         chosen = blocks.select([i * len(blocks) // count for i in range(count)])
     tokens = torch.tensor(chosen["input_ids"][:])
-    if unknown := 0 if tokenizer.unk_token_id is None else int(tokens.eq(int(tokenizer.unk_token_id)).sum()):
+    symbol: Any = tokenizer.unk_token_id
+    if symbol is not None and (unknown := int(tokens.eq(symbol).sum())):
         print(f"{unknown} of {tokens.numel()} tokens are unknown to the tokenizer: the bound is not one of this text")
     return tokens
 
