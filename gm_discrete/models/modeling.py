@@ -177,7 +177,6 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         logits_processor: Any = None,
     ) -> Jump:
         """The marginal generator at x, or that of the step [t, t_next]. Runs nothing until the value is looked at."""
-        self.path.check(x, t, "x")
         readout = LazyReadout(self, x, t, attention_mask, logits_processor)
         return self.path.marginal(readout, x, t, t_next)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,11 @@ class LazyReadout:
         self.attention_mask, self.processor = attention_mask, processor
         self.states = states
         self.done: Tensor | None = None  # bool [B], which sequences `states` holds; None for all
-        self.evidence = model.path.evidence(x, t)
+
+    @cached_property
+    def evidence(self) -> Tensor:
+        """What each symbol says about itself, [B, L]."""
+        return self.model.path.evidence(self.x, self.t)
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
         """Logits of the posterior of the data symbol at the positions `where`, [n, K], float32."""

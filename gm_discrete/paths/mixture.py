@@ -218,7 +218,7 @@ class MixturePath(TokenMixturePath):
                 f"prior must hold vocab_size={vocab_size} probabilities of sum 1; "
                 f"got {len(weights)} of sum {sum(weights):.6g}, the least {min(weights, default=math.nan):.6g}"
             )
-        total = math.fsum(weights)
+        total = math.fsum(weights)  # what sums to 1 but for rounding stays as it is, so that a round trip is exact
         self._weights = tuple(mass / total for mass in weights) if abs(total - 1) > 1e-12 else tuple(weights)
 
     def probabilities(self) -> Sequence[float]:

@@ -159,10 +159,9 @@ class GMTrainer(Trainer):
         self._noise_step = (-1, 0)
         if self.train_dataset is None or next(iter(self.train_dataset), None) is None:
             raise ValueError("train_dataset is empty; give at least one sequence")
-        if isinstance(
-            self.train_dataset, IterableDataset
-        ):  # one pass without end, as a resumed run looks for its place
-            self.train_dataset = self.train_dataset.repeat(None)  # within a pass; every round has the same order
+        if isinstance(self.train_dataset, IterableDataset):
+            # One pass without end: a resumed run looks for its place within a pass. Every round has the same order.
+            self.train_dataset = self.train_dataset.repeat(None)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
             if resume_from_checkpoint is None:
@@ -189,11 +188,8 @@ class GMTrainer(Trainer):
 
     def _check_model(self, checkpoint: str) -> None:
         saved, own = GMConfig.from_pretrained(checkpoint), self._unwrapped.config
-        names = GMConfig.__annotations__.keys() - {
-            "pad_token_id",
-            "bos_token_id",
-            "eos_token_id",
-        }  # the Trainer sets them
+        of_the_trainer = {"pad_token_id", "bos_token_id", "eos_token_id"}  # it takes them from the tokenizer
+        names = GMConfig.__annotations__.keys() - of_the_trainer
         if changed := [name for name in names if getattr(saved, name) != getattr(own, name)]:
             name = min(changed, key=lambda name: (name != "path", name))
             raise ValueError(

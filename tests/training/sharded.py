@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
-from small_run import TOKENIZER, Interrupt, losses, rows, small_model, small_trainer
+from small_run import STABLE, TOKENIZER, Interrupt, losses, rows, small_model, small_trainer
 
 from gm_discrete import kernels
 
 RAGGED = (8, 3, 5, 1, 7, 8)
 SETTINGS: dict[str, Any] = {
-    "ema": 0.9, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "seed": 3,
-    "adam_epsilon": 1e-3,
+    "ema": 0.9, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, **STABLE,
 }  # fmt: skip
 LAUNCH = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",

@@ -40,7 +40,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_losses_and_bounds_are_those_of_one_process(record: dict[str, Any], alone: Any) -> None:
-    """The noise of evaluation is that of each process: the bounds of different draws, of 8 each, are near one another."""
+    """Losses but for sums of float32 taken in another order, as in test_two_processes.py.
+
+    The noise of evaluation is that of each process: the bounds of different draws, of 8 each, are near one another.
+    """
     assert record["losses"] == pytest.approx(losses(alone), rel=1e-5)
     assert record["bounds"] == pytest.approx(bounds(alone), rel=0.1)
     assert len(record["bounds"]) == 2

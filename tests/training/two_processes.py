@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from small_run import LENGTH, Interrupt, losses, poison, rows, small_model, small_trainer, weights
+from small_run import LENGTH, STABLE, Interrupt, losses, poison, rows, small_model, small_trainer, weights
 
 RAGGED = (8, 3, 5, 1, 7)
 """Lengths that go round: every batch is padded differently, and the processes hold different numbers of tokens."""
 EVEN = (3, 8, 8, 1)
 """Lengths that go round in step with the batches: every process's batch is padded to the same length."""
-STABLE = {"adam_epsilon": 1e-3, "seed": 3}
-"""With so large an ε AdamW's step is no steeper than 1/ε in the gradient, and rounding stays rounding."""
 
 EQUAL: dict[str, dict[str, Any]] = {
     "packed": {"data": {}, "batch": 4},
