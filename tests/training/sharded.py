@@ -44,6 +44,21 @@ def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     return ""
 
 
+def watch_precision(run: Any) -> set[str]:
+    """The types of the times that the model is given and of the losses that it returns, once it has trained."""
+    seen: set[str] = set()
+    original = run.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        seen.add(f"loss {loss.dtype}")
+        return loss
+
+    run.compute_loss = compute_loss
+    run.model.register_forward_pre_hook(lambda *args: seen.add(f"time {args[2]['time'].dtype}"), with_kwargs=True)
+    return seen
+
+
 def shard_although_on_cpu() -> None:
     """accelerate shards over GPUs only; everything behind that question works with gloo too."""
     original = PartialState.__init__
@@ -81,7 +96,9 @@ def main(folder: Path) -> None:
     record["finished"] = refusal(trainer(folder / "resumed", 2).train, resume_from_checkpoint=True)
 
     half = trainer(folder / "bfloat16", 2, bf16=True)
+    seen = watch_precision(half)
     half.train()
+    record["precision"] = sorted(seen)
     record["bfloat16"] = losses(half)
     record["muon"] = refusal(trainer, folder / "muon", 2, muon=True)
     record["eval_on_start"] = refusal(trainer, folder / "first", 2, eval_on_start=True)

@@ -68,10 +68,10 @@ def test_a_resumed_run_is_an_unbroken_one(folder: Path, record: dict[str, Any]) 
 
 
 def test_times_and_losses_keep_their_precision_in_bfloat16(record: dict[str, Any]) -> None:
-    """Rounded to bfloat16, times would move the losses by several percent, and one near 1 would make them infinite."""
+    """A time above 0.998 would be 1 in bfloat16, and its hazard infinite. Eight bits of weights move losses by 2 %."""
+    assert record["precision"] == ["loss torch.float32", "time torch.float64"]
     assert record["bfloat16"] == pytest.approx(record["losses"], rel=0.02)
     assert record["bfloat16"] != record["losses"]
-    assert any(loss != torch.tensor(loss).bfloat16().item() for loss in record["bfloat16"])
 
 
 def test_what_cannot_be_done_is_refused(record: dict[str, Any]) -> None:
