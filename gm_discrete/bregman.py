@@ -117,9 +117,7 @@ def _reversal_kl(
 
 
 def _cross_entropy(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:
-    aim, belief = target.kernel, predicted.kernel
-    if isinstance(aim, Reversal) and isinstance(belief, Reversal):
-        aim, belief = aim.belief, belief.belief
+    aim, belief = target.kernel.belief, predicted.kernel.belief
     if not isinstance(aim, Dirac):
         raise TypeError(f"cross_entropy needs a target headed for one symbol, got the kernel {type(aim).__name__}")
     return -belief.log_landing(aim.target[rows], x.flatten()[rows], rows)[0]

@@ -11,11 +11,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gm_discrete.kernels import Kernel
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Rings that dominate a jump process: at rate weight · G'(t) at each position, and every jump is at a ring.
+
+    Between two rings of total weight w passes an Exp(w) amount of G, which turns exact simulation into ringing and asking.
+
+    Attributes:
+        weight: [B, L], float64, of the state that the clock was made for.
+        elapsed: G, increasing, [B] → [B]; may be −∞ at t = 0 and ∞ at t = 1.
+        time: its inverse.
+        rate: its derivative G', in 1/time.
+    """
+
+    weight: Tensor
+    elapsed: Callable[[Tensor], Tensor]
+    time: Callable[[Tensor], Tensor]
+    rate: Callable[[Tensor], Tensor]
+
+
+class Posterior(Protocol):
+    """A belief about the data symbols at (x, t), and all that its path makes of it without asking the network again."""
+
+    @property
+    def belief(self) -> Kernel:
+        """π(z|x)."""
+        ...
+
+    def clock(self) -> Clock:
+        """The clock that dominates the path's jumps at x."""
+        ...
+
+    def over(self, t_next: Tensor, belief: Kernel | None = None) -> Jump:
+        """The generator of the step [t, t_next], of this belief or of another one in its place."""
+        ...
+
+    def corrector(self) -> Jump:
+        """A generator that leaves p_t invariant: at rate 1, x^i is drawn anew from p_t(·|z), z ~ π."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,11 +68,13 @@ class Jump:
         kernel: where it lands.
         probability: of at least one candidate in the interval that the generator was asked for, float64 [B, L]; `None`
             if it was asked for a point in time.
+        posterior: the belief that a path made the generator of; `None` if no path made it.
     """
 
     intensity: Tensor
     kernel: Kernel
     probability: Tensor | None = None
+    posterior: Posterior | None = None
 
     def rates(self, x: Tensor) -> Tensor:
         """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum."""

@@ -91,6 +91,15 @@ class Kernel(ABC):
         log_leave = rows.scatter(1, x[:, None], -torch.inf).logsumexp(1)
         return log_y.double(), log_leave.double()
 
+    def leave(self, x: Tensor, where: Tensor) -> Tensor:
+        """1 − k(x), the probability of landing elsewhere, [n] in float64, for symbols x [n]."""
+        return self.log_landing(x, x, where)[1].exp()
+
+    @property
+    def belief(self) -> Kernel:
+        """The belief about the data symbol that the kernel was made of; by itself a kernel is one."""
+        return self
+
     def probs(self) -> Tensor:
         """The dense view k [B, L, K], for those who want to look."""
         everywhere = torch.arange(self.shape.numel(), device=self.device)
@@ -128,7 +137,11 @@ class Dirac(Kernel):
 
 
 class Categorical(Kernel):
-    """k = softmax(logits), lazily: it holds a readout, and logits come into being only where they are asked."""
+    """k = softmax(logits), lazily: it holds a readout, and logits come into being only where they are asked.
+
+    Args:
+        excluded: symbols of which the readout is known to say that their probability is 0.
+    """
 
     def __init__(
         self,
@@ -137,11 +150,13 @@ class Categorical(Kernel):
         vocab_size: int,
         device: torch.device,
         head: str = "tokens",
+        excluded: Sequence[int] = (),
     ) -> None:
         self.readout = readout
         self.shape = shape
         self.vocab_size = vocab_size
         self.head = head
+        self.excluded = excluded
         self._device = device
 
     @property
@@ -194,13 +209,17 @@ class Reversal(Kernel):
     """
 
     def __init__(self, belief: Kernel, x: Tensor, prior: Tensor, kappa_t: Tensor, kappa_s: Tensor) -> None:
-        self.belief = belief
+        self._belief = belief
         self.shape = x.shape
         self.vocab_size = belief.vocab_size
         self.x = x.flatten()
         self.prior = prior
         self.kappa_t = kappa_t.expand(x.shape).flatten()
         self.kappa_s = kappa_s.expand(x.shape).flatten()
+
+    @property
+    def belief(self) -> Kernel:
+        return self._belief
 
     @property
     def device(self) -> torch.device:

@@ -86,6 +86,7 @@ def likelihood_bound(
     *,
     scored: Tensor | None = None,
     estimator: str = "auto",
+    x_0: Tensor | None = None,
 ) -> LikelihoodBound:
     """Monte-Carlo estimate of the bound on −log p(z), unbiased for every number of samples.
 
@@ -104,6 +105,7 @@ def likelihood_bound(
         rng: source of the noise.
         scored: bool [B, L], positions whose likelihood is bounded, given the others; all that are not padded by default.
         estimator: `"auto"` (mask_count for masking), `"time"` or `"mask_count"`.
+        x_0: the sources [B, L] of a coupled path; the bound is then one on −log p(z|x_0).
 
     Returns:
         `.nats` [B], `.bits_per_token`, `.perplexity` and `.stderr` (of the bits per token, over sequences).
@@ -116,6 +118,8 @@ def likelihood_bound(
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1")
     scored = scored_positions(path, z, attention_mask, scored)
+    if x_0 is not None and not getattr(path, "coupled", False):
+        raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
     draw = _draw_mask_count if masked and estimator != "time" else _draw_time
     masks = {} if attention_mask is None else {"attention_mask": attention_mask}
     training = getattr(model, "training", False)
@@ -126,7 +130,7 @@ def likelihood_bound(
         offset = torch.rand(len(z), generator=rng, device=rng.device if rng else z.device, dtype=torch.float64)
         for j in range(num_samples):
             u = (j + offset.to(z.device)) / num_samples  # stratified over the draws of each sequence
-            x, t, weight = draw(path, z, scored, u, rng)
+            x, t, weight = draw(path, z, scored, u, rng, x_0)
             target, predicted = path.conditional(z, x, t), model.generator(x, t, **masks)
             nats += weight * bregman.divergence(target, predicted, x, where=scored).sum(1)
     finally:
@@ -136,15 +140,15 @@ def likelihood_bound(
 
 
 def _draw_time(
-    path: Path, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None
+    path: Path, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None, x_0: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """κ = u, of density 1: dt = dκ/κ'."""
     t = path.schedule.inverse(u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53))
-    return torch.where(scored, path.sample(z, t, rng), z), t, 1 / path.schedule.derivative(t)
+    return torch.where(scored, path.sample(z, t, rng, x_0), z), t, 1 / path.schedule.derivative(t)
 
 
 def _draw_mask_count(
-    path: Any, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None
+    path: Any, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None, _: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """n masks among the L scored positions. The divergence carries the hazard h(t), hence the weight (L/n)/h(t)."""
     device = rng.device if rng is not None else z.device

@@ -65,8 +65,11 @@ def corrupt(
     times: TimeLaw | None = None,
     rank: int = 0,
     world_size: int = 1,
+    x_0: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(x, t): times [B] and noisy states x ~ p_t(·|z) [B, L], with the entries that are not scored left as they are.
+
+    `x_0` [B, L] are the sources of a coupled path.
 
     The noise is that of the global batch, of which this process holds the rows of its `rank`: with generators in equal
     states, processes that share a batch draw together what one process would draw for all of it.
@@ -74,8 +77,8 @@ def corrupt(
     batch = len(z)
     rows = slice(rank * batch, (rank + 1) * batch)
     t = draw_times(path, batch * world_size, rng, z.device, times)
-    everyone = z.repeat(world_size, 1)
-    x = path.sample(everyone, t, rng)[rows]
+    sources = None if x_0 is None else x_0.repeat(world_size, 1)
+    x = path.sample(z.repeat(world_size, 1), t, rng, sources)[rows]
     return torch.where(scored, x, z), t[rows]
 
 
@@ -114,6 +117,7 @@ def conditional_loss(
     scored: Tensor | None = None,
     times: TimeLaw | None = None,
     divergence: str | None = None,
+    x_0: Tensor | None = None,
 ) -> Tensor:
     """Conditional generator matching loss of a batch, in nats per scored position.
 
@@ -127,20 +131,21 @@ def conditional_loss(
         rng: source of the noise.
         scored: bool [B, L], positions to noise and to score; all that are not padded by default.
         times: law of κ(t), uniform by default.
-        divergence: `"generalized_kl"` or `"cross_entropy"`; by default that of the model's config, or the first.
+        divergence: `"generalized_kl"` or `"cross_entropy"`; by default that of the model's config, or of its path.
+        x_0: the sources [B, L] of a coupled path.
 
     Returns:
         Scalar.
     """
     path = unwrapped(model).path
     scored = scored_positions(path, z, attention_mask, scored)
-    x, t = corrupt(path, z, scored, rng, times)
+    x, t = corrupt(path, z, scored, rng, times, x_0=x_0)
     masks = {} if attention_mask is None else {"attention_mask": attention_mask}
     if isinstance(model, nn.Module):
         choice = {} if divergence is None else {"divergence": divergence}
         return model(input_ids=x, time=t, labels=z.masked_fill(~scored, -100), **masks, **choice).loss
     predicted = model.generator(x, t, **masks)
-    return matching_loss(path, predicted, z, x, t, scored, divergence=divergence or "generalized_kl")
+    return matching_loss(path, predicted, z, x, t, scored, divergence=divergence or path.default_divergence)
 
 
 def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor | None = None) -> Tensor:

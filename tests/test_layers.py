@@ -15,7 +15,7 @@ ROWS = [
     {"objective", "likelihood"},
     {"paths", "bregman", "samplers"},
     {"generators"},
-    {"kernels", "schedules"},
+    {"transport", "kernels", "schedules"},
     {"configurable"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from gm_discrete.paths import MaskedPath, Path, TokenMixturePath
+from gm_discrete.paths import FinitePath, MaskedPath, Path
 
 # What transformers itself passes to a config's constructor beside the fields of the class.
 _FROM_TRANSFORMERS = {
@@ -38,7 +38,8 @@ class GMConfig(PreTrainedConfig):
         tie_word_embeddings: whether the head shares the embedding's weights.
         time_conditioning: adaptive normalisation (adaLN) by t. By default off for masking, whose posterior does not
             depend on t, and on for the rest.
-        divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`.
+        divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`; by default the former for
+            mixture paths, and the latter for other paths, whose bound costs O(K²) per position.
         mask_token_id: symbol that marks what is to be filled and never is data; the path's own for masking.
         pad_token_id, bos_token_id, eos_token_id: as in the tokenizer.
     """
@@ -61,7 +62,7 @@ class GMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     time_conditioning: bool | None = None
-    divergence: str = "generalized_kl"
+    divergence: str | None = None
     mask_token_id: int | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -88,6 +89,7 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads={self.num_attention_heads}"
             )
+        self.divergence = self.divergence or path.default_divergence
         if self.divergence not in ("generalized_kl", "cross_entropy"):
             raise ValueError(f"divergence={self.divergence!r} must be 'generalized_kl' or 'cross_entropy'")
         if self.hidden_act not in ("swiglu", "relu2"):
@@ -101,11 +103,11 @@ class GMConfig(PreTrainedConfig):
             self.time_conditioning = not masked
         super().__post_init__(**kwargs)
 
-    def build_path(self) -> TokenMixturePath:
+    def build_path(self) -> FinitePath:
         """The path that `config.path` describes."""
         if not isinstance(self.path, Path | dict):
             raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
         path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path)
-        if not isinstance(path, TokenMixturePath):
+        if not isinstance(path, FinitePath):
             raise TypeError(f"path={path!r} is no path of tokens")
         return path

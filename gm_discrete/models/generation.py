@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Jump
 from gm_discrete.models.config import GMConfig
-from gm_discrete.paths import TokenMixturePath
+from gm_discrete.paths import FinitePath
 from gm_discrete.samplers import STEPS, simulate
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class GMGenerationMixin(Base):
     """The generation methods of `GMModel`."""
 
     config: GMConfig
-    path: TokenMixturePath
+    path: FinitePath
     whole_batches: bool
     generation_config: GMGenerationConfig
 

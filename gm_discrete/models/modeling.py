@@ -70,8 +70,8 @@ class GMPreTrainedModel(PreTrainedModel):
 class GMModel(GMGenerationMixin, GMPreTrainedModel):
     """Transformer for the rates of a continuous-time Markov chain on token sequences.
 
-    The network's head states a belief about each data symbol; `path.evidence`, what the noisy symbol itself says, is
-    added to its logit, so that the sum is the posterior π and stays one as κ → 1. `path.marginal` turns π into rates.
+    The network's head states a belief about each data symbol; `path.add_evidence`, what the noisy symbol itself says, is
+    added to its logits, so that the sum is the posterior π and stays one as κ → 1. `path.marginal` turns π into rates.
     """
 
     generation_config_class = GMGenerationConfig
@@ -110,14 +110,10 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         """Final hidden states [n, D] of the states [n, D] of positions in the sequences [n]; or [B, L, D] of all."""
         return self.backbone.finish(states, t, sequence)
 
-    def read_tokens(self, hidden: Tensor, x: Tensor, evidence: Tensor) -> Tensor:
-        """Posterior logits [n, K] from hidden states [n, D], the symbols x [n] that stand there and their evidence [n]."""
-        rows = self.head(hidden).float()
-        symbols, logits = x[:, None], evidence[:, None].to(rows.dtype)
-        if self.config.mask_token_id is not None:  # no data symbol is the mask
-            symbols = torch.nn.functional.pad(symbols, (0, 1), value=self.config.mask_token_id)
-            logits = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
-        return rows.scatter_add_(1, symbols, logits)  # in place: no copy of [n, K] forward, and none backward
+    def read_tokens(self, hidden: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Posterior logits [n, K] from hidden states [n, D], the symbols x [n] that stand there and their times t [n]."""
+        mask = self.config.mask_token_id  # no data symbol is the mask
+        return self.path.add_evidence(self.head(hidden).float(), x, t, () if mask is None else (mask,))
 
     def forward(
         self,
@@ -154,8 +150,8 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         loss = logits = hidden = None
         if labels is None:
             hidden = self.finish(states, time)
-            evidence = self.path.evidence(input_ids, time).flatten()
-            logits = self.read_tokens(hidden.flatten(0, 1), input_ids.flatten(), evidence).unflatten(0, input_ids.shape)
+            times = time[:, None].expand(input_ids.shape).flatten()
+            logits = self.read_tokens(hidden.flatten(0, 1), input_ids.flatten(), times).unflatten(0, input_ids.shape)
         else:
             readout = LazyReadout(self, input_ids, time, states=states)
             scored = labels != -100
@@ -163,7 +159,7 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             predicted = self.path.marginal(readout, input_ids, time)
             loss = matching_loss(
                 self.path, predicted, data, input_ids, time, scored,
-                num_items_in_batch, divergence or self.config.divergence,
+                num_items_in_batch, divergence or self.config.divergence or self.path.default_divergence,
             )  # fmt: skip
         output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden)
         return output if return_dict is not False else output.to_tuple()

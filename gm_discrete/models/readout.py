@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,11 +39,6 @@ class LazyReadout:
         self.states = states
         self.done: Tensor | None = None  # bool [B], which sequences `states` holds; None for all
 
-    @cached_property
-    def evidence(self) -> Tensor:
-        """What each symbol says about itself, [B, L]."""
-        return self.model.path.evidence(self.x, self.t)
-
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
         """Logits of the posterior of the data symbol at the positions `where`, [n, K], float32."""
         if head != "tokens":
@@ -54,7 +48,7 @@ class LazyReadout:
         sequence = where // self.x.shape[1]
         states = self._encode(sequence).flatten(0, 1)[where]
         hidden = self.model.finish(states, self.t, sequence)
-        rows = self.model.read_tokens(hidden, self.x.flatten()[where], self.evidence.flatten()[where])
+        rows = self.model.read_tokens(hidden, self.x.flatten()[where], self.t[sequence])
         return rows if self.processor is None else self.processor(self.x[sequence], rows)
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:

@@ -24,6 +24,8 @@ class Path(Configurable, ABC):
     schedule: Schedule
     rates: str
     """Which of the generators that solve the path it is simulated and scored with."""
+    default_divergence: str
+    """The loss that a model is trained with unless told otherwise."""
 
     @abstractmethod
     def prior(
@@ -32,8 +34,8 @@ class Path(Configurable, ABC):
         """x_0 ~ p_0 of the given shape [B, L]."""
 
     @abstractmethod
-    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """x_t ~ p_t(·|z) for data z [B, L] at times t [B]."""
+    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
+        """x_t ~ p_t(·|z) for data z [B, L] at times t [B]; x_0 are the sources of a coupled path, and of no other."""
 
     @abstractmethod
     def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:

@@ -12,38 +12,23 @@ Both solve the Kolmogorov equation of the same marginal path; for masking they c
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Jump
-from gm_discrete.kernels import Categorical, Dirac, Readout, Reversal, TensorReadout, categorical_from_prior, require
-from gm_discrete.paths.base import Path
-from gm_discrete.schedules import LinearSchedule, Schedule
-
-CERTAIN = 1e4
-"""Log-odds of what is known for sure: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
+from gm_discrete.generators import Clock, Jump
+from gm_discrete.kernels import Kernel, Reversal, categorical_from_prior
+from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior, uniform
+from gm_discrete.schedules import Schedule
 
 
-class TokenMixturePath(Path, ABC):
-    """What all mixture paths share. A subclass sets the prior p0 over the K symbols and the rates that are used."""
+class TokenMixturePath(FinitePath):
+    """What all mixture paths share, in closed form. A subclass sets the prior p0 over the K symbols."""
 
-    excluded: tuple[int, ...] = ()
-    """Symbols that no data holds, so that π vanishes on them."""
-
-    def __init__(self, vocab_size: int, schedule: Schedule | dict | None, rates: str) -> None:
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size={vocab_size} must be at least 2")
-        if rates not in ("reversal", "mixture"):
-            raise ValueError(f"rates={rates!r} must be 'reversal' or 'mixture'")
-        if not isinstance(schedule, Schedule | dict | None):
-            raise TypeError(f"schedule={schedule!r} must be a Schedule, such as CosineSchedule()")
-        self.vocab_size = int(vocab_size)
-        self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
-        self.rates = rates
-        self._tensors: dict[torch.device, Tensor] = {}
+    known_rates = ("reversal", "mixture")
+    default_divergence = "generalized_kl"
 
     @abstractmethod
     def probabilities(self) -> Sequence[float]:
@@ -51,39 +36,38 @@ class TokenMixturePath(Path, ABC):
 
     def prior_probs(self, device: torch.device) -> Tensor:
         """p0 as a float64 tensor [K]."""
-        if device not in self._tensors:
-            self._tensors[device] = torch.tensor(self.probabilities(), dtype=torch.float64, device=device)
-        return self._tensors[device]
+        if device not in self._cache:
+            self._cache[device] = torch.tensor(self.probabilities(), dtype=torch.float64, device=device)
+        return self._cache[device]
 
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
         device = torch.device(device if device is not None else rng.device if rng is not None else "cpu")
-        return categorical_from_prior(self.prior_probs(device), _uniform(shape, rng, device))
+        return categorical_from_prior(self.prior_probs(device), uniform(shape, rng, device))
 
-    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
         self.check(z, t, "z")
-        kept = _uniform(z.shape, rng, z.device) < self.schedule.kappa(t)[:, None]
-        return torch.where(kept, z, self.prior(z.shape, rng, z.device))
+        self.check_source(x_0, z, t)
+        kept = uniform(z.shape, rng, z.device) < self.schedule.kappa(t)[:, None]
+        return torch.where(kept, z, self.prior(z.shape, rng, z.device) if x_0 is None else x_0)
 
-    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
-        self.check(x, t, "x")
-        if z.shape != x.shape:
-            raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
-        self.check(z, t, "z")
-        return self._generator(Dirac(z, self.vocab_size), x, t, t_next)
+    def renoise(self, x: Tensor, t: Tensor, t_back: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """x_b ~ p(x_b | x_t) of the noising process, back to times t_back ≤ t: each token is renewed from p0 with
+        probability 1 − κ_b/κ_t. It needs no network, and carries p_t(·|z) to p_b(·|z) for every z."""
+        kappa, kappa_back = self.schedule.kappa(t), self.schedule.kappa(t_back)
+        renewed = torch.where(kappa > 0, 1 - kappa_back / kappa, 0.0)[:, None]
+        return torch.where(uniform(x.shape, rng, x.device) < renewed, self.prior(x.shape, rng, x.device), x)
 
-    def marginal(self, readout: Readout | Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
-        self.check(x, t, "x")
-        if isinstance(readout, Tensor):
-            if readout.shape != (*x.shape, self.vocab_size):
-                expected = [*x.shape, self.vocab_size]
-                raise ValueError(f"logits have shape {list(readout.shape)}; expected [B, L, vocab_size] = {expected}")
-            readout = TensorReadout(readout, self.excluded)
-        belief = Categorical(readout, x.shape, self.vocab_size, x.device)
-        return self._generator(belief, x, t, t_next)
+    def probs(self, z: Tensor, t: Tensor) -> Tensor:
+        kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
+        return (complement * self.prior_probs(z.device)).scatter_add(1, z[:, None], kappa)
 
-    def _generator(self, belief: Dirac | Categorical, x: Tensor, t: Tensor, t_next: Tensor | None) -> Jump:
+    def mean_law(self, belief: Tensor, t: Tensor) -> Tensor:
+        kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
+        return complement * self.prior_probs(belief.device) + kappa * belief
+
+    def generator(self, belief: Kernel, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
         kappa, kappa_next = (
             self.schedule.kappa(t)[:, None],
             self.schedule.kappa(t if t_next is None else t_next)[:, None],
@@ -97,13 +81,34 @@ class TokenMixturePath(Path, ABC):
             hazard = torch.where(kappa > 0, hazard / kappa, torch.inf)
             if probability is not None:
                 probability = torch.where(probability > 0, probability / kappa_next, 0.0)
-        # A symbol outside the prior's support can only be the data symbol itself: nothing is left to happen there.
-        undecided = self.prior_probs(x.device)[x] > 0
+        undecided = self._undecided(x)
         return Jump(
             intensity=torch.where(undecided, hazard, 0.0),
             kernel=kernel,
             probability=None if probability is None else torch.where(undecided, probability, 0.0),
+            posterior=PathPosterior(self, belief, x, t),
         )
+
+    def _undecided(self, x: Tensor) -> Tensor:
+        """Where something is left to happen: a symbol outside the prior's support can only be the data symbol itself."""
+        return self.prior_probs(x.device)[x] > 0
+
+    def clock(self, x: Tensor) -> Clock:
+        """Rings at rate 1 per undecided token in G = −log(1 − κ), for reversal rates in G = logit κ: the candidates."""
+        schedule, reversal = self.schedule, self.rates == "reversal"
+
+        def elapsed(t: Tensor) -> Tensor:
+            value = -torch.log(schedule.complement(t))
+            return value + torch.log(schedule.kappa(t)) if reversal else value
+
+        def time(value: Tensor) -> Tensor:
+            kappa = torch.sigmoid(value) if reversal else -torch.expm1(-value)
+            return schedule.inverse(kappa.clamp(max=1 - 2**-53))
+
+        def rate(t: Tensor) -> Tensor:
+            return schedule.hazard(t) / schedule.kappa(t) if reversal else schedule.hazard(t)
+
+        return Clock(self._undecided(x).double(), elapsed, time, rate)
 
     def evidence(self, x: Tensor, t: Tensor) -> Tensor:
         """log(p_t(x|z = x) / p_t(x|z ≠ x)) = log(1 + κ / ((1 − κ) p0(x))), [B, L]: what x itself says about z = x.
@@ -114,25 +119,18 @@ class TokenMixturePath(Path, ABC):
         kappa = self.schedule.kappa(t)[:, None]
         return torch.where(odds > 0, torch.log1p(kappa / odds), CERTAIN).clamp(max=CERTAIN)
 
-    def check(self, state: Tensor, t: Tensor, name: str) -> None:
-        if state.dtype != torch.long or state.dim() != 2:
-            raise ValueError(f"{name} must be a long tensor [B, L], got {state.dtype} of shape {tuple(state.shape)}")
-        if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
-            found = tuple(t.shape) if isinstance(t, Tensor) else t
-            raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
-        if torch.compiler.is_compiling():  # a look at the values would cut the graph in two
-            return
-        if state.device.type != "cpu":  # a look at the values would stall the device
-            require(((state >= 0) & (state < self.vocab_size)).all(), ValueError, f"{name} holds ids out of range")
-            require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
-        elif state.numel():
-            if not 0 <= int(state.min()) <= int(state.max()) < self.vocab_size:
-                raise ValueError(
-                    f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "
-                    "allows 0 to vocab_size − 1: is this the tokenizer that the path was made for?"
-                )
-            if not bool(((t >= 0) & (t <= 1)).all()):
-                raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got {t.min():.6g} to {t.max():.6g}")
+    def add_evidence(self, rows: Tensor, x: Tensor, t: Tensor, excluded: Sequence[int] = ()) -> Tensor:
+        symbols, logits = x[:, None], self.evidence(x[:, None], t).to(rows.dtype)
+        for symbol in excluded:
+            symbols = torch.nn.functional.pad(symbols, (0, 1), value=symbol)
+            logits = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
+        return rows.scatter_add_(1, symbols, logits)  # in place: no copy of [n, K] forward, and none backward
+
+    def overlap(self, t: Tensor) -> Tensor:
+        return self.schedule.complement(t)
+
+    def purity(self, t: Tensor) -> Tensor:
+        return self.schedule.kappa(t)
 
 
 class MaskedPath(TokenMixturePath):
@@ -145,12 +143,12 @@ class MaskedPath(TokenMixturePath):
     """
 
     type_name = "masked"
+    known_rates = ("masked",)  # mixture and reversal rates are the same
 
     def __init__(
         self, vocab_size: int, mask_token_id: int | None = None, schedule: Schedule | dict | None = None
     ) -> None:
-        super().__init__(vocab_size, schedule, rates="mixture")
-        self.rates = "masked"  # both rates are the same
+        super().__init__(vocab_size, schedule, rates="masked")
         self.mask_token_id = vocab_size - 1 if mask_token_id is None else mask_token_id
         if not 0 <= self.mask_token_id < vocab_size:
             raise ValueError(f"mask_token_id={mask_token_id} must be an id below vocab_size={vocab_size}")
@@ -193,13 +191,19 @@ class UniformPath(TokenMixturePath):
 
 
 class MixturePath(TokenMixturePath):
-    """Mixture path with any prior over the symbols, e.g. the unigram frequencies of the data.
+    """Mixture path with any prior over the symbols, or from a source sequence x_0 that every example brings along.
+
+    Coupled: p_t(x|z, x_0) = (1 − κ) 1[x = x_0] + κ 1[x = z], for pairs of data and source: a corruption of z, another
+    language, a draft. The model then turns sources into data; its bound is one on −log p(z|x_0).
 
     Args:
         vocab_size: K.
-        prior: probabilities [K], non-negative, of sum 1.
+        prior: probabilities [K], non-negative, of sum 1. Of a coupled path the law of a source's symbols, by which a
+            symbol's evidence is weighed; uniform by default.
         schedule: κ.
-        rates: `"reversal"`, whose likelihood bound is tight for the exact posterior, or `"mixture"`.
+        rates: `"reversal"`, whose likelihood bound is tight for the exact posterior, or `"mixture"`; the default is the
+            former, and the latter for a coupled path, whose noise cannot be drawn without its source.
+        coupled: whether x_0 comes with the example.
     """
 
     type_name = "mixture"
@@ -207,12 +211,18 @@ class MixturePath(TokenMixturePath):
     def __init__(
         self,
         vocab_size: int,
-        prior: Sequence[float] | Tensor,
+        prior: Sequence[float] | Tensor | None = None,
         schedule: Schedule | dict | None = None,
-        rates: str = "reversal",
+        rates: str | None = None,
+        coupled: bool = False,
     ) -> None:
-        super().__init__(vocab_size, schedule, rates)
-        weights = [float(mass) for mass in prior]
+        super().__init__(vocab_size, schedule, rates or ("mixture" if coupled else "reversal"))
+        if coupled and self.rates != "mixture":
+            raise ValueError(f'rates={rates!r}: a coupled path has rates="mixture"')
+        if prior is None and not coupled:
+            raise ValueError("prior is missing: give probabilities [K], or coupled=True; uniform is UniformPath")
+        self.coupled = bool(coupled)
+        weights = [1 / vocab_size] * vocab_size if prior is None else [float(mass) for mass in prior]
         if len(weights) != vocab_size or min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
             raise ValueError(
                 f"prior must hold vocab_size={vocab_size} probabilities of sum 1; "
@@ -221,8 +231,42 @@ class MixturePath(TokenMixturePath):
         total = math.fsum(weights)  # what sums to 1 but for rounding stays as it is, so that a round trip is exact
         self._weights = tuple(mass / total for mass in weights) if abs(total - 1) > 1e-12 else tuple(weights)
 
+    @classmethod
+    def unigram(
+        cls,
+        counts: Sequence[int] | Tensor,
+        schedule: Schedule | dict | None = None,
+        rates: str | None = None,
+        never: Sequence[int] = (),
+    ) -> MixturePath:
+        """The path whose noise has the data's own frequencies: p0(k) ∝ counts[k] + 1, and 0 for the symbols `never`.
+
+        Args:
+            counts: how often each of the K symbols was seen. The one more keeps every symbol reachable.
+            never: symbols that are no noise: padding, masks.
+        """
+        weights = [0.0 if k in set(never) else float(count) + 1 for k, count in enumerate(counts)]
+        if min(float(count) for count in counts) < 0 or not sum(weights):
+            raise ValueError("counts must be non-negative, and `never` must leave a symbol")
+        return cls(len(weights), [weight / sum(weights) for weight in weights], schedule, rates)
+
     def probabilities(self) -> Sequence[float]:
         return self._weights
+
+    def prior(
+        self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        if self.coupled:
+            raise ValueError("a coupled path starts from the source that comes with each example: give x_0")
+        return super().prior(shape, rng, device)
+
+    def renoise(self, x: Tensor, t: Tensor, t_back: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        if self.coupled:
+            raise ValueError("a coupled path cannot be noised again: its noise is the source, which x does not tell")
+        return super().renoise(x, t, t_back, rng)
+
+    def _undecided(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x, dtype=torch.bool) if self.coupled else super()._undecided(x)
 
     def to_dict(self) -> dict:
         return {
@@ -231,12 +275,9 @@ class MixturePath(TokenMixturePath):
             "prior": list(self._weights),
             "schedule": self.schedule.to_dict(),
             "rates": self.rates,
+            "coupled": self.coupled,
         }
 
     def __repr__(self) -> str:
-        return f"MixturePath(vocab_size={self.vocab_size}, schedule={self.schedule!r}, rates={self.rates!r})"
-
-
-def _uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Float64 uniforms in [0, 1), drawn on the generator's device."""
-    return torch.rand(tuple(shape), generator=rng, device=rng.device if rng else device, dtype=torch.float64).to(device)
+        coupled = ", coupled=True" if self.coupled else ""
+        return f"MixturePath(vocab_size={self.vocab_size}, schedule={self.schedule!r}, rates={self.rates!r}{coupled})"

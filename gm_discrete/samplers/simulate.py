@@ -1,15 +1,35 @@
-"""The loop that every fixed-grid sampler shares."""
+"""The loop that every sampler shares."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from gm_discrete.samplers.steps import STEPS
+from gm_discrete.samplers.adaptive import adaptive, step_doubling
+from gm_discrete.samplers.chain import Chain, Step
+from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.exact import first_hitting, uniformization
+from gm_discrete.samplers.steps import ancestral, euler, stratified_hazard, tau_leaping, trapezoidal
+
+STEPS: dict[str, Step] = {
+    "tau_leaping": tau_leaping,
+    "euler": euler,
+    "ancestral": ancestral,
+    "trapezoidal": trapezoidal,
+    "first_hitting": first_hitting,
+    "uniformization": uniformization,
+    "adaptive": adaptive,
+    "step_doubling": step_doubling,
+    "stratified_hazard": stratified_hazard,
+}
+GRID_FREE = ("first_hitting", "uniformization", "adaptive", "step_doubling")
+"""Methods that choose their own times between those of the grid, for which [0, 1] is grid enough."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +39,10 @@ class Simulation:
     Attributes:
         x: final state [B, L].
         times: the grid [N + 1].
-        network_calls: [B], steps in which the sequence had an event, hence evaluations of its network.
-        jumps: [B], positions that changed, summed over the steps.
+        network_calls: [B], evaluations of the network that the sequence needed; none where it had no event.
+        jumps: [B], changes of a symbol.
+        error_bound: [B], on the total variation between the law that was sampled and that of the model's process; 0 for
+            first hitting, the part that is cut off for uniformization, `None` for methods that are not exact.
         states: the states at `save_at`, in its order.
     """
 
@@ -28,6 +50,7 @@ class Simulation:
     times: Tensor
     network_calls: Tensor
     jumps: Tensor
+    error_bound: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
 
 
@@ -37,9 +60,12 @@ def simulate(
     x_0: Tensor,
     times: Tensor | Sequence[float],
     rng: torch.Generator | None = None,
-    method: str = "tau_leaping",
+    method: str | Step = "tau_leaping",
     fixed: Tensor | None = None,
     *,
+    corrector: Corrector | None = None,
+    max_expected_changes: float | None = None,
+    tolerance: float | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Tensor, float], bool] | None = None,
     return_info: Literal[False] = False,
@@ -51,9 +77,12 @@ def simulate(
     x_0: Tensor,
     times: Tensor | Sequence[float],
     rng: torch.Generator | None = None,
-    method: str = "tau_leaping",
+    method: str | Step = "tau_leaping",
     fixed: Tensor | None = None,
     *,
+    corrector: Corrector | None = None,
+    max_expected_changes: float | None = None,
+    tolerance: float | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Tensor, float], bool] | None = None,
     return_info: Literal[True],
@@ -65,9 +94,12 @@ def simulate(
     x_0: Tensor,
     times: Tensor | Sequence[float],
     rng: torch.Generator | None = None,
-    method: str = "tau_leaping",
+    method: str | Step = "tau_leaping",
     fixed: Tensor | None = None,
     *,
+    corrector: Corrector | None = None,
+    max_expected_changes: float | None = None,
+    tolerance: float | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Tensor, float], bool] | None = None,
     return_info: bool = False,
@@ -76,22 +108,28 @@ def simulate(
     """Simulates the process of `model.generator` from the state x_0 at times[0] to times[-1].
 
     Args:
-        model: anything with `.generator(x, t, t_next=None, **conditioning)`.
+        model: anything with `.generator(x, t, t_next=None, **conditioning)`; most methods beyond `"tau_leaping"` and
+            `"euler"` also need its `.path`.
         x_0: initial state, long [B, L]; not modified.
-        times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere.
+        times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
+            methods choose their own times in between, so that [0, 1] will do.
         rng: source of all noise.
-        method: `"tau_leaping"`, `"euler"` or `"ancestral"`.
+        method: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
+            `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`. Or a
+            step of your own (see `samplers.chain.Step`).
         fixed: bool [B, L], entries that stay as they are.
+        corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`.
+        max_expected_changes: M, tokens that change per step of `"adaptive"`, on average.
+        tolerance: of `"uniformization"` (total variation that may be cut off) or `"step_doubling"` (error of a step).
         save_at: indices into `times` at which to keep the state (0 is x_0).
-        on_step: called with (state, time) after every step; a true answer ends the simulation.
-        return_info: also return network calls, jumps, times and the saved states.
+        on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
+        return_info: also return network calls, jumps, times, error bound and the saved states.
         conditioning: passed on to the generator where it is not `None`.
 
     Returns:
         The state at the end [B, L], or a `Simulation`.
     """
-    if method not in STEPS:
-        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(STEPS)}")
+    step = make_step(method, corrector, max_expected_changes=max_expected_changes, tolerance=tolerance)
     if not isinstance(x_0, Tensor) or x_0.dim() != 2:
         raise ValueError(f"x_0 must be a tensor [B, L], got {tuple(x_0.shape) if isinstance(x_0, Tensor) else x_0!r}")
     grid = _grid(times)
@@ -99,16 +137,12 @@ def simulate(
     if fixed is not None and fixed.shape != x_0.shape:
         raise ValueError(f"fixed has shape {tuple(fixed.shape)}; expected that of x_0, {tuple(x_0.shape)}")
     free = torch.ones_like(x_0, dtype=torch.bool) if fixed is None else ~fixed.bool()
-    conditioning = {name: value for name, value in conditioning.items() if value is not None}
-    step, x = STEPS[method], x_0
-    calls, jumps = torch.zeros(len(x), dtype=torch.long, device=x.device), torch.zeros_like(x[:, 0])
+    chain = Chain(model, free, rng, {name: value for name, value in conditioning.items() if value is not None})
+    x = x_0
     saved = {0: x} if 0 in wanted else {}
     for i, (t, t_next) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True), start=1):
         now, then = (torch.full((len(x),), s, dtype=torch.float64, device=x.device) for s in (t, t_next))
-        moved, events = step(model, x, now, then, rng, free, conditioning)
-        calls += events.any(1)
-        jumps += (moved != x).sum(1)
-        x = moved
+        x = step(chain, x, now, then)
         if i in wanted:
             saved[i] = x
         if on_step is not None and on_step(x, t_next):
@@ -116,7 +150,26 @@ def simulate(
     if not return_info:
         return x
     states = [saved[i] for i in _indices(save_at, len(grid)) if i in saved]
-    return Simulation(x, grid, calls, jumps, states)
+    exact = method in ("first_hitting", "uniformization") and corrector is None
+    return Simulation(x, grid, chain.calls, chain.jumps, chain.error if exact else None, states)
+
+
+def make_step(method: str | Step, corrector: Corrector | None = None, **options: Any) -> Step:
+    """The step of that name, with those of the options that are not `None`, corrected.
+
+    Raises:
+        ValueError: there is no such method, or it has no such option.
+    """
+    if not callable(method) and method not in STEPS:
+        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(STEPS)}")
+    step = method if callable(method) else STEPS[method]
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in inspect.signature(step).parameters:
+            able = [other for other in STEPS if name in inspect.signature(STEPS[other]).parameters]
+            raise ValueError(f"{name} is an option of {' and '.join(able)}, not of {method!r}")
+    step = partial(step, **options) if options else step
+    return step if corrector is None else corrector.corrected(step)
 
 
 def _grid(times: Tensor | Sequence[float]) -> Tensor:

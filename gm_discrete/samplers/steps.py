@@ -1,4 +1,4 @@
-"""One step of a sampler: from the state at t to a state at t_next.
+"""Steps of a fixed grid: from the state at t to a state at t_next.
 
 A step has two stages. First the events: which positions see a candidate jump, a Bernoulli draw from a clock that knows no
 network. Then, for those positions only, the landing symbol. (Drawing both at once from one categorical over
@@ -7,100 +7,87 @@ network. Then, for those positions only, the landing symbol. (Drawing both at on
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-import torch
 from torch import Tensor
 
-from gm_discrete.generators import Jump
+from gm_discrete.samplers.chain import Chain, leaving
+from gm_discrete.transport import Elsewhere, Extrapolated
 
 
-class Step(Protocol):
-    """(model, x [B, L], t [B], t_next [B], rng, free [B, L], conditioning) → (x at t_next, events bool [B, L])."""
-
-    def __call__(
-        self,
-        model: Any,
-        x: Tensor,
-        t: Tensor,
-        t_next: Tensor,
-        rng: torch.Generator | None,
-        free: Tensor,
-        conditioning: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-def tau_leaping(
-    model: Any,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    rng: torch.Generator | None,
-    free: Tensor,
-    conditioning: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
+def tau_leaping(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Jump with the exact probability of the interval, (κ_s − κ_t)/(1 − κ_t) for mixture rates, with the belief frozen at t.
 
     Given the data symbol the step is exact; its error comes only from positions that move together.
     """
-    generator = model.generator(x, t, t_next, **conditioning)
-    return _jump(generator, generator.probability, x, rng, free)
+    generator = chain.generator(x, t, t_next)
+    events = chain.events(generator.probability)
+    chain.calls += events.any(1)
+    return chain.land(x, generator.kernel, events)
 
 
-def euler(
-    model: Any,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    rng: torch.Generator | None,
-    free: Tensor,
-    conditioning: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
+def euler(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Jump with probability min(1, λ(x, t)(t_next − t)) at the rates of the point t.
 
     The hazard is not integrable at t = 1, and a rate may be infinite at t = 0, where no Euler step converges: a step that
     ends or starts there is that of `tau_leaping`.
     """
-    generator = model.generator(x, t, **conditioning)
+    generator = chain.generator(x, t)
     if bool((t_next >= 1).any()) or bool(generator.intensity.isinf().any()):
-        return tau_leaping(model, x, t, t_next, rng, free, conditioning)
-    return _jump(generator, (generator.intensity * (t_next - t)[:, None]).clamp(max=1), x, rng, free)
+        return tau_leaping(chain, x, t, t_next)
+    events = chain.events((generator.intensity * (t_next - t)[:, None]).clamp(max=1))
+    chain.calls += events.any(1)
+    return chain.land(x, generator.kernel, events)
 
 
-def ancestral(
-    model: Any,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    rng: torch.Generator | None,
-    free: Tensor,
-    conditioning: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
+def ancestral(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """x_s ~ E_{z~π} p(x_s | x_t, z): the reverse transition of the noising process (D3PM, arXiv 2107.03006, equation 4).
 
     Realised by thinning, so that positions without a candidate event cost nothing. For masking it is `tau_leaping`.
     """
-    if getattr(getattr(model, "path", None), "rates", None) == "mixture":
-        raise ValueError('ancestral steps follow the reversal rates: give the path rates="reversal"')
-    return tau_leaping(model, x, t, t_next, rng, free, conditioning)
+    rates = getattr(getattr(chain.model, "path", None), "rates", "reversal")
+    if rates not in ("reversal", "masked"):
+        raise ValueError(f'ancestral steps follow the reversal rates; the path has rates="{rates}"')
+    return tau_leaping(chain, x, t, t_next)
 
 
-def _jump(
-    generator: Jump, probability: Tensor | None, x: Tensor, rng: torch.Generator | None, free: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draws the events, then the landing symbols at the events."""
-    if not isinstance(generator, Jump):
-        raise TypeError(f"this step simulates jumps; the model's generator is a {type(generator).__name__}")
-    if probability is None:
-        raise ValueError("the model's generator ignored t_next: its jump has no interval probability")
-    device = rng.device if rng is not None else x.device
-    noise = torch.rand(x.shape, generator=rng, device=device, dtype=torch.float64).to(x.device)
-    events = (noise < probability) & free
-    where = events.flatten().nonzero().squeeze(1)
-    if len(where) == 0:
-        return x, events
-    landed = generator.kernel.sample(rng, where)
-    return x.flatten().index_put((where,), landed).view_as(x), events
+def trapezoidal(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, theta: float = 0.5) -> Tensor:
+    """θ-trapezoidal step, of second order with two evaluations: leap to the part θ of the step in −log(1 − κ), then finish
+    with the belief extrapolated from both, ∝ [a π_inner − (a − 1) π_t]₊, a = 1/(2θ(1 − θ)).
+
+    Hu, Li and Min 2011; for masked diffusion Ren et al. 2025 (arXiv 2502.00234, algorithm 2). A step that ends at t = 1,
+    which is infinitely long in −log(1 − κ), is that of `tau_leaping`.
+    """
+    if not 0 < theta < 1:
+        raise ValueError(f"theta={theta} must lie in (0, 1)")
+    if bool((t_next >= 1).any()):
+        return tau_leaping(chain, x, t, t_next)
+    schedule = chain.path.schedule
+    left, left_next = schedule.complement(t), schedule.complement(t_next)
+    inner = schedule.inverse(1 - left * (left_next / left) ** theta)
+    start = chain.posterior(x, t)
+    first = start.over(inner)
+    events = chain.events(first.probability)
+    middle = chain.land(x, first.kernel, events)
+    mid = chain.posterior(middle, inner)
+    second = mid.over(t_next, Extrapolated(mid.belief, start.belief, 1 / (2 * theta * (1 - theta))))
+    finish = chain.events(second.probability)
+    chain.calls += (events | finish).any(1).long() + finish.any(1)
+    return chain.land(middle, second.kernel, finish)
 
 
-STEPS: dict[str, Step] = {"tau_leaping": tau_leaping, "euler": euler, "ancestral": ancestral}
+def stratified_hazard(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """Jump whenever the probability of leaving, added up from a random phase of each position, crosses a whole number.
+
+    The number of jumps of a position keeps its mean and has the least variance that whole numbers allow: a token neither
+    misses its edits nor gets them in crowds. The jumps are no longer those of a Markov chain, so that the path's law is
+    left, for any number of steps. Jang and Han 2026 (arXiv 2601.02799).
+    """
+    generator = chain.generator(x, t, t_next)
+    assert generator.probability is not None
+    leave, read = leaving(generator.kernel, x, chain.free & (generator.probability > 0))
+    phase = chain.memory.get("phase")
+    before = chain.uniform(*x.shape) if phase is None else phase
+    after = before + generator.probability * leave
+    chain.memory["phase"] = after % 1
+    events = after >= 1
+    chain.calls += read | events.any(1)
+    return chain.land(x, Elsewhere(generator.kernel, x), events)

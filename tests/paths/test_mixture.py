@@ -328,7 +328,7 @@ def test_paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [1.5, -0.5]), "the least -0.5"),
         (lambda: MixturePath(2, [0.5, 0.6]), "of sum 1.1"),
         (lambda: MixturePath(2, [math.nan, 1.0]), "of sum nan"),
-        (lambda: Path.from_dict({"type": "blurred"}), "type='blurred' names no Path; known: masked, mixture, uniform"),
+        (lambda: Path.from_dict({"type": "blurred"}), "type='blurred' names no Path; known: masked, metric, mixture, uniform"),
         (
             lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),
             "MaskedPath takes no argument rates",

@@ -1,0 +1,153 @@
+"""Proofs by number: the exact posterior of a law that can be enumerated, and the Kolmogorov equation of a path."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Jump
+from gm_discrete.paths.finite import FinitePath
+
+MOST_STATES = 4096
+"""The generator of more states is a matrix of more than 128 MiB."""
+
+
+class ExactModel:
+    """The exact posterior of a data law in place of a network: π(k|x) = P(z^i = k | X_t = x) by Bayes' rule over all z.
+
+    A model for `simulate`, `conditional_loss` and `likelihood_bound`, whose results can then be held against the truth.
+
+    Args:
+        path: any path of tokens.
+        data: sequences z [Z, L]. law: their probabilities [Z]; even by default.
+        x_0: the source [Z, L] of each, for a coupled path.
+    """
+
+    def __init__(self, path: FinitePath, data: Tensor, law: Tensor | None = None, x_0: Tensor | None = None) -> None:
+        self.path, self.data, self.x_0 = path, data, x_0
+        weights = torch.ones(len(data), dtype=torch.float64) if law is None else law.double()
+        self.law = weights / weights.sum()
+
+    def likelihood(self, x: Tensor, t: Tensor) -> Tensor:
+        """p_t(x|z) for states x [B, L] at times t [B] and every data point: [B, Z]."""
+        if self.x_0 is not None:
+            kappa = self.path.schedule.kappa(t)[:, None, None]
+            each = (1 - kappa) * (x[:, None] == self.x_0) + kappa * (x[:, None] == self.data)
+            return each.prod(2)
+        table = self.path.table(t)  # [B, z, x]
+        row = torch.arange(len(x), device=x.device)[:, None, None]
+        return table[row, self.data, x[:, None]].prod(2)
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        """log π [B, L, K]; arbitrary where x is impossible."""
+        joint = self.likelihood(x, t) * self.law
+        posterior = joint / joint.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        onehot = torch.nn.functional.one_hot(self.data, self.path.vocab_size).double()
+        return torch.einsum("bz,zlk->blk", posterior, onehot).log()
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **_: Any) -> Jump:
+        return self.path.marginal(self.logits(x, t), x, t, t_next)
+
+    def states(self) -> Tensor:
+        """Every state, [K^L, L], in the order of `index`."""
+        length = self.data.shape[1]
+        if self.path.vocab_size**length > MOST_STATES:
+            raise ValueError(f"vocab_size^length = {self.path.vocab_size}^{length} exceeds {MOST_STATES} states")
+        return torch.tensor(list(itertools.product(range(self.path.vocab_size), repeat=length)))
+
+    def index(self, x: Tensor) -> Tensor:
+        """Place of the states x [B, L] among `states()`, [B]."""
+        return (x * self.path.vocab_size ** torch.arange(x.shape[1] - 1, -1, -1, device=x.device)).sum(1)
+
+    def marginal(self, t: float) -> Tensor:
+        """p_t over `states()`; at t = 1 the data law."""
+        states = self.states()
+        return self.likelihood(states, torch.full((len(states),), t, dtype=torch.float64)) @ self.law
+
+
+@dataclass(frozen=True)
+class KolmogorovResidual:
+    """By how much the Kolmogorov equation is missed, as max_x |p_b(x) − p_a(x) − ∫_a^b (R_t p_t)(x) dt| of each interval.
+
+    Attributes:
+        times: [N + 1]. conditional: [N], of p_t(·|z) with the conditional rates, the worst z.
+        marginal: [N], of p_t with the rates averaged over the exact posterior, for sequences with a random data law.
+    """
+
+    times: Tensor
+    conditional: Tensor
+    marginal: Tensor
+
+    @property
+    def worst(self) -> float:
+        """The greatest of all; that of a path and rates which belong together is rounding and quadrature."""
+        return float(torch.cat([self.conditional, self.marginal]).max())
+
+    def __repr__(self) -> str:
+        parts = f"conditional={float(self.conditional.max()):.1e}, marginal={float(self.marginal.max()):.1e}"
+        return f"KolmogorovResidual({parts}, {len(self.times) - 1} intervals)"
+
+
+def check_kolmogorov(
+    path: FinitePath, times: Tensor | None = None, length: int = 2, nodes: int = 12, seed: int = 0
+) -> KolmogorovResidual:
+    """Integrates dp/dt = R p numerically: do the rates of a path carry its p_t(x|z), and those of the posterior its p_t?
+
+    Args:
+        path: one of the library's or of your own, with K^length at most 4096.
+        times: ends of the intervals [N + 1]; by default 12 of them between κ = 0.02 and 0.98.
+        length: L of the marginal check.
+        nodes: of the Gauss-Legendre rule on each interval. Rates with kinks need more.
+        seed: of the random data law.
+    """
+    if getattr(path, "coupled", False):
+        raise ValueError("a coupled path has a law for each source: check MixturePath(…) without coupling")
+    if times is None:
+        times = path.schedule.inverse(torch.linspace(0.02, 0.98, 13, dtype=torch.float64))
+    every = torch.tensor([symbol for symbol in range(path.vocab_size) if symbol not in path.excluded])
+    data = torch.tensor(list(itertools.product(every.tolist(), repeat=length)))
+    law = torch.rand(len(data), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
+    model = ExactModel(path, data, law)
+    states, symbols = model.states(), torch.arange(path.vocab_size)
+    z, x = every.repeat_interleave(path.vocab_size)[:, None], symbols.repeat(len(every))[:, None]
+    conditional, marginal = [], []
+    for a, b in itertools.pairwise(times.tolist()):
+        flows, flow = torch.zeros(len(every), path.vocab_size).double(), torch.zeros(len(states)).double()
+        for t, weight in _quadrature(a, b, nodes):
+            p = path.probs(every, _times(t, every))  # [z, x]
+            rates = path.conditional(z, x, _times(t, x)).rates(x).view(len(every), len(symbols), -1)  # [z, x, y]
+            flows += weight * torch.einsum("zx,zxy->zy", p, torch.where((p > 0)[..., None], rates, 0.0))
+            p = model.marginal(t)
+            rates = model.generator(states, _times(t, states)).rates(states)
+            flow += weight * (_matrix(model, torch.where((p > 0)[:, None, None], rates, 0.0)) @ p)
+        change = path.probs(every, _times(b, every)) - path.probs(every, _times(a, every))
+        conditional.append(float((change - flows).abs().max()))
+        marginal.append(float((model.marginal(b) - model.marginal(a) - flow).abs().max()))
+    return KolmogorovResidual(times, torch.tensor(conditional), torch.tensor(marginal))
+
+
+def _quadrature(a: float, b: float, nodes: int) -> Iterator[tuple[float, float]]:
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    for point, weight in zip(points, weights, strict=True):
+        yield (a + b) / 2 + (b - a) / 2 * float(point), (b - a) / 2 * float(weight)
+
+
+def _times(t: float, states: Tensor) -> Tensor:
+    return torch.full((len(states),), t, dtype=torch.float64)
+
+
+def _matrix(model: ExactModel, rates: Tensor) -> Tensor:
+    """The generator matrix of sequences [to, from], of the token rates [X, L, K] at every state."""
+    states, columns = model.states(), torch.arange(len(rates))
+    matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
+    for position, symbol in itertools.product(range(states.shape[1]), range(rates.shape[2])):
+        neighbours = states.clone()
+        neighbours[:, position] = symbol  # the diagonal, minus the row's sum, is the move to where one stands
+        matrix[model.index(neighbours), columns] += rates[:, position, symbol]
+    return matrix

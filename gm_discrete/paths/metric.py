@@ -1,0 +1,175 @@
+"""Metric-induced paths p_t(x|z) ∝ p0(x) e^{−β(t) d(x, z)}: noise that falls off with the distance from the data symbol.
+
+Their kinetic-optimal rate β' p_t(y|z) [d(x, z) − d(y, z)]₊ moves a token only closer to its z. Source: Shaul et al. 2024
+(arXiv 2412.03487, section 4.2); with the prior p0 it is the tilted path, the geometric path of a finite set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Clock
+from gm_discrete.paths.finite import CERTAIN, FinitePath
+from gm_discrete.schedules import Schedule
+
+
+class MetricPath(FinitePath):
+    """p_t(x|z) = p0(x) e^{−β d(x, z)} / Σ_y p0(y) e^{−β d(y, z)}, β = c (κ/(1 − κ))^a, so that β(0) = 0 and β(1) = ∞.
+
+    Candidate events ring at the rate β'(t) max_z d(x, z) and are thinned by z ~ π, so that the clock knows no network and
+    a position costs O(K).
+
+    Args:
+        vocab_size: K.
+        distance: d [K, K], `distance[x][z]`, 0 on the diagonal and positive elsewhere; or:
+        embeddings: rows [K, D], with d(x, z) = ‖e_x − e_z‖^power.
+        normalize: bring the embeddings to unit length first.
+        power: of the embeddings' distance.
+        prior: p0 [K], positive; uniform by default.
+        schedule: κ.
+        c, a: how fast β grows.
+        rates: `"kinetic"`, or `"positive_part"`.
+    """
+
+    type_name = "metric"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        distance: Sequence[Sequence[float]] | Tensor | None = None,
+        embeddings: Sequence[Sequence[float]] | Tensor | None = None,
+        normalize: bool = False,
+        power: float = 2.0,
+        prior: Sequence[float] | Tensor | None = None,
+        schedule: Schedule | dict | None = None,
+        c: float = 1.0,
+        a: float = 1.0,
+        rates: str = "kinetic",
+    ) -> None:
+        super().__init__(vocab_size, schedule, rates)
+        for name, value in (("power", power), ("c", c), ("a", a)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be positive")
+        if (distance is None) == (embeddings is None):
+            raise ValueError("give distance [K, K] or embeddings [K, D], one of them")
+        self.distance, self.embeddings = _numbers(distance), _numbers(embeddings)
+        self.normalize, self.power, self.c, self.a = bool(normalize), float(power), float(c), float(a)
+        weights = [1 / vocab_size] * vocab_size if prior is None else [float(mass) for mass in prior]
+        if len(weights) != vocab_size or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
+            raise ValueError(f"prior must hold vocab_size={vocab_size} positive probabilities of sum 1")
+        self._prior = None if prior is None else weights
+        self._weights = weights
+        rows = torch.tensor(self.distance or self.embeddings, dtype=torch.float64)
+        wanted = (vocab_size, vocab_size) if embeddings is None else (vocab_size, rows.shape[-1])
+        if rows.shape != wanted or not bool(rows.isfinite().all()):
+            name = "distance" if embeddings is None else "embeddings"
+            raise ValueError(f"{name} must be finite of shape {list(wanted)}, got {list(rows.shape)}")
+        self._rows = self._normalized(rows)
+        self._check_apart()
+
+    def _normalized(self, rows: Tensor) -> Tensor:
+        if not self.normalize:
+            return rows
+        lengths = rows.norm(dim=1, keepdim=True)
+        if not bool((lengths > 0).all()):
+            raise ValueError("embeddings hold a row of length 0, which cannot be normalised")
+        return rows / lengths
+
+    def _check_apart(self) -> None:
+        for symbols in torch.arange(self.vocab_size).split(max(1, 2**22 // self.vocab_size)):
+            rows = self.distances(symbols)
+            here = rows.gather(1, symbols[:, None])
+            others = rows.scatter(1, symbols[:, None], torch.inf)
+            if bool((here != 0).any()) or not bool((others > 0).all()):
+                raise ValueError("distance must be 0 from a symbol to itself and positive between two symbols")
+
+    def distances(self, z: Tensor) -> Tensor:
+        """d(x, z) for symbols z [n] and every x: rows [n, K]."""
+        rows = self._tensors(z.device)[0]
+        if self.embeddings is None:
+            return rows.T[z]
+        if self.power == 2:  # |a|² + |b|² − 2ab rounds; what is nothing but rounding is no distance
+            squares = rows.square().sum(1)
+            values = (squares[z, None] + squares - 2 * rows[z] @ rows.T).clamp(min=0)
+        else:
+            values = torch.cdist(rows[z], rows, compute_mode="donot_use_mm_for_euclid_dist") ** self.power
+        return values.scatter(1, z[:, None], 0.0)
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows of the distance or the embeddings, log p0 [K], a bound on max_z d(x, z) [K])."""
+        if ("tensors", device) not in self._cache:
+            rows = self._rows.to(device)
+            if self.embeddings is None:
+                reach = rows.amax(1)
+            else:  # ‖e_x − e_z‖ ≤ ‖e_x − m‖ + max_z ‖e_z − m‖
+                apart = (rows - rows.mean(0)).norm(dim=1)
+                reach = (apart + apart.max()) ** self.power
+            prior = torch.tensor(self._weights, dtype=torch.float64, device=device).log()
+            self._cache["tensors", device] = rows, prior, reach
+        return self._cache["tensors", device]
+
+    def beta(self, t: Tensor) -> Tensor:
+        """β = c (κ/(1 − κ))^a."""
+        return self.c * (self.schedule.kappa(t) / self.schedule.complement(t)) ** self.a
+
+    def beta_derivative(self, t: Tensor) -> Tensor:
+        """β' = c a (κ/(1 − κ))^(a−1) κ'/(1 − κ)², in 1/time."""
+        odds = self.schedule.kappa(t) / self.schedule.complement(t)
+        return self.c * self.a * odds ** (self.a - 1) * self.schedule.derivative(t) / self.schedule.complement(t) ** 2
+
+    def probs(self, z: Tensor, t: Tensor) -> Tensor:
+        distances = self.distances(z)
+        tilt = torch.where(distances > 0, self.beta(t)[:, None] * distances, 0.0)
+        return (self._tensors(z.device)[1] - tilt).softmax(1)
+
+    def derivative(self, z: Tensor, t: Tensor) -> Tensor:
+        """ṗ = −β' p (d − E_p d)."""
+        p, distances = self.probs(z, t), self.distances(z)
+        return -self.beta_derivative(t)[:, None] * p * (distances - (p * distances).sum(1, keepdim=True))
+
+    def intensity(self, x: Tensor, t: Tensor) -> Tensor:
+        """β' max_z d(x, z) ≥ Σ_y β' p_t(y|z) [d(x, z) − d(y, z)]₊."""
+        if self.rates != "kinetic":
+            return super().intensity(x, t)
+        return self.beta_derivative(t)[:, None] * self._tensors(x.device)[2][x]
+
+    def event_probability(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """1 − e^{−(β(s) − β(t)) max_z d(x, z)}, which bounds the kinetic flow out of x over the step as well."""
+        if self.rates != "kinetic":
+            return super().event_probability(x, t, t_next)
+        passed = torch.where(t_next > t, self.beta(t_next) - self.beta(t), 0.0)
+        return -torch.expm1(-passed[:, None] * self._tensors(x.device)[2][x])
+
+    def clock(self, x: Tensor) -> Clock:
+        if self.rates != "kinetic":
+            return super().clock(x)
+
+        def time(beta: Tensor) -> Tensor:
+            odds = (beta / self.c) ** (1 / self.a)
+            return self.schedule.inverse((odds / (1 + odds)).nan_to_num(1.0).clamp(max=1 - 2**-53))
+
+        return Clock(self._tensors(x.device)[2][x], self.beta, time, self.beta_derivative)
+
+    def log_evidence(self, x: Tensor, t: Tensor) -> Tensor:
+        """−β d(x, z), in O(K). The normaliser of p_t(·|z) depends on z and t only, and is left to the network."""
+        distances = self._tensors(x.device)[0][x] if self.embeddings is None else self.distances(x)
+        tilt = torch.where(distances > 0, self.beta(t)[:, None] * distances, 0.0)
+        return -tilt.clamp(max=CERTAIN)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"prior": self._prior}
+
+    def __repr__(self) -> str:
+        of = "distance" if self.embeddings is None else "embeddings"
+        return f"MetricPath(vocab_size={self.vocab_size}, {of}=…, schedule={self.schedule!r}, rates={self.rates!r})"
+
+
+def _numbers(rows: Any) -> list[list[float]] | None:
+    if rows is None:
+        return None
+    return rows.tolist() if isinstance(rows, Tensor) else [[float(value) for value in row] for row in rows]

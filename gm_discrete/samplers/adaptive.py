@@ -1,0 +1,104 @@
+"""Steps whose length the state decides, for every sequence of the batch on its own, before anything is drawn.
+
+A step that is drawn again because it moved too much would change the law: the fraction of tokens revealed by t = 1/2 then
+falls from 0.50 to 0.42.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gm_discrete.kernels import Kernel, map_rows
+from gm_discrete.samplers.chain import Chain, leaving
+
+
+def adaptive(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, max_expected_changes: float = 1.0) -> Tensor:
+    """Tau-leaping with P = min(1, M/√(n E)), κ ← κ + P (1 − κ), where E = Σ_i (1 − π_i(x^i)) of n free tokens are unsettled.
+
+    P E ≤ M = `max_expected_changes` tokens change in a step, and fewer as the sequence
+    settles: of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls on every path (`benchmarks/laws.py`). For
+    masking E is the number of masks, and nothing is evaluated unless something jumps.
+    """
+    if not max_expected_changes > 0:
+        raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
+    while bool((t < t_next).any()):
+        posterior = chain.posterior(x, t)
+        leave, read = leaving(posterior.belief, x, _open(chain, posterior.over(t_next).probability))
+        unsettled = leave.sum(1)
+        part = max_expected_changes / (chain.free.sum(1) * unsettled).sqrt()  # ∞ where all is settled
+        until = _after(chain, t, t_next, part.clamp(max=1))
+        step = posterior.over(until)
+        events = chain.events(step.probability)
+        chain.calls += read | events.any(1)
+        x, t = chain.land(x, step.kernel, events), until
+    return x
+
+
+def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 0.02) -> Tensor:
+    """Two half steps at a time, in −log(1 − κ), the next of a length set by how much the belief changed between them.
+
+    The error of a step, Σ_i P_½ (1 − π_i(x^i)) TV(π_i(t), π_i(t_½)), is held near `tolerance` by the factor
+    0.9 √(tolerance/error) in P, within [0.3, 3]. Not for masking: where nothing moved the error is 0, and the steps grow
+    whatever the tolerance.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance} must be positive")
+    if chain.path.rates == "masked":
+        raise ValueError('step_doubling sees no error on a masked path where nothing moved: use "adaptive"')
+    schedule = chain.path.schedule
+    part = chain.memory.get("part", torch.full_like(t, 0.1))
+    while bool((t < t_next).any()):
+        until = _after(chain, t, t_next, part)
+        last = until >= 1
+        left, left_next = schedule.complement(t), schedule.complement(until)
+        half = schedule.inverse(1 - left * (left_next / left).sqrt())
+        half = torch.where(last | (half <= t), until, half)
+        start = chain.posterior(x, t)
+        first = start.over(half)
+        assert first.probability is not None
+        open_ = _open(chain, first.probability)
+        leave, read = leaving(start.belief, x, open_)
+        middle = chain.land(x, first.kernel, chain.events(first.probability))
+        mid = chain.posterior(middle, half)
+        compared = open_ & ~last[:, None]
+        error = (first.probability * leave * _total_variation(start.belief, mid.belief, compared)).sum(1)
+        chain.calls += read.long() + compared.any(1)
+        second = mid.over(until)
+        x = chain.land(middle, second.kernel, chain.events(second.probability))
+        part = (part * (0.9 * (tolerance / error).sqrt()).clamp(0.3, 3)).clamp(1e-4, 1)
+        t = until
+    chain.memory["part"] = part
+    return x
+
+
+def _open(chain: Chain, probability: Tensor | None) -> Tensor:
+    assert probability is not None
+    return chain.free & (probability > 0)
+
+
+def _after(chain: Chain, t: Tensor, t_next: Tensor, part: Tensor) -> Tensor:
+    """The time at which 1 − κ has fallen by the given part of itself, or `t_next` if that comes first."""
+    schedule = chain.path.schedule
+    left = schedule.complement(t) * (1 - part).clamp(min=0)
+    # Where nothing but rounding is left of the noise, the step would not move: it is the last one.
+    until = torch.where(left > LEAST_NOISE, schedule.inverse(1 - left), 1.0)
+    return torch.where(until > t, torch.minimum(until, t_next), t_next)
+
+
+LEAST_NOISE = 1e-9
+"""At 1 − κ = 1e-9 a sequence of 10⁶ tokens still has noise with probability 0.001: the last step may take it all."""
+
+
+def _total_variation(old: Kernel, new: Kernel, positions: Tensor) -> Tensor:
+    """½ Σ_y |k_old − k_new| at the positions (bool [B, L]), 0 elsewhere."""
+    where = positions.flatten().nonzero().squeeze(1)
+    values = torch.zeros(positions.numel(), dtype=torch.float64, device=positions.device)
+    if len(where) == 0:
+        return values.view(positions.shape)
+
+    def rows(chunk: Tensor) -> Tensor:
+        return (old.log_probs(chunk).exp() - new.log_probs(chunk).exp()).abs().sum(1, dtype=torch.float64) / 2
+
+    old.prepare(where)
+    return values.index_put((where,), map_rows(rows, new.prepare(where))).view(positions.shape)

@@ -1,0 +1,112 @@
+"""One simulation: what stays the same throughout, and what is counted on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Jump, Posterior
+from gm_discrete.kernels import Kernel, map_rows
+
+
+@dataclass
+class Chain:
+    """A model and the batch of B sequences that is simulated with it.
+
+    Attributes:
+        model: anything with `.generator(x, t, t_next=None, **conditioning)`.
+        free: bool [B, L], positions that may move.
+        rng: source of all noise.
+        conditioning: passed on to the generator.
+        calls: [B], evaluations of the network. jumps: [B], changes of a symbol.
+        error: [B], a bound on the total variation of what an exact method cuts off.
+        memory: what a method keeps from one step to the next.
+    """
+
+    model: Any
+    free: Tensor
+    rng: torch.Generator | None
+    conditioning: dict[str, Any]
+    calls: Tensor = field(init=False)
+    jumps: Tensor = field(init=False)
+    error: Tensor = field(init=False)
+    memory: dict[str, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.calls = torch.zeros(len(self.free), dtype=torch.long, device=self.free.device)
+        self.jumps, self.error = torch.zeros_like(self.calls), self.calls.double()
+
+    @property
+    def path(self) -> Any:
+        """The model's path, which only some methods need.
+
+        Raises:
+            TypeError: it has none.
+        """
+        path = getattr(self.model, "path", None)
+        if path is None:
+            raise TypeError(f"this method needs a path; {type(self.model).__name__} has no attribute .path")
+        return path
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+        generator = self.model.generator(x, t, t_next, **self.conditioning)
+        if not isinstance(generator, Jump):
+            raise TypeError(f"this step simulates jumps; the model's generator is a {type(generator).__name__}")
+        if t_next is not None and generator.probability is None:
+            raise ValueError("the model's generator ignored t_next: its jump has no interval probability")
+        return generator
+
+    def posterior(self, x: Tensor, t: Tensor) -> Posterior:
+        """The model's belief at (x, t)."""
+        posterior = self.generator(x, t).posterior
+        if posterior is None:
+            raise TypeError("this method needs generators made by a path: path.marginal(readout, x, t, t_next)")
+        return posterior
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Float64 uniforms in [0, 1)."""
+        device = self.rng.device if self.rng is not None else self.free.device
+        return torch.rand(shape, generator=self.rng, device=device, dtype=torch.float64).to(self.free.device)
+
+    def events(self, probability: Tensor | None) -> Tensor:
+        """Which free positions have an event, bool [B, L]."""
+        assert probability is not None  # seen to by `generator`
+        return (self.uniform(*self.free.shape) < probability) & self.free
+
+    def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:
+        """The state after jumps at the events, drawn from the kernel there only."""
+        where = events.flatten().nonzero().squeeze(1)
+        if len(where) == 0:
+            return x
+        return self.moved(x, x.flatten().index_put((where,), kernel.sample(self.rng, where)).view_as(x))
+
+    def moved(self, x: Tensor, x_next: Tensor) -> Tensor:
+        """`x_next`, whose changes are counted."""
+        self.jumps += (x_next != x).sum(1)
+        return x_next
+
+
+def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """(1 − k(x) at the positions (bool [B, L]) and 0 elsewhere, [B, L]; which sequences had to be read for it, [B]).
+
+    A symbol that is excluded from the landing law (a mask) is left for sure, which no network has to say.
+    """
+    certain = torch.zeros_like(positions)
+    for symbol in getattr(kernel, "excluded", ()):
+        certain |= positions & (x == symbol)
+    open_ = positions & ~certain
+    values = certain.double()
+    where = open_.flatten().nonzero().squeeze(1)
+    if len(where):
+        flat = x.flatten()
+        leave = map_rows(lambda rows: kernel.leave(flat[rows], rows), kernel.prepare(where))
+        values = values.flatten().index_put((where,), leave).view_as(values)
+    return values, open_.any(1)
+
+
+Step = Callable[[Chain, Tensor, Tensor, Tensor], Tensor]
+"""(chain, x [B, L], t [B], t_next [B]) → x at t_next. A step may have options, which are keywords with defaults."""
