@@ -238,12 +238,8 @@ def build_path(options: TextArguments, tokenizer: Any, train: Any) -> Probabilit
             train.select(range(0, len(train), -(-len(train) // 10_000))) if isinstance(train, Dataset) else train
         )
         counts = Counter(token for row in islice(rows, 10_000) for token in row["input_ids"])
-        # Each symbol is counted once more than it was seen, except those that only mark padding or masks.
-        weights = [
-            0 if token in (tokenizer.mask_token_id, tokenizer.pad_token_id) else counts[token] + 1
-            for token in range(size)
-        ]
-        return MixturePath(size, [weight / sum(weights) for weight in weights], schedule, options.rates)
+        never = [token for token in (tokenizer.mask_token_id, tokenizer.pad_token_id) if token is not None]
+        return MixturePath.unigram([counts[token] for token in range(size)], schedule, options.rates, never)
     raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
 
 

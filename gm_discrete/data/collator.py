@@ -18,9 +18,10 @@ IGNORED = -100
 class TokenCollator:
     """Batches examples of clean tokens, padded on the right. It draws no noise: that is the trainer's.
 
-    `{"input_ids": [l], optional "attention_mask": [l], optional "labels": [l]}` per example →
+    `{"input_ids": [l], optional "attention_mask": [l], optional "labels": [l], optional "source_ids": [l]}` per example →
     `input_ids` [B, L], the clean tokens; `attention_mask` [B, L], 0 on padding; `labels` [B, L], the example's own or
-    else its tokens, and -100 (not scored) on padding. All are `torch.long`.
+    else its tokens, and -100 (not scored) on padding; `source_ids` [B, L], the x_0 of a coupled path, if the examples
+    have it. All are `torch.long`.
 
     Args:
         pad_token_id: what fills `input_ids` behind the end of an example.
@@ -37,8 +38,15 @@ class TokenCollator:
         columns: dict[str, list[Tensor]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for example in examples:
             for name, row in _rows(example).items():
-                columns[name].append(row)
-        filling = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+                columns.setdefault(name, []).append(row)
+        if len({len(rows) for rows in columns.values()}) > 1:
+            raise ValueError("some examples have source_ids and others have none")
+        filling = {
+            "attention_mask": 0,
+            "labels": IGNORED,
+            "input_ids": self.pad_token_id,
+            "source_ids": self.pad_token_id,
+        }
         return {name: self._pad(rows, filling[name]) for name, rows in columns.items()}
 
     def _pad(self, rows: list[Tensor], filling: int) -> Tensor:
@@ -48,10 +56,10 @@ class TokenCollator:
 
 
 def _rows(example: Mapping[str, Any]) -> dict[str, Tensor]:
-    unknown = example.keys() - {"input_ids", "attention_mask", "labels"}
+    unknown = example.keys() - {"input_ids", "attention_mask", "labels", "source_ids"}
     if unknown or "input_ids" not in example:
         raise ValueError(
-            f"example has the columns {sorted(example)}; give input_ids, optional attention_mask and labels, "
+            f"example has the columns {sorted(example)}; give input_ids, optional attention_mask, labels and source_ids, "
             "and drop others with dataset.remove_columns"
         )
     rows = {name: torch.as_tensor(row, dtype=torch.long) for name, row in example.items()}
@@ -61,4 +69,5 @@ def _rows(example: Mapping[str, Any]) -> dict[str, Tensor]:
         raise ValueError(f"example has columns of the shapes {shapes}; give one shape [l] with l ≥ 1")
     mask = rows.get("attention_mask", torch.ones_like(tokens))
     labels = rows.get("labels", tokens).masked_fill(mask == 0, IGNORED)
-    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    source = {"source_ids": rows["source_ids"]} if "source_ids" in rows else {}
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels, **source}

@@ -91,7 +91,10 @@ def evaluate_bound(
     device = getattr(model, "device", None)
     for batch in tqdm(dataloader, desc="Bound", disable=accelerator and not accelerator.is_main_process):
         z, mask, labels = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
-        bound = likelihood_bound(model, z, mask, num_samples, rng, scored=labels != IGNORED, estimator=estimator)
+        source = batch["source_ids"].to(device) if "source_ids" in batch else None
+        bound = likelihood_bound(
+            model, z, mask, num_samples, rng, scored=labels != IGNORED, estimator=estimator, x_0=source
+        )
         if accelerator:
             nats, num_tokens = accelerator.gather_for_metrics((bound.nats, bound.num_tokens))
             bound = replace(bound, nats=nats, num_tokens=num_tokens)

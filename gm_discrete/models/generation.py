@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,7 @@ from transformers.utils.generic import ModelOutput
 from gm_discrete.generators import Jump
 from gm_discrete.models.config import GMConfig
 from gm_discrete.paths import FinitePath
-from gm_discrete.samplers import STEPS, simulate
+from gm_discrete.samplers import GRID_FREE, SPACINGS, STEPS, Corrector, Step, make_step, simulate, time_grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,8 +36,15 @@ class GMGenerationConfig(GenerationConfig):
     top_k, top_p and temperature are off unless set: any of them changes the law that is sampled.
 
     Args:
-        num_steps: N, steps of the grid, which is linear in κ.
-        sampler: `"tau_leaping"`, `"euler"` or `"ancestral"`.
+        num_steps: N, steps of the grid.
+        grid: how it is spaced, `"linear"` or `"quadratic"` in κ or `"logarithmic"` (see `time_grid`; the path's own by
+            default), or all times from 0 to 1, in place of `num_steps`.
+        sampler: on that grid `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`. The others
+            choose their own times, and look at the grid only if a streamer or stopping criteria do: `"first_hitting"`,
+            `"uniformization"`, `"adaptive"`, `"step_doubling"`.
+        max_expected_changes: of `"adaptive"`: how many tokens may change in a step, on average.
+        tolerance: of `"uniformization"` and `"step_doubling"`.
+        corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`, or the dict of its `to_dict()`.
         temperature, top_k, top_p: applied to the posterior π of the data symbols, before the rates.
         length: positions of an unconditional sample; the model's `max_position_embeddings` by default.
         max_new_tokens: positions to fill behind each prompt; 0 by default (only its mask symbols are filled).
@@ -47,7 +56,12 @@ class GMGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs: Any) -> None:  # not the parent's, whose other arguments would be promises
         self.num_steps: int = kwargs.pop("num_steps", 128)
+        self.grid: str | list[float] | None = kwargs.pop("grid", None)
         self.sampler: str = kwargs.pop("sampler", "tau_leaping")
+        self.max_expected_changes: float | None = kwargs.pop("max_expected_changes", None)
+        self.tolerance: float | None = kwargs.pop("tolerance", None)
+        corrector = kwargs.pop("corrector", None)
+        self.corrector: dict[str, Any] | None = corrector.to_dict() if isinstance(corrector, Corrector) else corrector
         self.temperature: float | None = kwargs.pop("temperature", None)
         self.top_k: int | None = kwargs.pop("top_k", None)
         self.top_p: float | None = kwargs.pop("top_p", None)
@@ -73,7 +87,10 @@ class GMGenerationConfig(GenerationConfig):
         """
         for name, valid, rule in (
             ("num_steps", _is_int(self.num_steps, 1), "an integer ≥ 1"),
+            ("grid", _is_grid(self.grid), f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
             ("sampler", self.sampler in STEPS, f"one of {', '.join(STEPS)}"),
+            ("max_expected_changes", _is_positive(self.max_expected_changes), "positive, or None"),
+            ("tolerance", _is_positive(self.tolerance), "positive, or None"),
             ("temperature", self.temperature is None or self.temperature > 0, "positive, or None"),
             ("top_k", self.top_k is None or _is_int(self.top_k, 1), "an integer ≥ 1, or None"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or None"),
@@ -83,6 +100,21 @@ class GMGenerationConfig(GenerationConfig):
         ):
             if not valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
+        self.step()
+
+    def step(self) -> Step:
+        """The step that sampler, corrector and options make."""
+        corrector = None if self.corrector is None else Corrector.from_dict(self.corrector)
+        return make_step(
+            self.sampler, corrector, max_expected_changes=self.max_expected_changes, tolerance=self.tolerance
+        )
+
+    def times(self, path: FinitePath, watched: bool) -> Tensor:
+        """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless someone is watching."""
+        if isinstance(self.grid, Sequence) and not isinstance(self.grid, str):
+            return torch.tensor(self.grid, dtype=torch.float64)
+        own = self.sampler in GRID_FREE and not watched
+        return time_grid(path, 1 if own else self.num_steps, self.grid)
 
     def to_diff_dict(self) -> dict[str, Any]:
         return {key: value for key, value in self.to_dict().items() if value is not None}
@@ -93,8 +125,10 @@ class GMGenerationConfig(GenerationConfig):
         return cls(**{name: getattr(model_config, name, None) for name in names})
 
     def updated(self, **changes: Any) -> GMGenerationConfig:
-        """A copy with the changes that are not `None`; unknown names are refused."""
+        """A copy with the changes that are not `None`; unknown names are refused. Another sampler starts without options."""
         own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        if changes.get("sampler") not in (None, self.sampler):
+            own |= {"max_expected_changes": None, "tolerance": None, "corrector": None}
         return GMGenerationConfig(**own | {key: value for key, value in changes.items() if value is not None})
 
 
@@ -106,12 +140,14 @@ class GMGenerateOutput(ModelOutput):
         sequences: [B, L].
         network_calls: [B], evaluations of the network that each sequence needed.
         jumps: [B], changes of a symbol.
+        error_bound: [B], what an exact sampler cut off, in total variation; `None` for the others.
         attention_mask: [B, L], 0 where the sequence is padded.
     """
 
     sequences: Tensor | None = None
     network_calls: Tensor | None = None
     jumps: Tensor | None = None
+    error_bound: Tensor | None = None
     attention_mask: Tensor | None = None
 
 
@@ -149,11 +185,16 @@ class GMGenerationMixin(Base):
         input_ids: Tensor | None = None,
         *,
         attention_mask: Tensor | None = None,
+        x_0: Tensor | None = None,
         batch_size: int | None = None,
         length: int | None = None,
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
         sampler: str | None = None,
+        max_expected_changes: float | None = None,
+        tolerance: float | None = None,
+        corrector: Corrector | dict[str, Any] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -173,6 +214,8 @@ class GMGenerationMixin(Base):
 
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
+            x_0: of a coupled path: the sources [B, L'] from which to start, L' with the new positions. Without `input_ids`
+                every position is free.
             logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
                 temperature, top-k and top-p. The sequences are the noisy states.
             stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes.
@@ -188,17 +231,25 @@ class GMGenerationMixin(Base):
         if not isinstance(defaults, GMGenerationConfig):
             raise TypeError(f"generation_config is a {type(defaults).__name__}; give a GMGenerationConfig")
         config = defaults.updated(
-            length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, sampler=sampler, temperature=temperature,
+            length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
+            max_expected_changes=max_expected_changes, tolerance=tolerance, corrector=corrector, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
         if self.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
+        if x_0 is not None and input_ids is None:
+            if batch_size is not None or length is not None:
+                raise ValueError("batch_size and length are those of x_0")
+            batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
         known, fixed, attention_mask = self._canvas(
             config, input_ids, attention_mask, batch_size, length, max_new_tokens
         )
+        source = None if x_0 is None else x_0.to(self.device)
+        self.path.check_source(source, known, torch.zeros(len(known)))
         rng = torch.Generator(device=self.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
-        state = torch.where(fixed, known, self.path.prior(known.shape, rng, self.device))
+        start = self.path.prior(known.shape, rng, self.device) if source is None else source
+        state = torch.where(fixed, known, start)
         conditioning = {
             "attention_mask": None if bool(attention_mask.all()) else attention_mask,
             "logits_processor": _processors(config, logits_processor),
@@ -211,19 +262,16 @@ class GMGenerationMixin(Base):
             streamer.put(known[:, :shown].cpu())
         drafts = _Drafts(streamer, stopping_criteria, shown)
         prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
-        source = _Prompted(self, known, fixed, rng) if prompted else self
-        kappa = torch.linspace(0, 1, config.num_steps + 1, dtype=torch.float64)
+        model = _Prompted(self, known, fixed, source, rng) if prompted else self
+        times, step = config.times(self.path, bool(drafts.put_draft or stopping_criteria)), config.step()
         training = self.training
         self.eval()
         try:
-            run = simulate(
-                source, state, self.path.schedule.inverse(kappa), rng, config.sampler, fixed,
-                on_step=drafts, return_info=True, **conditioning,
-            )  # fmt: skip
+            run = simulate(model, state, times, rng, step, fixed, on_step=drafts, return_info=True, **conditioning)
             if drafts.stopped_at is not None:
                 rest = torch.tensor([drafts.stopped_at, 1.0], dtype=torch.float64)
-                last = simulate(source, run.x, rest, rng, config.sampler, fixed, return_info=True, **conditioning)
-                run = type(run)(last.x, run.times, run.network_calls + last.network_calls, run.jumps + last.jumps)
+                last = simulate(model, run.x, rest, rng, step, fixed, return_info=True, **conditioning)
+                run = run.then(last)
         finally:
             self.train(training)
         if streamer is not None:
@@ -231,7 +279,7 @@ class GMGenerationMixin(Base):
             streamer.end()
         if not config.return_dict_in_generate:
             return run.x
-        return GMGenerateOutput(run.x, run.network_calls, run.jumps, attention_mask)
+        return GMGenerateOutput(run.x, run.network_calls, run.jumps, run.error_bound, attention_mask)
 
     def _canvas(
         self,
@@ -284,12 +332,12 @@ class _Prompted:
     A network for a prior without masks takes every symbol for as noisy as the time says, and would ignore a clean prompt.
     """
 
-    def __init__(self, model: Any, known: Tensor, fixed: Tensor, rng: torch.Generator) -> None:
-        self.model, self.known, self.fixed, self.rng = model, known, fixed, rng
+    def __init__(self, model: Any, known: Tensor, fixed: Tensor, source: Tensor | None, rng: torch.Generator) -> None:
+        self.model, self.known, self.fixed, self.source, self.rng = model, known, fixed, source, rng
         self.path = model.path
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
-        shown = torch.where(self.fixed, self.path.sample(self.known, t, self.rng), x)
+        shown = torch.where(self.fixed, self.path.sample(self.known, t, self.rng, self.source), x)
         return self.model.generator(shown, t, t_next, **conditioning)
 
 
@@ -327,6 +375,21 @@ def _processors(config: GMGenerationConfig, given: LogitsProcessorList | None) -
     if config.top_p not in (None, 1.0):
         processors.append(TopPLogitsWarper(float(config.top_p)))
     return processors or None
+
+
+def _is_positive(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+
+
+def _is_grid(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return value is None or value in SPACINGS
+    times = list(value)
+    return len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
+
+
+def _listed(grid: str | Sequence[float] | Tensor | None) -> str | list[float] | None:
+    return grid if grid is None or isinstance(grid, str) else [float(time) for time in grid]
 
 
 def _is_int(value: Any, least: int) -> bool:

@@ -23,7 +23,7 @@ class Chain:
         rng: source of all noise.
         conditioning: passed on to the generator.
         calls: [B], evaluations of the network. jumps: [B], changes of a symbol.
-        error: [B], a bound on the total variation of what an exact method cuts off.
+        error: [B], a bound on the total variation of what an exact method cuts off; `None` where none is known.
         memory: what a method keeps from one step to the next.
     """
 
@@ -33,12 +33,12 @@ class Chain:
     conditioning: dict[str, Any]
     calls: Tensor = field(init=False)
     jumps: Tensor = field(init=False)
-    error: Tensor = field(init=False)
+    error: Tensor | None = field(init=False, default=None)
     memory: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.calls = torch.zeros(len(self.free), dtype=torch.long, device=self.free.device)
-        self.jumps, self.error = torch.zeros_like(self.calls), self.calls.double()
+        self.jumps = torch.zeros_like(self.calls)
 
     @property
     def path(self) -> Any:

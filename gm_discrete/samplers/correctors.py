@@ -42,6 +42,7 @@ class DetailedBalance(Corrector):
     def corrected(self, step: Step) -> Step:
         def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
             x = step(chain, x, t, t_next)
+            chain.error = None  # tokens that are drawn anew together leave the law of an exact step
             if bool((t_next >= 1).any()):  # data is drawn anew as it is
                 return x
             for _ in range(self.sweeps):

@@ -22,6 +22,7 @@ def first_hitting(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     rates = chain.path.rates
     if rates != "masked":
         raise ValueError(f'first_hitting is for masked paths; with rates="{rates}" use "uniformization"')
+    chain.error = torch.zeros_like(t)
     return _ring(chain, x, t, t_next)
 
 
@@ -45,7 +46,7 @@ def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolera
     x = _ring(chain, x, start, end)
     if bool((end < t_next).any()):
         x = tau_leaping(chain, x, end, t_next)
-    chain.error += error
+    chain.error = error if chain.error is None else chain.error + error
     return x
 
 

@@ -15,7 +15,7 @@ def time_grid(path: Any, num_steps: int, spacing: str | None = None) -> Tensor:
     """Times from 0 to 1 of N steps, [N + 1].
 
     - `"linear"`: even in κ. The default for masking, where every token jumps once, evenly in κ, and for general paths.
-    - `"quadratic"`: even in √(1 − κ). The default for mixture paths with another prior, whose tokens are redrawn at rate 1 in
+    - `"quadratic"`: even in √(1 − κ). The default for mixture paths with another prior: tokens are redrawn at rate 1 in
       s = −log(1 − κ), but change ever less, in proportion to 1 − κ: Σ (1 − κ) Δs² is least for Δs ∝ (1 − κ)^−½.
     - `"logarithmic"`: even in −log(1 − κ) as far as log(2 N), and one last step.
 

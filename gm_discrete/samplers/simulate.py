@@ -53,6 +53,15 @@ class Simulation:
     error_bound: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
 
+    def then(self, rest: Simulation) -> Simulation:
+        """This simulation and the one that went on from its end, as one."""
+        bound = None
+        if self.error_bound is not None and rest.error_bound is not None:
+            bound = self.error_bound + rest.error_bound
+        calls, jumps = self.network_calls + rest.network_calls, self.jumps + rest.jumps
+        times = torch.cat([self.times[self.times < rest.times[0]], rest.times])
+        return Simulation(rest.x, times, calls, jumps, bound, self.states + rest.states)
+
 
 @overload
 def simulate(
@@ -150,8 +159,7 @@ def simulate(
     if not return_info:
         return x
     states = [saved[i] for i in _indices(save_at, len(grid)) if i in saved]
-    exact = method in ("first_hitting", "uniformization") and corrector is None
-    return Simulation(x, grid, chain.calls, chain.jumps, chain.error if exact else None, states)
+    return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
 
 
 def make_step(method: str | Step, corrector: Corrector | None = None, **options: Any) -> Step:

@@ -124,13 +124,14 @@ class GMTrainer(Trainer):
         rng = self._rng(*self._noise_step)
         scored = inputs["labels"] != -100
         data = torch.where(scored, inputs["labels"], inputs["input_ids"])
-        length = data.shape[1]
+        length, source = data.shape[1], inputs.pop("source_ids", None)
         path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
         if world_size > 1:  # every process draws noise of one shape, that of the longest batch among them
             lengths: Any = self.accelerator.gather(torch.tensor([length], device=data.device))
             padding = (0, int(lengths.max()) - length)
             data, scored = nn.functional.pad(data, padding), nn.functional.pad(scored, padding)
-        x, t = corrupt(path, data, scored, rng, self.times, rank, world_size)
+            source = None if source is None else nn.functional.pad(source, padding)
+        x, t = corrupt(path, data, scored, rng, self.times, rank, world_size, source)
         return {**inputs, "input_ids": x[:, :length], "time": t}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
