@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.paths import TokenMixturePath
+from gm_discrete.paths import FinitePath
 
 
 class ExactModel:
@@ -18,9 +19,14 @@ class ExactModel:
     Attributes:
         path: the path whose posterior is computed.
         data: [Z, L], every sequence. law: [Z], float64, its probability.
+        definition: of a path that is no mixture, κ [B] → p(x|z) [B, z, x].
+        sources: of a coupled path, the x_0 [Z, L] of each data point.
     """
 
-    def __init__(self, path: TokenMixturePath, symbols: int, length: int, seed: int = 0) -> None:
+    definition: Callable[[Tensor], Tensor] | None = None
+    sources: Tensor | None = None
+
+    def __init__(self, path: FinitePath, symbols: int, length: int, seed: int = 0) -> None:
         self.path, self.symbols, self.length = path, symbols, length
         self.data = torch.tensor(list(itertools.product(range(symbols), repeat=length)))
         rng = torch.Generator().manual_seed(seed)
@@ -39,7 +45,10 @@ class ExactModel:
     def likelihood(self, x: Tensor, t: Tensor) -> Tensor:
         """p_t(x|z) for every state and every data point, [B, Z]."""
         kappa = self.path.schedule.kappa(t)[:, None, None]
-        prior = self.path.prior_probs(x.device)[x][:, None]
+        if self.definition is not None:
+            rows = torch.arange(len(x))[:, None, None]
+            return self.definition(kappa.flatten())[rows, self.data, x[:, None]].prod(-1)
+        prior = self.path.prior_probs(x.device)[x][:, None] if self.sources is None else x[:, None] == self.sources
         return ((1 - kappa) * prior + kappa * (x[:, None] == self.data)).prod(-1)
 
     def joint_marginal(self, t: float) -> Tensor:

@@ -64,7 +64,7 @@ class MetricPath(FinitePath):
             raise ValueError(f"prior must hold vocab_size={vocab_size} positive probabilities of sum 1")
         self._prior = None if prior is None else weights
         self._weights = weights
-        rows = torch.tensor(self.distance or self.embeddings, dtype=torch.float64)
+        rows = torch.tensor(self.distance or self.embeddings, dtype=torch.float64, device="cpu")  # never "meta"
         wanted = (vocab_size, vocab_size) if embeddings is None else (vocab_size, rows.shape[-1])
         if rows.shape != wanted or not bool(rows.isfinite().all()):
             name = "distance" if embeddings is None else "embeddings"
@@ -81,7 +81,7 @@ class MetricPath(FinitePath):
         return rows / lengths
 
     def _check_apart(self) -> None:
-        for symbols in torch.arange(self.vocab_size).split(max(1, 2**22 // self.vocab_size)):
+        for symbols in torch.arange(self.vocab_size, device="cpu").split(max(1, 2**22 // self.vocab_size)):
             rows = self.distances(symbols)
             here = rows.gather(1, symbols[:, None])
             others = rows.scatter(1, symbols[:, None], torch.inf)

@@ -114,6 +114,12 @@ class GMTrainer(Trainer):
 
     # Training
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if "source_ids" not in columns:  # no argument of forward, but of the noise
+            columns.append("source_ids")
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if not self._trained.training:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete import GMConfig, GMModel, MaskedPath, MixturePath, UniformPath
+from gm_discrete import GMConfig, GMModel, MaskedPath, MetricPath, MixturePath, UniformPath
 
 K, LENGTH = 11, 12
 MASK, PAD = 10, 0
@@ -15,7 +15,17 @@ PATHS = {
     "reversal": UniformPath(K, special_token_ids=(MASK,)),
     "mixture": UniformPath(K, rates="mixture"),
     "prior": MixturePath(K, [0.05] * 5 + [0.125] * 6),
+    "metric": MetricPath(K, distance=(torch.arange(K)[:, None] - torch.arange(K)).abs().double()),
 }
+ONLY_MASKED, NOT_MASKED = ("first_hitting",), ("step_doubling",)
+
+
+def suits(name: str, method: str) -> bool:
+    """Whether a sampler simulates the path of that name."""
+    rates = PATHS[name].rates
+    if method == "ancestral":
+        return rates in ("masked", "reversal")
+    return method not in (NOT_MASKED if rates == "masked" else ONLY_MASKED)
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from laws import LEAST_P, SIGMAS, chi_square
-from networks import LENGTH, MASK, PAD, PATHS, K, network, rng
+from networks import LENGTH, MASK, PAD, PATHS, K, network, rng, suits
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -21,20 +21,27 @@ from transformers import (
 )
 
 from gm_discrete import (
+    BackwardNoise,
     CosineSchedule,
+    DetailedBalance,
+    EtaNoise,
     ExponentialSchedule,
     GMConfig,
     GMGenerationConfig,
     GMModel,
     LinearSchedule,
     MaskedPath,
+    MixturePath,
     PowerSchedule,
+    ReMDM,
     SquaredSineSchedule,
     UniformPath,
+    time_grid,
 )
+from gm_discrete.samplers import GRID_FREE, STEPS
 
 every_path = pytest.mark.parametrize("name", PATHS)
-SAMPLERS = ["tau_leaping", "euler", "ancestral"]
+SAMPLERS = list(STEPS)
 SCHEDULES = [
     LinearSchedule(),
     PowerSchedule(0.5),
@@ -83,10 +90,12 @@ def frequencies(model: GMModel, **options: Any) -> Tensor:
 @pytest.mark.parametrize("num_steps", [1, 2, 50])
 def test_finished_output_holds_no_mask(name: str, sampler: str, num_steps: int) -> None:
     model = network(name)
-    if sampler == "ancestral" and name == "mixture":
-        with pytest.raises(ValueError, match='rates="reversal"'):
+    if not suits(name, sampler):
+        with pytest.raises(ValueError, match=r"rates|masked"):
             model.generate(sampler=sampler)
         return
+    if sampler in GRID_FREE and num_steps > 1:
+        pytest.skip("it has its own times")
     sample = model.generate(batch_size=4, length=9, num_steps=num_steps, sampler=sampler, seed=1)
     assert sample.shape == (4, 9)
     assert sample.dtype == torch.long
@@ -95,10 +104,10 @@ def test_finished_output_holds_no_mask(name: str, sampler: str, num_steps: int) 
         assert not bool((sample == mask_of(model)).any())
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*(name for name in SAMPLERS if name not in GRID_FREE), "adaptive"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_every_schedule_is_generated_with_to_its_very_end(schedule: Any, sampler: str) -> None:
-    """The grid is linear in κ and ends at t = 1 exactly: one ulp before it, Euler would leave masks; behind it, fail."""
+    """The grid ends at t = 1 exactly: one ulp before it, Euler would leave masks; behind it, fail."""
     for num_steps in (1, 3, 20):
         for path in (MaskedPath(K, schedule=schedule), UniformPath(K, schedule)):
             sample = network_of(path).generate(batch_size=30, length=20, num_steps=num_steps, sampler=sampler, seed=2)
@@ -245,12 +254,12 @@ def test_infilling_reads_both_sides() -> None:
 def test_networks_see_prompts_at_the_noise_of_their_time(name: str) -> None:
     """As in training: clean for a masked model; else from p_t(·|prompt), which keeps a symbol with κ + (1 − κ) p0.
 
-    Two steps, at κ = 0 and ½; 3000 tokens each, within 4.5 standard errors.
+    Two steps, at κ = 0 and ½ (linear grid); 3000 tokens each, within 4.5 standard errors.
     """
     model, seen = network(name), []
     model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, :10].clone()))
     prompt = (torch.arange(10) % 3).expand(300, 10)
-    out = model.generate(prompt, max_new_tokens=6, num_steps=2, seed=1)
+    out = model.generate(prompt, max_new_tokens=6, num_steps=2, grid="linear", seed=1)
     assert torch.equal(out[:, :10], prompt)
     for kappa, shown in zip((0.0, 0.5), seen, strict=True):
         prior = model.path.prior_probs(shown.device)[prompt[0]].mean()
@@ -262,7 +271,7 @@ def test_networks_see_prompts_at_the_noise_of_their_time(name: str) -> None:
 # ---- settings
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if suits("masked", sampler)])
 def test_top_k_1_takes_the_likeliest(sampler: str) -> None:
     assert frequencies(constant([0.3, 0.4, 0.3]), top_k=1, sampler=sampler).tolist() == [0, 10_000, 0, 0]
 
@@ -427,6 +436,117 @@ def test_the_diffusion_streamer_of_transformers_works(capsys: pytest.CaptureFixt
     assert "_" in shown  # a draft
 
 
+# ---- samplers, grids, correctors, sources
+
+
+@every_path
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_prompts_stay_and_gaps_are_filled_by_every_sampler(name: str, sampler: str) -> None:
+    """Rows of different length, padded on the right, gaps inside, new positions behind; the same seed, the same sample."""
+    if not suits(name, sampler):
+        return
+    model, mask = network(name, mask_token_id=MASK if name != "mask is 3" else 3), 3 if name == "mask is 3" else MASK
+    prompt = torch.tensor([[1, 2, mask, 4, 5], [6, mask, 7, PAD, PAD]])
+    real = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    options: dict = {"attention_mask": real, "max_new_tokens": 3, "num_steps": 4, "sampler": sampler, "seed": 1}
+    out = model.generate(prompt, **options)
+    assert out[0, [0, 1, 3, 4]].tolist() == [1, 2, 4, 5]
+    assert out[1, [0, 2]].tolist() == [6, 7]
+    assert not bool((out == mask).any())
+    assert out[1, 6:].tolist() == [PAD, PAD]
+    assert torch.equal(model.generate(prompt, **options), out)
+
+
+CORRECTORS = [DetailedBalance(2), BackwardNoise(0.5), EtaNoise(2.0), ReMDM()]
+
+
+@pytest.mark.parametrize("name", ["masked", "mixture", "metric"])
+@pytest.mark.parametrize("corrector", CORRECTORS, ids=lambda corrector: corrector.type_name)
+def test_correctors_cost_calls_and_leave_prompts_alone(name: str, corrector: Any) -> None:
+    model, prompt = network(name), torch.tensor([[1, 2, 4]]).expand(4, 3)
+    options: dict = {"max_new_tokens": 5, "num_steps": 8, "seed": 1, "return_dict_in_generate": True}
+    if (name == "metric" and not isinstance(corrector, DetailedBalance)) or (
+        name == "mixture" and corrector == ReMDM()
+    ):
+        with pytest.raises(ValueError, match="use "):
+            model.generate(prompt, corrector=corrector, **options)
+        return
+    plain, mended = model.generate(prompt, **options), model.generate(prompt, corrector=corrector, **options)
+    assert torch.equal(mended.sequences[:, :3], prompt)
+    assert name != "masked" or not bool((mended.sequences == MASK).any())
+    assert int(mended.jumps.sum()) > int(plain.jumps.sum())
+    again = model.generate(prompt, corrector=corrector.to_dict(), **options)
+    assert torch.equal(again.sequences, mended.sequences)
+
+
+def test_samplers_choose_their_own_times_unless_watched() -> None:
+    model = network("mixture")
+    steps = []
+    model.backbone.register_forward_pre_hook(lambda _, args: steps.append(args[1][0].item()))
+    options: dict = {"num_steps": 3, "seed": 1, "sampler": "adaptive", "max_expected_changes": 2.0}
+    model.generate(**options)
+    grid, own = set(time_grid(model.path, 3)[1:-1].tolist()), set(steps)
+    assert not grid & own
+    steps.clear()
+    model.generate(**options, stopping_criteria=StoppingCriteriaList([lambda *_: torch.tensor([False])]))
+    assert grid <= set(steps)
+
+
+def test_grids_are_the_paths_own_or_those_of_the_user() -> None:
+    seen = []
+    for name, grid in (("masked", None), ("mixture", None), ("mixture", "linear"), ("mixture", [0, 0.1, 0.7, 1])):
+        model, times = network(name), []
+        model.backbone.register_forward_pre_hook(lambda _, args, times=times: times.append(args[1][0].item()))
+        model.generate(batch_size=8, num_steps=3, grid=grid, seed=0)
+        seen.append(times)
+    expected = [[0, 1 / 3, 2 / 3], [0, 5 / 9, 8 / 9], [0, 1 / 3, 2 / 3], [0, 0.1, 0.7]]
+    for times, those in zip(seen, expected, strict=True):
+        assert times == pytest.approx(those)
+
+
+def test_exact_samplers_report_their_error() -> None:
+    options: dict = {"seed": 1, "return_dict_in_generate": True}
+    assert network().generate(sampler="first_hitting", **options).error_bound.tolist() == [0]
+    bound = network("reversal").generate(sampler="uniformization", tolerance=0.01, **options).error_bound
+    assert 0.009 < float(bound) <= 0.01
+    assert network().generate(**options).error_bound is None
+
+
+def test_another_sampler_starts_without_the_options_of_the_config() -> None:
+    model = network()
+    model.generation_config = GMGenerationConfig(sampler="adaptive", max_expected_changes=2.0)
+    model.generate(sampler="euler", num_steps=2)
+    with pytest.raises(ValueError, match="max_expected_changes is an option of adaptive, not of 'euler'"):
+        model.generate(sampler="euler", max_expected_changes=2.0)
+
+
+def test_a_coupled_model_starts_from_its_sources() -> None:
+    """Certain that data is its symbol 7, or on the way there from the source."""
+    path = MixturePath(K, coupled=True)
+    model, source = network_of(path), torch.arange(K).expand(3, K) % 5
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.head.weight[7] = 0
+    out = model.generate(x_0=source, num_steps=4, seed=0)
+    assert out.shape == source.shape
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    prompt = torch.tensor([[1, 2]]).expand(3, 2)
+    filled = model.generate(prompt, max_new_tokens=K - 2, x_0=source, num_steps=4, seed=0)
+    assert torch.equal(filled[:, :2], prompt)
+    assert torch.equal(seen[0][:, 2:], source[: len(seen[0]), 2:])
+    assert torch.equal(seen[0][:, :2], source[: len(seen[0]), :2])  # the prompt at the noise of t = 0: its source
+    with pytest.raises(ValueError, match="a coupled path needs x_0"):
+        model.generate(batch_size=2)
+    with pytest.raises(ValueError, match="batch_size and length are those of x_0"):
+        model.generate(x_0=source, length=3)
+    with pytest.raises(ValueError, match=r"of z's shape \(1, 2\); got shape \(3, 11\)"):
+        model.generate(torch.tensor([[1, 2]]), x_0=source)
+    with pytest.raises(ValueError, match="the path is not coupled"):
+        network().generate(x_0=source)
+
+
 def test_the_output_counts_calls_and_jumps() -> None:
     model = network()
     out = model.generate(batch_size=3, num_steps=200, seed=1, return_dict_in_generate=True)
@@ -460,11 +580,13 @@ def test_a_generation_config_replaces_that_of_the_model_and_arguments_go_first()
 def test_the_generation_config_travels_with_the_weights(tmp_path: File) -> None:
     model = network()
     model.generation_config = GMGenerationConfig(
-        num_steps=9, sampler="euler", temperature=0.7, top_k=3, top_p=0.9, seed=4
-    )
+        num_steps=9, sampler="adaptive", max_expected_changes=3.0, grid=[0, 0.5, 1], corrector=EtaNoise(0.5),
+        temperature=0.7, top_k=3, top_p=0.9, seed=4,
+    )  # fmt: skip
     model.save_pretrained(tmp_path)
     again = GMModel.from_pretrained(tmp_path)
-    names = ("num_steps", "sampler", "temperature", "top_k", "top_p", "seed", "max_new_tokens")
+    names = ("num_steps", "sampler", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "grid", "corrector")
+    names += ("max_expected_changes", "tolerance")
     assert type(again.generation_config) is GMGenerationConfig
     for name in names:
         assert getattr(again.generation_config, name) == getattr(model.generation_config, name)
@@ -500,6 +622,15 @@ def test_the_generation_config_of_other_models_is_refused_by_name() -> None:
         ({"num_steps": 2.5}, "num_steps=2.5"),
         ({"num_steps": True}, "num_steps=True"),
         ({"sampler": "heun"}, "sampler='heun' must be one of tau_leaping, euler, ancestral"),
+        ({"grid": "cubic"}, "grid='cubic' must be one of linear, quadratic, logarithmic, or increasing times"),
+        ({"grid": [0.5, 1.0]}, r"grid=\[0.5, 1.0\] must be"),
+        ({"grid": [0.0, 0.5, 0.5, 1.0]}, "grid="),
+        ({"max_expected_changes": 0}, "max_expected_changes=0 must be positive"),
+        ({"max_expected_changes": 1.0}, "max_expected_changes is an option of adaptive, not of 'tau_leaping'"),
+        ({"tolerance": 0.1}, "tolerance is an option of uniformization and step_doubling, not of 'tau_leaping'"),
+        ({"sampler": "uniformization", "tolerance": 1.5}, r"tolerance=1.5 must lie in \(0, 1\)"),
+        ({"corrector": {"type": "magic"}}, "type='magic' names no Corrector; known: backward_noise, detailed_balance"),
+        ({"corrector": {"type": "remdm"}, "sampler": "euler"}, 'use it with the method "tau_leaping"'),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"temperature": -1.0}, "temperature=-1.0 must be positive"),
         ({"temperature": math.nan}, "temperature=nan must be positive"),

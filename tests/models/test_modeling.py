@@ -116,9 +116,12 @@ def test_time_conditioning_is_off_for_masking_and_on_for_the_rest() -> None:
         assert config.time_conditioning == (not isinstance(path, MaskedPath))
         model, z = network(name), data(name)
         x, _ = noisy(model, z)
-        evidence = model.path.evidence(x, torch.full((5,), 0.2)) - model.path.evidence(x, torch.full((5,), 0.7))
-        moved = logits_of(model, x, torch.full((5,), 0.2)) - logits_of(model, x, torch.full((5,), 0.7))
-        moved = moved.scatter_add(2, x[..., None], -evidence[..., None].float()).nan_to_num()
+        beliefs = []
+        for time in (0.2, 0.7):
+            nothing, t = torch.zeros(x.numel(), K), torch.full((x.numel(),), time)
+            evidence = model.path.add_evidence(nothing, x.flatten(), t).view(*x.shape, K)
+            beliefs.append(logits_of(model, x, torch.full((5,), time)) - evidence)
+        moved = (beliefs[0] - beliefs[1]).nan_to_num()
         assert (float(moved.abs().max()) > MOVED) == config.time_conditioning
     assert GMConfig(path=MaskedPath(5), time_conditioning=True).time_conditioning
     assert not GMConfig(path=UniformPath(5), time_conditioning=False).time_conditioning
@@ -260,6 +263,7 @@ def test_the_config_is_json_and_readable(tmp_path: File) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["path"] == {
         "type": "mixture", "vocab_size": 3, "prior": [0.5, 0.25, 0.25], "schedule": {"type": "cosine"}, "rates": "mixture",
+        "coupled": False,
     }  # fmt: skip
     assert config["model_type"] == "gm_discrete"
     assert AutoConfig.from_pretrained(tmp_path).build_path() == path
@@ -376,7 +380,7 @@ def test_outputs_come_as_objects_or_tuples() -> None:
     ("options", "message"),
     [
         ({"hidden_sise": 4}, "GMConfig takes no argument hidden_sise"),
-        ({"path": {"type": "blurred"}}, "type='blurred' names no Path; known: masked, mixture, uniform"),
+        ({"path": {"type": "blurred"}}, "type='blurred' names no Path; known: masked, metric, mixture, uniform"),
         ({"path": {"type": "masked", "vocab_size": 5, "depth": 1}}, "MaskedPath takes no argument depth"),
         ({"path": MaskedPath(5), "vocab_size": 6}, "vocab_size=6 differs from the path's vocab_size=5"),
         ({"path": MaskedPath(5), "mask_token_id": 2}, "mask_token_id=2 differs from the path's 4"),

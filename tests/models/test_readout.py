@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from networks import LENGTH, PATHS, K, data, network, noisy, rng
+from networks import LENGTH, PATHS, K, data, network, noisy, rng, suits
 from torch import Tensor
 
 from gm_discrete import GMModel, bregman, conditional_loss, kernels, likelihood_bound, simulate
 from gm_discrete.models.readout import LazyReadout
-from gm_discrete.samplers import STEPS
+from gm_discrete.samplers import GRID_FREE, STEPS
 
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -159,11 +159,13 @@ def test_an_unknown_head_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, method) for name in PATHS for method in STEPS if (name, method) != ("mixture", "ancestral")],
+    ("name", "method"), [(name, method) for name in PATHS for method in STEPS if suits(name, method)]
 )
 def test_lazy_and_dense_simulations_draw_the_same_samples(name: str, method: str) -> None:
-    """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step."""
+    """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step.
+
+    Step doubling hands such a difference on to all later times; there only the calls are counted.
+    """
     model = network(name)
     x_0 = model.path.prior((8, LENGTH), rng(5))
     grid = torch.linspace(0, 1, 13, dtype=torch.float64)
@@ -171,8 +173,10 @@ def test_lazy_and_dense_simulations_draw_the_same_samples(name: str, method: str
     lazy = simulate(model, x_0, grid, rng(6), method, return_info=True)
     evaluated = sum(rows.sizes)
     dense = simulate(Dense(model), x_0, grid, rng(6), method)
-    assert torch.equal(lazy.x, dense)
-    assert evaluated == int(lazy.network_calls.sum()) <= 8 * 12
+    assert torch.equal(lazy.x, dense) or method == "step_doubling"
+    assert evaluated == int(lazy.network_calls.sum())
+    if method not in GRID_FREE:
+        assert evaluated <= 8 * 12 * (2 if method == "trapezoidal" else 1)
 
 
 @every_path

@@ -6,83 +6,120 @@ held against the data, to which it must converge with order 1.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from laws import LEAST_P, PATHS, SIGMAS, Lookup, chain, chi_square, sampler_laws
+from laws import (
+    ALL_PATHS,
+    GENERAL_PATHS,
+    LEAST_P,
+    PATHS,
+    SIGMAS,
+    ExactModel,
+    Lookup,
+    chain,
+    chi_square,
+    draw,
+    frequencies,
+    p_value,
+    rng,
+    sampler_laws,
+    step_matrix,
+    total_variation,
+)
 from reference import index_of
 from torch import Tensor
 
-from gm_discrete import LinearSchedule, MaskedPath, PowerSchedule, SquaredSineSchedule, simulate
+from gm_discrete import LinearSchedule, MaskedPath, PowerSchedule, SquaredSineSchedule, UniformPath, simulate
+from gm_discrete.samplers.steps import trapezoidal
 
 SAMPLES = 100_000
 ANCESTRAL = [name for name in PATHS if not name.endswith("mixture")]
-COMBINATIONS = [(name, method) for name in PATHS for method in ("tau_leaping", "euler")]
-COMBINATIONS += [(name, "ancestral") for name in ANCESTRAL]
+FIRST_ORDER = [(name, method) for name in PATHS for method in ("tau_leaping", "euler")]
+FIRST_ORDER += [(name, "ancestral") for name in ANCESTRAL]
+GENERAL = [(name, method) for name in GENERAL_PATHS for method in ("tau_leaping", "euler")]
+TRAPEZOIDAL = [(name, "trapezoidal") for name in ALL_PATHS]
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def length(name: str, method: str = "") -> int:
+    return 2 if name.startswith("special") or name in GENERAL_PATHS or method == "trapezoidal" else 3
 
 
-def p_value(x: Tensor, law: Tensor, symbols: int) -> float:
-    return chi_square(torch.bincount(index_of(x, symbols), minlength=len(law)), law)
-
-
-@pytest.mark.parametrize(("name", "method"), COMBINATIONS)
+@pytest.mark.parametrize(("name", "method"), FIRST_ORDER + GENERAL + TRAPEZOIDAL)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_samples_follow_the_exact_law_of_their_sampler(name: str, method: str, steps: int) -> None:
     """At t = 1/2 and at t = 1, with a schedule for which Euler and the exact interval probability differ.
 
     Euler starts at t = 0.02, from p_0.02: at 0 the reversal rate is infinite.
     """
-    model = chain(name, 2 if name.startswith("special") else 3, SquaredSineSchedule(), Lookup)
+    model = chain(name, length(name, method), SquaredSineSchedule(), Lookup)
     first = 0.02 if method == "euler" else 0.0
     times = [first, *torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64)[1:].tolist()]
     start = model.joint_marginal(first)
     laws = sampler_laws(model, times, method, start)
-    x_0 = model.states()[torch.multinomial(start, SAMPLES, replacement=True, generator=rng(1))]
+    x_0 = draw(model, start, SAMPLES, 1)
     result = simulate(model, x_0, times, rng(2), method, save_at=[steps, -1], return_info=True)
     for x, law in zip(result.states, (laws[steps], laws[-1]), strict=True):
-        assert p_value(x, law, model.path.vocab_size) > LEAST_P
+        assert p_value(model, x, law) > LEAST_P
     assert torch.equal(result.x, result.states[-1])
 
 
-@pytest.mark.parametrize(("name", "method"), COMBINATIONS)
+@pytest.mark.parametrize("name", ALL_PATHS)
+def test_one_step_of_stratified_hazard_has_the_law_of_tau_leaping(name: str) -> None:
+    """The phases are even on [0, 1), so that the first sum of a position crosses 1 with the probability of leaving."""
+    model = chain(name, 2, kind=Lookup)
+    start, law = model.joint_marginal(0.3), model.joint_marginal(0.3) @ step_matrix(model, 0.3, 0.8, "tau_leaping")
+    x = simulate(model, draw(model, start, SAMPLES // 4, 1), [0.3, 0.8], rng(2), "stratified_hazard")
+    assert p_value(model, x, law) > LEAST_P
+
+
+@pytest.mark.parametrize("theta", [0.3, 0.7])
+@pytest.mark.parametrize("name", ["masked", "prior reversal", "metric kinetic"])
+def test_trapezoidal_step_of_any_theta(name: str, theta: float) -> None:
+    model, times = chain(name, 2, SquaredSineSchedule(), Lookup), [0.3, 0.8]
+    start = model.joint_marginal(0.3)
+    x = simulate(model, draw(model, start, SAMPLES, 3), times, rng(4), partial(trapezoidal, theta=theta))
+    assert p_value(model, x, start @ step_matrix(model, *times, "trapezoidal", theta)) > LEAST_P
+
+
+FOLLOWED = [(name, "tau_leaping") for name in ("metric kinetic", "blur kinetic", "growing kinetic", "coupled")]
+
+
+def distances(model: ExactModel, steps: int, method: str) -> list[float]:
+    """Total variation of the sampler's law from p_t at t = 1/2 and t = 1."""
+    laws = sampler_laws(model, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist(), method)
+    return [total_variation(law, model.joint_marginal(t)) for law, t in ((laws[steps // 2], 0.5), (laws[-1], 1.0))]
+
+
+@pytest.mark.parametrize(("name", "method"), FIRST_ORDER + FOLLOWED)
 @pytest.mark.parametrize("schedule", [LinearSchedule(), SquaredSineSchedule()], ids=repr)
 def test_law_converges_with_order_1(name: str, method: str, schedule) -> None:
     """Twice the steps, half the distance to p_t: no sampling, and the ratio is within 20 % of 2 from 64 steps on."""
-    model = chain(name, 2 if name.startswith("special") else 3, schedule)
-    distances = []
-    for steps in (64, 128):
-        laws = sampler_laws(model, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist(), method)
-        ends = (laws[steps // 2], 0.5), (laws[-1], 1.0)
-        distances.append([float((law - model.joint_marginal(t)).abs().sum() / 2) for law, t in ends])
-    for coarse, fine in zip(*distances, strict=True):
+    model = chain(name, length(name), schedule)
+    for coarse, fine in zip(distances(model, 64, method), distances(model, 128, method), strict=True):
         assert fine < 0.01
         assert coarse / fine == pytest.approx(2, rel=0.2)
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_single_tokens_are_exact_however_few_the_steps(name: str) -> None:
-    """L = 1: nothing moves together, so that p_t is met in two steps, for every time at which one stops."""
-    model = chain(name, 1, kind=Lookup)
-    x_0 = model.path.prior((SAMPLES, 1), rng(3))
-    for end in (0.7, 1.0):
-        x = simulate(model, x_0, [0.0, 0.4, end], rng(4))
-        assert p_value(x, model.joint_marginal(end), model.path.vocab_size) > LEAST_P
+@pytest.mark.parametrize("path", [MaskedPath(4), UniformPath(3, rates="mixture"), UniformPath(3)], ids=repr)
+def test_trapezoidal_law_converges_with_order_2_where_nothing_is_clipped(path) -> None:
+    """At t = 1/2, for a law so close to even that 2 π_inner ≥ π_t: half the steps, four times the distance, within 10 %."""
+    model = ExactModel(path, 3, 2)
+    model.law = 1 + 0.1 * torch.rand(9, generator=rng(1), dtype=torch.float64)
+    model.law /= model.law.sum()
+    coarse, fine = (distances(model, steps, "trapezoidal")[0] for steps in (16, 32))
+    assert coarse / fine == pytest.approx(4, rel=0.1)
 
 
-@pytest.mark.parametrize(("name", "method"), COMBINATIONS)
-def test_simulation_starts_and_ends_anywhere(name: str, method: str) -> None:
+@pytest.mark.parametrize(("name", "method"), FIRST_ORDER)
+def test_steps_between_inner_times(name: str, method: str) -> None:
     """From p_0.3, on an uneven grid, to 0.8."""
     model = chain(name, 2, kind=Lookup)
     times = [0.3, 0.35, 0.5, 0.8]
     start = model.joint_marginal(0.3)
-    x = model.states()[torch.multinomial(start, SAMPLES // 4, replacement=True, generator=rng(5))]
-    x = simulate(model, x, times, rng(6), method)
-    law = sampler_laws(model, times, method, start)[-1]
-    assert p_value(x, law, model.path.vocab_size) > LEAST_P
+    x = simulate(model, draw(model, start, SAMPLES // 4, 5), times, rng(6), method)
+    assert p_value(model, x, sampler_laws(model, times, method, start)[-1]) > LEAST_P
 
 
 @pytest.mark.parametrize("method", ["tau_leaping", "euler", "ancestral"])
@@ -95,7 +132,7 @@ def test_infilling_follows_the_conditional_law(method: str) -> None:
     law = sampler_laws(model, times, method, start)[-1]
     fixed = torch.tensor([[True, False, False]]).expand(SAMPLES // 4, 3)
     x = simulate(model, x_0.expand(SAMPLES // 4, 3), times, rng(7), method, fixed)
-    assert p_value(x, law, 4) > LEAST_P
+    assert p_value(model, x, law) > LEAST_P
     fine = sampler_laws(model, torch.linspace(0.01, 1, 201, dtype=torch.float64).tolist(), method, start)[-1]
     conditional = model.joint_marginal(1.0) * (model.states()[:, 0] == 2)
     assert float((fine - conditional / conditional.sum()).abs().sum()) < 0.01
@@ -110,9 +147,7 @@ def test_euler_converges_although_the_rate_is_infinite_at_0(name: str) -> None:
     model = chain(name, schedule=PowerSchedule(0.5), kind=Lookup)
     x_0 = model.path.prior((20_000, 3), rng(8))
     x = simulate(model, x_0, torch.linspace(0, 1, 65, dtype=torch.float64), rng(9), "euler")
-    counts = torch.bincount(index_of(x, model.path.vocab_size), minlength=len(model.states()))
-    distance = float((counts / 20_000 - model.joint_marginal(1.0)).abs().sum() / 2)
-    assert distance < 0.04
+    assert total_variation(frequencies(model, x) / 20_000, model.joint_marginal(1.0)) < 0.04
 
 
 class Zipf:

@@ -1,0 +1,563 @@
+"""Error of the samplers' final law against network calls, on chains whose law can be summed.
+
+    python benchmarks/laws.py --threads 1 --output laws.json --plot benchmarks/figures/laws.png
+
+The exact posterior of a law over K^L sequences stands in for the network, so that the total variation TV between the law
+that a sampler draws from and the data law is the sampler's own error. `calls` are network evaluations per sequence, on
+average; a sequence in which nothing happens makes none, so that masks cost at most L however fine the grid.
+
+Steps of a fixed grid are products of step matrices made of the library's own generators: no sampling, no noise, and the
+calls are exact too. Everything else is simulated. The TV of n samples of p from p itself is on average about
+
+    noise = ½ Σ_x √(2 p(x) (1 − p(x)) / (π n)),
+
+the mean of |normal| in each cell. It adds to a true error nearly in quadrature, so that √(TV² − noise²) is the `error`
+that is compared, where it exceeds the noise. Comparisons interpolate log error against log calls. The peer is
+flow_matching's `MixtureDiscreteEulerSolver` with the same posterior, on the even grid, one call a step; it knows mixture
+rates only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flow_matching.path import MixtureDiscreteProbPath
+from flow_matching.path.scheduler import PolynomialConvexScheduler
+from flow_matching.solver import MixtureDiscreteEulerSolver
+from flow_matching.utils import ModelWrapper
+from measure import environment, markdown, report
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from gm_discrete import MaskedPath, MetricPath, MixturePath, UniformPath, simulate
+from gm_discrete.generators import Jump
+from gm_discrete.paths import FinitePath, TokenMixturePath
+from gm_discrete.paths.check import ExactModel
+from gm_discrete.samplers import SPACINGS, BackwardNoise, Corrector, DetailedBalance, EtaNoise, ReMDM, time_grid
+from gm_discrete.transport import Extrapolated
+
+SYMBOLS = 3
+ORDERED = [[float(abs(x - z)) for z in range(SYMBOLS)] for x in range(SYMBOLS)]
+PATHS: dict[str, Callable[[], FinitePath]] = {
+    "masked": lambda: MaskedPath(SYMBOLS + 1),
+    "uniform, mixture rates": lambda: UniformPath(SYMBOLS, rates="mixture"),
+    "uniform, reversal rates": lambda: UniformPath(SYMBOLS),
+    "prior (.5, .3, .2), mixture rates": lambda: MixturePath(SYMBOLS, [0.5, 0.3, 0.2], rates="mixture"),
+    "metric |x − z|, kinetic": lambda: MetricPath(SYMBOLS, distance=ORDERED),
+}
+CORRECTORS: dict[str, Corrector] = {
+    "detailed balance ×1": DetailedBalance(1),
+    "detailed balance ×3": DetailedBalance(3),
+    "backward noise": BackwardNoise(),
+    "eta noise": EtaNoise(),
+    "ReMDM": ReMDM(),
+}
+EXACT = ("first hitting", "uniformization")
+FIRST_ORDER = tuple(f"{method}, {spacing}" for method in ("tau-leaping", "Euler") for spacing in SPACINGS)
+COMPARED = (*(f"tau-leaping, {spacing}" for spacing in SPACINGS), *(f"trapezoidal, {spacing}" for spacing in SPACINGS))
+COMPARED += ("step doubling", "flow_matching")
+FINE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Calls of the fixed grids that are interpolated between, beside the budgets of the tables."""
+BATCH = 25_000
+"""Sequences simulated at a time: their joint with 81 data points then takes 16 MiB."""
+QUICK: dict[str, Any] = {
+    "lengths": [2], "budgets": [2, 4, 8], "samples": 2000, "expected_changes": [1.0, 0.25], "tolerances": [0.1],
+    "mixed_steps": 8,
+}  # fmt: skip
+
+
+class Enumerated(ExactModel):
+    """The exact posterior of a law over all sequences of `SYMBOLS`^L. Where a batch shares its time, a table is looked up."""
+
+    def __init__(self, path: FinitePath, law: Tensor) -> None:
+        length = round(math.log(len(law), SYMBOLS))
+        super().__init__(path, torch.tensor(list(itertools.product(range(SYMBOLS), repeat=length))), law)
+        self.length, self._states = length, super().states()
+
+    def states(self) -> Tensor:
+        return self._states
+
+    def likelihood(self, x: Tensor, t: Tensor) -> Tensor:
+        """p_t(x|z) [B, Z], position by position: every z occurs, in the order of their digits."""
+        table = self.path.table(t)[:, :SYMBOLS]  # [B, z, x]
+        each = table.gather(2, x[:, None].expand(-1, SYMBOLS, -1))  # [B, z, L]
+        joint = each[:, :, 0]
+        for position in range(1, self.length):
+            joint = (joint[:, :, None] * each[:, None, :, position]).flatten(1)
+        return joint
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **_: Any) -> Jump:
+        if bool((t == t[0]).all()):
+            logits = self.logits(self.states(), at(self.states(), float(t[0])))[self.index(x)]
+        else:  # at t = 1 nothing is left to ask
+            logits = torch.zeros(*x.shape, self.path.vocab_size, dtype=torch.float64)
+            logits[t < 1] = self.logits(x[t < 1], t[t < 1])
+        return self.path.marginal(logits, x, t, t_next)
+
+
+def at(x: Tensor, t: float) -> Tensor:
+    return torch.full((len(x),), t, dtype=torch.float64)
+
+
+def chain(path: FinitePath, length: int) -> Enumerated:
+    """A random law far from uniform, of a fixed seed for each length."""
+    rng = torch.Generator().manual_seed({3: 1, 4: 5}.get(length, 0))
+    return Enumerated(path, torch.rand(SYMBOLS**length, generator=rng, dtype=torch.float64) ** 4)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a method: M, the tolerance, or the number of steps.
+
+    `error` is √(TV² − noise²), `None` where that is below the noise; `error_bound` the library's, of an exact method.
+    """
+
+    setting: float
+    calls: float
+    tv: float
+    noise: float = 0.0
+    error: float | None = None
+    error_bound: float | None = None
+
+
+Curves = dict[str, list[Point]]
+Step = Callable[[Enumerated, float, float], tuple[Tensor, Tensor]]
+"""(model, t, s) → the law of the next state for every state [from, to], and the calls that the step makes there [from]."""
+
+
+# Exact laws of fixed grids
+
+
+def transition(generator: Jump, probability: Tensor, model: Enumerated, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(law of the next state [n, X] of the states x [n, L], probability that no position has an event [n])."""
+    kernel = generator.kernel.probs().nan_to_num(nan=0.0)  # not a number where x is impossible, and so never reached
+    stay = one_hot(x, model.path.vocab_size).double()
+    token = probability[..., None] * kernel + (1 - probability)[..., None] * stay
+    columns = [token[:, i][:, model.states()[:, i]] for i in range(model.length)]
+    return torch.stack(columns).prod(0), (1 - probability).prod(1)
+
+
+def tau_leaping(model: Enumerated, t: float, s: float) -> tuple[Tensor, Tensor]:
+    x = model.states()
+    generator = model.generator(x, at(x, t), at(x, s))
+    assert generator.probability is not None
+    matrix, idle = transition(generator, generator.probability, model, x)
+    return matrix, 1 - idle
+
+
+def euler(model: Enumerated, t: float, s: float) -> tuple[Tensor, Tensor]:
+    x = model.states()
+    generator = model.generator(x, at(x, t))
+    if s >= 1 or bool(generator.intensity.isinf().any()):
+        return tau_leaping(model, t, s)
+    matrix, idle = transition(generator, (generator.intensity * (s - t)).clamp(max=1), model, x)
+    return matrix, 1 - idle
+
+
+def trapezoidal(model: Enumerated, t: float, s: float) -> tuple[Tensor, Tensor]:
+    """θ = ½: over all pairs of a state and a state in the middle of the step that it can reach."""
+    if s >= 1:
+        return tau_leaping(model, t, s)
+    x, schedule = model.states(), model.path.schedule
+    left, left_next = schedule.complement(torch.tensor([t, s], dtype=torch.float64))
+    inner = float(schedule.inverse(1 - (left * left_next).sqrt()))
+    first, some = tau_leaping(model, t, inner)
+    a, b = first.nonzero().unbind(1)
+    start, middle = (model.generator(x[i], at(i, time)).posterior for i, time in ((a, t), (b, inner)))
+    assert start is not None
+    assert middle is not None
+    second = middle.over(at(b, s), Extrapolated(middle.belief, start.belief, 2.0))
+    assert second.probability is not None
+    moved, idle = transition(second, second.probability, model, x[b])
+    weight, empty = first[a, b], torch.zeros(len(x), dtype=torch.float64)
+    matrix = torch.zeros_like(first).index_add(0, a, weight[:, None] * moved)
+    finished = empty.index_add(0, a, weight * (1 - idle))
+    same = a == b  # without any event the state in the middle is that of the beginning
+    return matrix, finished + 1 - (1 - some) * empty.index_put((a[same],), idle[same])
+
+
+def exact_law(model: Enumerated, step: Step, times: Tensor) -> tuple[Tensor, float]:
+    """The final law of the steps [X], and the calls that they make on average."""
+    law, calls = model.marginal(0.0), 0.0
+    for t, s in itertools.pairwise(times.tolist()):
+        matrix, each = step(model, t, s)
+        calls += float(law @ each)
+        law = law @ matrix
+    assert abs(float(law.sum()) - 1) < 1e-9, f"the steps of {step.__name__} lose probability: {float(law.sum())}"
+    return law, calls
+
+
+def total_variation(model: Enumerated, law: Tensor) -> float:
+    return float((law - model.marginal(1.0)).abs().sum() / 2)
+
+
+def fixed_grids(model: Enumerated, budgets: Sequence[int]) -> Curves:
+    curves: Curves = {}
+    methods = {"tau-leaping": (tau_leaping, 1), "Euler": (euler, 1), "trapezoidal": (trapezoidal, 2)}
+    for (name, (step, evaluations)), spacing in itertools.product(methods.items(), SPACINGS):
+        points = curves[f"{name}, {spacing}"] = []
+        for budget in sorted({fine for fine in FINE if fine <= max(budgets)} | set(budgets)):
+            if budget % evaluations == 0:
+                law, calls = exact_law(model, step, time_grid(model.path, budget // evaluations, spacing))
+                tv = total_variation(model, law)
+                points.append(Point(budget, calls, tv, error=tv))
+    return curves
+
+
+# Simulated laws
+
+
+def measured(model: Enumerated, x: Tensor, setting: float, calls: float, error_bound: float | None = None) -> Point:
+    truth, n = model.marginal(1.0), len(x)
+    tv = total_variation(model, torch.bincount(model.index(x), minlength=len(truth)) / n)
+    noise = float((2 * truth * (1 - truth) / (math.pi * n)).sqrt().sum() / 2)
+    error = math.sqrt(max(tv**2 - noise**2, 0.0))
+    return Point(setting, calls, tv, noise, error if error > noise else None, error_bound)
+
+
+def batches(samples: int) -> Iterator[int]:
+    return (min(BATCH, samples - done) for done in range(0, samples, BATCH))
+
+
+def simulated(
+    model: Enumerated, samples: int, rng: torch.Generator, setting: float, times: Any = (0.0, 1.0), **options: Any
+) -> Point:
+    runs = [
+        simulate(model, model.path.prior((n, model.length), rng), times, rng, return_info=True, **options)
+        for n in batches(samples)
+    ]
+    calls = torch.cat([run.network_calls for run in runs]).double().mean()
+    bounds = [float(run.error_bound.max()) for run in runs if run.error_bound is not None]
+    return measured(model, torch.cat([run.x for run in runs]), setting, float(calls), max(bounds, default=None))
+
+
+class PeerModel(ModelWrapper):
+    """What the peer asks of a network: probabilities [B, L, K] of the data symbols."""
+
+    def __init__(self, model: Enumerated) -> None:
+        super().__init__(torch.nn.Module())
+        self.exact = model
+
+    def forward(self, x: Tensor, t: Tensor, **_: object) -> Tensor:
+        states = self.exact.states()
+        return self.exact.logits(states, at(states, float(t[0]))).exp()[self.exact.index(x)]
+
+
+def peer(model: Enumerated, samples: int, rng: torch.Generator, steps: int) -> Point:
+    path = MixtureDiscreteProbPath(PolynomialConvexScheduler(1.0))
+    solver = MixtureDiscreteEulerSolver(PeerModel(model), path, model.path.vocab_size)
+    grid = torch.linspace(0, 1, steps + 1)
+    starts = (model.path.prior((n, model.length), rng) for n in batches(samples))
+    x = torch.cat([solver.sample(x_0, step_size=None, time_grid=grid) for x_0 in starts])
+    return measured(model, x, steps, steps)
+
+
+def monte_carlo(model: Enumerated, args: argparse.Namespace, rng: torch.Generator) -> Curves:
+    path, run = model.path, partial(simulated, model, args.samples, rng)
+    mixture, masked = isinstance(path, TokenMixturePath), path.rates == "masked"
+    curves: Curves = {
+        "adaptive": [run(m, method="adaptive", max_expected_changes=m) for m in args.expected_changes],
+        "uniformization": [run(0, method="uniformization")],
+    }
+    if masked:
+        curves["first hitting"] = [run(0, method="first_hitting")]
+    else:
+        curves["step doubling"] = [run(tol, method="step_doubling", tolerance=tol) for tol in args.tolerances]
+    middling = [steps for steps in args.budgets if 4 <= steps <= 64]
+    curves["stratified hazard"] = [run(steps, time_grid(path, steps), method="stratified_hazard") for steps in middling]
+    for name, corrector in CORRECTORS.items():
+        if isinstance(corrector, DetailedBalance) or (masked if isinstance(corrector, ReMDM) else mixture):
+            few = [steps for steps in middling if steps <= 16]
+            curves[name] = [run(steps, time_grid(path, steps), corrector=corrector) for steps in few]
+    if mixture:
+        curves["flow_matching"] = [peer(model, args.samples, rng, steps) for steps in middling]
+    return curves
+
+
+# Sequences of different length and difficulty in one batch
+
+
+def mixed_batch(args: argparse.Namespace, rng: torch.Generator) -> Curves:
+    """Curves of the mean over groups that share a grid, or M: error and calls are means over the groups."""
+    path = UniformPath(SYMBOLS, rates="mixture")
+    copies = torch.full((SYMBOLS,) * 3, 0.001, dtype=torch.float64)
+    copies[range(3), range(3), range(3)] = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    one = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    bumps = torch.randn(SYMBOLS**4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    independent = torch.einsum("a,b,c,d->abcd", one, one, one.flip(0), one).flatten() * (0.1 * bumps).exp()
+    groups = [Enumerated(path, one), Enumerated(path, copies.flatten()), chain(path, 4), Enumerated(path, independent)]
+    curves: Curves = {}
+    for spacing in SPACINGS:
+        points = curves[f"tau-leaping, {spacing}"] = []
+        for steps in range(1, args.mixed_steps + 1):
+            laws = [exact_law(group, tau_leaping, time_grid(path, steps, spacing)) for group in groups]
+            tv = sum(total_variation(group, law) for group, (law, _) in zip(groups, laws, strict=True)) / len(groups)
+            points.append(Point(steps, sum(calls for _, calls in laws) / len(groups), tv, error=tv))
+    curves["adaptive"] = []
+    for m in args.expected_changes:
+        each = [simulated(group, args.samples, rng, m, method="adaptive", max_expected_changes=m) for group in groups]
+        tv, noise, calls = (sum(getattr(p, key) for p in each) / len(each) for key in ("tv", "noise", "calls"))
+        error = sum(math.sqrt(max(p.tv**2 - p.noise**2, 0)) for p in each) / len(each)
+        curves["adaptive"].append(Point(m, calls, tv, noise, error if error > noise else None))
+    return curves
+
+
+# Comparisons
+
+
+def calls_needed(points: Sequence[Point], error: float) -> tuple[str, float]:
+    """Calls at which a curve comes down to an error: ("=" or, beyond its ends, "<" or ">"; calls)."""
+    known = sorted((p.calls, p.error) for p in points if p.error)
+    if not known or known[0][1] <= error:
+        return "<", known[0][0] if known else math.nan
+    for (c, e), (c_next, e_next) in itertools.pairwise(known):
+        if e_next <= error:
+            part = math.log(e / error) / math.log(e / e_next)
+            return "=", c * (c_next / c) ** part
+    return ">", known[-1][0]
+
+
+def error_at(points: Sequence[Point], calls: float) -> float:
+    """Error of a curve at that many calls; infinite beyond its ends."""
+    known = sorted((p.calls, p.error) for p in points if p.error)
+    c, e = np.log(np.array(known)).T
+    return float(np.exp(np.interp(math.log(calls), c, e, left=np.inf, right=np.inf)))
+
+
+def comparison(curves: Curves) -> list[dict[str, Any]]:
+    """For each M of the adaptive method: calls of the others at equal error, error over the best first-order grid's."""
+    rows = []
+    for point in curves["adaptive"]:
+        row: dict[str, Any] = {"M": point.setting, "calls": point.calls, "error": point.error, "needed": {}}
+        if point.error is not None:
+            row["needed"] = {
+                name: calls_needed(curves[name], point.error)
+                for name in COMPARED
+                if name in curves and any(p.error for p in curves[name])
+            }
+            grids = {name: error_at(curves[name], point.calls) for name in FIRST_ORDER if name in curves}
+            best = min(grids, key=lambda name: grids[name])
+            row |= {"best_grid": best, "error_ratio": point.error / grids[best]} if grids[best] < math.inf else {}
+        rows.append(row)
+    return rows
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+# Tables
+
+
+def law_table(cases: Sequence[tuple[Curves, int]], budgets: Sequence[int]) -> str:
+    """TV of every method on grids, one column for each number of steps (for trapezoidal, twice that of its steps)."""
+    rows = []
+    for name in cases[0][0]:
+        if name in ("adaptive", "step doubling", *EXACT):
+            continue
+        at_budget = [{point.setting: point for point in curves[name]} for curves, _ in cases]
+        row = {"TV at steps": name}
+        for budget in budgets:
+            points = [found[budget] for found in at_budget if budget in found]
+            calls = f" @ {' / '.join(f'{p.calls:.1f}' for p in points)}" if points and name in CORRECTORS else ""
+            row[str(budget)] = " / ".join(f"{p.tv:.4f}" for p in points) + calls or "–"
+        rows.append(row)
+    calls = [{p.setting: p.calls for p in curves["tau-leaping, linear"]} for curves, _ in cases]
+    rows.append(
+        {"TV at steps": "calls of tau-leaping, linear"}
+        | {str(budget): " / ".join(f"{found[budget]:.1f}" for found in calls) for budget in budgets}
+    )
+    return markdown(rows)
+
+
+def own_steps_table(cases: Sequence[tuple[Curves, int]]) -> str:
+    """TV and calls of the methods that choose their own steps."""
+    rows = []
+    for name in ("adaptive", "step doubling", *EXACT):
+        for i in range(len(cases[0][0].get(name, ()))):
+            points = [curves[name][i] for curves, _ in cases]
+            bounds = [p.error_bound for p in points if p.error_bound is not None]
+            rows.append({
+                "method": f"{name} {points[0].setting:g}" if name not in EXACT else name,
+                "calls": " / ".join(f"{p.calls:.2f}" for p in points),
+                "TV": " / ".join(f"{p.tv:.4f}" for p in points),
+                "bound": " / ".join(f"{bound:.4f}" for bound in bounds) or "–",
+            })  # fmt: skip
+    return markdown(rows)
+
+
+def needed_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Calls at equal error, and in brackets their ratio to adaptive."""
+    columns = [name for name in COMPARED if any(name in row["needed"] for _, row in rows)]
+    table = []
+    for label, row in rows:
+        line = {
+            "": label,
+            "M": f"{row['M']:g}",
+            "error": "in the noise" if row["error"] is None else f"{row['error']:.4f}",
+            "adaptive": f"{row['calls']:.2f}",
+        }
+        for name in columns:
+            sign, calls = row["needed"].get(name, ("", math.nan))
+            line[name] = "–" if math.isnan(calls) else f"{sign.strip('=')}{calls:.1f} ({calls / row['calls']:.2f})"
+        line["error / best grid"] = f"{row['error_ratio']:.2f} ({row['best_grid']})" if "error_ratio" in row else "–"
+        table.append(line)
+    return markdown(table)
+
+
+def summary_table(comparisons: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Geometric means over M of calls relative to adaptive; > or <: with the ends of curves that do not reach so far."""
+    table = []
+    for label, rows in comparisons.items():
+        line = {"": label}
+        for name in COMPARED:
+            found = [(*row["needed"][name], row["calls"]) for row in rows if name in row["needed"]]
+            signs = "".join(sorted({sign for sign, *_ in found} - {"="}))
+            ratio = geometric_mean([calls / own for _, calls, own in found])
+            line[name] = f"{signs}{ratio:.2f}" if found else "–"
+        ratios = [row["error_ratio"] for row in rows if "error_ratio" in row]
+        line["error / best grid, mean"] = f"{geometric_mean(ratios):.2f}"
+        line["worst"] = f"{max(ratios, default=math.nan):.2f}"
+        table.append(line)
+    return markdown(table)
+
+
+# Picture
+
+BLUE, SKY, GREEN, ORANGE, RED, PINK, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#777777"
+LOOKS: dict[str, tuple[str, str, str]] = {  # colour (Okabe and Ito's), line, marker
+    "adaptive": (RED, "-", "o"),
+    "tau-leaping, linear": (BLUE, "-", ""),
+    "tau-leaping, quadratic": (BLUE, "--", ""),
+    "tau-leaping, logarithmic": (BLUE, ":", ""),
+    "Euler, linear": (GREY, "-", ""),
+    "trapezoidal, linear": (GREEN, "-", ""),
+    "trapezoidal, quadratic": (GREEN, "--", ""),
+    "trapezoidal, logarithmic": (GREEN, ":", ""),
+    "step doubling": (ORANGE, "-", "s"),
+    "stratified hazard": (SKY, "-", "v"),
+    "flow_matching": ("black", "-", "x"),
+    "detailed balance ×1": (PINK, "-", "1"),
+    "detailed balance ×3": (PINK, "--", "2"),
+    "backward noise": (PINK, ":", "3"),
+    "eta noise": (PINK, "-.", "4"),
+    "ReMDM": (PINK, "-", "+"),
+    "uniformization": ("black", "", "*"),
+    "first hitting": ("black", "", "D"),
+}
+
+
+def picture(panels: Mapping[str, Curves], file: Path) -> None:
+    """One panel for each path: TV against calls, both on logarithmic axes; grey is what noise alone would give."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 4.6 * -(-len(panels) // 3) + 1.3), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for name, (color, line, marker) in LOOKS.items():
+            points = sorted(curves.get(name, ()), key=lambda p: p.calls)
+            style = {
+                "color": color,
+                "linestyle": line,
+                "marker": marker,
+                "linewidth": 2.4 if name == "adaptive" else 1.3,
+            }
+            drawn = axis.loglog([p.calls for p in points], [p.tv for p in points], markersize=6, **style)
+            if points:
+                handles.setdefault(name, drawn[0])
+        noise = max(point.noise for points in curves.values() for point in points)
+        axis.axhspan(noise / 2, noise, color="0.85", zorder=0)
+        axis.set(title=title, xlabel="network calls per sequence", ylabel="total variation from the data law")
+        axis.set_ylim(bottom=noise / 2)
+        axis.grid(which="major", alpha=0.3)
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(file.name + ".draft")
+    figure.savefig(draft, format="png", dpi=110)
+    draft.replace(file)
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--paths", nargs="+", choices=list(PATHS), default=list(PATHS))
+    parser.add_argument("--lengths", type=int, nargs="+", choices=(2, 3, 4), default=[3, 4], help="L of the chains")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128], help="calls of a grid")
+    parser.add_argument("--samples", type=int, default=100_000, help="of each simulated law")
+    parser.add_argument(
+        "--expected-changes", type=float, nargs="+", default=[2, 1.4, 1, 0.7, 0.5, 0.35, 0.25, 0.125], help="M"
+    )
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01, 0.003])
+    parser.add_argument("--mixed-steps", type=int, default=64, help="most steps of a common grid")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulations")
+    parser.add_argument("--quick", action="store_true", help=f"tiny settings: {QUICK}")
+    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)  # the peer knows the global generator only
+    rng, started = torch.Generator().manual_seed(args.seed), time.perf_counter()
+    laws: dict[str, dict[int, Curves]] = {}
+    for name, length in itertools.product(args.paths, args.lengths):
+        model = chain(PATHS[name](), length)
+        curves = fixed_grids(model, args.budgets) | monte_carlo(model, args, rng)
+        laws.setdefault(name, {})[length] = curves
+        print(f"{name}, L = {length}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    mixed = mixed_batch(args, rng)
+
+    comparisons = {f"{name}, L = {n}": comparison(curves) for name, by in laws.items() for n, curves in by.items()}
+    comparisons["mixed batch, uniform, mixture rates"] = comparison(mixed)
+    tables = [f"Cells: L = {' / L = '.join(map(str, args.lengths))}. Simulated laws: {args.samples} samples."]
+    for name, by_length in laws.items():
+        cases = [(curves, length) for length, curves in by_length.items()]
+        noise = " / ".join(f"{curves['adaptive'][0].noise:.4f}" for curves, _ in cases)
+        tables.append(f"### {name}\n\nNoise of simulated TVs: {noise}.\n\n{law_table(cases, args.budgets)}")
+        tables.append(own_steps_table(cases))
+    equal = [(label, row) for label, rows in comparisons.items() for row in rows]
+    tables.append(f"### Calls needed at equal error (and their ratio to those of adaptive)\n\n{needed_table(equal)}")
+    tables.append(f"### Calls over those of adaptive, geometric mean over M\n\n{summary_table(comparisons)}")
+    if args.plot is not None:
+        longest = {f"{name}, L = {max(by)}": by[max(by)] for name, by in laws.items()}
+        picture(longest | {"mixed batch, uniform, mixture rates": mixed}, args.plot)
+
+    def plain(curves: Curves) -> dict[str, list[dict[str, Any]]]:
+        return {name: [asdict(point) for point in points] for name, points in curves.items()}
+
+    record = {
+        "benchmark": "laws",
+        "environment": environment("cpu", __file__, argv),
+        "settings": vars(args),
+        "seconds": time.perf_counter() - started,
+        "results": {name: {length: plain(curves) for length, curves in by.items()} for name, by in laws.items()},
+        "mixed": plain(mixed),
+        "comparisons": comparisons,
+    }
+    report(record, tables, args.output)
+
+
+if __name__ == "__main__":
+    main()
