@@ -10,7 +10,8 @@ marked with ~.
 
 The floor is what the network alone costs: the backbone on the very inputs that it saw in our run, one call after the
 other; and then the head on the very rows that it was asked for. `calls` counts sequences sent through the backbone, per
-sample; the peer needs one per step. Memory is the peak beyond the model and x_0, each in a process of its own.
+sample; the peer needs one per step. `--methods` runs other samplers in place of the peer's: each against its own floor.
+Memory is the peak beyond the model and x_0, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from flow_matching.path import MixtureDiscreteProbPath
@@ -42,6 +44,7 @@ from measure import (
 from torch import Tensor
 
 from gm_discrete import GMModel, simulate
+from gm_discrete.samplers import GRID_FREE, STEPS
 
 
 class DenseModel(ModelWrapper):
@@ -65,22 +68,22 @@ class Sides:
         peer_path = MixtureDiscreteProbPath(PolynomialConvexScheduler(1.0))
         self.solver = MixtureDiscreteEulerSolver(DenseModel(self.model), peer_path, args.vocab_size)
 
-    def ours(self, steps: int) -> Tensor:
-        return simulate(self.model, self.x_0, torch.linspace(0, 1, steps + 1), self._rng())
+    def ours(self, steps: int, method: str = "tau_leaping", **options: Any) -> Tensor:
+        return simulate(self.model, self.x_0, torch.linspace(0, 1, steps + 1), self._rng(), method, **options)
 
     def peer(self, steps: int) -> Tensor:
         torch.manual_seed(self.seed)  # it knows the global generator only
         return self.solver.sample(self.x_0, step_size=None, time_grid=torch.linspace(0, 1, steps + 1))
 
-    def recorded(self, steps: int) -> tuple[list[tuple], list[Tensor]]:
-        """The arguments of every call of the backbone and of the head in our run."""
+    def recorded(self, *run: Any, **options: Any) -> tuple[list[tuple], list[Tensor]]:
+        """The arguments of every call of the backbone and of the head in the run `ours(*run, **options)`."""
         calls: list[tuple] = []
         rows: list[Tensor] = []
         hooks = [
             self.model.backbone.register_forward_pre_hook(lambda _, given: calls.append(given)),
             self.model.head.register_forward_pre_hook(lambda _, given: rows.append(given[0])),
         ]
-        self.ours(steps)
+        self.ours(*run, **options)
         for hook in hooks:
             hook.remove()
         return calls, rows
@@ -137,6 +140,55 @@ def compare(path_name: str, args: argparse.Namespace) -> list[dict]:
     return results
 
 
+SUITED = {
+    "masked": ("tau_leaping", "euler", "ancestral", "trapezoidal", "adaptive", "first_hitting"),
+    "uniform": (
+        "tau_leaping",
+        "euler",
+        "trapezoidal",
+        "stratified_hazard",
+        "adaptive",
+        "step_doubling",
+        "uniformization",
+    ),
+}
+"""Samplers of the paths' rates."""
+
+
+@torch.no_grad()
+def compare_methods(path_name: str, args: argparse.Namespace) -> list[dict]:
+    """One entry for each sampler that suits the path, on the first number of steps where it has a grid."""
+    sides, results = Sides(path_name, args), []
+    for method in (method for method in args.methods if method in SUITED[path_name]):
+        steps = 1 if method in GRID_FREE else args.steps[0]
+        options = {"max_expected_changes": args.max_expected_changes} if method == "adaptive" else {}
+        if method in ("uniformization", "step_doubling"):
+            options = {"tolerance": args.tolerance}
+        calls, rows = sides.recorded(steps, method, **options)
+        functions: dict[str, Callable[[], object]] = {
+            "ours": lambda steps=steps, method=method, options=options: sides.ours(steps, method, **options),
+            "backbone": lambda calls=calls: [sides.backbone(*given) for given in calls],
+            "head": lambda rows=rows: [sides.model.head(hidden) for hidden in rows],
+        }
+        times = interleaved(functions, args.pairs, args.device)
+        results.append(
+            {
+                "path": path_name,
+                "method": method,
+                "options": options or {"steps": steps},
+                "ours_s": median(times["ours"]),
+                "backbone_s": median(times["backbone"]),
+                "over_backbone": median(_ratios(times, "backbone")),
+                "over_backbone_and_head": median(_ratios(times, "backbone", "head")),
+                "calls_per_sample": sum(len(given[0]) for given in calls) / args.batch_size,
+                "rows_per_position": sum(map(len, rows)) / (args.batch_size * args.length),
+                "rounds": times,
+            }
+        )
+        print(f"{path_name}, {method}: {results[-1]['ours_s']:.2f} s", file=sys.stderr)
+    return results
+
+
 def _ratios(times: dict[str, list[float]], *floor: str) -> list[float]:
     """Our time over the sum of the floor's parts, round by round."""
     return [ours / sum(parts) for ours, *parts in zip(times["ours"], *(times[name] for name in floor), strict=True)]
@@ -161,7 +213,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--steps", type=int, nargs="+", default=[16, 32, 128, 1024], help="numbers of steps, increasing"
     )
     parser.add_argument("--peer-steps", type=int, default=32, help="most steps for which the peer is run")
+    parser.add_argument("--methods", nargs="+", choices=list(STEPS), help="samplers to time in place of the peer")
+    parser.add_argument("--max-expected-changes", type=float, default=8.0, help="of adaptive")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="of uniformization and step_doubling")
     args = parse(parser, argv, steps=[2, 4, 8], peer_steps=4)
+    if args.methods:
+        results = [result for path_name in args.paths for result in compare_methods(path_name, args)]
+        table = [
+            {
+                "path": result["path"],
+                "sampler": result["method"],
+                "with": ", ".join(f"{name} {value:g}" for name, value in result["options"].items()).replace("_", " "),
+                "time": f"{result['ours_s']:.2f} s",
+                "calls": f"{result['calls_per_sample']:.1f}",
+                "backbone alone": f"{result['backbone_s']:.2f} s",
+                "time / backbone": f"{result['over_backbone']:.2f}",
+                "time / (backbone + head)": f"{result['over_backbone_and_head']:.2f}",
+            }
+            for result in results
+        ]
+        record = {
+            "benchmark": "sampling",
+            "environment": environment(args.device, __file__, argv),
+            "settings": vars(args),
+            "results": results,
+        }
+        report(record, [markdown(table)], args.output)
+        return
 
     memory = {}
     for path_name in () if args.skip_memory else args.paths:

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from gm_discrete.samplers import STEPS
+
 pytest.importorskip(
     "flow_matching.solver", reason="the peer, an extra: pip install flow_matching", exc_type=ImportError
 )
@@ -43,6 +45,16 @@ def test_sampling(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[
     table = capsys.readouterr().out
     assert table.count("| masked |") == table.count("| uniform |") == 2
     assert table.count("| ~") == 2
+
+
+def test_samplers_against_their_own_floor(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run(script, "sampling", tmp_path / "methods.json", "--steps", "4", "--methods", *STEPS)
+    results = {(result["path"], result["method"]): result for result in record["results"]}
+    assert {method for _, method in results} == STEPS.keys()
+    assert results["masked", "first_hitting"]["calls_per_sample"] == LENGTH
+    assert results["uniform", "trapezoidal"]["calls_per_sample"] <= 7  # two for each step but the last
+    assert all(result["ours_s"] > 0 and result["backbone_s"] > 0 for result in record["results"])
+    assert capsys.readouterr().out.count("first_hitting") == 2  # the command and the row
 
 
 def test_training(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,9 +28,33 @@ from small_run import (
 )
 from torch import nn
 
-from gm_discrete import GMModel, UniformPath, likelihood_bound
+from gm_discrete import GMModel, MixturePath, UniformPath, likelihood_bound
 from gm_discrete.data import TokenCollator, character_tokenizer
 from gm_discrete.training import MuonAdamW, is_complete
+
+# Sources of coupled paths
+
+
+def test_a_coupled_path_learns_from_sources(tmp_path: Path) -> None:
+    """a → c, b → d: every symbol tells whether it has jumped, and −log p(z|x_0) is 0 for who has learnt the table."""
+    ids = TOKENIZER("abcd", add_special_tokens=False)["input_ids"]
+    rng = torch.Generator().manual_seed(0)
+    index, table = torch.randint(2, (64, LENGTH), generator=rng), torch.tensor(ids)
+    source, data = table[index], table[index + 2]
+    examples = Dataset.from_dict({"input_ids": data.tolist(), "source_ids": source.tolist()})
+    path = MixturePath(len(TOKENIZER), coupled=True)
+    model = small_model(path, hidden_size=32)
+    options: dict = {"max_steps": 150, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
+    trainer = small_trainer(tmp_path, examples, model, eval_dataset=examples, **options)
+    before = trainer.evaluate()["eval_bits_per_token"]
+    trainer.train()
+    after = trainer.evaluate()["eval_bits_per_token"]
+    assert after < 0.5 < 2 < before
+    out = model.generate(x_0=source, num_steps=32, seed=0)
+    assert float((out == data).double().mean()) > 0.9
+    with pytest.raises(ValueError, match="some examples have source_ids and others have none"):
+        TokenCollator(0)([{"input_ids": [1], "source_ids": [2]}, {"input_ids": [1]}])
+
 
 # Evaluation
 

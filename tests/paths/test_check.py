@@ -1,0 +1,253 @@
+"""ExactModel is Bayes' rule over all data, and check_kolmogorov finds the rates that do not carry their path."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_transport import DISTANCE, blurred, coarse
+from torch import Tensor
+
+from gm_discrete import (
+    CosineSchedule,
+    ExactModel,
+    ExponentialSchedule,
+    FinitePath,
+    Jump,
+    MaskedPath,
+    MetricPath,
+    MixturePath,
+    PowerSchedule,
+    SquaredSineSchedule,
+    UniformPath,
+    check_kolmogorov,
+    simulate,
+)
+from gm_discrete.schedules import Schedule
+
+SCHEDULES: list[Any] = [None, PowerSchedule(3), CosineSchedule(), SquaredSineSchedule(), ExponentialSchedule(3)]
+PRIOR = [0.5, 0.3, 0.2]
+
+# name → path of a schedule
+PATHS: dict[str, Any] = {
+    "masked": lambda s: MaskedPath(4, mask_token_id=1, schedule=s),
+    "uniform reversal": lambda s: UniformPath(3, s),
+    "uniform mixture": lambda s: UniformPath(3, s, rates="mixture"),
+    "special": lambda s: UniformPath(4, s, special_token_ids=(1,)),
+    "prior reversal": lambda s: MixturePath(3, PRIOR, s),
+    "prior mixture": lambda s: MixturePath(3, PRIOR, s, rates="mixture"),
+    "metric": lambda s: MetricPath(4, distance=DISTANCE, prior=[0.1, 0.2, 0.3, 0.4], schedule=s),
+    "metric spread": lambda s: MetricPath(4, distance=DISTANCE, schedule=s, c=0.1, rates="positive_part"),
+    "embeddings": lambda s: MetricPath(3, embeddings=[[0.0, 1], [1, 0.5], [-1, 0]], normalize=True, c=0.2, schedule=s),
+    "embeddings to the power 1, a = 1/2": lambda s: MetricPath(3, embeddings=[[0.0], [1], [3]], power=1, a=0.5, schedule=s),
+    "own": lambda s: blurred(s),
+    "own spread": lambda s: blurred(s, "positive_part"),
+    "own with impossible symbols": lambda s: coarse(s),
+    "own with impossible symbols, spread": lambda s: coarse(s, "positive_part"),
+}
+every_path = pytest.mark.parametrize("name", PATHS)
+
+
+def times(t: float, n: int) -> Tensor:
+    return torch.full((n,), t, dtype=torch.float64)
+
+
+# ---- ExactModel
+
+
+def some_data(path: FinitePath) -> tuple[Tensor, Tensor]:
+    """Five sequences of length 3 with uneven weights; most sequences are no data."""
+    symbols = torch.tensor([s for s in range(path.vocab_size) if s not in path.excluded])
+    picked = torch.randint(len(symbols), (5, 3), generator=torch.Generator().manual_seed(3))
+    return symbols[picked], torch.tensor([0.5, 1.0, 2.0, 0.25, 4.0])
+
+
+@every_path
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_logits_are_bayes_rule(name: str, t: float) -> None:
+    """π(k|x) ∝ Σ_{z: z_i = k} P(z) Π_j p_t(x_j|z_j), by loops over everything."""
+    path = PATHS[name](CosineSchedule())
+    data, law = some_data(path)
+    model = ExactModel(path, data, law)
+    rng = torch.Generator().manual_seed(0)
+    x = path.sample(data.repeat(4, 1), times(t, 20), rng)
+    posterior = model.logits(x, times(t, 20)).softmax(-1)
+    symbols = torch.arange(path.vocab_size)
+    p = path.probs(symbols, times(t, len(symbols)))
+    for row, state in enumerate(x):
+        weights = [float(w) * math.prod(float(p[z[i], state[i]]) for i in range(3)) for z, w in zip(data, law, strict=True)]
+        for i, k in itertools.product(range(3), range(path.vocab_size)):
+            expected = sum(w for z, w in zip(data, weights, strict=True) if z[i] == k) / sum(weights)
+            assert float(posterior[row, i, k]) == pytest.approx(expected, rel=1e-11, abs=1e-14)
+
+
+def test_coupled_logits_weigh_pairs() -> None:
+    """p_t(x|z, x_0) = Π (1 − κ) 1[x = x_0] + κ 1[x = z], over the pairs (z, x_0)."""
+    path = MixturePath(3, coupled=True)
+    data, x_0 = torch.tensor([[0, 1], [2, 1], [1, 1]]), torch.tensor([[1, 2], [1, 1], [0, 2]])
+    model = ExactModel(path, data, torch.tensor([1.0, 2.0, 3.0]), x_0)
+    # x = (1, 1) at κ = 0.2: the first pair gives .8 × .2, the second .8 × 1, the third .2 × .2
+    weights = torch.tensor([0.16, 2 * 0.8, 3 * 0.04], dtype=torch.float64)
+    posterior = model.logits(torch.tensor([[1, 1]]), times(0.2, 1)).softmax(-1)[0]
+    expected = torch.zeros(2, 3, dtype=torch.float64)
+    for z, w in zip(data, weights / weights.sum(), strict=True):
+        expected[torch.arange(2), z] += w
+    torch.testing.assert_close(posterior, expected, rtol=1e-14, atol=1e-15)
+
+
+@every_path
+def test_marginal_law_begins_as_the_prior_and_ends_as_the_data(name: str) -> None:
+    path = PATHS[name](None)
+    data, law = some_data(path)
+    model = ExactModel(path, data, law)
+    states = model.states()
+    for t in (0.0, 0.2, 0.9, 1.0):
+        assert float(model.marginal(t).sum()) == pytest.approx(1, abs=1e-13)
+    expected = torch.zeros(len(states), dtype=torch.float64).index_add(0, model.index(data), law.double() / law.sum())
+    torch.testing.assert_close(model.marginal(1.0), expected, rtol=0, atol=1e-15)
+    start = path.probs(data[0, :1], times(0.0, 1))[0]
+    torch.testing.assert_close(model.marginal(0.0), start[states].prod(1), rtol=0, atol=1e-14)
+
+
+def test_states_and_index_agree() -> None:
+    model = ExactModel(UniformPath(3), torch.tensor([[0, 1, 2, 0]]))
+    states = model.states()
+    assert states.shape == (81, 4)
+    assert torch.equal(model.index(states), torch.arange(81))
+    assert states[1].tolist() == [0, 0, 0, 1]
+
+
+def test_data_is_even_unless_told_otherwise_and_weights_need_not_sum_to_1() -> None:
+    path, data = UniformPath(3), torch.tensor([[0], [1]])
+    assert ExactModel(path, data).law.tolist() == [0.5, 0.5]
+    assert ExactModel(path, data, torch.tensor([3, 1])).law.tolist() == [0.75, 0.25]
+
+
+def test_more_states_than_a_matrix_can_hold_are_refused() -> None:
+    assert len(ExactModel(UniformPath(4), torch.zeros(1, 6, dtype=torch.long)).states()) == 4096
+    model = ExactModel(UniformPath(4), torch.zeros(1, 7, dtype=torch.long))
+    for call in (model.states, lambda: model.marginal(0.5), lambda: check_kolmogorov(UniformPath(4), length=7)):
+        with pytest.raises(ValueError, match=r"vocab_size\^length = 4\^7 exceeds 4096 states"):
+            call()
+
+
+def test_a_state_that_no_data_explains_has_some_posterior() -> None:
+    """Tokens that are drawn together can make such a state, and the simulation must go on: two of three masks are
+    revealed as (0, 1), where data is (0, 0, 0) or (1, 1, 1)."""
+    model = ExactModel(MaskedPath(3), torch.tensor([[0, 0, 0], [1, 1, 1]]))
+    x = simulate(model, model.path.prior((200, 3)), torch.linspace(0, 1, 4), torch.Generator().manual_seed(0))
+    assert int(x.max()) <= 1
+    assert not bool(model.logits(torch.tensor([[0, 1, 2]]), times(0.5, 1)).softmax(-1).isnan().any())
+
+
+# ---- Kolmogorov
+
+
+@every_path
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name if s else "linear")
+def test_rates_carry_the_path(name: str, schedule: Schedule | None) -> None:
+    """∫ R p dt = Δp of p_t(·|z) for every z, and of p_t for sequences, to rounding and quadrature."""
+    path = PATHS[name](schedule)
+    long = path.vocab_size < 5 and schedule is None
+    ends = path.schedule.inverse(torch.tensor([0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8], dtype=torch.float64))
+    residual = check_kolmogorov(path, None if long else ends, length=2 if long else 1)
+    assert residual.worst < 1e-10
+    assert len(residual.conditional) == len(residual.marginal) == len(residual.times) - 1
+
+
+class Broken(MetricPath):
+    """Rates of which something is wrong."""
+
+    type_name = "broken"
+    fault = ""
+
+    def generator(self, belief: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+        jump = super().generator(belief, x, t, t_next)
+        if self.fault == "half":
+            return dataclasses.replace(jump, intensity=jump.intensity / 2)
+        if self.fault == "late":
+            return super().generator(belief, x, t * 0.9, t_next)
+        return jump
+
+    def derivative(self, z: Tensor, t: Tensor) -> Tensor:
+        slope = super().derivative(z, t)
+        return -slope if self.fault == "sign" else slope
+
+    def distances(self, z: Tensor) -> Tensor:
+        rows = super().distances(z)
+        return self._rows[z] if self.fault == "swapped" and not self.inside else rows
+
+    inside = False
+
+    def probs(self, z: Tensor, t: Tensor) -> Tensor:  # the law itself stays as it is
+        self.inside = True
+        rows = super().probs(z, t)
+        self.inside = False
+        return rows
+
+
+@pytest.mark.parametrize("fault", ["half", "sign", "swapped", "late"])
+@pytest.mark.parametrize("rates", ["kinetic", "positive_part"])
+def test_wrong_rates_are_found(fault: str, rates: str) -> None:
+    """Half the intensity, −ṗ in place of ṗ, d(z, x) in place of d(x, z), the rates of another time."""
+    path = Broken(4, distance=DISTANCE, rates=rates)
+    ends = torch.tensor([0.1, 0.2, 0.4, 0.7], dtype=torch.float64)
+    assert check_kolmogorov(path, ends, length=1).worst < 1e-10
+    path.fault = fault
+    residual = check_kolmogorov(path, ends, length=1)
+    assert float(residual.conditional.max()) > 1e-3
+    assert float(residual.marginal.max()) > 1e-3
+
+
+class Deaf(UniformPath):
+    """A belief that does not listen to the state: the conditional rates are right, the marginal ones are not."""
+
+    type_name = "deaf"
+
+    def marginal(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+        return super().marginal(readout.exp().mean(0, keepdim=True).expand_as(readout).log(), x, t, t_next)
+
+
+def test_a_wrong_posterior_is_found_by_the_marginal_check_alone() -> None:
+    residual = check_kolmogorov(Deaf(3), torch.tensor([0.2, 0.5, 0.8]))
+    assert float(residual.conditional.max()) < 1e-10
+    assert float(residual.marginal.min()) > 1e-3
+
+
+def test_a_law_that_does_not_grow_into_itself_is_found() -> None:
+    """The residual of each interval is its own: the fault is in the second of three."""
+
+    class Jerky(UniformPath):
+        type_name = "jerky"
+
+        def probs(self, z: Tensor, t: Tensor) -> Tensor:
+            rows = super().probs(z, t)
+            return torch.where((t > 0.5)[:, None], rows.flip(1), rows)
+
+    residual = check_kolmogorov(Jerky(3), torch.tensor([0.2, 0.45, 0.55, 0.8]), length=1)
+    assert float(residual.conditional[0]) < 1e-10
+    assert float(residual.conditional[1]) > 0.1
+
+
+def test_the_result_tells_its_worst() -> None:
+    residual = check_kolmogorov(UniformPath(3), torch.tensor([0.2, 0.5, 0.8]), length=1, nodes=2)
+    assert residual.worst == float(torch.cat([residual.conditional, residual.marginal]).max())
+    assert residual.times.tolist() == pytest.approx([0.2, 0.5, 0.8])
+    assert "2 intervals" in repr(residual)
+    assert f"{float(residual.marginal.max()):.1e}" in repr(residual)
+    finer = check_kolmogorov(UniformPath(3), torch.tensor([0.2, 0.5, 0.8]), length=1, nodes=4)
+    assert finer.worst < residual.worst / 100  # what is left is quadrature
+
+
+def test_defaults_cover_the_path_between_kappa_2_and_98_percent() -> None:
+    path = UniformPath(3, CosineSchedule())
+    residual = check_kolmogorov(path)
+    expected = torch.linspace(0.02, 0.98, 13, dtype=torch.float64)
+    torch.testing.assert_close(path.schedule.kappa(residual.times), expected, rtol=0, atol=1e-14)
+
+
+def test_a_coupled_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="a coupled path has a law for each source"):
+        check_kolmogorov(MixturePath(3, coupled=True))
