@@ -107,7 +107,7 @@ class Transport(Kernel):
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         z = self.belief.sample(rng, where)
         accept, land = self._uniform(rng, where), self._uniform(rng, where)
-        size = max(1, kernels.ROW_ELEMENTS // self.vocab_size)
+        size = max(1, kernels.ROW_ELEMENTS // (8 * self.vocab_size))  # a few float64 rows for each position
         parts = [self._land(*rows) for rows in zip(*(v.split(size) for v in (z, where, accept, land)), strict=True)]
         return torch.cat(parts) if parts else self.x[where]
 

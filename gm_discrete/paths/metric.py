@@ -6,10 +6,12 @@ Their kinetic-optimal rate β' p_t(y|z) [d(x, z) − d(y, z)]₊ moves a token o
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class MetricPath(FinitePath):
     Args:
         vocab_size: K.
         distance: d [K, K], `distance[x][z]`, 0 on the diagonal and positive elsewhere; or:
-        embeddings: rows [K, D], with d(x, z) = ‖e_x − e_z‖^power.
+        embeddings: different rows [K, D], in float32, with d(x, z) = ‖e_x − e_z‖^power.
         normalize: bring the embeddings to unit length first.
         power: of the embeddings' distance.
         prior: p0 [K], positive; uniform by default.
@@ -41,8 +43,8 @@ class MetricPath(FinitePath):
     def __init__(
         self,
         vocab_size: int,
-        distance: Sequence[Sequence[float]] | Tensor | None = None,
-        embeddings: Sequence[Sequence[float]] | Tensor | None = None,
+        distance: Sequence[Sequence[float]] | Tensor | dict | None = None,
+        embeddings: Sequence[Sequence[float]] | Tensor | dict | None = None,
         normalize: bool = False,
         power: float = 2.0,
         prior: Sequence[float] | Tensor | None = None,
@@ -57,41 +59,35 @@ class MetricPath(FinitePath):
                 raise ValueError(f"{name}={value} must be positive")
         if (distance is None) == (embeddings is None):
             raise ValueError("give distance [K, K] or embeddings [K, D], one of them")
-        self.distance, self.embeddings = _numbers(distance), _numbers(embeddings)
         self.normalize, self.power, self.c, self.a = bool(normalize), float(power), float(c), float(a)
         weights = [1 / vocab_size] * vocab_size if prior is None else [float(mass) for mass in prior]
         if len(weights) != vocab_size or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
             raise ValueError(f"prior must hold vocab_size={vocab_size} positive probabilities of sum 1")
-        self._prior = None if prior is None else weights
-        self._weights = weights
-        rows = torch.tensor(self.distance or self.embeddings, dtype=torch.float64, device="cpu")  # never "meta"
-        wanted = (vocab_size, vocab_size) if embeddings is None else (vocab_size, rows.shape[-1])
-        if rows.shape != wanted or not bool(rows.isfinite().all()):
-            name = "distance" if embeddings is None else "embeddings"
-            raise ValueError(f"{name} must be finite of shape {list(wanted)}, got {list(rows.shape)}")
-        self._rows = self._normalized(rows)
-        self._check_apart()
+        self._prior, self._weights = (None if prior is None else weights), weights
+        self._embedded = distance is None
+        name, rows = ("embeddings", _table(embeddings).float()) if distance is None else ("distance", _table(distance))
+        wanted = [vocab_size, rows.shape[-1] if self._embedded else vocab_size]
+        if list(rows.shape) != wanted or not bool(rows.isfinite().all()):
+            raise ValueError(f"{name} must be finite of shape {wanted}, got {list(rows.shape)}")
+        self._given, self._rows = rows, rows.double()
+        if self._embedded:
+            self._check_embeddings()
+        elif bool((rows.diagonal() != 0).any()) or not bool((rows + rows.new_ones(vocab_size).diag() > 0).all()):
+            raise ValueError("distance must be 0 from a symbol to itself and positive between two symbols")
 
-    def _normalized(self, rows: Tensor) -> Tensor:
-        if not self.normalize:
-            return rows
-        lengths = rows.norm(dim=1, keepdim=True)
-        if not bool((lengths > 0).all()):
-            raise ValueError("embeddings hold a row of length 0, which cannot be normalised")
-        return rows / lengths
-
-    def _check_apart(self) -> None:
-        for symbols in torch.arange(self.vocab_size, device="cpu").split(max(1, 2**22 // self.vocab_size)):
-            rows = self.distances(symbols)
-            here = rows.gather(1, symbols[:, None])
-            others = rows.scatter(1, symbols[:, None], torch.inf)
-            if bool((here != 0).any()) or not bool((others > 0).all()):
-                raise ValueError("distance must be 0 from a symbol to itself and positive between two symbols")
+    def _check_embeddings(self) -> None:
+        if self.normalize:
+            lengths = self._rows.norm(dim=1, keepdim=True)
+            if not bool((lengths > 0).all()):
+                raise ValueError("embeddings hold a row of length 0, which cannot be normalised")
+            self._rows = self._rows / lengths
+        if len(self._rows.unique(dim=0)) < self.vocab_size:
+            raise ValueError("embeddings hold the same row twice: distances between two symbols must be positive")
 
     def distances(self, z: Tensor) -> Tensor:
         """d(x, z) for symbols z [n] and every x: rows [n, K]."""
         rows = self._tensors(z.device)[0]
-        if self.embeddings is None:
+        if not self._embedded:
             return rows.T[z]
         if self.power == 2:  # |a|² + |b|² − 2ab rounds; what is nothing but rounding is no distance
             squares = rows.square().sum(1)
@@ -104,7 +100,7 @@ class MetricPath(FinitePath):
         """(rows of the distance or the embeddings, log p0 [K], a bound on max_z d(x, z) [K])."""
         if ("tensors", device) not in self._cache:
             rows = self._rows.to(device)
-            if self.embeddings is None:
+            if not self._embedded:
                 reach = rows.amax(1)
             else:  # ‖e_x − e_z‖ ≤ ‖e_x − m‖ + max_z ‖e_z − m‖
                 apart = (rows - rows.mean(0)).norm(dim=1)
@@ -157,19 +153,48 @@ class MetricPath(FinitePath):
 
     def log_evidence(self, x: Tensor, t: Tensor) -> Tensor:
         """−β d(x, z), in O(K). The normaliser of p_t(·|z) depends on z and t only, and is left to the network."""
-        distances = self._tensors(x.device)[0][x] if self.embeddings is None else self.distances(x)
+        distances = self.distances(x) if self._embedded else self._tensors(x.device)[0][x]
         tilt = torch.where(distances > 0, self.beta(t)[:, None] * distances, 0.0)
         return -tilt.clamp(max=CERTAIN)
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"prior": self._prior}
+        return {
+            "type": self.type_name,
+            "vocab_size": self.vocab_size,
+            "distance": None if self._embedded else _plain(self._given),
+            "embeddings": _plain(self._given) if self._embedded else None,
+            "normalize": self.normalize,
+            "power": self.power,
+            "prior": self._prior,
+            "schedule": self.schedule.to_dict(),
+            "c": self.c,
+            "a": self.a,
+            "rates": self.rates,
+        }
 
     def __repr__(self) -> str:
-        of = "distance" if self.embeddings is None else "embeddings"
+        of = "embeddings" if self._embedded else "distance"
         return f"MetricPath(vocab_size={self.vocab_size}, {of}=…, schedule={self.schedule!r}, rates={self.rates!r})"
 
 
-def _numbers(rows: Any) -> list[list[float]] | None:
-    if rows is None:
-        return None
-    return rows.tolist() if isinstance(rows, Tensor) else [[float(value) for value in row] for row in rows]
+LARGE = 2**16
+"""A table of more numbers stands in a config as base64 of its bytes: a tenth of the size, and read at once."""
+
+
+def _table(value: Any) -> Tensor:
+    """A float64 or float32 tensor on the CPU (never "meta", under which models are built when they are loaded)."""
+    if isinstance(value, dict):
+        content = np.frombuffer(base64.b64decode(value["base64"]), dtype=value["dtype"]).reshape(value["shape"])
+        return torch.tensor(content, device="cpu")
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+
+
+def _plain(rows: Tensor) -> Any:
+    if rows.numel() <= LARGE:
+        return rows.tolist()
+    content = rows.numpy().astype(f"<f{rows.element_size()}")
+    return {
+        "dtype": content.dtype.str,
+        "shape": list(content.shape),
+        "base64": base64.b64encode(content.tobytes()).decode(),
+    }
