@@ -242,7 +242,7 @@ class PathPosterior:
         return self.path.clock(self.x)
 
     def over(self, t_next: Tensor, belief: Kernel | None = None) -> Jump:
-        return self.path.generator(belief or self.belief, self.x, self.t, t_next)
+        return self.path.generator(self.belief if belief is None else belief, self.x, self.t, t_next)
 
     def corrector(self) -> Jump:
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
