@@ -28,7 +28,7 @@ class Configurable:
         Raises:
             ValueError: no subclass has that `type`, or the arguments are not those of its constructor.
         """
-        known = {kind.type_name: kind for kind in _subclasses(cls) if kind.type_name}
+        known = {kind.type_name: kind for kind in _subclasses(cls) if vars(kind).get("type_name")}
         name = config.get("type")
         if name not in known:
             raise ValueError(f"type={name!r} names no {cls.__name__}; known: {', '.join(sorted(known))}")

@@ -76,6 +76,17 @@ class Jump:
     probability: Tensor | None = None
     posterior: Posterior | None = None
 
+    @property
+    def chance(self) -> Tensor:
+        """`probability`, of a generator that was asked for an interval.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.probability is None:
+            raise ValueError("the generator ignored t_next: its jump has no interval probability")
+        return self.probability
+
     def rates(self, x: Tensor) -> Tensor:
         """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum."""
         here = x.unsqueeze(-1)

@@ -88,7 +88,9 @@ class PowerSchedule(Schedule):
         return _float64(t) ** self.n
 
     def complement(self, t: Tensor | float) -> Tensor:
-        return 0 - torch.expm1(self.n * torch.log(_float64(t)))
+        t = _float64(t)
+        late = 0 - torch.expm1(self.n * torch.log(t.clamp(min=0.5)))
+        return torch.where(t < 0.5, 1 - t**self.n, late)
 
     def derivative(self, t: Tensor | float) -> Tensor:
         return self.n * _float64(t) ** (self.n - 1)

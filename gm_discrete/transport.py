@@ -6,9 +6,11 @@ For p = p_t(·|z), q = p_s(·|z) and ṗ = dp/dt the probability that a token mo
     positive_part:  in [t, s]  [Δ(y) − Δ(x)]₊ / (S p(x))        at the rate  [ṗ(y) − ṗ(x)]₊ / (S p(x))
 
 (Δ = q − p, S the size of the support). In both the net flow out of x is p(x) − q(x), so that the step carries p_t(·|z) to
-p_s(·|z) exactly, however long it is; the flow is antisymmetric before its positive part is taken. For mixture paths the
-first is the jump to z with probability (κ_s − κ_t)/(1 − κ_t). Sources of the rates: Shaul et al. 2024
-(arXiv 2412.03487, equations 16 and 20) and Campbell et al. 2024 (arXiv 2402.04997, section 3).
+p_s(·|z) exactly, however long it is; where the second would send on more from some x than it holds, and on the way to
+t = 1, a step takes the first. For mixture paths the first is the jump to z with probability (κ_s − κ_t)/(1 − κ_t). The
+rates of the second grow like 1/p_t(x|z), so that Euler steps must be very short, and exact simulation may be refused.
+Sources of the rates: Shaul et al. 2024 (arXiv 2412.03487, equations 16 and 20) and Campbell et al. 2024 (arXiv
+2402.04997, section 3).
 """
 
 from __future__ import annotations
@@ -57,13 +59,19 @@ def moves(law: ConditionalLaw, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor |
     flow = (change - p * relative).clamp(min=0)
     if law.rates == "positive_part":
         spread = (change - slope).clamp(min=0) * support / (support.sum(1, keepdim=True) * here)
-        if t_next is not None:
-            spread = spread / spread.sum(1, keepdim=True).clamp(min=1)
-            possible = (
-                possible & (t_next < 1)[:, None]
-            )  # who arrives at t = 1 must be at z: only the other flow sees to it
+        if t_next is not None:  # who arrives at t = 1 must be at z
+            possible = possible & ((t_next < 1) & (_greatest_spread(p, change, support) <= 1))[:, None]
         flow = torch.where(possible, spread, flow)
     return flow.scatter(1, x[:, None], 0.0)
+
+
+def _greatest_spread(p: Tensor, change: Tensor, support: Tensor) -> Tensor:
+    """max_x Σ_y [Δ(y) − Δ(x)]₊ / (S p(x)), [n]: above 1 some symbol would have to send on more than it holds."""
+    steps, order = torch.where(support, change, -torch.inf).sort(1, descending=True)
+    above = torch.where(steps.isinf(), 0.0, steps)
+    rank = torch.arange(1, p.shape[1] + 1, device=p.device)
+    sent = torch.where(steps.isinf(), 0.0, above.cumsum(1) - rank * above)
+    return torch.where(sent > 0, sent / (support.sum(1, keepdim=True) * p.gather(1, order)), 0.0).amax(1)
 
 
 class Transport(Kernel):
@@ -97,7 +105,8 @@ class Transport(Kernel):
         return self.x.device
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        return self.belief.prepare(where)
+        size = max(1, kernels.ROW_ELEMENTS // self.vocab_size**2)  # of `log_probs`, in which every z has its row
+        return [part for chunk in self.belief.prepare(where) for part in chunk.split(size)]
 
     def _moves(self, z: Tensor, where: Tensor, repeat: int = 1) -> Tensor:
         x, t, ceiling = (row[where].repeat_interleave(repeat) for row in (self.x, self.t, self.ceiling))

@@ -35,7 +35,9 @@ PATHS: dict[str, tuple[Callable[[Schedule | None], Any], int]] = {
 }
 
 
-DISTANCE = torch.tensor([[0.0, 1.0, 3.0], [0.8, 0.0, 1.0], [2.0, 1.5, 0.0]]).double()  # d(x, z): ordered, not symmetric
+DISTANCE = torch.tensor(
+    [[0.0, 1.0, 3.0], [0.8, 0.0, 1.0], [2.0, 1.5, 0.0]], dtype=torch.float64
+)  # d(x, z): ordered, not symmetric
 METRIC = {"prior": [0.5, 0.3, 0.2], "c": 0.8, "a": 1.2}
 SOFT = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.5, 0.25], [0.0, 0.5, 0.5]]).double()
 
@@ -43,7 +45,9 @@ SOFT = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.5, 0.25], [0.0, 0.5, 0.5]]).doubl
 def metric_law(kappa: Tensor) -> Tensor:
     """p0(x) e^{−β d(x, z)} / Σ, β = c (κ/(1 − κ))^a, [B, z, x]."""
     beta = METRIC["c"] * (kappa / (1 - kappa))[:, None, None] ** METRIC["a"]
-    weights = torch.tensor(METRIC["prior"]).double() * torch.where(DISTANCE.T > 0, -beta * DISTANCE.T, 0.0).exp()
+    weights = (
+        torch.tensor(METRIC["prior"], dtype=torch.float64) * torch.where(DISTANCE.T > 0, -beta * DISTANCE.T, 0.0).exp()
+    )
     return weights / weights.sum(2, keepdim=True)
 
 
@@ -58,7 +62,7 @@ class Blur(FinitePath):
         self.start = start
 
     def law(self, kappa: Tensor) -> Tensor:
-        kappa, start = kappa[:, None, None], torch.tensor(self.start).double()
+        kappa, start = kappa[:, None, None], torch.tensor(self.start, dtype=torch.float64)
         return (1 - kappa) ** 2 * start + 2 * kappa * (1 - kappa) * SOFT + kappa**2 * torch.eye(3).double()
 
     def probs(self, z: Tensor, t: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ def chain(name: str, length: int = 3, schedule: Schedule | None = None, kind: ty
     return model
 
 
-def rng(seed: int) -> torch.Generator:
+def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -203,9 +207,9 @@ def posterior(model: ExactModel, t: float) -> Tensor:
 def general_moves(model: ExactModel, t: float, s: float, euler: bool) -> Tensor:
     """Probability that a token with known z moves from x to y in the step, from `p_t` and `p_s` alone: [z, x, y].
 
-    kinetic: [q(y) − p(y) q(x)/p(x)]₊; positive part: [Δ(y) − Δ(x)]₊ / (S p(x)), at most 1 in sum, and a step that ends
-    at t = 1 is kinetic. Euler: (s − t) times the rates, in which ṗ stands for Δ = q − p; ṗ is a difference over 2e-6, for
-    a relative error near 1e-9.
+    kinetic: [q(y) − p(y) q(x)/p(x)]₊; positive part: [Δ(y) − Δ(x)]₊ / (S p(x)), but kinetic for a z of which some x would
+    send on more than it has, and in a step that ends at t = 1. Euler: (s − t) times the rates, in which ṗ stands for
+    Δ = q − p; ṗ is a difference over 2e-6, for a relative error near 1e-9.
     """
     p, q = token_law(model, t), token_law(model, s)
     change = (s - t) * (token_law(model, t + 1e-6) - token_law(model, t - 1e-6)) / 2e-6 if euler else q - p
@@ -213,15 +217,19 @@ def general_moves(model: ExactModel, t: float, s: float, euler: bool) -> Tensor:
     sizes, p, change, support = support.sum(1).tolist(), p.tolist(), change.tolist(), support.tolist()
     symbols = range(len(p))
     moves = torch.zeros(len(p), len(p), len(p), dtype=torch.float64)
-    for z, x in [(z, x) for z in symbols for x in symbols if p[z][x] > 0]:
-        if model.path.rates == "kinetic" or s == 1:
-            row = [change[z][y] - p[z][y] * change[z][x] / p[z][x] for y in symbols]
-        else:
-            row = [support[z][y] * (change[z][y] - change[z][x]) / (sizes[z] * p[z][x]) for y in symbols]
-        row = [max(flow, 0.0) for flow in row]
-        most = 1.0 if model.path.rates == "kinetic" or euler else max(1.0, sum(row))
-        moves[z, x] = torch.tensor([flow / most for flow in row])
-        moves[z, x, x] = 0.0
+
+    def sent(z: int, x: int) -> list[float]:
+        return [support[z][y] * max(change[z][y] - change[z][x], 0.0) / sizes[z] for y in symbols]
+
+    for z in symbols:
+        kinetic = model.path.rates == "kinetic" or s == 1
+        if not euler:
+            kinetic = kinetic or any(support[z][x] and sum(sent(z, x)) > p[z][x] for x in symbols)
+        for x in [x for x in symbols if p[z][x] > 0]:
+            ratio = change[z][x] / p[z][x]
+            row = [change[z][y] - p[z][y] * ratio for y in symbols] if kinetic else [f / p[z][x] for f in sent(z, x)]
+            moves[z, x] = torch.tensor([max(flow, 0.0) for flow in row])
+            moves[z, x, x] = 0.0
     return moves
 
 

@@ -113,7 +113,8 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
     def read_tokens(self, hidden: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Posterior logits [n, K] from hidden states [n, D], the symbols x [n] that stand there and their times t [n]."""
         mask = self.config.mask_token_id  # no data symbol is the mask
-        return self.path.add_evidence(self.head(hidden).float(), x, t, () if mask is None else (mask,))
+        excluded = {*self.path.excluded, *(() if mask is None else (mask,))}
+        return self.path.add_evidence(self.head(hidden).float(), x, t, tuple(excluded))
 
     def forward(
         self,

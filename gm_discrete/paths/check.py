@@ -47,7 +47,8 @@ class ExactModel:
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """log π [B, L, K]; arbitrary where x is impossible."""
         joint = self.likelihood(x, t) * self.law
-        posterior = joint / joint.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        joint = torch.where(joint.sum(1, keepdim=True) > 0, joint, self.law)
+        posterior = joint / joint.sum(1, keepdim=True)
         onehot = torch.nn.functional.one_hot(self.data, self.path.vocab_size).double()
         return torch.einsum("bz,zlk->blk", posterior, onehot).log()
 

@@ -70,7 +70,7 @@ class FinitePath(Path):
 
     def derivative(self, z: Tensor, t: Tensor) -> Tensor:
         """dp_t(·|z)/dt, [n, K]; by forward-mode differentiation of `probs`."""
-        return torch.func.jvp(lambda time: self.probs(z, time), (t,), (torch.ones_like(t),))[1]
+        return torch.func.jvp(lambda time: self.probs(z, time), (t.clone(),), (torch.ones_like(t),))[1]
 
     def mean_law(self, belief: Tensor, t: Tensor) -> Tensor:
         """E_{z~belief} p_t(·|z), rows [n, K] for beliefs [n, K] at times t [n]."""

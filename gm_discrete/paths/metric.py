@@ -91,7 +91,7 @@ class MetricPath(FinitePath):
             return rows.T[z]
         if self.power == 2:  # |a|² + |b|² − 2ab rounds; what is nothing but rounding is no distance
             squares = rows.square().sum(1)
-            values = (squares[z, None] + squares - 2 * rows[z] @ rows.T).clamp(min=0)
+            values = (squares[z, None] + squares - 2 * rows[z] @ rows.T).clamp(min=torch.finfo(rows.dtype).tiny)
         else:
             values = torch.cdist(rows[z], rows, compute_mode="donot_use_mm_for_euclid_dist") ** self.power
         return values.scatter(1, z[:, None], 0.0)
@@ -116,7 +116,8 @@ class MetricPath(FinitePath):
     def beta_derivative(self, t: Tensor) -> Tensor:
         """β' = c a (κ/(1 − κ))^(a−1) κ'/(1 − κ)², in 1/time."""
         odds = self.schedule.kappa(t) / self.schedule.complement(t)
-        return self.c * self.a * odds ** (self.a - 1) * self.schedule.derivative(t) / self.schedule.complement(t) ** 2
+        rate = self.c * self.a * odds ** (self.a - 1) * self.schedule.derivative(t) / self.schedule.complement(t) ** 2
+        return torch.where(rate.isnan(), torch.inf, rate)
 
     def probs(self, z: Tensor, t: Tensor) -> Tensor:
         distances = self.distances(z)
@@ -186,7 +187,10 @@ def _table(value: Any) -> Tensor:
     if isinstance(value, dict):
         content = np.frombuffer(base64.b64decode(value["base64"]), dtype=value["dtype"]).reshape(value["shape"])
         return torch.tensor(content, device="cpu")
-    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"distance and embeddings must be tables of numbers: {error}") from error
 
 
 def _plain(rows: Tensor) -> Any:

@@ -245,10 +245,14 @@ class MixturePath(TokenMixturePath):
             counts: how often each of the K symbols was seen. The one more keeps every symbol reachable.
             never: symbols that are no noise: padding, masks.
         """
-        weights = [0.0 if k in set(never) else float(count) + 1 for k, count in enumerate(counts)]
-        if min(float(count) for count in counts) < 0 or not sum(weights):
-            raise ValueError("counts must be non-negative, and `never` must leave a symbol")
-        return cls(len(weights), [weight / sum(weights) for weight in weights], schedule, rates)
+        numbers, barred = torch.as_tensor(counts, dtype=torch.float64).tolist(), set(never)
+        weights = [0.0 if k in barred else count + 1 for k, count in enumerate(numbers)]
+        total = math.fsum(weights)
+        if not total or min(numbers) < 0 or not barred <= set(range(len(numbers))):
+            raise ValueError(
+                "counts must be non-negative; `never` must hold ids below their number, and leave a symbol"
+            )
+        return cls(len(weights), [weight / total for weight in weights], schedule, rates)
 
     def probabilities(self) -> Sequence[float]:
         return self._weights

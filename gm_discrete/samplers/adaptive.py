@@ -6,9 +6,12 @@ falls from 0.50 to 0.42.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from gm_discrete.generators import Jump, Posterior
 from gm_discrete.kernels import Kernel, map_rows
 from gm_discrete.samplers.chain import Chain, leaving
 
@@ -20,35 +23,44 @@ def adaptive(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, max_expected
     """Tau-leaping with P = min(1, M/√(n E)), κ ← κ + P (1 − κ), where E = Σ_i (1 − π_i(x^i)) of n free tokens are unsettled.
 
     P E ≤ M = `max_expected_changes` tokens change in a step, and fewer as the sequence settles, so that n tokens take about
-    2 n/M steps. Of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls (`benchmarks/README.md`). E is that of the
-    last state that the network saw, and n before there is one: a step without an event costs no evaluation here either.
+    2 n/M steps. Of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls (`benchmarks/README.md`). E is asked of
+    the network where the step will probably need it anyway; else the last one known serves, which is n in the beginning.
+    So a step without an event costs next to no evaluations here either.
     """
     if not max_expected_changes > 0:
         raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
     n = chain.free.sum(1).double()
     unsettled = chain.memory.get("unsettled", n)
     while bool((t < t_next).any()):
-        part = max_expected_changes / (n * unsettled).sqrt()  # ∞ where all is settled
-        until = _after(chain, t, t_next, part.clamp(max=1))
         posterior = chain.posterior(x, t)
-        step = posterior.over(until)
-        events = chain.events(step.probability)
-        seen = events.any(1)
-        chain.calls += seen
-        unsettled = _unsettled(chain, posterior.belief, x, _open(chain, step.probability) & seen[:, None], unsettled)
-        x, t = chain.land(x, step.kernel, events), until
+
+        def step(unsettled: Tensor, posterior: Posterior = posterior, t: Tensor = t) -> tuple[Tensor, Jump]:
+            part = max_expected_changes / (n * unsettled).sqrt()  # ∞ where all is settled
+            until = _after(chain, t, t_next, part.clamp(max=1))
+            return until, posterior.over(until)
+
+        positions = chain.free & (posterior.over(t_next).chance > 0)
+        likely = (step(unsettled)[1].chance * positions).sum(1) > math.log(2)  # an event is likelier than none
+        unsettled, read = _unsettled(posterior.belief, x, positions & likely[:, None], unsettled, chain)
+        until, chosen = step(unsettled)
+        events = chain.events(chosen.chance)
+        late = events.any(1) & ~likely
+        unsettled, _ = _unsettled(posterior.belief, x, positions & late[:, None], unsettled, chain)
+        chain.calls += read | events.any(1)
+        x, t = chain.land(x, chosen.kernel, events), until
     chain.memory["unsettled"] = unsettled
     return x
 
 
-def _unsettled(chain: Chain, belief: Kernel, x: Tensor, positions: Tensor, before: Tensor) -> Tensor:
-    """E = Σ_i (1 − π_i(x^i)) over the positions, [B], from at most `SURVEY` of them; `before` where there are none."""
+def _unsettled(belief: Kernel, x: Tensor, positions: Tensor, before: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+    """(E = Σ_i (1 − π_i(x^i)) over the positions, [B], or `before` where there are none; which sequences were read)."""
     asked = positions
     if x.shape[1] > SURVEY:
         chosen = chain.uniform(x.shape[1]).argsort()[:SURVEY]
         asked = positions & torch.zeros_like(positions).index_fill(1, chosen, True)
+    leave, read = leaving(belief, x, asked)
     share = asked.sum(1) / positions.sum(1)
-    return torch.where(asked.any(1), leaving(belief, x, asked)[0].sum(1) / share, before)
+    return torch.where(asked.any(1), leave.sum(1) / share, before), read
 
 
 def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 0.02) -> Tensor:
@@ -72,25 +84,20 @@ def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, toleran
         half = torch.where(last | (half <= t), until, half)
         start = chain.posterior(x, t)
         first = start.over(half)
-        assert first.probability is not None
-        open_ = _open(chain, first.probability)
+        open_ = chain.free & (first.chance > 0)
         leave, read = leaving(start.belief, x, open_)
-        middle = chain.land(x, first.kernel, chain.events(first.probability))
+        middle = chain.land(x, first.kernel, chain.events(first.chance))
         mid = chain.posterior(middle, half)
         compared = open_ & ~last[:, None]
-        error = (first.probability * leave * _total_variation(start.belief, mid.belief, compared)).sum(1)
+        passed = 1 - schedule.complement(half) / left
+        error = (passed[:, None] * leave * _total_variation(start.belief, mid.belief, compared)).sum(1)
         chain.calls += read.long() + compared.any(1)
         second = mid.over(until)
-        x = chain.land(middle, second.kernel, chain.events(second.probability))
+        x = chain.land(middle, second.kernel, chain.events(second.chance))
         part = (part * (0.9 * (tolerance / error).sqrt()).clamp(0.3, 3)).clamp(1e-4, 1)
         t = until
     chain.memory["part"] = part
     return x
-
-
-def _open(chain: Chain, probability: Tensor | None) -> Tensor:
-    assert probability is not None
-    return chain.free & (probability > 0)
 
 
 def _after(chain: Chain, t: Tensor, t_next: Tensor, part: Tensor) -> Tensor:

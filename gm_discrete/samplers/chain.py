@@ -56,8 +56,6 @@ class Chain:
         generator = self.model.generator(x, t, t_next, **self.conditioning)
         if not isinstance(generator, Jump):
             raise TypeError(f"this step simulates jumps; the model's generator is a {type(generator).__name__}")
-        if t_next is not None and generator.probability is None:
-            raise ValueError("the model's generator ignored t_next: its jump has no interval probability")
         return generator
 
     def posterior(self, x: Tensor, t: Tensor) -> Posterior:
@@ -72,9 +70,8 @@ class Chain:
         device = self.rng.device if self.rng is not None else self.free.device
         return torch.rand(shape, generator=self.rng, device=device, dtype=torch.float64).to(self.free.device)
 
-    def events(self, probability: Tensor | None) -> Tensor:
+    def events(self, probability: Tensor) -> Tensor:
         """Which free positions have an event, bool [B, L]."""
-        assert probability is not None  # seen to by `generator`
         return (self.uniform(*self.free.shape) < probability) & self.free
 
     def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Correctors: they turn a step into one that also moves back and forth along p_t, and so mends what steps got wrong.
 
-A corrector is a function from steps to steps. Each leaves the path's law alone: in the limit of small steps the tokens
-follow p_t as before, but they may change their minds more often, for more network evaluations.
+A corrector is a function from steps to steps. Each generator leaves the path's law alone: in the limit of small steps (and
+of small strength of `DetailedBalance` and `ReMDM`, which act on all tokens at once) the tokens follow p_t as before. But
+they may change their minds more often, for more network evaluations.
 """
 
 from __future__ import annotations

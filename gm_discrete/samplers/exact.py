@@ -12,6 +12,9 @@ from gm_discrete.kernels import inverse_cdf, require
 from gm_discrete.samplers.chain import Chain
 from gm_discrete.samplers.steps import tau_leaping
 
+MOST_RINGS = 1e6
+"""Per token: rates that need more candidates (positive-part ones in rare states) are better stepped."""
+
 
 def first_hitting(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Masked tokens one by one: with n left, 1 − κ ← (1 − κ) U^{1/n}, and one of the n, drawn evenly, is revealed.
@@ -38,8 +41,8 @@ def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolera
 
     That a token's rate does not exceed the clock's is checked at every ring. Chen and Ying 2024 (arXiv 2402.08095).
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} must lie in (0, 1)")
+    if not 1e-12 <= tolerance < 1:  # below, rounding decides
+        raise ValueError(f"tolerance={tolerance} must lie in [1e-12, 1)")
     start, end, error = _cuts(chain, x, t, t_next, tolerance)
     if bool((start > t).any()):
         x = tau_leaping(chain, x, t, start)
@@ -54,6 +57,10 @@ def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """All candidate events between t and t_next."""
     clock = chain.posterior(x, t).clock()
     now, end = clock.elapsed(t), clock.elapsed(t_next)
+    if bool((((end - now)[:, None] * clock.weight).nan_to_num(0.0, posinf=0.0) > MOST_RINGS).any()):
+        raise ValueError(
+            f"the clock of {chain.path!r} rings more than {MOST_RINGS:.0e} times for a token: use other rates"
+        )
     first = torch.arange(len(x), device=x.device) * x.shape[1]
     while True:
         weight = clock.weight * chain.free

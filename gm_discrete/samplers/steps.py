@@ -19,7 +19,7 @@ def tau_leaping(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     Given the data symbol the step is exact; its error comes only from positions that move together.
     """
     generator = chain.generator(x, t, t_next)
-    events = chain.events(generator.probability)
+    events = chain.events(generator.chance)
     chain.calls += events.any(1)
     return chain.land(x, generator.kernel, events)
 
@@ -50,11 +50,12 @@ def ancestral(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
 
 
 def trapezoidal(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, theta: float = 0.5) -> Tensor:
-    """θ-trapezoidal step, of second order with two evaluations: leap to the part θ of the step in −log(1 − κ), then finish
+    """θ-trapezoidal step, of two evaluations: leap to the part θ of the step in −log(1 − κ), then finish
     with the belief extrapolated from both, ∝ [a π_inner − (a − 1) π_t]₊, a = 1/(2θ(1 − θ)).
 
-    Hu, Li and Min 2011; for masked diffusion Ren et al. 2025 (arXiv 2502.00234, algorithm 2). A step that ends at t = 1,
-    which is infinitely long in −log(1 − κ), is that of `tau_leaping`.
+    Of second order where nothing is clipped, which on masked paths is the rule; elsewhere of the first, with a smaller
+    constant. A step that ends at t = 1, which is infinitely long in −log(1 − κ), is that of `tau_leaping`. Hu, Li and Min
+    2011; for masked diffusion Ren et al. 2025 (arXiv 2502.00234, algorithm 2).
     """
     if not 0 < theta < 1:
         raise ValueError(f"theta={theta} must lie in (0, 1)")
@@ -65,11 +66,11 @@ def trapezoidal(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, theta: fl
     inner = schedule.inverse(1 - left * (left_next / left) ** theta)
     start = chain.posterior(x, t)
     first = start.over(inner)
-    events = chain.events(first.probability)
+    events = chain.events(first.chance)
     middle = chain.land(x, first.kernel, events)
     mid = chain.posterior(middle, inner)
     second = mid.over(t_next, Extrapolated(mid.belief, start.belief, 1 / (2 * theta * (1 - theta))))
-    finish = chain.events(second.probability)
+    finish = chain.events(second.chance)
     chain.calls += (events | finish).any(1).long() + finish.any(1)
     return chain.land(middle, second.kernel, finish)
 
@@ -82,11 +83,10 @@ def stratified_hazard(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Ten
     left, for any number of steps. Jang and Han 2026 (arXiv 2601.02799).
     """
     generator = chain.generator(x, t, t_next)
-    assert generator.probability is not None
-    leave, read = leaving(generator.kernel, x, chain.free & (generator.probability > 0))
+    leave, read = leaving(generator.kernel, x, chain.free & (generator.chance > 0))
     phase = chain.memory.get("phase")
     before = chain.uniform(*x.shape) if phase is None else phase
-    after = before + generator.probability * leave
+    after = before + generator.chance * leave
     chain.memory["phase"] = after % 1
     events = after >= 1
     chain.calls += read | events.any(1)

@@ -628,7 +628,7 @@ def test_the_generation_config_of_other_models_is_refused_by_name() -> None:
         ({"max_expected_changes": 0}, "max_expected_changes=0 must be positive"),
         ({"max_expected_changes": 1.0}, "max_expected_changes is an option of adaptive, not of 'tau_leaping'"),
         ({"tolerance": 0.1}, "tolerance is an option of uniformization and step_doubling, not of 'tau_leaping'"),
-        ({"sampler": "uniformization", "tolerance": 1.5}, r"tolerance=1.5 must lie in \(0, 1\)"),
+        ({"sampler": "uniformization", "tolerance": 1.5}, r"tolerance=1.5 must lie in \[1e-12, 1\)"),
         ({"corrector": {"type": "magic"}}, "type='magic' names no Corrector; known: backward_noise, detailed_balance"),
         ({"corrector": {"type": "remdm"}, "sampler": "euler"}, 'use it with the method "tau_leaping"'),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),

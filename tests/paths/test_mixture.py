@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -281,6 +282,84 @@ def test_evidence_stays_finite_at_both_ends() -> None:
     assert float(near) == pytest.approx(math.log(3e12), rel=1e-5)
 
 
+# ---- the law as a table, and noising again
+
+
+@every_path
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_rows_of_probs_and_of_the_mean_law_are_the_mixture(name: str, t: float) -> None:
+    """(1 − κ) p0 + κ 1[z], and (1 − κ) p0 + κ π for a belief π."""
+    path = PATHS[name][0](SquaredSineSchedule())
+    kappa, prior = float(path.schedule.kappa(t)), path.prior_probs(torch.device("cpu"))
+    z = torch.arange(path.vocab_size)
+    data = torch.eye(path.vocab_size, dtype=torch.float64)
+    torch.testing.assert_close(path.probs(z, times(t, len(z))), (1 - kappa) * prior + kappa * data, rtol=0, atol=1e-15)
+    belief = torch.rand(7, path.vocab_size, generator=rng(0), dtype=torch.float64)
+    expected = (1 - kappa) * prior + kappa * belief
+    torch.testing.assert_close(path.mean_law(belief, times(t, 7)), expected, rtol=0, atol=1e-15)
+
+
+@every_path
+@pytest.mark.parametrize(("t", "back"), [(0.6, 0.2), (1.0, 0.5), (0.5, 0.5), (0.4, 0.0), (0.0, 0.0)])
+def test_noising_again_carries_p_t_back_to_p_b(name: str, t: float, back: float) -> None:
+    """For every z, without knowing it: x_t ~ p_t(·|z), renewed, is x_b ~ p_b(·|z). And the token alone: kept with
+    probability κ_b/κ_t, else drawn from p0."""
+    path, n = PATHS[name][0](CosineSchedule()), 10_000
+    z = torch.tensor([0, 2])
+    x = path.sample(z.expand(n, 2), times(t, n), rng(4))
+    again = path.renoise(x, times(t, n), times(back, n), rng(5))
+    p = path.probs(z, times(back, 2))
+    counts = torch.bincount(again[:, 0] * path.vocab_size + again[:, 1], minlength=path.vocab_size**2)
+    assert chi_square(counts, torch.outer(p[0], p[1]).flatten()) > LEAST_P
+    symbol = int(path.prior((1, 1), rng(0)))
+    fixed = torch.full((n, 1), symbol)
+    kappa, kappa_back = (float(path.schedule.kappa(v)) for v in (t, back))
+    kept = kappa_back / kappa if kappa else 1.0
+    law = (1 - kept) * path.prior_probs(torch.device("cpu"))
+    law[symbol] += kept
+    counts = torch.bincount(path.renoise(fixed, times(t, n), times(back, n), rng(6)).flatten(), minlength=len(law))
+    assert chi_square(counts, law) > LEAST_P
+
+
+# ---- the data's own frequencies
+
+
+def test_unigram_noise_has_the_frequencies_of_the_counts() -> None:
+    """p0(k) = (counts[k] + 1) / Σ (counts + 1), over the symbols that are not `never`."""
+    path = MixturePath.unigram([7, 0, 1, 9], CosineSchedule(), "mixture", never=[3])
+    assert path.probabilities() == pytest.approx([8 / 11, 1 / 11, 2 / 11, 0], rel=1e-15)
+    assert (path.vocab_size, path.rates, path.schedule, path.coupled) == (4, "mixture", CosineSchedule(), False)
+    assert path == MixturePath.unigram(torch.tensor([7, 0, 1, 9]), CosineSchedule(), "mixture", never=(3,))
+    assert path == Path.from_dict(json.loads(json.dumps(path.to_dict())))
+    plain = MixturePath.unigram([0, 0, 0])
+    assert plain.probabilities() == pytest.approx([1 / 3] * 3, rel=1e-15)
+    assert plain.rates == "reversal"
+
+
+def test_the_counts_of_a_large_vocabulary_are_read_in_linear_time() -> None:
+    """K = 20 000 in well under a second; a sum for every symbol would take two."""
+    start = time.perf_counter()
+    path = MixturePath.unigram(torch.arange(20_000), never=range(10))
+    assert time.perf_counter() - start < 1
+    assert math.fsum(path.probabilities()) == pytest.approx(1, abs=1e-12)
+    assert path.probabilities()[-1] / path.probabilities()[10] == pytest.approx(20_000 / 11)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"counts": [3, -1]}, "counts must be non-negative"),
+        ({"counts": [3.0, math.nan]}, "prior must hold|counts"),
+        ({"counts": [3, 1], "never": [0, 1]}, "`never` must hold ids below their number, and leave a symbol"),
+        ({"counts": [3]}, "vocab_size=1 must be at least 2"),
+        ({"counts": []}, "counts|vocab_size=0"),
+    ],
+)
+def test_bad_counts_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixturePath.unigram(**arguments)
+
+
 # ---- configs and errors
 
 
@@ -328,7 +407,10 @@ def test_paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [1.5, -0.5]), "the least -0.5"),
         (lambda: MixturePath(2, [0.5, 0.6]), "of sum 1.1"),
         (lambda: MixturePath(2, [math.nan, 1.0]), "of sum nan"),
-        (lambda: Path.from_dict({"type": "blurred"}), "type='blurred' names no Path; known: masked, metric, mixture, uniform"),
+        (
+            lambda: Path.from_dict({"type": "blurred"}),
+            "type='blurred' names no Path; known: masked, metric, mixture, uniform",
+        ),
         (
             lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),
             "MaskedPath takes no argument rates",

@@ -1,21 +1,23 @@
 """The loop: what it keeps, what it calls, what it refuses."""
 
+import re
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from laws import PATHS, Lookup, chain
+from laws import ALL_PATHS, PATHS, Lookup, chain, draw, rng
 from torch import Tensor
 
-from gm_discrete import Jump, MaskedPath, UniformPath, simulate
+from gm_discrete import DetailedBalance, Jump, MaskedPath, UniformPath, simulate
 from gm_discrete.kernels import Categorical, TensorReadout
+from gm_discrete.samplers import STEPS, Chain
+from gm_discrete.samplers.steps import tau_leaping, trapezoidal
 
+EVERYWHERE = ("tau_leaping", "euler", "trapezoidal", "uniformization", "adaptive", "stratified_hazard")
 every_path = pytest.mark.parametrize("name", PATHS)
 GRID = torch.linspace(0, 1, 9, dtype=torch.float64)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Counting:
@@ -79,7 +81,7 @@ def test_a_sequence_without_an_event_is_not_read(rates: str) -> None:
 def test_nothing_is_asked_where_everything_is_fixed() -> None:
     model = Counting(MaskedPath(5), 3, 4)
     x_0 = torch.full((3, 4), 4)
-    x = simulate(model, x_0, GRID, rng(), fixed=torch.ones_like(x_0, dtype=torch.bool))
+    x = simulate(model, x_0, GRID, rng(0), fixed=torch.ones_like(x_0, dtype=torch.bool))
     assert torch.equal(x, x_0)
     assert int(model.rows.sum()) == 0
 
@@ -88,7 +90,9 @@ def test_nothing_is_asked_where_everything_is_fixed() -> None:
 
 
 @every_path
-@pytest.mark.parametrize("method", ["tau_leaping", "euler"])
+@pytest.mark.parametrize(
+    "method", [method for method in STEPS if method not in ("ancestral", "first_hitting", "step_doubling")]
+)
 def test_fixed_entries_stay_and_the_initial_state_is_not_modified(name: str, method: str) -> None:
     model = Counting(PATHS[name][0](None), 200, 3)
     fixed = torch.rand((200, 3), generator=rng(4)) < 0.5
@@ -129,11 +133,17 @@ def test_a_true_answer_of_on_step_ends_the_simulation() -> None:
     assert [call["t_next"] for call in model.seen] == [0.125, 0.25]
 
 
-@every_path
-def test_seeds_reproduce_and_differ(name: str) -> None:
-    model = chain(name, 3, kind=Lookup)
-    x_0 = model.path.prior((50, 3), rng(1))
-    first, again, other = (simulate(model, x_0, GRID, rng(seed)) for seed in (7, 7, 8))
+SEEDED = [(name, "tau_leaping") for name in ALL_PATHS]
+SEEDED += [("uniform reversal", method) for method in STEPS if method != "first_hitting"] + [
+    ("masked", "first_hitting")
+]
+
+
+@pytest.mark.parametrize(("name", "method"), SEEDED)
+def test_seeds_reproduce_and_differ(name: str, method: str) -> None:
+    model = chain(name, 3)
+    x_0 = draw(model, model.joint_marginal(0.0), 50, 1)
+    first, again, other = (simulate(model, x_0, GRID, rng(seed), method) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -150,7 +160,7 @@ def test_without_a_generator_the_global_one_is_used() -> None:
 def test_no_gradient_is_recorded() -> None:
     model = Counting(MaskedPath(5), 2, 3)
     model.logits.requires_grad_()
-    assert not simulate(model, torch.full((2, 3), 4), GRID, rng()).requires_grad
+    assert not simulate(model, torch.full((2, 3), 4), GRID, rng(0)).requires_grad
 
 
 # ---- what is passed on
@@ -159,14 +169,14 @@ def test_no_gradient_is_recorded() -> None:
 def test_conditioning_is_passed_on_where_it_is_not_none() -> None:
     model = Counting(MaskedPath(5), 2, 3)
     mask = torch.ones(2, 3)
-    simulate(model, torch.full((2, 3), 4), [0.0, 1.0], rng(), attention_mask=mask, guidance=None)
+    simulate(model, torch.full((2, 3), 4), [0.0, 1.0], rng(0), attention_mask=mask, guidance=None)
     assert model.seen == [{"t": 0.0, "t_next": 1.0, "attention_mask": mask}]
 
 
 def test_tau_leaping_asks_for_intervals_and_euler_for_points_until_the_last_step() -> None:
     for method, expected in (("tau_leaping", 0.5), ("euler", None)):
         model = Counting(MaskedPath(5), 2, 3)
-        simulate(model, torch.full((2, 3), 4), [0.25, 0.5, 1.0], rng(), method)
+        simulate(model, torch.full((2, 3), 4), [0.25, 0.5, 1.0], rng(0), method)
         assert model.seen[0]["t_next"] == expected
         assert model.seen[-1]["t_next"] == 1.0
 
@@ -174,7 +184,7 @@ def test_tau_leaping_asks_for_intervals_and_euler_for_points_until_the_last_step
 @pytest.mark.parametrize("kind", [list, tuple, torch.tensor])
 def test_times_may_be_any_sequence(kind: Any) -> None:
     assert bool(
-        (simulate(Counting(MaskedPath(5), 2, 3), torch.full((2, 3), 4), kind([0.0, 0.5, 1.0]), rng()) != 4).all()
+        (simulate(Counting(MaskedPath(5), 2, 3), torch.full((2, 3), 4), kind([0.0, 0.5, 1.0]), rng(0)) != 4).all()
     )
 
 
@@ -206,8 +216,77 @@ def test_bad_arguments_are_named(options: dict, message: str) -> None:
 
 def test_ancestral_steps_refuse_mixture_rates() -> None:
     model = Counting(UniformPath(5, rates="mixture"), 2, 3)
-    with pytest.raises(ValueError, match='give the path rates="reversal"'):
-        simulate(model, torch.zeros(2, 3, dtype=torch.long), GRID, rng(), "ancestral")
+    with pytest.raises(ValueError, match='ancestral steps follow the reversal rates; the path has rates="mixture"'):
+        simulate(model, torch.zeros(2, 3, dtype=torch.long), GRID, rng(0), "ancestral")
+
+
+@pytest.mark.parametrize("method", [*STEPS, tau_leaping])
+def test_options_belong_to_their_method(method: Any) -> None:
+    """An option that the method does not have is refused, by name, before anything is drawn."""
+    able = {"max_expected_changes": ["adaptive"], "tolerance": ["uniformization", "step_doubling"]}
+    for option, methods in able.items():
+        if method in methods:
+            continue
+        message = re.escape(f"{option} is an option of {' and '.join(methods)}, not of {method!r}")
+        with pytest.raises(ValueError, match=message):
+            simulate(chain("masked"), torch.full((2, 3), 3), GRID, rng(0), method, **{option: 0.1})
+
+
+def test_a_step_of_ones_own_is_a_method() -> None:
+    """Any function (chain, x, t, t_next) → x; its options are keywords, and it may be corrected."""
+    seen = []
+
+    def reveal_left(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 0.0) -> Tensor:
+        seen.append((float(t[0]), float(t_next[0]), tolerance))
+        events = torch.zeros_like(x, dtype=torch.bool)
+        events[:, len(seen) - 1] = True
+        return chain.land(x, chain.posterior(x, t).belief, events & chain.free)
+
+    x_0 = torch.full((4, 3), 3)
+    options: dict = {"tolerance": 0.25, "return_info": True}
+    result = simulate(chain("masked"), x_0, [0.0, 0.5, 1.0], rng(0), reveal_left, **options)
+    assert seen == [(0.0, 0.5, 0.25), (0.5, 1.0, 0.25)]
+    assert bool((result.x[:, :2] != 3).all())
+    assert bool((result.x[:, 2] == 3).all())
+    assert result.jumps.tolist() == [2] * 4
+    assert result.error_bound is None
+    seen.clear()
+    x = simulate(
+        chain("masked"), x_0, [0.0, 0.5], rng(0), reveal_left, corrector=DetailedBalance(strength=50.0, sweeps=9)
+    )
+    assert bool((x[:, 1:] != 3).any())
+
+
+class Pathless:
+    """A model that makes generators without having a path."""
+
+    def __init__(self, path: Any, made_by_hand: bool = False) -> None:
+        self.made_by, self.made_by_hand = path, made_by_hand
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+        jump = self.made_by.marginal(torch.zeros(*x.shape, self.made_by.vocab_size), x, t, t_next)
+        return replace(jump, posterior=None) if self.made_by_hand else jump
+
+
+@pytest.mark.parametrize("method", ["trapezoidal", "first_hitting", "uniformization", "adaptive", "step_doubling"])
+def test_methods_that_need_a_path_say_so(method: str) -> None:
+    x_0 = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(TypeError, match=r"this method needs a path; Pathless has no attribute \.path"):
+        simulate(Pathless(UniformPath(4, rates="mixture")), x_0, GRID, rng(0), method)
+
+
+@pytest.mark.parametrize("method", ["trapezoidal", "first_hitting", "uniformization", "adaptive"])
+def test_methods_that_need_a_belief_say_so(method: str) -> None:
+    model = Pathless(MaskedPath(4), made_by_hand=True)
+    model.path = model.made_by
+    with pytest.raises(TypeError, match="this method needs generators made by a path"):
+        simulate(model, torch.full((2, 3), 3), GRID, rng(0), method)
+
+
+@pytest.mark.parametrize("theta", [0.0, 1.0, -0.5])
+def test_theta_is_a_part(theta: float) -> None:
+    with pytest.raises(ValueError, match=rf"theta={theta} must lie in \(0, 1\)"):
+        simulate(chain("masked"), torch.full((2, 3), 3), GRID, rng(0), partial(trapezoidal, theta=theta))
 
 
 def test_a_model_that_ignores_the_interval_is_named() -> None:
@@ -216,7 +295,7 @@ def test_a_model_that_ignores_the_interval_is_named() -> None:
             return super().generator(x, t)
 
     with pytest.raises(ValueError, match="ignored t_next"):
-        simulate(Pointwise(MaskedPath(5), 2, 3), torch.full((2, 3), 4), GRID, rng())
+        simulate(Pointwise(MaskedPath(5), 2, 3), torch.full((2, 3), 4), GRID, rng(0))
 
 
 def test_a_generator_that_is_no_jump_is_named() -> None:
@@ -228,7 +307,7 @@ def test_a_generator_that_is_no_jump_is_named() -> None:
             return Flow()
 
     with pytest.raises(TypeError, match="generator is a Flow"):
-        simulate(Flowing(MaskedPath(5), 2, 3), torch.full((2, 3), 4), GRID, rng())
+        simulate(Flowing(MaskedPath(5), 2, 3), torch.full((2, 3), 4), GRID, rng(0))
 
 
 def test_a_hand_made_generator_is_simulated() -> None:

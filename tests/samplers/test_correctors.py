@@ -1,0 +1,244 @@
+"""Correctors: detailed balance on every state, exact laws of their composed steps, and the limit of small steps."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from laws import (
+    ALL_PATHS,
+    LEAST_P,
+    ExactModel,
+    Lookup,
+    chain,
+    draw,
+    joint,
+    p_value,
+    posterior,
+    rng,
+    step_matrix,
+    token_law,
+    total_variation,
+)
+from reference import index_of
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from gm_discrete import (
+    BackwardNoise,
+    DetailedBalance,
+    EtaNoise,
+    MaskedPath,
+    ReMDM,
+    SquaredSineSchedule,
+    UniformPath,
+    simulate,
+)
+from gm_discrete.samplers.correctors import Corrector
+
+UNCOUPLED = [name for name in ALL_PATHS if name != "coupled"]
+MIXTURES = [name for name in UNCOUPLED if "kinetic" not in name and "positive" not in name]
+MASKED = ["masked", "mask is 1"]
+
+
+def renewal(model: ExactModel, t: float, probability: float) -> Tensor:
+    """Every token anew from Σ_z π(z) p_t(·|z) with that probability, [from, to]."""
+    stay = one_hot(model.states(), model.path.vocab_size).double()
+    return joint(model, probability * (posterior(model, t) @ token_law(model, t)) + (1 - probability) * stay)
+
+
+def noising(model: ExactModel, t: float, b: float) -> Tensor:
+    """Every token anew from p0 with probability 1 − κ_b/κ_t."""
+    kappa, back = (float(model.path.schedule.kappa(time)) for time in (t, b))
+    kept = back / kappa if kappa else 1.0
+    stay = one_hot(model.states(), model.path.vocab_size).double()
+    return joint(model, kept * stay + (1 - kept) * model.path.prior_probs(stay.device))
+
+
+def corrected_matrix(model: ExactModel, corrector: Corrector, t: float, s: float) -> Tensor:
+    """Law of the next state of a corrected leap, [from, to]."""
+    schedule, mask = model.path.schedule, getattr(model.path, "mask_token_id", None)
+    kappa_t, kappa_s = float(schedule.kappa(t)), float(schedule.kappa(s))
+    if isinstance(corrector, DetailedBalance):
+        matrix = step_matrix(model, t, s, "tau_leaping")
+        if s < 1:
+            matrix = matrix @ torch.matrix_power(renewal(model, s, 1 - math.exp(-corrector.strength)), corrector.sweeps)
+        return matrix
+    if isinstance(corrector, ReMDM):
+        sigma = corrector.eta * min(1.0, (1 - kappa_s) / kappa_t if kappa_t else 1.0)
+        reveal = (kappa_s - (1 - sigma) * kappa_t) / (1 - kappa_t)
+        states = model.states()
+        masked, stay = (states == mask)[..., None], one_hot(states, model.path.vocab_size).double()
+        to_mask = one_hot(torch.tensor(mask), model.path.vocab_size).double()
+        revealed = reveal * posterior(model, t) + (1 - reveal) * stay
+        return joint(model, torch.where(masked, revealed, sigma * to_mask + (1 - sigma) * stay))
+    if isinstance(corrector, BackwardNoise):
+        back = kappa_t * (kappa_t / kappa_s) ** corrector.b
+    else:
+        back = kappa_t * math.exp(-corrector.eta * (s - t))
+    b = float(schedule.inverse(back))
+    return noising(model, t, b) @ step_matrix(model, b, s, "tau_leaping")
+
+
+def laws(model: ExactModel, corrector: Corrector, times: list[float]) -> list[Tensor]:
+    law = [model.joint_marginal(times[0])]
+    for t, s in pairwise(times):
+        law.append(law[-1] @ corrected_matrix(model, corrector, t, s))
+    return law
+
+
+CORRECTED = [(name, DetailedBalance(sweeps=2)) for name in UNCOUPLED if "positive" not in name]
+CORRECTED += [(name, corrector) for name in MIXTURES for corrector in (BackwardNoise(2.0), EtaNoise(1.5))]
+CORRECTED += [(name, ReMDM(0.7)) for name in MASKED]
+every_corrected = pytest.mark.parametrize(("name", "corrector"), CORRECTED, ids=lambda value: str(value))
+
+
+@every_corrected
+def test_samples_follow_the_exact_law_of_the_corrected_steps(name: str, corrector: Corrector) -> None:
+    """Four steps, at t = 1/2 and t = 1."""
+    model, times = chain(name, 2, SquaredSineSchedule(), Lookup), [0.0, 0.3, 0.5, 0.8, 1.0]
+    expected = laws(model, corrector, times)
+    x_0 = draw(model, expected[0], 40_000, 1)
+    result = simulate(model, x_0, times, rng(2), corrector=corrector, save_at=[2, 4], return_info=True)
+    for x, law in zip(result.states, (expected[2], expected[4]), strict=True):
+        assert p_value(model, x, law) > LEAST_P
+
+
+@every_corrected
+def test_corrected_laws_converge_to_the_path(name: str, corrector: Corrector) -> None:
+    """By exact matrices: ever closer to p_t from 8 to 64 steps, at t = 1/2 and t = 1.
+
+    Redrawing and remasking whole states is in parallel itself, and must become rare with the steps.
+    """
+    model, errors = chain(name, 2), []
+    for steps in (8, 64):
+        if isinstance(corrector, DetailedBalance):
+            corrector = DetailedBalance(strength=4 / steps)
+        if isinstance(corrector, ReMDM):
+            corrector = ReMDM(eta=4 / steps)
+        law = laws(model, corrector, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist())
+        ends = (law[steps // 2], 0.5), (law[-1], 1.0)
+        errors.append([total_variation(value, model.joint_marginal(t)) for value, t in ends])
+    for coarse, fine in zip(*errors, strict=True):
+        assert fine < min(0.02, 0.5 * coarse)
+
+
+@pytest.mark.parametrize("name", UNCOUPLED)
+@pytest.mark.parametrize("t", [0.2, 0.7])
+def test_the_corrector_is_in_detailed_balance_with_the_path(name: str, t: float) -> None:
+    """p_t(x) G(x → y) = p_t(y) G(y → x) for every pair of neighbours, so that G leaves p_t alone."""
+    model = chain(name, 2)
+    states, law, symbols = model.states(), model.joint_marginal(t), model.path.vocab_size
+    believed = model.generator(states, torch.full((len(states),), t, dtype=torch.float64)).posterior
+    assert believed is not None
+    rates = believed.corrector().rates(states)
+    flow = torch.zeros(len(states), len(states), dtype=torch.float64)
+    for position in range(2):
+        for symbol in range(symbols):
+            y = states.clone()
+            y[:, position] = symbol
+            moved = (y != states).any(1) & (law > 0)
+            flow[moved, index_of(y, symbols)[moved]] = (law * rates[:, position, symbol])[moved]
+    assert float(flow.max()) > 1e-3
+    assert float((flow - flow.T).abs().max()) < 1e-12
+
+
+def eta_rates(t: float, z: int, eta: float, path: Any) -> Tensor:
+    """The rates of eta-noise given z, [x, y], as written by Campbell et al.; κ = t."""
+    symbols = path.vocab_size
+    rates = torch.zeros(symbols, symbols, dtype=torch.float64)
+    if isinstance(path, MaskedPath):
+        rates[path.mask_token_id, z] = 1 / (1 - t) + eta * t / (1 - t)
+        rates[z, path.mask_token_id] = eta
+    else:
+        rates += eta / symbols  # x → y, of no effect among the y ≠ z
+        rates[:, z] = 1 / (1 - t) + eta / symbols * (1 + (symbols - 1) * t) / (1 - t)
+    return rates.fill_diagonal_(0)
+
+
+@pytest.mark.parametrize(
+    "path", [MaskedPath(4, mask_token_id=3), UniformPath(4, rates="mixture")], ids=["masked", "uniform"]
+)
+def test_eta_noise_has_the_rates_of_the_literature(path: Any) -> None:
+    """(M − I)/h of one step of length h = 1e-6, given z, to the order of h; `corrected_matrix` is what samples follow."""
+    model, t, h, z, eta = ExactModel(path, 3, 1), 0.4, 1e-6, 2, 1.5
+    model.law = torch.tensor([0.0, 0.0, 1.0]).double()
+    matrix = corrected_matrix(model, EtaNoise(eta), t, t + h)
+    states = [z, 3] if isinstance(path, MaskedPath) else [0, 1, 2, 3]
+    seen = ((matrix - torch.eye(4).double()) / h)[states][:, states].fill_diagonal_(0)
+    torch.testing.assert_close(seen, eta_rates(t, z, eta, path)[states][:, states], rtol=1e-4, atol=1e-4)
+
+
+def test_sweeps_move_a_wrong_start_towards_the_path() -> None:
+    """From a law that is not p_t: a corrector with more sweeps ends closer to the data."""
+    model = chain("uniform mixture", 2)
+    grid = torch.linspace(0, 1, 5, dtype=torch.float64).tolist()
+    errors = [total_variation(laws(model, DetailedBalance(n), grid)[-1], model.joint_marginal(1.0)) for n in (1, 4)]
+    plain = model.joint_marginal(0.0)
+    for t, s in pairwise(grid):
+        plain = plain @ step_matrix(model, t, s, "tau_leaping")
+    assert errors[1] < errors[0] < total_variation(plain, model.joint_marginal(1.0))
+
+
+def test_corrected_calls_and_fixed_tokens() -> None:
+    """Nothing is redrawn where it is fixed; a sweep costs a call only where a token is redrawn."""
+    for name, corrector in CORRECTED:
+        model = chain(name, 2, kind=Lookup)
+        x_0 = draw(model, model.joint_marginal(0.2), 200, 1)
+        fixed = torch.rand(200, 2, generator=rng(2)) < 0.5
+        result = simulate(model, x_0, [0.2, 0.5, 0.6], rng(3), fixed=fixed, corrector=corrector, return_info=True)
+        assert torch.equal(result.x[fixed], x_0[fixed])
+        assert bool((result.x != x_0)[~fixed].any())
+        assert bool((result.network_calls[fixed.all(1)] == 0).all())
+        assert int(result.network_calls.max()) <= 2 * (1 + getattr(corrector, "sweeps", 0))
+        assert result.error_bound is None
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "corrector", "message"),
+    [
+        (
+            "metric kinetic",
+            "tau_leaping",
+            BackwardNoise(),
+            'BackwardNoise is for mixture paths; use "detailed_balance"',
+        ),
+        ("blur kinetic", "tau_leaping", EtaNoise(), 'EtaNoise is for mixture paths; use "detailed_balance"'),
+        (
+            "uniform mixture",
+            "tau_leaping",
+            ReMDM(),
+            'remdm is for masked paths; with rates="mixture" use "backward_noise"',
+        ),
+        ("masked", "euler", ReMDM(), 'remdm is a step of its own: use it with the method "tau_leaping"'),
+        ("coupled", "tau_leaping", BackwardNoise(), "a coupled path cannot be noised again"),
+        ("coupled", "tau_leaping", DetailedBalance(strength=9.0), "coupled path"),
+    ],
+)
+def test_correctors_say_where_they_do_not_apply(name: str, method: str, corrector: Corrector, message: str) -> None:
+    model = chain(name, 2)
+    with pytest.raises(ValueError, match=message):
+        simulate(
+            model, draw(model, model.joint_marginal(0.0), 20, 1), [0.0, 0.5, 1.0], rng(1), method, corrector=corrector
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DetailedBalance(sweeps=0), "sweeps=0 must be at least 1"),
+        (lambda: DetailedBalance(strength=0.0), "strength=0.0 must be positive"),
+        (lambda: BackwardNoise(-1.0), "b=-1.0 must be positive"),
+        (lambda: EtaNoise(math.inf), "eta=inf must be positive"),
+        (lambda: ReMDM(1.5), r"eta=1.5 must be in \(0, 1\]"),
+    ],
+)
+def test_arguments_out_of_range_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("corrector", [DetailedBalance(3, 0.5), BackwardNoise(2.0), EtaNoise(0.3), ReMDM(0.4)])
+def test_correctors_travel_in_a_config(corrector: Corrector) -> None:
+    assert Corrector.from_dict(corrector.to_dict()) == corrector
