@@ -3,16 +3,22 @@
     python benchmarks/laws.py --threads 1 --output laws.json --plot benchmarks/figures/laws.png
 
 The exact posterior of a law over K^L sequences stands in for the network, so that the total variation TV between the law
-that a sampler draws from and the data law is the sampler's own error. `calls` are network evaluations per sequence, on
-average; a sequence in which nothing happens makes none, so that masks cost at most L however fine the grid.
+that a sampler draws from and the data law is the sampler's own error. It is held against two prices, means per sequence:
 
-Steps of a fixed grid are products of step matrices made of the library's own generators: no sampling, no noise, and the
+    steps    evaluations if the network is run on every sequence whenever a step may need it (what the budgets count),
+    calls    evaluations that the library makes: none for a sequence in which nothing happens.
+
+They differ wherever steps are fine: masks cost at most L calls however fine the grid, mixture rates about L log N. Step
+doubling and the peer run the network in every step: for them steps are calls. So they are for exact methods, which know
+when a jump comes. Long sequences have an event in every step, and steps are what they pay.
+
+The laws of fixed grids are products of step matrices made of the library's own generators: no sampling, no noise, and the
 calls are exact too. Everything else is simulated. The TV of n samples of p from p itself is on average about
 
     noise = ½ Σ_x √(2 p(x) (1 − p(x)) / (π n)),
 
 the mean of |normal| in each cell. It adds to a true error nearly in quadrature, so that √(TV² − noise²) is the `error`
-that is compared, where it exceeds the noise. Comparisons interpolate log error against log calls. The peer is
+that is compared, where it exceeds the noise. Comparisons interpolate log error against log price. The peer is
 flow_matching's `MixtureDiscreteEulerSolver` with the same posterior, on the even grid, one call a step; it knows mixture
 rates only.
 """
@@ -54,19 +60,20 @@ PATHS: dict[str, Callable[[], FinitePath]] = {
     "uniform, mixture rates": lambda: UniformPath(SYMBOLS, rates="mixture"),
     "uniform, reversal rates": lambda: UniformPath(SYMBOLS),
     "prior (.5, .3, .2), mixture rates": lambda: MixturePath(SYMBOLS, [0.5, 0.3, 0.2], rates="mixture"),
-    "metric |x − z|, kinetic": lambda: MetricPath(SYMBOLS, distance=ORDERED),
+    "metric, ordered symbols, kinetic": lambda: MetricPath(SYMBOLS, distance=ORDERED),
 }
 CORRECTORS: dict[str, Corrector] = {
-    "detailed balance ×1": DetailedBalance(1),
-    "detailed balance ×3": DetailedBalance(3),
-    "backward noise": BackwardNoise(),
-    "eta noise": EtaNoise(),
-    "ReMDM": ReMDM(),
-}
-EXACT = ("first hitting", "uniformization")
-FIRST_ORDER = tuple(f"{method}, {spacing}" for method in ("tau-leaping", "Euler") for spacing in SPACINGS)
-COMPARED = (*(f"tau-leaping, {spacing}" for spacing in SPACINGS), *(f"trapezoidal, {spacing}" for spacing in SPACINGS))
-COMPARED += ("step doubling", "flow_matching")
+    "detailed balance ×1": DetailedBalance(1), "detailed balance ×3": DetailedBalance(3),
+    "backward noise": BackwardNoise(), "eta noise": EtaNoise(), "ReMDM": ReMDM(),
+}  # fmt: skip
+OWN_STEPS = ("adaptive", "step doubling", "first hitting", "uniformization")
+MIXED = "mixed batch, uniform, mixture rates"
+FIRST_ORDER, SECOND_ORDER = (
+    [f"{method}, {spacing}" for method in methods for spacing in SPACINGS]
+    for methods in (("tau-leaping", "Euler"), ("trapezoidal",))
+)
+COMPARED = (*FIRST_ORDER[: len(SPACINGS)], *SECOND_ORDER, "step doubling", "flow_matching")
+PRICES = ("steps", "calls")
 FINE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Calls of the fixed grids that are interpolated between, beside the budgets of the tables."""
 BATCH = 25_000
@@ -78,12 +85,13 @@ QUICK: dict[str, Any] = {
 
 
 class Enumerated(ExactModel):
-    """The exact posterior of a law over all sequences of `SYMBOLS`^L. Where a batch shares its time, a table is looked up."""
+    """The exact posterior of a law over all sequences of SYMBOLS^L, looked up in a table where a batch shares its time."""
 
     def __init__(self, path: FinitePath, law: Tensor) -> None:
         length = round(math.log(len(law), SYMBOLS))
         super().__init__(path, torch.tensor(list(itertools.product(range(SYMBOLS), repeat=length))), law)
         self.length, self._states = length, super().states()
+        self.evaluations = 0  # of sequences that are not yet at t = 1, whether the answer is read or not
 
     def states(self) -> Tensor:
         return self._states
@@ -98,6 +106,7 @@ class Enumerated(ExactModel):
         return joint
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **_: Any) -> Jump:
+        self.evaluations += int((t < 1).sum())
         if bool((t == t[0]).all()):
             logits = self.logits(self.states(), at(self.states(), float(t[0])))[self.index(x)]
         else:  # at t = 1 nothing is left to ask
@@ -124,6 +133,7 @@ class Point:
     """
 
     setting: float
+    steps: float
     calls: float
     tv: float
     noise: float = 0.0
@@ -211,19 +221,21 @@ def fixed_grids(model: Enumerated, budgets: Sequence[int]) -> Curves:
             if budget % evaluations == 0:
                 law, calls = exact_law(model, step, time_grid(model.path, budget // evaluations, spacing))
                 tv = total_variation(model, law)
-                points.append(Point(budget, calls, tv, error=tv))
+                points.append(Point(budget, budget - evaluations + 1, calls, tv, error=tv))  # the last step is a leap
     return curves
 
 
 # Simulated laws
 
 
-def measured(model: Enumerated, x: Tensor, setting: float, calls: float, error_bound: float | None = None) -> Point:
+def measured(
+    model: Enumerated, x: Tensor, setting: float, steps: float, calls: float, error_bound: float | None = None
+) -> Point:
     truth, n = model.marginal(1.0), len(x)
     tv = total_variation(model, torch.bincount(model.index(x), minlength=len(truth)) / n)
     noise = float((2 * truth * (1 - truth) / (math.pi * n)).sqrt().sum() / 2)
     error = math.sqrt(max(tv**2 - noise**2, 0.0))
-    return Point(setting, calls, tv, noise, error if error > noise else None, error_bound)
+    return Point(setting, steps, calls, tv, noise, error if error > noise else None, error_bound)
 
 
 def batches(samples: int) -> Iterator[int]:
@@ -233,13 +245,15 @@ def batches(samples: int) -> Iterator[int]:
 def simulated(
     model: Enumerated, samples: int, rng: torch.Generator, setting: float, times: Any = (0.0, 1.0), **options: Any
 ) -> Point:
+    before = model.evaluations
     runs = [
         simulate(model, model.path.prior((n, model.length), rng), times, rng, return_info=True, **options)
         for n in batches(samples)
     ]
-    calls = torch.cat([run.network_calls for run in runs]).double().mean()
+    calls = float(torch.cat([run.network_calls for run in runs]).double().mean())
     bounds = [float(run.error_bound.max()) for run in runs if run.error_bound is not None]
-    return measured(model, torch.cat([run.x for run in runs]), setting, float(calls), max(bounds, default=None))
+    steps = calls if bounds else (model.evaluations - before) / samples
+    return measured(model, torch.cat([run.x for run in runs]), setting, steps, calls, max(bounds, default=None))
 
 
 class PeerModel(ModelWrapper):
@@ -260,7 +274,7 @@ def peer(model: Enumerated, samples: int, rng: torch.Generator, steps: int) -> P
     grid = torch.linspace(0, 1, steps + 1)
     starts = (model.path.prior((n, model.length), rng) for n in batches(samples))
     x = torch.cat([solver.sample(x_0, step_size=None, time_grid=grid) for x_0 in starts])
-    return measured(model, x, steps, steps)
+    return measured(model, x, steps, steps, steps)
 
 
 def monte_carlo(model: Enumerated, args: argparse.Namespace, rng: torch.Generator) -> Curves:
@@ -303,188 +317,148 @@ def mixed_batch(args: argparse.Namespace, rng: torch.Generator) -> Curves:
         for steps in range(1, args.mixed_steps + 1):
             laws = [exact_law(group, tau_leaping, time_grid(path, steps, spacing)) for group in groups]
             tv = sum(total_variation(group, law) for group, (law, _) in zip(groups, laws, strict=True)) / len(groups)
-            points.append(Point(steps, sum(calls for _, calls in laws) / len(groups), tv, error=tv))
+            points.append(Point(steps, steps, sum(calls for _, calls in laws) / len(groups), tv, error=tv))
     curves["adaptive"] = []
     for m in args.expected_changes:
         each = [simulated(group, args.samples, rng, m, method="adaptive", max_expected_changes=m) for group in groups]
-        tv, noise, calls = (sum(getattr(p, key) for p in each) / len(each) for key in ("tv", "noise", "calls"))
+        steps, calls, tv, noise = (
+            sum(getattr(p, key) for p in each) / len(each) for key in ("steps", "calls", "tv", "noise")
+        )
         error = sum(math.sqrt(max(p.tv**2 - p.noise**2, 0)) for p in each) / len(each)
-        curves["adaptive"].append(Point(m, calls, tv, noise, error if error > noise else None))
+        curves["adaptive"].append(Point(m, steps, calls, tv, noise, error if error > noise else None))
     return curves
 
 
 # Comparisons
 
 
-def calls_needed(points: Sequence[Point], error: float) -> tuple[str, float]:
-    """Calls at which a curve comes down to an error: ("=" or, beyond its ends, "<" or ">"; calls)."""
-    known = sorted((p.calls, p.error) for p in points if p.error)
-    if not known or known[0][1] <= error:
-        return "<", known[0][0] if known else math.nan
+def price_of(points: Sequence[Point], error: float, price: str) -> tuple[str, float]:
+    """Price at which a curve comes down to an error: ("", price), or beyond its ends ("<" or ">", price of the end)."""
+    known = sorted((getattr(p, price), p.error) for p in points if p.error)
+    if known[0][1] <= error:
+        return "<", known[0][0]
     for (c, e), (c_next, e_next) in itertools.pairwise(known):
         if e_next <= error:
-            part = math.log(e / error) / math.log(e / e_next)
-            return "=", c * (c_next / c) ** part
+            return "", c * (c_next / c) ** (math.log(e / error) / math.log(e / e_next))
     return ">", known[-1][0]
 
 
-def error_at(points: Sequence[Point], calls: float) -> float:
-    """Error of a curve at that many calls; infinite beyond its ends."""
-    known = sorted((p.calls, p.error) for p in points if p.error)
-    c, e = np.log(np.array(known)).T
-    return float(np.exp(np.interp(math.log(calls), c, e, left=np.inf, right=np.inf)))
+def error_at(points: Sequence[Point], value: float, price: str) -> float:
+    """Error of a curve at that price; infinite beyond its ends."""
+    c, e = np.log(sorted((getattr(p, price), p.error) for p in points if p.error)).T
+    return float(np.exp(np.interp(math.log(value), c, e, left=np.inf, right=np.inf)))
 
 
-def comparison(curves: Curves) -> list[dict[str, Any]]:
-    """For each M of the adaptive method: calls of the others at equal error, error over the best first-order grid's."""
+def comparison(curves: Curves, price: str) -> list[dict[str, Any]]:
+    """For each M of adaptive: the price of the others at equal error, and its error over the best first-order grid's."""
     rows = []
     for point in curves["adaptive"]:
-        row: dict[str, Any] = {"M": point.setting, "calls": point.calls, "error": point.error, "needed": {}}
+        row: dict[str, Any] = {"M": point.setting, "price": getattr(point, price), "error": point.error, "needed": {}}
         if point.error is not None:
-            row["needed"] = {
-                name: calls_needed(curves[name], point.error)
-                for name in COMPARED
-                if name in curves and any(p.error for p in curves[name])
-            }
-            grids = {name: error_at(curves[name], point.calls) for name in FIRST_ORDER if name in curves}
-            best = min(grids, key=lambda name: grids[name])
-            row |= {"best_grid": best, "error_ratio": point.error / grids[best]} if grids[best] < math.inf else {}
+            known = [name for name in COMPARED if any(p.error for p in curves.get(name, ()))]
+            row["needed"] = {name: price_of(curves[name], point.error, price) for name in known}
+            grids = [(error_at(curves[name], row["price"], price), name) for name in FIRST_ORDER if name in curves]
+            least, best = min(grids, key=lambda grid: round(grid[0], 9))  # Euler's is often the leap's: the first, then
+            row |= {"ratio": point.error / least, "best": best} if least < math.inf else {}
         rows.append(row)
     return rows
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
-
-
-# Tables
-
-
-def law_table(cases: Sequence[tuple[Curves, int]], budgets: Sequence[int]) -> str:
-    """TV of every method on grids, one column for each number of steps (for trapezoidal, twice that of its steps)."""
-    rows = []
-    for name in cases[0][0]:
-        if name in ("adaptive", "step doubling", *EXACT):
-            continue
-        at_budget = [{point.setting: point for point in curves[name]} for curves, _ in cases]
-        row = {"TV at steps": name}
-        for budget in budgets:
-            points = [found[budget] for found in at_budget if budget in found]
-            calls = f" @ {' / '.join(f'{p.calls:.1f}' for p in points)}" if points and name in CORRECTORS else ""
-            row[str(budget)] = " / ".join(f"{p.tv:.4f}" for p in points) + calls or "–"
-        rows.append(row)
-    calls = [{p.setting: p.calls for p in curves["tau-leaping, linear"]} for curves, _ in cases]
-    rows.append(
-        {"TV at steps": "calls of tau-leaping, linear"}
-        | {str(budget): " / ".join(f"{found[budget]:.1f}" for found in calls) for budget in budgets}
-    )
-    return markdown(rows)
-
-
-def own_steps_table(cases: Sequence[tuple[Curves, int]]) -> str:
-    """TV and calls of the methods that choose their own steps."""
-    rows = []
-    for name in ("adaptive", "step doubling", *EXACT):
-        for i in range(len(cases[0][0].get(name, ()))):
-            points = [curves[name][i] for curves, _ in cases]
-            bounds = [p.error_bound for p in points if p.error_bound is not None]
-            rows.append({
-                "method": f"{name} {points[0].setting:g}" if name not in EXACT else name,
-                "calls": " / ".join(f"{p.calls:.2f}" for p in points),
-                "TV": " / ".join(f"{p.tv:.4f}" for p in points),
-                "bound": " / ".join(f"{bound:.4f}" for bound in bounds) or "–",
-            })  # fmt: skip
-    return markdown(rows)
-
-
-def needed_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Calls at equal error, and in brackets their ratio to adaptive."""
-    columns = [name for name in COMPARED if any(name in row["needed"] for _, row in rows)]
+def needed_table(comparisons: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     table = []
-    for label, row in rows:
-        line = {
-            "": label,
-            "M": f"{row['M']:g}",
-            "error": "in the noise" if row["error"] is None else f"{row['error']:.4f}",
-            "adaptive": f"{row['calls']:.2f}",
-        }
-        for name in columns:
-            sign, calls = row["needed"].get(name, ("", math.nan))
-            line[name] = "–" if math.isnan(calls) else f"{sign.strip('=')}{calls:.1f} ({calls / row['calls']:.2f})"
-        line["error / best grid"] = f"{row['error_ratio']:.2f} ({row['best_grid']})" if "error_ratio" in row else "–"
-        table.append(line)
+    for label, rows in comparisons.items():
+        for row in rows:
+            error = "in the noise" if row["error"] is None else f"{row['error']:.4f}"
+            line = {"": label, "M": f"{row['M']:g}", "error": error, "adaptive": f"{row['price']:.2f}"}
+            for name in COMPARED:
+                sign, needed = row["needed"].get(name, ("", 0))
+                line[name] = f"{sign}{needed:.1f} ({needed / row['price']:.2f})" if needed else "–"
+            table.append(line | {"error / best grid": f"{row['ratio']:.2f} ({row['best']})" if "ratio" in row else "–"})
     return markdown(table)
 
 
 def summary_table(comparisons: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Geometric means over M of calls relative to adaptive; > or <: with the ends of curves that do not reach so far."""
+    def mean(values: Sequence[float]) -> str:
+        return f"{math.exp(sum(map(math.log, values)) / len(values)):.2f}" if values else "–"
+
     table = []
     for label, rows in comparisons.items():
         line = {"": label}
         for name in COMPARED:
-            found = [(*row["needed"][name], row["calls"]) for row in rows if name in row["needed"]]
-            signs = "".join(sorted({sign for sign, *_ in found} - {"="}))
-            ratio = geometric_mean([calls / own for _, calls, own in found])
-            line[name] = f"{signs}{ratio:.2f}" if found else "–"
-        ratios = [row["error_ratio"] for row in rows if "error_ratio" in row]
-        line["error / best grid, mean"] = f"{geometric_mean(ratios):.2f}"
-        line["worst"] = f"{max(ratios, default=math.nan):.2f}"
-        table.append(line)
+            found = [(row["needed"][name], row["price"]) for row in rows if name in row["needed"]]
+            inside = [needed / own for (sign, needed), own in found if not sign]
+            line[name] = mean(inside) + (f" [{len(inside)}/{len(found)}]" if len(inside) < len(found) else "")
+        ratios = [row["ratio"] for row in rows if "ratio" in row]
+        table.append(line | {"error / best grid": f"{mean(ratios)} (≤ {max(ratios, default=math.nan):.2f})"})
     return markdown(table)
+
+
+def law_tables(cases: Sequence[Curves], budgets: Sequence[int]) -> list[str]:
+    """TV of the methods on grids, by steps; then calls and TV of those that choose their steps. One value for each L."""
+
+    def cell(points: Sequence[Point], key: str, digits: int) -> str:
+        return " / ".join(f"{getattr(p, key):.{digits}f}" for p in points if getattr(p, key) is not None) or "–"
+
+    grids, own = [], []
+    for name in cases[0]:
+        columns = list(zip(*(curves[name] for curves in cases), strict=True))
+        if name in OWN_STEPS:
+            for points in columns:
+                row = {"": f"{name} {points[0].setting:g}".removesuffix(" 0"), "steps": cell(points, "steps", 2)}
+                row |= {"calls": cell(points, "calls", 2)}
+                own.append(row | {"TV": cell(points, "tv", 4), "bound": cell(points, "error_bound", 4)})
+        else:
+            found = {points[0].setting: points for points in columns}
+            for label, key, digits in ((name, "tv", 4), (f"{name}: calls", "calls", 1)):
+                if key == "tv" or name in CORRECTORS or name == FIRST_ORDER[0]:
+                    row = {str(budget): cell(found.get(budget, ()), key, digits) for budget in budgets}
+                    grids.append({"steps": label} | row)
+    return [markdown(grids), markdown(own)]
 
 
 # Picture
 
-BLUE, SKY, GREEN, ORANGE, RED, PINK, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#777777"
-LOOKS: dict[str, tuple[str, str, str]] = {  # colour (Okabe and Ito's), line, marker
-    "adaptive": (RED, "-", "o"),
-    "tau-leaping, linear": (BLUE, "-", ""),
-    "tau-leaping, quadratic": (BLUE, "--", ""),
-    "tau-leaping, logarithmic": (BLUE, ":", ""),
-    "Euler, linear": (GREY, "-", ""),
-    "trapezoidal, linear": (GREEN, "-", ""),
-    "trapezoidal, quadratic": (GREEN, "--", ""),
-    "trapezoidal, logarithmic": (GREEN, ":", ""),
-    "step doubling": (ORANGE, "-", "s"),
-    "stratified hazard": (SKY, "-", "v"),
-    "flow_matching": ("black", "-", "x"),
-    "detailed balance ×1": (PINK, "-", "1"),
-    "detailed balance ×3": (PINK, "--", "2"),
-    "backward noise": (PINK, ":", "3"),
-    "eta noise": (PINK, "-.", "4"),
-    "ReMDM": (PINK, "-", "+"),
-    "uniformization": ("black", "", "*"),
-    "first hitting": ("black", "", "D"),
-}
+BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"  # Okabe and Ito
+LOOKS: dict[str, tuple[str, str, str]] = {  # colour, line, marker
+    "adaptive": (RED, "-", "o"), "step doubling": (ORANGE, "-", "s"), "stratified hazard": (SKY, "-", "v"),
+    "tau-leaping, linear": (BLUE, "-", ""), "tau-leaping, quadratic": (BLUE, "--", ""),
+    "tau-leaping, logarithmic": (BLUE, ":", ""), "Euler, linear": ("0.5", "-", ""),
+    "trapezoidal, linear": (GREEN, "-", ""), "trapezoidal, quadratic": (GREEN, "--", ""),
+    "trapezoidal, logarithmic": (GREEN, ":", ""), "flow_matching": ("black", "-", "x"),
+    "detailed balance ×1": (PINK, "-", "1"), "detailed balance ×3": (PINK, "--", "2"),
+    "backward noise": (PINK, ":", "3"), "eta noise": (PINK, "-.", "4"), "ReMDM": (PINK, "-", "+"),
+    "uniformization": ("black", "", "*"), "first hitting": ("black", "", "D"),
+}  # fmt: skip
 
 
-def picture(panels: Mapping[str, Curves], file: Path) -> None:
-    """One panel for each path: TV against calls, both on logarithmic axes; grey is what noise alone would give."""
+def picture(panels: Mapping[str, Curves], price: str, file: Path) -> None:
+    """One panel for each path: TV against the price, both on logarithmic axes. Grey: what is less than the noise."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 4.6 * -(-len(panels) // 3) + 1.3), layout="constrained")
-    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flatten()
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(16, 4.6 * rows + 1.3), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).flatten()
     handles: dict[str, Any] = {}
-    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-        for name, (color, line, marker) in LOOKS.items():
-            points = sorted(curves.get(name, ()), key=lambda p: p.calls)
-            style = {
-                "color": color,
-                "linestyle": line,
-                "marker": marker,
-                "linewidth": 2.4 if name == "adaptive" else 1.3,
-            }
-            drawn = axis.loglog([p.calls for p in points], [p.tv for p in points], markersize=6, **style)
-            if points:
-                handles.setdefault(name, drawn[0])
-        noise = max(point.noise for points in curves.values() for point in points)
-        axis.axhspan(noise / 2, noise, color="0.85", zorder=0)
-        axis.set(title=title, xlabel="network calls per sequence", ylabel="total variation from the data law")
-        axis.set_ylim(bottom=noise / 2)
-        axis.grid(which="major", alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.axis("off")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for name in LOOKS.keys() & curves.keys():
+            points = sorted(curves[name], key=lambda p: getattr(p, price))
+            color, line, marker = LOOKS[name]
+            width = 2.6 if name == "adaptive" else 1.3
+            prices, errors = [getattr(p, price) for p in points], [p.tv for p in points]
+            (handles[name],) = axis.loglog(prices, errors, color=color, ls=line, marker=marker, ms=6, lw=width)
+        noise = max(point.noise for points in curves.values() for point in points)
+        axis.axhspan(noise / 2, noise, color="0.85", zorder=0)
+        axis.set(
+            title=title,
+            xlabel=f"network evaluations per sequence ({price})",
+            ylabel="total variation from the data law",
+        )
+        axis.set_ylim(bottom=noise / 2)
+        axis.grid(which="major", alpha=0.3)
+    names = [name for name in LOOKS if name in handles]
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=6, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + ".draft")
     figure.savefig(draft, format="png", dpi=110)
@@ -497,13 +471,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--paths", nargs="+", choices=list(PATHS), default=list(PATHS))
     parser.add_argument("--lengths", type=int, nargs="+", choices=(2, 3, 4), default=[3, 4], help="L of the chains")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128], help="calls of a grid")
-    parser.add_argument("--samples", type=int, default=100_000, help="of each simulated law")
     parser.add_argument(
-        "--expected-changes", type=float, nargs="+", default=[2, 1.4, 1, 0.7, 0.5, 0.35, 0.25, 0.125], help="M"
+        "--budgets", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128], help="steps of the tables"
     )
+    parser.add_argument("--samples", type=int, default=100_000, help="of each simulated law")
+    changes = [2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125]
+    parser.add_argument("--expected-changes", type=float, nargs="+", default=changes, help="M of adaptive")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01, 0.003])
     parser.add_argument("--mixed-steps", type=int, default=64, help="most steps of a common grid")
+    parser.add_argument("--price", choices=PRICES, default="steps", help="of the picture")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--seed", type=int, default=0, help="of the simulations")
     parser.add_argument("--quick", action="store_true", help=f"tiny settings: {QUICK}")
@@ -514,6 +490,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def plain(curves: Curves) -> dict[str, list[dict[str, Any]]]:
+    return {name: [asdict(point) for point in points] for name, points in curves.items()}
+
+
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
@@ -521,39 +501,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the peer knows the global generator only
     rng, started = torch.Generator().manual_seed(args.seed), time.perf_counter()
-    laws: dict[str, dict[int, Curves]] = {}
+    laws: dict[str, dict[int, Curves]] = {name: {} for name in args.paths}
     for name, length in itertools.product(args.paths, args.lengths):
         model = chain(PATHS[name](), length)
-        curves = fixed_grids(model, args.budgets) | monte_carlo(model, args, rng)
-        laws.setdefault(name, {})[length] = curves
+        laws[name][length] = fixed_grids(model, args.budgets) | monte_carlo(model, args, rng)
         print(f"{name}, L = {length}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    mixed = mixed_batch(args, rng)
+    mixed = {MIXED: mixed_batch(args, rng)}
 
-    comparisons = {f"{name}, L = {n}": comparison(curves) for name, by in laws.items() for n, curves in by.items()}
-    comparisons["mixed batch, uniform, mixture rates"] = comparison(mixed)
-    tables = [f"Cells: L = {' / L = '.join(map(str, args.lengths))}. Simulated laws: {args.samples} samples."]
-    for name, by_length in laws.items():
-        cases = [(curves, length) for length, curves in by_length.items()]
-        noise = " / ".join(f"{curves['adaptive'][0].noise:.4f}" for curves, _ in cases)
-        tables.append(f"### {name}\n\nNoise of simulated TVs: {noise}.\n\n{law_table(cases, args.budgets)}")
-        tables.append(own_steps_table(cases))
-    equal = [(label, row) for label, rows in comparisons.items() for row in rows]
-    tables.append(f"### Calls needed at equal error (and their ratio to those of adaptive)\n\n{needed_table(equal)}")
-    tables.append(f"### Calls over those of adaptive, geometric mean over M\n\n{summary_table(comparisons)}")
+    tables = [f"Values for L = {' / '.join(map(str, args.lengths))}; {args.samples} samples of simulated laws."]
+    for name, cases in laws.items():
+        noise = " / ".join(f"{curves['adaptive'][0].noise:.4f}" for curves in cases.values())
+        tables += [
+            f"### {name}\n\nTV; noise of simulated ones {noise}",
+            *law_tables(list(cases.values()), args.budgets),
+        ]
+    every = {f"{name}, L = {n}": curves for name, cases in laws.items() for n, curves in cases.items()} | mixed
+    comparisons = {price: {name: comparison(curves, price) for name, curves in every.items()} for price in PRICES}
+    for price, compared in comparisons.items():
+        tables += [f"### {price.capitalize()} needed at equal error (over those of adaptive)", needed_table(compared)]
+        tables += [f"### {price.capitalize()} over those of adaptive: geometric mean over M", summary_table(compared)]
     if args.plot is not None:
-        longest = {f"{name}, L = {max(by)}": by[max(by)] for name, by in laws.items()}
-        picture(longest | {"mixed batch, uniform, mixture rates": mixed}, args.plot)
-
-    def plain(curves: Curves) -> dict[str, list[dict[str, Any]]]:
-        return {name: [asdict(point) for point in points] for name, points in curves.items()}
-
+        longest = max(args.lengths)
+        picture(
+            {f"{name}, L = {longest}": cases[longest] for name, cases in laws.items()} | mixed, args.price, args.plot
+        )
     record = {
         "benchmark": "laws",
         "environment": environment("cpu", __file__, argv),
         "settings": vars(args),
-        "seconds": time.perf_counter() - started,
-        "results": {name: {length: plain(curves) for length, curves in by.items()} for name, by in laws.items()},
-        "mixed": plain(mixed),
+        "seconds": {"wall": time.perf_counter() - started, "processor": time.process_time()},
+        "results": {name: {n: plain(curves) for n, curves in cases.items()} for name, cases in laws.items()},
+        "mixed": plain(mixed[MIXED]),
         "comparisons": comparisons,
     }
     report(record, tables, args.output)

@@ -40,8 +40,8 @@ class GMGenerationConfig(GenerationConfig):
         grid: how it is spaced, `"linear"` or `"quadratic"` in κ or `"logarithmic"` (see `time_grid`; the path's own by
             default), or all times from 0 to 1, in place of `num_steps`.
         sampler: on that grid `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`. The others
-            choose their own times, and look at the grid only if a streamer or stopping criteria do: `"first_hitting"`,
-            `"uniformization"`, `"adaptive"`, `"step_doubling"`.
+            choose their own times, and look at the grid only for a streamer, stopping criteria or a corrector:
+            `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"step_doubling"`.
         max_expected_changes: of `"adaptive"`: how many tokens may change in a step, on average.
         tolerance: of `"uniformization"` and `"step_doubling"`.
         corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`, or the dict of its `to_dict()`.
@@ -104,16 +104,15 @@ class GMGenerationConfig(GenerationConfig):
 
     def step(self) -> Step:
         """The step that sampler, corrector and options make."""
-        corrector = None if self.corrector is None else Corrector.from_dict(self.corrector)
         return make_step(
-            self.sampler, corrector, max_expected_changes=self.max_expected_changes, tolerance=self.tolerance
+            self.sampler, self.corrector, max_expected_changes=self.max_expected_changes, tolerance=self.tolerance
         )
 
     def times(self, path: FinitePath, watched: bool) -> Tensor:
-        """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless someone is watching."""
+        """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless watched or corrected there."""
         if isinstance(self.grid, Sequence) and not isinstance(self.grid, str):
             return torch.tensor(self.grid, dtype=torch.float64)
-        own = self.sampler in GRID_FREE and not watched
+        own = self.sampler in GRID_FREE and not watched and self.corrector is None
         return time_grid(path, 1 if own else self.num_steps, self.grid)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -127,6 +126,8 @@ class GMGenerationConfig(GenerationConfig):
     def updated(self, **changes: Any) -> GMGenerationConfig:
         """A copy with the changes that are not `None`; unknown names are refused. Another sampler starts without options."""
         own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        if changes.get("num_steps") is not None and isinstance(self.grid, list):
+            own["grid"] = None
         if changes.get("sampler") not in (None, self.sampler):
             own |= {"max_expected_changes": None, "tolerance": None, "corrector": None}
         return GMGenerationConfig(**own | {key: value for key, value in changes.items() if value is not None})
@@ -240,6 +241,8 @@ class GMGenerationMixin(Base):
         if x_0 is not None and input_ids is None:
             if batch_size is not None or length is not None:
                 raise ValueError("batch_size and length are those of x_0")
+            if not isinstance(x_0, Tensor) or x_0.dim() != 2:
+                raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
             batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
         known, fixed, attention_mask = self._canvas(
             config, input_ids, attention_mask, batch_size, length, max_new_tokens
@@ -384,12 +387,16 @@ def _is_positive(value: Any) -> bool:
 def _is_grid(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return value is None or value in SPACINGS
+    if not isinstance(value, Sequence):
+        return False
     times = list(value)
     return len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
 
 
 def _listed(grid: str | Sequence[float] | Tensor | None) -> str | list[float] | None:
-    return grid if grid is None or isinstance(grid, str) else [float(time) for time in grid]
+    if isinstance(grid, Tensor):
+        return grid.tolist()
+    return [float(time) for time in grid] if isinstance(grid, Sequence) and not isinstance(grid, str) else grid  # type: ignore[return-value]
 
 
 def _is_int(value: Any, least: int) -> bool:

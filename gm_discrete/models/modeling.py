@@ -160,7 +160,7 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             predicted = self.path.marginal(readout, input_ids, time)
             loss = matching_loss(
                 self.path, predicted, data, input_ids, time, scored,
-                num_items_in_batch, divergence or self.config.divergence or self.path.default_divergence,
+                num_items_in_batch, divergence or str(self.config.divergence),
             )  # fmt: skip
         output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden)
         return output if return_dict is not False else output.to_tuple()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +24,18 @@ class ExactModel:
 
     Args:
         path: any path of tokens.
-        data: sequences z [Z, L]. law: their probabilities [Z]; even by default.
+        data: sequences z [Z, L].
+        law: their probabilities [Z]; even by default.
         x_0: the source [Z, L] of each, for a coupled path.
     """
 
     def __init__(self, path: FinitePath, data: Tensor, law: Tensor | None = None, x_0: Tensor | None = None) -> None:
         self.path, self.data, self.x_0 = path, data, x_0
+        path.check_source(x_0, data, torch.zeros(len(data), device=data.device))
         weights = torch.ones(len(data), dtype=torch.float64) if law is None else law.double()
-        self.law = weights / weights.sum()
+        if weights.shape != (len(data),) or not bool((weights >= 0).all()) or not bool(weights.sum() > 0):
+            raise ValueError(f"law must hold a probability for each of the {len(data)} data points")
+        self.law = (weights / weights.sum()).to(data.device)
 
     def likelihood(self, x: Tensor, t: Tensor) -> Tensor:
         """p_t(x|z) for states x [B, L] at times t [B] and every data point: [B, Z]."""
@@ -52,7 +55,7 @@ class ExactModel:
         onehot = torch.nn.functional.one_hot(self.data, self.path.vocab_size).double()
         return torch.einsum("bz,zlk->blk", posterior, onehot).log()
 
-    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **_: Any) -> Jump:
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
         return self.path.marginal(self.logits(x, t), x, t, t_next)
 
     def states(self) -> Tensor:
@@ -109,12 +112,20 @@ def check_kolmogorov(
     """
     if getattr(path, "coupled", False):
         raise ValueError("a coupled path has a law for each source: check MixturePath(…) without coupling")
+    if path.vocab_size**length > MOST_STATES:
+        raise ValueError(
+            f"vocab_size^length = {path.vocab_size}^{length} exceeds {MOST_STATES} states: check a smaller one"
+        )
     if times is None:
         times = path.schedule.inverse(torch.linspace(0.02, 0.98, 13, dtype=torch.float64))
+    times = torch.as_tensor(times, dtype=torch.float64)
+    if len(times) < 2 or not bool((times.diff() > 0).all()) or nodes < 1:
+        raise ValueError(f"times={times.tolist()} must increase, at least two of them, and nodes={nodes} be positive")
     every = torch.tensor([symbol for symbol in range(path.vocab_size) if symbol not in path.excluded])
     data = torch.tensor(list(itertools.product(every.tolist(), repeat=length)))
     law = torch.rand(len(data), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
     model = ExactModel(path, data, law)
+    _check_law(path, every, times)
     states, symbols = model.states(), torch.arange(path.vocab_size)
     z, x = every.repeat_interleave(path.vocab_size)[:, None], symbols.repeat(len(every))[:, None]
     conditional, marginal = [], []
@@ -131,6 +142,20 @@ def check_kolmogorov(
         conditional.append(float((change - flows).abs().max()))
         marginal.append(float((model.marginal(b) - model.marginal(a) - flow).abs().max()))
     return KolmogorovResidual(times, torch.tensor(conditional), torch.tensor(marginal))
+
+
+def _check_law(path: FinitePath, z: Tensor, times: Tensor) -> None:
+    start, *inner, end = (path.probs(z, _times(t, z)) for t in (0.0, *times.tolist(), 1.0))
+    if any(p.shape != (len(z), path.vocab_size) for p in (start, *inner, end)):
+        raise ValueError(f"probs of {path!r} must have the shape [n, K], got {list(start.shape)}")
+    for wrong, what in (
+        (any(bool((p < 0).any()) for p in (start, *inner, end)), "must not be negative"),
+        (any(bool(((p.sum(1) - 1).abs() > 1e-9).any()) for p in (start, *inner, end)), "must sum to 1"),
+        (bool(((start - start[:1]).abs() > 1e-9).any()), "must not depend on z at t = 0"),
+        (bool((end.gather(1, z[:, None]) < 1 - 1e-9).any()), "must be 1[x = z] at t = 1"),
+    ):
+        if wrong:
+            raise ValueError(f"probs of {path!r}: p_t(x|z) {what}")
 
 
 def _quadrature(a: float, b: float, nodes: int) -> Iterator[tuple[float, float]]:

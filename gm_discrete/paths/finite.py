@@ -146,14 +146,14 @@ class FinitePath(Path):
 
     def clock(self, x: Tensor) -> Clock:
         """A clock that rings at least as often as a token at x leaves: by default from a table over logit κ."""
-        if x.device not in self._cache:
+        if ("clock", x.device) not in self._cache:
             kappa = torch.linspace(-CLOCK_LOGITS, CLOCK_LOGITS, 801, dtype=torch.float64, device=x.device).sigmoid()
             times = self.schedule.inverse(kappa)
             rates = torch.cat([self._greatest_rate(part) for part in times.split(8)])
             rates = 1.25 * torch.maximum(rates[:-1], rates[1:])  # between two nodes; checked at every ring
             elapsed = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
-            self._cache[x.device] = times, elapsed, rates
-        times, elapsed, rates = self._cache[x.device]
+            self._cache["clock", x.device] = times, elapsed, rates
+        times, elapsed, rates = self._cache["clock", x.device]
         return Clock(
             torch.ones(x.shape, dtype=torch.float64, device=x.device),
             lambda t: torch.where(t < times[0], -torch.inf, torch.where(t > times[-1], torch.inf, _line(t, times, elapsed))),
@@ -182,17 +182,19 @@ class FinitePath(Path):
     def add_evidence(self, rows: Tensor, x: Tensor, t: Tensor, excluded: Sequence[int] = ()) -> Tensor:
         """Turns logits [n, K] of a belief about z given the *other* tokens into the posterior's; may overwrite them."""
         rows = rows + self.log_evidence(x, t).to(rows.dtype)
-        for symbol in excluded:
-            rows = rows.index_fill(1, torch.tensor([symbol], device=rows.device), -torch.inf)
+        if excluded:
+            rows[:, list(excluded)] = -torch.inf
         return rows
 
     def overlap(self, t: Tensor) -> Tensor:
         """Σ_x min_z p_t(x|z) at times t [n]: the part of a token's law that says nothing about its data symbol."""
-        return self.table(t).amin(1).sum(1)
+        times, index = t.unique(return_inverse=True)
+        return self.table(times).amin(1).sum(1)[index]
 
     def purity(self, t: Tensor) -> Tensor:
         """min_z p_t(z|z) at times t [n]: the least probability that a token is its data symbol."""
-        return self.table(t).diagonal(dim1=1, dim2=2).amin(1)
+        times, index = t.unique(return_inverse=True)
+        return self.table(times).diagonal(dim1=1, dim2=2).amin(1)[index]
 
     def check_source(self, x_0: Tensor | None, z: Tensor, t: Tensor) -> None:
         """
@@ -245,6 +247,10 @@ class PathPosterior:
         return self.path.generator(self.belief if belief is None else belief, self.x, self.t, t_next)
 
     def corrector(self) -> Jump:
+        if self.path.coupled:
+            raise ValueError(
+                "tokens of a coupled path cannot be drawn anew: their noise is the source, which x does not tell"
+            )
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
         return Jump(ones, Renewal(self.belief, self.x, self.t, self.path), posterior=self)
 

@@ -36,9 +36,9 @@ class TokenMixturePath(FinitePath):
 
     def prior_probs(self, device: torch.device) -> Tensor:
         """p0 as a float64 tensor [K]."""
-        if device not in self._cache:
-            self._cache[device] = torch.tensor(self.probabilities(), dtype=torch.float64, device=device)
-        return self._cache[device]
+        if ("prior", device) not in self._cache:
+            self._cache["prior", device] = torch.tensor(self.probabilities(), dtype=torch.float64, device=device)
+        return self._cache["prior", device]
 
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gm_discrete.generators import Jump, Posterior
 from gm_discrete.kernels import Kernel, map_rows
-from gm_discrete.samplers.chain import Chain, leaving
+from gm_discrete.samplers.chain import Chain, leaving, needs_reading
 
-SURVEY = 64
+SURVEY = 32
 """So many positions tell how many of a longer sequence are unsettled, that the head need not read all in every step."""
 
 
@@ -23,9 +23,9 @@ def adaptive(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, max_expected
     """Tau-leaping with P = min(1, M/√(n E)), κ ← κ + P (1 − κ), where E = Σ_i (1 − π_i(x^i)) of n free tokens are unsettled.
 
     P E ≤ M = `max_expected_changes` tokens change in a step, and fewer as the sequence settles, so that n tokens take about
-    2 n/M steps. Of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls (`benchmarks/README.md`). E is asked of
-    the network where the step will probably need it anyway; else the last one known serves, which is n in the beginning.
-    So a step without an event costs next to no evaluations here either.
+    2 n/M steps. Of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls (`benchmarks/README.md`). Masks are
+    counted. Else E is asked of the network where the step will probably need it anyway, and otherwise the last one known
+    serves, which is n in the beginning: a step without an event costs next to no evaluations here either.
     """
     if not max_expected_changes > 0:
         raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
@@ -40,7 +40,9 @@ def adaptive(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, max_expected
             return until, posterior.over(until)
 
         positions = chain.free & (posterior.over(t_next).chance > 0)
+        unsettled = torch.where(positions.any(1), unsettled, 0.0)
         likely = (step(unsettled)[1].chance * positions).sum(1) > math.log(2)  # an event is likelier than none
+        likely |= ~needs_reading(posterior.belief, x, positions).any(1)
         unsettled, read = _unsettled(posterior.belief, x, positions & likely[:, None], unsettled, chain)
         until, chosen = step(unsettled)
         events = chain.events(chosen.chance)
@@ -56,8 +58,8 @@ def _unsettled(belief: Kernel, x: Tensor, positions: Tensor, before: Tensor, cha
     """(E = Σ_i (1 − π_i(x^i)) over the positions, [B], or `before` where there are none; which sequences were read)."""
     asked = positions
     if x.shape[1] > SURVEY:
-        chosen = chain.uniform(x.shape[1]).argsort()[:SURVEY]
-        asked = positions & torch.zeros_like(positions).index_fill(1, chosen, True)
+        lot = chain.uniform(*x.shape).masked_fill(~positions, -1)
+        asked = positions & (lot >= lot.topk(SURVEY, 1).values[:, -1:])
     leave, read = leaving(belief, x, asked)
     share = asked.sum(1) / positions.sum(1)
     return torch.where(asked.any(1), leave.sum(1) / share, before), read
@@ -81,10 +83,11 @@ def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, toleran
         last = until >= 1
         left, left_next = schedule.complement(t), schedule.complement(until)
         half = schedule.inverse(1 - left * (left_next / left).sqrt())
-        half = torch.where(last | (half <= t), until, half)
+        active = t < until
+        half = torch.where(last | (half <= t) | ~active, until, half)
         start = chain.posterior(x, t)
         first = start.over(half)
-        open_ = chain.free & (first.chance > 0)
+        open_ = chain.free & (first.chance > 0) & active[:, None]
         leave, read = leaving(start.belief, x, open_)
         middle = chain.land(x, first.kernel, chain.events(first.chance))
         mid = chain.posterior(middle, half)
@@ -94,7 +97,9 @@ def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, toleran
         chain.calls += read.long() + compared.any(1)
         second = mid.over(until)
         x = chain.land(middle, second.kernel, chain.events(second.chance))
-        part = (part * (0.9 * (tolerance / error).sqrt()).clamp(0.3, 3)).clamp(1e-4, 1)
+        taken = 1 - left_next / left  # less than was asked for where the grid ends the step
+        better = (taken * (0.9 * (tolerance / error).sqrt()).clamp(0.3, 3)).clamp(1e-4, 1)
+        part = torch.where(active & (until < t_next), better, part)
         t = until
     chain.memory["part"] = part
     return x

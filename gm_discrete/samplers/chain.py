@@ -90,19 +90,23 @@ class Chain:
 def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """(1 − k(x) at the positions (bool [B, L]) and 0 elsewhere, [B, L]; which sequences had to be read for it, [B]).
 
-    A symbol that is excluded from the landing law (a mask) is left for sure, which no network has to say.
+    What `needs_reading` leaves out is left for sure, which no network has to say.
     """
-    certain = torch.zeros_like(positions)
-    for symbol in getattr(kernel, "excluded", ()):
-        certain |= positions & (x == symbol)
-    open_ = positions & ~certain
-    values = certain.double()
+    open_ = needs_reading(kernel, x, positions)
+    values = (positions & ~open_).double()
     where = open_.flatten().nonzero().squeeze(1)
     if len(where):
         flat = x.flatten()
         leave = map_rows(lambda rows: kernel.leave(flat[rows], rows), kernel.prepare(where))
         values = values.flatten().index_put((where,), leave).view_as(values)
     return values, open_.any(1)
+
+
+def needs_reading(kernel: Kernel, x: Tensor, positions: Tensor) -> Tensor:
+    """Those of the positions, bool [B, L], where no excluded symbol (a mask) stands, which is left for sure."""
+    for symbol in getattr(kernel, "excluded", ()):
+        positions = positions & (x != symbol)
+    return positions
 
 
 Step = Callable[[Chain, Tensor, Tensor, Tensor], Tensor]

@@ -69,7 +69,7 @@ class _Renoising(Corrector):
         def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
             path = chain.path
             if not hasattr(path, "renoise"):
-                raise ValueError(f'{type(self).__name__} is for mixture paths; use "detailed_balance" here')
+                raise ValueError(f"{type(self).__name__} is for mixture paths; use DetailedBalance here")
             schedule = path.schedule
             back = schedule.inverse(self.kappa_back(schedule.kappa(t), schedule.kappa(t_next), t_next - t))
             back = torch.minimum(back, t)
@@ -131,10 +131,10 @@ class ReMDM(Corrector):
         def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
             path = chain.path
             if path.rates != "masked":
-                raise ValueError(f'remdm is for masked paths; with rates="{path.rates}" use "backward_noise"')
+                raise ValueError(f'remdm is for masked paths; with rates="{path.rates}" use BackwardNoise')
             schedule, masked = path.schedule, x == path.mask_token_id
             kappa, kappa_next = schedule.kappa(t)[:, None], schedule.kappa(t_next)[:, None]
-            sigma = self.eta * ((1 - kappa_next) / kappa).clamp(max=1)
+            sigma = self.eta * torch.where(kappa > 0, (1 - kappa_next) / kappa, 0.0).clamp(max=1)
             reveal = (kappa_next - (1 - sigma) * kappa) / (1 - kappa)
             generator = chain.generator(x, t, t_next)
             events = chain.events(torch.where(masked, reveal, sigma))

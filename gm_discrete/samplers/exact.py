@@ -44,6 +44,12 @@ def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolera
     if not 1e-12 <= tolerance < 1:  # below, rounding decides
         raise ValueError(f"tolerance={tolerance} must lie in [1e-12, 1)")
     start, end, error = _cuts(chain, x, t, t_next, tolerance)
+    clock = chain.path.clock(x)
+    rings = (clock.elapsed(end) - clock.elapsed(start))[:, None] * clock.weight
+    if chain.path.rates != "masked" and bool((rings > MOST_RINGS).any()):
+        raise ValueError(
+            f"the clock of {chain.path!r} rings more than {MOST_RINGS:.0e} times for a token: use other rates"
+        )
     if bool((start > t).any()):
         x = tau_leaping(chain, x, t, start)
     x = _ring(chain, x, start, end)
@@ -55,12 +61,8 @@ def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolera
 
 def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """All candidate events between t and t_next."""
-    clock = chain.posterior(x, t).clock()
+    clock = chain.path.clock(x)
     now, end = clock.elapsed(t), clock.elapsed(t_next)
-    if bool((((end - now)[:, None] * clock.weight).nan_to_num(0.0, posinf=0.0) > MOST_RINGS).any()):
-        raise ValueError(
-            f"the clock of {chain.path!r} rings more than {MOST_RINGS:.0e} times for a token: use other rates"
-        )
     first = torch.arange(len(x), device=x.device) * x.shape[1]
     while True:
         weight = clock.weight * chain.free
@@ -80,7 +82,7 @@ def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         chain.calls[ringing] += kept
         events = torch.zeros(x.numel(), dtype=torch.bool, device=x.device).index_put((chosen,), kept).view_as(x)
         x = chain.land(x, generator.kernel, events)
-        clock = chain.posterior(x, time).clock()
+        clock = chain.path.clock(x)
 
 
 _TOO_SLOW = (
@@ -90,7 +92,7 @@ _TOO_SLOW = (
 
 def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """(start, end, error), [B] each: the times between which the clock is followed, and a bound on what is missed."""
-    path, clock, n = chain.path, chain.posterior(x, t).clock(), chain.free.sum(1)
+    path, clock, n = chain.path, chain.path.clock(x), chain.free.sum(1)
     start, end, error = t, t_next, torch.zeros_like(t)
     if path.rates == "masked":  # every token rings once
         return start, end, error
@@ -105,10 +107,12 @@ def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) 
     begins, ends = clock.elapsed(t).isinf(), clock.elapsed(t_next).isinf()
     if bool(begins.any()):
         latest = torch.maximum(_bisect(path, lambda time: together(time) <= tolerance / 2, t, -1), t)
+        latest = torch.maximum(latest, clock.time(torch.full_like(t, -torch.inf)))  # a clock may begin later
         start = torch.where(begins, torch.minimum(latest, t_next), t)
         error = error + torch.where(start > t, together(start), 0.0)
     if bool(ends.any()):
         earliest = _bisect(path, lambda time: unfinished(time) <= tolerance / 2, t, 1)
+        earliest = torch.minimum(earliest, clock.time(torch.full_like(t, torch.inf)))
         end = torch.where(ends, torch.maximum(torch.minimum(earliest, t_next), start), t_next)
         error = error + torch.where(end < t_next, unfinished(end), 0.0)
     return start, end, torch.where(n > 0, error, 0.0)

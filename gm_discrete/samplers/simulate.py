@@ -121,7 +121,7 @@ def simulate(
             `"euler"` also need its `.path`.
         x_0: initial state, long [B, L]; not modified.
         times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
-            methods choose their own times in between, so that [0, 1] will do.
+            methods choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid.
         rng: source of all noise.
         method: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
             `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`. Or a
@@ -162,7 +162,7 @@ def simulate(
     return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
 
 
-def make_step(method: str | Step, corrector: Corrector | None = None, **options: Any) -> Step:
+def make_step(method: str | Step, corrector: Corrector | dict[str, Any] | None = None, **options: Any) -> Step:
     """The step of that name, with those of the options that are not `None`, corrected.
 
     Raises:
@@ -176,6 +176,10 @@ def make_step(method: str | Step, corrector: Corrector | None = None, **options:
         if name not in inspect.signature(step).parameters:
             able = [other for other in STEPS if name in inspect.signature(STEPS[other]).parameters]
             raise ValueError(f"{name} is an option of {' and '.join(able)}, not of {method!r}")
+    if isinstance(corrector, dict):
+        corrector = Corrector.from_dict(corrector)
+    if not isinstance(corrector, Corrector | None):
+        raise TypeError(f"corrector={corrector!r} must be a corrector such as DetailedBalance(), or its dict")
     step = partial(step, **options) if options else step
     return step if corrector is None else corrector.corrected(step)
 

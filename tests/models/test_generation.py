@@ -479,6 +479,22 @@ def test_correctors_cost_calls_and_leave_prompts_alone(name: str, corrector: Any
     assert torch.equal(again.sequences, mended.sequences)
 
 
+@pytest.mark.parametrize("sampler", ["uniformization", "adaptive", "step_doubling"])
+def test_correctors_act_at_the_grid_of_samplers_with_their_own_times(sampler: str) -> None:
+    model, options = network("mixture"), {"batch_size": 4, "num_steps": 6, "seed": 1, "return_dict_in_generate": True}
+    plain, mended = (model.generate(sampler=sampler, corrector=c, **options) for c in (None, DetailedBalance(3, 2.0)))
+    assert bool((mended.network_calls >= 5 * 3).all())
+    assert int(mended.jumps.sum()) > int(plain.jumps.sum())
+
+
+def test_a_number_of_steps_goes_before_the_grid_of_the_config() -> None:
+    model, times = network("mixture"), []
+    model.generation_config = GMGenerationConfig(grid=[0, 0.5, 1])
+    model.backbone.register_forward_pre_hook(lambda _, args: times.append(args[1][0].item()))
+    model.generate(batch_size=8, num_steps=3, seed=0)
+    assert times == pytest.approx([0, 5 / 9, 8 / 9])
+
+
 def test_samplers_choose_their_own_times_unless_watched() -> None:
     model = network("mixture")
     steps = []
@@ -623,6 +639,8 @@ def test_the_generation_config_of_other_models_is_refused_by_name() -> None:
         ({"num_steps": True}, "num_steps=True"),
         ({"sampler": "heun"}, "sampler='heun' must be one of tau_leaping, euler, ancestral"),
         ({"grid": "cubic"}, "grid='cubic' must be one of linear, quadratic, logarithmic, or increasing times"),
+        ({"grid": 5}, "grid=5 must be one of linear"),
+        ({"x_0": [[1, 2]]}, r"x_0 must be a long tensor \[B, L\], got list"),
         ({"grid": [0.5, 1.0]}, r"grid=\[0.5, 1.0\] must be"),
         ({"grid": [0.0, 0.5, 0.5, 1.0]}, "grid="),
         ({"max_expected_changes": 0}, "max_expected_changes=0 must be positive"),

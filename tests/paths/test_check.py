@@ -229,7 +229,7 @@ def test_a_law_that_does_not_grow_into_itself_is_found() -> None:
 
         def probs(self, z: Tensor, t: Tensor) -> Tensor:
             rows = super().probs(z, t)
-            return torch.where((t > 0.5)[:, None], rows.flip(1), rows)
+            return torch.where(((t > 0.5) & (t < 1))[:, None], rows.flip(1), rows)
 
     residual = check_kolmogorov(Jerky(3), torch.tensor([0.2, 0.45, 0.55, 0.8]), length=1)
     assert float(residual.conditional[0]) < 1e-10
@@ -270,3 +270,48 @@ def test_a_path_that_is_built_on_another_does_not_take_its_name() -> None:
 def test_a_coupled_path_is_refused() -> None:
     with pytest.raises(ValueError, match="a coupled path has a law for each source"):
         check_kolmogorov(MixturePath(3, coupled=True))
+
+
+class Odd(FinitePath):
+    """A uniform path with something wrong."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(3)
+        self.fault = fault
+
+    def probs(self, z: Tensor, t: Tensor) -> Tensor:
+        kappa = self.schedule.kappa(t)[:, None]
+        if self.fault == "start":
+            kappa = 0.1 + 0.9 * kappa
+        if self.fault == "end":
+            kappa = 0.9 * kappa
+        rows = (1 - kappa) / 3 + kappa * torch.nn.functional.one_hot(z, 3)
+        return {"sum": 2 * rows, "sign": rows - 0.4, "shape": rows[:, :2]}.get(self.fault, rows)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("start", "must not depend on z at t = 0"),
+        ("end", r"must be 1\[x = z\] at t = 1"),
+        ("sum", "must sum to 1"),
+        ("sign", "must not be negative"),
+        ("shape", r"must have the shape \[n, K\]"),
+    ],
+)
+def test_laws_that_are_no_path_are_found(fault: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_kolmogorov(Odd(fault))
+
+
+def test_exact_models_check_their_law_and_their_sources() -> None:
+    data = torch.tensor([[0, 1], [1, 1]])
+    for law in (torch.ones(3), torch.tensor([1.0, -1.0]), torch.zeros(2)):
+        with pytest.raises(ValueError, match="law must hold a probability for each of the 2 data points"):
+            ExactModel(UniformPath(3), data, law)
+    with pytest.raises(ValueError, match="the path is not coupled"):
+        ExactModel(UniformPath(3), data, x_0=data)
+    with pytest.raises(ValueError, match="a coupled path needs x_0"):
+        ExactModel(MixturePath(3, coupled=True), data)
+    with pytest.raises(ValueError, match="must increase"):
+        check_kolmogorov(UniformPath(3), times=[0.5, 0.1])

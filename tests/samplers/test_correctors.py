@@ -202,14 +202,14 @@ def test_corrected_calls_and_fixed_tokens() -> None:
             "metric kinetic",
             "tau_leaping",
             BackwardNoise(),
-            'BackwardNoise is for mixture paths; use "detailed_balance"',
+            "BackwardNoise is for mixture paths; use DetailedBalance",
         ),
-        ("blur kinetic", "tau_leaping", EtaNoise(), 'EtaNoise is for mixture paths; use "detailed_balance"'),
+        ("blur kinetic", "tau_leaping", EtaNoise(), "EtaNoise is for mixture paths; use DetailedBalance"),
         (
             "uniform mixture",
             "tau_leaping",
             ReMDM(),
-            'remdm is for masked paths; with rates="mixture" use "backward_noise"',
+            'remdm is for masked paths; with rates="mixture" use BackwardNoise',
         ),
         ("masked", "euler", ReMDM(), 'remdm is a step of its own: use it with the method "tau_leaping"'),
         ("coupled", "tau_leaping", BackwardNoise(), "a coupled path cannot be noised again"),
@@ -242,3 +242,19 @@ def test_arguments_out_of_range_are_named(make: Any, message: str) -> None:
 @pytest.mark.parametrize("corrector", [DetailedBalance(3, 0.5), BackwardNoise(2.0), EtaNoise(0.3), ReMDM(0.4)])
 def test_correctors_travel_in_a_config(corrector: Corrector) -> None:
     assert Corrector.from_dict(corrector.to_dict()) == corrector
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_remdm_leaves_no_mask(steps: int) -> None:
+    """Its σ at t = 0, where nothing is revealed, is 0."""
+    model = chain("masked", 3)
+    x = simulate(model, torch.full((50, 3), 3), torch.linspace(0, 1, steps + 1), rng(1), corrector=ReMDM())
+    assert not bool((x == 3).any())
+
+
+def test_what_is_no_corrector_is_named() -> None:
+    x_0 = torch.full((2, 3), 3)
+    with pytest.raises(TypeError, match="corrector='remdm' must be a corrector such as DetailedBalance"):
+        simulate(chain("masked"), x_0, [0, 1], corrector="remdm")
+    drawn = [simulate(chain("masked"), x_0, [0, 0.5, 1], rng(1), corrector=c) for c in (ReMDM(), ReMDM().to_dict())]
+    assert torch.equal(*drawn)

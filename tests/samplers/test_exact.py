@@ -228,3 +228,12 @@ def test_tolerance_is_a_probability(tolerance: float) -> None:
 def test_first_hitting_is_for_masks(name: str) -> None:
     with pytest.raises(ValueError, match=r'first_hitting is for masked paths; with rates=".*" use "uniformization"'):
         simulate(chain(name), torch.zeros(2, 3, dtype=torch.long), [0, 1], rng(1), "first_hitting")
+
+
+def test_a_tabulated_clock_ends_where_its_table_does() -> None:
+    """A cut beyond logit κ = 20 is brought back to it, and the bound says what that costs."""
+    model = chain("blur kinetic", 2)
+    x_0 = model.path.prior((3, 2), rng(1))
+    result = simulate(model, x_0, [0, 1], rng(2), "uniformization", tolerance=1e-9, return_info=True)
+    assert bool((result.error_bound > 1e-9).all())
+    assert bool((result.error_bound < 1e-7).all())

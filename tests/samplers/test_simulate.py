@@ -275,7 +275,7 @@ def test_methods_that_need_a_path_say_so(method: str) -> None:
         simulate(Pathless(UniformPath(4, rates="mixture")), x_0, GRID, rng(0), method)
 
 
-@pytest.mark.parametrize("method", ["trapezoidal", "first_hitting", "uniformization", "adaptive"])
+@pytest.mark.parametrize("method", ["trapezoidal", "adaptive"])
 def test_methods_that_need_a_belief_say_so(method: str) -> None:
     model = Pathless(MaskedPath(4), made_by_hand=True)
     model.path = model.made_by
