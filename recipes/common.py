@@ -119,7 +119,8 @@ def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
 
 def animate(states: list[Tensor], tokenizer: Any, path: Path, columns: int = 64) -> None:
     """Text appearing out of noise as a GIF: the first sequence of every state, masks as dots, new symbols highlighted."""
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 16)
+    # Symbols stand one by one; shaping would only fail on those that are no text, as an untrained model writes them.
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 16, layout_engine=ImageFont.Layout.BASIC)
     width, height = round(font.getlength("M")), 22
     rows = [[_glyphs(tokenizer, int(token)) for token in state[0]] for state in states]
     lines = max(_layout(row, columns)[-1][1] for row in rows) + 1
