@@ -123,7 +123,7 @@ class Transport(Kernel):
     def _land(self, z: Tensor, where: Tensor, accept: Tensor, land: Tensor) -> Tensor:
         rows, x = self._moves(z, where), self.x[where]
         total = rows.sum(1)
-        # Beyond rounding a total above 1 means events that were never drawn, except where the belief contradicts x.
+        # Beyond rounding, which stays below 1e-9, a total above 1 means events that were never drawn, except where the belief contradicts x.
         possible = self.law.probs(z, self.t[where]).gather(1, x[:, None]).squeeze(1) > 0
         require((~possible | (total <= 1 + 1e-9)).all(), ValueError, _TOO_SLOW)
         moved = accept < total
@@ -186,8 +186,9 @@ class Renewal(Kernel):
 class Extrapolated(Kernel):
     """k ∝ [w π_new − (w − 1) π_old]₊: what a belief is heading for, from two of its values.
 
-    With w = 1/(2θ(1 − θ)) for beliefs at the beginning and at the part θ of a step it makes the step of second order
-    (θ-trapezoidal method: Hu et al. 2011; for masked diffusion Ren et al. 2025, arXiv 2502.00234).
+    With w = 1/(2θ(1 − θ)) for beliefs at the beginning and at the part θ of a step: the θ-trapezoidal method (Hu et al.
+    2011; for masked diffusion Ren et al. 2025, arXiv 2502.00234). Clipping at 0, without which it were no law, costs the
+    second order wherever it acts.
     """
 
     def __init__(self, new: Kernel, old: Kernel, weight: float) -> None:
