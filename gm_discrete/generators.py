@@ -46,10 +46,6 @@ class Posterior(Protocol):
         """π(z|x)."""
         ...
 
-    def clock(self) -> Clock:
-        """The clock that dominates the path's jumps at x."""
-        ...
-
     def over(self, t_next: Tensor, belief: Kernel | None = None) -> Jump:
         """The generator of the step [t, t_next], of this belief or of another one in its place."""
         ...

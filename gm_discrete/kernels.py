@@ -192,7 +192,25 @@ class Categorical(Kernel):
         return torch.cat([inverse_cdf(self.logits(rows).softmax(1), u) for rows, u in zip(chunks, noise, strict=True)])
 
 
-class Reversal(Kernel):
+class OfBelief(Kernel):
+    """A kernel that is made of a belief about the data symbols at a state x, and asks for nothing else."""
+
+    _belief: Kernel
+    x: Tensor
+
+    @property
+    def belief(self) -> Kernel:
+        return self._belief
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        return self.belief.prepare(where)
+
+
+class Reversal(OfBelief):
     """Landing law of the thinned reversal step on x ~ p_t, for the prior p0 and a belief π about the data symbol z:
 
         k(y) = E_{z~π}[ a(z) p_s(y|z) + (1 − a(z)) 1[y = x] ],   a(z) = B / (B + κ_t 1[z = x]),   B = (1 − κ_t) p0(x),
@@ -216,17 +234,6 @@ class Reversal(Kernel):
         self.prior = prior
         self.kappa_t = kappa_t.expand(x.shape).flatten()
         self.kappa_s = kappa_s.expand(x.shape).flatten()
-
-    @property
-    def belief(self) -> Kernel:
-        return self._belief
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
-    def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        return self.belief.prepare(where)
 
     def stay_odds(self, where: Tensor) -> Tensor:
         """B = (1 − κ_t) p0(x), [n]."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import kernels
-from gm_discrete.kernels import Dirac, Kernel, inverse_cdf, require
+from gm_discrete.kernels import Dirac, Kernel, OfBelief, inverse_cdf, require
 
 FLOWS = ("kinetic", "positive_part")
 
@@ -74,7 +74,7 @@ def _greatest_spread(p: Tensor, change: Tensor, support: Tensor) -> Tensor:
     return torch.where(sent > 0, sent / (support.sum(1, keepdim=True) * p.gather(1, order)), 0.0).amax(1)
 
 
-class Transport(Kernel):
+class Transport(OfBelief):
     """Landing law of a thinned candidate event on a path known by p_t(x|z): k(y) = E_{z~π}[moves(x → y|z)] / ceiling.
 
     A candidate draws z ~ π, moves with probability Σ_y moves(x → y|z) / ceiling, and lands in proportion to the moves:
@@ -96,14 +96,6 @@ class Transport(Kernel):
         self.t = t[:, None].expand(x.shape).flatten()
         self.t_next = None if t_next is None else t_next[:, None].expand(x.shape).flatten()
 
-    @property
-    def belief(self) -> Kernel:
-        return self._belief
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         size = max(1, kernels.ROW_ELEMENTS // self.vocab_size**2)  # of `log_probs`, in which every z has its row
         return [part for chunk in self.belief.prepare(where) for part in chunk.split(size)]
@@ -123,7 +115,7 @@ class Transport(Kernel):
     def _land(self, z: Tensor, where: Tensor, accept: Tensor, land: Tensor) -> Tensor:
         rows, x = self._moves(z, where), self.x[where]
         total = rows.sum(1)
-        # Beyond rounding, which stays below 1e-9, a total above 1 means events that were never drawn, except where the belief contradicts x.
+        # A total above 1, but for rounding, means events that were never drawn; a belief that contradicts x may have one.
         possible = self.law.probs(z, self.t[where]).gather(1, x[:, None]).squeeze(1) > 0
         require((~possible | (total <= 1 + 1e-9)).all(), ValueError, _TOO_SLOW)
         moved = accept < total
@@ -153,7 +145,7 @@ _TOO_SLOW = (
 )
 
 
-class Renewal(Kernel):
+class Renewal(OfBelief):
     """k(y) = E_{z~π} p_t(y|z): the token drawn anew, given what is believed about its data symbol.
 
     At rate 1 it is in detailed balance with p_t if π is its posterior: p_t(x) k(y; x) = p_t(y) k(x; y).
@@ -162,17 +154,6 @@ class Renewal(Kernel):
     def __init__(self, belief: Kernel, x: Tensor, t: Tensor, law: ConditionalLaw) -> None:
         self._belief, self.x, self.t, self.law = belief, x, t, law
         self.shape, self.vocab_size = x.shape, belief.vocab_size
-
-    @property
-    def belief(self) -> Kernel:
-        return self._belief
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
-    def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        return self.belief.prepare(where)
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         z = self.x.flatten().index_put((where,), self.belief.sample(rng, where)).view_as(self.x)

@@ -616,7 +616,6 @@ def test_one_belief_serves_every_question_about_its_state(path: Any) -> None:
     other = path.marginal(-logits, x, t).posterior.belief
     replaced = posterior.over(s, other).kernel.probs()[0, moving]
     assert torch.equal(replaced, path.marginal(-logits, x, t, s).kernel.probs()[0, moving])
-    assert torch.equal(posterior.clock().weight, path.clock(x).weight)
     mean = path.mean_law(posterior.belief.probs()[0], times(0.3, 2))
     torch.testing.assert_close(posterior.corrector().kernel.probs()[0], mean, rtol=1e-14, atol=1e-16)
     assert path.conditional(x, x, t).posterior.belief.probs().argmax(-1).tolist() == x.tolist()

@@ -240,9 +240,6 @@ class PathPosterior:
     x: Tensor
     t: Tensor
 
-    def clock(self) -> Clock:
-        return self.path.clock(self.x)
-
     def over(self, t_next: Tensor, belief: Kernel | None = None) -> Jump:
         return self.path.generator(self.belief if belief is None else belief, self.x, self.t, t_next)
 
