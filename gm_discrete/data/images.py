@@ -86,7 +86,7 @@ def load_images(
         if split not in pictures:
             raise ValueError(f"split={split!r} is not in data={str(data)!r}; it has {', '.join(pictures)}")
         return _packaged_rows(pictures[split], image_size, channels, streaming)
-    require("PIL", "images", "pillow")
+    require("PIL", "pillow", "images")
     rows = _split_of(_load_splits(data, name, streaming, cache_dir), str(data), split, validation_size)
     return _converted_rows(rows, str(data), image_column, label_column, image_size, channels)
 
@@ -173,7 +173,7 @@ def download_emoji(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         ImportError: Pillow is not installed.
         RuntimeError: `npm` is missing or fails.
     """
-    require("PIL", "images", "pillow")
+    require("PIL", "pillow", "images")
     target = cached("emoji32.npz", cache_dir)
     if not target.exists():
         with drafted(target) as draft:
@@ -234,7 +234,7 @@ def _packaged_rows(
     images = pictures.images
     shape = (channels or images.shape[1], image_size or images.shape[2], image_size or images.shape[3])
     if images.shape[1:] != shape:
-        require("PIL", "images", "pillow")
+        require("PIL", "pillow", "images")
         from PIL import Image
 
         pixels = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)

@@ -38,19 +38,19 @@ def package_folder(package: str, install: str | None = None) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def require(package: str, extra: str, install: str | None = None) -> None:
+def require(package: str, install: str | None = None, extra: str | None = None) -> None:
     """Checks that an optional package is there.
 
     Args:
-        extra: the extra of gm_discrete that brings it.
         install: what to give to `pip install`, `package` unless told.
+        extra: the extra of gm_discrete that brings it too.
 
     Raises:
         ImportError: it is not installed; the message names the command that does.
     """
     if find_spec(package) is None:
-        command = f"pip install {install or package}, or: pip install 'gm_discrete[{extra}]'"
-        raise ImportError(f"package {package!r} is not installed; run: {command}")
+        others = f", or: pip install 'gm_discrete[{extra}]'" if extra else ""
+        raise ImportError(f"package {package!r} is not installed; run: pip install {install or package}{others}")
 
 
 def cached(name: str, cache_dir: str | os.PathLike[str] | None) -> Path:

@@ -1,16 +1,38 @@
-"""Scores: the likelihood bound, generative perplexity, and the entropy of samples. All metrics work offline."""
+"""Scores: the likelihood bound, generative perplexity and entropy of text, distances of images; offline, but `inception`."""
 
 from gm_discrete.evaluation.entropy import SampleEntropy, unigram_entropy
 from gm_discrete.evaluation.generative_perplexity import GenerativePerplexity
+from gm_discrete.evaluation.images import (
+    FeatureNetwork,
+    ImageClassifier,
+    ImageMetrics,
+    efficientnet_lite0,
+    evaluate_images,
+    extract_features,
+    frechet_distance,
+    inception,
+    precision_recall,
+    train_classifier,
+)
 from gm_discrete.evaluation.judge import materialize_smollm2
 from gm_discrete.evaluation.perplexity import BoundPerplexity, count_characters, evaluate_bound
 
 __all__ = [
     "BoundPerplexity",
+    "FeatureNetwork",
     "GenerativePerplexity",
+    "ImageClassifier",
+    "ImageMetrics",
     "SampleEntropy",
     "count_characters",
+    "efficientnet_lite0",
     "evaluate_bound",
+    "evaluate_images",
+    "extract_features",
+    "frechet_distance",
+    "inception",
     "materialize_smollm2",
+    "precision_recall",
+    "train_classifier",
     "unigram_entropy",
 ]
