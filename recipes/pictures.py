@@ -1,0 +1,73 @@
+"""Images as files: grids of them, and their appearing over time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+WIDTH = 640
+"""Pixels that a grid of small images is enlarged to, about."""
+DURATION, LAST_DURATION = 80, 3000
+"""Milliseconds of a frame."""
+
+
+def image_grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = None) -> Path:
+    """Writes images uint8 [B, C, H, W] row by row as one PNG, with their pixels enlarged so that they can be seen.
+
+    Args:
+        columns: images in a row; as many as rows unless told.
+
+    Raises:
+        ValueError: `images` are no bytes, there is none, or `columns` < 1.
+    """
+    return _save([_grid(images, columns)], path, "PNG")
+
+
+def animate_images(states: Sequence[Tensor], path: str | os.PathLike[str], columns: int | None = None) -> Path:
+    """Writes the states of a batch, each uint8 [B, C, H, W], as a GIF of their grids; the last one stays for a while.
+
+    Raises:
+        ValueError: there is no state, or one that `image_grid` refuses or of another shape.
+    """
+    shapes = {tuple(state.shape) for state in states}
+    if len(shapes) != 1:
+        raise ValueError(f"states has the shapes {sorted(shapes)}; give at least one state, all of one shape")
+    return _save([_grid(state, columns) for state in states], path, "GIF")
+
+
+def _grid(images: Tensor, columns: int | None) -> Image.Image:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ValueError(
+            f"images has the shape {tuple(images.shape)} and dtype={images.dtype}; give torch.uint8 [B, C, H, W] with "
+            "1 or 3 channels"
+        )
+    columns = round(len(images) ** 0.5) if columns is None else min(columns, len(images))
+    if columns < 1:
+        raise ValueError(f"columns={columns} must be at least 1")
+    _, channels, height, width = images.shape
+    rows = -(-len(images) // columns)
+    filled = torch.full((rows * columns, channels, height + 1, width + 1), 255, dtype=torch.uint8)  # lines of one pixel
+    filled[: len(images), :, :-1, :-1] = images.cpu()
+    table = filled.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [H', W', C]
+    picture = Image.fromarray(table[:-1, :-1].expand(-1, -1, 3).contiguous().numpy())
+    factor = max(1, round(WIDTH / picture.width))
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+
+
+def _save(frames: list[Image.Image], path: str | os.PathLike[str], form: str) -> Path:
+    """All of a file or nothing."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{target.name}.draft")
+    if form == "PNG":
+        frames[0].save(draft, form)
+    else:
+        durations = [DURATION] * (len(frames) - 1) + [LAST_DURATION]
+        frames[0].save(draft, form, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    draft.replace(target)
+    return target
