@@ -2,22 +2,111 @@
 
 For every convex φ, D_φ(a, b) = φ(a) − φ(b) − ⟨∇φ(b), a − b⟩ is affine in the target up to φ(a): replacing the marginal
 generator by the conditional one changes the expected loss by a constant only, so both have the same gradient
-(Generator Matching, proposition 2).
+(Generator Matching, proposition 2). φ acts on velocities, on squared noise scales, or on the rates of a jump process.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from gm_discrete.generators import Jump
+from gm_discrete.generators import Diffusion, Flow, Generator, Jump
 from gm_discrete.kernels import Dirac, Reversal, map_rows
 
 
+@dataclass(frozen=True)
+class Bregman:
+    """D_φ(a, b) = φ(a) − φ(b) − φ'(b) (a − b) of numbers, for a convex φ.
+
+    Attributes:
+        phi: φ, applied to each entry of a tensor.
+        positive: whether its domain is a ≥ 0, b > 0 rather than the real line.
+        formula: D in closed form; by default φ' is found by automatic differentiation.
+    """
+
+    phi: Callable[[Tensor], Tensor]
+    positive: bool = False
+    formula: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __call__(self, target: Tensor, predicted: Tensor) -> Tensor:
+        """D(target, predicted) of each entry; φ(target) is left out where it is infinite."""
+        if self.formula is not None:
+            return self.formula(target, predicted)
+        with torch.enable_grad():
+            b = predicted if predicted.requires_grad else predicted.detach().requires_grad_()
+            at_b = self.phi(b)
+            (slope,) = torch.autograd.grad(at_b.sum(), b, create_graph=predicted.requires_grad)
+        at_b = at_b if predicted.requires_grad else at_b.detach()
+        at_target = self.phi(target)
+        return torch.where(at_target.isinf(), 0.0, at_target) - at_b - slope * (target - predicted)
+
+
+def _log_cosh(a: Tensor) -> Tensor:
+    return a.abs() + F.softplus(-2 * a.abs()) - math.log(2)
+
+
+def _itakura_saito(a: Tensor, b: Tensor) -> Tensor:
+    return a / b + b.log() - torch.where(a > 0, a, 1.0).log() - 1
+
+
+DIVERGENCES: dict[str, Bregman] = {
+    "squared": Bregman(lambda a: a * a / 2, formula=lambda a, b: (a - b) ** 2 / 2),
+    "generalized_kl": Bregman(
+        lambda a: torch.xlogy(a, a) - a, positive=True, formula=lambda a, b: torch.xlogy(a, a) - a * b.log() - a + b
+    ),
+    "itakura_saito": Bregman(lambda a: -a.log(), positive=True, formula=_itakura_saito),
+    "root": Bregman(lambda a: -2 * a.sqrt(), positive=True, formula=lambda a, b: (a.sqrt() - b.sqrt()) ** 2 / b.sqrt()),
+    "cosh": Bregman(torch.cosh, formula=lambda a, b: a.cosh() - b.cosh() - b.sinh() * (a - b)),
+    "log_cosh": Bregman(_log_cosh, formula=lambda a, b: _log_cosh(a) - _log_cosh(b) - b.tanh() * (a - b)),
+    "exponential": Bregman(torch.exp, formula=lambda a, b: a.exp() - b.exp() * (1 + a - b)),
+}
+"""By name; a name given to a `Bregman` of one's own (`bregman.DIVERGENCES["mine"] = Bregman(phi)`) may stand in a config."""
+
+
+def named(kind: str | Bregman, part: str) -> Bregman:
+    """The divergence of that name.
+
+    Args:
+        part: what it is to compare: `"flow"`, `"diffusion"` or `"jump"`.
+
+    Raises:
+        ValueError: there is none, or its domain does not fit.
+    """
+    if isinstance(kind, str) and kind not in DIVERGENCES:
+        raise ValueError(f"divergence={kind!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+    bregman = DIVERGENCES[kind] if isinstance(kind, str) else kind
+    fitting = [name for name, other in DIVERGENCES.items() if other.positive == (part != "flow")]
+    if part == "flow" and bregman.positive:
+        raise ValueError(
+            f"divergence={kind!r} is defined for positive numbers only, and velocities have either sign: "
+            f"choose one of {', '.join(fitting)}"
+        )
+    if part != "flow" and not bregman.positive and isinstance(kind, str) and kind != "squared":
+        raise ValueError(
+            f"divergence={kind!r} of rates or squared scales, which are positive and unbounded: "
+            f"choose squared or one of {', '.join(fitting)}"
+        )
+    return bregman
+
+
 def divergence(
-    target: Jump, predicted: Jump, x: Tensor, where: Tensor | None = None, kind: str = "generalized_kl"
+    target: Generator,
+    predicted: Generator,
+    x: Tensor,
+    where: Tensor | None = None,
+    kind: str | Bregman = "generalized_kl",
 ) -> Tensor:
-    """Divergence of two jump generators at the state x, per position.
+    """Divergence of two generators of one kind at the state x, per position or coordinate, of x's shape.
+
+    Flows are compared by D_φ of their velocities, diffusions by D_φ of their squared scales, and jumps of Euclidean states
+    by Σ_b D_φ(Q_b, Q̂_b) of the rates into the bins b. Generators may be taken in other units first (`generator.per`).
+
+    Of jumps between symbols the kinds are:
 
     - `generalized_kl`: Σ_{y≠x} [R(y) log(R(y)/R̂(y)) − R(y) + R̂(y)] with the rates R of the target and R̂ of the
       prediction, in nats/time. Its time integral bounds −log p.
@@ -27,15 +116,31 @@ def divergence(
     logits and O(1) beyond. The predicted logits are read only where the divergence can be positive.
 
     Args:
-        target, predicted: generators of intensity [B, L].
-        x: state [B, L].
-        where: bool [B, L], positions to look at; elsewhere the divergence is reported as 0.
-        kind: `"generalized_kl"` or `"cross_entropy"`.
+        target, predicted: generators of the same kind.
+        x: state [B, L], or of any shape [B, …] where it is Euclidean.
+        where: bool of x's shape, what to look at; elsewhere the divergence is reported as 0.
+        kind: `"generalized_kl"` or `"cross_entropy"` of symbols; else a name in `DIVERGENCES`, or a `Bregman`.
 
     Returns:
-        [B, L], float64.
+        Of x's shape: float64 for symbols, else in the precision of x.
+
+    Raises:
+        TypeError: the generators are of different kinds.
     """
-    if kind not in _ROWS:
+    if isinstance(target, Flow) and isinstance(predicted, Flow):
+        return _within(named(kind, "flow")(target.velocity, predicted.velocity), where)
+    if isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
+        if target.drift is not None:
+            raise TypeError(
+                "diffusions with a drift are matched by the flow of their path, which their drift follows from"
+            )
+        return _within(named(kind, "diffusion")(target.scale**2, predicted.scale**2).expand(x.shape), where)
+    if not isinstance(target, Jump) or not isinstance(predicted, Jump):
+        kinds = f"{type(target).__name__} and {type(predicted).__name__}"
+        raise TypeError(f"there is no divergence of {kinds}: compare generators of one kind, part by part")
+    if x.is_floating_point():
+        return _binned(target, predicted, x, where, kind)
+    if not isinstance(kind, str) or kind not in _ROWS:
         raise ValueError(f"kind={kind!r} is no divergence of jumps; choose one of {', '.join(_ROWS)}")
     active = target.intensity + predicted.intensity > 0
     if where is not None:
@@ -44,6 +149,40 @@ def divergence(
     chunks = predicted.kernel.prepare(rows)
     values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), chunks)
     return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
+
+
+def _within(values: Tensor, where: Tensor | None) -> Tensor:
+    return values if where is None else torch.where(where, values, 0.0)
+
+
+def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Tensor:
+    """Σ_b D(Q_b, Q̂_b), Q = intensity · mass of the bin.
+
+    For the generalised KL: λ log(λ/λ̂) − λ + λ̂ − λ Σ_b J_b (log Ĵ_b − log J_b), whose last part is asked only where λ > 0.
+    """
+    bregman = named(kind, "jump")
+    rate, rate_hat = target.intensity.to(x.dtype), predicted.intensity.clamp(min=torch.finfo(x.dtype).tiny)
+    kl = kind == "generalized_kl"
+    asked = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    asked = asked & (rate > 0) if kl else asked
+    rows = asked.flatten().nonzero().squeeze(1)
+    aim, kernel = target.kernel.belief, predicted.kernel
+
+    def of_rows(rows: Tensor) -> Tensor:
+        log_mass = kernel.log_probs(rows)
+        if kl and isinstance(aim, Dirac):
+            return -log_mass.gather(1, aim.target[rows, None]).squeeze(1)
+        mass = target.kernel.log_probs(rows).exp().to(log_mass.dtype)
+        if kl:
+            return (torch.xlogy(mass, mass) - mass * log_mass).sum(1)
+        lam, lam_hat = rate.flatten()[rows, None], rate_hat.flatten()[rows, None]
+        return bregman(lam * mass, lam_hat * log_mass.exp()).sum(1)
+
+    landing = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
+    if len(rows):
+        landing = landing.index_put((rows,), map_rows(of_rows, kernel.prepare(rows)).to(x.dtype))
+    landing = landing.view_as(x)
+    return landing if not kl else _within(bregman(rate, rate_hat) + rate * landing, where)
 
 
 def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:

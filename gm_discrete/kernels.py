@@ -105,6 +105,11 @@ class Kernel(ABC):
         everywhere = torch.arange(self.shape.numel(), device=self.device)
         return self.log_probs(everywhere).exp().unflatten(0, self.shape)
 
+    def nodes(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Landings and their probabilities, [n, Q] each: what a sum over the kernel runs over."""
+        symbols = torch.arange(self.vocab_size, device=self.device)
+        return symbols.expand(len(where), -1), self.log_probs(where).exp()
+
     @property
     @abstractmethod
     def device(self) -> torch.device: ...

@@ -188,5 +188,89 @@ class ExponentialSchedule(Schedule):
         return -torch.where(kappa < 0.5, torch.log1p(-kappa * self._scale), late) / self.c
 
 
+class AffineSchedule(Configurable, ABC):
+    """α(t) and σ(t) of x_t = α z + σ ε: α from 0 to 1, σ decreasing from 1 to 0. Times and values are float64.
+
+    A schedule of one's own needs `alpha` and `sigma`; their derivatives follow by automatic differentiation.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """α(t), the part of the data."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ(t), the part of the noise."""
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        """α'(t)."""
+        return torch.func.jvp(self.alpha, (t,), (torch.ones_like(t),))[1]
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        """σ'(t)."""
+        return torch.func.jvp(self.sigma, (t,), (torch.ones_like(t),))[1]
+
+    def speed(self, t: Tensor) -> Tensor:
+        """max(α', −σ')."""
+        return torch.maximum(self.alpha_derivative(t), -self.sigma_derivative(t))
+
+    def growth(self, t: Tensor, t_next: Tensor) -> Tensor:
+        """∫ f(s) ds / f(t) over [t, t_next] for f = speed/σ³, in which the rate of a jump away from a point where it stays
+        grows: an effective duration. By Gauss–Legendre; infinite if the interval ends where σ = 0."""
+        nodes, masses = _gauss_legendre(t.device)
+        times = t[..., None] + (t_next - t)[..., None] * nodes
+        sigma, now = self.sigma(times), self.sigma(t)
+        values = self.speed(times) / self.speed(t)[..., None] * (now[..., None] / sigma) ** 3
+        whole = (t_next - t) * (values * masses).sum(-1)
+        return torch.where(self.sigma(t_next) > 0, whole, torch.inf)
+
+
+class CondOTSchedule(AffineSchedule):
+    """α = t, σ = 1 − t: straight lines from noise to data (conditional optimal transport, rectified flow)."""
+
+    type_name = "condot"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def growth(self, t: Tensor, t_next: Tensor) -> Tensor:
+        return (1 - t) / 2 * (((1 - t) / (1 - t_next)) ** 2 - 1)
+
+
+class TrigonometricSchedule(AffineSchedule):
+    """α = sin(πt/2), σ = cos(πt/2): keeps the variance of data of variance 1."""
+
+    type_name = "trigonometric"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin((1 - t) * (math.pi / 2))
+
+    def alpha_derivative(self, t: Tensor) -> Tensor:
+        return torch.sin((1 - t) * (math.pi / 2)) * (math.pi / 2)
+
+    def sigma_derivative(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2)) * (-math.pi / 2)
+
+
+def _gauss_legendre(device: torch.device, number: int = 24) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], by the eigenvalues of the Jacobi matrix (Golub and Welsch 1969)."""
+    k = torch.arange(1, number, dtype=torch.float64, device=device)
+    beside = k / (4 * k * k - 1).sqrt()
+    values, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
+    return (values + 1) / 2, vectors[0] ** 2
+
+
 def _float64(value: Tensor | float) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)

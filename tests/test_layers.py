@@ -15,7 +15,8 @@ ROWS = [
     {"objective", "likelihood"},
     {"paths", "bregman", "samplers"},
     {"generators"},
-    {"transport", "kernels", "schedules"},
+    {"transport", "landings"},
+    {"kernels", "schedules"},
     {"configurable"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}

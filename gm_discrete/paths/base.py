@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.configurable import Configurable
-from gm_discrete.generators import Jump
-from gm_discrete.kernels import Readout
-from gm_discrete.schedules import Schedule
+from gm_discrete.generators import Generator
+from gm_discrete.kernels import require
 
 
 class Path(Configurable, ABC):
@@ -21,26 +21,74 @@ class Path(Configurable, ABC):
     generator of p_t (Generator Matching, proposition 1); a network that stands for that posterior gives the prediction.
     """
 
-    schedule: Schedule
-    rates: str
-    """Which of the generators that solve the path it is simulated and scored with."""
-    default_divergence: str
-    """The loss that a model is trained with unless told otherwise."""
+    default_divergence: str | Mapping[str, str]
+    """The loss that a model is trained with unless told otherwise; by part where generators are superposed."""
+    spacing: str
+    """How a grid of times is spaced unless told otherwise (see `samplers.time_grid`)."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> Mapping[str, int]:
+        """What a network has to state, by name: numbers per token, or per coordinate of a Euclidean state."""
 
     @abstractmethod
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """x_0 ~ p_0 of the given shape [B, L]."""
+        """x_0 ~ p_0 of the given shape [B, …]."""
 
     @abstractmethod
     def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
-        """x_t ~ p_t(·|z) for data z [B, L] at times t [B]; x_0 are the sources of a coupled path, and of no other."""
+        """x_t ~ p_t(·|z) for data z [B, …] at times t [B]; x_0 are the sources of a coupled path, and of no other."""
 
     @abstractmethod
-    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Generator:
         """The target: the generator of p_t(·|z) at x, in closed form. With `t_next`, that of the step [t, t_next]."""
 
     @abstractmethod
-    def marginal(self, readout: Readout | Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
-        """The prediction: the generator of p_t at x, when `readout` gives the logits of the posterior of z given x."""
+    def marginal(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Generator:
+        """The prediction: the generator of p_t at x, from what a network (or an exact posterior) says of z given x."""
+
+    @abstractmethod
+    def time(self, u: Tensor) -> Tensor:
+        """The time at which the part u in [0, 1] of the path is passed; float64."""
+
+    @abstractmethod
+    def units(self, t: Tensor) -> Mapping[str, Tensor]:
+        """Units [B], by part, in which generators are of order 1 at all times: what divergences are taken in."""
+
+    @abstractmethod
+    def check(self, state: Tensor, t: Tensor, name: str) -> None:
+        """
+        Raises:
+            ValueError: a state or a time is none of this path.
+        """
+
+    def check_source(self, x_0: Tensor | None, z: Tensor, t: Tensor) -> None:
+        """
+        Raises:
+            ValueError: a coupled path got no sources of z's shape, or another path got some.
+        """
+        if x_0 is not None:
+            raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
+
+
+def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
+    """Float64 uniforms in [0, 1), drawn on the generator's device."""
+    return torch.rand(tuple(shape), generator=rng, device=rng.device if rng else device, dtype=torch.float64).to(device)
+
+
+def check_times(t: Tensor, state: Tensor) -> None:
+    """
+    Raises:
+        ValueError: t is not of shape [B] within [0, 1].
+    """
+    if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
+        found = tuple(t.shape) if isinstance(t, Tensor) else t
+        raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
+    if torch.compiler.is_compiling():  # a look at the values would cut the graph in two
+        return
+    if t.device.type != "cpu":  # a look at the values would stall the device
+        require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
+    elif t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got {t.min():.6g} to {t.max():.6g}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from gm_discrete import kernels
 from gm_discrete.generators import Clock, Jump
 from gm_discrete.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout, inverse_cdf, require
-from gm_discrete.paths.base import Path
+from gm_discrete.paths.base import Path, check_times, uniform
 from gm_discrete.schedules import LinearSchedule, Schedule
 from gm_discrete.transport import FLOWS, Renewal, Transport
 
@@ -40,6 +40,11 @@ class FinitePath(Path):
         ValueError, TypeError: an argument is out of its range; the message names it.
     """
 
+    schedule: Schedule
+    rates: str
+    """Which of the generators that solve the path it is simulated and scored with."""
+    spacing = "linear"
+
     excluded: tuple[int, ...] = ()
     """Symbols that no data holds, so that π vanishes on them."""
 
@@ -61,6 +66,16 @@ class FinitePath(Path):
         self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
         self.rates = rates
         self._cache: dict[Any, Any] = {}
+
+    @property
+    def heads(self) -> dict[str, int]:
+        return {"tokens": self.vocab_size}
+
+    def time(self, u: Tensor) -> Tensor:
+        return self.schedule.inverse(u)
+
+    def units(self, t: Tensor) -> dict[str, Tensor]:
+        return {"jump": self.schedule.derivative(t)}
 
     # The law
 
@@ -213,22 +228,16 @@ class FinitePath(Path):
     def check(self, state: Tensor, t: Tensor, name: str) -> None:
         if state.dtype != torch.long or state.dim() != 2:
             raise ValueError(f"{name} must be a long tensor [B, L], got {state.dtype} of shape {tuple(state.shape)}")
-        if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
-            found = tuple(t.shape) if isinstance(t, Tensor) else t
-            raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
+        check_times(t, state)
         if torch.compiler.is_compiling():  # a look at the values would cut the graph in two
             return
         if state.device.type != "cpu":  # a look at the values would stall the device
             require(((state >= 0) & (state < self.vocab_size)).all(), ValueError, f"{name} holds ids out of range")
-            require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
-        elif state.numel():
-            if not 0 <= int(state.min()) <= int(state.max()) < self.vocab_size:
-                raise ValueError(
-                    f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "
-                    "allows 0 to vocab_size − 1: is this the tokenizer that the path was made for?"
-                )
-            if not bool(((t >= 0) & (t <= 1)).all()):
-                raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got {t.min():.6g} to {t.max():.6g}")
+        elif state.numel() and not 0 <= int(state.min()) <= int(state.max()) < self.vocab_size:
+            raise ValueError(
+                f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "
+                "allows 0 to vocab_size − 1: is this the tokenizer that the path was made for?"
+            )
 
 
 @dataclass(frozen=True)
@@ -250,11 +259,6 @@ class PathPosterior:
             )
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
         return Jump(ones, Renewal(self.belief, self.x, self.t, self.path), posterior=self)
-
-
-def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Float64 uniforms in [0, 1), drawn on the generator's device."""
-    return torch.rand(tuple(shape), generator=rng, device=rng.device if rng else device, dtype=torch.float64).to(device)
 
 
 def _line(value: Tensor, nodes: Tensor, heights: Tensor) -> Tensor:

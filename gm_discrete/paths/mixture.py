@@ -20,7 +20,8 @@ from torch import Tensor
 
 from gm_discrete.generators import Clock, Jump
 from gm_discrete.kernels import Kernel, Reversal, categorical_from_prior
-from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior, uniform
+from gm_discrete.paths.base import uniform
+from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
 from gm_discrete.schedules import Schedule
 
 
@@ -29,6 +30,10 @@ class TokenMixturePath(FinitePath):
 
     known_rates = ("reversal", "mixture")
     default_divergence = "generalized_kl"
+
+    @property
+    def spacing(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "linear" if self.rates == "masked" else "quadratic"
 
     @abstractmethod
     def probabilities(self) -> Sequence[float]:

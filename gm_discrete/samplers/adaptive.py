@@ -14,19 +14,32 @@ from torch import Tensor
 from gm_discrete.generators import Jump, Posterior
 from gm_discrete.kernels import Kernel, map_rows
 from gm_discrete.samplers.chain import Chain, leaving, needs_reading
+from gm_discrete.samplers.euclidean import controlled
 
 SURVEY = 32
 """So many positions tell how many of a longer sequence are unsettled, that the head need not read all in every step."""
 
 
-def adaptive(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, max_expected_changes: float = 1.0) -> Tensor:
+def adaptive(
+    chain: Chain,
+    x: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    *,
+    max_expected_changes: float = 1.0,
+    tolerance: float = 0.005,
+) -> Tensor:
     """Tau-leaping with P = min(1, M/√(n E)), κ ← κ + P (1 − κ), where E = Σ_i (1 − π_i(x^i)) of n free tokens are unsettled.
 
     P E ≤ M = `max_expected_changes` tokens change in a step, and fewer as the sequence settles, so that n tokens take about
     2 n/M steps. Of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls (`benchmarks/README.md`). Masks are
     counted. Else E is asked of the network where the step will probably need it anyway, and otherwise the last one known
     serves, which is n in the beginning: a step without an event costs next to no evaluations here either.
+
+    Euclidean states take steps whose local error is about `tolerance` (see `samplers.euclidean.controlled`).
     """
+    if x.is_floating_point():
+        return controlled(chain, x, t, t_next, tolerance)
     if not max_expected_changes > 0:
         raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
     n = chain.free.sum(1).double()

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Jump, Posterior
+from gm_discrete.generators import Generator, Jump, Posterior
 from gm_discrete.kernels import Kernel, map_rows
 
 
 @dataclass
 class Chain:
-    """A model and the batch of B sequences that is simulated with it.
+    """A model and the batch of B states that is simulated with it: sequences [B, L], or Euclidean states [B, …].
 
     Attributes:
         model: anything with `.generator(x, t, t_next=None, **conditioning)`.
-        free: bool [B, L], positions that may move.
+        free: bool, of the state's shape: entries that may move.
         rng: source of all noise.
         conditioning: passed on to the generator.
-        calls: [B], evaluations of the network. jumps: [B], changes of a symbol.
+        calls: [B], evaluations of the network. jumps: [B], changes of an entry by jumps.
         error: [B], a bound on the total variation of what an exact method cuts off; `None` where none is known.
         memory: what a method keeps from one step to the next.
     """
@@ -52,15 +52,23 @@ class Chain:
             raise TypeError(f"this method needs a path; {type(self.model).__name__} has no attribute .path")
         return path
 
-    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
-        generator = self.model.generator(x, t, t_next, **self.conditioning)
-        if not isinstance(generator, Jump):
-            raise TypeError(f"this step simulates jumps; the model's generator is a {type(generator).__name__}")
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Generator:
+        """The model's generator at (x, t), or of the step [t, t_next]."""
+        return self.model.generator(x, t, t_next, **self.conditioning)
+
+    def jump(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
+        """The model's generator, which is to be a jump between symbols."""
+        generator = self.generator(x, t, t_next)
+        if not isinstance(generator, Jump) or x.is_floating_point():
+            raise TypeError(
+                f"this step simulates jumps between symbols; the model's generator is a {type(generator).__name__} on "
+                f"{x.dtype}: use euler, heun, tau_leaping or adaptive"
+            )
         return generator
 
     def posterior(self, x: Tensor, t: Tensor) -> Posterior:
         """The model's belief at (x, t)."""
-        posterior = self.generator(x, t).posterior
+        posterior = self.jump(x, t).posterior
         if posterior is None:
             raise TypeError("this method needs generators made by a path: path.marginal(readout, x, t, t_next)")
         return posterior
@@ -70,8 +78,13 @@ class Chain:
         device = self.rng.device if self.rng is not None else self.free.device
         return torch.rand(shape, generator=self.rng, device=device, dtype=torch.float64).to(self.free.device)
 
+    def normal(self, x: Tensor) -> Tensor:
+        """Standard normal numbers of x's shape and precision."""
+        device = self.rng.device if self.rng is not None else x.device
+        return torch.randn(x.shape, generator=self.rng, device=device, dtype=x.dtype).to(x.device)
+
     def events(self, probability: Tensor) -> Tensor:
-        """Which free positions have an event, bool [B, L]."""
+        """Which free entries have an event, bool of the state's shape."""
         return (self.uniform(*self.free.shape) < probability) & self.free
 
     def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:
@@ -79,11 +92,12 @@ class Chain:
         where = events.flatten().nonzero().squeeze(1)
         if len(where) == 0:
             return x
-        return self.moved(x, x.flatten().index_put((where,), kernel.sample(self.rng, where)).view_as(x))
+        landings = kernel.sample(self.rng, where).to(x.dtype)
+        return self.moved(x, x.flatten().index_put((where,), landings).view_as(x))
 
     def moved(self, x: Tensor, x_next: Tensor) -> Tensor:
         """`x_next`, whose changes are counted."""
-        self.jumps += (x_next != x).sum(1)
+        self.jumps += (x_next != x).flatten(1).sum(1)
         return x_next
 
 

@@ -136,7 +136,7 @@ class ReMDM(Corrector):
             kappa, kappa_next = schedule.kappa(t)[:, None], schedule.kappa(t_next)[:, None]
             sigma = self.eta * torch.where(kappa > 0, (1 - kappa_next) / kappa, 0.0).clamp(max=1)
             reveal = (kappa_next - (1 - sigma) * kappa) / (1 - kappa)
-            generator = chain.generator(x, t, t_next)
+            generator = chain.jump(x, t, t_next)
             events = chain.events(torch.where(masked, reveal, sigma))
             chain.calls += (events & masked).any(1)
             landed = chain.land(x, generator.kernel, events & masked)

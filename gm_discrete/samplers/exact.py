@@ -74,7 +74,7 @@ def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
             return x
         time = torch.where(ringing, clock.time(now), t_next)
         position = inverse_cdf(torch.where(total[:, None] > 0, weight, 1.0), chain.uniform(len(x)))
-        generator = chain.generator(x, time)
+        generator = chain.jump(x, time)
         chosen = (first + position)[ringing]
         share = (generator.intensity.flatten()[chosen] / weight.flatten()[chosen]) / clock.rate(time)[ringing]
         require((share <= 1 + 1e-9).all(), ValueError, _TOO_SLOW)

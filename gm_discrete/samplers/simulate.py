@@ -14,12 +14,15 @@ from torch import Tensor
 from gm_discrete.samplers.adaptive import adaptive, step_doubling
 from gm_discrete.samplers.chain import Chain, Step
 from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.euclidean import dopri5, heun
 from gm_discrete.samplers.exact import first_hitting, uniformization
 from gm_discrete.samplers.steps import ancestral, euler, stratified_hazard, tau_leaping, trapezoidal
 
 STEPS: dict[str, Step] = {
     "tau_leaping": tau_leaping,
     "euler": euler,
+    "heun": heun,
+    "dopri5": dopri5,
     "ancestral": ancestral,
     "trapezoidal": trapezoidal,
     "first_hitting": first_hitting,
@@ -28,7 +31,7 @@ STEPS: dict[str, Step] = {
     "step_doubling": step_doubling,
     "stratified_hazard": stratified_hazard,
 }
-GRID_FREE = ("first_hitting", "uniformization", "adaptive", "step_doubling")
+GRID_FREE = ("dopri5", "first_hitting", "uniformization", "adaptive", "step_doubling")
 """Methods that choose their own times between those of the grid, for which [0, 1] is grid enough."""
 
 
@@ -37,10 +40,10 @@ class Simulation:
     """What `simulate` returns with `return_info=True`.
 
     Attributes:
-        x: final state [B, L].
+        x: final state, of x_0's shape.
         times: the grid [N + 1].
         network_calls: [B], evaluations of the network that the sequence needed; none where it had no event.
-        jumps: [B], changes of a symbol.
+        jumps: [B], changes of an entry by jumps.
         error_bound: [B], on the total variation between the law that was sampled and that of the model's process; 0 for
             first hitting, the part that is cut off for uniformization, `None` for methods that are not exact.
         states: the states at `save_at`, in its order.
@@ -119,28 +122,31 @@ def simulate(
     Args:
         model: anything with `.generator(x, t, t_next=None, **conditioning)`; most methods beyond `"tau_leaping"` and
             `"euler"` also need its `.path`.
-        x_0: initial state, long [B, L]; not modified.
+        x_0: initial state, long [B, L], or floating-point [B, …] of a Euclidean path; not modified.
         times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
             methods choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid.
         rng: source of all noise.
         method: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
-            `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`. Or a
-            step of your own (see `samplers.chain.Step`).
-        fixed: bool [B, L], entries that stay as they are.
+            `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`. Of
+            Euclidean states `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and for pure flows
+            `"dopri5"`. Or a step of your own (see `samplers.chain.Step`).
+        fixed: bool, of x_0's shape: entries that stay as they are.
         corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`.
         max_expected_changes: M, tokens that change per step of `"adaptive"`, on average.
-        tolerance: of `"uniformization"` (total variation that may be cut off) or `"step_doubling"` (error of a step).
+        tolerance: of `"uniformization"` (total variation that may be cut off), of `"step_doubling"` and of Euclidean
+            `"adaptive"` steps (error of a step), or of `"dopri5"`.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
         conditioning: passed on to the generator where it is not `None`.
 
     Returns:
-        The state at the end [B, L], or a `Simulation`.
+        The state at the end, of x_0's shape, or a `Simulation`.
     """
     step = make_step(method, corrector, max_expected_changes=max_expected_changes, tolerance=tolerance)
-    if not isinstance(x_0, Tensor) or x_0.dim() != 2:
-        raise ValueError(f"x_0 must be a tensor [B, L], got {tuple(x_0.shape) if isinstance(x_0, Tensor) else x_0!r}")
+    if not isinstance(x_0, Tensor) or (x_0.dim() != 2 and not (x_0.is_floating_point() and x_0.dim() > 2)):
+        found = tuple(x_0.shape) if isinstance(x_0, Tensor) else repr(x_0)
+        raise ValueError(f"x_0 must be a tensor [B, L] of symbols, or of numbers [B, …]; got {found}")
     grid = _grid(times)
     wanted = set(_indices(save_at, len(grid)))
     if fixed is not None and fixed.shape != x_0.shape:

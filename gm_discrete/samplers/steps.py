@@ -10,15 +10,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from gm_discrete.samplers.chain import Chain, leaving
+from gm_discrete.samplers.euclidean import euler_maruyama
 from gm_discrete.transport import Elsewhere, Extrapolated
 
 
 def tau_leaping(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Jump with the exact probability of the interval, (κ_s − κ_t)/(1 − κ_t) for mixture rates, with the belief frozen at t.
 
-    Given the data symbol the step is exact; its error comes only from positions that move together.
+    Given the data symbol the step is exact; its error comes only from positions that move together. Euclidean states move
+    along with their flow and diffusion, and a jump overrides these (see `samplers.euclidean`).
     """
-    generator = chain.generator(x, t, t_next)
+    if x.is_floating_point():
+        return euler_maruyama(chain, x, t, t_next)
+    generator = chain.jump(x, t, t_next)
     events = chain.events(generator.chance)
     chain.calls += events.any(1)
     return chain.land(x, generator.kernel, events)
@@ -28,9 +32,11 @@ def euler(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Jump with probability min(1, λ(x, t)(t_next − t)) at the rates of the point t.
 
     The hazard is not integrable at t = 1, and a rate may be infinite at t = 0, where no Euler step converges: a step that
-    ends or starts there is that of `tau_leaping`.
+    ends or starts there is that of `tau_leaping`; so are all steps of Euclidean states.
     """
-    generator = chain.generator(x, t)
+    if x.is_floating_point():
+        return euler_maruyama(chain, x, t, t_next)
+    generator = chain.jump(x, t)
     if bool((t_next >= 1).any()) or bool(generator.intensity.isinf().any()):
         return tau_leaping(chain, x, t, t_next)
     events = chain.events((generator.intensity * (t_next - t)[:, None]).clamp(max=1))
@@ -82,7 +88,7 @@ def stratified_hazard(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Ten
     misses its edits nor gets them in crowds. The jumps are no longer those of a Markov chain, so that the path's law is
     left, for any number of steps. Jang and Han 2026 (arXiv 2601.02799).
     """
-    generator = chain.generator(x, t, t_next)
+    generator = chain.jump(x, t, t_next)
     leave, read = leaving(generator.kernel, x, chain.free & (generator.chance > 0))
     phase = chain.memory.get("phase")
     before = chain.uniform(*x.shape) if phase is None else phase

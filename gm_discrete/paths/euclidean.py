@@ -1,0 +1,157 @@
+"""What paths of Euclidean states share: a superposition of generators, its weights, and what is asked of a state."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Generator, Superposition
+from gm_discrete.kernels import require
+from gm_discrete.landings import Bins, check_within
+from gm_discrete.paths.base import Path, check_times
+
+Weights = Mapping[str, float | Sequence[float]]
+"""By generator: a number, or numbers at evenly spaced times from 0 to 1 with straight lines between them."""
+
+
+class EuclideanPath(Path):
+    """A path on real numbers, independently per coordinate given z, with generators that may be superposed.
+
+    States are floating-point tensors [B, L, C] or [B, C, H, W]; the path itself takes any shape [B, …].
+
+    Args:
+        generators: weights of the parts of the superposition that is sampled, of sum 1 at all times.
+        num_channels: C.
+        bins: over which a network states a law of numbers; needed for the jump.
+        stop: ε. The last step goes from 1 − ε to the data: jumps (and rates) without bound lie there.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range; the message names it.
+    """
+
+    known_generators: tuple[str, ...]
+
+    def __init__(
+        self, generators: Weights | None, num_channels: int, bins: Bins | dict[str, Any] | None, stop: float
+    ) -> None:
+        self.generators = self._checked(generators or {"flow": 1.0})
+        if num_channels < 1:
+            raise ValueError(f"num_channels={num_channels} must be at least 1")
+        if not 0 < stop < 0.5:
+            raise ValueError(f"stop={stop} must lie in (0, 0.5): the last step starts at t = 1 − stop")
+        if not isinstance(bins, Bins | dict | None):
+            raise TypeError(f"bins={bins!r} must be Bins(low, high, number)")
+        self.num_channels, self.stop = int(num_channels), float(stop)
+        self.bins = Bins.from_dict(bins) if isinstance(bins, dict) else bins or Bins()
+
+    def _checked(self, generators: Weights) -> dict[str, float | list[float]]:
+        if not isinstance(generators, Mapping) or not generators:
+            raise TypeError(f'generators={generators!r} must be weights by name, such as {{"flow": 0.5, "jump": 0.5}}')
+        if unknown := generators.keys() - set(self.known_generators):
+            raise ValueError(
+                f"generators {', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
+            )
+        plain = {
+            name: [float(w) for w in weight] if isinstance(weight, Sequence) else float(weight)
+            for name, weight in generators.items()
+        }
+        # Straight lines between nodes sum to 1 everywhere if they do at every node.
+        nodes = sorted(
+            {i / (len(w) - 1) for w in plain.values() if isinstance(w, list) for i in range(len(w))} | {0.0, 1.0}
+        )
+        at = torch.stack([_line(w, torch.tensor(nodes, dtype=torch.float64, device="cpu")) for w in plain.values()])
+        if float(at.min()) < 0 or not torch.allclose(at.sum(0), torch.ones_like(at[0]), atol=1e-6):
+            raise ValueError(
+                f"generators={plain} must have weights ≥ 0 of sum 1 at all times: each part solves the path by itself, "
+                "and only such a mixture does too"
+            )
+        return plain
+
+    def weights(self, t: Tensor) -> dict[str, Tensor]:
+        """By generator, the weight at times t [B]."""
+        return {name: _line(weight, t) for name, weight in self.generators.items()}
+
+    def reweighted(self, generators: Weights) -> EuclideanPath:
+        """The same path, sampled with other weights of its generators; those that were learned can be chosen from."""
+        changed = type(self).from_dict({**self.to_dict(), "generators": dict(self._checked(generators))})
+        if not changed.heads.keys() <= self.heads.keys():
+            missing = ", ".join(sorted(changed.heads.keys() - self.heads.keys()))
+            raise ValueError(f"generators={dict(generators)} need {missing}, which this path's model does not state")
+        return changed
+
+    @property
+    def spacing(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "geometric" if "jump" in self.generators else "linear"
+
+    def time(self, u: Tensor) -> Tensor:
+        return u
+
+    @abstractmethod
+    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """What a head states, of x's shape, made of a network's output of unit size."""
+
+    @abstractmethod
+    def normalized(self, x: Tensor, t: Tensor) -> Tensor:
+        """The state as a network should see it: of unit size at all times."""
+
+    def check(self, state: Tensor, t: Tensor, name: str) -> None:
+        if not isinstance(state, Tensor) or not state.is_floating_point() or state.dim() < 2:
+            found = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else repr(state)
+            raise ValueError(f"{name} must be a floating-point tensor [B, L, C] or [B, C, H, W], got {found}")
+        check_times(t, state)
+        if torch.compiler.is_compiling():
+            return
+        if state.device.type != "cpu":
+            require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite")
+        elif not bool(state.isfinite().all()):
+            raise ValueError(f"{name} holds numbers that are not finite (NaN or infinity)")
+
+    def check_pair(self, z: Tensor, x: Tensor, t: Tensor) -> None:
+        """Checks data and state."""
+        self.check(x, t, "x")
+        if z.shape != x.shape:
+            raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
+        self.check(z, t, "z")
+        if "jump" in self.generators and self.bins.of == "data":
+            check_within(self.bins, z, "z")
+
+
+def superposed(
+    parts: dict[str, Generator],
+    weights: Mapping[str, Tensor],
+    t: Tensor,
+    t_next: Tensor | None,
+    finisher: str,
+    over: Callable[[Tensor], Superposition],
+) -> Superposition:
+    """The parts with their weights; a step that ends at t = 1 is the finisher's alone."""
+    last = torch.zeros_like(t, dtype=torch.bool) if t_next is None else t_next >= 1
+    chosen = {name: torch.where(last, 0.0, weights[name]) if name in weights else torch.zeros_like(t) for name in parts}
+    chosen[finisher] = torch.where(last, 1.0, chosen[finisher])
+    return Superposition(parts, chosen, over)
+
+
+def shaped(values: Tensor, x: Tensor) -> Tensor:
+    """Values [B], shaped and rounded to act on the state x [B, …]."""
+    return values.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
+def _line(weight: float | Sequence[float], t: Tensor) -> Tensor:
+    if not isinstance(weight, Sequence):
+        return torch.full_like(t, weight)
+    if len(weight) < 2:
+        raise ValueError(f"weights over time need values at two times at least, got {list(weight)}")
+    heights = torch.tensor(list(weight), dtype=t.dtype, device=t.device)
+    place = t * (len(weight) - 1)
+    left = place.long().clamp(0, len(weight) - 2)
+    return heights[left] + (place - left) * (heights[left + 1] - heights[left])
+
+
+def normal_tail(bound: float) -> float:
+    """P(|ε| > bound) of a standard normal number."""
+    return math.erfc(bound / math.sqrt(2))

@@ -1,0 +1,180 @@
+"""The mixture path p_t(x|z) = (1 − κ) U[low, high] + κ δ_z of numbers, and three generators that carry it.
+
+With h = κ'/(1 − κ), D = high − low, and per coordinate:
+
+    jump        λ(x|z) = h 1[x ≠ z], landing on z
+    flow        u(x|z) = h (x − low − D 1[x > z])                               0 at x = z
+    diffusion   g²(x|z) = 2h [½(z − low)² + D [x − z]₊ − ½(x − low)²]           no drift, reflecting at low and high
+
+A particle that has come to z stays there. For study: the three have one and the same law at every time, and no other
+generator in common. Source: Generator Matching (Holderrieth et al., ICLR 2025), table of generators of the mixture path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
+from gm_discrete.kernels import Categorical, Dirac, Kernel
+from gm_discrete.landings import Bins, Landing
+from gm_discrete.paths.base import uniform
+from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
+from gm_discrete.schedules import LinearSchedule, Schedule
+
+
+class EuclideanMixturePath(EuclideanPath):
+    """p_t(x|z) = (1 − κ) U[low, high] + κ δ_z with a jump, a flow and a pure diffusion, in any superposition.
+
+    Args:
+        generators: weights of `"jump"`, `"flow"` and `"diffusion"`, of sum 1.
+        low, high: of the uniform prior; data must lie within.
+        block: noise all coordinates of a state together, or each by itself. In a block the landing of a jump does not
+            depend on x (a fresh draw of the data): for exact posteriors, not for networks with bins.
+        num_channels, bins, stop: as for `GaussianPath`; bins of the data.
+        schedule: κ.
+    """
+
+    type_name = "euclidean_mixture"
+    known_generators = ("jump", "flow", "diffusion")
+
+    def __init__(
+        self,
+        generators: Weights | None = None,
+        low: float = -1.0,
+        high: float = 1.0,
+        block: bool = False,
+        num_channels: int = 1,
+        bins: Bins | dict[str, Any] | None = None,
+        schedule: Schedule | dict[str, Any] | None = None,
+        stop: float = 0.005,
+    ) -> None:
+        super().__init__(generators or {"jump": 1.0}, num_channels, bins or Bins(low, high), stop)
+        if not low < high:
+            raise ValueError(f"low={low} must be below high={high}")
+        if self.bins.of != "data":
+            raise ValueError("bins of a mixture path are of='data': a jump lands on the data value")
+        if block and set(self.generators) != {"jump"}:
+            raise ValueError(
+                f"generators={self.generators}: the flow and the diffusion work per coordinate, not in a block"
+            )
+        if not isinstance(schedule, Schedule | dict | None):
+            raise TypeError(f"schedule={schedule!r} must be a Schedule, such as LinearSchedule()")
+        self.low, self.high, self.block = float(low), float(high), bool(block)
+        self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
+
+    @property
+    def default_divergence(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        kinds = {"flow": "squared", "diffusion": "generalized_kl", "jump": "generalized_kl"}
+        return {name: kinds[name] for name in self.generators}
+
+    @property
+    def heads(self) -> dict[str, int]:
+        own = {"flow": {"flow": 1}, "diffusion": {"diffusion": 1}, "jump": {"rate": 1, "landing": self.bins.number}}
+        return {head: size for name in self.generators for head, size in own[name].items()}
+
+    def prior(
+        self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        device = torch.device(device if device is not None else rng.device if rng is not None else "cpu")
+        return (self.low + (self.high - self.low) * uniform(shape, rng, device)).float()
+
+    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
+        self.check_source(x_0, z, t)
+        self.check(z, t, "z")
+        shape = (len(z), *[1] * (z.dim() - 1)) if self.block else z.shape
+        kept = uniform(shape, rng, z.device) < shaped(self.schedule.kappa(t), z)
+        return torch.where(kept, z, self.prior(z.shape, rng, z.device).to(z.dtype))
+
+    def check(self, state: Tensor, t: Tensor, name: str) -> None:
+        super().check(state, t, name)
+        if state.device.type == "cpu" and state.numel():
+            low, high = float(state.min()), float(state.max())
+            if low < self.low - 1e-6 or high > self.high + 1e-6:
+                raise ValueError(
+                    f"{name} goes from {low:.4g} to {high:.4g}, beyond the path's low={self.low} and high={self.high}"
+                )
+
+    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        self.check_pair(z, x, t)
+        away = (x != z).to(x.dtype)
+        if self.block:
+            away = away.flatten(1).amax(1).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+        width, flat = self.high - self.low, z.flatten().double()
+        flow = (x - self.low - width * (x > z)) * away
+        spread = 2 * ((z - self.low) ** 2 / 2 + width * (x - z).clamp(min=0) - (x - self.low) ** 2 / 2)
+        kernel = self._landing(Dirac(self.bins.index(z), self.bins.number), x, lambda cells, u, where: flat[where])
+        return self.generator(flow, spread.clamp(min=0) * away, away, kernel, x, t, t_next)
+
+    def marginal(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        """The prediction.
+
+        Args:
+            readout: called as `readout(head, where=None)`: `"flow"` → u/h, `"diffusion"` → log(g²/h) and `"rate"` →
+                logit of λ/h, the probability that the number is still noise, each of x's shape; `"landing"` → logits of the
+                bins [n, bins] at the entries `where` of the flattened state. Only what the path's generators need.
+            x, t, t_next: state, times [B], and the end of the step.
+        """
+        self.check(x, t, "x")
+        if self.block:
+            raise ValueError("a network with bins states a law for each coordinate, none for a block: use block=False")
+        flow = readout("flow") if "flow" in self.generators else None
+        spread = readout("diffusion").exp() if "diffusion" in self.generators else None
+        away = kernel = None
+        if "jump" in self.generators:
+            away = torch.sigmoid(readout("rate"))
+            belief = Categorical(readout, x.shape, self.bins.number, x.device, head="landing")
+            kernel = self._landing(belief, x, lambda cells, u, where: self.bins.value(cells, u))
+        return self.generator(flow, spread, away, kernel, x, t, t_next)
+
+    def generator(
+        self,
+        flow: Tensor | None,
+        spread: Tensor | None,
+        away: Tensor | None,
+        kernel: Kernel | None,
+        x: Tensor,
+        t: Tensor,
+        t_next: Tensor | None = None,
+    ) -> Superposition:
+        """The generator made of u/h, g²/h, λ/h and the law of landings.
+
+        Over an interval the hazard is its mean over it. On the way to t = 1, where it is infinite, only the jump moves; a
+        flow or a diffusion without a jump stays where it is, with the part 1 − κ(1 − ε) of the law not yet there.
+        """
+        hazard, probability = self.schedule.hazard(t), None
+        jumped = None if t_next is None else self.schedule.jump_probability(t, t_next)
+        if t_next is not None and jumped is not None:
+            mean = -torch.log1p(-jumped) / (t_next - t)
+            hazard = torch.where(jumped < 1, mean, 0.0)
+        rate, parts = shaped(hazard, x), {}
+        if flow is not None and "flow" in self.generators:
+            parts["flow"] = Flow(shaped(self.schedule.hazard(t), x) * flow, None if t_next is None else rate * flow)
+        if spread is not None and "diffusion" in self.generators:
+            parts["diffusion"] = Diffusion((rate * spread).sqrt(), bounds=(self.low, self.high))
+        if away is not None and kernel is not None and "jump" in self.generators:
+            if jumped is not None:
+                probability = shaped(jumped, x) * away
+            parts["jump"] = Jump(shaped(self.schedule.hazard(t), x) * away, kernel, probability, joint=self.block)
+        every: dict[str, Generator] = parts
+        finisher = "jump" if "jump" in every else next(iter(every))
+        again = partial(self.generator, flow, spread, away, kernel, x, t)
+        return superposed(every, self.weights(t), t, t_next, finisher, again)
+
+    def _landing(self, belief: Kernel, x: Tensor, values: Any) -> Landing:
+        return Landing(belief, x, values, lambda z, u, where: z)
+
+    def units(self, t: Tensor) -> Mapping[str, Tensor]:
+        hazard, width = self.schedule.hazard(t), (self.high - self.low) / 2
+        units = {"flow": hazard * width, "diffusion": hazard * width**2, "jump": hazard}
+        return {name: units[name] for name in self.generators}
+
+    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return raw * (self.high - self.low) / 2 if head == "flow" else raw
+
+    def normalized(self, x: Tensor, t: Tensor) -> Tensor:
+        return (2 * x - self.low - self.high) / (self.high - self.low)

@@ -1,0 +1,287 @@
+"""The Gaussian path p_t(x|z) = N(α(t) z, σ(t)²), per coordinate, and three generators that carry it.
+
+With x = α z + σ ε, the hazard of the noise h = −σ'/σ, and ẑ, ε̂ the posterior means of z and ε given x:
+
+    flow        u = α' ẑ + σ' ε̂
+    diffusion   b = u − ½ (g²/σ) ε̂,  g² = noise · σ          (the score of p_t is −ε̂/σ)
+    jump        λ = h E[w² − ζw − 1]₊,  landing on J(·|z)      w = (x − αz)/σ, ζ = −(α'/σ') z; see `landings.py`
+
+For CondOT (α = t, σ = 1 − t), which is the geometric average path of Generator Matching too, h = 1/(1 − t) and ζ = z.
+Sources: Holderrieth et al., ICLR 2025; Lipman et al. 2022 (arXiv 2210.02747); Albergo et al. 2023 (arXiv 2303.08797).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
+from gm_discrete.kernels import Categorical, Dirac, Kernel
+from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, landing_quantile
+from gm_discrete.paths.euclidean import EuclideanPath, Weights, normal_tail, shaped, superposed
+from gm_discrete.schedules import AffineSchedule, CondOTSchedule
+
+LEAST_SLOPE = 1e-6
+"""Where noise does not yet fall (σ' = 0) a jump would land anywhere; ζ is held finite there, λ stays what it is."""
+
+LEAST_ALPHA = 1e-3
+"""Below it a prediction of the noise says nothing about the data in float32, which are then taken for their mean."""
+
+MOST_OUTSIDE = 1e-3
+"""So much of the prior may lie outside of bins of the landing."""
+
+
+class GaussianPath(EuclideanPath):
+    """p_t(x|z) = N(αz, σ²) with a flow, a diffusion and a jump, in any superposition.
+
+    Args:
+        generators: weights of `"flow"`, `"diffusion"` and `"jump"`, of sum 1; numbers, or lists of them at even times.
+        num_channels: C of states [B, L, C] or [B, C, H, W].
+        schedule: α and σ; CondOT by default.
+        prediction: what the flow's head states: `"velocity"` u, `"data"` ẑ or `"noise"` ε̂.
+        data_mean, data_std: of the data, by which a network's inputs and outputs are brought to unit size.
+        bins: of the data value that a jump is headed for, or of its landing.
+        noise: g²/σ of the diffusion, ≥ 0.
+        stop: ε; the step from 1 − ε goes to ẑ, as there are infinitely many jumps on the way to t = 1.
+    """
+
+    type_name = "gaussian"
+    known_generators = ("flow", "diffusion", "jump")
+
+    def __init__(
+        self,
+        generators: Weights | None = None,
+        num_channels: int = 1,
+        schedule: AffineSchedule | dict[str, Any] | None = None,
+        prediction: str = "velocity",
+        data_mean: float = 0.0,
+        data_std: float = 1.0,
+        bins: Bins | dict[str, Any] | None = None,
+        noise: float = 1.0,
+        stop: float = 0.005,
+    ) -> None:
+        super().__init__(generators, num_channels, bins, stop)
+        if not isinstance(schedule, AffineSchedule | dict | None):
+            raise TypeError(f"schedule={schedule!r} must be an AffineSchedule, such as CondOTSchedule()")
+        self.schedule = (
+            AffineSchedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or CondOTSchedule()
+        )
+        if prediction not in ("velocity", "data", "noise"):
+            raise ValueError(f"prediction={prediction!r} must be 'velocity', 'data' or 'noise'")
+        if not data_std > 0:
+            raise ValueError(f"data_std={data_std} must be positive")
+        if not noise >= 0:
+            raise ValueError(f"noise={noise} must not be negative")
+        self.prediction, self.noise = prediction, float(noise)
+        self.data_mean, self.data_std = float(data_mean), float(data_std)
+        if "jump" in self.generators and self.bins.of == "landing":
+            reach = min(-self.bins.low, self.bins.high)
+            if normal_tail(max(reach, 0.0)) > MOST_OUTSIDE:
+                raise ValueError(
+                    f"bins from {self.bins.low} to {self.bins.high} do not cover the prior N(0, 1): bins of the landing "
+                    "need low ≤ −3.3 and high ≥ 3.3, or take bins of the data (of='data')"
+                )
+
+    @property
+    def default_divergence(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        jump = {"jump": "generalized_kl"} if "jump" in self.generators else {}
+        return {"flow": "squared", **jump}
+
+    @property
+    def heads(self) -> dict[str, int]:
+        return {"flow": 1} | ({"rate": 1, "landing": self.bins.number} if "jump" in self.generators else {})
+
+    # The law
+
+    def prior(
+        self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        device = torch.device(device if device is not None else rng.device if rng is not None else "cpu")
+        return torch.randn(tuple(shape), generator=rng, device=rng.device if rng else device).to(device)
+
+    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
+        self.check_source(x_0, z, t)
+        self.check(z, t, "z")
+        now = self.at(t, z)
+        return now.alpha * z + now.sigma * self.prior(z.shape, rng, z.device).to(z.dtype)
+
+    def at(self, t: Tensor, x: Tensor) -> _At:
+        """α, σ and their derivatives at times t [B], shaped to act on the state x."""
+        t, schedule = t.double(), self.schedule
+        values = (schedule.alpha(t), schedule.sigma(t), schedule.alpha_derivative(t), schedule.sigma_derivative(t))
+        return _At(*(shaped(value, x) for value in values))
+
+    # Generators
+
+    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        self.check_pair(z, x, t)
+        now = self.at(t, x)
+        noise = (x - now.alpha * z) / now.sigma
+        if "jump" not in self.generators:
+            return self.generator(z, noise, None, None, x, t, t_next)
+        flat = z.flatten().double()
+
+        def kernel(when: Tensor) -> Kernel:
+            if self.bins.of == "data":
+                belief = Dirac(self.bins.index(z), self.bins.number)
+                return self.landing(belief, x, when, lambda cells, u, where: flat[where])
+            there = self.at(when, z)
+            alpha, sigma = there.alpha.expand(z.shape), there.sigma.expand(z.shape)
+            return KnownLanding(z, there.ratio * z, alpha, sigma, self.bins)
+
+        return self.generator(z, noise, self.reduced_rate(z, noise, now), kernel, x, t, t_next)
+
+    def marginal(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        """The prediction.
+
+        Args:
+            readout: called as `readout(head, where=None)`: `"flow"` → u, ẑ or ε̂ (see `prediction`), of x's shape; with a
+                jump also `"rate"` → log(λ σ/speed), of x's shape, and `"landing"` → logits of the bins [n, bins] at the entries
+                `where` of the flattened state. A tensor is taken for the flow.
+            x, t, t_next: state, times [B], and the end of the step.
+        """
+        self.check(x, t, "x")
+        stated = readout if isinstance(readout, Tensor) else readout("flow")
+        if stated.shape != x.shape:
+            raise ValueError(f"the flow's head answered {tuple(stated.shape)}; expected x's shape {tuple(x.shape)}")
+        clean, noise = self.clean_and_noise(stated, x, t)
+        if "jump" not in self.generators:
+            return self.generator(clean, noise, None, None, x, t, t_next)
+        if isinstance(readout, Tensor):
+            raise ValueError("a path with a jump needs a readout of 'flow', 'rate' and 'landing', not one tensor")
+        belief = Categorical(readout, x.shape, self.bins.number, x.device, head="landing")
+
+        def kernel(when: Tensor) -> Kernel:
+            if self.bins.of == "data":
+                return self.landing(belief, x, when, lambda cells, u, where: self.bins.value(cells, u))
+            return BinnedLanding(belief, x, self.bins)
+
+        return self.generator(clean, noise, readout("rate").exp(), kernel, x, t, t_next)
+
+    def clean_and_noise(self, stated: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(ẑ, ε̂) of what the flow's head states: with x = α ẑ + σ ε̂ any of u, ẑ and ε̂ gives the others."""
+        now = self.at(t, x)
+        if self.prediction == "data":
+            return stated, (x - now.alpha * stated) / now.sigma
+        if self.prediction == "noise":
+            early = now.alpha < LEAST_ALPHA
+            clean = (x - now.sigma * stated) / torch.where(early, 1.0, now.alpha)
+            return torch.where(early, self.data_mean, clean), stated
+        slope = now.alpha * now.sigma_slope - now.alpha_slope * now.sigma  # −1 for CondOT
+        clean = (now.sigma_slope * x - now.sigma * stated) / slope
+        return clean, (now.alpha * stated - now.alpha_slope * x) / slope
+
+    def generator(
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        reduced: Tensor | None,
+        kernel: Callable[[Tensor], Kernel] | None,
+        x: Tensor,
+        t: Tensor,
+        t_next: Tensor | None = None,
+    ) -> Superposition:
+        """The generator made of ẑ and ε̂, of the jump's rate λ σ/speed and of its landing, a function of the time [B].
+
+        Over an interval [t, s], with all of these frozen: the flow has the mean velocity that leads to α_s ẑ + σ_s ε̂; a
+        jump has the probability 1 − exp(−λ G) with G = ∫ f/f(t), as λ at a fixed x grows like f = speed/σ³, for CondOT
+        like (1 − t)⁻³ (`AffineSchedule.growth`); a step to t = 1 is the flow's, which leads to ẑ.
+        """
+        now = self.at(t, x)
+        velocity, mean = now.alpha_slope * clean + now.sigma_slope * noise, None
+        if t_next is not None:
+            there, step = self.at(t_next, x), shaped(t_next - t, x)
+            mean = torch.where(step > 0, (there.alpha * clean + there.sigma * noise - x) / step, velocity)
+        parts: dict[str, Generator] = {"flow": Flow(velocity, mean)}
+        if "diffusion" in self.generators:
+            towards = -self.noise / 2 * noise  # ½ g² times the score
+            scale = (self.noise * now.sigma).sqrt()
+            parts["diffusion"] = Diffusion(scale, velocity + towards, None if mean is None else mean + towards)
+        if reduced is not None and kernel is not None:
+            probability, landing = None, kernel(t if t_next is None else t_next)
+            rate = self._rate_unit(t)
+            if t_next is not None:
+                growth = rate * self.schedule.growth(t.double(), t_next.double())
+                growth = growth.clamp(max=torch.finfo(x.dtype).max)  # a step to t = 1, in which nothing jumps
+                probability = -torch.expm1(-reduced * shaped(growth, x))
+            parts["jump"] = Jump(shaped(rate, x) * reduced, landing, probability)
+        again = partial(self.generator, clean, noise, reduced, kernel, x, t)
+        return superposed(parts, self.weights(t), t, t_next, "flow", again)
+
+    def landing(self, belief: Kernel, x: Tensor, when: Tensor, values: Any) -> Landing:
+        """J(·|z) at the times `when` [B], for z from a belief over cells (see `Landing`)."""
+        size = x[0].numel()
+        at = self.at(when, torch.empty(len(x), dtype=torch.float64, device=x.device))
+
+        def land(z: Tensor, u: Tensor, where: Tensor) -> Tensor:
+            row = where // size
+            alpha, sigma = at.alpha[row], at.sigma[row]
+            return alpha * z + sigma * landing_quantile(u, at.ratio[row] * z)
+
+        return Landing(belief, x, values, land)
+
+    def reduced_rate(self, z: Tensor, noise: Tensor, at: Any) -> Tensor:
+        """λ(x|z) in its unit speed/σ: [−σ' (ε² − 1) − α' z ε]₊ / speed, with ε = (x − αz)/σ."""
+        leaving = -at.sigma_slope * (noise * noise - 1) - at.alpha_slope * z * noise
+        return leaving.clamp(min=0) / torch.maximum(at.alpha_slope, -at.sigma_slope)
+
+    def _rate_unit(self, t: Tensor) -> Tensor:
+        """speed/σ, 1/(1 − t) for CondOT, [B]: what the rates of jumps are of the order of."""
+        return self.schedule.speed(t.double()) / self.schedule.sigma(t.double())
+
+    # What networks work with
+
+    def units(self, t: Tensor) -> Mapping[str, Tensor]:
+        _, flow = self._preconditioning(t, "velocity")
+        return {"flow": flow} | ({"jump": self._rate_unit(t)} if "jump" in self.generators else {})
+
+    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The flow's head states a m + skip (x − α m) + out · raw, so that the best `raw` has variance 1 at all times
+        for data of mean m and standard deviation s (Karras et al. 2022, arXiv 2206.00364); the others are as they are."""
+        if head != "flow":
+            return raw
+        skip, out = self._preconditioning(t, self.prediction)
+        now, mean = self.at(t, x), self.data_mean
+        of_data = {
+            "velocity": now.alpha_slope,
+            "data": torch.ones_like(now.alpha),
+            "noise": torch.zeros_like(now.alpha),
+        }
+        return of_data[self.prediction] * mean + shaped(skip, x) * (x - now.alpha * mean) + shaped(out, x) * raw
+
+    def normalized(self, x: Tensor, t: Tensor) -> Tensor:
+        now = self.at(t, x)
+        return (x - now.alpha * self.data_mean) / ((now.alpha * self.data_std) ** 2 + now.sigma**2).sqrt()
+
+    def _preconditioning(self, t: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+        """(skip, out) [B]: y = a z + b ε regressed on x = α z + σ ε, for z of variance s²."""
+        t, variance = t.double(), self.data_std**2
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        one, zero = torch.ones_like(t), torch.zeros_like(t)
+        a, b = {
+            "velocity": (self.schedule.alpha_derivative(t), self.schedule.sigma_derivative(t)),
+            "data": (one, zero),
+            "noise": (zero, one),
+        }[prediction]
+        total = alpha**2 * variance + sigma**2
+        return (a * alpha * variance + b * sigma) / total, (a * sigma - b * alpha).abs() * (variance / total).sqrt()
+
+
+@dataclass(frozen=True)
+class _At:
+    """A schedule at times t, shaped to act on a state."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_slope: Tensor
+    sigma_slope: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """ζ/z = −α'/σ'."""
+        return self.alpha_slope / (-self.sigma_slope).clamp(min=LEAST_SLOPE)
