@@ -1,34 +1,54 @@
 """Continuous-time Markov models of sequences: generator matching, trained and sampled the Hugging Face way."""
 
 from gm_discrete import bregman
-from gm_discrete.generators import Jump
-from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
+from gm_discrete.generators import Diffusion, Flow, Jump, Superposition
+from gm_discrete.landings import Bins
+from gm_discrete.likelihood import FlowLikelihood, LikelihoodBound, flow_log_likelihood, likelihood_bound
 from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 from gm_discrete.objective import LogitNormalTimes, UniformTimes, conditional_loss
-from gm_discrete.paths import FinitePath, MaskedPath, MetricPath, MixturePath, UniformPath
+from gm_discrete.paths import (
+    EuclideanMixturePath,
+    FinitePath,
+    GaussianPath,
+    MaskedPath,
+    MetricPath,
+    MixturePath,
+    UniformPath,
+)
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
-from gm_discrete.samplers import BackwardNoise, DetailedBalance, EtaNoise, ReMDM, simulate, time_grid
+from gm_discrete.paths.exact import ExactGaussianModel
+from gm_discrete.samplers import BackwardNoise, DetailedBalance, EtaNoise, ReMDM, simulate, superpose, time_grid
 from gm_discrete.schedules import (
+    CondOTSchedule,
     CosineSchedule,
     ExponentialSchedule,
     LinearSchedule,
     PowerSchedule,
     SquaredSineSchedule,
+    TrigonometricSchedule,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackwardNoise",
+    "Bins",
+    "CondOTSchedule",
     "CosineSchedule",
     "DetailedBalance",
+    "Diffusion",
     "EtaNoise",
+    "EuclideanMixturePath",
+    "ExactGaussianModel",
     "ExactModel",
     "ExponentialSchedule",
     "FinitePath",
+    "Flow",
+    "FlowLikelihood",
     "GMConfig",
     "GMGenerationConfig",
     "GMModel",
+    "GaussianPath",
     "Jump",
     "KolmogorovResidual",
     "LikelihoodBound",
@@ -40,12 +60,16 @@ __all__ = [
     "PowerSchedule",
     "ReMDM",
     "SquaredSineSchedule",
+    "Superposition",
+    "TrigonometricSchedule",
     "UniformPath",
     "UniformTimes",
     "bregman",
     "check_kolmogorov",
     "conditional_loss",
+    "flow_log_likelihood",
     "likelihood_bound",
     "simulate",
+    "superpose",
     "time_grid",
 ]

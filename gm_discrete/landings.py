@@ -204,7 +204,8 @@ class KnownLanding(Kernel):
         edges[0], edges[-1] = -torch.inf, torch.inf
         center, sigma, zeta = (self.alpha * self.z)[where, None], self.sigma[where, None], self.zeta[where, None]
         reached = gain((edges - center) / sigma, zeta)
-        return reached.diff(dim=1) / reached[:, -1:]
+        # Next to its roots the gain is flat, and rounding may take away what a bin there has.
+        return reached.diff(dim=1).clamp(min=0) / reached[:, -1:]
 
     def log_probs(self, where: Tensor) -> Tensor:
         return self.masses(where).log()

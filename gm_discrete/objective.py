@@ -7,6 +7,7 @@ is reported (Hong et al. 2026, arXiv 2605.13026).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gm_discrete import bregman
-from gm_discrete.generators import Jump
+from gm_discrete.generators import Generator, Superposition
 from gm_discrete.paths.base import Path
 
 
@@ -49,12 +50,15 @@ TimeLaw = UniformTimes | LogitNormalTimes
 def draw_times(
     path: Path, batch: int, rng: torch.Generator | None, device: torch.device, times: TimeLaw | None = None
 ) -> Tensor:
-    """Stratified times t [B], float64: κ at the quantiles (j + u)/B of the law with one common u, in random order."""
+    """Stratified times t [B], float64: κ at the quantiles (j + u)/B of the law with one common u, in random order.
+
+    Of Euclidean paths t itself has the law, on [0, `path.latest`].
+    """
     source = rng.device if rng is not None else device
     offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
     order = torch.randperm(batch, generator=rng, device=source)
     u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
-    return path.schedule.inverse((times or UniformTimes()).quantile(u)).to(device)
+    return path.time(path.latest * (times or UniformTimes()).quantile(u)).to(device)
 
 
 def corrupt(
@@ -77,35 +81,60 @@ def corrupt(
     batch = len(z)
     rows = slice(rank * batch, (rank + 1) * batch)
     t = draw_times(path, batch * world_size, rng, z.device, times)
-    sources = None if x_0 is None else x_0.repeat(world_size, 1)
-    x = path.sample(z.repeat(world_size, 1), t, rng, sources)[rows]
+    everyone = (world_size, *[1] * (z.dim() - 1))
+    sources = None if x_0 is None else x_0.repeat(everyone)
+    x = path.sample(z.repeat(everyone), t, rng, sources)[rows]
     return torch.where(scored, x, z), t[rows]
 
 
 def matching_loss(
     path: Path,
-    predicted: Jump,
+    predicted: Generator,
     z: Tensor,
     x: Tensor,
     t: Tensor,
     scored: Tensor,
     num_items: Tensor | int | None = None,
-    divergence: str = "generalized_kl",
+    divergence: Any = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """Mean over the scored positions of D(F(x|z), F_θ(x)), a float32 scalar in nats.
+    """Mean over the scored entries of Σ_parts w D(F(x|z), F_θ(x)), a float32 scalar; of symbols in nats.
 
-    `generalized_kl` is taken per unit of κ (divided by κ'(t)), `cross_entropy` as it is.
+    Generators are taken in `path.units`, those of symbols per unit of κ. Of a superposition the parts are compared
+    unscaled: what a part weighs in the loss has nothing to do with what it weighs in the process.
 
     Args:
-        z, x: data and state [B, L]; t: times [B]; scored: bool [B, L].
-        num_items: what the sum is divided by; the number of scored positions by default.
+        z, x: data and state [B, …]; t: times [B]; scored: bool of their shape.
+        num_items: what the sum is divided by; the number of scored entries by default.
+        divergence: of a `Jump` between symbols one of its kinds, of a superposition kinds by part; the path's by default.
+        weights: w by part, 1 by default.
     """
-    target = path.conditional(z, x, t)
-    values = bregman.divergence(target, predicted, x, where=scored, kind=divergence)
-    if divergence == "generalized_kl":
-        values = values / path.schedule.derivative(t)[:, None]
+    values = parts_of_loss(path, predicted, z, x, t, scored, divergence)
+    total = torch.stack([(weights or {}).get(name, 1.0) * value.sum() for name, value in values.items()]).sum()
     count = scored.sum().clamp(min=1) if num_items is None else num_items
-    return (values.sum() / count).float()
+    return (total / count).float()
+
+
+def parts_of_loss(
+    path: Path, predicted: Generator, z: Tensor, x: Tensor, t: Tensor, scored: Tensor, divergence: Any = None
+) -> dict[str, Tensor]:
+    """D(F(x|z), F_θ(x)) by part, each of x's shape and 0 where it is not scored."""
+    target = path.conditional(z, x, t)
+    kinds: Any = divergence or path.default_divergence
+    pairs: dict[str, tuple[Any, Any]] = {"jump": (target, predicted)}
+    if isinstance(target, Superposition):
+        parts = predicted.parts if isinstance(predicted, Superposition) else {}
+        if missing := kinds.keys() - parts.keys():
+            raise TypeError(f"the model's generator lacks {', '.join(sorted(missing))}, which the path learns")
+        pairs = {name: (target.parts[name], parts[name]) for name in kinds}
+    else:
+        kinds = {"jump": kinds}
+    values = {}
+    for name, (aim, guess) in pairs.items():
+        unit = path.units(t)[name].view(-1, *[1] * (x.dim() - 1))
+        unit = unit.to(x.dtype) if x.is_floating_point() else unit
+        values[name] = bregman.divergence(aim.per(unit), guess.per(unit), x, where=scored, kind=kinds[name])
+    return values
 
 
 def conditional_loss(
@@ -116,23 +145,26 @@ def conditional_loss(
     *,
     scored: Tensor | None = None,
     times: TimeLaw | None = None,
-    divergence: str | None = None,
+    divergence: Any = None,
     x_0: Tensor | None = None,
+    class_labels: Tensor | None = None,
 ) -> Tensor:
-    """Conditional generator matching loss of a batch, in nats per scored position.
+    """Conditional generator matching loss of a batch, per scored position (of symbols, in nats) or entry.
 
     Draws t and x ~ p_t(·|z). A network computes the loss in its own forward, where wrappers for mixed precision and
     distributed training can see it; any other object with `.path` and `.generator(x, t)` is asked for its generator.
 
     Args:
-        model: a module called as `model(input_ids=x, time=t, labels=z)`, or a stand-in such as an exact posterior.
-        z: clean data, long [B, L].
+        model: a module called as `model(input_ids=x, time=t, labels=z)` (`input_values` of numbers), or a stand-in such as
+            an exact posterior.
+        z: clean data, long [B, L], or floating-point [B, …] of a Euclidean path.
         attention_mask: [B, L], 0 where padded: neither noised, nor attended to, nor scored.
         rng: source of the noise.
-        scored: bool [B, L], positions to noise and to score; all that are not padded by default.
+        scored: bool of z's shape, entries to noise and to score; all that are not padded by default.
         times: law of κ(t), uniform by default.
-        divergence: `"generalized_kl"` or `"cross_entropy"`; by default that of the model's config, or of its path.
+        divergence: by default that of the model's config, or of its path (see `matching_loss`).
         x_0: the sources [B, L] of a coupled path.
+        class_labels: long [B], of a model with classes; a part `config.class_dropout` of them is left out.
 
     Returns:
         Scalar.
@@ -140,12 +172,26 @@ def conditional_loss(
     path = unwrapped(model).path
     scored = scored_positions(path, z, attention_mask, scored)
     x, t = corrupt(path, z, scored, rng, times, x_0=x_0)
-    masks = {} if attention_mask is None else {"attention_mask": attention_mask}
+    given = {"attention_mask": attention_mask}
+    if class_labels is not None:
+        dropout = getattr(getattr(unwrapped(model), "config", None), "class_dropout", 0.0)
+        given["class_labels"] = without_some(class_labels, dropout, rng)
+    given = {name: value for name, value in given.items() if value is not None}
     if isinstance(model, nn.Module):
         choice = {} if divergence is None else {"divergence": divergence}
-        return model(input_ids=x, time=t, labels=z.masked_fill(~scored, -100), **masks, **choice).loss
-    predicted = model.generator(x, t, **masks)
-    return matching_loss(path, predicted, z, x, t, scored, divergence=divergence or path.default_divergence)
+        state = {path.state_name: x}
+        return model(**state, time=t, labels=path.unscored(z, scored), **given, **choice).loss
+    return matching_loss(path, model.generator(x, t, **given), z, x, t, scored, divergence=divergence)
+
+
+def without_some(
+    class_labels: Tensor, dropout: float, rng: torch.Generator | None, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """The labels [B], each −1 (no class) with probability `dropout`; the noise is that of the global batch."""
+    batch = len(class_labels)
+    device = rng.device if rng is not None else class_labels.device
+    u = torch.rand(batch * world_size, generator=rng, device=device)[rank * batch : (rank + 1) * batch]
+    return torch.where(u.to(class_labels.device) < dropout, -1, class_labels)
 
 
 def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor | None = None) -> Tensor:
@@ -155,8 +201,10 @@ def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, score
         ValueError: a mask is not of z's shape, or (looked at on the CPU only, elsewhere it would stall the device) nothing
             is left to score, or what is scored holds a symbol that no data has, such as the mask.
     """
-    if z.dim() != 2:
+    if z.dim() < 2 or (z.dim() > 2 and not z.is_floating_point()):
         raise ValueError(f"z must have shape [B, L], got {tuple(z.shape)}")
+    if attention_mask is not None and z.is_floating_point() and z.dim() == 3:
+        attention_mask = attention_mask[..., None].expand(z.shape)
     for name, mask in (("attention_mask", attention_mask), ("scored", scored)):
         if mask is not None and mask.shape != z.shape:
             raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected that of z, {tuple(z.shape)}")

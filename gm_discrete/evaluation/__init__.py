@@ -15,6 +15,7 @@ from gm_discrete.evaluation.images import (
     train_classifier,
 )
 from gm_discrete.evaluation.judge import materialize_smollm2
+from gm_discrete.evaluation.matching import evaluate_matching
 from gm_discrete.evaluation.perplexity import BoundPerplexity, count_characters, evaluate_bound
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "efficientnet_lite0",
     "evaluate_bound",
     "evaluate_images",
+    "evaluate_matching",
     "extract_features",
     "frechet_distance",
     "inception",

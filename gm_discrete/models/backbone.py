@@ -12,9 +12,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gm_discrete.models.config import GMConfig
+from gm_discrete.models.layout import Layout
 
 TIME_FEATURES = 128
 """Sines and cosines of t, at periods from 2π/1000 to 20π."""
+
+SYMBOL_SIZE = 16
+"""Channels of a symbol that shares its position with others."""
 
 
 class Backbone(nn.Module):
@@ -26,36 +30,96 @@ class Backbone(nn.Module):
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layout = layout = Layout(config)
+        if not config.vocab_size:
+            self.embed_tokens = NumberEmbedding(config, layout.slots)
+        elif layout.slots > 1:
+            self.embed_tokens = PatchEmbedding(config, layout.slots)
+        else:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        places = config.max_position_embeddings if config.image_shape else 0
+        self.embed_places = nn.Embedding(places, config.hidden_size) if places else None  # rows and columns, not a line
         self.time = TimeEmbedding(config.hidden_size) if config.time_conditioning else None
+        self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
         last = config.num_hidden_layers - 1
         blocks = [Block(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([*blocks, FeedForward(config)])
         self.norm = Norm(config, parts=2)
 
-    def forward(self, input_ids: Tensor, time: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
-        """States [B, L, D] behind the last attention, for `finish`."""
-        hidden = self.embed_tokens(input_ids)  # [B, L, D]
+    def forward(
+        self,
+        input_ids: Tensor,
+        time: Tensor | None,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """States [B, L, D] behind the last attention, for `finish`. Numbers enter normalised (`path.normalized`)."""
+        whole = self.layout.slots == 1 and self.config.vocab_size
+        hidden = self.embed_tokens(input_ids if whole else self.layout.split(input_ids))  # [B, L, D]
+        if self.embed_places is not None:
+            hidden = hidden + self.embed_places.weight
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
-        condition = self._condition(time, hidden)
+        condition = self._condition(time, class_labels, hidden)
         rotary = rotary_embedding(hidden, self.config)
         real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
             hidden = block(hidden, rotary, mask, real, condition)
         return hidden
 
-    def finish(self, states: Tensor, time: Tensor | None, sequence: Tensor | None = None) -> Tensor:
+    def finish(
+        self,
+        states: Tensor,
+        time: Tensor | None,
+        sequence: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
         """Final hidden states of the states [n, D] of positions in the given sequences [n], or of all, [B, L, D]."""
-        condition = self._condition(time, states)
+        condition = self._condition(time, class_labels, states)
         hidden = self.layers[-1](states, condition, sequence=sequence)
         return self.norm(hidden, condition, sequence)[0]
 
-    def _condition(self, time: Tensor | None, hidden: Tensor) -> Tensor | None:
-        """What the blocks see of the times [B]: [B, 1, D]."""
-        return None if self.time is None else self.time(time).to(hidden.dtype)
+    def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """What the blocks see of the times [B] and the classes [B] (−1: none): [B, 1, D]."""
+        condition = None if self.time is None else self.time(time)
+        if self.classes is not None:
+            count = len(time) if time is not None else len(hidden)
+            labels = torch.full((count,), -1, device=hidden.device) if class_labels is None else class_labels
+            by_class = self.classes(torch.where(labels < 0, self.config.num_classes, labels))[:, None]
+            condition = by_class if condition is None else condition + by_class
+        return None if condition is None else condition.to(hidden.dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """The symbols of a position [B, L, S] → [B, L, D]: a few channels for each symbol, and one matrix for all slots."""
+
+    def __init__(self, config: GMConfig, slots: int) -> None:
+        super().__init__()
+        self.symbols = nn.Embedding(config.vocab_size, SYMBOL_SIZE)
+        self.output = nn.Linear(slots * SYMBOL_SIZE, config.hidden_size)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        return self.output(self.symbols(symbols).flatten(2))
+
+
+class NumberEmbedding(nn.Module):
+    """The numbers of a position [B, L, S] → [B, L, D].
+
+    A number v enters as v, sin(2^j π v/2) and cos(2^j π v/2), j < F: through v alone the network would lose its fine scale.
+    """
+
+    def __init__(self, config: GMConfig, slots: int) -> None:
+        super().__init__()
+        self.num_frequencies = config.num_frequencies
+        self.output = nn.Linear(slots * (1 + 2 * config.num_frequencies), config.hidden_size)
+
+    def forward(self, values: Tensor) -> Tensor:
+        octave = torch.arange(self.num_frequencies, device=values.device, dtype=values.dtype)
+        angle = values[..., None] * (math.pi / 2 * 2**octave)
+        features = torch.cat([values[..., None], angle.sin(), angle.cos()], dim=-1).flatten(2)
+        return self.output(features.to(self.output.weight.dtype))
 
 
 class Block(GradientCheckpointingLayer):
@@ -131,7 +195,9 @@ class Norm(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.modulation = (
-            ZeroLinear(config.hidden_size, parts * config.hidden_size) if config.time_conditioning else None
+            ZeroLinear(config.hidden_size, parts * config.hidden_size)
+            if config.time_conditioning or config.num_classes
+            else None
         )
         self.parts = parts
 

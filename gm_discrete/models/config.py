@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from gm_discrete.paths import FinitePath, MaskedPath, Path
+from gm_discrete import bregman
+from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, Path
 
 # What transformers itself passes to a config's constructor beside the fields of the class.
 _FROM_TRANSFORMERS = {
@@ -39,7 +42,15 @@ class GMConfig(PreTrainedConfig):
         time_conditioning: adaptive normalisation (adaLN) by t. By default off for masking, whose posterior does not
             depend on t, and on for the rest.
         divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`; by default the former for
-            mixture paths, and the latter for other paths, whose bound costs O(K²) per position.
+            mixture paths, and the latter for other paths, whose bound costs O(K²) per position. Of Euclidean paths a name
+            in `bregman.DIVERGENCES` for each part that is learned, such as `{"flow": "squared"}`.
+        loss_weights: of Euclidean paths: weight of each part in the loss, 1 by default. They are not the weights with which
+            the generators are superposed.
+        image_shape: [C, H, W] of images; states are then numbers [B, C, H, W], or symbols [B, C·H·W] in that order.
+        patch_size: pixels on a side of the patch that makes one position of the transformer.
+        num_frequencies: F; a number enters as itself and as sines and cosines of F octaves, from half a period per unit on.
+        num_classes: classes that the model can be conditioned on; 0 for none.
+        class_dropout: probability of training without the class, for classifier-free guidance.
         mask_token_id: symbol that marks what is to be filled and never is data; the path's own for masking.
         pad_token_id, bos_token_id, eos_token_id: as in the tokenizer.
     """
@@ -62,7 +73,13 @@ class GMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     time_conditioning: bool | None = None
-    divergence: str | None = None
+    divergence: str | dict[str, str] | None = None
+    loss_weights: dict[str, float] | None = None
+    image_shape: list[int] | None = None
+    patch_size: int = 1
+    num_frequencies: int = 6
+    num_classes: int = 0
+    class_dropout: float = 0.1
     mask_token_id: int | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -74,24 +91,24 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(f"GMConfig takes no argument {', '.join(sorted(unknown))}")
         path = MaskedPath(self.vocab_size or 2) if self.path is None else self.build_path()
         self.path = path.to_dict()
-        if self.vocab_size not in (0, path.vocab_size):
-            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={path.vocab_size}")
-        self.vocab_size = path.vocab_size
+        size = path.vocab_size if isinstance(path, FinitePath) else 0
+        if self.vocab_size not in (0, size):
+            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={size}")
+        self.vocab_size = size
         masked = isinstance(path, MaskedPath)
         if masked and self.mask_token_id not in (None, path.mask_token_id):
             raise ValueError(f"mask_token_id={self.mask_token_id} differs from the path's {path.mask_token_id}")
         self.mask_token_id = path.mask_token_id if masked else self.mask_token_id
         for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
+            if token is not None and not 0 <= token < max(size, 1):
                 raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
+        self.divergence = chosen_divergence(path, self.divergence)
+        self._check_images(path)
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads={self.num_attention_heads}"
             )
-        self.divergence = self.divergence or path.default_divergence
-        if self.divergence not in ("generalized_kl", "cross_entropy"):
-            raise ValueError(f"divergence={self.divergence!r} must be 'generalized_kl' or 'cross_entropy'")
         if self.hidden_act not in ("swiglu", "relu2"):
             raise ValueError(f"hidden_act={self.hidden_act!r} must be 'swiglu' or 'relu2'")
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
@@ -103,11 +120,73 @@ class GMConfig(PreTrainedConfig):
             self.time_conditioning = not masked
         super().__post_init__(**kwargs)
 
-    def build_path(self) -> FinitePath:
+    def _check_images(self, path: Path) -> None:
+        if self.loss_weights is not None:
+            known = path.default_divergence.keys() if isinstance(path.default_divergence, Mapping) else ()
+            if set(self.loss_weights) - set(known) or min(self.loss_weights.values(), default=0) < 0:
+                raise ValueError(
+                    f"loss_weights={self.loss_weights} must be weights ≥ 0 of {', '.join(known) or 'no part'}"
+                )
+        if self.num_classes < 0 or not 0 <= self.class_dropout < 1:
+            raise ValueError(
+                f"num_classes={self.num_classes} and class_dropout={self.class_dropout} must lie in [0, ∞), [0, 1)"
+            )
+        if self.image_shape is None:
+            if self.patch_size != 1:
+                raise ValueError(f"patch_size={self.patch_size} goes with image_shape=[C, H, W]")
+            return
+        self.image_shape = [int(size) for size in self.image_shape]
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape={self.image_shape} must be [C, H, W]")
+        channels, height, width = self.image_shape
+        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"patch_size={self.patch_size} must divide height and width of image_shape={self.image_shape}"
+            )
+        if isinstance(path, EuclideanPath) and path.num_channels != channels:
+            raise ValueError(
+                f"image_shape={self.image_shape} has {channels} channels, the path num_channels={path.num_channels}"
+            )
+        self.max_position_embeddings = height * width // self.patch_size**2
+
+    @property
+    def num_channels(self) -> int:
+        """Entries per position of states that are no images: 1 for symbols."""
+        return self.build_path().num_channels if not self.vocab_size else 1  # pyright: ignore[reportAttributeAccessIssue]
+
+    def state_shape(self, length: int) -> tuple[int, ...]:
+        """Shape of one state of the given number of positions."""
+        if self.image_shape is None:
+            return (length,) if self.vocab_size else (length, self.num_channels)
+        return (math.prod(self.image_shape),) if self.vocab_size else tuple(self.image_shape)
+
+    def build_path(self) -> FinitePath | EuclideanPath:
         """The path that `config.path` describes."""
         if not isinstance(self.path, Path | dict):
             raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
         path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path)
-        if not isinstance(path, FinitePath):
-            raise TypeError(f"path={path!r} is no path of tokens")
+        if not isinstance(path, FinitePath | EuclideanPath):
+            raise TypeError(f"path={path!r} is a path neither of tokens nor of numbers")
         return path
+
+
+def chosen_divergence(path: Path, choice: Any) -> Any:
+    """The divergence of a path's parts: what was chosen, and the path's own elsewhere.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    default = path.default_divergence
+    if isinstance(default, str):
+        choice = choice or default
+        if choice not in ("generalized_kl", "cross_entropy"):
+            raise ValueError(f"divergence={choice!r} must be 'generalized_kl' or 'cross_entropy'")
+        return choice
+    if not isinstance(choice, Mapping | None):
+        raise ValueError(f"divergence={choice!r} must be a divergence by part, such as {dict(default)}")
+    if unknown := (choice or {}).keys() - default.keys():
+        raise ValueError(f"divergence is given for {', '.join(sorted(unknown))}; this path learns {', '.join(default)}")
+    kinds = {**default, **(choice or {})}
+    for part, kind in kinds.items():
+        bregman.named(kind, part)
+    return kinds

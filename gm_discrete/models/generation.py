@@ -1,4 +1,4 @@
-"""`generate`: from a prompt, a text with gaps, or nothing at all to finished sequences."""
+"""`generate`: from a prompt, a text with gaps, a class, or nothing at all to finished sequences, vectors and images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
-from gm_discrete.generators import Jump
+from gm_discrete.generators import Generator
 from gm_discrete.models.config import GMConfig
-from gm_discrete.paths import FinitePath
-from gm_discrete.samplers import GRID_FREE, SPACINGS, STEPS, Corrector, Step, make_step, simulate, time_grid
+from gm_discrete.paths import EuclideanPath, FinitePath
+from gm_discrete.samplers import (
+    EUCLIDEAN_STEPS,
+    GRID_FREE,
+    SPACINGS,
+    STEPS,
+    Corrector,
+    Step,
+    make_step,
+    simulate,
+    time_grid,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,13 +47,16 @@ class GMGenerationConfig(GenerationConfig):
 
     Args:
         num_steps: N, steps of the grid.
-        grid: how it is spaced, `"linear"` or `"quadratic"` in κ or `"logarithmic"` (see `time_grid`; the path's own by
-            default), or all times from 0 to 1, in place of `num_steps`.
+        grid: how it is spaced, `"linear"` or `"quadratic"` in κ, `"logarithmic"` or `"geometric"` (see `time_grid`; the
+            path's own by default), or all times from 0 to 1, in place of `num_steps`.
         sampler: on that grid `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`. The others
             choose their own times, and look at the grid only for a streamer, stopping criteria or a corrector:
-            `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"step_doubling"`.
+            `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"step_doubling"`. Of numbers: `"tau_leaping"` (or
+            `"euler"`, the same), `"heun"`, `"adaptive"` and, for a flow alone, `"dopri5"`.
         max_expected_changes: of `"adaptive"`: how many tokens may change in a step, on average.
-        tolerance: of `"uniformization"` and `"step_doubling"`.
+        tolerance: of `"uniformization"`, `"step_doubling"`, `"dopri5"`, and `"adaptive"` steps of numbers.
+        guidance_scale: γ of classifier-free guidance towards `class_labels`; 1 (none) by default.
+        generators: weights of a superposition, in place of those of the path.
         corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`, or the dict of its `to_dict()`.
         temperature, top_k, top_p: applied to the posterior π of the data symbols, before the rates.
         length: positions of an unconditional sample; the model's `max_position_embeddings` by default.
@@ -62,6 +75,8 @@ class GMGenerationConfig(GenerationConfig):
         self.tolerance: float | None = kwargs.pop("tolerance", None)
         corrector = kwargs.pop("corrector", None)
         self.corrector: dict[str, Any] | None = corrector.to_dict() if isinstance(corrector, Corrector) else corrector
+        self.guidance_scale: float | None = kwargs.pop("guidance_scale", None)
+        self.generators: dict[str, Any] | None = kwargs.pop("generators", None)
         self.temperature: float | None = kwargs.pop("temperature", None)
         self.top_k: int | None = kwargs.pop("top_k", None)
         self.top_p: float | None = kwargs.pop("top_p", None)
@@ -85,12 +100,14 @@ class GMGenerationConfig(GenerationConfig):
         Raises:
             ValueError: an argument is out of its range; the message names it.
         """
+        known = STEPS | EUCLIDEAN_STEPS
         for name, valid, rule in (
             ("num_steps", _is_int(self.num_steps, 1), "an integer ≥ 1"),
             ("grid", _is_grid(self.grid), f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
-            ("sampler", self.sampler in STEPS, f"one of {', '.join(STEPS)}"),
+            ("sampler", self.sampler in known, f"one of {', '.join(known)}"),
             ("max_expected_changes", _is_positive(self.max_expected_changes), "positive, or None"),
             ("tolerance", _is_positive(self.tolerance), "positive, or None"),
+            ("guidance_scale", self.guidance_scale is None or self.guidance_scale >= 0, "≥ 0, or None"),
             ("temperature", self.temperature is None or self.temperature > 0, "positive, or None"),
             ("top_k", self.top_k is None or _is_int(self.top_k, 1), "an integer ≥ 1, or None"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or None"),
@@ -108,7 +125,7 @@ class GMGenerationConfig(GenerationConfig):
             self.sampler, self.corrector, max_expected_changes=self.max_expected_changes, tolerance=self.tolerance
         )
 
-    def times(self, path: FinitePath, watched: bool) -> Tensor:
+    def times(self, path: FinitePath | EuclideanPath, watched: bool) -> Tensor:
         """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless watched or corrected there."""
         if isinstance(self.grid, Sequence) and not isinstance(self.grid, str):
             return torch.tensor(self.grid, dtype=torch.float64)
@@ -156,7 +173,7 @@ class GMGenerationMixin(Base):
     """The generation methods of `GMModel`."""
 
     config: GMConfig
-    path: FinitePath
+    path: FinitePath | EuclideanPath
     whole_batches: bool
     generation_config: GMGenerationConfig
 
@@ -187,6 +204,7 @@ class GMGenerationMixin(Base):
         *,
         attention_mask: Tensor | None = None,
         x_0: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
         length: int | None = None,
         max_new_tokens: int | None = None,
@@ -196,6 +214,8 @@ class GMGenerationMixin(Base):
         max_expected_changes: float | None = None,
         tolerance: float | None = None,
         corrector: Corrector | dict[str, Any] | None = None,
+        guidance_scale: float | None = None,
+        generators: dict[str, Any] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -206,7 +226,10 @@ class GMGenerationMixin(Base):
         generation_config: GMGenerationConfig | None = None,
         return_dict_in_generate: bool | None = None,
     ) -> Tensor | GMGenerateOutput:
-        """Samples sequences by simulating the process from the prior (t = 0) to the data (t = 1).
+        """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
+
+        Of a Euclidean path: `batch_size` samples [B, L, C] of `length` L; of a model with an `image_shape` images
+        [B, C, H, W], of numbers or of symbols. Both by class where `class_labels` are given. Of sequences of symbols:
 
         Without `input_ids`: `batch_size` samples of `length` positions. With them: every mask symbol inside is a place to
         fill, and `max_new_tokens` more places follow each prompt (where it ends, if it is padded on the right). All other
@@ -216,7 +239,8 @@ class GMGenerationMixin(Base):
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
             x_0: of a coupled path: the sources [B, L'] from which to start, L' with the new positions. Without `input_ids`
-                every position is free.
+                every position is free. Of a Euclidean path: the state to start from, in place of one from the prior.
+            class_labels: long [B], −1 for no class.
             logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
                 temperature, top-k and top-p. The sequences are the noisy states.
             stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes.
@@ -226,47 +250,79 @@ class GMGenerationMixin(Base):
             generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
 
         Returns:
-            Sequences [B, L], or a `GMGenerateOutput`.
+            Sequences [B, L], vectors [B, L, C] or images [B, C, H, W]; or a `GMGenerateOutput`.
         """
         defaults = self.generation_config if generation_config is None else generation_config
         if not isinstance(defaults, GMGenerationConfig):
             raise TypeError(f"generation_config is a {type(defaults).__name__}; give a GMGenerationConfig")
         config = defaults.updated(
             length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
-            max_expected_changes=max_expected_changes, tolerance=tolerance, corrector=corrector, temperature=temperature,
+            max_expected_changes=max_expected_changes, tolerance=tolerance, corrector=corrector,
+            guidance_scale=guidance_scale, generators=generators, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
         if self.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
-        if x_0 is not None and input_ids is None:
-            if batch_size is not None or length is not None:
-                raise ValueError("batch_size and length are those of x_0")
-            if not isinstance(x_0, Tensor) or x_0.dim() != 2:
-                raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
-            batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
-        known, fixed, attention_mask = self._canvas(
-            config, input_ids, attention_mask, batch_size, length, max_new_tokens
-        )
-        source = None if x_0 is None else x_0.to(self.device)
-        self.path.check_source(source, known, torch.zeros(len(known)))
+        fitting = EUCLIDEAN_STEPS if isinstance(self.path, EuclideanPath) else STEPS
+        if config.sampler not in fitting:
+            raise ValueError(
+                f"sampler={config.sampler!r} does not fit {self.path!r}; choose one of {', '.join(fitting)}"
+            )
+        labels = None if class_labels is None else torch.as_tensor(class_labels, device=self.device)
+        if labels is not None:
+            if input_ids is None and x_0 is None:
+                batch_size = batch_size or len(labels)
+            if not self.config.num_classes:
+                raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
+        elif config.guidance_scale not in (None, 1.0):
+            raise ValueError("guidance_scale needs class_labels to guide towards")
         rng = torch.Generator(device=self.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
-        start = self.path.prior(known.shape, rng, self.device) if source is None else source
-        state = torch.where(fixed, known, start)
+        if isinstance(self.path, EuclideanPath):
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "logits_processor": logits_processor}
+            if unfit := [name for name, value in given.items() if value is not None]:
+                raise ValueError(f"{', '.join(unfit)}: of symbols, and this model is of numbers")
+            state = self._noise(config, x_0, batch_size, length, rng)
+            known, fixed, source = state, torch.zeros_like(state, dtype=torch.bool), None
+            attention_mask, processors, shown, prompted = None, None, 0, False
+        else:
+            if x_0 is not None and input_ids is None:
+                if batch_size is not None or length is not None:
+                    raise ValueError("batch_size and length are those of x_0")
+                if not isinstance(x_0, Tensor) or x_0.dim() != 2:
+                    raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
+                batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
+            known, fixed, attention_mask = self._canvas(
+                config, input_ids, attention_mask, batch_size, length, max_new_tokens
+            )
+            source = None if x_0 is None else x_0.to(self.device)
+            self.path.check_source(source, known, torch.zeros(len(known)))
+            start = self.path.prior(known.shape, rng, self.device) if source is None else source
+            state = torch.where(fixed, known, start)
+            if known.shape[1] > self.config.max_position_embeddings and not self.config.image_shape:
+                trained = self.config.max_position_embeddings
+                logger.warning_once(
+                    f"{known.shape[1]} positions; the model is made for max_position_embeddings={trained}"
+                )
+            shown, processors = _common_prompt(fixed), _processors(config, logits_processor)
+            prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
+        if labels is not None and labels.shape != (len(state),):
+            raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{len(state)}]")
         conditioning = {
-            "attention_mask": None if bool(attention_mask.all()) else attention_mask,
-            "logits_processor": _processors(config, logits_processor),
+            "attention_mask": None if attention_mask is None or bool(attention_mask.all()) else attention_mask,
+            "logits_processor": processors,
+            "class_labels": labels,
+            "guidance_scale": config.guidance_scale,
+            "generators": config.generators,
         }
-        if known.shape[1] > self.config.max_position_embeddings:
-            trained = self.config.max_position_embeddings
-            logger.warning_once(f"{known.shape[1]} positions; the model is made for max_position_embeddings={trained}")
-        shown = _common_prompt(fixed)
         if streamer is not None and shown:
             streamer.put(known[:, :shown].cpu())
         drafts = _Drafts(streamer, stopping_criteria, shown)
-        prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
         model = _Prompted(self, known, fixed, source, rng) if prompted else self
-        times, step = config.times(self.path, bool(drafts.put_draft or stopping_criteria)), config.step()
+        path = self.path
+        if config.generators is not None and isinstance(path, EuclideanPath):
+            path = path.reweighted(config.generators)
+        times, step = config.times(path, bool(drafts.put_draft or stopping_criteria)), config.step()
         training = self.training
         self.eval()
         try:
@@ -280,9 +336,37 @@ class GMGenerationMixin(Base):
         if streamer is not None:
             streamer.put(run.x[:, shown:].cpu())
             streamer.end()
+        end = run.x
+        if self.config.image_shape:
+            end = end.unflatten(1, self.config.image_shape) if end.dim() == 2 else end
         if not config.return_dict_in_generate:
-            return run.x
-        return GMGenerateOutput(run.x, run.network_calls, run.jumps, run.error_bound, attention_mask)
+            return end
+        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, attention_mask)
+
+    def _noise(
+        self,
+        config: GMGenerationConfig,
+        x_0: Tensor | None,
+        batch_size: int | None,
+        length: int | None,
+        rng: torch.Generator,
+    ) -> Tensor:
+        """The state from which to start, [B, …]."""
+        if length is not None and self.config.image_shape:
+            raise ValueError("length is of sequences; the images of this model have image_shape")
+        shape = self.config.state_shape(config.length or self.config.max_position_embeddings)
+        if x_0 is None:
+            if batch_size is not None and batch_size < 1:
+                raise ValueError(f"batch_size={batch_size} must be at least 1")
+            return self.path.prior((batch_size or 1, *shape), rng, self.device)
+        if batch_size is not None or length is not None:
+            raise ValueError("batch_size and length are those of x_0")
+        if (
+            x_0.dim() != len(shape) + 1
+            or x_0.shape[2 if len(shape) == 2 else 1 :] != shape[1 if len(shape) == 2 else 0 :]
+        ):
+            raise ValueError(f"x_0 has shape {tuple(x_0.shape)}; the model takes [B, {str(shape)[1:-1]}]")
+        return x_0.to(self.device)
 
     def _canvas(
         self,
@@ -301,7 +385,9 @@ class GMGenerationMixin(Base):
                 )
             if batch_size is not None and batch_size < 1:
                 raise ValueError(f"batch_size={batch_size} must be at least 1")
-            shape = (batch_size or 1, config.length or self.config.max_position_embeddings)
+            if length is not None and self.config.image_shape:
+                raise ValueError("length is of sequences; the images of this model have image_shape")
+            shape = (batch_size or 1, *self.config.state_shape(config.length or self.config.max_position_embeddings))
             empty = torch.zeros(shape, dtype=torch.long, device=self.device)
             return empty, empty.bool(), torch.ones_like(empty)
         if batch_size is not None or length is not None:
@@ -339,7 +425,7 @@ class _Prompted:
         self.model, self.known, self.fixed, self.source, self.rng = model, known, fixed, source, rng
         self.path = model.path
 
-    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
         shown = torch.where(self.fixed, self.path.sample(self.known, t, self.rng, self.source), x)
         return self.model.generator(shown, t, t_next, **conditioning)
 

@@ -12,13 +12,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from gm_discrete.generators import Jump
+from gm_discrete.generators import Generator, Jump
 from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.models.config import GMConfig
 from gm_discrete.models.generation import GMGenerationConfig, GMGenerationMixin
 from gm_discrete.models.readout import LazyReadout
 from gm_discrete.objective import matching_loss
-from gm_discrete.paths import MaskedPath
+from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath
+from gm_discrete.paths.euclidean import Weights
 
 
 @dataclass
@@ -28,12 +29,14 @@ class GMModelOutput(ModelOutput):
     Attributes:
         loss: conditional generator matching loss, where labels were given.
         logits: of the posterior of the data symbols, [B, L, K]; `None` with labels, as the loss reads them in chunks and
-            only where it needs them.
-        last_hidden_state: [B, L, D]; `None` with labels.
+            only where it needs them, and of a Euclidean path.
+        velocity: of a Euclidean path: what its flow head states, in the state's shape; `None` with labels.
+        last_hidden_state: [B, positions, D]; `None` with labels.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    velocity: Tensor | None = None
     last_hidden_state: Tensor | None = None
 
 
@@ -68,22 +71,28 @@ class GMPreTrainedModel(PreTrainedModel):
 
 
 class GMModel(GMGenerationMixin, GMPreTrainedModel):
-    """Transformer for the rates of a continuous-time Markov chain on token sequences.
+    """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C] or images [B, C, H, W].
 
-    The network's head states a belief about each data symbol; `path.add_evidence`, what the noisy symbol itself says, is
-    added to its logits, so that the sum is the posterior π and stays one as κ → 1. `path.marginal` turns π into rates.
+    Of tokens the head states a belief about each data symbol; `path.add_evidence`, what the noisy symbol itself says, is
+    added to its logits, so that the sum is the posterior π and stays one as κ → 1. `path.marginal` turns π into rates. Of
+    numbers there is a head for each thing that the path's generators are made of (`path.heads`).
     """
 
     generation_config_class = GMGenerationConfig
     accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
-    _tied_weights_keys = {"head.weight": "backbone.embed_tokens.weight"}
+    _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
-        self.path = config.build_path()
+        self.path: FinitePath | EuclideanPath = config.build_path()
         self.backbone = Backbone(config)
+        slots = self.backbone.layout.slots
+        if config.tie_word_embeddings and (slots > 1 or not config.vocab_size):
+            raise ValueError("tie_word_embeddings needs symbols with a position of their own")
         head = nn.Linear if config.tie_word_embeddings else ZeroLinear
-        self.head = head(config.hidden_size, config.vocab_size, bias=False)
+        self.heads = nn.ModuleDict(
+            {name: head(config.hidden_size, slots * size, bias=False) for name, size in self.path.heads.items()}
+        )
         self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
         self.post_init()
 
@@ -94,76 +103,127 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         self.backbone.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.head
+        return self.heads["tokens"]
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.head = new_embeddings
+        self.heads["tokens"] = new_embeddings
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
 
-    def encode(self, x: Tensor, t: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
-        """States [B, L, D] behind the last attention, of the sequences x [B, L] at the times t [B]."""
-        return self.backbone(x, t, attention_mask)
+    def encode(
+        self, x: Tensor, t: Tensor | None, attention_mask: Tensor | None = None, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """States [B, L, D] behind the last attention, of the states x [B, …] at the times t [B]."""
+        if isinstance(self.path, EuclideanPath) and t is not None:
+            x = self.path.normalized(x, t)
+        return self.backbone(x, t, attention_mask, class_labels)
 
-    def finish(self, states: Tensor, t: Tensor | None, sequence: Tensor | None = None) -> Tensor:
+    def finish(
+        self, states: Tensor, t: Tensor | None, sequence: Tensor | None = None, class_labels: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states [n, D] of the states [n, D] of positions in the sequences [n]; or [B, L, D] of all."""
-        return self.backbone.finish(states, t, sequence)
+        return self.backbone.finish(states, t, sequence, class_labels)
 
-    def read_tokens(self, hidden: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Posterior logits [n, K] from hidden states [n, D], the symbols x [n] that stand there and their times t [n]."""
+    def add_evidence(self, logits: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Posterior logits [n, K] from those of the head, the symbols x [n] that stand there and their times t [n]."""
+        assert isinstance(self.path, FinitePath)
         mask = self.config.mask_token_id  # no data symbol is the mask
         excluded = {*self.path.excluded, *(() if mask is None else (mask,))}
-        return self.path.add_evidence(self.head(hidden).float(), x, t, tuple(excluded))
+        return self.path.add_evidence(logits, x, t, tuple(excluded))
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         time: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        divergence: str | None = None,
+        divergence: Any = None,
         return_dict: bool | None = None,
+        *,
+        input_values: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> GMModelOutput | tuple:
-        """Posterior logits, or the loss where labels are given.
+        """What the heads say, or the loss where labels are given.
 
         Args:
-            input_ids: noisy state x [B, L].
+            input_ids: noisy symbols x [B, L]; of images [B, C·H·W].
             time: t [B] in [0, 1]; may be left out by a masked model that does not see it, unless labels are given.
             attention_mask: [B, L], 0 where padded.
-            labels: clean data [B, L], -100 where not scored.
-            num_items_in_batch: what the summed loss is divided by; the number of scored positions by default.
+            labels: clean data of the state's shape; -100, of numbers NaN, where not scored.
+            num_items_in_batch: what the summed loss is divided by; the number of scored entries by default.
             divergence: in place of `config.divergence`.
+            input_values: in place of `input_ids` on a Euclidean path: x [B, L, C] or [B, C, H, W].
+            class_labels: long [B], −1 for no class.
 
         Returns:
-            `.loss` (nats per scored position, see `objective.matching_loss`) with labels, else `.logits` [B, L, K].
+            `.loss` (see `objective.matching_loss`) with labels, else `.logits` [B, L, K] or `.velocity`.
         """
+        x = input_values if isinstance(self.path, EuclideanPath) else input_ids
+        if x is None or (input_ids is not None and input_values is not None):
+            raise ValueError(f"give the state as {self.path.state_name}, which is what {self.path!r} needs")
         if time is None:
             if labels is not None or self.config.time_conditioning or not isinstance(self.path, MaskedPath):
                 raise ValueError("time is missing: pass time=t, of shape [B], in [0, 1]")
-            time = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
-        self.path.check(input_ids, time, "input_ids")
-        for name, tensor in (("attention_mask", attention_mask), ("labels", labels)):
-            if tensor is not None and tensor.shape != input_ids.shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; input_ids has {tuple(input_ids.shape)}")
-        states = self.encode(input_ids, time, attention_mask)
-        loss = logits = hidden = None
-        if labels is None:
-            hidden = self.finish(states, time)
-            times = time[:, None].expand(input_ids.shape).flatten()
-            logits = self.read_tokens(hidden.flatten(0, 1), input_ids.flatten(), times).unflatten(0, input_ids.shape)
-        else:
-            readout = LazyReadout(self, input_ids, time, states=states)
-            scored = labels != -100
-            data = torch.where(scored, labels, input_ids)
-            predicted = self.path.marginal(readout, input_ids, time)
+            time = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        self._check(x, time, attention_mask, labels, class_labels)
+        states = self.encode(x, time, attention_mask, class_labels)
+        readout = LazyReadout(self, x, time, states=states, class_labels=class_labels)
+        if labels is not None:
+            scored = self.path.scored(labels)
             loss = matching_loss(
-                self.path, predicted, data, input_ids, time, scored,
-                num_items_in_batch, divergence or str(self.config.divergence),
+                self.path, self.path.marginal(readout, x, time), torch.where(scored, labels, x), x, time, scored,
+                num_items_in_batch, divergence or self.config.divergence, self.config.loss_weights,
             )  # fmt: skip
-        output = GMModelOutput(loss=loss, logits=logits, last_hidden_state=hidden)
+            output = GMModelOutput(loss=loss)
+        else:
+            hidden = self.finish(states, time, class_labels=class_labels)
+            if isinstance(self.path, EuclideanPath):
+                heads = self.path.heads
+                output = GMModelOutput(velocity=readout("flow") if "flow" in heads else None, last_hidden_state=hidden)
+            else:
+                output = GMModelOutput(logits=readout("tokens").unflatten(0, x.shape), last_hidden_state=hidden)
         return output if return_dict is not False else output.to_tuple()
+
+    def _check(
+        self,
+        x: Tensor,
+        t: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        class_labels: Tensor | None,
+    ) -> None:
+        """
+        Raises:
+            ValueError: a tensor is not what the model is made for.
+        """
+        self.path.check(x, t, self.path.state_name)
+        config = self.config
+        expected = config.state_shape(x.shape[1] if x.dim() > 1 else 0)
+        if tuple(x.shape[1:]) != expected and (config.image_shape or not config.vocab_size):
+            raise ValueError(
+                f"{self.path.state_name} has shape {tuple(x.shape)}; the model takes [B, {str(expected)[1:-1]}]"
+            )
+        for name, tensor, shape in (
+            ("attention_mask", attention_mask, x.shape[:2]),
+            ("labels", labels, x.shape),
+            ("class_labels", class_labels, x.shape[:1]),
+        ):
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {self.path.state_name} has {tuple(x.shape)}")
+        if attention_mask is not None and config.image_shape:
+            raise ValueError("attention_mask is of sequences: images have no padding")
+        if class_labels is not None:
+            if not config.num_classes:
+                raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
+            if (
+                class_labels.device.type == "cpu"
+                and not -1 <= int(class_labels.min()) <= int(class_labels.max()) < config.num_classes
+            ):
+                raise ValueError(
+                    f"class_labels must lie between −1 (none) and num_classes − 1 = {config.num_classes - 1}"
+                )
 
     def generator(
         self,
@@ -172,14 +232,30 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         t_next: Tensor | None = None,
         attention_mask: Tensor | None = None,
         logits_processor: Any = None,
-    ) -> Jump:
-        """The marginal generator at x, or that of the step [t, t_next]. Runs nothing until the value is looked at."""
-        readout = LazyReadout(self, x, t, attention_mask, logits_processor)
-        return self.path.marginal(readout, x, t, t_next)
+        class_labels: Tensor | None = None,
+        guidance_scale: float | None = None,
+        generators: Weights | None = None,
+    ) -> Generator:
+        """The marginal generator at x, or that of the step [t, t_next]. Of symbols it runs nothing until looked at.
+
+        Args:
+            class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance (see `LazyReadout`).
+            generators: other weights of a superposition (see `EuclideanPath.reweighted`).
+        """
+        path = self.path
+        if generators is not None:
+            if not isinstance(path, EuclideanPath):
+                raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
+            path = path.reweighted(generators)
+        readout = LazyReadout(self, x, t, attention_mask, logits_processor, None, class_labels, guidance_scale)
+        return path.marginal(readout, x, t, t_next)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""
-        return self.generator(x, t, attention_mask=attention_mask).rates(x)
+        generator = self.generator(x, t, attention_mask=attention_mask)
+        if not isinstance(generator, Jump):
+            raise TypeError(f"only jumps between symbols have a rate matrix; {self.path!r} is a path of numbers")
+        return generator.rates(x)
 
 
 AutoConfig.register("gm_discrete", GMConfig)

@@ -23,6 +23,10 @@ class Path(Configurable, ABC):
 
     default_divergence: str | Mapping[str, str]
     """The loss that a model is trained with unless told otherwise; by part where generators are superposed."""
+    state_name = "input_ids"
+    """What a noisy state is called where a network or a batch takes it."""
+    latest = 1.0
+    """The part of the path after which no training time is drawn."""
     spacing: str
     """How a grid of times is spaced unless told otherwise (see `samplers.time_grid`)."""
 
@@ -56,6 +60,14 @@ class Path(Configurable, ABC):
     @abstractmethod
     def units(self, t: Tensor) -> Mapping[str, Tensor]:
         """Units [B], by part, in which generators are of order 1 at all times: what divergences are taken in."""
+
+    @abstractmethod
+    def scored(self, labels: Tensor) -> Tensor:
+        """bool, of the labels' shape: which are data, and not marked as "not scored"."""
+
+    @abstractmethod
+    def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
+        """Labels: the data z, marked where they are not scored."""
 
     @abstractmethod
     def check(self, state: Tensor, t: Tensor, name: str) -> None:

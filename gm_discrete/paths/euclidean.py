@@ -88,8 +88,20 @@ class EuclideanPath(Path):
     def spacing(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return "geometric" if "jump" in self.generators else "linear"
 
+    state_name = "input_values"
+
+    @property
+    def latest(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
+
     def time(self, u: Tensor) -> Tensor:
         return u
+
+    def scored(self, labels: Tensor) -> Tensor:
+        return ~labels.isnan()
+
+    def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
+        return z.masked_fill(~scored, torch.nan)
 
     @abstractmethod
     def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class ExactGaussianModel:
         mean = means + alpha * s**2 / total * away
         clean = (weight * mean).sum(1)
         noise = (flat - alpha[:, 0] * clean) / sigma[:, 0]
-        reduced = kernel = None
+        reduced, kernel = None, None
         if "jump" in self.path.generators:
             spread = s * sigma / total.sqrt()
             z = (mean[..., None] + spread[..., None] * self.points).transpose(1, 2).flatten(2)  # [B, d, Z·Q]
@@ -67,8 +67,10 @@ class ExactGaussianModel:
             cells, laws = z.flatten(0, 1), rates.flatten(0, 1).log()
             belief = Categorical(TensorReadout(laws[None]), x.shape, cells.shape[1], x.device, head="landing")
 
-            def kernel(when: Tensor) -> Kernel:
+            def landing(when: Tensor) -> Kernel:
                 return self.path.landing(belief, x, when, lambda index, u, where: cells[where, index])
+
+            kernel = landing
 
         return self.path.generator(
             clean.view_as(x).to(x.dtype), noise.view_as(x).to(x.dtype), reduced, kernel, x, t, t_next

@@ -24,6 +24,9 @@ from gm_discrete.transport import FLOWS, Renewal, Transport
 CERTAIN = 1e4
 """Log-odds of what is known for sure: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
 
+UNSCORED = -100
+"""The label of a position that is not scored, as everywhere in transformers."""
+
 CLOCK_LOGITS = 20.0
 """A tabulated clock covers logit κ ∈ [−20, 20]: at κ = 2e-9 a sequence of 10⁴ tokens is still noise, at 1 − 2e-9 data."""
 
@@ -76,6 +79,12 @@ class FinitePath(Path):
 
     def units(self, t: Tensor) -> dict[str, Tensor]:
         return {"jump": self.schedule.derivative(t)}
+
+    def scored(self, labels: Tensor) -> Tensor:
+        return labels != UNSCORED
+
+    def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
+        return z.masked_fill(~scored, UNSCORED)
 
     # The law
 

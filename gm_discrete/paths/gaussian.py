@@ -141,7 +141,7 @@ class GaussianPath(EuclideanPath):
 
         Args:
             readout: called as `readout(head, where=None)`: `"flow"` → u, ẑ or ε̂ (see `prediction`), of x's shape; with a
-                jump also `"rate"` → log(λ σ/speed), of x's shape, and `"landing"` → logits of the bins [n, bins] at the entries
+                jump also `"rate"` → log(λ σ/speed), of x's shape, and `"landing"` → logits [n, bins] at the entries
                 `where` of the flattened state. A tensor is taken for the flow.
             x, t, t_next: state, times [B], and the end of the step.
         """

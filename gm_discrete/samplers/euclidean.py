@@ -31,10 +31,6 @@ def heun(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
 
     With jumps this is the "mixed" method of Generator Matching. The last step, to t = 1, is that of `tau_leaping`.
     """
-    if not x.is_floating_point():
-        raise TypeError(
-            'heun follows a flow, and symbols have none: use "trapezoidal", the two-evaluation step of jumps'
-        )
     if bool((t_next >= 1).any()):
         return euler_maruyama(chain, x, t, t_next)
     first = chain.generator(x, t, t_next)
@@ -74,9 +70,7 @@ def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: flo
 
     def velocity(time: Tensor, state: Tensor) -> Tensor:
         generator = chain.generator(state, time.expand(len(x)).double())
-        if not x.is_floating_point() or any(
-            not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)
-        ):
+        if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
             raise TypeError("dopri5 solves flows only; the generator also jumps or diffuses: use heun or adaptive")
         chain.calls += 1
         return torch.where(chain.free, _drift(generator, x), 0.0)

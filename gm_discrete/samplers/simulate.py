@@ -18,11 +18,17 @@ from gm_discrete.samplers.euclidean import dopri5, heun
 from gm_discrete.samplers.exact import first_hitting, uniformization
 from gm_discrete.samplers.steps import ancestral, euler, stratified_hazard, tau_leaping, trapezoidal
 
-STEPS: dict[str, Step] = {
+EUCLIDEAN_STEPS: dict[str, Step] = {
     "tau_leaping": tau_leaping,
     "euler": euler,
     "heun": heun,
+    "adaptive": adaptive,
     "dopri5": dopri5,
+}
+"""By name, of numbers."""
+STEPS: dict[str, Step] = {
+    "tau_leaping": tau_leaping,
+    "euler": euler,
     "ancestral": ancestral,
     "trapezoidal": trapezoidal,
     "first_hitting": first_hitting,
@@ -31,6 +37,7 @@ STEPS: dict[str, Step] = {
     "step_doubling": step_doubling,
     "stratified_hazard": stratified_hazard,
 }
+"""By name, of symbols."""
 GRID_FREE = ("dopri5", "first_hitting", "uniformization", "adaptive", "step_doubling")
 """Methods that choose their own times between those of the grid, for which [0, 1] is grid enough."""
 
@@ -147,6 +154,10 @@ def simulate(
     if not isinstance(x_0, Tensor) or (x_0.dim() != 2 and not (x_0.is_floating_point() and x_0.dim() > 2)):
         found = tuple(x_0.shape) if isinstance(x_0, Tensor) else repr(x_0)
         raise ValueError(f"x_0 must be a tensor [B, L] of symbols, or of numbers [B, …]; got {found}")
+    fitting = EUCLIDEAN_STEPS if x_0.is_floating_point() else STEPS
+    if not callable(method) and method not in fitting:
+        kind = "numbers" if x_0.is_floating_point() else "symbols"
+        raise ValueError(f"method={method!r} is not for {kind}; choose one of {', '.join(fitting)}")
     grid = _grid(times)
     wanted = set(_indices(save_at, len(grid)))
     if fixed is not None and fixed.shape != x_0.shape:
@@ -174,13 +185,14 @@ def make_step(method: str | Step, corrector: Corrector | dict[str, Any] | None =
     Raises:
         ValueError: there is no such method, or it has no such option.
     """
-    if not callable(method) and method not in STEPS:
-        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(STEPS)}")
-    step = method if callable(method) else STEPS[method]
+    known = STEPS | EUCLIDEAN_STEPS
+    if not callable(method) and method not in known:
+        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(known)}")
+    step = method if callable(method) else known[method]
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
         if name not in inspect.signature(step).parameters:
-            able = [other for other in STEPS if name in inspect.signature(STEPS[other]).parameters]
+            able = [other for other in known if name in inspect.signature(known[other]).parameters]
             raise ValueError(f"{name} is an option of {' and '.join(able)}, not of {method!r}")
     if isinstance(corrector, dict):
         corrector = Corrector.from_dict(corrector)

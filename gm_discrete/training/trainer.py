@@ -19,11 +19,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from gm_discrete.data import TokenCollator, check_tokenizer
-from gm_discrete.evaluation import evaluate_bound
+from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
+from gm_discrete.evaluation import evaluate_bound, evaluate_matching
 from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.models import GMConfig, GMModel
-from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt
+from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt, without_some
+from gm_discrete.paths import EuclideanPath
 from gm_discrete.training.checkpoints import (
     checkpoints,
     is_broken,
@@ -75,7 +76,10 @@ class GMTrainer(Trainer):
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             config = model.config
             check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
-        kwargs.setdefault("data_collator", TokenCollator(model.config.pad_token_id or 0))
+        numbers = isinstance(model.path, EuclideanPath)
+        kwargs.setdefault(
+            "data_collator", ImageCollator() if numbers else TokenCollator(model.config.pad_token_id or 0)
+        )
         # Every process reads a stream and takes its rows; a dispatcher would need batches of one length.
         if args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
@@ -117,8 +121,9 @@ class GMTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if "source_ids" not in columns:  # no argument of forward, but of the noise
-            columns.append("source_ids")
+        for name in ("source_ids", "pixel_values", "class_labels"):  # no arguments of forward, or of the collator alone
+            if name not in columns:
+                columns.append(name)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -128,17 +133,20 @@ class GMTrainer(Trainer):
         now = self.state.global_step
         self._noise_step = (now, micro_step + 1 if step == now else 0)
         rng = self._rng(*self._noise_step)
-        scored = inputs["labels"] != -100
-        data = torch.where(scored, inputs["labels"], inputs["input_ids"])
-        length, source = data.shape[1], inputs.pop("source_ids", None)
         path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
-        if world_size > 1:  # every process draws noise of one shape, that of the longest batch among them
+        scored = path.scored(inputs["labels"])
+        data = torch.where(scored, inputs["labels"], inputs[path.state_name])
+        length, source = data.shape[1], inputs.pop("source_ids", None)
+        if world_size > 1 and data.dim() == 2:  # every process draws noise of one shape, that of the longest batch
             lengths: Any = self.accelerator.gather(torch.tensor([length], device=data.device))
             padding = (0, int(lengths.max()) - length)
             data, scored = nn.functional.pad(data, padding), nn.functional.pad(scored, padding)
             source = None if source is None else nn.functional.pad(source, padding)
         x, t = corrupt(path, data, scored, rng, self.times, rank, world_size, source)
-        return {**inputs, "input_ids": x[:, :length], "time": t}
+        if "class_labels" in inputs:
+            dropout = self._unwrapped.config.class_dropout
+            inputs["class_labels"] = without_some(inputs["class_labels"], dropout, rng, rank, world_size)
+        return {**inputs, path.state_name: x[:, :length], "time": t}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
@@ -208,18 +216,24 @@ class GMTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Likelihood bound: bits per token with its standard error, perplexity, and the bound in nats per token as loss."""
+        """Likelihood bound: bits per token with its standard error, perplexity, and the bound in nats per token as loss.
+
+        Of a Euclidean path the matching loss, in all and by part.
+        """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
             parts = (self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in dataset.items())
             return {key: value for metrics in parts for key, value in metrics.items()}
-        bound = self.bound(dataset)
-        metrics = {
-            "loss": float(bound.nats.sum() / bound.num_tokens.sum()),
-            "bits_per_token": bound.bits_per_token,
-            "bits_per_token_stderr": bound.stderr,
-            "perplexity": bound.perplexity,
-        }
+        if isinstance(self._unwrapped.path, EuclideanPath):
+            metrics = self._matching(dataset)
+        else:
+            bound = self.bound(dataset)
+            metrics = {
+                "loss": float(bound.nats.sum() / bound.num_tokens.sum()),
+                "bits_per_token": bound.bits_per_token,
+                "bits_per_token_stderr": bound.stderr,
+                "perplexity": bound.perplexity,
+            }
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -231,6 +245,14 @@ class GMTrainer(Trainer):
         rng = self._rng(0, 0, self.args.process_index)
         with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():
             return evaluate_bound(
+                self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
+            )
+
+    def _matching(self, dataset: Any) -> dict[str, float]:
+        dataloader = self.get_eval_dataloader(dataset)
+        rng = self._rng(0, 0, self.args.process_index)
+        with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():
+            return evaluate_matching(
                 self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
             )
 

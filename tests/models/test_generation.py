@@ -66,7 +66,7 @@ def constant(belief: list[float], path: Any = None, **kwargs: Any) -> GMModel:
         for parameter in model.parameters():
             parameter.zero_()
     model.register_buffer("belief", torch.tensor([*belief, 0.0]).log(), persistent=False)
-    model.head.register_forward_hook(lambda _, args, output: output + model.belief)
+    model.heads.tokens.register_forward_hook(lambda _, args, output: output + model.belief)
     return model
 
 
@@ -543,7 +543,7 @@ def test_a_coupled_model_starts_from_its_sources() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.head.weight[7] = 0
+        model.heads.tokens.weight[7] = 0
     out = model.generate(x_0=source, num_steps=4, seed=0)
     assert out.shape == source.shape
     seen = []

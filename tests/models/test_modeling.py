@@ -167,7 +167,7 @@ def test_evidence_of_the_noisy_symbol_is_added_to_its_logit() -> None:
     x, t = noisy(model, z)
     with torch.no_grad():
         output = model(input_ids=x, time=t)
-        belief = model.head(output.last_hidden_state)
+        belief = model.heads.tokens(output.last_hidden_state)
     expected = belief.double().scatter_add(
         2, x[..., None], torch.log1p(t / (1 - t) * K)[:, None, None].expand(5, LENGTH, 1)
     )
@@ -280,19 +280,19 @@ def test_loading_is_reported_clean(tmp_path: File) -> None:
 
 def test_a_tied_head_shares_the_weights_of_the_embedding(tmp_path: File) -> None:
     model = network(tie_word_embeddings=True)
-    assert model.head.weight is model.backbone.embed_tokens.weight
+    assert model.heads.tokens.weight is model.backbone.embed_tokens.weight
     model.save_pretrained(tmp_path)
     again = GMModel.from_pretrained(tmp_path)
-    assert again.head.weight is again.backbone.embed_tokens.weight
+    assert again.heads.tokens.weight is again.backbone.embed_tokens.weight
     untied = network()
-    assert untied.head.weight is not untied.backbone.embed_tokens.weight
+    assert untied.heads.tokens.weight is not untied.backbone.embed_tokens.weight
     assert untied.num_parameters() - model.num_parameters() == K * 32
 
 
 def test_embeddings_are_found_and_their_resizing_is_refused() -> None:
     model = network()
     assert model.get_input_embeddings() is model.backbone.embed_tokens
-    assert model.get_output_embeddings() is model.head
+    assert model.get_output_embeddings() is model.heads.tokens
     with pytest.raises(ValueError, match="the vocabulary is part of the path: make a new GMConfig"):
         model.resize_token_embeddings(K + 1)
 

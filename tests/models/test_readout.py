@@ -90,7 +90,7 @@ def test_a_sharded_model_calls_its_head_equally_often(monkeypatch: pytest.Monkey
     model, z = network(), data()
     model.whole_batches = True
     sizes: list[int] = []
-    model.head.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    model.heads.tokens.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     for masks in (0, 1, 40):
         sizes.clear()
         labels = torch.full_like(z, -100).flatten().index_copy(0, torch.arange(masks), z.flatten()[:masks]).view_as(z)
@@ -228,7 +228,7 @@ def test_the_loss_reads_the_head_only_at_masks() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
     sizes = []
-    model.head.register_forward_hook(lambda _, args, output: sizes.append(len(output)))
+    model.heads.tokens.register_forward_hook(lambda _, args, output: sizes.append(len(output)))
     labels = z.clone()
     labels[0] = -100
     model(input_ids=x, time=t, labels=labels)

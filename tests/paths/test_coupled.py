@@ -206,7 +206,7 @@ def test_loss_of_a_network_has_a_gradient(divergence: str | None) -> None:
     z, x_0 = torch.randint(3, (8, 5), generator=rng()) + 3, torch.randint(3, (8, 5), generator=rng(1))
     loss = conditional_loss(model, z, rng=rng(2), divergence=divergence, x_0=x_0)
     loss.backward()
-    gradient = model.head.weight.grad
+    gradient = model.heads.tokens.weight.grad
     assert math.isfinite(loss.item())
     assert bool(gradient.isfinite().all())
     assert float(gradient.abs().max()) > 0

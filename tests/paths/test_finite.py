@@ -257,7 +257,7 @@ def test_a_path_of_ones_own_travels_in_a_config_and_is_trained_and_sampled() -> 
         loss.backward()
         assert math.isfinite(loss.item())
         assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-        assert float(model.head.weight.grad.abs().max()) > 0
+        assert float(model.heads.tokens.weight.grad.abs().max()) > 0
 
 
 def test_no_model_believes_in_what_no_data_holds() -> None:

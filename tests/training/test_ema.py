@@ -25,7 +25,7 @@ def test_the_recursion(tmp_path: Path) -> None:
     assert trainer.ema is not None
     average = {name: value.double() for name, value in trainer.ema.average.items()}
     torch.testing.assert_close(average, expected, rtol=0, atol=1e-6)  # four roundings to float32 of weights below 2
-    assert not torch.equal(trainer.ema.average["head.weight"], model.head.weight)
+    assert not torch.equal(trainer.ema.average["heads.tokens.weight"], model.heads.tokens.weight)
 
 
 def test_applied_puts_the_averages_in_and_the_weights_back() -> None:
@@ -87,7 +87,7 @@ def test_they_are_saved_and_resumed(tmp_path: Path) -> None:
         small_trainer(tmp_path / "resumed", callbacks=[Interrupt(after=2)], **saving).train()
     saved = load_file(checkpoint(tmp_path / "resumed", 2) / "ema-0.safetensors")
     own = load_file(checkpoint(tmp_path / "resumed", 2) / "model.safetensors")
-    assert not torch.equal(saved["head.weight"], own["head.weight"])
+    assert not torch.equal(saved["heads.tokens.weight"], own["heads.tokens.weight"])
     resumed = small_trainer(tmp_path / "resumed", model=small_model(seed=9), **saving)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.ema is not None

@@ -62,7 +62,7 @@ def test_a_coupled_path_learns_from_sources(tmp_path: Path) -> None:
 def test_evaluation_is_the_bound(tmp_path: Path) -> None:
     """With a head of zeros every symbol but the mask is as likely as any other: log2(K − 1) bits, whatever is drawn."""
     model = small_model()
-    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.heads.tokens.weight)
     held_out = rows(7, lengths=(8, 3, 5))
     metrics = small_trainer(tmp_path, model=model, eval_dataset=held_out, per_device_eval_batch_size=2).evaluate()
     assert metrics["eval_bits_per_token"] == pytest.approx(math.log2(7), rel=1e-6)
@@ -144,7 +144,7 @@ def test_weights_that_are_not_finite_are_not_saved_as_complete(tmp_path: Path) -
     class Overflow(Recorder):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 3:
-                model.head.weight.grad.fill_(float("nan"))
+                model.heads.tokens.weight.grad.fill_(float("nan"))
 
     arguments = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "max_steps": 6}
     with pytest.raises(FloatingPointError, match="step"):
@@ -253,7 +253,7 @@ def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     assert muon | adamw == set(names.values())
     assert not muon & adamw
     assert "backbone.layers.0.attention.qkv.weight" in muon
-    assert {"head.weight", "backbone.embed_tokens.weight", "backbone.time.inner.weight"} <= adamw
+    assert {"heads.tokens.weight", "backbone.embed_tokens.weight", "backbone.time.inner.weight"} <= adamw
     assert not any("norm.norm.weight" in name or name.endswith("bias") for name in muon)
 
 

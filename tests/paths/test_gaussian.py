@@ -1,0 +1,630 @@
+"""p_t(x|z) = N(αz, σ²): the Kolmogorov equation of its flow, diffusion and jump, what they make of an interval, configs."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from euclid import (
+    FUNCTIONS,
+    SCHEDULES,
+    BentSchedule,
+    Mixture,
+    conditional_density,
+    density_slope,
+    finer,
+    kolmogorov,
+    normal_cdf,
+    numbers,
+    panels,
+    rng,
+    times,
+)
+from laws import LEAST_P
+from torch import Tensor
+
+from gm_discrete.generators import Diffusion, Flow, Superposition
+from gm_discrete.landings import Bins, KnownLanding, roots
+from gm_discrete.paths import GaussianPath, Path
+from gm_discrete.paths.exact import ExactGaussianModel
+from gm_discrete.schedules import AffineSchedule, CondOTSchedule, TrigonometricSchedule
+
+ALL = {"flow": 0.3, "diffusion": 0.2, "jump": 0.5}
+MOVING = {"flow": [1.0, 0.0], "diffusion": [0.0, 0.5, 0.0], "jump": [0.0, 0.5, 1.0]}
+"""Weights that change with time, of sum 1 at 0, 1/2 and 1, and between."""
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name)
+every_time = pytest.mark.parametrize("t", [0.0, 0.04, 0.5, 0.93])
+DATA = Mixture([-1.2, 0.5, 0.9], [0.3, 0.2, 0.4], [0.3, 0.5, 0.2])
+ATOMS = Mixture([-1.2, 0.5, 0.9], [0, 0, 0], [0.3, 0.5, 0.2])
+
+
+def exact_model(path: GaussianPath, data: Mixture, nodes: int = 48) -> ExactGaussianModel:
+    return ExactGaussianModel(path, data.means[:, None], data.stds, data.law, nodes)
+
+
+def integration_points(schedule: AffineSchedule, zs: Tensor, t: float, stds: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Panels of at most one standard deviation around every αz, cut where a jump's rate begins."""
+    now = numbers(t)
+    alpha, sigma = float(schedule.alpha(now)), float(schedule.sigma(now))
+    zeta = schedule.alpha_derivative(now) / (-schedule.sigma_derivative(now)).clamp(min=1e-6) * zs
+    edges = torch.cat([v for v in roots(zeta)]).clamp(-11, 11) * sigma + torch.cat([alpha * zs] * 2)
+    width = math.hypot(sigma, alpha * stds)
+    around = [float(alpha * z + i * width) for z in zs for i in range(-11, 12)]
+    return panels([*around, *edges.tolist()], 12)
+
+
+def residual(generator: Any, x: Tensor, weight: Tensor, density: Any, t: float) -> Tensor:
+    """d/dt E_{p_t} f − E_{p_t} L f for each of the test functions, in units of 1/(1 − t)."""
+    p, slope = density_slope(density, t)
+    states = x[:, None]
+    return torch.stack(
+        [
+            (slope * f(states) * weight).sum() - (p * generator.action(f, states) * weight).sum()
+            for f in FUNCTIONS
+        ]
+    ) * (1 - t)
+
+
+def slopes(x: Tensor, weight: Tensor, density: Any, t: float) -> Tensor:
+    """d/dt E_{p_t} f, of which a residual must be a small part."""
+    _, slope = density_slope(density, t)
+    return torch.stack([(slope * f(x[:, None]) * weight).sum() for f in FUNCTIONS]) * (1 - t)
+
+
+# ---- Kolmogorov forward equation
+
+
+@every_schedule
+@every_time
+@pytest.mark.parametrize("z", [-1.3, 0.0, 0.8])
+@pytest.mark.parametrize("part", ["flow", "diffusion"])
+def test_conditional_drifts_solve_the_kolmogorov_equation(
+    schedule: AffineSchedule, t: float, z: float, part: str
+) -> None:
+    """To rounding: the integrands are analytic."""
+    path = GaussianPath(ALL, schedule=schedule, bins=Bins(-2, 2), noise=0.7)
+    x, weight = integration_points(schedule, numbers(z), t)
+    generator = path.conditional(torch.full_like(x, z)[:, None], x[:, None], times(t, len(x)))
+    density = conditional_density(schedule, z, x)
+    assert float(residual(generator.parts[part], x, weight, density, t).abs().max()) < 1e-11
+    if z and t:
+        assert float(slopes(x, weight, density, t).abs().max()) > 1e-2
+
+
+@every_schedule
+@every_time
+@pytest.mark.parametrize("z", [-1.3, 0.0, 0.8])
+@pytest.mark.parametrize("of", ["data", "landing"])
+def test_conditional_jump_solves_the_kolmogorov_equation(schedule: AffineSchedule, t: float, z: float, of: str) -> None:
+    """Landings at n = 4 000 quantiles: J falls to 0 at its ends, so that their error is of order n^(−3/2) = 4e-6, times
+    the mean rate and the slope of the functions, of order 1 here. A quarter of the nodes leaves more."""
+    path = GaussianPath(ALL, schedule=schedule, bins=Bins(-4, 4, of=of))
+    x, weight = integration_points(schedule, numbers(z), t)
+    # L f = λ (E_J f − f), and E_J f is one and the same number at all x: it is asked at one of them only.
+    generator = path.conditional(torch.full_like(x, z)[:, None], x[:, None], times(t, len(x)))
+    jump, p_slope = generator.parts["jump"], density_slope(conditional_density(schedule, z, x), t)
+    p, slope = p_slope
+    here = torch.tensor([len(x) // 2])
+    rate = jump.intensity[:, 0]
+    errors = {}
+    for n in (1000, 4000):
+        points, mass = jump.kernel.nodes(here, n)
+        errors[n] = torch.stack(
+            [
+                ((slope * f(x[:, None]) - p * rate * ((f(points[0, :, None]) * mass[0]).sum() - f(x[:, None]))) * weight).sum()
+                for f in FUNCTIONS
+            ]
+        ).abs() * (1 - t)  # fmt: skip
+    assert float(errors[4000].max()) < 2e-5
+    assert float(errors[4000].sum()) < float(errors[1000].sum()) + 1e-12
+    # where the density falls, mass leaves, and only there
+    torch.testing.assert_close(p * rate, (-slope).clamp(min=0), rtol=1e-10, atol=1e-10 / (1 - t))
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.0, 0.5, 0.93])
+def test_conditional_jump_by_its_action(schedule: AffineSchedule, t: float) -> None:
+    """As above, through `action` with 600 nodes: n^(−3/2) = 7e-5."""
+    z = -1.3
+    path = GaussianPath(ALL, schedule=schedule, bins=Bins(-2, 2))
+    x, weight = integration_points(schedule, numbers(z), t)
+    generator = path.conditional(torch.full_like(x, z)[:, None], x[:, None], times(t, len(x)))
+    jump = finer(generator.parts["jump"], 600)
+    density = conditional_density(schedule, z, x)
+    assert float(residual(jump, x, weight, density, t).abs().max()) < 3e-4
+    assert float(slopes(x, weight, density, t).abs().max()) > 1e-2
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.0, 0.5, 0.93])
+@pytest.mark.parametrize("weights", [ALL, MOVING], ids=["fixed", "moving"])
+def test_marginal_superposition_solves_the_kolmogorov_equation(
+    schedule: AffineSchedule, t: float, weights: Any
+) -> None:
+    """Data of three numbers, for which the exact model has no quadrature of its own; landings at 400 nodes (1.3e-4)."""
+    path = GaussianPath(weights, schedule=schedule, bins=Bins(-4, 4))
+    x, weight = integration_points(schedule, ATOMS.means, t)
+    generator = exact_model(path, ATOMS).generator(x[:, None], times(t, len(x)))
+    share = {name: float(w[0]) for name, w in generator.weights.items()}
+    assert sum(share.values()) == pytest.approx(1, abs=1e-12)
+    density = lambda time: ATOMS.density(schedule, time, x)  # noqa: E731
+    for name in ("flow", "diffusion"):
+        assert float(residual(generator.parts[name], x, weight, density, t).abs().max()) < 1e-10
+    error = residual(finer(generator, 400), x, weight, density, t).abs().max()
+    assert float(error) < 5e-4 * share["jump"] + 1e-10
+    if t:
+        assert float(slopes(x, weight, density, t).abs().max()) > 1e-2
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.0, 0.5, 0.93])
+def test_marginal_drifts_of_smooth_data_solve_the_kolmogorov_equation(schedule: AffineSchedule, t: float) -> None:
+    path = GaussianPath({"flow": 0.5, "diffusion": 0.5}, schedule=schedule, noise=1.3)
+    x, weight = integration_points(schedule, DATA.means, t, float(DATA.stds.min()))
+    generator = exact_model(path, DATA).generator(x[:, None], times(t, len(x)))
+    density = lambda time: DATA.density(schedule, time, x)  # noqa: E731
+    for part in (*generator.parts.values(), generator):
+        assert float(residual(part, x, weight, density, t).abs().max()) < 1e-9
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.1, 0.7])
+def test_marginal_jump_of_smooth_data_solves_the_kolmogorov_equation(schedule: AffineSchedule, t: float) -> None:
+    """The rate has an edge in z, so that n Gauss–Hermite nodes leave an error of order 1/n of the mean rate: 3 % of the
+    slope for n = 48, and less than that for n = 96."""
+    path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-4, 4))
+    x, weight = integration_points(schedule, DATA.means, t, float(DATA.stds.min()))
+    x, weight = x[::3], None
+    x = torch.linspace(-7, 7, 500, dtype=torch.float64)
+    weight = torch.full_like(x, 14 / 499)
+    density = lambda time: DATA.density(schedule, time, x)  # noqa: E731
+    generator = exact_model(path, DATA).generator(x[:, None], times(t, len(x)))
+    error = residual(finer(generator.parts["jump"], 24), x, weight, density, t).abs()
+    assert float(error.max()) < 0.03 * float(slopes(x, weight, density, t).abs().max())
+
+
+def best_readout(path: GaussianPath, schedule: AffineSchedule, x: Tensor, t: float, cells: int = 24) -> Any:
+    """What the heads of a network should say of `DATA` at x [N]: posterior sums over z, written from the definitions."""
+    now = numbers(t)
+    alpha, sigma = schedule.alpha(now), schedule.sigma(now)
+    edges = path.bins.edges(torch.device("cpu")) if path.bins.of == "data" else torch.linspace(-4, 4, 97)
+    z, dz = panels(edges.tolist(), cells)
+    prior = (DATA.law * torch.exp(-(((z[:, None] - DATA.means) / DATA.stds) ** 2) / 2) / DATA.stds).sum(1) * dz
+    joint = torch.exp(-(((x[:, None] - alpha * z) / sigma) ** 2) / 2) * prior
+    posterior = joint / joint.sum(1, keepdim=True)  # [N, Z]
+    w = (x[:, None] - alpha * z) / sigma
+    rise, fall = schedule.alpha_derivative(now), schedule.sigma_derivative(now)
+    rates = posterior * (-fall * (w * w - 1) - rise * z * w).clamp(min=0) / sigma
+    rate = rates.sum(1)
+    if path.bins.of == "data":
+        mass = rates.view(len(x), path.bins.number, cells).sum(2)
+    else:
+        ones = torch.ones_like(z)
+        known = KnownLanding(z, -rise / fall * z, alpha * ones, sigma * ones, path.bins)
+        mass = rates @ known.masses(torch.arange(len(z)))
+    velocity = (rise * (posterior * z).sum(1) + fall * (posterior * w).sum(1))[:, None]
+    answers = {
+        "flow": velocity,
+        "rate": (rate * sigma / schedule.speed(now)).log()[:, None],
+        "landing": mass.clamp(min=1e-300).log(),
+    }
+    return lambda head, where=None: answers[head] if where is None else answers[head][where].clone()
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.1, 0.6])
+@pytest.mark.parametrize("bins", [Bins(-3, 3, 60), Bins(-6, 6, 240, of="landing")], ids=["data", "landing"])
+def test_marginal_of_the_best_network_solves_the_kolmogorov_equation(
+    schedule: AffineSchedule, t: float, bins: Bins
+) -> None:
+    """Rate and law of bins are matched exactly; what is left is the width of the bins squared: 10⁻³ of the slope."""
+    path = GaussianPath({"flow": 0.5, "jump": 0.5}, schedule=schedule, bins=bins)
+    x = torch.linspace(-6, 6, 400, dtype=torch.float64)
+    weight = torch.full_like(x, 12 / 399)  # the trapezoidal rule of a density without ends, and an edge h²
+    generator = path.marginal(best_readout(path, schedule, x, t), x[:, None], times(t, len(x)))
+    density = lambda time: DATA.density(schedule, time, x)  # noqa: E731
+    steepest = float(slopes(x, weight, density, t).abs().max())
+    assert float(residual(generator.parts["flow"], x, weight, density, t).abs().max()) < 1e-8
+    jump = finer(generator.parts["jump"], 40) if bins.of == "data" else generator.parts["jump"]
+    assert float(residual(jump, x, weight, density, t).abs().max()) < 5e-3 * steepest
+
+
+# ---- the law
+
+
+@every_schedule
+def test_samples_follow_the_law(schedule: AffineSchedule) -> None:
+    path = GaussianPath(schedule=schedule)
+    z = torch.full((20_000, 1), 0.7)
+    for t in (0.0, 0.3, 0.9):
+        x = path.sample(z, times(t, len(z)), rng(4))
+        assert x.dtype == torch.float32
+        alpha, sigma = schedule.alpha(numbers(t)), schedule.sigma(numbers(t))
+        assert kolmogorov(x, lambda y, a=alpha, s=sigma: normal_cdf((y - 0.7 * a) / s))[1] > LEAST_P
+    assert torch.equal(path.sample(z, times(1.0, len(z)), rng(4)), z)
+    assert kolmogorov(path.prior([20_000], rng(5)), normal_cdf)[1] > LEAST_P
+
+
+def test_each_state_has_its_own_time() -> None:
+    """In a batch of states [B, C, H, W] the conditional generator of row b is that of row b alone."""
+    path = GaussianPath(ALL, 3, TrigonometricSchedule(), bins=Bins(-4, 4))
+    z = torch.randn(4, 3, 2, 2, generator=rng(1), dtype=torch.float64).clamp(-4, 4)
+    t = numbers(0.1, 0.4, 0.7, 0.9)
+    x = path.sample(z, t, rng(2))
+    whole = path.conditional(z, x, t, t + 0.05)
+    for b in range(4):
+        alone = path.conditional(z[b : b + 1], x[b : b + 1], t[b : b + 1], t[b : b + 1] + 0.05)
+        for name in ALL:
+            one, other = alone.parts[name], whole.parts[name]
+            for value in ("velocity", "mean", "scale", "drift", "intensity", "probability"):
+                if (mine := getattr(one, value, None)) is not None:
+                    torch.testing.assert_close(mine[0], getattr(other, value)[b], rtol=1e-12, atol=1e-12)
+            assert float(alone.weights[name]) == float(whole.weights[name][b])
+
+
+# ---- what a network states
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
+def test_predictions_of_velocity_data_and_noise_give_one_generator(schedule: AffineSchedule, t: float) -> None:
+    """u = α' ẑ + σ' ε̂ and x = α ẑ + σ ε̂: rounding is multiplied by at most 1/α = 20."""
+    generator = rng(3)
+    x, clean = (torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    now = numbers(t)
+    alpha, sigma = schedule.alpha(now), schedule.sigma(now)
+    noise = (x - alpha * clean) / sigma
+    velocity = schedule.alpha_derivative(now) * clean + schedule.sigma_derivative(now) * noise
+    for prediction, stated in (("velocity", velocity), ("data", clean), ("noise", noise)):
+        path = GaussianPath({"flow": 0.5, "diffusion": 0.5}, 2, schedule, prediction)
+        parts = path.marginal(stated, x, times(t, 5), times(min(t + 0.2, 1.0), 5)).parts
+        torch.testing.assert_close(parts["flow"].velocity, velocity, rtol=1e-11, atol=1e-11)
+        for value, own in zip(path.clean_and_noise(stated, x, times(t, 5)), (clean, noise), strict=True):
+            torch.testing.assert_close(value, own, rtol=1e-10, atol=1e-10)
+        # the score of p_t(x|z) at the mean of z is −ε̂/σ
+        expected = velocity - 0.5 * (path.noise * sigma) / sigma * noise
+        torch.testing.assert_close(parts["diffusion"].drift, expected, rtol=1e-10, atol=1e-10)
+        scale = (path.noise * sigma).sqrt()
+        torch.testing.assert_close(parts["diffusion"].scale.expand(5, 2), scale.expand(5, 2))
+
+
+def test_noise_says_nothing_about_data_at_the_start() -> None:
+    """At t = 0 the data are taken for their mean, and the velocity stays finite."""
+    path = GaussianPath(prediction="noise", data_mean=0.4)
+    x = torch.randn(3, 2, generator=rng(), dtype=torch.float64)
+    clean, _ = path.clean_and_noise(x, x, times(0.0, 3))
+    assert bool((clean == 0.4).all())
+    torch.testing.assert_close(path.marginal(x, x, times(0.0, 3)).parts["flow"].velocity, 0.4 - x)
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise"])
+def test_best_raw_output_has_unit_size(schedule: AffineSchedule, t: float, prediction: str) -> None:
+    """For data of mean m and deviation s: mean 0 and variance 1, as far as it is not known from x already.
+
+    Means and covariances of z and ε are exact over the four points z = m ± s, ε = ±1.
+    """
+    mean, std, now = -0.6, 1.7, numbers(t)
+    path = GaussianPath(schedule=schedule, prediction=prediction, data_mean=mean, data_std=std)
+    z, noise = mean + std * numbers(1, 1, -1, -1)[:, None], numbers(1, -1, 1, -1)[:, None]
+    x = schedule.alpha(now) * z + schedule.sigma(now) * noise
+    velocity = schedule.alpha_derivative(now) * z + schedule.sigma_derivative(now) * noise
+    aim = {"velocity": velocity, "data": z, "noise": noise}[prediction]
+    nothing, one = (path.output("flow", torch.full_like(x, v), x, times(t, 4)) for v in (0.0, 1.0))
+    size = one - nothing
+    if prediction == "noise" and t == 0:  # x is the noise: nothing is left to say
+        assert float(size.abs().max()) == 0
+        torch.testing.assert_close(nothing, noise)
+        return
+    raw = (aim - nothing) / size
+    assert float(raw.mean()) == pytest.approx(0, abs=1e-12)
+    assert float((raw**2).mean()) == pytest.approx(1, rel=1e-12)
+    assert float((raw * x).mean()) == pytest.approx(0, abs=1e-12)  # the best linear guess is taken out
+    seen = path.normalized(x, times(t, 4))
+    assert float(seen.mean()) == pytest.approx(0, abs=1e-12)
+    assert float((seen**2).mean()) == pytest.approx(1, rel=1e-12)
+    assert torch.equal(path.output("rate", x, x, times(t, 4)), x)
+
+
+@every_schedule
+def test_units_are_those_of_the_generators(schedule: AffineSchedule) -> None:
+    """Of flows what the network's share is multiplied with for a velocity, of jumps speed/σ."""
+    path, t = GaussianPath(ALL, schedule=schedule, prediction="data", data_std=0.5), numbers(0.1, 0.8)
+    velocity = GaussianPath(schedule=schedule, data_std=0.5)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    size = velocity.output("flow", x + 1, x, t) - velocity.output("flow", x, x, t)
+    units = path.units(t)
+    torch.testing.assert_close(units["flow"], size[:, 0])
+    torch.testing.assert_close(units["jump"], schedule.speed(t) / schedule.sigma(t))
+    assert set(velocity.units(t)) == {"flow"}
+
+
+# ---- intervals
+
+
+@every_schedule
+@pytest.mark.parametrize(("t", "s"), [(0.0, 0.3), (0.4, 0.9), (0.9, 1.0), (0.0, 1.0)])
+def test_mean_velocity_leads_to_where_the_path_is_then(schedule: AffineSchedule, t: float, s: float) -> None:
+    """x + (s − t) ū = α_s ẑ + σ_s ε̂, and to ẑ in the step to t = 1."""
+    x, clean = (torch.randn(6, 2, generator=rng(i), dtype=torch.float64) for i in (1, 2))
+    now, then = numbers(t), numbers(s)
+    noise = (x - schedule.alpha(now) * clean) / schedule.sigma(now)
+    path = GaussianPath({"flow": 0.5, "diffusion": 0.5}, 2, schedule, prediction="data")
+    parts = path.marginal(clean, x, times(t, 6), times(s, 6)).parts
+    flow, diffusion = parts["flow"], parts["diffusion"]
+    assert isinstance(flow, Flow)
+    assert isinstance(diffusion, Diffusion)
+    reached = x + (s - t) * flow.mean
+    torch.testing.assert_close(reached, schedule.alpha(then) * clean + schedule.sigma(then) * noise, rtol=0, atol=1e-13)
+    if s == 1:
+        torch.testing.assert_close(reached, clean, rtol=0, atol=1e-13)
+    torch.testing.assert_close(diffusion.mean, flow.mean - path.noise / 2 * noise, rtol=1e-12, atol=1e-12)
+    empty = path.marginal(clean, x, times(t, 6), times(t, 6)).parts["flow"]
+    assert torch.equal(empty.mean, empty.velocity)
+
+
+@every_schedule
+def test_mean_velocity_of_a_short_step_is_the_velocity(schedule: AffineSchedule) -> None:
+    """To the first order in its length: 10⁻⁵ of (1 + |α''| + |σ''|)/2."""
+    path, x = GaussianPath(schedule=schedule, prediction="data"), torch.linspace(-2, 2, 6).double()[:, None]
+    flow = path.marginal(-x, x, times(0.6, 6), times(0.6 + 1e-5, 6)).parts["flow"]
+    torch.testing.assert_close(flow.mean, flow.velocity, rtol=0, atol=1e-4)
+
+
+@every_schedule
+@pytest.mark.parametrize("weights", [{"jump": 1.0}, ALL, MOVING, {"diffusion": 1.0}])
+def test_last_step_is_the_flows(schedule: AffineSchedule, weights: Any) -> None:
+    path = GaussianPath(weights, schedule=schedule, bins=Bins(-4, 4))
+    x = torch.randn(3, 1, generator=rng(), dtype=torch.float64)
+    model = exact_model(path, ATOMS)
+    last = model.generator(x, numbers(0.5, 0.9, 0.995), times(1.0, 3))
+    assert last.weights["flow"].tolist() == [1, 1, 1]
+    assert all(last.weights[name].tolist() == [0, 0, 0] for name in last.parts if name != "flow")
+    before = model.generator(x, numbers(0.5, 0.9, 0.99), numbers(0.6, 1.0, 0.995))
+    assert before.weights["flow"].tolist() == [path.weights(numbers(0.5))["flow"][0] if "flow" in weights else 0, 1] + (
+        [float(path.weights(numbers(0.99))["flow"]) if "flow" in weights else 0]
+    )
+
+
+@every_schedule
+@pytest.mark.parametrize(("t", "s"), [(0.0, 0.1), (0.5, 0.55), (0.9, 0.95)])
+@pytest.mark.parametrize("z", [-0.5, 0.0, 0.5])
+def test_probability_of_a_jump_is_that_of_the_integrated_rate(
+    schedule: AffineSchedule, t: float, s: float, z: float
+) -> None:
+    """1 − exp(−∫ λ(x|z)) of a particle that stays at x, by quadrature of [−∂_t log p]₊.
+
+    The rate is taken to grow like speed/σ³, as its leading term w² does; held against the naive 1 − exp(−λ Δ) at 3 and 4
+    standard deviations the error is less than a third (a half of it where the path does not start at rest).
+    """
+    path = GaussianPath({"jump": 1.0}, schedule=schedule)
+    now = numbers(t)
+    x = schedule.alpha(now) * z + schedule.sigma(now) * numbers(-4, -3, 3, 4)
+    node, weight = panels([t, (t + s) / 2, s], 30)
+
+    def rate(time: Tensor) -> Tensor:
+        p, slope = density_slope(conditional_density(schedule, z, x), float(time))
+        return (-slope / p).clamp(min=0)
+
+    exact = torch.stack([rate(time) for time in node]).mul(weight[:, None]).sum(0)
+    jump = path.conditional(torch.full((4, 1), z).double(), x[:, None], times(t, 4), times(s, 4)).parts["jump"]
+    stated = -torch.log1p(-jump.chance[:, 0])
+    naive = rate(now) * (s - t)
+    torch.testing.assert_close(jump.intensity[:, 0], rate(now), rtol=1e-9, atol=1e-9)
+    assert float((stated - exact).abs().mean()) < 0.5 * float((naive - exact).abs().mean())
+    assert float((stated / exact - 1).abs().mean()) < 0.15
+
+
+@every_schedule
+def test_probability_of_a_jump_follows_its_definition(schedule: AffineSchedule) -> None:
+    """1 − exp(−λ ∫f/f(t)), f = speed/σ³, by quadrature on both sides of t = 1/2."""
+    path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-3, 3))
+    t, s = 0.52, 0.7
+    x, z = torch.tensor([[-2.0], [0.5], [3.0]]).double(), torch.tensor([[0.3], [0.4], [-1.0]]).double()
+    node, weight = panels([t, (t + s) / 2, s], 30)
+    f = schedule.speed(node) / schedule.sigma(node) ** 3
+    duration = (f * weight).sum() / (schedule.speed(numbers(t)) / schedule.sigma(numbers(t)) ** 3)
+    jump = path.conditional(z, x, times(t, 3), times(s, 3)).parts["jump"]
+    torch.testing.assert_close(jump.chance, 1 - torch.exp(-jump.intensity * duration), rtol=1e-12, atol=1e-15)
+    assert float(jump.chance[1]) == 0  # where the density rises nothing leaves
+    with pytest.raises(ValueError, match="ignored t_next"):
+        _ = path.conditional(z, x, times(t, 3)).parts["jump"].chance
+
+
+@every_schedule
+@pytest.mark.parametrize("of", ["data", "landing"])
+def test_landing_of_an_interval_is_that_of_its_end(schedule: AffineSchedule, of: str) -> None:
+    path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-4, 4, of=of))
+    z, x = torch.tensor([[0.9]]).double(), torch.tensor([[2.5]]).double()
+    where, t, s = torch.tensor([0]), times(0.3, 1), times(0.6, 1)
+    over = path.conditional(z, x, t, s).parts["jump"].kernel.nodes(where, 50)[0]
+    later = path.conditional(z, x, s).parts["jump"].kernel.nodes(where, 50)[0]
+    torch.testing.assert_close(over, later, rtol=0, atol=1e-12)
+    assert float((over - path.conditional(z, x, t).parts["jump"].kernel.nodes(where, 50)[0]).abs().min()) > 1e-3
+    # and after `over`, which a sampler asks for once the belief is known
+    again = path.conditional(z, x, t)
+    assert again.over is not None
+    kernel = again.over(s).parts["jump"].kernel
+    torch.testing.assert_close(kernel.nodes(where, 50)[0], over, rtol=0, atol=1e-12)
+
+
+def test_numbers_stay_finite_next_to_the_end_and_in_single_precision() -> None:
+    """Far out, at t = 0 where σ' of the trigonometric schedule is 0, and at 1 − ε/4, the latest that is trained at."""
+    for schedule in SCHEDULES:
+        for of in ("data", "landing"):
+            path = GaussianPath(ALL, schedule=schedule, bins=Bins(-4, 4, 32, of=of))
+            for t in (0.0, 0.5, path.latest):
+                x = torch.tensor([[-30.0, -4.0, 0.0], [0.5, 4.0, 30.0]])
+                z = torch.tensor([[0.0, -4.0, 1.0], [0.5, 4.0, -1.0]])
+                for then in (None, times(1.0, 2), times(0.5 + t / 2, 2)):
+                    parts = path.conditional(z, x, times(t, 2), then).parts
+                    values = [parts["flow"].velocity, parts["diffusion"].drift, parts["jump"].intensity]
+                    values += [] if then is None else [parts["flow"].mean, parts["jump"].chance]
+                    assert all(v.dtype == torch.float32 and bool(v.isfinite().all()) for v in values)
+                    landing = parts["jump"].kernel.sample(rng(), torch.arange(6))
+                    assert bool(landing.isfinite().all())
+                    assert float(landing.abs().max()) < 13  # 9 standard deviations from data of at most 4
+
+
+# ---- weights
+
+
+def test_weights_over_time_are_straight_lines() -> None:
+    path = GaussianPath(MOVING)
+    weights = path.weights(numbers(0, 0.25, 0.5, 0.75, 1))
+    torch.testing.assert_close(weights["flow"], numbers(1, 0.75, 0.5, 0.25, 0))
+    torch.testing.assert_close(weights["diffusion"], numbers(0, 0.25, 0.5, 0.25, 0) - numbers(0, 0, 0, 0, 0))
+    torch.testing.assert_close(weights["jump"], numbers(0, 0.25, 0.5, 0.75, 1) - numbers(0, 0.25, 0.5, 0.25, 0) * 0)
+
+
+def test_actions_are_weighed() -> None:
+    path = GaussianPath(MOVING, bins=Bins(-4, 4))
+    x, z = torch.tensor([[1.7], [-0.4]]).double(), torch.tensor([[0.2], [0.4]]).double()
+    generator = path.conditional(z, x, numbers(0.25, 0.7))
+    expected = sum(
+        path.weights(numbers(0.25, 0.7))[name] * generator.parts[name].action(FUNCTIONS[0], x) for name in MOVING
+    )
+    torch.testing.assert_close(generator.action(FUNCTIONS[0], x), expected)
+    assert isinstance(generator, Superposition)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"flow": 0.5},
+        {"flow": 0.6, "jump": 0.6},
+        {"flow": 1.5, "jump": -0.5},
+        {"flow": [1.0, 0.0], "jump": 0.5},
+        {"flow": [1.0, 0.5, 1.0], "jump": [0.0, 0.0]},
+        {"flow": [2.0, -1.0], "jump": [-1.0, 2.0]},
+        {"flow": math.nan},
+    ],
+)
+def test_weights_that_make_no_mixture_are_refused(weights: Any) -> None:
+    with pytest.raises(ValueError, match="must have weights ≥ 0 of sum 1 at all times"):
+        GaussianPath(weights)
+    with pytest.raises(ValueError, match="must have weights ≥ 0 of sum 1 at all times"):
+        GaussianPath(ALL).reweighted(weights)
+
+
+def test_reweighted_path_is_the_same_but_for_its_weights() -> None:
+    path = GaussianPath({"flow": 0.5, "jump": 0.5}, 3, BentSchedule(0.2), noise=0.3, bins=Bins(-4, 4))
+    other = path.reweighted({"jump": 0.9, "diffusion": 0.1})
+    assert other.generators == {"jump": 0.9, "diffusion": 0.1}
+    assert {**other.to_dict(), "generators": None} == {**path.to_dict(), "generators": None}
+    assert path.generators == {"flow": 0.5, "jump": 0.5}
+    with pytest.raises(ValueError, match="need landing, rate, which this path's model does not state"):
+        GaussianPath({"flow": 1.0}).reweighted({"jump": 1.0})
+
+
+def test_heads_and_divergences_are_those_of_the_parts() -> None:
+    """The diffusion needs no head of its own: its drift follows from the flow."""
+    assert GaussianPath({"flow": 0.5, "diffusion": 0.5}).heads == {"flow": 1}
+    path = GaussianPath({"jump": 1.0}, bins=Bins(number=16))
+    assert path.heads == {"flow": 1, "rate": 1, "landing": 16}
+    assert path.default_divergence == {"flow": "squared", "jump": "generalized_kl"}
+    assert (path.spacing, GaussianPath().spacing) == ("geometric", "linear")
+
+
+# ---- configs and errors
+
+
+@pytest.mark.parametrize("generators", [None, ALL, MOVING, {"jump": (0.5, 1.0), "flow": (0.5, 0.0)}])
+@every_schedule
+def test_path_travels_through_json(generators: Any, schedule: AffineSchedule) -> None:
+    bins = Bins(-3.5, 3.5, 32, of="landing")
+    path = GaussianPath(generators, 3, schedule, "noise", 0.1, 0.4, bins, 0.7, 0.01)
+    copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
+    assert isinstance(copy, GaussianPath)
+    assert copy == path
+    assert copy.to_dict() == path.to_dict()
+    assert copy.bins == bins
+    assert copy.schedule == schedule
+    assert (copy.num_channels, copy.prediction, copy.data_mean, copy.data_std) == (3, "noise", 0.1, 0.4)
+    assert (copy.noise, copy.stop) == (0.7, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"generators": {"flow": 0.5, "drift": 0.5}}, ValueError, "generators drift are unknown; choose among flow, diff"),
+        ({"generators": 0.5}, TypeError, "generators=0.5 must be weights by name, such as"),
+        ({"generators": ["flow"]}, TypeError, "must be weights by name"),
+        ({"generators": {"flow": [1.0]}}, ValueError, "weights over time need values at two times at least"),
+        ({"num_channels": 0}, ValueError, "num_channels=0 must be at least 1"),
+        ({"schedule": "condot"}, TypeError, "schedule='condot' must be an AffineSchedule"),
+        ({"schedule": {"type": "linear"}}, ValueError, "names no AffineSchedule"),
+        ({"prediction": "score"}, ValueError, "prediction='score' must be 'velocity', 'data' or 'noise'"),
+        ({"data_std": 0.0}, ValueError, "data_std=0.0 must be positive"),
+        ({"noise": -0.1}, ValueError, "noise=-0.1 must not be negative"),
+        ({"stop": 0.0}, ValueError, r"stop=0.0 must lie in \(0, 0.5\)"),
+        ({"stop": 0.5}, ValueError, r"stop=0.5 must lie in \(0, 0.5\)"),
+        ({"bins": (0, 1)}, TypeError, "bins=.* must be Bins"),
+        (
+            {"generators": {"jump": 1.0}, "bins": Bins(-1, 1, of="landing")},
+            ValueError,
+            "bins from -1.0 to 1.0 do not cover the prior",
+        ),
+        (
+            {"generators": {"jump": 1.0}, "bins": Bins(-9, 3.2, of="landing")},
+            ValueError,
+            "bins of the landing need low ≤ −3.3 and high ≥ 3.3",
+        ),
+        ({"generators": {"jump": 1.0}, "bins": Bins(1, 9, of="landing")}, ValueError, "do not cover the prior"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        GaussianPath(**arguments)
+
+
+def test_bins_that_cover_the_prior_are_taken() -> None:
+    GaussianPath({"jump": 1.0}, bins=Bins(-3.3, 3.3, of="landing"))
+    GaussianPath({"flow": 1.0}, bins=Bins(-1, 1, of="landing"))  # which no jump uses
+
+
+STATE = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("z", "x", "t", "message"),
+    [
+        (STATE, STATE.long(), times(0.5, 2), "x must be a floating-point tensor .* got torch.int64"),
+        (STATE.long(), STATE, times(0.5, 2), "z must be a floating-point tensor"),
+        (STATE, [[0.0]], times(0.5, 2), "x must be a floating-point tensor"),
+        (STATE, torch.zeros(2), times(0.5, 2), r"x must be a floating-point tensor .* of shape \(2,\)"),
+        (STATE, STATE.clone().fill_(math.nan), times(0.5, 2), "x holds numbers that are not finite"),
+        (STATE.clone().fill_(math.inf), STATE, times(0.5, 2), "z holds numbers that are not finite"),
+        (torch.zeros(2, 4), STATE, times(0.5, 2), r"z has shape \(2, 4\), x has \(2, 3\)"),
+        (STATE, STATE, times(0.5, 3), r"t must have shape \[B\] = \[2\]"),
+        (STATE, STATE, 0.5, r"t must have shape \[B\] = \[2\], got 0.5"),
+        (STATE, STATE, times(1.5, 2), r"times must lie in \[0, 1\]"),
+        (STATE + 1.5, STATE, times(0.5, 2), "z goes from 1.5 to 1.5; the bins cover only -1 to 1"),
+    ],
+)
+def test_bad_states_are_named(z: Any, x: Any, t: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GaussianPath(ALL).conditional(z, x, t)
+
+
+def test_data_beyond_the_bins_are_fine_where_no_jump_is_headed_for_them() -> None:
+    for path in (GaussianPath(), GaussianPath(ALL, bins=Bins(-4, 4, of="landing"))):
+        path.conditional(STATE + 9, STATE, times(0.5, 2))
+
+
+def test_bad_predictions_are_named() -> None:
+    with pytest.raises(ValueError, match=r"the flow's head answered \(2, 2\); expected x's shape \(2, 3\)"):
+        GaussianPath().marginal(torch.zeros(2, 2), STATE, times(0.5, 2))
+    with pytest.raises(ValueError, match="a path with a jump needs a readout of 'flow', 'rate' and 'landing'"):
+        GaussianPath(ALL).marginal(STATE, STATE, times(0.5, 2))
+    with pytest.raises(ValueError, match="x holds numbers that are not finite"):
+        GaussianPath().marginal(STATE, STATE / 0, times(0.5, 2))
+    with pytest.raises(ValueError, match="x_0 is given, but the path is not coupled"):
+        GaussianPath().sample(STATE, times(0.5, 2), rng(), STATE)
+
+
+def test_default_schedule_is_condot() -> None:
+    assert GaussianPath().schedule == CondOTSchedule()
