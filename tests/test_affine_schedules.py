@@ -1,5 +1,6 @@
 """α and σ of x = αz + σε: their ends, their derivatives, and the effective duration of an interval for jumps."""
 
+import itertools
 import json
 import math
 
@@ -86,7 +87,7 @@ def growth(schedule: AffineSchedule, t: float, s: float) -> float:
 
     node, weight = np.polynomial.legendre.leggauss(400)
     total, ends = 0.0, sorted({t, min(max(t, 0.5), s), s})
-    for a, b in zip(ends[:-1], ends[1:], strict=True):
+    for a, b in itertools.pairwise(ends):
         total += sum(w * f(a + (b - a) * (n + 1) / 2) for n, w in zip(node, weight, strict=True)) * (b - a) / 2
     return total / f(t)
 
