@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete.training import last_complete_checkpoint
 
@@ -67,6 +67,23 @@ def check_run(folder: Path, settings: dict[str, Any]) -> None:
     write_json(record, settings)
 
 
+def settings_of_run(options: Any, training: TrainingArguments, shown: set[str]) -> dict[str, Any]:
+    """What a run that goes on may not change: all that its weights depend on, but for the number of steps."""
+    settings = {name: value for name, value in vars(options).items() if name not in shown}
+    names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
+    settings |= {name: getattr(training, name) for name in (*names, "max_grad_norm", "bf16", "fp16")}
+    settings["global_batch_size"] = (
+        training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    return settings
+
+
+def print_once(training: TrainingArguments, text: str) -> None:
+    """Prints on the first process only."""
+    if training.process_index == 0:
+        print(text, flush=True)
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,16 +118,19 @@ class Frames:
 
 
 def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
-    """Training loss and held-out bound, in bits, against the optimizer step, as a PNG."""
+    """Training loss and held-out bound, in bits, against the optimizer step, as a PNG; without a unit the losses."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    held_out = (
+        ("eval_bits_per_token", "held-out bound", 1.0) if unit else ("eval_loss", "held-out loss (even times)", 1.0)
+    )
     for name, label, factor in (
-        ("loss", "training loss (its own law of times)", 1 / torch.log(torch.tensor(2.0)).item()),
-        ("eval_bits_per_token", "held-out bound", 1.0),
+        ("loss", "training loss (its own law of times)", 1 / torch.log(torch.tensor(2.0)).item() if unit else 1.0),
+        held_out,
     ):
         points = [(entry["step"], entry[name] * factor) for entry in history if name in entry]
         if points:
             axes.plot(*zip(*points, strict=True), "o-" if name.startswith("eval") else "-", markersize=4, label=label)
-    axes.set(xlabel="optimizer step", ylabel=f"bits per {unit}")
+    axes.set(xlabel="optimizer step", ylabel=f"bits per {unit}" if unit else "matching loss")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Frames, animate, check_run, parse_arguments, plot_curve, write_json
+from common import Frames, animate, check_run, parse_arguments, plot_curve, print_once, settings_of_run, write_json
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
@@ -40,6 +40,9 @@ from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complet
 
 TOKENIZER_TEXTS = 100_000
 """Texts of a stream from which a tokenizer is made."""
+
+SHOWN = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
+"""Arguments that weights do not depend on."""
 
 
 @dataclass
@@ -96,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if options.download and options.data == "gcide" and training.process_index == 0:
             download_gcide()
         if training.local_process_index == 0:
-            check_run(output, settings_of_run(options, training))
+            check_run(output, settings_of_run(options, training, SHOWN))
             build_tokenizer(options, output).save_pretrained(output)
         tokenizer = AutoTokenizer.from_pretrained(output)  # of all processes the same
         train, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
@@ -154,18 +157,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif",
     )
     return metrics
-
-
-def settings_of_run(options: TextArguments, training: TrainingArguments) -> dict[str, Any]:
-    """What a run that goes on may not change: all that its weights depend on, but for the number of steps."""
-    shown = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
-    settings = {name: value for name, value in vars(options).items() if name not in shown}
-    names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
-    settings |= {name: getattr(training, name) for name in (*names, "max_grad_norm", "bf16", "fp16")}
-    settings["global_batch_size"] = (
-        training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    )
-    return settings
 
 
 def build_tokenizer(options: TextArguments, output: Path) -> Any:
@@ -269,11 +260,6 @@ def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: An
 def _pieces(prompt: str) -> list[str]:
     """The prompt cut at every `_`, which stand for themselves."""
     return [piece for part in prompt.split("_") for piece in ("_", part)][1:]
-
-
-def print_once(training: TrainingArguments, text: str) -> None:
-    if training.process_index == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":
