@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -204,11 +205,11 @@ class AffineSchedule(Configurable, ABC):
 
     def alpha_derivative(self, t: Tensor) -> Tensor:
         """α'(t)."""
-        return torch.func.jvp(self.alpha, (t,), (torch.ones_like(t),))[1]
+        return _derivative(self.alpha, t)
 
     def sigma_derivative(self, t: Tensor) -> Tensor:
         """σ'(t)."""
-        return torch.func.jvp(self.sigma, (t,), (torch.ones_like(t),))[1]
+        return _derivative(self.sigma, t)
 
     def speed(self, t: Tensor) -> Tensor:
         """max(α', −σ')."""
@@ -262,6 +263,11 @@ class TrigonometricSchedule(AffineSchedule):
 
     def sigma_derivative(self, t: Tensor) -> Tensor:
         return torch.sin(t * (math.pi / 2)) * (-math.pi / 2)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    t = t.contiguous()  # an expanded time cannot carry a tangent
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
 def _gauss_legendre(device: torch.device, number: int = 24) -> tuple[Tensor, Tensor]:

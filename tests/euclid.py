@@ -46,6 +46,11 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def filled(n: int, value: float) -> Tensor:
+    """n states of one number each, [n, 1]."""
+    return torch.full((n, 1), value, dtype=torch.float64)
+
+
 def panels(breaks: Sequence[float], nodes: int = 60) -> tuple[Tensor, Tensor]:
     """Gauss–Legendre nodes and weights between all breaks, in order."""
     node, weight = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(nodes))

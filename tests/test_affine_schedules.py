@@ -54,6 +54,14 @@ def test_automatic_derivatives_are_those_given(schedule: AffineSchedule, mode: t
 
 
 @every_schedule
+def test_times_may_be_expanded(schedule: AffineSchedule) -> None:
+    """One time for a whole batch, as `t.expand(len(x))`: a view whose entries share their memory."""
+    once = numbers(0.3)
+    for method in (schedule.alpha_derivative, schedule.sigma_derivative, schedule.speed):
+        assert method(once.expand(4)).tolist() == [float(method(once))] * 4
+
+
+@every_schedule
 def test_ends_and_direction(schedule: AffineSchedule) -> None:
     ends = numbers(0, 1)
     assert schedule.alpha(ends).tolist() == pytest.approx([0, 1], abs=1e-16)

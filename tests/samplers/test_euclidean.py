@@ -1,0 +1,486 @@
+"""Samplers of numbers: the law of one step, the law of many, orders of convergence, and what must not be otherwise.
+
+The posteriors are exact: of atoms for single steps, whose law is then known in closed form, and of a Gaussian mixture for
+whole simulations, which are held against its exact law on the path.
+"""
+
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from euclid import (
+    SCHEDULES,
+    Mixture,
+    Model,
+    filled,
+    kolmogorov,
+    noise_of_ks,
+    normal_cdf,
+    normal_density,
+    numbers,
+    rng,
+    times,
+)
+from laws import LEAST_P, SIGMAS, Lookup, chain
+from torch import Tensor
+
+from gm_discrete.generators import Superposition
+from gm_discrete.landings import Bins
+from gm_discrete.paths import EuclideanMixturePath, GaussianPath
+from gm_discrete.paths.exact import ExactGaussianModel
+from gm_discrete.samplers import simulate, time_grid
+from gm_discrete.schedules import AffineSchedule, CondOTSchedule
+
+ATOMS = Mixture([-1.2, 0.4, 1.0], [0, 0, 0], [0.3, 0.5, 0.2])
+DATA = Mixture([-1.2, 0.5, 0.9], [0.3, 0.25, 0.4], [0.3, 0.5, 0.2])
+BINS = Bins(-4, 4)
+MOVING = {"flow": [1.0, 0.0], "diffusion": [0.0, 0.25, 0.0], "jump": [0.0, 0.25, 1.0]}
+PARTS: dict[str, Any] = {
+    "flow": {"flow": 1.0},
+    "diffusion": {"diffusion": 1.0},
+    "jump": {"jump": 1.0},
+    "half": {"flow": 0.5, "jump": 0.5},
+    "all": {"flow": 0.2, "diffusion": 0.4, "jump": 0.4},
+    "moving": MOVING,
+}
+every_superposition = pytest.mark.parametrize("name", PARTS)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name)
+
+STEPS = 100
+BIAS = 0.012
+"""KS distance that 100 steps leave by themselves: of jumps on a geometric grid 0.018 at 50 and 0.006 at 200 steps, in an
+independent implementation with 10⁵ samples; of flows and diffusions half as much at 50 even steps."""
+
+
+def model(weights: Any, data: Mixture = DATA, schedule: AffineSchedule | None = None, **options: Any) -> Any:
+    """An exact posterior; its jump's mean is a sum of 8 terms."""
+    path = GaussianPath(weights, schedule=schedule, bins=BINS, **options)
+    return ExactGaussianModel(path, data.means[:, None], data.stds, data.law, 8)
+
+
+def even_normals(n: int) -> Tensor:
+    """Quantiles of the prior, in a random order: a sample of it without noise."""
+    x = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    return x[torch.randperm(n, generator=rng(9))][:, None]
+
+
+# ---- one step
+
+
+def posterior_of_atoms(schedule: AffineSchedule, x: float, t: float) -> Tensor:
+    now = numbers(t)
+    return torch.softmax(ATOMS.law.log() - ((x - schedule.alpha(now) * ATOMS.means) / schedule.sigma(now)) ** 2 / 2, 0)
+
+
+def landing_cdf(schedule: AffineSchedule, z: Tensor, s: float, y: Tensor) -> Tensor:
+    """∫_{−∞}^y J(·|z) at the time s, [n, Z]: (w − ζ) φ(w) from w₋ to w, over its rise up to w₊."""
+    now = numbers(s)
+    zeta = -schedule.alpha_derivative(now) / schedule.sigma_derivative(now) * z
+    low, high = ((zeta + sign * (zeta * zeta + 4).sqrt()) / 2 for sign in (-1, 1))
+    w = ((y[:, None] - schedule.alpha(now) * z) / schedule.sigma(now)).clamp(low, high)
+    reached = [(v - zeta) * normal_density(v) for v in (low, w, high)]
+    return (reached[1] - reached[0]) / (reached[2] - reached[0])
+
+
+def one_step(schedule: AffineSchedule, weights: dict[str, float], x: float, t: float, s: float, noise: float) -> Any:
+    """(probability to jump, landing CDF, where it goes else, its standard deviation) of a step from x, by definition."""
+    now, then = numbers(t), numbers(s)
+    alpha, sigma, rise, fall = (
+        f(now) for f in (schedule.alpha, schedule.sigma, schedule.alpha_derivative, schedule.sigma_derivative)
+    )
+    pi, z = posterior_of_atoms(schedule, x, t), ATOMS.means
+    clean = (pi * z).sum()
+    said = (x - alpha * clean) / sigma
+    w = (x - alpha * z) / sigma
+    rates = pi * (-fall / sigma * (w * w - 1) - rise / sigma * z * w).clamp(min=0)
+    # ∫ f(r)/f(t) dr, f = speed/σ³, by the midpoint rule on 20 000 points: 1e-9
+    r = t + (s - t) * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    f = schedule.speed(r) / schedule.sigma(r) ** 3
+    duration = f.mean() * (s - t) / (schedule.speed(now) / sigma**3)
+    chance = 1 - torch.exp(-rates.sum() * duration * weights.get("jump", 0.0))
+    mean = (schedule.alpha(then) * clean + schedule.sigma(then) * said - x) / (s - t)
+    drift = weights.get("flow", 0.0) * mean + weights.get("diffusion", 0.0) * (mean - noise / 2 * said)
+    std = (weights.get("diffusion", 0.0) * noise * sigma * (s - t)).sqrt()
+
+    def landing(y: Tensor) -> Tensor:
+        return (landing_cdf(schedule, z, s, y) * rates).sum(1) / rates.sum()
+
+    return float(chance), landing, float(x + (s - t) * drift), float(std)
+
+
+@every_superposition
+@every_schedule
+@pytest.mark.parametrize(("x", "t", "s"), [(-1.9, 0.3, 0.5), (1.6, 0.5, 0.7)])
+def test_law_of_one_step(name: str, schedule: AffineSchedule, x: float, t: float, s: float) -> None:
+    """The share that jumps, where it lands, and where the rest goes."""
+    n, noise = 20_000, 0.8
+    exact = model(PARTS[name], ATOMS, schedule, noise=noise)
+    weights = {part: float(w[0]) for part, w in exact.path.weights(numbers(t)).items()}
+    chance, landing, center, std = one_step(schedule, weights, x, t, s, noise)
+    result = simulate(exact, filled(n, x), [t, s], rng(1), return_info=True)
+    y = result.x[:, 0]
+    if std > 0:
+        cdf = lambda v: (1 - chance) * normal_cdf((v - center) / std) + chance * landing(v)  # noqa: E731
+        assert kolmogorov(y, cdf)[1] > LEAST_P
+        assert kolmogorov(y + 0.04, cdf)[1] < LEAST_P
+        return
+    stayed = (y - center).abs() < 1e-9
+    assert int(result.jumps.sum()) == int((~stayed).sum())
+    off = float(stayed.double().mean()) - (1 - chance)
+    assert abs(off) <= SIGMAS * math.sqrt(chance * (1 - chance) / n)
+    if "jump" in weights:
+        assert 0.1 < chance < 0.99
+        assert kolmogorov(y[~stayed], landing)[1] > LEAST_P
+        assert kolmogorov(y[~stayed] + 0.1, landing)[1] < LEAST_P
+
+
+@pytest.mark.parametrize("method", ["heun", "adaptive"])
+def test_other_methods_jump_as_often_and_land_where_leaps_do(method: str) -> None:
+    """Heun's step of a superposition has the jumps of a leap; a controlled run starts with the leap of its first length."""
+    schedule, n, t = CondOTSchedule(), 20_000, 0.5
+    s = t + (0.02 if method == "adaptive" else 0.15)
+    weights = {"flow": 0.3, "jump": 0.7}
+    chance, landing, _, _ = one_step(schedule, weights, 1.9, t, s, 1.0)
+    result = simulate(model(weights, ATOMS), filled(n, 1.9), [t, s], rng(3), method, return_info=True)
+    share = float(result.jumps.double().mean())
+    assert abs(share - chance) < SIGMAS * math.sqrt(chance * (1 - chance) / n)
+    jumped = result.x[result.jumps > 0]
+    assert kolmogorov(jumped, landing)[1] > LEAST_P
+
+
+def test_survival_is_that_of_the_growing_rate() -> None:
+    """A particle at x = 2.2 with known z = 0.7, from 0.5 to 0.55: e^{−∫λ} = 0.3062, by the quadrature of λ; the step's
+    own is 0.3059. At the rate of the start 0.364 would stay, which 20 000 particles tell apart (σ = 0.0033)."""
+    z, x, t, s, n = 0.7, 2.2, 0.5, 0.55, 20_000
+    r = t + (s - t) * (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    rates = ((x - r * z) * (x - z) - (1 - r) ** 2) / (1 - r) ** 3
+    survival, naive = math.exp(-float(rates.mean()) * (s - t)), math.exp(-float(rates[0]) * (s - t))
+    path = GaussianPath({"jump": 1.0})
+    known = Model(path, lambda y, a, b: path.conditional(torch.full_like(y, z), y, a, b))
+    stayed = float((simulate(known, filled(n, x), [t, s], rng(4)) == x).double().mean())
+    allowed = SIGMAS * math.sqrt(survival * (1 - survival) / n)
+    assert abs(stayed - survival) < allowed + 0.0005
+    assert abs(stayed - naive) > 2 * allowed
+
+
+# ---- whole simulations
+
+
+def distances(exact: Any, method: str = "tau_leaping", n: int = 5_000, grid: Tensor | None = None) -> list[float]:
+    """KS distance to the exact law near t = 1/2, at the start of the last step, and at 1."""
+    grid = time_grid(exact.path, STEPS) if grid is None else grid
+    half = int((grid <= 0.5).sum()) - 1
+    result = simulate(exact, even_normals(n), grid, rng(2), method, save_at=[half, -2, -1], return_info=True)
+    moments = [float(grid[i]) for i in (half, -2, -1)]
+    return [kolmogorov(x, DATA.cdf(exact.path.schedule, t))[0] for x, t in zip(result.states, moments, strict=True)]
+
+
+@every_superposition
+def test_law_at_an_intermediate_and_at_the_final_time(name: str) -> None:
+    for distance in distances(model(PARTS[name])):
+        assert distance < noise_of_ks(5_000) + BIAS
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:], ids=lambda s: s.type_name)
+@pytest.mark.parametrize("name", ["half", "diffusion"])
+def test_law_with_other_schedules(schedule: AffineSchedule, name: str) -> None:
+    for distance in distances(model(PARTS[name], schedule=schedule), n=5_000):
+        assert distance < noise_of_ks(5_000) + BIAS
+
+
+@pytest.mark.parametrize("name", ["diffusion", "half", "moving"])
+def test_law_of_heun(name: str) -> None:
+    """On a superposition: flow and diffusion of second order, jumps of first, the "mixed" method."""
+    for distance in distances(model(PARTS[name]), "heun", 5_000):
+        assert distance < noise_of_ks(5_000) + BIAS
+
+
+CORNERS = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -0.2]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["jump", "all"])
+def test_law_of_two_dependent_coordinates(name: str) -> None:
+    """Jumps move one coordinate at a time, and yet the joint law is met: coordinates, their sum and their difference."""
+    n, std, law = 4_000, 0.3, [0.4, 0.4, 0.2]
+    path = GaussianPath(PARTS[name], bins=BINS)
+    exact = ExactGaussianModel(path, CORNERS, std, numbers(*law), 8)
+    grid = time_grid(path, STEPS)
+    half = int((grid <= 0.5).sum()) - 1
+    x_0 = torch.randn(n, 2, generator=rng(6), dtype=torch.float64)
+    states = simulate(exact, x_0, grid, rng(7), save_at=[half, -1], return_info=True).states
+    for direction in ([1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5], [0.5**0.5, -(0.5**0.5)]):
+        along = numbers(*direction)
+        line = Mixture((CORNERS @ along).tolist(), [std] * 3, law)
+        for x, t in zip(states, (float(grid[half]), 1.0), strict=True):
+            assert kolmogorov(x @ along, line.cdf(path.schedule, t))[0] < noise_of_ks(n) + BIAS
+    # with independent coordinates the difference would have another law
+    mixed = torch.stack([states[1][:, 0], states[1][torch.randperm(n, generator=rng(8)), 1]], 1)
+    assert kolmogorov(mixed @ along, line.cdf(path.schedule, 1.0))[0] > 3 * noise_of_ks(n)
+
+
+def altered(what: str, right: Any, start: Any, t: Tensor, t_next: Tensor) -> Superposition:
+    """A generator of a step whose jump is broken on purpose; `start` is that of its first moment."""
+    jump = right.parts["jump"]
+    if what == "landing at the start":
+        jump = replace(jump, kernel=start.parts["jump"].kernel)
+    if what == "naive survival":
+        jump = replace(jump, probability=1 - torch.exp(-jump.intensity * (t_next - t)[:, None]))
+    return replace(right, parts={**right.parts, "jump": jump})
+
+
+@pytest.mark.parametrize("what", ["landing at the start", "naive survival"])
+def test_what_a_jump_must_not_do(what: str) -> None:
+    """Landing where the path was at the start of the step, or leaving at the rate of the start, shows in the law.
+
+    Data known to be z, so that p_t is N(αz, σ²) and the only error is that of the length of the steps: after 10 of them to
+    t = 0.95 the distance is 0.022, and broken it is more than twice that: 0.057 and 0.050.
+    """
+    n, z = 20_000, 0.7
+    path = GaussianPath({"jump": 1.0})
+    grid = 1 - torch.logspace(0, math.log10(0.05), 11, dtype=torch.float64)
+
+    def known(kind: str) -> Model:
+        def generator(x: Tensor, t: Tensor, t_next: Tensor | None) -> Any:
+            data = torch.full_like(x, z)
+            assert t_next is not None
+            return altered(kind, path.conditional(data, x, t, t_next), path.conditional(data, x, t), t, t_next)
+
+        return Model(path, generator)
+
+    found = {}
+    for kind in ("", what):
+        x = simulate(known(kind), even_normals(n), grid, rng(5))
+        found[kind] = kolmogorov(x, lambda y: normal_cdf((y - 0.95 * z) / 0.05))[0]
+    assert found[""] < 0.03
+    assert found[what] > found[""] + 1.5 * noise_of_ks(n)
+
+
+def test_landing_at_the_start_is_another_law_of_one_step() -> None:
+    """The same in one step, where nothing else can hide it: 20 000 landings of it fail the law that the end's pass."""
+    n, t, s = 20_000, 0.3, 0.5
+    exact = model({"jump": 1.0}, ATOMS)
+    _, landing, center, _ = one_step(exact.path.schedule, {"jump": 1.0}, -1.9, t, s, 1.0)
+    values = {}
+    for what in ("", "landing at the start"):
+
+        def generator(x: Tensor, a: Tensor, b: Tensor | None, what: str = what) -> Any:
+            assert b is not None
+            return altered(what, exact.generator(x, a, b), exact.generator(x, a), a, b)
+
+        y = simulate(Model(exact.path, generator), filled(n, -1.9), [t, s], rng(1))
+        values[what] = kolmogorov(y[(y - center).abs() > 1e-9], landing)[1]
+    assert values[""] > LEAST_P
+    assert values["landing at the start"] < 1e-12
+
+
+# ---- order of convergence of a flow
+
+
+def flow_error(steps: int, method: str, schedule: AffineSchedule, until: float = 0.9) -> float:
+    """A flow of a number keeps its quantile: max |F_t(x_t) − F_0(x_0)|, without a reference solver."""
+    x_0 = torch.linspace(-2.5, 2.5, 101, dtype=torch.float64)[:, None]
+    grid = torch.linspace(0, until, steps + 1, dtype=torch.float64)
+    x = simulate(model({"flow": 1.0}, schedule=schedule), x_0, grid, method=method)
+    return float((DATA.cdf(schedule, until)(x[:, 0]) - normal_cdf(x_0[:, 0])).abs().max())
+
+
+@every_schedule
+@pytest.mark.parametrize(("method", "order"), [("tau_leaping", 1), ("euler", 1), ("heun", 2)])
+def test_flow_converges_with_its_order(schedule: AffineSchedule, method: str, order: int) -> None:
+    """Twice the steps, 2^order less of an error: within 15 % from 64 steps on."""
+    coarse, fine = (flow_error(n, method, schedule) for n in (64, 128))
+    assert coarse / fine == pytest.approx(2**order, rel=0.15)
+    assert fine < (0.02, 0.002)[order - 1]
+
+
+def test_last_step_of_heun_is_a_leap() -> None:
+    """To t = 1, where velocities have no bound: it goes to the mean of the data given x."""
+    exact = model({"flow": 1.0})
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    clean = exact.generator(x, times(0.9, 9), times(1.0, 9)).parts["flow"]
+    for method in ("heun", "tau_leaping", "euler"):
+        y = simulate(exact, x, [0.9, 1.0], rng(), method)
+        torch.testing.assert_close(y, x + 0.1 * clean.mean, rtol=0, atol=1e-14)
+
+
+@every_schedule
+def test_dopri5_is_as_accurate_as_asked(schedule: AffineSchedule) -> None:
+    """To t = 0.9: 10⁻⁷ of a state, of a slope of F below 1, is an error below 10⁻⁵ of F over some tens of steps."""
+    x_0 = torch.linspace(-2.5, 2.5, 101, dtype=torch.float64)[:, None]
+    errors, calls = [], []
+    for tolerance in (1e-3, 1e-7):
+        result = simulate(
+            model({"flow": 1.0}, schedule=schedule),
+            x_0,
+            [0.0, 0.9],
+            method="dopri5",
+            tolerance=tolerance,
+            return_info=True,
+        )
+        cdf = DATA.cdf(schedule, 0.9)(result.x[:, 0])
+        errors.append(float((cdf - normal_cdf(x_0[:, 0])).abs().max()))
+        calls.append(int(result.network_calls[0]))
+    assert errors[1] < 1e-5
+    assert errors[1] < errors[0] < 1e-2
+    assert calls[1] > calls[0]
+
+
+def test_dopri5_holds_the_law_and_counts_its_calls() -> None:
+    exact = model({"flow": 1.0})
+    counted = Model(exact.path, exact.generator)
+    result = simulate(counted, even_normals(10_000), [0.0, 1.0], rng(), "dopri5", return_info=True)
+    assert (
+        kolmogorov(result.x, DATA.cdf(exact.path.schedule, 1.0))[0] < 0.003
+    )  # even quantiles: no noise but ẑ at 0.995
+    assert result.network_calls.tolist() == [counted.calls] * 10_000
+    # a start within the last step
+    late = simulate(counted, even_normals(5), [0.999, 1.0], rng(), "dopri5", return_info=True)
+    assert late.network_calls.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("name", ["jump", "half", "diffusion", "all", "moving"])
+def test_dopri5_refuses_what_is_no_flow(name: str) -> None:
+    with pytest.raises(TypeError, match="dopri5 solves flows only; the generator also jumps or diffuses: use heun"):
+        simulate(model(PARTS[name]), even_normals(4), [0.2, 1.0], rng(), "dopri5")
+
+
+def test_dopri5_takes_a_superposition_that_is_a_flow() -> None:
+    x_0, grid = even_normals(8), [0.0, 1.0]
+    alone, beside = (
+        simulate(model(weights), x_0, grid, rng(), "dopri5") for weights in ({"flow": 1.0}, {"flow": 1.0, "jump": 0.0})
+    )
+    torch.testing.assert_close(alone, beside, rtol=0, atol=1e-12)
+
+
+def test_dopri5_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="tolerance=0 must be positive"):
+        simulate(model({"flow": 1.0}), even_normals(4), [0.0, 1.0], method="dopri5", tolerance=0)
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ImportError, match=r"dopri5 needs the package torchdiffeq: pip install gm_discrete\[ode\]"):
+        simulate(model({"flow": 1.0}), even_normals(4), [0.0, 1.0], method="dopri5")
+
+
+# ---- adaptive
+
+
+@every_superposition
+def test_law_of_adaptive_steps(name: str) -> None:
+    """At a tolerance that takes about as many steps, the bias is that of 100 steps."""
+    exact = model(PARTS[name])
+    n = 5_000
+    result = simulate(
+        exact, even_normals(n), [0.0, 0.5, 1.0], rng(3), "adaptive", tolerance=2e-4, save_at=[1, 2], return_info=True
+    )
+    for x, t in zip(result.states, (0.5, 1.0), strict=True):
+        assert kolmogorov(x, DATA.cdf(exact.path.schedule, t))[0] < noise_of_ks(n) + BIAS
+    assert 50 < float(result.network_calls.double().mean()) < 150
+
+
+def test_adaptive_steps_follow_the_tolerance_and_are_counted() -> None:
+    calls = []
+    for tolerance in (0.05, 0.005, 0.0005):
+        exact = model(PARTS["half"])
+        counted = Model(exact.path, exact.generator)
+        result = simulate(
+            counted, even_normals(200), [0.0, 1.0], rng(3), "adaptive", tolerance=tolerance, return_info=True
+        )
+        # each state until it has arrived: the slowest takes part in every evaluation
+        assert int(result.network_calls.max()) == counted.calls
+        assert int(result.network_calls.min()) < counted.calls
+        calls.append(float(result.network_calls.double().mean()))
+    # the length of a step goes like the tolerance (the error of one is ½ Δ |ΔL|, |ΔL| ∝ Δ): its square root, at least
+    assert calls[1] > 1.5 * calls[0]
+    assert calls[2] > 1.5 * calls[1]
+
+
+def test_adaptive_errors() -> None:
+    exact = model({"flow": 1.0})
+    with pytest.raises(ValueError, match="tolerance=0 must be positive"):
+        simulate(exact, even_normals(4), [0.0, 1.0], method="adaptive", tolerance=0)
+    alone = Model(exact.path, lambda x, t, s: exact.generator(x, t, s).parts["flow"])
+    with pytest.raises(TypeError, match="adaptive steps need generators made by a path"):
+        simulate(alone, even_normals(4), [0.0, 1.0], method="adaptive")
+
+
+# ---- bookkeeping
+
+
+@pytest.mark.parametrize(("name", "method"), [(n, m) for n in PARTS for m in ("tau_leaping", "heun", "adaptive")])
+def test_fixed_entries_stay_as_they_are(name: str, method: str) -> None:
+    """Bit by bit; and the others move."""
+    path = GaussianPath(PARTS[name], bins=BINS)
+    exact = ExactGaussianModel(path, CORNERS, 0.3, None, 8)
+    x_0 = torch.randn(50, 2, generator=rng(1))
+    fixed = torch.rand(50, 2, generator=rng(2)) < 0.4
+    x = simulate(exact, x_0, time_grid(path, 12), rng(3), method, fixed)
+    assert torch.equal(x[fixed], x_0[fixed])
+    assert bool((x[~fixed] != x_0[~fixed]).all())
+    assert x.dtype == torch.float32
+
+
+def test_fixed_entries_stay_with_dopri5() -> None:
+    exact = ExactGaussianModel(GaussianPath(), CORNERS, 0.3)
+    x_0, fixed = torch.randn(50, 2, generator=rng(1)), torch.rand(50, 2, generator=rng(2)) < 0.4
+    x = simulate(exact, x_0, [0.0, 1.0], rng(3), "dopri5", fixed)
+    assert torch.equal(x[fixed], x_0[fixed])
+    assert bool((x[~fixed] != x_0[~fixed]).all())
+
+
+@pytest.mark.parametrize(("method", "calls"), [("tau_leaping", 7), ("euler", 7), ("heun", 13)])
+def test_network_calls(method: str, calls: int) -> None:
+    """Seven steps; Heun takes two evaluations in all but the last."""
+    exact = model(PARTS["all"])
+    counted = Model(exact.path, exact.generator)
+    result = simulate(counted, even_normals(6), time_grid(exact.path, 7), rng(), method, return_info=True)
+    assert counted.calls == calls
+    assert result.network_calls.tolist() == [calls] * 6
+
+
+def test_only_jumps_are_counted_as_jumps() -> None:
+    grid = torch.linspace(0, 1, 11, dtype=torch.float64)
+    drifting = simulate(model(PARTS["diffusion"]), even_normals(20), grid, rng(), return_info=True)
+    assert int(drifting.jumps.sum()) == 0
+    jumping = simulate(model(PARTS["jump"]), even_normals(20), grid, rng(), return_info=True)
+    assert int(jumping.jumps.sum()) > 0
+
+
+def test_states_of_any_shape() -> None:
+    """Images [B, C, H, W]: every coordinate is simulated as it would be in a row; the seed gives the same numbers."""
+    means = torch.randn(3, 2, 2, 2, generator=rng(1), dtype=torch.float64)
+    path = GaussianPath({"flow": 0.5, "jump": 0.5}, 2, bins=BINS)
+    image, row = ExactGaussianModel(path, means, 0.2, None, 8), ExactGaussianModel(path, means.flatten(1), 0.2, None, 8)
+    x_0 = torch.randn(5, 2, 2, 2, generator=rng(2), dtype=torch.float64)
+    images = simulate(image, x_0, time_grid(path, 10), rng(3))
+    rows = simulate(row, x_0.flatten(1), time_grid(path, 10), rng(3))
+    assert images.shape == x_0.shape
+    torch.testing.assert_close(images.flatten(1), rows, rtol=0, atol=1e-12)
+
+
+def test_methods_of_symbols_and_of_numbers_are_told_apart() -> None:
+    for method in ("ancestral", "trapezoidal", "first_hitting", "uniformization", "stratified_hazard", "step_doubling"):
+        with pytest.raises(ValueError, match=f"method='{method}' is not for numbers; choose one of .*heun"):
+            simulate(model(PARTS["jump"]), even_normals(4), [0.0, 1.0], rng(), method)
+    symbols = chain("masked", 2, kind=Lookup)
+    for method in ("dopri5", "heun"):
+        with pytest.raises(ValueError, match=f"method='{method}' is not for symbols; choose one of tau_leaping"):
+            simulate(symbols, torch.zeros(3, 2).long(), [0.1, 0.5], rng(), method)
+
+
+# ---- grids
+
+
+@pytest.mark.parametrize("stop", [0.005, 0.02])
+def test_geometric_grid_is_even_in_the_logarithm_of_what_is_left(stop: float) -> None:
+    path = GaussianPath({"jump": 1.0}, stop=stop)
+    grid = time_grid(path, 20)
+    assert torch.equal(grid, time_grid(path, 20, "geometric"))
+    left = 1 - grid
+    assert (len(grid), float(grid[0]), float(grid[-1])) == (21, 0.0, 1.0)
+    assert float(left[-2]) == pytest.approx(stop, rel=1e-12)
+    torch.testing.assert_close(left[1:-1] / left[:-2], filled(19, stop ** (1 / 19))[:, 0], rtol=1e-12, atol=0)
+    assert time_grid(path, 1).tolist() == [0.0, 1.0]
+    torch.testing.assert_close(time_grid(GaussianPath(), 4), torch.linspace(0, 1, 5).double())
+    assert torch.equal(time_grid(EuclideanMixturePath(stop=stop), 20), grid)
