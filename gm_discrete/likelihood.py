@@ -90,6 +90,7 @@ def likelihood_bound(
     scored: Tensor | None = None,
     estimator: str = "auto",
     x_0: Tensor | None = None,
+    class_labels: Tensor | None = None,
 ) -> LikelihoodBound:
     """Monte-Carlo estimate of the bound on −log p(z), unbiased for every number of samples.
 
@@ -109,6 +110,7 @@ def likelihood_bound(
         scored: bool [B, L], positions whose likelihood is bounded, given the others; all that are not padded by default.
         estimator: `"auto"` (mask_count for masking), `"time"` or `"mask_count"`.
         x_0: the sources [B, L] of a coupled path; the bound is then one on −log p(z|x_0).
+        class_labels: long [B], of a model with classes; the bound is then one on −log p(z|class).
 
     Returns:
         `.nats` [B], `.bits_per_token`, `.perplexity` and `.stderr` (of the bits per token, over sequences).
@@ -126,7 +128,8 @@ def likelihood_bound(
     if x_0 is not None and not getattr(path, "coupled", False):
         raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
     draw = _draw_mask_count if masked and estimator != "time" else _draw_time
-    masks = {} if attention_mask is None else {"attention_mask": attention_mask}
+    given = {"attention_mask": attention_mask, "class_labels": class_labels}
+    given = {name: value for name, value in given.items() if value is not None}
     training = getattr(model, "training", False)
     if training:
         model.eval()
@@ -136,7 +139,7 @@ def likelihood_bound(
         for j in range(num_samples):
             u = (j + offset.to(z.device)) / num_samples  # stratified over the draws of each sequence
             x, t, weight = draw(path, z, scored, u, rng, x_0)
-            target, predicted = path.conditional(z, x, t), model.generator(x, t, **masks)
+            target, predicted = path.conditional(z, x, t), model.generator(x, t, **given)
             nats += weight * bregman.divergence(target, predicted, x, where=scored).sum(1)
     finally:
         if training:

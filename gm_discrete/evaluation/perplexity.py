@@ -80,7 +80,8 @@ def evaluate_bound(
 
     Args:
         model: a `GMModel`, or any object with `.path` and `.generator(x, t, t_next=None)`.
-        dataloader: batches of `TokenCollator`; scored are the positions whose label is not -100.
+        dataloader: batches of `TokenCollator` or `ImageCollator`; scored are the positions whose label is not -100.
+            A model with classes is told those of the batch.
         num_samples, rng, estimator: as for `likelihood_bound`; seed `rng` differently on every process.
         accelerator: the one that prepared `dataloader`, if one did; every process then gets the bounds of all.
 
@@ -90,10 +91,18 @@ def evaluate_bound(
     bounds = []
     device = getattr(model, "device", None)
     for batch in tqdm(dataloader, desc="Bound", disable=accelerator and not accelerator.is_main_process):
-        z, mask, labels = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
-        source = batch["source_ids"].to(device) if "source_ids" in batch else None
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        classes = batch.get("class_labels") if getattr(getattr(model, "config", None), "num_classes", 0) else None
         bound = likelihood_bound(
-            model, z, mask, num_samples, rng, scored=labels != IGNORED, estimator=estimator, x_0=source
+            model,
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            num_samples,
+            rng,
+            scored=batch["labels"] != IGNORED,
+            estimator=estimator,
+            x_0=batch.get("source_ids"),
+            class_labels=classes,
         )
         if accelerator:
             nats, num_tokens = accelerator.gather_for_metrics((bound.nats, bound.num_tokens))

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gm_discrete import LikelihoodBound, MaskedPath
-from gm_discrete.data import TokenCollator, character_tokenizer
+from gm_discrete.data import ImageCollator, TokenCollator, character_tokenizer
 from gm_discrete.evaluation import BoundPerplexity, count_characters, evaluate_bound
 from gm_discrete.generators import Jump
 
@@ -46,6 +47,27 @@ def test_prompts_are_not_scored() -> None:
     bound = evaluate_bound(Uniform(), [batch], rng=torch.Generator().manual_seed(0))
     assert bound.num_tokens.tolist() == [2, 1]
     assert bound.nats.tolist() == pytest.approx([2 * math.log(8), math.log(8)], rel=1e-6)
+
+
+def test_images_have_no_padding_and_classes_are_told_where_they_are_known() -> None:
+    """A model that believes in symbol c of images of class c alone, and in any of 8 where it is told none."""
+
+    class Classy(Uniform):
+        def __init__(self, num_classes: int) -> None:
+            self.config = SimpleNamespace(num_classes=num_classes)
+
+        def generator(self, x: Tensor, t: Tensor, t_next: Any = None, class_labels: Tensor | None = None) -> Jump:
+            logits = torch.zeros(*x.shape, 9)
+            if class_labels is not None:
+                logits = logits - 1e9 * (torch.arange(9) != class_labels[:, None, None])
+            return self.path.marginal(logits, x, t, t_next)
+
+    images = [{"pixel_values": torch.full((1, 2, 2), 32 * c, dtype=torch.uint8), "class_labels": c} for c in (2, 5)]
+    batch = ImageCollator(levels=8)(images)
+    for num_classes, nats in ((8, 0.0), (0, 4 * math.log(8))):
+        bound = evaluate_bound(Classy(num_classes), [batch], rng=torch.Generator().manual_seed(0))
+        assert bound.num_tokens.tolist() == [4, 4]
+        assert bound.nats.tolist() == pytest.approx([nats, nats], rel=1e-6)
 
 
 def test_noise_is_reproducible() -> None:
