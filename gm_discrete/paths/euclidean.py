@@ -56,9 +56,11 @@ class EuclideanPath(Path):
             raise ValueError(
                 f"generators {', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
             )
+        # In the order of the class: that of JSON is another one, and a model's heads come in it.
+        chosen = {name: generators[name] for name in self.known_generators if name in generators}
         plain = {
             name: [float(w) for w in weight] if isinstance(weight, Sequence) else float(weight)
-            for name, weight in generators.items()
+            for name, weight in chosen.items()
         }
         # Straight lines between nodes sum to 1 everywhere if they do at every node.
         nodes = sorted(
