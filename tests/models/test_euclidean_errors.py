@@ -1,0 +1,159 @@
+"""What is no vector, no image or no config of one is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from continuous import (
+    BOTH,
+    CLASSES,
+    COLOUR,
+    classy,
+    network,
+)
+from torch import Tensor
+
+from gm_discrete import (
+    EuclideanMixturePath,
+    GaussianPath,
+    GMConfig,
+    GMModel,
+    MaskedPath,
+    UniformPath,
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"path": GaussianPath(BOTH), "divergence": {"jump": "cosh"}},
+            "divergence='cosh' of rates.*positive and unbounded",
+        ),
+        (
+            {"path": GaussianPath(), "divergence": {"flow": "generalized_kl"}},
+            "divergence='generalized_kl' is defined for positive numbers only, and velocities have either sign",
+        ),
+        ({"path": GaussianPath(), "divergence": {"flow": "l2"}}, "divergence='l2' is unknown; choose one of squared"),
+        ({"path": GaussianPath(), "divergence": {"jump": "squared"}}, "given for jump; this path learns flow"),
+        (
+            {"path": GaussianPath(), "divergence": "squared"},
+            "must be a divergence by part, such as {'flow': 'squared'}",
+        ),
+        ({"path": MaskedPath(5), "divergence": {"jump": "squared"}}, "must be 'generalized_kl' or 'cross_entropy'"),
+        (
+            {"path": GaussianPath(), "loss_weights": {"jump": 1.0}},
+            "loss_weights={'jump': 1.0} must be weights ≥ 0 of flow",
+        ),
+        ({"path": GaussianPath(), "loss_weights": {"flow": -1.0}}, "must be weights ≥ 0 of flow"),
+        ({"path": MaskedPath(5), "loss_weights": {"jump": 1.0}}, "must be weights ≥ 0 of no part"),
+        (
+            {"path": GaussianPath(num_channels=3), **COLOUR, "patch_size": 4},
+            "patch_size=4 must divide height and width",
+        ),
+        ({"path": GaussianPath(num_channels=3), **COLOUR, "patch_size": 0}, "patch_size=0 must divide"),
+        ({"path": GaussianPath(num_channels=1), **COLOUR}, r"\[3, 4, 6\] has 3 channels, the path num_channels=1"),
+        ({"path": GaussianPath(num_channels=2), "patch_size": 2}, r"patch_size=2 goes with image_shape=\[C, H, W\]"),
+        ({"path": MaskedPath(5), "image_shape": [4, 4]}, r"image_shape=\[4, 4\] must be \[C, H, W\]"),
+        ({"path": MaskedPath(5), "image_shape": [1, 0, 4]}, r"must be \[C, H, W\]"),
+        ({"path": MaskedPath(5), "num_classes": -1}, "num_classes=-1 and class_dropout=0.1 must lie in"),
+        ({"path": MaskedPath(5), "class_dropout": 1.0}, "class_dropout=1.0 must lie in"),
+        ({"path": GaussianPath(), "vocab_size": 7}, "vocab_size=7 differs from the path's vocab_size=0"),
+    ],
+)
+def test_bad_configs_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GMConfig(**options)
+
+
+def test_tied_embeddings_need_symbols_of_their_own() -> None:
+    for name in ("flow", "masked"):
+        with pytest.raises(ValueError, match="tie_word_embeddings needs symbols with a position of their own"):
+            network(name, tie_word_embeddings=True)
+
+
+HALF = torch.full((2,), 0.5)
+IMAGE = torch.zeros(2, 3, 4, 6)
+PIXELS = torch.zeros(2, 72, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [
+        (
+            "jump",
+            {"input_values": torch.zeros(2, 5, 3)},
+            r"input_values has shape \(2, 5, 3\); the model takes \[B, 5, 2\]",
+        ),
+        ("jump", {"input_values": torch.zeros(2, 5)}, r"input_values.*\(2, 5\)"),
+        (
+            "flow on images",
+            {"input_values": torch.zeros(2, 1, 4, 6)},
+            r"\(2, 1, 4, 6\); the model takes \[B, 3, 4, 6\]",
+        ),
+        (
+            "flow on images",
+            {"input_values": torch.zeros(2, 3, 4, 4)},
+            r"\(2, 3, 4, 4\); the model takes \[B, 3, 4, 6\]",
+        ),
+        ("flow on images", {"input_values": IMAGE / 0}, "input_values holds numbers that are not finite"),
+        ("flow on images", {"input_values": IMAGE.long()}, "input_values must be a floating-point tensor"),
+        ("masked", {"input_ids": PIXELS[:, :70]}, r"input_ids has shape \(2, 70\); the model takes \[B, 72"),
+        ("masked", {"input_ids": PIXELS + 5}, "input_ids holds ids from 5 to 5; vocab_size=5"),
+        ("flow", {"input_ids": PIXELS}, "give the state as input_values"),
+        ("masked", {"input_values": IMAGE}, "give the state as input_ids"),
+        ("flow on images", {"input_values": IMAGE, "input_ids": PIXELS}, "give the state as input_values"),
+        ("flow on images", {"input_values": IMAGE, "attention_mask": torch.ones(2, 3)}, "images have no padding"),
+        ("masked", {"input_ids": PIXELS, "attention_mask": torch.ones(2, 72)}, "images have no padding"),
+        ("jump", {"input_values": torch.zeros(2, 5, 2), "labels": torch.zeros(2, 5)}, r"labels has shape \(2, 5\)"),
+        (
+            "jump",
+            {"input_values": torch.zeros(2, 5, 2), "labels": torch.full((2, 5, 2), 1.5)},
+            "the bins cover only -1 to 1",
+        ),
+        ("mixture", {"input_values": torch.full((2, 1, 4, 4), 3.5)}, "beyond the path's low=-1.0 and high=3.0"),
+        (
+            "jump",
+            {"input_values": torch.zeros(2, 5, 2), "class_labels": CLASSES[:2]},
+            r"has no classes: GMConfig\(num_classes",
+        ),
+    ],
+)
+def test_bad_inputs_are_named(name: str, inputs: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network(name)(time=HALF, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 3], "class_labels must lie between −1 .* = 2"),
+        ([-2, 0], "class_labels must lie between −1"),
+        ([0, 1, 2], r"class_labels has shape \(3,\)"),
+    ],
+)
+def test_classes_out_of_range_are_named(labels: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        classy("flow")(input_values=torch.zeros(2, 5, 2), time=HALF, class_labels=torch.tensor(labels))
+
+
+def test_a_missing_time_is_named() -> None:
+    with pytest.raises(ValueError, match="time is missing"):
+        network("flow")(input_values=torch.zeros(2, 5, 2))
+
+
+def test_paths_for_study_are_no_paths_for_networks() -> None:
+    """A block jumps to a draw of the data: no network with bins states that."""
+    model = network("mixture of vectors", path=EuclideanMixturePath(block=True, num_channels=2))
+    with pytest.raises(ValueError, match="none for a block: use block=False"):
+        model.generator(torch.zeros(2, 5, 2), HALF.double())
+
+
+def test_weights_of_a_superposition_are_of_numbers() -> None:
+    model = GMModel(GMConfig(path=UniformPath(4), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ValueError, match="symbols only jump"):
+        model.generator(torch.zeros(2, 3, dtype=torch.long), HALF.double(), generators={"jump": 1.0})
+    with pytest.raises(ValueError, match=r"need .*landing.*, which this path's model does not state"):
+        network("flow").generator(torch.zeros(2, 5, 2), HALF.double(), generators={"jump": 1.0})
