@@ -188,19 +188,21 @@ class GaussianPath(EuclideanPath):
     ) -> Superposition:
         """The generator made of ẑ and ε̂, of the jump's rate λ σ/speed and of its landing, a function of the time [B].
 
-        Over an interval [t, s], with all of these frozen: the flow has the mean velocity that leads to α_s ẑ + σ_s ε̂; a
-        jump has the probability 1 − exp(−λ G) with G = ∫ f/f(t), as λ at a fixed x grows like f = speed/σ³, for CondOT
-        like (1 − t)⁻³ (`AffineSchedule.growth`); a step to t = 1 is the flow's, which leads to ẑ.
+        Over an interval [t, s], with all of these frozen: the flow has the mean velocity that leads to α_s ẑ + σ_s ε̂, the
+        diffusion the mean g² of both ends; a jump has the probability 1 − exp(−λ G) with G = ∫ f/f(t), as λ at a fixed x
+        grows like f = speed/σ³, for CondOT like (1 − t)⁻³ (`AffineSchedule.growth`); a step to t = 1 is the flow's, which
+        leads to ẑ.
         """
         now = self.at(t, x)
-        velocity, mean = now.alpha_slope * clean + now.sigma_slope * noise, None
+        velocity, mean, sigma = now.alpha_slope * clean + now.sigma_slope * noise, None, now.sigma
         if t_next is not None:
             there, step = self.at(t_next, x), shaped(t_next - t, x)
+            sigma = (now.sigma + there.sigma) / 2
             mean = torch.where(step > 0, (there.alpha * clean + there.sigma * noise - x) / step, velocity)
         parts: dict[str, Generator] = {"flow": Flow(velocity, mean)}
         if "diffusion" in self.generators:
             towards = -self.noise / 2 * noise  # ½ g² times the score
-            scale = (self.noise * now.sigma).sqrt()
+            scale = (self.noise * sigma).sqrt()
             parts["diffusion"] = Diffusion(scale, velocity + towards, None if mean is None else mean + towards)
         if reduced is not None and kernel is not None:
             probability, landing = None, kernel(t if t_next is None else t_next)

@@ -280,7 +280,11 @@ def test_predictions_of_velocity_data_and_noise_give_one_generator(schedule: Aff
         # the score of p_t(x|z) at the mean of z is −ε̂/σ
         expected = velocity - 0.5 * (path.noise * sigma) / sigma * noise
         torch.testing.assert_close(parts["diffusion"].drift, expected, rtol=1e-10, atol=1e-10)
-        scale = (path.noise * sigma).sqrt()
+        # over the interval g² is the mean of both ends; at a point, that of the point
+        ends = (sigma + schedule.sigma(numbers(min(t + 0.2, 1.0)))) / 2
+        point = path.marginal(stated, x, times(t, 5)).parts["diffusion"]
+        torch.testing.assert_close(point.scale.expand(5, 2), (path.noise * sigma).sqrt().expand(5, 2))
+        scale = (path.noise * ends).sqrt()
         torch.testing.assert_close(parts["diffusion"].scale.expand(5, 2), scale.expand(5, 2))
 
 

@@ -103,7 +103,7 @@ def one_step(schedule: AffineSchedule, weights: dict[str, float], x: float, t: f
     chance = 1 - torch.exp(-rates.sum() * duration * weights.get("jump", 0.0))
     mean = (schedule.alpha(then) * clean + schedule.sigma(then) * said - x) / (s - t)
     drift = weights.get("flow", 0.0) * mean + weights.get("diffusion", 0.0) * (mean - noise / 2 * said)
-    std = (weights.get("diffusion", 0.0) * noise * sigma * (s - t)).sqrt()
+    std = (weights.get("diffusion", 0.0) * noise * (sigma + schedule.sigma(then)) / 2 * (s - t)).sqrt()
 
     def landing(y: Tensor) -> Tensor:
         return (landing_cdf(schedule, z, s, y) * rates).sum(1) / rates.sum()
