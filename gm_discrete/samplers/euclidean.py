@@ -69,7 +69,7 @@ def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: flo
     until = min(end, 1 - getattr(getattr(chain.model, "path", None), "stop", 0.005)) if end >= 1 else end
 
     def velocity(time: Tensor, state: Tensor) -> Tensor:
-        generator = chain.generator(state, time.expand(len(x)).double())
+        generator = chain.generator(state, time.clamp(max=until).expand(len(x)).double())
         if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
             raise TypeError("dopri5 solves flows only; the generator also jumps or diffuses: use heun or adaptive")
         chain.calls += 1
@@ -77,7 +77,9 @@ def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: flo
 
     if start < until:
         times = torch.tensor([start, until], dtype=torch.float64, device=x.device)
-        solution: Any = odeint(velocity, x, times, rtol=tolerance, atol=tolerance, method="dopri5")
+        # A step that led beyond the end would ask for times that no path has.
+        options = {"step_t": times[1:]}
+        solution: Any = odeint(velocity, x, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
         x = solution[-1].to(x.dtype)
     return x if until == end else euler_maruyama(chain, x, torch.full_like(t, max(start, until)), t_next)
 
