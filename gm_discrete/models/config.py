@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from gm_discrete import bregman
@@ -159,6 +160,18 @@ class GMConfig(PreTrainedConfig):
         if self.image_shape is None:
             return (length,) if self.vocab_size else (length, self.num_channels)
         return (math.prod(self.image_shape),) if self.vocab_size else tuple(self.image_shape)
+
+    def check_classes(self, labels: Tensor, batch: int) -> None:
+        """
+        Raises:
+            ValueError: the labels are not of shape [batch], or (looked at on the CPU only) not of this model's classes.
+        """
+        if not self.num_classes:
+            raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
+        if labels.shape != (batch,):
+            raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{batch}]")
+        if labels.device.type == "cpu" and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(f"class_labels must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}")
 
     def build_path(self) -> FinitePath | EuclideanPath:
         """The path that `config.path` describes."""

@@ -268,12 +268,10 @@ class GMGenerationMixin(Base):
             raise ValueError(
                 f"sampler={config.sampler!r} does not fit {self.path!r}; choose one of {', '.join(fitting)}"
             )
-        labels = None if class_labels is None else torch.as_tensor(class_labels, device=self.device)
+        labels = None if class_labels is None else torch.as_tensor(class_labels)
         if labels is not None:
             if input_ids is None and x_0 is None:
-                batch_size = batch_size or len(labels)
-            if not self.config.num_classes:
-                raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
+                batch_size = batch_size or labels.numel()
         elif config.guidance_scale not in (None, 1.0):
             raise ValueError("guidance_scale needs class_labels to guide towards")
         rng = torch.Generator(device=self.device)
@@ -306,8 +304,9 @@ class GMGenerationMixin(Base):
                 )
             shown, processors = _common_prompt(fixed), _processors(config, logits_processor)
             prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
-        if labels is not None and labels.shape != (len(state),):
-            raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{len(state)}]")
+        if labels is not None:
+            self.config.check_classes(labels, len(state))
+            labels = labels.to(self.device)
         conditioning = {
             "attention_mask": None if attention_mask is None or bool(attention_mask.all()) else attention_mask,
             "logits_processor": processors,

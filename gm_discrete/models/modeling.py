@@ -208,22 +208,13 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         for name, tensor, shape in (
             ("attention_mask", attention_mask, x.shape[:2]),
             ("labels", labels, x.shape),
-            ("class_labels", class_labels, x.shape[:1]),
         ):
             if tensor is not None and tensor.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {self.path.state_name} has {tuple(x.shape)}")
         if attention_mask is not None and config.image_shape:
             raise ValueError("attention_mask is of sequences: images have no padding")
         if class_labels is not None:
-            if not config.num_classes:
-                raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
-            if (
-                class_labels.device.type == "cpu"
-                and not -1 <= int(class_labels.min()) <= int(class_labels.max()) < config.num_classes
-            ):
-                raise ValueError(
-                    f"class_labels must lie between −1 (none) and num_classes − 1 = {config.num_classes - 1}"
-                )
+            config.check_classes(class_labels, len(x))
 
     def generator(
         self,
