@@ -127,7 +127,7 @@ def figures(run: str, seed: int, model: GMModel, data: Data, args: argparse.Name
     """Distances of samples, for every way to sample a run's model and every number of calls."""
     labels = torch.arange(args.images, device=args.device) % data.classes
     for name, sample in samplers(run, seed, model, args).items():
-        for calls in map(int, args.calls.split(",")):
+        for calls in map(int, args.calls.split(",")[-1:] if "alone" in name else args.calls.split(",")):
             images = torch.cat([sample(part, calls) for part in labels.split(100)])
             found = evaluate_images(data.features, extract_features(to_uint8(images.cpu()), data.network))
             yield {"sampler": name, "calls": calls, **vars(found)}
