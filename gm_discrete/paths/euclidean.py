@@ -64,7 +64,7 @@ class EuclideanPath(Path):
         }
         # Straight lines between nodes sum to 1 everywhere if they do at every node.
         nodes = sorted(
-            {i / (len(w) - 1) for w in plain.values() if isinstance(w, list) for i in range(len(w))} | {0.0, 1.0}
+            {i / max(len(w) - 1, 1) for w in plain.values() if isinstance(w, list) for i in range(len(w))} | {0.0, 1.0}
         )
         at = torch.stack([_line(w, torch.tensor(nodes, dtype=torch.float64, device="cpu")) for w in plain.values()])
         if float(at.min()) < 0 or not torch.allclose(at.sum(0), torch.ones_like(at[0]), atol=1e-6):
