@@ -189,6 +189,10 @@ class ExponentialSchedule(Schedule):
         return -torch.where(kappa < 0.5, torch.log1p(-kappa * self._scale), late) / self.c
 
 
+AT_REST = 1e-9
+"""The least speed of an affine schedule, in 1/time: what is slower stands still in float32."""
+
+
 class AffineSchedule(Configurable, ABC):
     """α(t) and σ(t) of x_t = α z + σ ε: α from 0 to 1, σ decreasing from 1 to 0. Times and values are float64.
 
@@ -212,8 +216,8 @@ class AffineSchedule(Configurable, ABC):
         return _derivative(self.sigma, t)
 
     def speed(self, t: Tensor) -> Tensor:
-        """max(α', −σ')."""
-        return torch.maximum(self.alpha_derivative(t), -self.sigma_derivative(t))
+        """max(α', −σ'); above 0 also where a schedule is at rest, and nothing moves."""
+        return torch.maximum(self.alpha_derivative(t), -self.sigma_derivative(t)).clamp(min=AT_REST)
 
     def growth(self, t: Tensor, t_next: Tensor) -> Tensor:
         """∫ f(s) ds / f(t) over [t, t_next] for f = speed/σ³, in which the rate of a jump away from a point where it stays

@@ -24,7 +24,7 @@ from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superpositi
 from gm_discrete.kernels import Categorical, Dirac, Kernel
 from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, landing_quantile
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, normal_tail, shaped, superposed
-from gm_discrete.schedules import AffineSchedule, CondOTSchedule
+from gm_discrete.schedules import AT_REST, AffineSchedule, CondOTSchedule
 
 LEAST_SLOPE = 1e-6
 """Where noise does not yet fall (σ' = 0) a jump would land anywhere; ζ is held finite there, λ stays what it is."""
@@ -173,8 +173,10 @@ class GaussianPath(EuclideanPath):
             clean = (x - now.sigma * stated) / torch.where(early, 1.0, now.alpha)
             return torch.where(early, self.data_mean, clean), stated
         slope = now.alpha * now.sigma_slope - now.alpha_slope * now.sigma  # −1 for CondOT
-        clean = (now.sigma_slope * x - now.sigma * stated) / slope
-        return clean, (now.alpha * stated - now.alpha_slope * x) / slope
+        rest = slope.abs() < AT_REST  # a schedule that starts at rest says nothing by its velocity there
+        slope = torch.where(rest, 1.0, slope)
+        clean = torch.where(rest, self.data_mean, (now.sigma_slope * x - now.sigma * stated) / slope)
+        return clean, torch.where(rest, x, (now.alpha * stated - now.alpha_slope * x) / slope)
 
     def generator(
         self,
@@ -230,7 +232,7 @@ class GaussianPath(EuclideanPath):
     def reduced_rate(self, z: Tensor, noise: Tensor, at: Any) -> Tensor:
         """λ(x|z) in its unit speed/σ: [−σ' (ε² − 1) − α' z ε]₊ / speed, with ε = (x − αz)/σ."""
         leaving = -at.sigma_slope * (noise * noise - 1) - at.alpha_slope * z * noise
-        return leaving.clamp(min=0) / torch.maximum(at.alpha_slope, -at.sigma_slope)
+        return leaving.clamp(min=0) / torch.maximum(at.alpha_slope, -at.sigma_slope).clamp(min=AT_REST)
 
     def _rate_unit(self, t: Tensor) -> Tensor:
         """speed/σ, 1/(1 − t) for CondOT, [B]: what the rates of jumps are of the order of."""
