@@ -55,6 +55,7 @@ def small_trainer(
     tokenizer: Any = TOKENIZER,
     eval_dataset: Any = None,
     num_eval_samples: int = 8,
+    data_collator: Any = None,
     **arguments: Any,
 ) -> GMTrainer:
     """A `GMTrainer` on the CPU that logs every step and saves nothing, unless `arguments` say otherwise."""
@@ -70,6 +71,7 @@ def small_trainer(
         train_dataset=rows() if data is None else data,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
+        **({"data_collator": data_collator} if data_collator else {}),
         callbacks=[*([EMACallback(ema)] if ema else []), *(callbacks or [])],
         optimizer_cls_and_kwargs=(lambda: MuonAdamW, {"adamw_lr": 1e-2}) if muon else None,
     )
