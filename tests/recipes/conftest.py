@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import datasets
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WORDS = "the of and to in a is that it as was for on are with his they be at one have this from or had by hot but some"
@@ -20,6 +25,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         patch.syspath_prepend(RECIPES)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield importlib.import_module("text")
+
+
+@pytest.fixture(scope="session")
+def image_recipe(recipe: ModuleType) -> ModuleType:
+    """recipes/images.py, under a name of its own: a benchmark is called images too."""
+    spec = importlib.util.spec_from_file_location("images_recipe", RECIPES / "images.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +58,56 @@ def tiny(corpus: Path) -> list[str]:
         "sample_length": 16, "dataloader_num_workers": 0, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
     }  # fmt: skip
     return [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+
+
+def configs(of_images: bool) -> list[Path]:
+    """The configs of recipes/images.py, which all have patches, or those of recipes/text.py."""
+    files = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
+    return [file for file in files if ("patch_size" in yaml.safe_load(file.read_text())) == of_images]
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> list[str]:
+    """Arguments that make any config of images a run of two steps."""
+    sizes = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_steps": 2, "warmup_steps": 1,
+        "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2, "max_eval_images": 4, "num_eval_samples": 1, "num_steps": 3, "num_images": 4,
+        "dataloader_num_workers": 0, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+    }  # fmt: skip
+    return [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty coloured PNGs of 32 × 32 pixels in folders by class, as the hub's data sets of images look to `load_images`."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(40):
+        file = folder / "train" / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packaged_images(image_recipe: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """fashion_mnist and emoji32 of a few images, where and as their downloads leave them."""
+    folder, rng = tmp_path_factory.mktemp("packages"), np.random.default_rng(1)
+    (folder / "gm_discrete").mkdir()
+    fashion = {
+        f"{part}_{name}": values
+        for part, count in (("train", 48), ("test", 8))
+        for name, values in (
+            ("images", rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
+            ("labels", (np.arange(count) % 10).astype(np.uint8)),
+        )
+    }
+    np.savez_compressed(folder / "gm_discrete/fashion_mnist.npz", **fashion)
+    np.savez_compressed(
+        folder / "gm_discrete/emoji32.npz",
+        images=rng.integers(0, 256, (80, 3, 32, 32), dtype=np.uint8),
+        labels=np.arange(80) % 9, names=np.array([f"category {i}" for i in range(9)]), kinds=np.arange(80) // 2,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("gm_discrete.data.packaged"), "HF_CACHE_HOME", str(folder))
+        yield folder

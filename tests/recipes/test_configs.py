@@ -1,17 +1,22 @@
-"""Every config is made of arguments that exist, describes a model that can be built, and trains."""
+"""Every config of texts is made of arguments that exist, describes a model that can be built, and trains; and the README's
+commands run."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from conftest import configs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
@@ -20,7 +25,7 @@ from gm_discrete import GMModel
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 
-CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
+CONFIGS = configs(of_images=False)
 GPT2_SIZE = 50257
 
 
@@ -53,8 +58,10 @@ def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
 
 
 def test_the_configs_are_there() -> None:
-    names = {"shakespeare.yaml", "shakespeare_uniform.yaml", "gcide_text8.yaml", "openwebtext.yaml"}
-    assert names <= {file.name for file in CONFIGS}
+    names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext"}
+    assert names <= {file.stem for file in CONFIGS}
+    everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
+    assert {file.stem for file in [*CONFIGS, *configs(of_images=True)]} == everything
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -123,10 +130,16 @@ def test_the_commands_of_the_readme_run(
     tiny: list[str],
     gpt2: Path,
     corpus: Path,
+    image_recipe: ModuleType,
+    tiny_images: list[str],
+    image_folder: Path,
+    packaged_images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every shell command of the README but make's, at reduced size and without its launcher, one after the other."""
+    """Every shell command of the README but make's, at reduced size and without its launcher, one after the other.
+
+    Of benchmarks that take long only the arguments are read: their own tests run them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
@@ -146,7 +159,27 @@ def test_the_commands_of_the_readme_run(
         elif name == "benchmarks/perplexity.py":
             few = ["--limit", "4", "--bound-samples", "1", "--num-samples", "2", "--num-steps", "2", "--threads", "1"]
             importlib.import_module("perplexity").main([*arguments, *few])
+        elif name == "recipes/images.py":
+            options, _ = image_recipe.parse_arguments(
+                (image_recipe.ImageArguments, TrainingArguments), [*arguments, "--use_cpu", "true"]
+            )
+            own = options.data in ("mnist", "fashion_mnist", "emoji32")
+            stand_ins = [] if own else ["--data", str(image_folder), "--image_column", "image", "--streaming", "false"]
+            stand_ins += [] if "--output_dir" in arguments else ["--output_dir", f"run-{len(ran)}"]
+            image_recipe.main([*arguments, *tiny_images, *stand_ins, "--download", "false"])
+        elif name == "recipes/toy.py":
+            run_script(name, [*arguments, "--quick", "--output_dir", f"run-{len(ran)}"])
+        elif name.startswith("benchmarks/"):
+            run_script(name, [*arguments, "--help"])
         else:
             assert words[0] == "make"
         ran.append(name)
     assert {"recipes/text.py", "benchmarks/perplexity.py", "make"} <= set(ran)
+
+
+def run_script(name: str, arguments: list[str]) -> None:
+    """In a process of its own: its modules are called like others, and it may start processes itself."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / name), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -1,0 +1,241 @@
+"""recipes/images.py: every config builds its model and trains, a run leaves what it should and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import configs
+from datasets import ClassLabel
+from PIL import Image
+from transformers import AutoModel, TrainingArguments
+
+from gm_discrete import GMModel, MaskedPath, UniformPath
+
+CONFIGS = configs(of_images=True)
+every_config = pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+SOURCES = {  # image shape, classes
+    "mnist": ((1, 28, 28), 10), "fashion_mnist": ((1, 28, 28), 10), "emoji32": ((3, 32, 32), 9),
+    "cifar10": ((3, 32, 32), 10), "benjamin-paine/imagenet-1k-32x32": ((3, 32, 32), 1000),
+}  # fmt: skip
+LEFT = {"config.json", "generation_config.json", "model.safetensors", "metrics.json", "run.json", "curve.png", "samples.png",
+        "samples.gif"}  # fmt: skip
+
+
+def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
+    return recipe.parse_arguments((recipe.ImageArguments, TrainingArguments), [str(part) for part in argv])
+
+
+def flags(arguments: dict[str, object]) -> list[str]:
+    return [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+
+
+class Rows:
+    """As much of a stream as a config looks at: eight images of noise with classes that have names."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        pixels = torch.randint(256, (8, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        self.rows = [{"pixel_values": image.numpy(), "class_labels": i} for i, image in enumerate(pixels)]
+        self.features = {"class_labels": ClassLabel(num_classes=classes)}
+
+    def take(self, number: int) -> list[dict[str, Any]]:
+        return self.rows[:number]
+
+
+# ---- configs
+
+
+@every_config
+def test_it_describes_a_model_of_its_full_size(image_recipe: ModuleType, file: Path) -> None:
+    options, training = parse(image_recipe, "--config", file, "--use_cpu", "true")
+    shape, classes = SOURCES[options.data]
+    config = image_recipe.build_config(options, Rows(shape, classes))
+    assert tuple(config.image_shape) == shape
+    assert config.num_classes == classes
+    with torch.device("meta"):
+        model = GMModel(config)
+    count = sum(weight.numel() for weight in model.parameters())
+    least, most = {
+        "mnist": (1e6, 3e6), "fashion_mnist": (3e6, 12e6), "emoji32": (6e6, 20e6), "cifar10": (40e6, 80e6),
+        "benjamin-paine/imagenet-1k-32x32": (120e6, 200e6),
+    }[options.data]  # fmt: skip
+    assert least < count < most
+    positions = math.prod(shape[1:]) // options.patch_size**2
+    assert config.max_position_embeddings == positions
+    assert 16 <= positions <= 256  # more would not train in the time that the config gives itself
+    path = config.build_path()
+    if options.path == "gaussian":
+        assert path.generators == json.loads(options.generators)
+        assert -0.1 < path.data_mean < 0.1  # of bytes that are uniform
+        assert path.data_std == pytest.approx(3**-0.5, abs=0.05)
+        assert (path.bins.low, path.bins.high, path.bins.number) == (-1, 1, options.bins)
+    else:
+        assert isinstance(path, {"masked": MaskedPath, "uniform": UniformPath}[options.path])
+        assert path.vocab_size == options.levels + (options.path == "masked")
+    assert training.output_dir == f"runs/{file.stem}"
+    assert training.max_steps % training.eval_steps == training.max_steps % training.save_steps == 0
+
+
+@every_config
+def test_it_takes_two_steps(
+    image_recipe: ModuleType,
+    tiny_images: list[str],
+    image_folder: Path,
+    packaged_images: Path,
+    tmp_path: Path,
+    file: Path,
+) -> None:
+    """mnist is real, the other packages are small ones in their real format, and a folder stands for the hub."""
+    options, _ = parse(image_recipe, "--config", file, "--use_cpu", "true")
+    stand_ins = ["--output_dir", str(tmp_path), "--patch_size", str(7 if options.data.endswith("mnist") else 8)]
+    hub = options.data not in ("mnist", "fashion_mnist", "emoji32")
+    if hub:
+        stand_ins += ["--data", str(image_folder), "--image_column", "image", "--streaming", "false"]
+    metrics = image_recipe.main(["--config", str(file), *tiny_images, *stand_ins])
+    assert {entry.name for entry in tmp_path.iterdir() if entry.is_file()} == LEFT
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert (tmp_path / "checkpoint-2" / "ema-0.safetensors").exists() == bool(options.ema_decay)
+    model = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(model, GMModel)
+    assert model.config.num_classes == (2 if hub else SOURCES[options.data][1])
+    symbols = options.path != "gaussian"
+    assert ("bits_per_dim" in metrics, "levels" in metrics) == (symbols, symbols)
+    if symbols:
+        assert metrics["bits_per_dim"] == metrics["bits_per_token"] > 0
+    else:
+        generators = json.loads(options.generators)
+        assert ("flow_bits_per_dim" in metrics) == ("flow" in generators)
+        assert {"loss", "flow"} <= metrics.keys()
+        assert ("jump" in metrics) == ("jump" in generators)
+    size = {1: 28, 3: 32}[model.config.image_shape[0]]
+    with Image.open(tmp_path / "samples.png") as grid, Image.open(tmp_path / "samples.gif") as animation:
+        assert (grid.format, animation.format) == ("PNG", "GIF")
+        columns = min(4, model.config.num_classes)
+        assert grid.width % (columns * (size + 1) - 1) == 0  # whole pixels, enlarged
+        assert 2 <= animation.n_frames <= 5  # at most the prior, three steps, and the end
+    with Image.open(tmp_path / "curve.png") as curve:
+        assert curve.format == "PNG"
+
+
+def test_the_configs_are_there() -> None:
+    names = {file.stem for file in CONFIGS}
+    assert {f"mnist_{kind}" for kind in ("masked", "uniform", "flow", "jump", "superposition")} <= names
+    assert {"emoji32_superposition", "fashion_mnist_superposition", "cifar10_superposition"} <= names
+
+
+def test_the_command_line_goes_first(image_recipe: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("patch_size: 2\nhidden_size: 64\nmuon: true\nguidance_scale: 2.0\noutput_dir: from_yaml\n")
+    options, training = parse(
+        image_recipe, "--hidden_size", 128, "--config", config, "--muon", "false", "--use_cpu", "true"
+    )
+    assert (options.patch_size, options.hidden_size, options.muon, options.guidance_scale) == (2, 128, False, 2.0)
+    assert training.output_dir == "from_yaml"
+    config.write_text("pach_size: 2\n")
+    with pytest.raises(ValueError, match="unknown arguments: pach_size"):
+        parse(image_recipe, "--config", config)
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_images: list[str], image_folder: Path) -> list[str]:
+    choice = {
+        "data": image_folder, "image_size": 8, "patch_size": 4, "generators": '{"flow": 0.5, "jump": 0.5}', "bins": 8,
+        "ema_decay": 0.9, "model_options": '{"hidden_dropout": 0.1}', "save_steps": 2, "seed": 5,
+    }  # fmt: skip
+    return [*tiny_images, *flags(choice)]
+
+
+def test_a_stopped_run_goes_on(
+    image_recipe: ModuleType, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six steps at once, and two and then four more: one and the same model."""
+    constant = ["--lr_scheduler_type", "constant"]
+    image_recipe.main([*arguments, *constant, *flags({"max_steps": 6, "output_dir": tmp_path / "unbroken"})])
+    image_recipe.main([*arguments, *constant, *flags({"max_steps": 2, "output_dir": tmp_path / "resumed"})])
+    capsys.readouterr()
+    image_recipe.main([*arguments, *constant, *flags({"max_steps": 6, "output_dir": tmp_path / "resumed"})])
+    assert f"goes on from {tmp_path / 'resumed' / 'checkpoint-2'}" in capsys.readouterr().out
+    for file in ("model.safetensors", "checkpoint-6/model.safetensors", "samples.png"):
+        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "unbroken" / file).read_bytes(), file
+    with pytest.raises(ValueError, match=r"started with bins=8, now it is 16"):
+        image_recipe.main([*arguments, *flags({"bins": 16, "output_dir": tmp_path / "resumed"})])
+    shown = {"num_images": 2, "num_steps": 2, "guidance_scale": 2.0, "max_steps": 6, "output_dir": tmp_path / "resumed"}
+    image_recipe.main([*arguments, *constant, *flags(shown)])  # what weights do not depend on may change
+    assert (tmp_path / "resumed" / "samples.png").read_bytes() != (tmp_path / "unbroken" / "samples.png").read_bytes()
+
+
+def test_without_classes_and_with_other_divergences(
+    image_recipe: ModuleType, arguments: list[str], tmp_path: Path
+) -> None:
+    choice = {
+        "by_class": False, "divergence": '{"flow": "log_cosh"}', "loss_weights": '{"jump": 0.5}', "bins_of": "landing",
+        "bins": 16, "schedule": '{"type": "trigonometric"}', "times": "logit_normal", "output_dir": tmp_path,
+    }  # fmt: skip
+    metrics = image_recipe.main([*arguments, *flags(choice)])
+    config = GMModel.from_pretrained(tmp_path).config
+    assert config.num_classes == 0
+    assert config.divergence == {"flow": "log_cosh", "jump": "generalized_kl"}
+    assert config.loss_weights == {"jump": 0.5}
+    assert metrics["loss"] == pytest.approx(metrics["flow"] + 0.5 * metrics["jump"])
+    path: Any = config.build_path()
+    assert (path.bins.of, path.bins.low, path.bins.high) == ("landing", -4, 4)
+    assert path.schedule.type_name == "trigonometric"
+
+
+def test_a_stream_is_trained_on(image_recipe: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+    source = Path(arguments[arguments.index("--data") + 1])
+    for part in ("train", "validation"):
+        shutil.copytree(source / "train", tmp_path / "data" / part)
+    choice = {"data": tmp_path / "data", "streaming": True, "output_dir": tmp_path / "run"}
+    metrics = image_recipe.main([*arguments, *flags(choice)])
+    assert math.isfinite(metrics["loss"])
+    assert (tmp_path / "run" / "samples.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("path", "diffusion", "path='diffusion' must be gaussian, masked or uniform"),
+        ("times", "bell", "times='bell' must be logit_normal or uniform"),
+        ("generators", '{"leap": 1.0}', "generators leap are unknown; choose among flow, diffusion, jump"),
+        ("generators", '{"flow": 0.7}', "must have weights ≥ 0 of sum 1"),
+        ("divergence", '{"jump": "cosh"}', "divergence='cosh' of rates"),
+        ("bins_of", "pixels", "of='pixels' must be 'data' or 'landing'"),
+        ("patch_size", "3", "patch_size=3 must divide"),
+        ("data", "/nowhere", "/nowhere"),
+        ("image_column", "img", "column 'img' is not in data"),
+    ],
+)
+def test_an_unknown_choice_is_refused(
+    image_recipe: ModuleType, arguments: list[str], tmp_path: Path, name: str, value: str, message: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        image_recipe.main([*arguments, f"--{name}", value, "--output_dir", str(tmp_path)])
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_unfinished_states_are_shown(image_recipe: ModuleType) -> None:
+    """Masks in grey, symbols by their level, numbers as they are."""
+    options, config = SimpleNamespace(levels=4), SimpleNamespace(image_shape=[1, 1, 3])
+    masked: Any = SimpleNamespace(config=config, path=MaskedPath(5))
+    state = image_recipe.visible(torch.tensor([[0, 3, 4]]), options, masked)
+    assert state.flatten().tolist()[:2] == [0, 255]
+    assert 100 < int(state.flatten()[2]) < 200
+    numbers: Any = SimpleNamespace(config=config, path=None)
+    assert image_recipe.visible(torch.tensor([[[[-1.0, 1.0, 3.0]]]]), options, numbers).flatten().tolist() == [
+        0,
+        255,
+        255,
+    ]
