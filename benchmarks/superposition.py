@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     data = Data(args)
     for run in args.runs.split(","):
         for seed in map(int, args.seeds.split(",")):
-            file = args.folder / f"{args.data}-{run}-{seed}.json"
+            file = args.folder / f"{Path(args.data).name}-{run}-{seed}.json"
             if file.exists():
                 continue
             start = time.perf_counter()
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             }  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(record, indent=1, default=str))
-            model.save_pretrained(args.folder / f"{args.data}-{run}-{seed}")
+            model.save_pretrained(args.folder / f"{Path(args.data).name}-{run}-{seed}")
             print(file, flush=True)
 
 
@@ -147,14 +147,14 @@ def samplers(run: str, seed: int, model: GMModel, args: argparse.Namespace) -> d
             steps = calls if method == "euler" else (calls + 1) // 2
             x_0 = path.prior((len(labels), *(config.image_shape or ())), rng, args.device)
             networks = len(getattr(model, "models", [model]))
-            grid = time_grid(path, steps // networks)
+            grid = time_grid(path, max(1, steps // networks))
             return simulate(model, x_0, grid, rng, method, class_labels=labels, generators=generators)
 
         return sample
 
     if run == "jump":
         ways = {"jump, Euler": of(model, "euler")}
-        flow = args.folder / f"{args.data}-flow-{seed}"
+        flow = args.folder / f"{Path(args.data).name}-flow-{seed}"
         if flow.exists():  # trained apart; each step asks both networks
             pair = superpose(GMModel.from_pretrained(flow).to(args.device).eval(), model)
             ways |= {"separate, Euler": of(pair, "euler"), "separate, mixed": of(pair, "heun")}
@@ -178,14 +178,11 @@ def tables(folder: Path) -> str:
         own = [record for record in records if record["data"] == data]
         for figure in (figure for record in own for figure in record["figures"]):
             cells[figure["sampler"]][figure["calls"]].append(figure)
-        rows = []
+        rows, budgets = [], sorted({calls for by_calls in cells.values() for calls in by_calls})
         for sampler, by_calls in cells.items():
             row = {"sampler": sampler, "seeds": str(max(map(len, by_calls.values())))}
-            row |= {
-                f"{calls} calls": spread([each["frechet"] for each in found])
-                for calls, found in sorted(by_calls.items())
-            }
-            last = by_calls[max(by_calls)]
+            row |= {f"{calls} calls": spread([each["frechet"] for each in by_calls[calls]]) for calls in budgets}
+            last = by_calls[budgets[-1]]
             row |= {name: spread([each[name] for each in last], 2) for name in ("precision", "recall", "coverage")}
             rows.append(row)
         floor = own[0]["floor"]
@@ -199,6 +196,8 @@ def tables(folder: Path) -> str:
 
 
 def spread(values: list[float], digits: int = 1) -> str:
+    if not values:
+        return "–"
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"

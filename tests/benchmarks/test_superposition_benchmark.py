@@ -129,7 +129,6 @@ def test_the_table_gives_mean_and_standard_deviation_over_seeds(
     assert f"mnist: 2 steps; held-out images have distance {floor['frechet']:.2f}" in lines[0]
 
 
-@pytest.mark.xfail(strict=True, reason="rows of one number of calls lack the cells of the others")
 def test_every_row_of_the_table_has_a_cell_for_every_column(
     benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
