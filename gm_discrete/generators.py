@@ -70,6 +70,8 @@ class Jump:
             if it was asked for a point in time.
         posterior: the belief that a path made the generator of; `None` if no path made it.
         joint: whether all entries of a state jump at once, with the probability of the first.
+        guessed: whether `probability` rests on a guess of how the intensity of those that stay grows within the interval,
+            in place of which a sampler may put what it has seen.
     """
 
     intensity: Tensor
@@ -77,6 +79,7 @@ class Jump:
     probability: Tensor | None = None
     posterior: Posterior | None = None
     joint: bool = False
+    guessed: bool = False
 
     @property
     def chance(self) -> Tensor:
@@ -123,10 +126,12 @@ class Flow:
         velocity: u, of the state's shape, in 1/time.
         mean: the mean velocity over the interval that the generator was asked for, which carries x to its end with the
             belief about the data frozen; `None` if it was asked for a point in time.
+        bounds: (low, high), beyond which it does not lead but for the length of a step, which is reflected there.
     """
 
     velocity: Tensor
     mean: Tensor | None = None
+    bounds: tuple[float, float] | None = None
 
     def per(self, unit: Tensor) -> Flow:
         """The generator in other units, L/unit."""
@@ -142,7 +147,7 @@ class Diffusion:
     """Drift and noise.
 
     Attributes:
-        scale: g, in 1/√time; what broadcasts to the state's shape.
+        scale: g, in 1/√time; what broadcasts to the state's shape. Of an interval, the root of the mean of g².
         drift: b, of the state's shape, in 1/time; 0 by default.
         mean: the mean drift over the interval that the generator was asked for, as of a `Flow`.
         bounds: (low, high) at which it is reflected, if there are any.

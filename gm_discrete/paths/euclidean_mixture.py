@@ -94,7 +94,8 @@ class EuclideanMixturePath(EuclideanPath):
         super().check(state, t, name)
         if state.device.type == "cpu" and state.numel():
             low, high = float(state.min()), float(state.max())
-            if low < self.low - 1e-6 or high > self.high + 1e-6:
+            slack = 1e-6 * (self.high - self.low)  # rounding of float32
+            if low < self.low - slack or high > self.high + slack:
                 raise ValueError(
                     f"{name} goes from {low:.4g} to {high:.4g}, beyond the path's low={self.low} and high={self.high}"
                 )
@@ -153,7 +154,8 @@ class EuclideanMixturePath(EuclideanPath):
             hazard = torch.where(jumped < 1, mean, 0.0)
         rate, parts = shaped(hazard, x), {}
         if flow is not None and "flow" in self.generators:
-            parts["flow"] = Flow(shaped(self.schedule.hazard(t), x) * flow, None if t_next is None else rate * flow)
+            velocity = shaped(self.schedule.hazard(t), x) * flow
+            parts["flow"] = Flow(velocity, None if t_next is None else rate * flow, (self.low, self.high))
         if spread is not None and "diffusion" in self.generators:
             parts["diffusion"] = Diffusion((rate * spread).sqrt(), bounds=(self.low, self.high))
         if away is not None and kernel is not None and "jump" in self.generators:
@@ -170,11 +172,16 @@ class EuclideanMixturePath(EuclideanPath):
 
     def units(self, t: Tensor) -> Mapping[str, Tensor]:
         hazard, width = self.schedule.hazard(t), (self.high - self.low) / 2
-        units = {"flow": hazard * width, "diffusion": hazard * width**2, "jump": hazard}
+        units = {"flow": hazard * width * self._spread(t), "diffusion": hazard * width**2, "jump": hazard}
         return {name: units[name] for name in self.generators}
 
     def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        return raw * (self.high - self.low) / 2 if head == "flow" else raw
+        """The flow's head states D/2 √(1 − κ) · raw, so that the best `raw` is of unit size: what has come to z, the part κ,
+        stands still."""
+        return raw * shaped(self._spread(t) * (self.high - self.low) / 2, x) if head == "flow" else raw
+
+    def _spread(self, t: Tensor) -> Tensor:
+        return self.schedule.complement(t).sqrt()
 
     def normalized(self, x: Tensor, t: Tensor) -> Tensor:
         return (2 * x - self.low - self.high) / (self.high - self.low)

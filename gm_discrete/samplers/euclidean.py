@@ -19,11 +19,12 @@ from gm_discrete.samplers.chain import Chain
 def euler_maruyama(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """x + Δ Σ w b + √(Δ Σ w g²) ξ, and then the jumps: one evaluation, of first order.
 
-    Drifts and jump probabilities are those of the whole interval with the belief frozen at t, and a jump lands where the
-    path is at t_next: for a flow with CondOT it is the Euler step, with other schedules DDIM's (arXiv 2010.02502).
+    Drifts are those of the whole interval with the belief frozen at t: for a flow with CondOT it is the Euler step, with
+    other schedules DDIM's (arXiv 2010.02502). Rates grow as they were seen to in the step before, in the first step as with
+    the belief frozen (see `_grown`), and a jump lands where the path is at t_next.
     """
     chain.calls += 1
-    return _step(chain, x, chain.generator(x, t, t_next), t_next - t)
+    return _step(chain, x, chain.generator(x, t, t_next), t, t_next)
 
 
 def heun(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def heun(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     first = chain.generator(x, t, t_next)
     step = _like(t_next - t, x)
     drift = _drift(first, x)
-    variance, bounds = _noise(first, x)
+    variance, bounds = _noise(first, x), _bounds(first)
     noise = None if variance is None else chain.normal(x)
     tried = x + step * drift
     if variance is not None and noise is not None:
@@ -44,10 +45,9 @@ def heun(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     second = chain.generator(_within(tried, bounds), t_next)
     chain.calls += 2
     moved = x + step / 2 * (drift + _drift(second, x))
-    later, _ = _noise(second, x)
-    if variance is not None and later is not None and noise is not None:
-        moved = moved + (step * (variance + later) / 2).sqrt() * noise
-    return _jumped(chain, x, _within(moved, bounds), first)
+    if variance is not None and noise is not None:  # not the mean of both ends: where it depends on x, that drifts
+        moved = moved + (step * variance).sqrt() * noise
+    return _jumped(chain, x, _within(moved, bounds), first, t, t_next)
 
 
 def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 1e-5) -> Tensor:
@@ -68,8 +68,12 @@ def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: flo
     start, end = float(t[0]), float(t_next[0])
     until = min(end, 1 - getattr(getattr(chain.model, "path", None), "stop", 0.005)) if end >= 1 else end
 
+    bounds: tuple[float, float] | None = None
+
     def velocity(time: Tensor, state: Tensor) -> Tensor:
-        generator = chain.generator(state, time.clamp(max=until).expand(len(x)).double())
+        nonlocal bounds
+        generator = chain.generator(_within(state, bounds), time.clamp(max=until).expand(len(x)).double())
+        bounds = _bounds(generator)
         if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
             raise TypeError("dopri5 solves flows only; the generator also jumps or diffuses: use heun or adaptive")
         chain.calls += 1
@@ -80,60 +84,64 @@ def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: flo
         # A step that led beyond the end would ask for times that no path has.
         options = {"step_t": times[1:]}
         solution: Any = odeint(velocity, x, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
-        x = solution[-1].to(x.dtype)
+        # The solution's last value is interpolated, which rounds also what does not move.
+        x = torch.where(chain.free, _within(solution[-1].to(x.dtype), bounds), x)
     return x if until == end else euler_maruyama(chain, x, torch.full_like(t, max(start, until)), t_next)
 
 
 def controlled(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) -> Tensor:
-    """Steps of `tau_leaping` of a length at which the generator changes little: one evaluation each, for every kind.
+    """Steps whose length follows from how fast the generator changes: one evaluation each, for every kind.
 
-    The local error of a step of length Δ is ½ Δ² dL/dt: ½ Δ |ΔL| where both ends were evaluated anyway, with
+    Drifts are extrapolated from the step before (Adams–Bashforth, of second order), jumps are those of `tau_leaping`. The
+    whole batch goes at one pace, that of its means, in which there is little chance: nothing is ever drawn again, and a
+    length that depended on what a state had drawn would change the law. Of a step Δ, relative to the size of the state,
 
-        |ΔL| = rms Δ(Σ w b) + (1 − t) · mean |Δ(Σ w λ)|        (a jump is about 1 − t long)
+        e = ½ Δ rms |Δ(Σ w b)| / rms |x|                   the drift's change,
+        j = ½ Δ (mean |Δ(Σ w λ)| + Δ mean (Σ w λ)²)         the rate's change, and second jumps, for which there is no room
 
-    over the entries of a state. The next step is longer by √(tolerance / error), within [½, 2]. Each state of the batch goes
-    at its own pace; nothing is ever drawn again, which would change the law.
+    and the next step is such that e^(3/2), what the second order leaves of e, and j together are about the tolerance.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be positive")
     stop = getattr(getattr(chain.model, "path", None), "stop", 0.005)
-    memory = chain.memory
-    step = memory.get("step", torch.full_like(t, FIRST_STEP))
-    begin = t
+    memory, free = chain.memory, chain.free
+    count = free.sum().clamp(min=1)
+    step = memory.get("step", torch.full_like(t, tolerance**0.5))
     while bool((t < t_next).any()):
-        active = t < t_next
-        generator = chain.generator(x, torch.where(active, t, begin))  # those that have arrived are not looked at
+        generator = chain.generator(x, t)
         if not isinstance(generator, Superposition) or generator.over is None:
             raise TypeError("adaptive steps need generators made by a path: path.marginal(readout, x, t, t_next)")
-        chain.calls += active
+        chain.calls += 1
         drift, rate = _drift(generator, x), _rate(generator, x)
-        if "drift" in memory:
-            change = (drift - memory["drift"]).flatten(1).square().mean(1).sqrt()
-            change = change + (rate - memory["rate"]).flatten(1).abs().mean(1) * (1 - t)
-            error = memory["taken"] * change.double() / 2
-            better = step * (tolerance / error.clamp(min=1e-12)).sqrt().clamp(0.5, 2.0)
-            step = torch.where(active, better, step)
-        until = torch.where(t < 1 - stop, torch.minimum(t + step, torch.full_like(t, 1 - stop)), 1.0)
-        until = torch.maximum(torch.minimum(until, t_next), t)
-        memory |= {"drift": drift, "rate": rate, "taken": until - t}
-        moved = _step(chain, x, generator.over(torch.where(active, until, begin)), until - t)
-        x, t = torch.where(_like(active, x).bool(), moved, x), until
+        slope = None
+        if "taken" in memory:
+            slope = (drift - memory["drift"]) / _like(memory["taken"], x)
+            size = ((free * x).square().sum() / count).sqrt().clamp(min=1e-6)
+            moved = ((free * slope).square().sum() / count).sqrt() / size
+            changed = (free * (rate - memory["rate"])).abs().sum() / count / memory["taken"]
+            needed = moved / tolerance ** (2 / 3) + (changed + (free * rate).square().sum() / count) / tolerance
+            step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), step / 2), step * 2)
+        reach = t + step
+        until = torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
+        taken = until - t
+        memory |= {"drift": drift, "rate": rate, "taken": taken}
+        # The first step knows of none before it; the last, to t = 1, is the path's own.
+        ahead = None if slope is None or bool((until >= 1).any()) else drift + _like(taken / 2, x) * slope
+        x, t = _step(chain, x, generator.over(until), t, until, ahead), until
     memory["step"] = step
     return x
 
 
-FIRST_STEP = 0.02
-"""Of a controlled run; the next ones may be twice as long each."""
-
-
-def _step(chain: Chain, x: Tensor, generator: Generator, duration: Tensor) -> Tensor:
-    """The step of the interval that the generator was asked for."""
-    step = _like(duration, x)
-    variance, bounds = _noise(generator, x)
-    moved = x + step * _drift(generator, x, mean=True)
+def _step(
+    chain: Chain, x: Tensor, generator: Generator, t: Tensor, t_next: Tensor, drift: Tensor | None = None
+) -> Tensor:
+    """The step of the interval that the generator was asked for, with its mean drift or the given one."""
+    step = _like(t_next - t, x)
+    variance = _noise(generator, x)
+    moved = x + step * (_drift(generator, x, mean=True) if drift is None else drift)
     if variance is not None:
         moved = moved + (step * variance).sqrt() * chain.normal(x)
-    return _jumped(chain, x, _within(moved, bounds), generator)
+    return _jumped(chain, x, _within(moved, _bounds(generator)), generator, t, t_next)
 
 
 def _drift(generator: Generator, x: Tensor, mean: bool = False) -> Tensor:
@@ -148,13 +156,18 @@ def _drift(generator: Generator, x: Tensor, mean: bool = False) -> Tensor:
     return total
 
 
-def _noise(generator: Generator, x: Tensor) -> tuple[Tensor | None, tuple[float, float] | None]:
-    """(Σ w g² of the diffusions, the bounds at which they are reflected); (None, None) without any."""
+def _noise(generator: Generator, x: Tensor) -> Tensor | None:
+    """Σ w g² of the diffusions; `None` without any."""
     found = [(_like(weight, x), part) for weight, part in terms(generator) if isinstance(part, Diffusion)]
     if not found:
-        return None, None
-    bounds = next((part.bounds for _, part in found if part.bounds is not None), None)
-    return torch.stack([(weight * part.scale**2).expand(x.shape) for weight, part in found]).sum(0), bounds
+        return None
+    return torch.stack([(weight * part.scale**2).expand(x.shape) for weight, part in found]).sum(0)
+
+
+def _bounds(generator: Generator) -> tuple[float, float] | None:
+    """At which flows and diffusions are reflected, if they are."""
+    parts = [part for _, part in terms(generator) if isinstance(part, Flow | Diffusion)]
+    return next((part.bounds for part in parts if part.bounds is not None), None)
 
 
 def _rate(generator: Generator, x: Tensor) -> Tensor:
@@ -163,18 +176,43 @@ def _rate(generator: Generator, x: Tensor) -> Tensor:
     return torch.stack(rates).sum(0) if rates else torch.zeros_like(x)
 
 
-def _jumped(chain: Chain, x: Tensor, moved: Tensor, generator: Generator) -> Tensor:
+def _jumped(chain: Chain, x: Tensor, moved: Tensor, generator: Generator, t: Tensor, t_next: Tensor) -> Tensor:
     """The moved state, with the entries that jump at the landings instead; what is not free stays as it was."""
-    state = torch.where(chain.free, moved, x)
-    for weight, part in terms(generator):
-        if isinstance(part, Jump):
-            chance = 1 - (1 - part.chance.double()) ** _like(weight, x).double()
-            if part.joint:
-                events = chain.free & _like(chain.uniform(len(x)) < chance.flatten(1)[:, 0], x).bool()
-            else:
-                events = chain.events(chance)
-            state = chain.land(state, part.kernel, events)
+    state, stayed = torch.where(chain.free, moved, x), chain.free
+    jumps = [(weight, part) for weight, part in terms(generator) if isinstance(part, Jump)]
+    if not jumps:
+        return state
+    rate = _rate(generator, x)
+    duration = _grown(chain, rate, t, t_next)
+    for weight, part in jumps:
+        chance = part.chance.double()
+        if part.guessed and duration is not None:
+            chance = -torch.expm1(-part.intensity.double() * duration)
+        chance = 1 - (1 - chance) ** _like(weight, x).double()
+        if part.joint:
+            events = chain.free & _like(chain.uniform(len(x)) < chance.flatten(1)[:, 0], x).bool()
+        else:
+            events = chain.events(chance)
+        state, stayed = chain.land(state, part.kernel, events), stayed & ~events
+    chain.memory |= {"rate": rate, "since": t, "stayed": stayed}
     return state
+
+
+def _grown(chain: Chain, rate: Tensor, t: Tensor, t_next: Tensor) -> Tensor | None:
+    """∫ ((1 − t)/(1 − s))^p ds over [t, t_next], p the power with which the rates of those grew that did not jump before.
+
+    With p = 3 grow those of a state far from where it belongs, while z is known; 1/(1 − t) is all that is left of it where
+    z is as uncertain as x is noisy. p is found from the sums over the batch; `None` in the first step and the last.
+    """
+    memory = chain.memory
+    if "stayed" not in memory or bool((t_next >= 1).any()):
+        return None
+    before = (memory["rate"] * memory["stayed"]).sum(dtype=torch.float64)
+    ratio = (rate * memory["stayed"]).sum(dtype=torch.float64) / before
+    p = (ratio.log() / ((1 - memory["since"]) / (1 - t)).log()).nan_to_num(nan=3.0, neginf=0.0).clamp(0, 3)
+    left, power = (1 - t_next) / (1 - t), 1 - p
+    part = torch.where(power.abs() < 1e-6, -left.log(), (1 - left**power) / power)  # which is 0/0 at p = 1
+    return _like((1 - t) * part, rate.double())
 
 
 def _within(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:

@@ -227,7 +227,8 @@ def altered(what: str, right: Any, start: Any, t: Tensor, t_next: Tensor) -> Sup
     if what == "landing at the start":
         jump = replace(jump, kernel=start.parts["jump"].kernel)
     if what == "naive survival":
-        jump = replace(jump, probability=1 - torch.exp(-jump.intensity * (t_next - t)[:, None]))
+        naive = 1 - torch.exp(-jump.intensity * (t_next - t)[:, None])
+        jump = replace(jump, probability=naive, guessed=False)
     return replace(right, parts={**right.parts, "jump": jump})
 
 
@@ -368,15 +369,13 @@ def test_dopri5_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @every_superposition
 def test_law_of_adaptive_steps(name: str) -> None:
-    """At a tolerance that takes about as many steps, the bias is that of 100 steps."""
+    """At the default tolerance the bias is no more than that of 100 steps, which it takes at most."""
     exact = model(PARTS[name])
     n = 5_000
-    result = simulate(
-        exact, even_normals(n), [0.0, 0.5, 1.0], rng(3), "adaptive", tolerance=2e-4, save_at=[1, 2], return_info=True
-    )
+    result = simulate(exact, even_normals(n), [0.0, 0.5, 1.0], rng(3), "adaptive", save_at=[1, 2], return_info=True)
     for x, t in zip(result.states, (0.5, 1.0), strict=True):
         assert kolmogorov(x, DATA.cdf(exact.path.schedule, t))[0] < noise_of_ks(n) + BIAS
-    assert 50 < float(result.network_calls.double().mean()) < 150
+    assert 5 < int(result.network_calls[0]) < 120
 
 
 def test_adaptive_steps_follow_the_tolerance_and_are_counted() -> None:
@@ -387,11 +386,9 @@ def test_adaptive_steps_follow_the_tolerance_and_are_counted() -> None:
         result = simulate(
             counted, even_normals(200), [0.0, 1.0], rng(3), "adaptive", tolerance=tolerance, return_info=True
         )
-        # each state until it has arrived: the slowest takes part in every evaluation
-        assert int(result.network_calls.max()) == counted.calls
-        assert int(result.network_calls.min()) < counted.calls
-        calls.append(float(result.network_calls.double().mean()))
-    # the length of a step goes like the tolerance (the error of one is ½ Δ |ΔL|, |ΔL| ∝ Δ): its square root, at least
+        assert result.network_calls.tolist() == [counted.calls] * 200  # the batch goes at one pace
+        calls.append(counted.calls)
+    # A step is as long as the root of the tolerance where jumps decide, its third root where the flow does.
     assert calls[1] > 1.5 * calls[0]
     assert calls[2] > 1.5 * calls[1]
 
