@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = GMModel.from_pretrained(args.model).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    check_tokenizer(tokenizer, vocab_size=model.path.vocab_size, mask_token_id=model.config.mask_token_id)
+    check_tokenizer(tokenizer, vocab_size=model.config.vocab_size, mask_token_id=model.config.mask_token_id)
     length = args.length or model.config.max_position_embeddings
     blocks = held_out(args, tokenizer, length)
     judge = load_judge(args.judge, args) if args.judge else None

@@ -81,7 +81,7 @@ class Sides:
         rows: list[Tensor] = []
         hooks = [
             self.model.backbone.register_forward_pre_hook(lambda _, given: calls.append(given)),
-            self.model.heads.tokens.register_forward_pre_hook(lambda _, given: rows.append(given[0])),
+            self.model.heads["tokens"].register_forward_pre_hook(lambda _, given: rows.append(given[0])),
         ]
         self.ours(*run, **options)
         for hook in hooks:
@@ -108,7 +108,7 @@ def compare(path_name: str, args: argparse.Namespace) -> list[dict]:
         functions: dict[str, Callable[[], object]] = {
             "ours": lambda steps=steps: sides.ours(steps),
             "backbone": lambda calls=calls: [sides.backbone(*given) for given in calls],
-            "head": lambda rows=rows: [sides.model.heads.tokens(hidden) for hidden in rows],
+            "head": lambda rows=rows: [sides.model.heads["tokens"](hidden) for hidden in rows],
         }
         if steps <= args.peer_steps or not results:
             functions["peer"] = lambda peer_steps=peer_steps: sides.peer(peer_steps)
@@ -168,7 +168,7 @@ def compare_methods(path_name: str, args: argparse.Namespace) -> list[dict]:
         functions: dict[str, Callable[[], object]] = {
             "ours": lambda steps=steps, method=method, options=options: sides.ours(steps, method, **options),
             "backbone": lambda calls=calls: [sides.backbone(*given) for given in calls],
-            "head": lambda rows=rows: [sides.model.heads.tokens(hidden) for hidden in rows],
+            "head": lambda rows=rows: [sides.model.heads["tokens"](hidden) for hidden in rows],
         }
         times = interleaved(functions, args.pairs, args.device)
         results.append(

@@ -29,14 +29,18 @@ from gm_discrete.training import MuonAdamW
 
 bregman.DIVERGENCES["quartic"] = bregman.Bregman(lambda a: a**4 / 12 + a**2 / 2)  # a convex function of one's own
 
-GENERATORS = {"flow": {"flow": 1.0}, "jump": {"jump": 1.0}, "joint": {"flow": 0.5, "jump": 0.5}}
+BOTH = {"flow": 0.5, "jump": 0.5}
+GENERATORS = {"flow": {"flow": 1.0}, "jump": {"jump": 1.0}, "joint": BOTH, "joint_even": BOTH}
+LOSS_WEIGHTS = {"joint": {"flow": 1.0, "jump": 0.1}}  # the rest with 1: the jump's loss then drowns that of the flow
 DIVERGENCES = ("cosh", "log_cosh", "exponential", "quartic")  # of the flow, beside the squared error of the run "flow"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--runs", default="flow,jump,joint", help=f"of flow, jump, joint, {', '.join(DIVERGENCES)}")
+    parser.add_argument(
+        "--runs", default="flow,jump,joint", help=f"of flow, jump, joint, joint_even, {', '.join(DIVERGENCES)}"
+    )
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--calls", default="25,50,100,200", help="network calls per sample")
     parser.add_argument("--steps", type=int, default=2000, help="of the optimizer, batches of 64")
@@ -105,6 +109,7 @@ def trained(run: str, seed: int, data: Data, args: argparse.Namespace) -> GMMode
         path=path, image_shape=data.shape, patch_size=args.patch_size, num_classes=data.classes, num_frequencies=0,
         hidden_size=args.hidden_size, num_hidden_layers=args.layers, num_attention_heads=args.hidden_size // 32,
         hidden_act="relu2", divergence={"flow": run} if run in DIVERGENCES else None,
+        loss_weights=LOSS_WEIGHTS.get(run),
     )  # fmt: skip
     model = GMModel(config).to(args.device)
     optimizer = MuonAdamW(model, lr=0.01, adamw_lr=2e-3)
@@ -159,12 +164,13 @@ def samplers(run: str, seed: int, model: GMModel, args: argparse.Namespace) -> d
             pair = superpose(GMModel.from_pretrained(flow).to(args.device).eval(), model)
             ways |= {"separate, Euler": of(pair, "euler"), "separate, mixed": of(pair, "heun")}
         return ways
-    if run == "joint":
+    if run in ("joint", "joint_even"):
+        name = "joint" if run == "joint" else "joint (loss 1 : 1)"
         return {
-            "joint, Euler": of(model, "euler"),
-            "joint, mixed": of(model, "heun"),
-            "joint, flow alone": of(model, "euler", {"flow": 1.0}),
-            "joint, jump alone": of(model, "euler", {"jump": 1.0}),
+            f"{name}, Euler": of(model, "euler"),
+            f"{name}, mixed": of(model, "heun"),
+            f"{name}, flow alone": of(model, "euler", {"flow": 1.0}),
+            f"{name}, jump alone": of(model, "euler", {"jump": 1.0}),
         }
     return {f"{run}, Euler": of(model, "euler"), f"{run}, second order": of(model, "heun")}
 

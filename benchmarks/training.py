@@ -75,7 +75,9 @@ class Sides:
 
     def floor(self) -> Tensor:
         hidden = self.model.finish(self.model.encode(self.x, self.t), self.t)
-        return F.cross_entropy(self.model.heads.tokens(hidden.flatten(0, 1)[self.scored]), self.z.flatten()[self.scored])
+        return F.cross_entropy(
+            self.model.heads["tokens"](hidden.flatten(0, 1)[self.scored]), self.z.flatten()[self.scored]
+        )
 
     def disagreement(self) -> float:
         """Greater of the relative differences of the two losses and of their gradients, at our (t, x)."""

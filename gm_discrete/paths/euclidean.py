@@ -132,7 +132,9 @@ class EuclideanPath(Path):
             raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
         self.check(z, t, "z")
         if t.device.type == "cpu" and bool((t >= 1).any()):
-            raise ValueError("generators of p_t(·|z) have no value at t = 1, where all noise is gone: give times below 1")
+            raise ValueError(
+                "generators of p_t(·|z) have no value at t = 1, where all noise is gone: give times below 1"
+            )
         if "jump" in self.generators and self.bins.of == "data":
             check_within(self.bins, z, "z")
 
