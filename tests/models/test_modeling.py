@@ -380,7 +380,10 @@ def test_outputs_come_as_objects_or_tuples() -> None:
     ("options", "message"),
     [
         ({"hidden_sise": 4}, "GMConfig takes no argument hidden_sise"),
-        ({"path": {"type": "blurred"}}, "type='blurred' names no Path; known: euclidean_mixture, gaussian, masked, metric, mixture, uniform"),
+        (
+            {"path": {"type": "blurred"}},
+            "type='blurred' names no Path; known: euclidean_mixture, gaussian, masked, metric",
+        ),
         ({"path": {"type": "masked", "vocab_size": 5, "depth": 1}}, "MaskedPath takes no argument depth"),
         ({"path": MaskedPath(5), "vocab_size": 6}, "vocab_size=6 differs from the path's vocab_size=5"),
         ({"path": MaskedPath(5), "mask_token_id": 2}, "mask_token_id=2 differs from the path's 4"),
