@@ -88,7 +88,7 @@ class Sides:
             hook.remove()
         return calls, rows
 
-    def backbone(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+    def backbone(self, x: Tensor, t: Tensor, mask: Tensor | None = None, _: None = None) -> Tensor:
         """Final hidden states of every position."""
         return self.model.finish(self.model.encode(x, t, mask), t)
 

@@ -27,7 +27,7 @@ def adaptive(
     t_next: Tensor,
     *,
     max_expected_changes: float = 1.0,
-    tolerance: float = 0.002,
+    tolerance: float | None = None,
 ) -> Tensor:
     """Tau-leaping with P = min(1, M/√(n E)), κ ← κ + P (1 − κ), where E = Σ_i (1 − π_i(x^i)) of n free tokens are unsettled.
 
@@ -36,10 +36,12 @@ def adaptive(
     counted. Else E is asked of the network where the step will probably need it anyway, and otherwise the last one known
     serves, which is n in the beginning: a step without an event costs next to no evaluations here either.
 
-    Euclidean states take steps whose error is about `tolerance` (see `samplers.euclidean.controlled`).
+    Euclidean states take steps whose error is about `tolerance`, 0.002 by default (see `samplers.euclidean.controlled`).
     """
     if x.is_floating_point():
-        return controlled(chain, x, t, t_next, tolerance)
+        return controlled(chain, x, t, t_next, 0.002 if tolerance is None else tolerance)
+    if tolerance is not None:
+        raise ValueError("tolerance is of adaptive steps of numbers; those of symbols have max_expected_changes")
     if not max_expected_changes > 0:
         raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
     n = chain.free.sum(1).double()

@@ -639,7 +639,10 @@ def test_the_generation_config_of_other_models_is_refused_by_name() -> None:
         ({"num_steps": True}, "num_steps=True"),
         ({"sampler": "heun"}, "sampler='heun' does not fit MaskedPath"),
         ({"sampler": "magic"}, "sampler='magic' must be one of tau_leaping, euler, ancestral"),
-        ({"grid": "cubic"}, "grid='cubic' must be one of linear, quadratic, logarithmic, geometric, or increasing times"),
+        (
+            {"grid": "cubic"},
+            "grid='cubic' must be one of linear, quadratic, logarithmic, geometric, or increasing times",
+        ),
         ({"grid": 5}, "grid=5 must be one of linear"),
         ({"x_0": [[1, 2]]}, r"x_0 must be a long tensor \[B, L\], got list"),
         ({"grid": [0.5, 1.0]}, r"grid=\[0.5, 1.0\] must be"),

@@ -16,6 +16,7 @@ EVEN = {
     "linear": lambda kappa: kappa,
     "quadratic": lambda kappa: (1 - kappa).sqrt(),
     "logarithmic": lambda k: (1 - k).log(),
+    "geometric": lambda k: (1 - k).log(),
 }
 
 
@@ -28,10 +29,13 @@ def test_a_grid_is_even_in_its_measure_of_kappa(spacing: str, schedule: Schedule
     assert len(grid) == steps + 1
     assert (float(grid[0]), float(grid[-1])) == (0.0, 1.0)
     assert bool((grid.diff() > 0).all())
-    even = EVEN[spacing](schedule.kappa(grid[:-1] if spacing == "logarithmic" else grid)).diff()
+    endless = spacing in ("logarithmic", "geometric")
+    even = EVEN[spacing](schedule.kappa(grid[:-1] if endless else grid)).diff()
     torch.testing.assert_close(even, even[:1].expand(len(even)), rtol=1e-9, atol=2e-8)
     if spacing == "logarithmic" and steps > 1:
         assert float(1 - schedule.kappa(grid[-2])) == pytest.approx(1 / (2 * steps))
+    if spacing == "geometric" and steps > 1:
+        assert float(1 - schedule.kappa(grid[-2])) == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize("name", ALL_PATHS)

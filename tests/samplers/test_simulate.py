@@ -194,7 +194,8 @@ def test_times_may_be_any_sequence(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "heun"}, "method='heun' is unknown; choose one of tau_leaping, euler, ancestral"),
+        ({"method": "heun"}, "method='heun' is not for symbols; choose one of tau_leaping, euler, ancestral"),
+        ({"method": "magic"}, "method='magic' is unknown; choose one of tau_leaping, euler, ancestral"),
         ({"times": [0.5]}, r"times must be a grid of at least two times, got shape \(1,\)"),
         ({"times": [[0.0, 1.0]]}, "grid of at least two times"),
         ({"times": [0.0, 1.5]}, "times must increase within"),
@@ -223,7 +224,10 @@ def test_ancestral_steps_refuse_mixture_rates() -> None:
 @pytest.mark.parametrize("method", [*STEPS, tau_leaping])
 def test_options_belong_to_their_method(method: Any) -> None:
     """An option that the method does not have is refused, by name, before anything is drawn."""
-    able = {"max_expected_changes": ["adaptive"], "tolerance": ["uniformization", "step_doubling"]}
+    able = {
+        "max_expected_changes": ["adaptive"],
+        "tolerance": ["uniformization", "adaptive", "step_doubling", "dopri5"],
+    }
     for option, methods in able.items():
         if method in methods:
             continue
@@ -326,5 +330,5 @@ def test_a_hand_made_generator_is_simulated() -> None:
 
 
 def test_a_state_that_is_no_batch_is_named() -> None:
-    with pytest.raises(ValueError, match=r"x_0 must be a tensor \[B, L\], got \(3,\)"):
+    with pytest.raises(ValueError, match=r"x_0 must be a tensor \[B, L\] of symbols, .*got \(3,\)"):
         simulate(chain("masked"), torch.tensor([3, 3, 3]), [0.0, 1.0])
