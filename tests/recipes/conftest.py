@@ -11,7 +11,6 @@ from types import ModuleType
 import datasets
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -58,12 +57,6 @@ def tiny(corpus: Path) -> list[str]:
         "sample_length": 16, "dataloader_num_workers": 0, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
     }  # fmt: skip
     return [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-
-
-def configs(of_images: bool) -> list[Path]:
-    """The configs of recipes/images.py, which all have patches, or those of recipes/text.py."""
-    files = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
-    return [file for file in files if ("patch_size" in yaml.safe_load(file.read_text())) == of_images]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import configs
+from recipe_configs import configs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 

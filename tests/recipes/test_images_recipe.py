@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import configs
 from datasets import ClassLabel
 from PIL import Image
+from recipe_configs import configs
 from transformers import AutoModel, TrainingArguments
 
 from gm_discrete import GMModel, MaskedPath, UniformPath
