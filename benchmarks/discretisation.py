@@ -91,7 +91,7 @@ class Law:
 
     def model(self, generators: Mapping[str, float]) -> ExactGaussianModel:
         path = GaussianPath(dict(generators), schedule=self.schedule)
-        return ExactGaussianModel(path, self.means[:, None], self.stds, self.law, nodes=16)
+        return ExactGaussianModel(path, self.means[:, None], self.stds, self.law)
 
     def distance(self, x: Tensor, t: float) -> float:
         """KS of samples [N, 1, size] from p_t, the largest over the projections."""

@@ -3,8 +3,9 @@
     python benchmarks/superposition.py --runs flow,jump,joint --seeds 0,1,2 --folder runs/superposition
     python benchmarks/superposition.py --table --folder runs/superposition
 
-Every run trains a model and writes its figures to the folder; the table is made of whatever lies there, so that runs may
-be spread over processes and machines. Distances are taken in the features of a classifier that is trained on the spot.
+Every run trains a model, unless it lies in the folder already, and writes its figures beside it; the table is made of
+whatever lies there, so that runs may be spread over processes and machines. Distances are taken in the features of a
+classifier that is trained on the spot.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ from gm_discrete.training import MuonAdamW
 
 bregman.DIVERGENCES["quartic"] = bregman.Bregman(lambda a: a**4 / 12 + a**2 / 2)  # a convex function of one's own
 
-BOTH = {"flow": 0.5, "jump": 0.5}
-GENERATORS = {"flow": {"flow": 1.0}, "jump": {"jump": 1.0}, "joint": BOTH, "joint_even": BOTH}
-LOSS_WEIGHTS = {"joint": {"flow": 1.0, "jump": 0.1}}  # the rest with 1: the jump's loss then drowns that of the flow
+JUMP, BOTH = {"jump": 1.0}, {"flow": 0.5, "jump": 0.5}
+PATHS = {  # of a run that is not named, {}: a flow, whose velocity the network states
+    "flow_belief": {"prediction": "belief"},
+    "jump": {"generators": JUMP},
+    "jump_rate": {"generators": JUMP, "prediction": "velocity"},  # log-rate, and bins of the landing
+    "joint": {"generators": BOTH},
+}
 DIVERGENCES = ("cosh", "log_cosh", "exponential", "quartic")  # of the flow, beside the squared error of the run "flow"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="mnist")
-    parser.add_argument(
-        "--runs", default="flow,jump,joint", help=f"of flow, jump, joint, joint_even, {', '.join(DIVERGENCES)}"
-    )
+    parser.add_argument("--runs", default="flow,jump,joint", help=f"of flow, {', '.join((*PATHS, *DIVERGENCES))}")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--calls", default="25,50,100,200", help="network calls per sample")
     parser.add_argument("--steps", type=int, default=2000, help="of the optimizer, batches of 64")
@@ -67,8 +70,12 @@ def main(argv: list[str] | None = None) -> None:
             file = args.folder / f"{Path(args.data).name}-{run}-{seed}.json"
             if file.exists():
                 continue
-            start = time.perf_counter()
-            model = trained(run, seed, data, args)
+            start, folder = time.perf_counter(), file.with_suffix("")
+            if folder.exists():
+                model = GMModel.from_pretrained(folder).to(args.device).eval()
+            else:
+                model = trained(run, seed, data, args)
+                model.save_pretrained(folder)
             record = {
                 "run": run, "seed": seed, "data": args.data, "steps": args.steps, "seconds": time.perf_counter() - start,
                 "environment": environment(args.device, __file__, argv or []), "floor": data.floor,
@@ -76,7 +83,6 @@ def main(argv: list[str] | None = None) -> None:
             }  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(record, indent=1, default=str))
-            model.save_pretrained(args.folder / f"{Path(args.data).name}-{run}-{seed}")
             print(file, flush=True)
 
 
@@ -98,18 +104,15 @@ class Data:
 def trained(run: str, seed: int, data: Data, args: argparse.Namespace) -> GMModel:
     """A model of the run's generators, with averaged weights."""
     torch.manual_seed(seed)
+    reach = 4 if run == "jump_rate" else 1
     path = GaussianPath(
-        GENERATORS.get(run, {"flow": 1.0}),
-        num_channels=data.shape[0],
-        data_mean=float(data.z.mean()),
-        data_std=float(data.z.std()),
-        bins=Bins(-1, 1, args.bins),
-    )
+        num_channels=data.shape[0], data_mean=float(data.z.mean()), data_std=float(data.z.std()),
+        bins=Bins(-reach, reach, reach * args.bins), **PATHS.get(run, {}),
+    )  # fmt: skip
     config = GMConfig(
         path=path, image_shape=data.shape, patch_size=args.patch_size, num_classes=data.classes, num_frequencies=0,
         hidden_size=args.hidden_size, num_hidden_layers=args.layers, num_attention_heads=args.hidden_size // 32,
         hidden_act="relu2", divergence={"flow": run} if run in DIVERGENCES else None,
-        loss_weights=LOSS_WEIGHTS.get(run),
     )  # fmt: skip
     model = GMModel(config).to(args.device)
     optimizer = MuonAdamW(model, lr=0.01, adamw_lr=2e-3)
@@ -164,13 +167,14 @@ def samplers(run: str, seed: int, model: GMModel, args: argparse.Namespace) -> d
             pair = superpose(GMModel.from_pretrained(flow).to(args.device).eval(), model)
             ways |= {"separate, Euler": of(pair, "euler"), "separate, mixed": of(pair, "heun")}
         return ways
-    if run in ("joint", "joint_even"):
-        name = "joint" if run == "joint" else "joint (loss 1 : 1)"
+    if run == "jump_rate":
+        return {"jump_rate, Euler": of(model, "euler")}
+    if run == "joint":
         return {
-            f"{name}, Euler": of(model, "euler"),
-            f"{name}, mixed": of(model, "heun"),
-            f"{name}, flow alone": of(model, "euler", {"flow": 1.0}),
-            f"{name}, jump alone": of(model, "euler", {"jump": 1.0}),
+            "joint, Euler": of(model, "euler"),
+            "joint, mixed": of(model, "heun"),
+            "joint, flow alone": of(model, "euler", {"flow": 1.0}),
+            "joint, jump alone": of(model, "euler", JUMP),
         }
     return {f"{run}, Euler": of(model, "euler"), f"{run}, second order": of(model, "heun")}
 

@@ -24,16 +24,13 @@ from gm_discrete.kernels import Kernel, OfBelief
 BISECTIONS = 44
 """w is found to 2⁻⁴⁴ of an interval that is at least 2 wide."""
 
+GOLDEN = (math.sqrt(5) - 1) / 2
+
 
 def roots(zeta: Tensor) -> tuple[Tensor, Tensor]:
     """(w₋, w₊), between which the density rises; w₋ w₊ = −1, which spares the cancellation."""
     far = (zeta.abs() + (zeta * zeta + 4).sqrt()) / 2
     return torch.where(zeta >= 0, -1 / far, -far), torch.where(zeta >= 0, far, 1 / far)
-
-
-def excess(w: Tensor, zeta: Tensor) -> Tensor:
-    """λ/h = [w² − ζw − 1]₊: the rate of leaving, per unit of the noise's hazard h."""
-    return (w * (w - zeta) - 1).clamp(min=0)
 
 
 def gain(w: Tensor, zeta: Tensor) -> Tensor:
@@ -66,30 +63,32 @@ def _antiderivative(w: Tensor, zeta: Tensor) -> Tensor:
 class Bins(Configurable):
     """Equal bins of [low, high], over which a network states a law of a number.
 
-    - `of="data"`: of the data value z that a jump is headed for; the landing then follows in closed form, at any time.
-      They must cover the data.
-    - `of="landing"`: of the landing itself. They must cover all that x_t may be, the tails of the noise included.
-
     Args:
         low, high: ends, low < high.
         number: of bins.
-        of: `"data"` or `"landing"`.
     """
 
     type_name = "bins"
 
-    def __init__(self, low: float = -1.0, high: float = 1.0, number: int = 64, of: str = "data") -> None:
+    def __init__(self, low: float = -1.0, high: float = 1.0, number: int = 64) -> None:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bins need low < high, got low={low} and high={high}")
         if number < 2:
             raise ValueError(f"number={number} of bins must be at least 2")
-        if of not in ("data", "landing"):
-            raise ValueError(f"of={of!r} must be 'data' or 'landing'")
-        self.low, self.high, self.number, self.of = float(low), float(high), int(number), of
+        self.low, self.high, self.number = float(low), float(high), int(number)
 
     @property
     def width(self) -> float:
         return (self.high - self.low) / self.number
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of a number that is uniform in one bin."""
+        return self.width / math.sqrt(12)
+
+    def centers(self, device: torch.device) -> Tensor:
+        """[number], float64."""
+        return self.low + (torch.arange(self.number, dtype=torch.float64, device=device) + 0.5) * self.width
 
     def edges(self, device: torch.device) -> Tensor:
         """[number + 1], float64."""
@@ -137,11 +136,11 @@ class Landing(OfBelief):
     def nodes(self, where: Tensor, number: int = 48) -> tuple[Tensor, Tensor]:
         """Landings and their weights [n, cells · number] for a quadrature of smooth functions."""
         u = (torch.arange(number, dtype=torch.float64, device=self.device) + 0.5) / number
-        cells = self.vocab_size
+        within, cells = u * number * GOLDEN % 1, self.vocab_size  # a lattice of (z in its cell, landing)
         index = torch.arange(cells, device=self.device)[None, :, None].expand(len(where), cells, number).flatten()
         each = where[:, None, None].expand(len(where), cells, number).flatten()
         quantile = u.expand(len(where), cells, number).flatten()
-        z = self.values(index, torch.full_like(quantile, 0.5), each)
+        z = self.values(index, within.repeat(len(where) * cells), each)
         points = self.land(z, quantile, each).view(len(where), -1)
         weights = self.log_probs(where).double().exp()[:, :, None].expand(-1, -1, number) / number
         return points, weights.reshape(len(where), -1)
@@ -227,5 +226,5 @@ def check_within(bins: Bins, value: Tensor, name: str) -> None:
         if low < bins.low - slack or high > bins.high + slack:
             raise ValueError(
                 f"{name} goes from {low:.4g} to {high:.4g}; the bins cover only {bins.low:.4g} to {bins.high:.4g}: "
-                f"give Bins(low, high, number, of={bins.of!r}) that cover it"
+                "give Bins(low, high, number) that cover it"
             )

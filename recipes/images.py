@@ -62,8 +62,10 @@ class ImageArguments:
     generators: str = field(default='{"flow": 1.0}', metadata={"help": "JSON of weights of flow, diffusion and jump"})
     divergence: str = field(default="{}", metadata={"help": 'JSON of divergences by part, such as {"flow": "cosh"}'})
     loss_weights: str = field(default="{}", metadata={"help": "JSON of weights by part in the loss"})
-    bins: int = field(default=64, metadata={"help": "of a pixel's value, for the jump"})
-    bins_of: str = field(default="data", metadata={"help": "data or landing"})
+    prediction: str | None = field(
+        default=None, metadata={"help": "belief (default with a jump), velocity (default without), data or noise"}
+    )
+    bins: int = field(default=64, metadata={"help": "of a belief about a pixel, or of where its jumps land"})
     levels: int = field(default=256, metadata={"help": "grey levels of symbols"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, of the uniform path"})
     schedule: str = field(default="{}", metadata={"help": "JSON of a schedule"})
@@ -194,14 +196,15 @@ def build_path(options: ImageArguments, shape: list[int], sample: torch.Tensor) 
         return UniformPath(options.levels, schedule, options.rates)
     if options.path != "gaussian":
         raise ValueError(f"path={options.path!r} must be gaussian, masked or uniform")
-    reach = 1.0 if options.bins_of == "data" else 4.0
+    reach = 1.0 if options.prediction in (None, "belief") else 4.0
     return GaussianPath(
         json.loads(options.generators),
         num_channels=shape[0],
         schedule=schedule,
         data_mean=round(float(sample.mean()), 4),
         data_std=round(float(sample.std()), 4),
-        bins=Bins(-reach, reach, options.bins, of=options.bins_of),
+        prediction=options.prediction,
+        bins=Bins(-reach, reach, options.bins),
     )
 
 

@@ -185,18 +185,18 @@ def test_the_losses_differ_by_what_jensen_says(name: str) -> None:
 # ---- bins of a jump
 
 
-@pytest.mark.parametrize("of", ["data", "landing"])
-def test_kl_over_bins_is_the_full_sum(of: str) -> None:
+@pytest.mark.parametrize("prediction", ["belief", "velocity"])
+def test_kl_over_bins_is_the_full_sum(prediction: str) -> None:
     """Where the target has rate 0, or is headed for one bin, less is computed; Σ_b [Q log(Q/Q̂) − Q + Q̂] is the same."""
-    path = GaussianPath({"jump": 1.0}, bins=Bins(-4, 4, 12, of=of))
+    path = GaussianPath({"jump": 1.0}, prediction=prediction, bins=Bins(-4, 4, 12))
     z, x = (torch.randn(6, 3, generator=rng(i), dtype=torch.float64) for i in (1, 2))
     x = 2 * x
     z = z.clamp(-4, 4)
     logits = torch.randn(6, 3, 12, generator=rng(3), dtype=torch.float64)
-    readout = {"flow": x, "rate": 0.3 * x, "landing": logits}
+    readout = {"flow": x, "rate": 0.3 * x, "landing": logits, "belief": logits}
 
     def read(head: str, where: Tensor | None = None) -> Tensor:
-        value = readout[head].flatten(0, 1) if head == "landing" else readout[head]
+        value = readout[head].flatten(0, 1) if readout[head].dim() == 3 else readout[head]
         return value if where is None else value[where].clone()
 
     t = times(0.4, 6)
@@ -205,7 +205,10 @@ def test_kl_over_bins_is_the_full_sum(of: str) -> None:
     assert 3 < int((target.intensity == 0).sum()) < 15
     everywhere = torch.arange(18)
     q = target.intensity.flatten()[:, None] * target.kernel.log_probs(everywhere).exp()
-    q_hat = predicted.intensity.flatten()[:, None] * torch.softmax(logits, -1).flatten(0, 1)
+    landing = torch.softmax(logits, -1).flatten(0, 1)
+    if prediction == "belief":
+        landing = landing * path._within(x.flatten(), times(0.4, 18)).rate.clamp(min=1e-6)
+    q_hat = predicted.intensity.flatten()[:, None] * landing / landing.sum(1, keepdim=True)
     full = (torch.xlogy(q, q / q_hat) - q + q_hat).sum(1).view(6, 3)
     values = divergence(target, predicted, x)
     torch.testing.assert_close(values, full, rtol=1e-11, atol=1e-12)
@@ -222,9 +225,9 @@ def test_kl_over_bins_is_the_full_sum(of: str) -> None:
 
 
 @pytest.mark.parametrize("name", RATES)
-@pytest.mark.parametrize("of", ["data", "landing"])
-def test_every_divergence_over_bins_is_its_sum(name: str, of: str) -> None:
-    path = GaussianPath({"jump": 1.0}, bins=Bins(-4, 4, 6, of=of))
+@pytest.mark.parametrize("prediction", ["belief", "velocity"])
+def test_every_divergence_over_bins_is_its_sum(name: str, prediction: str) -> None:
+    path = GaussianPath({"jump": 1.0}, prediction=prediction, bins=Bins(-4, 4, 6))
     z, x = torch.randn(4, 2, generator=rng(1)).double(), 2 * torch.randn(4, 2, generator=rng(2)).double()
     z = z.clamp(-4, 4)
     target = path.conditional(z, x, times(0.4, 4)).parts["jump"]

@@ -28,9 +28,9 @@ class GMModelOutput(ModelOutput):
 
     Attributes:
         loss: conditional generator matching loss, where labels were given.
-        logits: of the posterior of the data symbols, [B, L, K]; `None` with labels, as the loss reads them in chunks and
-            only where it needs them, and of a Euclidean path.
-        velocity: of a Euclidean path: what its flow head states, in the state's shape; `None` with labels.
+        logits: of the posterior of the data symbols, [B, L, K], or of the bins of numbers, [*x's shape, bins]; `None` with
+            labels, as the loss reads them in chunks and only where it needs them, and where no head states a posterior.
+        velocity: of a Euclidean path whose flow has a head: what that states, in the state's shape; `None` with labels.
         last_hidden_state: [B, positions, D]; `None` with labels.
     """
 
@@ -179,11 +179,10 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             output = GMModelOutput(loss=loss)
         else:
             hidden = self.finish(states, time, class_labels=class_labels)
-            if isinstance(self.path, EuclideanPath):
-                heads = self.path.heads
-                output = GMModelOutput(velocity=readout("flow") if "flow" in heads else None, last_hidden_state=hidden)
-            else:
-                output = GMModelOutput(logits=readout("tokens").unflatten(0, x.shape), last_hidden_state=hidden)
+            said = {"flow": "velocity", "tokens": "logits", "belief": "logits"}
+            output = GMModelOutput(last_hidden_state=hidden)
+            for head in self.path.heads.keys() & said.keys():
+                output[said[head]] = readout(head) if head == "flow" else readout(head).unflatten(0, x.shape)
         return output if return_dict is not False else output.to_tuple()
 
     def _check(

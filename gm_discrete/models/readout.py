@@ -59,11 +59,11 @@ class LazyReadout:
             return self.model.path.output(head, self._everywhere(head), self.x, self.t)  # pyright: ignore
         if where is None:
             where = torch.arange(self.x.numel(), device=self.x.device)
-        rows = self._rows(head, where)
+        rows, sequence = self._rows(head, where), where // self.x[0].numel()
+        x, t = self.x.flatten()[where], self.t[sequence]
         if head != "tokens":
-            return rows
-        sequence = where // self.x[0].numel()
-        rows = self.model.add_evidence(rows, self.x.flatten()[where], self.t[sequence])
+            return self.model.path.output(head, rows, x, t)  # pyright: ignore
+        rows = self.model.add_evidence(rows, x, t)
         return rows if self.processor is None else self.processor(self.x[sequence], rows)
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
@@ -97,7 +97,9 @@ class LazyReadout:
         position, slot = layout.place(where % size)
         states = self._encode(sequence)
         place, inverse = sequence * states.shape[1] + position, None
-        if layout.slots > 1:  # a position is read once for all of its entries
+        if len(where) == self.x.numel():
+            place, inverse = torch.arange(len(self.x) * states.shape[1], device=place.device), place
+        elif layout.slots > 1:  # a position is read once for all of its entries
             place, inverse = place.unique(return_inverse=True)
         of_place = place // states.shape[1]
         hidden = self.model.finish(states.flatten(0, 1)[place], self.t, of_place, self.class_labels)

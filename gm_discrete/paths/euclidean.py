@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Generator, Superposition
 from gm_discrete.kernels import require
-from gm_discrete.landings import Bins, check_within
+from gm_discrete.landings import Bins
 from gm_discrete.paths.base import Path, check_times
 
 Weights = Mapping[str, float | Sequence[float]]
@@ -80,7 +81,8 @@ class EuclideanPath(Path):
 
     def reweighted(self, generators: Weights) -> EuclideanPath:
         """The same path, sampled with other weights of its generators; those that were learned can be chosen from."""
-        changed = type(self).from_dict({**self.to_dict(), "generators": dict(self._checked(generators))})
+        changed = copy(self)
+        changed.generators = self._checked(generators)
         if not changed.heads.keys() <= self.heads.keys():
             missing = ", ".join(sorted(changed.heads.keys() - self.heads.keys()))
             raise ValueError(f"generators={dict(generators)} need {missing}, which this path's model does not state")
@@ -88,7 +90,7 @@ class EuclideanPath(Path):
 
     @property
     def spacing(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "geometric" if "jump" in self.generators else "linear"
+        return "geometric" if set(self.generators) == {"jump"} else "linear"
 
     state_name = "input_values"
 
@@ -107,7 +109,7 @@ class EuclideanPath(Path):
 
     @abstractmethod
     def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """What a head states, of x's shape, made of a network's output of unit size."""
+        """What a head states, made of a network's output of unit size: of x's shape, or rows [n, size] at entries x [n]."""
 
     @abstractmethod
     def normalized(self, x: Tensor, t: Tensor) -> Tensor:
@@ -135,8 +137,6 @@ class EuclideanPath(Path):
             raise ValueError(
                 "generators of p_t(·|z) have no value at t = 1, where all noise is gone: give times below 1"
             )
-        if "jump" in self.generators and self.bins.of == "data":
-            check_within(self.bins, z, "z")
 
 
 def superposed(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
 from gm_discrete.kernels import Categorical, Dirac, Kernel
-from gm_discrete.landings import Bins, Landing
+from gm_discrete.landings import Bins, Landing, check_within
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.schedules import LinearSchedule, Schedule
@@ -56,8 +56,6 @@ class EuclideanMixturePath(EuclideanPath):
         super().__init__(generators or {"jump": 1.0}, num_channels, bins or Bins(low, high), stop)
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}")
-        if self.bins.of != "data":
-            raise ValueError("bins of a mixture path are of='data': a jump lands on the data value")
         if block and set(self.generators) != {"jump"}:
             raise ValueError(
                 f"generators={self.generators}: the flow and the diffusion work per coordinate, not in a block"
@@ -102,6 +100,8 @@ class EuclideanMixturePath(EuclideanPath):
 
     def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
         self.check_pair(z, x, t)
+        if "jump" in self.generators:
+            check_within(self.bins, z, "z")
         away = (x != z).to(x.dtype)
         if self.block:
             away = away.flatten(1).amax(1).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)

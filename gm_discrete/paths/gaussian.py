@@ -7,6 +7,9 @@ With x = α z + σ ε, the hazard of the noise h = −σ'/σ, and ẑ, ε̂ the 
     jump        λ = h E[w² − ζw − 1]₊,  landing on J(·|z)      w = (x − αz)/σ, ζ = −(α'/σ') z; see `landings.py`
 
 For CondOT (α = t, σ = 1 − t), which is the geometric average path of Generator Matching too, h = 1/(1 − t) and ζ = z.
+
+What a network states may be one number per coordinate, of which flow and diffusion are made, with a rate and a law over bins
+of the landing for the jump beside it; or a belief about z, as of tokens, of which all three are made.
 Sources: Holderrieth et al., ICLR 2025; Lipman et al. 2022 (arXiv 2210.02747); Albergo et al. 2023 (arXiv 2303.08797).
 """
 
@@ -20,14 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.beliefs import NormalBelief
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
-from gm_discrete.kernels import Categorical, Dirac, Kernel
-from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, landing_quantile
+from gm_discrete.kernels import Categorical, Dirac, Kernel, map_rows
+from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, check_within, landing_quantile
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, normal_tail, shaped, superposed
 from gm_discrete.schedules import AT_REST, AffineSchedule, CondOTSchedule
 
 LEAST_SLOPE = 1e-6
 """Where noise does not yet fall (σ' = 0) a jump would land anywhere; ζ is held finite there, λ stays what it is."""
+
+LEAST_RATE = 1e-6
+"""In speed/σ. Of bins that nothing seems to leave, so that a logarithm of it is finite: once in 10⁶ lengths of the path."""
+
+CACHED = 2**16
+"""Elements of a block."""
 
 LEAST_ALPHA = 1e-3
 """Below it a prediction of the noise says nothing about the data in float32, which are then taken for their mean."""
@@ -43,9 +53,11 @@ class GaussianPath(EuclideanPath):
         generators: weights of `"flow"`, `"diffusion"` and `"jump"`, of sum 1; numbers, or lists of them at even times.
         num_channels: C of states [B, L, C] or [B, C, H, W].
         schedule: α and σ; CondOT by default.
-        prediction: what the flow's head states: `"velocity"` u, `"data"` ẑ or `"noise"` ε̂.
+        prediction: what a network states. `"belief"`: the law of z over bins, of which all generators follow; the default
+            with a jump. `"velocity"` u (the default without), `"data"` ẑ or `"noise"` ε̂: a number, of which flow and
+            diffusion follow; a jump then has a log-rate and the law of its landing over bins of its own.
         data_mean, data_std: of the data, by which a network's inputs and outputs are brought to unit size.
-        bins: of the data value that a jump is headed for, or of its landing.
+        bins: of a belief, which must cover the data; else of the landing, which must cover all that x_t may be.
         noise: g²/σ of the diffusion, ≥ 0.
         stop: ε; the step from 1 − ε goes to ẑ, as there are infinitely many jumps on the way to t = 1.
     """
@@ -58,7 +70,7 @@ class GaussianPath(EuclideanPath):
         generators: Weights | None = None,
         num_channels: int = 1,
         schedule: AffineSchedule | dict[str, Any] | None = None,
-        prediction: str = "velocity",
+        prediction: str | None = None,
         data_mean: float = 0.0,
         data_std: float = 1.0,
         bins: Bins | dict[str, Any] | None = None,
@@ -71,29 +83,32 @@ class GaussianPath(EuclideanPath):
         self.schedule = (
             AffineSchedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or CondOTSchedule()
         )
-        if prediction not in ("velocity", "data", "noise"):
-            raise ValueError(f"prediction={prediction!r} must be 'velocity', 'data' or 'noise'")
+        prediction = prediction or ("belief" if "jump" in self.generators else "velocity")
+        if prediction not in ("belief", "velocity", "data", "noise"):
+            raise ValueError(f"prediction={prediction!r} must be 'belief', 'velocity', 'data' or 'noise'")
         if not data_std > 0:
             raise ValueError(f"data_std={data_std} must be positive")
         if not noise >= 0:
             raise ValueError(f"noise={noise} must not be negative")
         self.prediction, self.noise = prediction, float(noise)
         self.data_mean, self.data_std = float(data_mean), float(data_std)
-        if "jump" in self.generators and self.bins.of == "landing":
+        if "jump" in self.generators and prediction != "belief":
             reach = min(-self.bins.low, self.bins.high)
             if normal_tail(max(reach, 0.0)) > MOST_OUTSIDE:
                 raise ValueError(
                     f"bins from {self.bins.low} to {self.bins.high} do not cover the prior N(0, 1): bins of the landing "
-                    "need low ≤ −3.3 and high ≥ 3.3, or take bins of the data (of='data')"
+                    "need low ≤ −3.3 and high ≥ 3.3, or take those of the data with prediction='belief'"
                 )
 
     @property
     def default_divergence(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         jump = {"jump": "generalized_kl"} if "jump" in self.generators else {}
-        return {"flow": "squared", **jump}
+        return jump if self.prediction == "belief" and set(self.generators) == {"jump"} else {"flow": "squared", **jump}
 
     @property
     def heads(self) -> dict[str, int]:
+        if self.prediction == "belief":
+            return {"belief": self.bins.number}
         return {"flow": 1} | ({"rate": 1, "landing": self.bins.number} if "jump" in self.generators else {})
 
     # The law
@@ -120,6 +135,8 @@ class GaussianPath(EuclideanPath):
 
     def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
         self.check_pair(z, x, t)
+        if self.prediction == "belief":
+            check_within(self.bins, z, "z")
         now = self.at(t, x)
         noise = (x - now.alpha * z) / now.sigma
         if "jump" not in self.generators:
@@ -127,7 +144,7 @@ class GaussianPath(EuclideanPath):
         flat = z.flatten().double()
 
         def kernel(when: Tensor) -> Kernel:
-            if self.bins.of == "data":
+            if self.prediction == "belief":
                 belief = Dirac(self.bins.index(z), self.bins.number)
                 return self.landing(belief, x, when, lambda cells, u, where: flat[where])
             there = self.at(when, z)
@@ -140,12 +157,14 @@ class GaussianPath(EuclideanPath):
         """The prediction.
 
         Args:
-            readout: called as `readout(head, where=None)`: `"flow"` → u, ẑ or ε̂ (see `prediction`), of x's shape; with a
-                jump also `"rate"` → log(λ σ/speed), of x's shape, and `"landing"` → logits [n, bins] at the entries
-                `where` of the flattened state. A tensor is taken for the flow.
+            readout: called as `readout(head, where=None)`: `"belief"` → logits [n, bins] of z given x at the entries
+                `where` of the flattened state. Else `"flow"` → u, ẑ or ε̂, of x's shape; with a jump also `"rate"` →
+                log(λ σ/speed), of x's shape, and `"landing"` → logits [n, bins]. A tensor is taken for the flow.
             x, t, t_next: state, times [B], and the end of the step.
         """
         self.check(x, t, "x")
+        if self.prediction == "belief":
+            return self._believed(readout, x, t, t_next)
         stated = readout if isinstance(readout, Tensor) else readout("flow")
         if stated.shape != x.shape:
             raise ValueError(f"the flow's head answered {tuple(stated.shape)}; expected x's shape {tuple(x.shape)}")
@@ -156,12 +175,50 @@ class GaussianPath(EuclideanPath):
             raise ValueError("a path with a jump needs a readout of 'flow', 'rate' and 'landing', not one tensor")
         belief = Categorical(readout, x.shape, self.bins.number, x.device, head="landing")
 
-        def kernel(when: Tensor) -> Kernel:
-            if self.bins.of == "data":
-                return self.landing(belief, x, when, lambda cells, u, where: self.bins.value(cells, u))
-            return BinnedLanding(belief, x, self.bins)
+        kernel = BinnedLanding(belief, x, self.bins)
+        return self.generator(clean, noise, readout("rate").exp(), lambda when: kernel, x, t, t_next)
 
-        return self.generator(clean, noise, readout("rate").exp(), kernel, x, t, t_next)
+    def _believed(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None) -> Superposition:
+        """The generators of a belief Σ_k π_k N(c_k, s²) about z, c and s those of the bins."""
+        if isinstance(readout, Tensor):
+            raise ValueError("a path with prediction='belief' needs a readout of 'belief', not one tensor")
+        flat, time = x.flatten(), t.repeat_interleave(x[0].numel())
+        belief = Categorical(readout, x.shape, self.bins.number, x.device, head="belief")
+        every = belief.prepare(torch.arange(x.numel(), device=x.device))
+        centers = self.bins.centers(x.device).to(x.dtype)
+        leavers = Leavers(belief, lambda where: self._log_rate(flat[where], time[where]))
+
+        def look(where: Tensor) -> Tensor:
+            law = belief.log_probs(where)
+            found = [law.exp() @ centers]
+            if "jump" in self.generators:
+                leaving = law + leavers.log_rate(where)
+                leavers.rows = leaving if len(every) == 1 else None
+                found.append(leaving.logsumexp(1))
+            return torch.stack(found, 1)
+
+        def leaver(cells: Tensor, u: Tensor, where: Tensor) -> Tensor:
+            return self._within(flat[where], time[where], cells[:, None]).leaver(u[:, None])[:, 0]
+
+        found, now, std = map_rows(look, every).view(*x.shape, -1), self.at(t, x), self.bins.std
+        noise = now.sigma * (x - now.alpha * found[..., 0]) / ((now.alpha * std) ** 2 + now.sigma**2)
+        clean = found[..., 0] + now.alpha * std**2 / now.sigma * noise
+        if "jump" not in self.generators:
+            return self.generator(clean, noise, None, None, x, t, t_next)
+        landing = partial(self.landing, leavers, x, values=leaver)
+        return self.generator(clean, noise, found[..., 1].exp(), landing, x, t, t_next)
+
+    def _log_rate(self, x: Tensor, t: Tensor) -> Tensor:
+        """log λ σ/speed of each bin, [n, bins], given entries x [n] at times t [n]; in blocks that fit a CPU's cache."""
+        size = max(1, CACHED // self.bins.number) if x.device.type == "cpu" else max(1, len(x))
+        blocks = zip(x.split(size), t.split(size), strict=True)
+        return torch.cat([self._within(*block).rate.clamp(min=LEAST_RATE).log() for block in blocks])
+
+    def _within(self, x: Tensor, t: Tensor, cells: Tensor | None = None) -> NormalBelief:
+        """About z in each of the bins, or in one, given entries x [n] at times t [n]: [n, bins], or [n, 1]."""
+        centers = self.bins.centers(x.device).to(x.dtype)
+        center = centers if cells is None else centers[cells]
+        return NormalBelief(x[:, None], center, self.bins.std, self.at(t, x[:, None]).to(x.dtype))
 
     def clean_and_noise(self, stated: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ, ε̂) of what the flow's head states: with x = α ẑ + σ ε̂ any of u, ẑ and ε̂ gives the others."""
@@ -229,10 +286,9 @@ class GaussianPath(EuclideanPath):
 
         return Landing(belief, x, values, land)
 
-    def reduced_rate(self, z: Tensor, noise: Tensor, at: Any) -> Tensor:
+    def reduced_rate(self, z: Tensor, noise: Tensor, at: _At) -> Tensor:
         """λ(x|z) in its unit speed/σ: [−σ' (ε² − 1) − α' z ε]₊ / speed, with ε = (x − αz)/σ."""
-        leaving = -at.sigma_slope * (noise * noise - 1) - at.alpha_slope * z * noise
-        return leaving.clamp(min=0) / torch.maximum(at.alpha_slope, -at.sigma_slope).clamp(min=AT_REST)
+        return (at.fall * (noise * noise - 1) - at.rise * z * noise).clamp(min=0)
 
     def _rate_unit(self, t: Tensor) -> Tensor:
         """speed/σ, 1/(1 − t) for CondOT, [B]: what the rates of jumps are of the order of."""
@@ -246,7 +302,10 @@ class GaussianPath(EuclideanPath):
 
     def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The flow's head states a m + skip (x − α m) + out · raw, so that the best `raw` has variance 1 at all times
-        for data of mean m and standard deviation s (Karras et al. 2022, arXiv 2206.00364); the others are as they are."""
+        for data of mean m and standard deviation s (Karras et al. 2022, arXiv 2206.00364). To the logits of a belief is
+        added what x itself says of z, log N(x; αc_k, v) of each bin. The others are as they are."""
+        if head == "belief":
+            return raw + self._within(x, t).log_evidence
         if head != "flow":
             return raw
         skip, out = self._preconditioning(t, self.prediction)
@@ -285,7 +344,43 @@ class _At:
     alpha_slope: Tensor
     sigma_slope: Tensor
 
+    def to(self, dtype: torch.dtype) -> _At:
+        return _At(*(value.to(dtype) for value in (self.alpha, self.sigma, self.alpha_slope, self.sigma_slope)))
+
     @property
     def ratio(self) -> Tensor:
         """ζ/z = −α'/σ'."""
         return self.alpha_slope / (-self.sigma_slope).clamp(min=LEAST_SLOPE)
+
+    @property
+    def rise(self) -> Tensor:
+        """α'/speed."""
+        return self.alpha_slope / self._speed
+
+    @property
+    def fall(self) -> Tensor:
+        """−σ'/speed."""
+        return -self.sigma_slope / self._speed
+
+    @property
+    def _speed(self) -> Tensor:
+        return torch.maximum(self.alpha_slope, -self.sigma_slope).clamp(min=AT_REST)
+
+
+class Leavers(Categorical):
+    """The law of the bin of z among those that leave, π_k λ_k / Σ π λ.
+
+    Args:
+        belief: π.
+        log_rate: where → log λ_k, [n, bins].
+    """
+
+    def __init__(self, belief: Categorical, log_rate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(belief.readout, belief.shape, belief.vocab_size, belief.device, belief.head)
+        self.log_rate, self.rows = (
+            log_rate,
+            None,
+        )  # rows: the logits of all entries, where they are few enough to be kept
+
+    def logits(self, where: Tensor) -> Tensor:
+        return super().logits(where) + self.log_rate(where) if self.rows is None else self.rows[where]

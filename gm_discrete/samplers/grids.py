@@ -20,7 +20,7 @@ def time_grid(path: Any, num_steps: int, spacing: str | None = None) -> Tensor:
       s = −log(1 − κ), but change ever less, in proportion to 1 − κ: Σ (1 − κ) Δs² is least for Δs ∝ (1 − κ)^−½.
     - `"logarithmic"`: even in −log(1 − κ) as far as log(2 N), and one last step.
     - `"geometric"`: even in −log(1 − κ) as far as 1 − κ = ε, the path's `stop` (0.005 where it has none), and one last step.
-      The default for Euclidean jumps, whose rate grows without bound.
+      The default for Euclidean jumps, whose rate grows without bound, where they are not superposed with a flow.
 
     Args:
         path: whose time is cut.
@@ -36,8 +36,8 @@ def time_grid(path: Any, num_steps: int, spacing: str | None = None) -> Tensor:
     if spacing == "quadratic":
         kappa = kappa * (2 - kappa)
     if spacing == "logarithmic" and num_steps > 1:
-        kappa[:-1] = -torch.expm1(-torch.linspace(0, math.log(2 * num_steps), num_steps, dtype=torch.float64))
+        kappa[1:-1] = -torch.expm1(-torch.linspace(0, math.log(2 * num_steps), num_steps, dtype=torch.float64))[1:]
     if spacing == "geometric" and num_steps > 1:
         last = math.log(getattr(path, "stop", 0.005))
-        kappa[:-1] = -torch.expm1(torch.linspace(0, last, num_steps, dtype=torch.float64))
+        kappa[1:-1] = -torch.expm1(torch.linspace(0, last, num_steps, dtype=torch.float64))[1:]  # 0 stays 0, not −0
     return path.time(kappa)

@@ -140,14 +140,17 @@ def test_runs_in_the_folder_are_not_repeated(
     benchmark: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "mnist-flow-1.json").unlink()
+    for name in ("flow-1", "joint-0"):
+        (tmp_path / f"mnist-{name}.json").unlink()
+    shutil.rmtree(tmp_path / "mnist-flow-1")  # the model of joint-0 stays, and is sampled again
     trained = []
     train = benchmark.trained
     monkeypatch.setattr(benchmark, "trained", lambda *given: trained.append(given[:2]) or train(*given))
     run(benchmark, tmp_path, "--runs", "flow,joint", "--seeds", "0,1")
     assert trained == [("flow", 1)]
     assert record(tmp_path, "flow-0") == record(folder, "flow-0")
-    assert record(tmp_path, "flow-1")["figures"] == record(folder, "flow-1")["figures"]
+    for name in ("flow-1", "joint-0"):
+        assert record(tmp_path, name)["figures"] == record(folder, name)["figures"]
 
 
 def test_separate_networks_need_the_flow_of_their_seed(benchmark: ModuleType, folder: Path, tmp_path: Path) -> None:

@@ -16,17 +16,21 @@ COLOUR: dict[str, Any] = {"image_shape": [3, 4, 6], "patch_size": 2}
 GREY: dict[str, Any] = {"image_shape": [1, 4, 4], "patch_size": 2}
 VECTORS = (5, 2)
 BOTH = {"flow": 0.5, "jump": 0.5}
+ALL = {"flow": 0.25, "diffusion": 0.25, "jump": 0.5}
 
 CASES: dict[str, tuple[Any, dict[str, Any], tuple[int, ...]]] = {
     "flow": (GaussianPath(num_channels=2, data_mean=0.2, data_std=0.7), {}, VECTORS),
-    "jump": (GaussianPath(BOTH, num_channels=2, bins=Bins(-1, 1, 8)), {}, VECTORS),
+    "jump": (GaussianPath(BOTH, 2, prediction="velocity", bins=Bins(-4, 4, 8)), {}, VECTORS),
+    "belief": (GaussianPath(BOTH, num_channels=2, bins=Bins(-1, 1, 8)), {}, VECTORS),
     "flow on images": (GaussianPath(num_channels=3), COLOUR, (3, 4, 6)),
     "jump on images": (
-        GaussianPath({"flow": 0.25, "diffusion": 0.25, "jump": 0.5}, 3, data_std=0.5, bins=Bins(-1, 1, 8)),
+        GaussianPath(ALL, 3, prediction="velocity", data_std=0.5, bins=Bins(-4, 4, 8)),
         COLOUR,
         (3, 4, 6),
     ),
-    "landing": (GaussianPath({"jump": 1.0}, bins=Bins(-4, 4, 10, of="landing")), GREY, (1, 4, 4)),
+    "belief on images": (GaussianPath(ALL, 3, data_std=0.5, bins=Bins(-1, 1, 8)), COLOUR, (3, 4, 6)),
+    "flow of a belief": (GaussianPath(prediction="belief", data_std=0.5, bins=Bins(-1, 1, 8)), GREY, (1, 4, 4)),
+    "jump of a belief": (GaussianPath({"jump": 1.0}, bins=Bins(-1, 1, 8)), GREY, (1, 4, 4)),
     "mixture": (
         EuclideanMixturePath({"jump": 0.4, "flow": 0.3, "diffusion": 0.3}, -1, 3, bins=Bins(-1, 3, 6)),
         GREY,
@@ -127,18 +131,21 @@ def parts_by_hand(model: GMModel, name: str, z: Tensor, x: Tensor, t: Tensor, **
     if isinstance(path, GaussianPath):
         s, noise = path.data_std, (x - time * z) / (1 - time)
         unit = s / ((time * s) ** 2 + (1 - time) ** 2).sqrt()
-        velocity = call(model, x.float(), t, **kwargs).velocity.double()
-        parts = {"flow": ((z - noise - velocity) / unit) ** 2 / 2}
-        if "jump" not in path.generators:
-            return parts
-        rate, guess = (noise**2 - 1 - z * noise).clamp(min=0), raw["rate"].exp()
-        log_belief = raw["landing"].log_softmax(-1)
-        if bins.of == "data":
-            relative = -log_belief.gather(2, index(bins, z).flatten(1)[..., None]).squeeze(2)
+        rate = (noise**2 - 1 - z * noise).clamp(min=0)
+        if path.prediction == "belief":
+            clean, leaving = believed(bins, raw["belief"], x, time)
+            guess, chosen = leaving.sum(2).view(x.shape), index(bins, z).flatten(1)[..., None]
+            velocity = (clean.view(x.shape) - x) / (1 - time)
+            relative = -(leaving / leaving.sum(2, keepdim=True)).log().gather(2, chosen).squeeze(2)
         else:
-            mass = landing_masses(bins, z, time)
-            relative = (torch.xlogy(mass, mass) - mass * log_belief).sum(2)
-        return {**parts, "jump": kl(rate, guess) + rate * relative.view(x.shape)}
+            velocity = call(model, x.float(), t, **kwargs).velocity.double()
+            if "jump" in path.generators:
+                guess, mass = raw["rate"].exp(), landing_masses(bins, z, time)
+                relative = (torch.xlogy(mass, mass) - mass * raw["landing"].log_softmax(-1)).sum(2)
+        parts = {"flow": ((z - noise - velocity) / unit) ** 2 / 2}
+        if "jump" in path.generators:
+            parts["jump"] = kl(rate, guess) + rate * relative.view(x.shape)
+        return {name: parts[name] for name in path.default_divergence}
     half, away = (path.high - path.low) / 2, (x != z).double()
     parts = {}
     if "flow" in path.generators:
@@ -154,6 +161,21 @@ def parts_by_hand(model: GMModel, name: str, z: Tensor, x: Tensor, t: Tensor, **
 
 def index(bins: Bins, z: Tensor) -> Tensor:
     return ((z - bins.low) / (bins.high - bins.low) * bins.number).floor().long().clamp(0, bins.number - 1)
+
+
+def believed(bins: Bins, raw: Tensor, x: Tensor, time: Tensor, number: int = 4000) -> tuple[Tensor, Tensor]:
+    """E z [B, entries], and P(bin) E(λ; bin) [B, entries, bins] in its unit, for z ~ N(c, width²/12) in each bin of
+    probability ∝ exp(raw) that is seen as x = tz + (1 − t)ε: by the midpoint rule over the quantiles of z given x."""
+    u = torch.special.ndtri((torch.arange(number, dtype=torch.float64) + 0.5) / number)
+    width = (bins.high - bins.low) / bins.number
+    center, s = bins.low + (torch.arange(bins.number) + 0.5).double() * width, width / math.sqrt(12)
+    seen, t = x.flatten(1)[..., None], time.flatten()[:, None, None]
+    v = (t * s) ** 2 + (1 - t) ** 2
+    law = (raw - (seen - t * center) ** 2 / (2 * v)).softmax(-1)
+    mean, spread = center + t * s * s / v * (seen - t * center), s * (1 - t) / v.sqrt()
+    z = mean[..., None] + spread[..., None] * u
+    w = (seen[..., None] - t[..., None] * z) / (1 - t[..., None])
+    return (law * mean).sum(2), law * (w * w - z * w - 1).clamp(min=0).mean(3).clamp(min=1e-6)
 
 
 def landing_masses(bins: Bins, z: Tensor, time: Tensor, number: int = 2000) -> Tensor:

@@ -109,7 +109,7 @@ PIXELS = torch.zeros(2, 72, dtype=torch.long)
         ("masked", {"input_ids": PIXELS, "attention_mask": torch.ones(2, 72)}, "images have no padding"),
         ("jump", {"input_values": torch.zeros(2, 5, 2), "labels": torch.zeros(2, 5)}, r"labels has shape \(2, 5\)"),
         (
-            "jump",
+            "belief",
             {"input_values": torch.zeros(2, 5, 2), "labels": torch.full((2, 5, 2), 1.5)},
             "the bins cover only -1 to 1",
         ),

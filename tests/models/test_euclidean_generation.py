@@ -173,16 +173,16 @@ def test_dopri5_is_for_flows_alone() -> None:
 
 def test_other_weights_of_the_generators() -> None:
     """As if the path had them: what was learned can be put together anew, a diffusion as well."""
-    model, bins = network("jump"), Bins(-1, 1, 8)
+    model, options = network("jump"), {"num_channels": 2, "prediction": "velocity", "bins": Bins(-4, 4, 8)}
     same = model.generate(batch_size=4, generators=BOTH, num_steps=8, seed=1)
     assert torch.equal(model.generate(batch_size=4, num_steps=8, seed=1), same)
     for weights in ({"flow": 1.0}, {"jump": 1.0}, {"flow": [1.0, 0.0], "jump": [0.0, 1.0]}, {"diffusion": 1.0}):
         output = model.generate(batch_size=4, generators=weights, num_steps=8, seed=1, return_dict_in_generate=True)
-        other = GaussianPath(weights | {"jump": weights.get("jump", 0.0)}, num_channels=2, bins=bins)
+        other = GaussianPath(weights | {"jump": weights.get("jump", 0.0)}, **options)
         stand_in = network("jump")
         stand_in.path = other
         expected = stand_in.generate(
-            batch_size=4, num_steps=8, seed=1, grid="geometric" if "jump" in weights else "linear"
+            batch_size=4, num_steps=8, seed=1, grid="geometric" if set(weights) == {"jump"} else "linear"
         )
         if "jump" in weights:
             assert torch.equal(output.sequences, expected)
@@ -191,7 +191,7 @@ def test_other_weights_of_the_generators() -> None:
             assert int(output.jumps.sum()) == 0
         assert not torch.equal(output.sequences, same)
     flow = network("jump")
-    flow.path = GaussianPath({"flow": 1.0}, num_channels=2, bins=bins)
+    flow.path = GaussianPath({"flow": 1.0}, **options)
     expected = flow.generate(batch_size=4, num_steps=8, seed=1)
     torch.testing.assert_close(model.generate(batch_size=4, generators={"flow": 1.0}, num_steps=8, seed=1), expected)
 

@@ -376,7 +376,6 @@ def test_defaults() -> None:
     [
         ({"low": 1.0, "high": 1.0}, ValueError, "low=1.0 must be below high=1.0|bins need low < high"),
         ({"low": 1.0, "high": 0.0, "bins": Bins()}, ValueError, "low=1.0 must be below high=0.0"),
-        ({"bins": Bins(-4, 4, of="landing")}, ValueError, "bins of a mixture path are of='data'"),
         ({"block": True, "generators": {"flow": 1.0}}, ValueError, "the flow and the diffusion work per coordinate"),
         ({"block": True, "generators": ALL}, ValueError, "the flow and the diffusion work per coordinate"),
         ({"schedule": "linear"}, TypeError, "schedule='linear' must be a Schedule"),

@@ -62,7 +62,7 @@ def test_one_number(schedule: AffineSchedule, t: float) -> None:
 
 
 @every_schedule
-def test_rate_of_atoms_is_exact_and_its_sum_converges(schedule: AffineSchedule) -> None:
+def test_rate_of_atoms_is_exact(schedule: AffineSchedule) -> None:
     t, path = 0.6, GaussianPath(ALL, schedule=schedule, bins=Bins(-4, 4))
     x = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
     now = numbers(t)
@@ -73,15 +73,6 @@ def test_rate_of_atoms_is_exact_and_its_sum_converges(schedule: AffineSchedule) 
     torch.testing.assert_close(
         atoms.generator(x, times(t, 11)).parts["jump"].intensity, expected, rtol=1e-12, atol=1e-13
     )
-    rates = {
-        n: ExactGaussianModel(path, DATA.means[:, None], DATA.stds, DATA.law, n)
-        .generator(x, times(t, 11))
-        .parts["jump"]
-        .intensity
-        for n in (6, 24, 96, 192)
-    }
-    errors = [float((rates[n] - rates[192]).abs().mean()) for n in (6, 24, 96)]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0
 
 
 @every_schedule

@@ -58,7 +58,7 @@ independent implementation with 10⁵ samples; of flows and diffusions half as m
 def model(weights: Any, data: Mixture = DATA, schedule: AffineSchedule | None = None, **options: Any) -> Any:
     """An exact posterior; its jump's mean is a sum of 8 terms."""
     path = GaussianPath(weights, schedule=schedule, bins=BINS, **options)
-    return ExactGaussianModel(path, data.means[:, None], data.stds, data.law, 8)
+    return ExactGaussianModel(path, data.means[:, None], data.stds, data.law)
 
 
 def even_normals(n: int) -> Tensor:
@@ -206,7 +206,7 @@ def test_law_of_two_dependent_coordinates(name: str) -> None:
     """Jumps move one coordinate at a time, and yet the joint law is met: coordinates, their sum and their difference."""
     n, std, law = 4_000, 0.3, [0.4, 0.4, 0.2]
     path = GaussianPath(PARTS[name], bins=BINS)
-    exact = ExactGaussianModel(path, CORNERS, std, numbers(*law), 8)
+    exact = ExactGaussianModel(path, CORNERS, std, numbers(*law))
     grid = time_grid(path, STEPS)
     half = int((grid <= 0.5).sum()) - 1
     x_0 = torch.randn(n, 2, generator=rng(6), dtype=torch.float64)
@@ -409,7 +409,7 @@ def test_adaptive_errors() -> None:
 def test_fixed_entries_stay_as_they_are(name: str, method: str) -> None:
     """Bit by bit; and the others move."""
     path = GaussianPath(PARTS[name], bins=BINS)
-    exact = ExactGaussianModel(path, CORNERS, 0.3, None, 8)
+    exact = ExactGaussianModel(path, CORNERS, 0.3)
     x_0 = torch.randn(50, 2, generator=rng(1))
     fixed = torch.rand(50, 2, generator=rng(2)) < 0.4
     x = simulate(exact, x_0, time_grid(path, 12), rng(3), method, fixed)
@@ -448,7 +448,7 @@ def test_states_of_any_shape() -> None:
     """Images [B, C, H, W]: every coordinate is simulated as it would be in a row; the seed gives the same numbers."""
     means = torch.randn(3, 2, 2, 2, generator=rng(1), dtype=torch.float64)
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, 2, bins=BINS)
-    image, row = ExactGaussianModel(path, means, 0.2, None, 8), ExactGaussianModel(path, means.flatten(1), 0.2, None, 8)
+    image, row = ExactGaussianModel(path, means, 0.2), ExactGaussianModel(path, means.flatten(1), 0.2)
     x_0 = torch.randn(5, 2, 2, 2, generator=rng(2), dtype=torch.float64)
     images = simulate(image, x_0, time_grid(path, 10), rng(3))
     rows = simulate(row, x_0.flatten(1), time_grid(path, 10), rng(3))

@@ -30,7 +30,7 @@ N = 5000
 
 def exact(generators: dict[str, Any], **options: Any) -> ExactGaussianModel:
     path = GaussianPath(generators, **options)
-    return ExactGaussianModel(path, DATA.means[:, None], DATA.stds, DATA.law, nodes=6)
+    return ExactGaussianModel(path, DATA.means[:, None], DATA.stds, DATA.law)
 
 
 def actions(generator: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,106 @@
+"""Normal beliefs about a number z that is seen through noise, x = αz + σε: what z is, and how fast x leaves.
+
+With z ~ N(c, s²) before x is seen, and v = α²s² + σ², x has the density N(x; αc, v), and by Bayes' rule
+
+    z ~ N(m, d²),   m = c + (αs²/v)(x − αc),   d = sσ/√v.
+
+The rate of the Gaussian path's jump, in its unit speed/σ, is λ(x|z) = [p (w² − 1) − r z w]₊ with w = (x − αz)/σ,
+p = −σ'/speed and r = α'/speed. Of z = m + d u, with the sign of u chosen such that B ≥ 0, it is a quadratic
+q = A u² + B u + C, cut off between its roots u₋ = −h/A and u₊ = −C/h, h = (B + √(B² − 4AC))/2, and
+
+    ∫ q φ du = (A + C) Φ(u) − (A u + B) φ(u)
+
+gives its mean, and the law of z among those that leave, without quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FARTHEST = 13.0
+"""Standard deviations, beyond which there is nothing of a normal law (2e-37, hardly a number of float32)."""
+
+BISECTIONS = 40
+"""u is found to 2⁻⁴⁰ of that."""
+
+
+class NormalBelief:
+    """The belief of a prior N(c, s²) about z, given x at a time; everything broadcasts.
+
+    Args:
+        x: what is seen.
+        center, std: c and s ≥ 0.
+        at: α, σ and their slopes there (see `GaussianPath.at`).
+    """
+
+    def __init__(self, x: Tensor, center: Tensor, std: Tensor | float, at: Any) -> None:
+        self.center, self.std, self.at = center, std, at
+        self.variance = (at.alpha * std) ** 2 + at.sigma**2
+        self.away = x - at.alpha * center
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """log N(x; αc, v), but for a constant."""
+        return self.away.square() * (-0.5 / self.variance) - 0.5 * self.variance.log()
+
+    @property
+    def mean(self) -> Tensor:
+        """m."""
+        return self.center + self._gain * self.away
+
+    @property
+    def spread(self) -> Tensor:
+        """d."""
+        return self.std * self.at.sigma / self.variance.sqrt()
+
+    @cached_property
+    def rate(self) -> Tensor:
+        """E λ(x|z), in speed/σ."""
+        a, b, c, h, _ = self._quadratic
+        low, high = (-h / a).clamp(min=-FARTHEST), (-c / h).clamp(-FARTHEST, FARTHEST)
+        inside = (a + c) * (torch.special.ndtr(low) + torch.special.ndtr(-high))
+        return (inside + h * _density(high) + (h - b) * _density(low)).clamp(min=0)
+
+    def leaver(self, u: Tensor) -> Tensor:
+        """z of the law ∝ λ(x|z), of those that leave, made of a number u that is uniform on [0, 1)."""
+        a, b, c, h, sign = self._quadratic
+        low, high = ((-h / a).clamp(min=-FARTHEST), (-c / h).clamp(-FARTHEST, FARTHEST))
+
+        def below(u: Tensor) -> Tensor:
+            return (a + c) * torch.special.ndtr(u) - (a * u + b) * _density(u)
+
+        aim, left = u * self.rate, below(low)
+        right = aim >= left  # beyond the roots, between which nobody leaves
+        aim = torch.where(right, aim - left + below(high), aim)
+        low, high = torch.where(right, high, -FARTHEST), torch.where(right, FARTHEST, low)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            short = below(middle) < aim
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return self.mean + self.spread * sign * (low + high) / 2
+
+    @property
+    def _gain(self) -> Tensor:
+        return self.at.alpha * self.std**2 / self.variance
+
+    @cached_property
+    def _quadratic(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A > 0, B ≥ 0, C, h > 0 and the sign that u was given."""
+        at, d = self.at, self.spread
+        p, r, k = at.fall, at.rise, at.alpha * d / at.sigma  # w = w(m) − k u
+        of_away = at.sigma / self.variance  # w(m) = (x − αm)/σ
+        a = (k * (p * k + r * d)).clamp(min=torch.finfo(self.away.dtype).tiny)
+        b = (r * k * self._gain - (2 * p * k + r * d) * of_away) * self.away + r * k * self.center
+        c = of_away * self.away * ((p * of_away - r * self._gain) * self.away - r * self.center) - p
+        sign, b = torch.where(b < 0, -1.0, 1.0), b.abs()
+        h = (b + (b.square() - 4 * a * c).clamp(min=0).sqrt()) / 2 + torch.finfo(b.dtype).tiny ** 0.5
+        return a, b, c, h, sign
+
+
+def _density(u: Tensor) -> Tensor:
+    return torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi)
