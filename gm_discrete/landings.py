@@ -24,6 +24,9 @@ from gm_discrete.kernels import Kernel, OfBelief
 BISECTIONS = 44
 """w is found to 2⁻⁴⁴ of an interval that is at least 2 wide."""
 
+ROUNDING = 1e-6
+"""What numbers in float32 may be beyond their range, or off a sum of 1, of which they are a part."""
+
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -222,7 +225,7 @@ def check_within(bins: Bins, value: Tensor, name: str) -> None:
     """
     if value.device.type == "cpu" and value.numel():
         low, high = float(value.min()), float(value.max())
-        slack = 1e-6 * (bins.high - bins.low)
+        slack = ROUNDING * (bins.high - bins.low)
         if low < bins.low - slack or high > bins.high + slack:
             raise ValueError(
                 f"{name} goes from {low:.4g} to {high:.4g}; the bins cover only {bins.low:.4g} to {bins.high:.4g}: "

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import HfArgumentParser, TrainingArguments
 
-from gm_discrete.training import last_complete_checkpoint
+from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
 
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot
@@ -76,6 +76,30 @@ def settings_of_run(options: Any, training: TrainingArguments, shown: set[str]) 
         training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     )
     return settings
+
+
+def trainer_options(options: Any, training: TrainingArguments) -> dict[str, Any]:
+    """What a `GMTrainer` is told of a recipe's `muon`, `ema_decay` and `num_eval_samples`."""
+    muon = {
+        "lr": options.muon_learning_rate,
+        "momentum": options.muon_momentum,
+        "adamw_lr": training.learning_rate,
+        "adamw_betas": (training.adam_beta1, training.adam_beta2),
+        "weight_decay": training.weight_decay,
+    }
+    return {
+        "num_eval_samples": options.num_eval_samples,
+        "callbacks": [EMACallback(options.ema_decay)] if options.ema_decay else None,
+        "optimizer_cls_and_kwargs": (lambda: MuonAdamW, muon) if options.muon else None,
+    }
+
+
+def go_on(trainer: GMTrainer) -> None:
+    """Trains from the last complete checkpoint, or from the start."""
+    last = last_complete_checkpoint(Path(str(trainer.args.output_dir)))
+    if last:
+        print_once(trainer.args, f"goes on from {last}")
+    trainer.train(resume_from_checkpoint=last)
 
 
 def print_once(training: TrainingArguments, text: str) -> None:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import check_run, parse_arguments, plot_curve, print_once, settings_of_run, write_json
+from common import (
+    check_run,
+    go_on,
+    parse_arguments,
+    plot_curve,
+    print_once,
+    settings_of_run,
+    trainer_options,
+    write_json,
+)
 from datasets import Dataset
 from pictures import animate_images, image_grid
 from transformers import TrainingArguments, set_seed
@@ -34,7 +43,7 @@ from gm_discrete import (
 from gm_discrete.data import ImageCollator, download_emoji, download_fashion_mnist, load_images, to_uint8
 from gm_discrete.paths import FinitePath
 from gm_discrete.paths import Path as ProbabilityPath
-from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
+from gm_discrete.training import GMTrainer
 
 DOWNLOADS = {"fashion_mnist": download_fashion_mnist, "emoji32": download_emoji}
 
@@ -111,29 +120,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     if options.times not in ("logit_normal", "uniform"):
         raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
-    muon = {
-        "lr": options.muon_learning_rate,
-        "momentum": options.muon_momentum,
-        "adamw_lr": training.learning_rate,
-        "adamw_betas": (training.adam_beta1, training.adam_beta2),
-        "weight_decay": training.weight_decay,
-    }
     collate = ImageCollator(levels=options.levels if symbols else None)
     trainer = GMTrainer(
         model,
         training,
         times=LogitNormalTimes() if options.times == "logit_normal" else UniformTimes(),
-        num_eval_samples=options.num_eval_samples,
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=collate,
-        callbacks=[EMACallback(options.ema_decay)] if options.ema_decay else None,
-        optimizer_cls_and_kwargs=(lambda: MuonAdamW, muon) if options.muon else None,
+        **trainer_options(options, training),
     )
-    last = last_complete_checkpoint(output)
-    if last:
-        print_once(training, f"goes on from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    go_on(trainer)
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))

@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Frames, animate, check_run, parse_arguments, plot_curve, print_once, settings_of_run, write_json
+from common import (
+    Frames,
+    animate,
+    check_run,
+    go_on,
+    parse_arguments,
+    plot_curve,
+    print_once,
+    settings_of_run,
+    trainer_options,
+    write_json,
+)
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
@@ -36,7 +47,7 @@ from gm_discrete.data import (
 from gm_discrete.evaluation import count_characters
 from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.paths import Path as ProbabilityPath
-from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
+from gm_discrete.training import GMTrainer, last_complete_checkpoint
 
 TOKENIZER_TEXTS = 100_000
 """Texts of a stream from which a tokenizer is made."""
@@ -111,28 +122,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     times = (
         LogitNormalTimes(options.times_mean, options.times_std) if options.times == "logit_normal" else UniformTimes()
     )
-    muon = {
-        "lr": options.muon_learning_rate,
-        "momentum": options.muon_momentum,
-        "adamw_lr": training.learning_rate,
-        "adamw_betas": (training.adam_beta1, training.adam_beta2),
-        "weight_decay": training.weight_decay,
-    }
     trainer = GMTrainer(
         model,
         training,
         times=times,
-        num_eval_samples=options.num_eval_samples,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[EMACallback(options.ema_decay)] if options.ema_decay else None,
-        optimizer_cls_and_kwargs=(lambda: MuonAdamW, muon) if options.muon else None,
+        **trainer_options(options, training),
     )
-    last = last_complete_checkpoint(output)
-    if last:
-        print_once(training, f"goes on from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    go_on(trainer)
 
     bound = trainer.bound()
     characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation]

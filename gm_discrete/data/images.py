@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetInfo, Features, IterableDataset, Value, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, IterableDataset, Value
 
 from gm_discrete.data.packaged import cached, drafted, package_folder, require, unpack_debian, unpack_npm
+from gm_discrete.data.reading import read_splits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,7 +87,9 @@ def load_images(
             raise ValueError(f"split={split!r} is not in data={str(data)!r}; it has {', '.join(pictures)}")
         return _packaged_rows(pictures[split], image_size, channels, streaming)
     require("PIL", "pillow", "images")
-    rows = _split_of(_load_splits(data, name, streaming, cache_dir), str(data), split, validation_size)
+    choice = f"{', '.join(PACKAGED)}, a folder of images, or a data set that the hub has"
+    splits = read_splits(data, name, choice, "data", cache_dir, streaming=streaming)
+    rows = _split_of(splits, str(data), split, validation_size)
     return _converted_rows(rows, str(data), image_column, label_column, image_size, channels)
 
 
@@ -300,19 +302,6 @@ def _as_array(image: Image.Image, channels: int, image_size: int | None) -> np.n
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     array = np.asarray(image)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _load_splits(
-    data: str | os.PathLike[str], name: str | None, streaming: bool, cache_dir: str | os.PathLike[str] | None
-) -> Mapping[Any, Any]:
-    options: dict[str, Any] = {"streaming": streaming, "cache_dir": cache_dir and str(cache_dir)}
-    try:
-        return load_dataset(str(data), name, **options)
-    except (OSError, DatasetsError, StopIteration) as error:  # offline or absent, malformed, empty
-        raise ValueError(
-            f"data={str(data)!r} cannot be read ({error.__cause__ or error or 'it is empty'}); give "
-            f"{', '.join(PACKAGED)}, a folder of images, or a data set that the hub has"
-        ) from error
 
 
 def _split_of(splits: Mapping[Any, Any], data: str, split: str, size: float | int | None) -> Dataset | IterableDataset:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from gm_discrete.data.packaged import gcide, shakespeare
+from gm_discrete.data.reading import read_splits
 
 PACKAGED = {"shakespeare": lambda cache_dir: shakespeare(), "gcide": gcide}
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -73,7 +73,7 @@ def _load_splits(
     sample_by: str,
     cache_dir: str | os.PathLike[str] | None,
 ) -> DatasetDict | IterableDatasetDict:
-    path, options = Path(source), {"streaming": streaming, "cache_dir": cache_dir and str(cache_dir)}
+    path, options = Path(source), {}
     builders = Counter(builder for file in (path, *path.rglob("*")) if (builder := _builder(file)))
     if builders and builders.most_common(1)[0][0] == "text":
         options["sample_by"] = sample_by
@@ -81,13 +81,8 @@ def _load_splits(
         if not builders:
             raise ValueError(f"source={str(source)!r} has an unknown suffix; give one of {', '.join(BUILDERS)}")
         source, options["data_files"] = next(iter(builders)), str(path)
-    try:
-        return load_dataset(str(source), name, **options)
-    except (OSError, DatasetsError, StopIteration) as error:  # offline or absent, malformed, empty
-        raise ValueError(
-            f"source={str(source)!r} cannot be read ({error.__cause__ or error or 'it is empty'}); give "
-            f"{' or '.join(PACKAGED)}, a file or folder of text, or a data set that the hub has"
-        ) from error
+    choice = f"{' or '.join(PACKAGED)}, a file or folder of text, or a data set that the hub has"
+    return read_splits(source, name, choice, "source", cache_dir, streaming=streaming, **options)
 
 
 def _builder(file: Path) -> str | None:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Generator
 from gm_discrete.models.config import GMConfig
+from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.paths import EuclideanPath, FinitePath
 from gm_discrete.samplers import (
     EUCLIDEAN_STEPS,
-    GRID_FREE,
-    SPACINGS,
     STEPS,
     Corrector,
-    Step,
-    make_step,
     simulate,
-    time_grid,
 )
 
 if TYPE_CHECKING:
@@ -38,116 +33,6 @@ else:
 
 
 logger = logging.get_logger(__name__)
-
-
-class GMGenerationConfig(GenerationConfig):
-    """Defaults of `generate`, saved as `generation_config.json` beside the weights.
-
-    top_k, top_p and temperature are off unless set: any of them changes the law that is sampled.
-
-    Args:
-        num_steps: N, steps of the grid.
-        grid: how it is spaced, `"linear"` or `"quadratic"` in κ, `"logarithmic"` or `"geometric"` (see `time_grid`; the
-            path's own by default), or all times from 0 to 1, in place of `num_steps`.
-        sampler: on that grid `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`. The others
-            choose their own times, and look at the grid only for a streamer, stopping criteria or a corrector:
-            `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"step_doubling"`. Of numbers: `"tau_leaping"` (or
-            `"euler"`, the same), `"heun"`, `"adaptive"` and, for a flow alone, `"dopri5"`.
-        max_expected_changes: of `"adaptive"`: how many tokens may change in a step, on average.
-        tolerance: of `"uniformization"`, `"step_doubling"`, `"dopri5"`, and `"adaptive"` steps of numbers.
-        guidance_scale: γ of classifier-free guidance towards `class_labels`; 1 (none) by default.
-        generators: weights of a superposition, in place of those of the path.
-        corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`, or the dict of its `to_dict()`.
-        temperature, top_k, top_p: applied to the posterior π of the data symbols, before the rates.
-        length: positions of an unconditional sample; the model's `max_position_embeddings` by default.
-        max_new_tokens: positions to fill behind each prompt; 0 by default (only its mask symbols are filled).
-        seed: of all noise; drawn from torch's global generator by default.
-        return_dict_in_generate: return a `GMGenerateOutput` instead of the sequences.
-        pad_token_id: symbol behind shorter sequences; the model's own by default.
-        bos_token_id, eos_token_id: as in the tokenizer; kept for the record.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:  # not the parent's, whose other arguments would be promises
-        self.num_steps: int = kwargs.pop("num_steps", 128)
-        self.grid: str | list[float] | None = kwargs.pop("grid", None)
-        self.sampler: str = kwargs.pop("sampler", "tau_leaping")
-        self.max_expected_changes: float | None = kwargs.pop("max_expected_changes", None)
-        self.tolerance: float | None = kwargs.pop("tolerance", None)
-        corrector = kwargs.pop("corrector", None)
-        self.corrector: dict[str, Any] | None = corrector.to_dict() if isinstance(corrector, Corrector) else corrector
-        self.guidance_scale: float | None = kwargs.pop("guidance_scale", None)
-        self.generators: dict[str, Any] | None = kwargs.pop("generators", None)
-        self.temperature: float | None = kwargs.pop("temperature", None)
-        self.top_k: int | None = kwargs.pop("top_k", None)
-        self.top_p: float | None = kwargs.pop("top_p", None)
-        self.length: int | None = kwargs.pop("length", None)
-        self.max_new_tokens: int = kwargs.pop("max_new_tokens", 0)
-        self.seed: int | None = kwargs.pop("seed", None)
-        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
-        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
-        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
-        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
-        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
-        self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
-        self._from_model_config: bool = kwargs.pop("_from_model_config", False)
-        self._original_object_hash: int | None = None
-        if kwargs:
-            raise ValueError(f"GMGenerationConfig takes no argument {', '.join(sorted(kwargs))}")
-        self.validate()
-
-    def validate(self, *_: Any, **__: Any) -> None:
-        """
-        Raises:
-            ValueError: an argument is out of its range; the message names it.
-        """
-        known = STEPS | EUCLIDEAN_STEPS
-        for name, valid, rule in (
-            ("num_steps", _is_int(self.num_steps, 1), "an integer ≥ 1"),
-            ("grid", _is_grid(self.grid), f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
-            ("sampler", self.sampler in known, f"one of {', '.join(known)}"),
-            ("max_expected_changes", _is_positive(self.max_expected_changes), "positive, or None"),
-            ("tolerance", _is_positive(self.tolerance), "positive, or None"),
-            ("guidance_scale", self.guidance_scale is None or self.guidance_scale >= 0, "≥ 0, or None"),
-            ("temperature", self.temperature is None or self.temperature > 0, "positive, or None"),
-            ("top_k", self.top_k is None or _is_int(self.top_k, 1), "an integer ≥ 1, or None"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or None"),
-            ("length", self.length is None or _is_int(self.length, 1), "an integer ≥ 1, or None"),
-            ("max_new_tokens", _is_int(self.max_new_tokens, 0), "an integer ≥ 0"),
-            ("seed", self.seed is None or _is_int(self.seed, 0), "an integer ≥ 0, or None"),
-        ):
-            if not valid:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
-        self.step()
-
-    def step(self) -> Step:
-        """The step that sampler, corrector and options make."""
-        return make_step(
-            self.sampler, self.corrector, max_expected_changes=self.max_expected_changes, tolerance=self.tolerance
-        )
-
-    def times(self, path: FinitePath | EuclideanPath, watched: bool) -> Tensor:
-        """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless watched or corrected there."""
-        if isinstance(self.grid, Sequence) and not isinstance(self.grid, str):
-            return torch.tensor(self.grid, dtype=torch.float64)
-        own = self.sampler in GRID_FREE and not watched and self.corrector is None
-        return time_grid(path, 1 if own else self.num_steps, self.grid)
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in self.to_dict().items() if value is not None}
-
-    @classmethod
-    def from_model_config(cls, model_config: Any) -> GMGenerationConfig:
-        names = ("pad_token_id", "bos_token_id", "eos_token_id")
-        return cls(**{name: getattr(model_config, name, None) for name in names})
-
-    def updated(self, **changes: Any) -> GMGenerationConfig:
-        """A copy with the changes that are not `None`; unknown names are refused. Another sampler starts without options."""
-        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        if changes.get("num_steps") is not None and isinstance(self.grid, list):
-            own["grid"] = None
-        if changes.get("sampler") not in (None, self.sampler):
-            own |= {"max_expected_changes": None, "tolerance": None, "corrector": None}
-        return GMGenerationConfig(**own | {key: value for key, value in changes.items() if value is not None})
 
 
 @dataclass
@@ -465,24 +350,6 @@ def _processors(config: GMGenerationConfig, given: LogitsProcessorList | None) -
     return processors or None
 
 
-def _is_positive(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
-
-
-def _is_grid(value: Any) -> bool:
-    if value is None or isinstance(value, str):
-        return value is None or value in SPACINGS
-    if not isinstance(value, Sequence):
-        return False
-    times = list(value)
-    return len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
-
-
-def _listed(grid: str | Sequence[float] | Tensor | None) -> str | list[float] | None:
-    if isinstance(grid, Tensor):
-        return grid.tolist()
-    return [float(time) for time in grid] if isinstance(grid, Sequence) and not isinstance(grid, str) else grid  # type: ignore[return-value]
-
-
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _listed(grid: Any) -> Any:
+    """Times as a list, anything else as it is."""
+    return [float(time) for time in grid] if isinstance(grid, Sequence | Tensor) and not isinstance(grid, str) else grid

@@ -15,7 +15,8 @@ from transformers.utils.generic import ModelOutput
 from gm_discrete.generators import Generator, Jump
 from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.models.config import GMConfig
-from gm_discrete.models.generation import GMGenerationConfig, GMGenerationMixin
+from gm_discrete.models.generation import GMGenerationMixin
+from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.readout import LazyReadout
 from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath
@@ -179,10 +180,13 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             output = GMModelOutput(loss=loss)
         else:
             hidden = self.finish(states, time, class_labels=class_labels)
-            said = {"flow": "velocity", "tokens": "logits", "belief": "logits"}
-            output = GMModelOutput(last_hidden_state=hidden)
-            for head in self.path.heads.keys() & said.keys():
-                output[said[head]] = readout(head) if head == "flow" else readout(head).unflatten(0, x.shape)
+            said: dict[str, Tensor] = {}
+            for head in self.path.heads:
+                if head in ("tokens", "belief"):
+                    said["logits"] = readout(head).unflatten(0, x.shape)
+                elif head == "flow":
+                    said["velocity"] = readout(head)
+            output = GMModelOutput(**said, last_hidden_state=hidden)
         return output if return_dict is not False else output.to_tuple()
 
     def _check(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Generator, Superposition
 from gm_discrete.kernels import require
-from gm_discrete.landings import Bins
+from gm_discrete.landings import ROUNDING, Bins
 from gm_discrete.paths.base import Path, check_times
 
 Weights = Mapping[str, float | Sequence[float]]
@@ -68,7 +68,7 @@ class EuclideanPath(Path):
             {i / max(len(w) - 1, 1) for w in plain.values() if isinstance(w, list) for i in range(len(w))} | {0.0, 1.0}
         )
         at = torch.stack([_line(w, torch.tensor(nodes, dtype=torch.float64, device="cpu")) for w in plain.values()])
-        if float(at.min()) < 0 or not torch.allclose(at.sum(0), torch.ones_like(at[0]), atol=1e-6):
+        if float(at.min()) < 0 or not torch.allclose(at.sum(0), torch.ones_like(at[0]), atol=ROUNDING):
             raise ValueError(
                 f"generators={plain} must have weights ≥ 0 of sum 1 at all times: each part solves the path by itself, "
                 "and only such a mixture does too"

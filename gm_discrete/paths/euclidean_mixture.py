@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
 from gm_discrete.kernels import Categorical, Dirac, Kernel
-from gm_discrete.landings import Bins, Landing, check_within
+from gm_discrete.landings import ROUNDING, Bins, Landing, check_within
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.schedules import LinearSchedule, Schedule
@@ -92,7 +92,7 @@ class EuclideanMixturePath(EuclideanPath):
         super().check(state, t, name)
         if state.device.type == "cpu" and state.numel():
             low, high = float(state.min()), float(state.max())
-            slack = 1e-6 * (self.high - self.low)  # rounding of float32
+            slack = ROUNDING * (self.high - self.low)
             if low < self.low - slack or high > self.high + slack:
                 raise ValueError(
                     f"{name} goes from {low:.4g} to {high:.4g}, beyond the path's low={self.low} and high={self.high}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from gm_discrete.beliefs import NormalBelief
 from gm_discrete.generators import Superposition
 from gm_discrete.kernels import Categorical, TensorReadout
+from gm_discrete.landings import ROUNDING
 from gm_discrete.paths.gaussian import GaussianPath
 
 
@@ -35,7 +36,7 @@ class ExactGaussianModel:
         if bool((self.std < 0).any()):
             raise ValueError("std must not be negative")
         self.law = torch.full((len(means),), 1 / len(means), dtype=torch.float64) if law is None else law.double()
-        if self.law.shape != (len(means),) or not math.isclose(float(self.law.sum()), 1, abs_tol=1e-6):
+        if self.law.shape != (len(means),) or not math.isclose(float(self.law.sum()), 1, abs_tol=ROUNDING):
             raise ValueError(f"law must hold {len(means)} probabilities of sum 1, got {self.law.tolist()}")
 
     def sample(self, number: int, rng: torch.Generator | None = None) -> Tensor:

@@ -174,7 +174,6 @@ class GaussianPath(EuclideanPath):
         if isinstance(readout, Tensor):
             raise ValueError("a path with a jump needs a readout of 'flow', 'rate' and 'landing', not one tensor")
         belief = Categorical(readout, x.shape, self.bins.number, x.device, head="landing")
-
         kernel = BinnedLanding(belief, x, self.bins)
         return self.generator(clean, noise, readout("rate").exp(), lambda when: kernel, x, t, t_next)
 
@@ -201,6 +200,7 @@ class GaussianPath(EuclideanPath):
             return self._within(flat[where], time[where], cells[:, None]).leaver(u[:, None])[:, 0]
 
         found, now, std = map_rows(look, every).view(*x.shape, -1), self.at(t, x), self.bins.std
+        # ẑ = Σ π_k m_k with the means m_k of the normal laws given x, and x = α ẑ + σ ε̂.
         noise = now.sigma * (x - now.alpha * found[..., 0]) / ((now.alpha * std) ** 2 + now.sigma**2)
         clean = found[..., 0] + now.alpha * std**2 / now.sigma * noise
         if "jump" not in self.generators:
@@ -377,10 +377,8 @@ class Leavers(Categorical):
 
     def __init__(self, belief: Categorical, log_rate: Callable[[Tensor], Tensor]) -> None:
         super().__init__(belief.readout, belief.shape, belief.vocab_size, belief.device, belief.head)
-        self.log_rate, self.rows = (
-            log_rate,
-            None,
-        )  # rows: the logits of all entries, where they are few enough to be kept
+        self.log_rate = log_rate
+        self.rows: Tensor | None = None  # logits of all entries, where they are few enough to be kept
 
     def logits(self, where: Tensor) -> Tensor:
         return super().logits(where) + self.log_rate(where) if self.rows is None else self.rows[where]

@@ -16,6 +16,9 @@ from gm_discrete.kernels import Kernel, map_rows
 from gm_discrete.samplers.chain import Chain, leaving, needs_reading
 from gm_discrete.samplers.euclidean import controlled
 
+SHORTEST = 1e-4
+"""Of what is left of 1 − κ, the least part that a doubled step takes."""
+
 SURVEY = 32
 """So many positions tell how many of a longer sequence are unsettled, that the head need not read all in every step."""
 
@@ -113,7 +116,7 @@ def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, toleran
         second = mid.over(until)
         x = chain.land(middle, second.kernel, chain.events(second.chance))
         taken = 1 - left_next / left  # less than was asked for where the grid ends the step
-        better = (taken * (0.9 * (tolerance / error).sqrt()).clamp(0.3, 3)).clamp(1e-4, 1)
+        better = (taken * (0.9 * (tolerance / error).sqrt()).clamp(0.3, 3)).clamp(SHORTEST, 1)
         part = torch.where(active & (until < t_next), better, part)
         t = until
     chain.memory["part"] = part

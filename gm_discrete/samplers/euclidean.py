@@ -116,7 +116,7 @@ def controlled(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: fl
         slope = None
         if "taken" in memory:
             slope = (drift - memory["drift"]) / _like(memory["taken"], x)
-            size = ((free * x).square().sum() / count).sqrt().clamp(min=1e-6)
+            size = ((free * x).square().sum() / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
             moved = ((free * slope).square().sum() / count).sqrt() / size
             changed = (free * (rate - memory["rate"])).abs().sum() / count / memory["taken"]
             needed = moved / tolerance ** (2 / 3) + (changed + (free * rate).square().sum() / count) / tolerance

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Superposition
+from gm_discrete.landings import ROUNDING
 
 
 class SuperposedModel:
@@ -47,7 +48,7 @@ def superpose(model_a: Any, model_b: Any, weights: Sequence[float] = (0.5, 0.5))
     Raises:
         ValueError: the weights are no mixture, or the paths differ in more than their generators.
     """
-    if len(weights) != 2 or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+    if len(weights) != 2 or min(weights) < 0 or abs(sum(weights) - 1) > ROUNDING:
         raise ValueError(f"weights={list(weights)} must be two numbers ≥ 0 of sum 1")
     laws = []
     for model in (model_a, model_b):
