@@ -72,6 +72,7 @@ class Jump:
         joint: whether all entries of a state jump at once, with the probability of the first.
         guessed: whether `probability` rests on a guess of how the intensity of those that stay grows within the interval,
             in place of which a sampler may put what it has seen.
+        length: about how far a jump between numbers leads, [B]; what a missed one costs.
     """
 
     intensity: Tensor
@@ -80,6 +81,7 @@ class Jump:
     posterior: Posterior | None = None
     joint: bool = False
     guessed: bool = False
+    length: Tensor | None = None
 
     @property
     def chance(self) -> Tensor:

@@ -161,7 +161,11 @@ class EuclideanMixturePath(EuclideanPath):
         if away is not None and kernel is not None and "jump" in self.generators:
             if jumped is not None:
                 probability = shaped(jumped, x) * away
-            parts["jump"] = Jump(shaped(self.schedule.hazard(t), x) * away, kernel, probability, joint=self.block)
+            intensity, length = (
+                shaped(self.schedule.hazard(t), x) * away,
+                torch.full_like(t, (self.high - self.low) / 2),
+            )
+            parts["jump"] = Jump(intensity, kernel, probability, joint=self.block, length=length)
         every: dict[str, Generator] = parts
         finisher = "jump" if "jump" in every else next(iter(every))
         again = partial(self.generator, flow, spread, away, kernel, x, t)

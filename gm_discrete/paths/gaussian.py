@@ -270,7 +270,8 @@ class GaussianPath(EuclideanPath):
                 growth = rate * self.schedule.growth(t.double(), t_next.double())
                 growth = growth.clamp(max=torch.finfo(x.dtype).max)  # a step to t = 1, in which nothing jumps
                 probability = -torch.expm1(-reduced * shaped(growth, x))
-            parts["jump"] = Jump(shaped(rate, x) * reduced, landing, probability, guessed=True)
+            length = self.schedule.sigma(t.double())
+            parts["jump"] = Jump(shaped(rate, x) * reduced, landing, probability, guessed=True, length=length)
         again = partial(self.generator, clean, noise, reduced, kernel, x, t)
         return superposed(parts, self.weights(t), t, t_next, "flow", again)
 

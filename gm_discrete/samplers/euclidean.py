@@ -96,10 +96,11 @@ def controlled(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: fl
     whole batch goes at one pace, that of its means, in which there is little chance: nothing is ever drawn again, and a
     length that depended on what a state had drawn would change the law. Of a step Δ, relative to the size of the state,
 
-        e = ½ Δ rms |Δ(Σ w b)| / rms |x|                   the drift's change,
-        j = ½ Δ (mean |Δ(Σ w λ)| + Δ mean (Σ w λ)²)         the rate's change, and second jumps, for which there is no room
+        e = ½ Δ rms |Δ(Σ w b)| / rms |x|                           the drift's change,
+        j = ½ Δ (mean |Δ(Σ w λ)| + Δ mean (Σ w λ)²) ℓ / rms |x|    the rate's, and second jumps, which find no room,
 
-    and the next step is such that e^(3/2), what the second order leaves of e, and j together are about the tolerance.
+    with ℓ the length of a jump. The next step is such that e^(3/2), what the second order leaves of e, and j together are
+    about the tolerance.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be positive")
@@ -117,9 +118,9 @@ def controlled(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: fl
         if "taken" in memory:
             slope = (drift - memory["drift"]) / _like(memory["taken"], x)
             size = ((free * x).square().sum() / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-            moved = ((free * slope).square().sum() / count).sqrt() / size
-            changed = (free * (rate - memory["rate"])).abs().sum() / count / memory["taken"]
-            needed = moved / tolerance ** (2 / 3) + (changed + (free * rate).square().sum() / count) / tolerance
+            bent = ((free * slope).square().sum() / count).sqrt()
+            changed = (free * (rate - memory["rate"])).abs().sum() / memory["taken"] + (free * rate).square().sum()
+            needed = (bent / tolerance ** (2 / 3) + changed / count * _length(generator, x) / tolerance) / size
             step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), step / 2), step * 2)
         reach = t + step
         until = torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
@@ -174,6 +175,12 @@ def _rate(generator: Generator, x: Tensor) -> Tensor:
     """Σ w λ of the jumps."""
     rates = [_like(weight, x) * part.intensity for weight, part in terms(generator) if isinstance(part, Jump)]
     return torch.stack(rates).sum(0) if rates else torch.zeros_like(x)
+
+
+def _length(generator: Generator, x: Tensor) -> Tensor:
+    """Of the longest jumps of the generator; 0 without any."""
+    lengths = [part.length.max() for _, part in terms(generator) if isinstance(part, Jump) and part.length is not None]
+    return torch.stack(lengths).max().to(x.dtype) if lengths else x.new_zeros(())
 
 
 def _jumped(chain: Chain, x: Tensor, moved: Tensor, generator: Generator, t: Tensor, t_next: Tensor) -> Tensor:
