@@ -339,6 +339,20 @@ def test_units_are_those_of_the_generators(schedule: AffineSchedule) -> None:
     assert set(velocity.units(t)) == {"flow"}
 
 
+@every_schedule
+def test_jumps_are_as_long_as_the_noise(schedule: AffineSchedule) -> None:
+    """Their length is σ; the rms of the distance, over x ~ p_t, is between σ and 3σ."""
+    path = GaussianPath({"jump": 1.0}, schedule=schedule)
+    for t in (0.1, 0.9):
+        z = torch.full((20_000, 1), 0.4, dtype=torch.float64)
+        x = path.sample(z, times(t, len(z)), rng(11))
+        jump = path.conditional(z, x, times(t, len(z))).parts["jump"]
+        torch.testing.assert_close(jump.length, schedule.sigma(times(t, len(z))))
+        far = (jump.kernel.sample(rng(12), torch.arange(len(z))).view_as(x) - x).square()
+        rms = float(((far * jump.intensity).sum() / jump.intensity.sum()).sqrt() / jump.length[0])
+        assert 1 < rms < 3
+
+
 # ---- intervals
 
 

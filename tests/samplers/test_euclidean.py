@@ -393,6 +393,26 @@ def test_adaptive_steps_follow_the_tolerance_and_are_counted() -> None:
     assert calls[2] > 1.5 * calls[1]
 
 
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_adaptive_steps_weigh_jumps_by_their_length(factor: float) -> None:
+    """Jumps that lead four times as far need steps that are half as long, and twice as many of them."""
+
+    def calls(factor: float) -> int:
+        exact = model({"jump": 1.0})
+
+        def generator(x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Any:
+            found = exact.generator(x, t, t_next)
+            jump = found.parts["jump"]
+            longer = replace(jump, length=factor * jump.length)
+            return replace(found, parts={**found.parts, "jump": longer})
+
+        counted = Model(exact.path, generator)
+        simulate(counted, even_normals(200), [0.0, 1.0], rng(3), "adaptive", tolerance=0.002)
+        return counted.calls
+
+    assert calls(factor) / calls(1.0) == pytest.approx(factor**0.5, rel=0.2)
+
+
 def test_adaptive_errors() -> None:
     exact = model({"flow": 1.0})
     with pytest.raises(ValueError, match="tolerance=0 must be positive"):
