@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -58,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--table", action="store_true", help="make the tables of the figures in the folder, and train nothing"
     )
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    if unknown := set(args.runs.split(",")) - {"flow", *PATHS, *DIVERGENCES}:
+        parser.error(f"--runs {', '.join(sorted(unknown))}: no such run")
     torch.set_num_threads(args.threads)
     if args.table:
         print(tables(args.folder))
@@ -77,12 +81,15 @@ def main(argv: list[str] | None = None) -> None:
                 model = trained(run, seed, data, args)
                 model.save_pretrained(folder)
             record = {
+                "settings": vars(args),
                 "run": run, "seed": seed, "data": args.data, "steps": args.steps, "seconds": time.perf_counter() - start,
-                "environment": environment(args.device, __file__, argv or []), "floor": data.floor,
+                "environment": environment(args.device, __file__, argv), "floor": data.floor,
                 "figures": list(figures(run, seed, model, data, args)),
             }  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(record, indent=1, default=str))
+            draft = file.with_suffix(".draft")
+            draft.write_text(json.dumps(record, indent=1, default=str))
+            draft.replace(file)
             print(file, flush=True)
 
 

@@ -26,7 +26,7 @@ FARTHEST = 13.0
 """Standard deviations, beyond which there is nothing of a normal law (2e-37, hardly a number of float32)."""
 
 BISECTIONS = 40
-"""u is found to 2⁻⁴⁰ of that."""
+"""u is found to 2⁻⁴⁰ of that in float64, which is what `leaver` should be asked in."""
 
 
 class NormalBelief:
@@ -61,15 +61,13 @@ class NormalBelief:
     @cached_property
     def rate(self) -> Tensor:
         """E λ(x|z), in speed/σ."""
-        a, b, c, h, _ = self._quadratic
-        low, high = (-h / a).clamp(min=-FARTHEST), (-c / h).clamp(-FARTHEST, FARTHEST)
+        a, b, c, h, low, high, _ = self._quadratic
         inside = (a + c) * (torch.special.ndtr(low) + torch.special.ndtr(-high))
         return (inside + h * _density(high) + (h - b) * _density(low)).clamp(min=0)
 
     def leaver(self, u: Tensor) -> Tensor:
         """z of the law ∝ λ(x|z), of those that leave, made of a number u that is uniform on [0, 1)."""
-        a, b, c, h, sign = self._quadratic
-        low, high = ((-h / a).clamp(min=-FARTHEST), (-c / h).clamp(-FARTHEST, FARTHEST))
+        a, b, c, _, low, high, sign = self._quadratic
 
         def below(u: Tensor) -> Tensor:
             return (a + c) * torch.special.ndtr(u) - (a * u + b) * _density(u)
@@ -89,8 +87,8 @@ class NormalBelief:
         return self.at.alpha * self.std**2 / self.variance
 
     @cached_property
-    def _quadratic(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """A > 0, B ≥ 0, C, h > 0 and the sign that u was given."""
+    def _quadratic(self) -> tuple[Tensor, ...]:
+        """A > 0, B ≥ 0, C, h > 0, u₋, u₊ and the sign that u was given."""
         at, d = self.at, self.spread
         p, r, k = at.fall, at.rise, at.alpha * d / at.sigma  # w = w(m) − k u
         of_away = at.sigma / self.variance  # w(m) = (x − αm)/σ
@@ -99,7 +97,7 @@ class NormalBelief:
         c = of_away * self.away * ((p * of_away - r * self._gain) * self.away - r * self.center) - p
         sign, b = torch.where(b < 0, -1.0, 1.0), b.abs()
         h = (b + (b.square() - 4 * a * c).clamp(min=0).sqrt()) / 2 + torch.finfo(b.dtype).tiny ** 0.5
-        return a, b, c, h, sign
+        return a, b, c, h, (-h / a).clamp(min=-FARTHEST), (-c / h).clamp(-FARTHEST, FARTHEST), sign
 
 
 def _density(u: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Bregman:
     formula: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, target: Tensor, predicted: Tensor) -> Tensor:
-        """D(target, predicted) of each entry; φ(target) is left out where it is infinite."""
+        """D(target, predicted) of each entry; φ(target) is left out where it is no number."""
         if self.formula is not None:
             return self.formula(target, predicted)
         with torch.enable_grad():
@@ -43,7 +43,7 @@ class Bregman:
             (slope,) = torch.autograd.grad(at_b.sum(), b, create_graph=predicted.requires_grad)
         at_b = at_b if predicted.requires_grad else at_b.detach()
         at_target = self.phi(target)
-        return torch.where(at_target.isinf(), 0.0, at_target) - at_b - slope * (target - predicted)
+        return torch.where(at_target.isfinite(), at_target, 0.0) - at_b - slope * (target - predicted)
 
 
 def _log_cosh(a: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def named(kind: str | Bregman, part: str) -> Bregman:
             f"divergence={kind!r} is defined for positive numbers only, and velocities have either sign: "
             f"choose one of {', '.join(fitting)}"
         )
-    if part != "flow" and not bregman.positive and isinstance(kind, str) and kind != "squared":
+    if part != "flow" and not bregman.positive and bregman is not DIVERGENCES["squared"]:
         raise ValueError(
             f"divergence={kind!r} of rates or squared scales, which are positive and unbounded: "
             f"choose squared or one of {', '.join(fitting)}"

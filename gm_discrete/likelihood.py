@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gm_discrete import bregman
 from gm_discrete.generators import Flow, terms
@@ -225,6 +225,9 @@ def flow_log_likelihood(
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     path.check(z, torch.ones(len(z), device=z.device), "z")
+    ask: Any = model.generator
+    if isinstance(model, nn.Module):  # the rates of jumps need not be found
+        conditioning.setdefault("generators", {"flow": 1.0})
     signs = torch.randint(0, 2, z.shape, generator=rng, device=rng.device if rng else z.device).to(z) * 2 - 1
 
     def slope(x: Tensor, time: float) -> tuple[Tensor, Tensor]:
@@ -232,7 +235,7 @@ def flow_log_likelihood(
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
-            generator = model.generator(x, t, **conditioning)
+            generator = ask(x, t, **conditioning)
             velocity = next(part.velocity for _, part in terms(generator) if isinstance(part, Flow))
             if trace == "hutchinson":
                 (pulled,) = torch.autograd.grad((velocity * signs).sum(), x)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -222,7 +223,7 @@ class AffineSchedule(Configurable, ABC):
     def growth(self, t: Tensor, t_next: Tensor) -> Tensor:
         """∫ f(s) ds / f(t) over [t, t_next] for f = speed/σ³, in which the rate of a jump away from a point where it stays
         grows: an effective duration. By Gauss–Legendre; infinite if the interval ends where σ = 0."""
-        nodes, masses = _gauss_legendre(t.device)
+        nodes, masses = torch.tensor((NODES + 1) / 2, device=t.device), torch.tensor(MASSES / 2, device=t.device)
         times = t[..., None] + (t_next - t)[..., None] * nodes
         sigma, now = self.sigma(times), self.sigma(t)
         values = self.speed(times) / self.speed(t)[..., None] * (now[..., None] / sigma) ** 3
@@ -274,12 +275,8 @@ def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
-def _gauss_legendre(device: torch.device, number: int = 24) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], by the eigenvalues of the Jacobi matrix (Golub and Welsch 1969)."""
-    k = torch.arange(1, number, dtype=torch.float64, device=device)
-    beside = k / (4 * k * k - 1).sqrt()
-    values, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
-    return (values + 1) / 2, vectors[0] ** 2
+NODES, MASSES = np.polynomial.legendre.leggauss(24)
+"""Of Gauss and Legendre on [−1, 1]."""
 
 
 def _float64(value: Tensor | float) -> Tensor:

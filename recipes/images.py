@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from common import (
+    Frames,
     check_run,
     go_on,
     parse_arguments,
@@ -74,7 +75,7 @@ class ImageArguments:
     prediction: str | None = field(
         default=None, metadata={"help": "belief (default with a jump), velocity (default without), data or noise"}
     )
-    bins: int = field(default=64, metadata={"help": "of a belief about a pixel, or of where its jumps land"})
+    bins: int = field(default=64, metadata={"help": "over the range of a pixel, of a belief or of landings"})
     levels: int = field(default=256, metadata={"help": "grey levels of symbols"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, of the uniform path"})
     schedule: str = field(default="{}", metadata={"help": "JSON of a schedule"})
@@ -193,15 +194,18 @@ def build_path(options: ImageArguments, shape: list[int], sample: torch.Tensor) 
         return UniformPath(options.levels, schedule, options.rates)
     if options.path != "gaussian":
         raise ValueError(f"path={options.path!r} must be gaussian, masked or uniform")
-    reach = 1.0 if options.prediction in (None, "belief") else 4.0
+    generators, number = json.loads(options.generators), options.bins
+    lands = "jump" in generators and options.prediction not in (None, "belief")
+    # Of a belief, with the first and the last bin around black and white; of landings, which noise spreads, as wide.
+    reach, number = (4.0, 4 * number) if lands else (number / (number - 1), number)
     return GaussianPath(
-        json.loads(options.generators),
+        generators,
         num_channels=shape[0],
         schedule=schedule,
         data_mean=round(float(sample.mean()), 4),
         data_std=round(float(sample.std()), 4),
         prediction=options.prediction,
-        bins=Bins(-reach, reach, options.bins),
+        bins=Bins(-reach, reach, number),
     )
 
 
@@ -228,7 +232,7 @@ def show_samples(options: ImageArguments, output: Path, device: Any) -> None:
     images = model.generate(
         batch_size=options.num_images,
         class_labels=classes,
-        guidance_scale=options.guidance_scale,
+        guidance_scale=options.guidance_scale if classes else None,
         num_steps=options.num_steps,
         sampler=options.sampler,
         seed=0,
@@ -240,22 +244,6 @@ def show_samples(options: ImageArguments, output: Path, device: Any) -> None:
     image_grid(to_uint8(images.cpu(), levels=levels), output / "samples.png", columns)
     chosen = [*frames.states[:: max(1, len(frames.states) // 40)], images.cpu()]
     animate_images([visible(state[:16], options, model) for state in chosen], output / "samples.gif")
-
-
-class Frames:
-    """A streamer that keeps every state."""
-
-    def __init__(self) -> None:
-        self.states: list[torch.Tensor] = []
-
-    def put_draft(self, value: torch.Tensor) -> None:
-        self.states.append(value)
-
-    def put(self, value: torch.Tensor) -> None:
-        self.states.append(value)
-
-    def end(self) -> None:
-        """Nothing is left to flush."""
 
 
 def visible(state: torch.Tensor, options: ImageArguments, model: GMModel) -> torch.Tensor:

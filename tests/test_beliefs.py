@@ -182,3 +182,45 @@ def test_law_of_a_belief_is_kept_by_its_jumps() -> None:
     cdf = lambda y: (torch.special.ndtr((y[:, None] - centers) / s) * LAW).sum(1)  # noqa: E731
     assert kolmogorov(x[:, 0], cdf)[1] > LEAST_P
     assert kolmogorov(x[:, 0] + 0.05, cdf)[1] < LEAST_P
+
+
+def test_mean_keeps_its_precision_under_autocast() -> None:
+    """Close to the end the velocity is a difference over σ: a mean of 8 bits would be off by 0.2 with 256 bins."""
+    path = GaussianPath({"flow": 0.5, "jump": 0.5}, bins=Bins(-1, 1, 256))
+    t, z = times(0.9975, 512), 2 * torch.rand(512, 1, generator=rng(12)) - 1
+    x = path.sample(z, t, rng(13))
+    logits = path.output("belief", torch.zeros(512, 256), x.flatten(), t).view(512, 1, 256)
+    plain = path.marginal(logits, x, t).parts
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = path.marginal(logits, x, t).parts
+    torch.testing.assert_close(cast["flow"].velocity, plain["flow"].velocity, rtol=0, atol=1e-3)
+    torch.testing.assert_close(cast["jump"].intensity, plain["jump"].intensity, rtol=1e-4, atol=1e-3)
+
+
+def test_states_of_low_precision_are_read_in_a_higher_one() -> None:
+    path = GaussianPath({"flow": 0.5, "jump": 0.5}, bins=BINS)
+    x, t = torch.randn(6, 2, generator=rng(14)).bfloat16(), times(0.7, 6)
+    low, high = (path.marginal(stated(path, s, t), s, t, t + 0.1).parts for s in (x, x.float()))
+    assert low["flow"].velocity.dtype == torch.bfloat16
+    torch.testing.assert_close(low["flow"].velocity.float(), high["flow"].velocity, rtol=0.03, atol=0.1)
+    assert low["jump"].kernel.sample(rng(), torch.arange(12)).isfinite().all()
+
+
+def test_velocity_at_the_end_is_finite() -> None:
+    """There x is the data, ẑ = x; the noise of which it came is not known."""
+    path = GaussianPath(prediction="belief", bins=BINS)
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    velocity = path.marginal(stated(path, x, times(1.0, 9)), x, times(1.0, 9)).parts["flow"].velocity
+    torch.testing.assert_close(velocity, x)
+
+
+def test_those_who_leave_late_are_found() -> None:
+    """In float64 the law of z is exact also where next to nobody leaves, far in the one or the other tail."""
+    path = GaussianPath({"jump": 1.0})
+    x, t = numbers(0.4, 0.8, -0.4, 0.2), times(0.5, 4)
+    belief = NormalBelief(x, numbers(1.0, 1.0, -1.0, 0.0), 0.1, path.at(t, x))
+    assert belief.rate.tolist() == pytest.approx([2.8e-5, 1.3e-11, 2.8e-5, 8.4e-7], rel=0.05)
+    for u in (1e-6, 0.3, 0.999):
+        z = belief.leaver(torch.full_like(x, u))
+        noise = (x - 0.5 * z) / 0.5
+        assert bool((noise * noise - z * noise - 1 > -1e-4).all())

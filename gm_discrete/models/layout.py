@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ class Layout:
     def __init__(self, config: GMConfig) -> None:
         self.image = tuple(config.image_shape) if config.image_shape else None
         self.patch = config.patch_size
+        self._kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.slots = math.prod((self.image[0], self.patch, self.patch)) if self.image else config.num_channels
 
     def positions(self, x: Tensor) -> int:
@@ -33,29 +33,27 @@ class Layout:
         """[B, …] → [B, positions, slots]."""
         if self.image is None:
             return x.reshape(len(x), -1, self.slots)
-        return x.flatten(1)[:, self._order.to(x.device)].view(len(x), -1, self.slots)
+        return x.flatten(1)[:, self._maps(x.device)[0]].view(len(x), -1, self.slots)
 
     def join(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """[B, positions, slots] → [B, …] of the given shape."""
         if self.image is None:
             return values.reshape(shape)
-        return values.flatten(1)[:, self._place.to(values.device)].view(*shape)
+        return values.flatten(1)[:, self._maps(values.device)[1]].view(*shape)
 
     def place(self, entry: Tensor) -> tuple[Tensor, Tensor]:
         """(position, slot) of entries of a flattened state."""
         if self.image is not None:
-            entry = self._place.to(entry.device)[entry]
+            entry = self._maps(entry.device)[1][entry]
         return entry // self.slots, entry % self.slots
 
-    @cached_property
-    def _order(self) -> Tensor:
-        """The entries of an image, patch by patch."""
-        channels, height, width = self.image or (1, 1, 1)
-        size = self.patch
-        grid = torch.arange(channels * height * width, device="cpu")
-        grid = grid.view(channels, height // size, size, width // size, size)
-        return grid.permute(1, 3, 0, 2, 4).flatten()
-
-    @cached_property
-    def _place(self) -> Tensor:
-        return self._order.argsort()
+    def _maps(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The entries of an image, patch by patch, and the place of each among them; kept for each device."""
+        if device not in self._kept:
+            channels, height, width = self.image or (1, 1, 1)
+            size = self.patch
+            grid = torch.arange(channels * height * width, device=device)
+            grid = grid.view(channels, height // size, size, width // size, size)
+            order = grid.permute(1, 3, 0, 2, 4).flatten()
+            self._kept[device] = order, order.argsort()
+        return self._kept[device]

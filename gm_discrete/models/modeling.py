@@ -173,8 +173,9 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         readout = LazyReadout(self, x, time, states=states, class_labels=class_labels)
         if labels is not None:
             scored = self.path.scored(labels)
+            data = torch.where(scored, labels, self.path.as_data(x))
             loss = matching_loss(
-                self.path, self.path.marginal(readout, x, time), torch.where(scored, labels, x), x, time, scored,
+                self.path, self.path.marginal(readout, x, time), data, x, time, scored,
                 num_items_in_batch, divergence or self.config.divergence, self.config.loss_weights,
             )  # fmt: skip
             output = GMModelOutput(loss=loss)

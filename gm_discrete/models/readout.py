@@ -97,7 +97,7 @@ class LazyReadout:
         position, slot = layout.place(where % size)
         states = self._encode(sequence)
         place, inverse = sequence * states.shape[1] + position, None
-        if len(where) == self.x.numel():
+        if layout.slots > 1 and len(where) == self.x.numel():  # of every position, which needs no search
             place, inverse = torch.arange(len(self.x) * states.shape[1], device=place.device), place
         elif layout.slots > 1:  # a position is read once for all of its entries
             place, inverse = place.unique(return_inverse=True)

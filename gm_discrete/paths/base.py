@@ -69,6 +69,10 @@ class Path(Configurable, ABC):
     def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
         """Labels: the data z, marked where they are not scored."""
 
+    def as_data(self, x: Tensor) -> Tensor:
+        """The state, where it stands for data that nobody looks at."""
+        return x
+
     @abstractmethod
     def check(self, state: Tensor, t: Tensor, name: str) -> None:
         """

@@ -104,6 +104,9 @@ class EuclideanPath(Path):
     def scored(self, labels: Tensor) -> Tensor:
         return ~labels.isnan()
 
+    def as_data(self, x: Tensor) -> Tensor:
+        return x.clamp(self.bins.low, self.bins.high)
+
     def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
         return z.masked_fill(~scored, torch.nan)
 

@@ -35,14 +35,17 @@ class ExactGaussianModel:
         self.std = torch.as_tensor(std, dtype=torch.float64, device=means.device).expand(len(means))
         if bool((self.std < 0).any()):
             raise ValueError("std must not be negative")
-        self.law = torch.full((len(means),), 1 / len(means), dtype=torch.float64) if law is None else law.double()
+        self.law = torch.full_like(self.std, 1 / len(means)) if law is None else law.double().to(means.device)
         if self.law.shape != (len(means),) or not math.isclose(float(self.law.sum()), 1, abs_tol=ROUNDING):
             raise ValueError(f"law must hold {len(means)} probabilities of sum 1, got {self.law.tolist()}")
 
     def sample(self, number: int, rng: torch.Generator | None = None) -> Tensor:
         """Data, [number, …]."""
-        k = torch.multinomial(self.law, number, replacement=True, generator=rng)
-        noise = torch.randn(number, *self.means.shape[1:], generator=rng, dtype=torch.float64)
+        device = rng.device if rng is not None else self.law.device
+        k = torch.multinomial(self.law.to(device), number, replacement=True, generator=rng).to(self.law.device)
+        noise = torch.randn(number, *self.means.shape[1:], generator=rng, dtype=torch.float64, device=device).to(
+            k.device
+        )
         return self.means[k] + noise * self.std[k].view(-1, *[1] * (self.means.dim() - 1))
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:

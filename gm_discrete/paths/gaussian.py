@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gm_discrete.beliefs import NormalBelief
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
-from gm_discrete.kernels import Categorical, Dirac, Kernel, map_rows
+from gm_discrete.kernels import Categorical, Dirac, Kernel, TensorReadout, map_rows
 from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, check_within, landing_quantile
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, normal_tail, shaped, superposed
 from gm_discrete.schedules import AT_REST, AffineSchedule, CondOTSchedule
@@ -37,13 +37,13 @@ LEAST_RATE = 1e-6
 """In speed/σ. Of bins that nothing seems to leave, so that a logarithm of it is finite: once in 10⁶ lengths of the path."""
 
 CACHED = 2**16
-"""Elements of a block."""
+"""Numbers of a block (256 KiB in float32): of some forty passes over it all but the first find it in the second cache."""
 
 LEAST_ALPHA = 1e-3
 """Below it a prediction of the noise says nothing about the data in float32, which are then taken for their mean."""
 
 MOST_OUTSIDE = 1e-3
-"""So much of the prior may lie outside of bins of the landing."""
+"""So much of the prior may lie outside of bins of the landing, where nothing lands: what 3.3 standard deviations leave."""
 
 
 class GaussianPath(EuclideanPath):
@@ -135,7 +135,7 @@ class GaussianPath(EuclideanPath):
 
     def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
         self.check_pair(z, x, t)
-        if self.prediction == "belief":
+        if self.prediction == "belief" or "jump" in self.generators:
             check_within(self.bins, z, "z")
         now = self.at(t, x)
         noise = (x - now.alpha * z) / now.sigma
@@ -159,7 +159,8 @@ class GaussianPath(EuclideanPath):
         Args:
             readout: called as `readout(head, where=None)`: `"belief"` → logits [n, bins] of z given x at the entries
                 `where` of the flattened state. Else `"flow"` → u, ẑ or ε̂, of x's shape; with a jump also `"rate"` →
-                log(λ σ/speed), of x's shape, and `"landing"` → logits [n, bins]. A tensor is taken for the flow.
+                log(λ σ/speed), of x's shape, and `"landing"` → logits [n, bins]. A tensor is taken for the logits of the
+                belief [*x's shape, bins], or for the flow.
             x, t, t_next: state, times [B], and the end of the step.
         """
         self.check(x, t, "x")
@@ -179,8 +180,9 @@ class GaussianPath(EuclideanPath):
 
     def _believed(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None) -> Superposition:
         """The generators of a belief Σ_k π_k N(c_k, s²) about z, c and s those of the bins."""
-        if isinstance(readout, Tensor):
-            raise ValueError("a path with prediction='belief' needs a readout of 'belief', not one tensor")
+        readout = TensorReadout(readout) if isinstance(readout, Tensor) else readout
+        seen, precise = x, torch.promote_types(x.dtype, torch.float32)
+        x = x.to(precise)
         flat, time = x.flatten(), t.repeat_interleave(x[0].numel())
         belief = Categorical(readout, x.shape, self.bins.number, x.device, head="belief")
         every = belief.prepare(torch.arange(x.numel(), device=x.device))
@@ -189,7 +191,7 @@ class GaussianPath(EuclideanPath):
 
         def look(where: Tensor) -> Tensor:
             law = belief.log_probs(where)
-            found = [law.exp() @ centers]
+            found = [(law.exp() * centers).sum(1)]  # not a product of matrices, which autocast would round to bf16
             if "jump" in self.generators:
                 leaving = law + leavers.log_rate(where)
                 leavers.rows = leaving if len(every) == 1 else None
@@ -197,16 +199,16 @@ class GaussianPath(EuclideanPath):
             return torch.stack(found, 1)
 
         def leaver(cells: Tensor, u: Tensor, where: Tensor) -> Tensor:
-            return self._within(flat[where], time[where], cells[:, None]).leaver(u[:, None])[:, 0]
+            return self._within(flat[where].double(), time[where], cells[:, None]).leaver(u[:, None])[:, 0]
 
         found, now, std = map_rows(look, every).view(*x.shape, -1), self.at(t, x), self.bins.std
         # ẑ = Σ π_k m_k with the means m_k of the normal laws given x, and x = α ẑ + σ ε̂.
-        noise = now.sigma * (x - now.alpha * found[..., 0]) / ((now.alpha * std) ** 2 + now.sigma**2)
-        clean = found[..., 0] + now.alpha * std**2 / now.sigma * noise
+        away = (x - now.alpha * found[..., 0]) / ((now.alpha * std) ** 2 + now.sigma**2)
+        clean, noise = (found[..., 0] + now.alpha * std**2 * away).to(seen.dtype), (now.sigma * away).to(seen.dtype)
         if "jump" not in self.generators:
-            return self.generator(clean, noise, None, None, x, t, t_next)
-        landing = partial(self.landing, leavers, x, values=leaver)
-        return self.generator(clean, noise, found[..., 1].exp(), landing, x, t, t_next)
+            return self.generator(clean, noise, None, None, seen, t, t_next)
+        landing = partial(self.landing, leavers, seen, values=leaver)
+        return self.generator(clean, noise, found[..., 1].exp(), landing, seen, t, t_next)
 
     def _log_rate(self, x: Tensor, t: Tensor) -> Tensor:
         """log λ σ/speed of each bin, [n, bins], given entries x [n] at times t [n]; in blocks that fit a CPU's cache."""
@@ -306,7 +308,7 @@ class GaussianPath(EuclideanPath):
         for data of mean m and standard deviation s (Karras et al. 2022, arXiv 2206.00364). To the logits of a belief is
         added what x itself says of z, log N(x; αc_k, v) of each bin. The others are as they are."""
         if head == "belief":
-            return raw + self._within(x, t).log_evidence
+            return raw + self._within(x.to(torch.promote_types(x.dtype, torch.float32)), t).log_evidence
         if head != "flow":
             return raw
         skip, out = self._preconditioning(t, self.prediction)

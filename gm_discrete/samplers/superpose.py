@@ -17,8 +17,8 @@ class SuperposedModel:
 
     def __init__(self, models: Sequence[Any], weights: Sequence[float]) -> None:
         self.models, self.weights = tuple(models), tuple(float(weight) for weight in weights)
-        steepest = [model.path for model in models if model.path.spacing == "geometric"]
-        self.path = (steepest or [models[0].path])[0]
+        smooth = [model.path for model in models if model.path.spacing == "linear"]
+        self.path = (smooth or [models[0].path])[0]  # whose grid is that of a superposition, unless all are jumps
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Superposition:
         """The superposition at (x, t), or of the step [t, t_next]."""

@@ -153,6 +153,12 @@ def test_runs_in_the_folder_are_not_repeated(
         assert record(tmp_path, name)["figures"] == record(folder, name)["figures"]
 
 
+def test_unknown_runs_are_named(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(benchmark, tmp_path, "--runs", "flow,leap")
+    assert "--runs leap: no such run" in capsys.readouterr().err
+
+
 def test_separate_networks_need_the_flow_of_their_seed(benchmark: ModuleType, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "mnist-flow-1", tmp_path / "mnist-flow-1")
     run(benchmark, tmp_path, "--runs", "jump", "--seeds", "0,1", "--calls", "4")

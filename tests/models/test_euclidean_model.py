@@ -334,6 +334,16 @@ def test_losses_and_gradients_in_chunks_are_the_same(monkeypatch: pytest.MonkeyP
     assert all(bool(gradient.abs().sum() > 0) for gradient in results[0])
 
 
+def test_what_is_not_scored_may_lie_anywhere() -> None:
+    """Beyond the bins too: it is no data."""
+    model, z = network("belief"), data("belief")
+    x, t = noisy(model, z)
+    labels = z.clone()
+    labels[:, :2] = math.nan
+    x[:, 0] = 7.0
+    assert bool(call(model, x, t, labels=labels).loss.isfinite())
+
+
 def test_weights_of_the_loss_are_not_those_of_the_process() -> None:
     name = "jump on images"
     model, z = network(name), data(name)

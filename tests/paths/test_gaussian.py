@@ -548,7 +548,8 @@ def test_heads_and_divergences_are_those_of_the_parts() -> None:
     path = GaussianPath({"jump": 0.5, "flow": 0.5}, bins=Bins(number=16))
     assert path.default_divergence == {"flow": "squared", "jump": "generalized_kl"}
     assert GaussianPath(prediction="belief").default_divergence == {"flow": "squared"}
-    assert (path.spacing, GaussianPath().spacing) == ("geometric", "linear")
+    assert (path.spacing, GaussianPath().spacing) == ("linear", "linear")
+    assert GaussianPath({"jump": 1.0}).spacing == "geometric"
 
 
 # ---- configs and errors
@@ -640,9 +641,12 @@ def test_bad_states_are_named(z: Any, x: Any, t: Any, message: str) -> None:
         GaussianPath(ALL).conditional(z, x, t)
 
 
-def test_data_beyond_the_bins_are_fine_where_no_jump_is_headed_for_them() -> None:
-    for path in (GaussianPath(), GaussianPath(ALL, prediction="velocity", bins=Bins(-4, 4))):
-        path.conditional(STATE + 9, STATE, times(0.5, 2))
+def test_data_beyond_the_bins_are_fine_where_nothing_is_said_over_bins() -> None:
+    GaussianPath().conditional(STATE + 9, STATE, times(0.5, 2))
+    GaussianPath(prediction="noise").conditional(STATE + 9, STATE, times(0.5, 2))
+    for path in (GaussianPath(ALL, prediction="velocity", bins=Bins(-4, 4)), GaussianPath(prediction="belief")):
+        with pytest.raises(ValueError, match="z goes from 9 to 9; the bins cover only"):
+            path.conditional(STATE + 9, STATE, times(0.5, 2))
 
 
 def test_bad_predictions_are_named() -> None:
@@ -650,8 +654,6 @@ def test_bad_predictions_are_named() -> None:
         GaussianPath().marginal(torch.zeros(2, 2), STATE, times(0.5, 2))
     with pytest.raises(ValueError, match="a path with a jump needs a readout of 'flow', 'rate' and 'landing'"):
         GaussianPath(ALL, prediction="data", bins=Bins(-4, 4)).marginal(STATE, STATE, times(0.5, 2))
-    with pytest.raises(ValueError, match="needs a readout of 'belief', not one tensor"):
-        GaussianPath(ALL).marginal(STATE, STATE, times(0.5, 2))
     with pytest.raises(ValueError, match="x holds numbers that are not finite"):
         GaussianPath().marginal(STATE, STATE / 0, times(0.5, 2))
     with pytest.raises(ValueError, match="x_0 is given, but the path is not coupled"):

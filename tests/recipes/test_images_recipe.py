@@ -180,7 +180,8 @@ def test_without_classes_and_with_other_divergences(
     image_recipe: ModuleType, arguments: list[str], tmp_path: Path
 ) -> None:
     choice = {
-        "by_class": False, "divergence": '{"flow": "log_cosh"}', "loss_weights": '{"jump": 0.5}', "prediction": "data",
+        "by_class": False, "guidance_scale": 2.0, "divergence": '{"flow": "log_cosh"}',
+        "loss_weights": '{"jump": 0.5}', "prediction": "data",
         "bins": 16, "schedule": '{"type": "trigonometric"}', "times": "logit_normal", "output_dir": tmp_path,
     }  # fmt: skip
     metrics = image_recipe.main([*arguments, *flags(choice)])

@@ -59,8 +59,9 @@ def test_steps_are_those_of_the_path() -> None:
     """With the noise of one generator: what `over` and an interval make of it is drawn alike, adaptive steps included."""
     model = superpose(exact({"flow": 1.0}), exact({"jump": 1.0}), (0.3, 0.7))
     whole = exact({"flow": 0.3, "jump": 0.7})
-    assert model.path.spacing == "geometric"  # that of the steeper one
-    assert superpose(exact({"jump": 1.0}), exact({"flow": 1.0})).path.spacing == "geometric"
+    assert model.path.spacing == "linear"  # as of one path with both
+    assert superpose(exact({"jump": 1.0}), exact({"flow": 1.0})).path.spacing == "linear"
+    assert superpose(exact({"jump": 1.0}), exact({"jump": 1.0})).path.spacing == "geometric"
     x_0 = torch.randn(300, 1, generator=rng(2), dtype=torch.float64)
     for method, grid in (
         ("tau_leaping", time_grid(model.path, 20)),
@@ -143,7 +144,7 @@ def test_what_need_not_agree() -> None:
     """How a network states its part, and which part it is, has nothing to do with the path."""
     first = GaussianPath({"flow": 1.0}, prediction="data", data_std=0.5)
     second = GaussianPath({"jump": 1.0}, bins=Bins(-2, 2, 16), noise=0.3)
-    assert superpose(Follower(first), Follower(second)).path is second
+    assert superpose(Follower(first), Follower(second)).path is first
 
 
 @pytest.mark.parametrize("path", [MaskedPath(5), None])
