@@ -34,7 +34,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path, name: str) -> None:
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    assert after < 0.9 * before
+    assert after < 0.95 * before
 
 
 @every_path
