@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def scored(pixels: Tensor) -> dict[str, Any]:
         return {**vars(evaluation.evaluate_images(features, pixels, network)), "images": len(pixels)}
 
-    unseen = spread(others, args.num_samples)
+    unseen = some(others, args.num_samples)
     figures = [{"model": f"{called} images", **scored(as_bytes(unseen))}]
     for count in sorted({levels(model) for model in models.values()} - {256}, reverse=True):
         figures.append({"model": f"{called} images, {count} levels", **scored(as_bytes(unseen, count))})
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for way in plans[name]:
             pixels, cost = sample(model, labels, way, args)
             figures.append({"model": name, **way, **cost, **scored(pixels)})
-        bits.append({"model": name, **bits_per_dim(model, spread(held_out, args.bound_images), args)})
+        bits.append({"model": name, **bits_per_dim(model, some(held_out, args.bound_images), args)})
         picture(args.figures / f"images_{name}.png", model, max(plans[name], key=lambda way: way["asked"] or 0), args)
     record = {
         "benchmark": "images",
@@ -116,9 +116,9 @@ def plan(name: str, model: GMModel, args: argparse.Namespace) -> list[Way]:
 
 
 def load(args: argparse.Namespace, split: Any, shape: list[int]) -> Rows:
-    """At most `--limit` images of the split, evenly spread over it, in the models' shape (cropped if that is a square)."""
+    """At most `--limit` images of the split, in the models' shape (cropped if that is a square)."""
     size, channels = shape[1] if shape[1] == shape[2] else None, 1 if shape[0] == 1 else 3
-    return spread(load_images(args.data, split, image_size=size, channels=channels, **args.data_options), args.limit)
+    return some(load_images(args.data, split, image_size=size, channels=channels, **args.data_options), args.limit)
 
 
 def feature_network(train: Rows, args: argparse.Namespace) -> Any:
@@ -200,10 +200,10 @@ def picture(file: Path, model: GMModel, way: Way, args: argparse.Namespace) -> N
     image_grid(pixels, file, columns)
 
 
-def spread(rows: Any, number: int) -> Rows:
-    """At most so many of them, evenly spread."""
-    number = min(number, len(rows))
-    return [rows[i * len(rows) // number] for i in range(number)]
+def some(rows: Any, number: int) -> Rows:
+    """At most so many of them, by chance and always the same: evenly spread, rows in the order of classes miss some."""
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:number]
+    return [rows[i] for i in chosen.sort().values.tolist()]
 
 
 def table(rows: Rows, columns: Mapping[str, tuple[str, str]]) -> str:
