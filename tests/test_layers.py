@@ -15,7 +15,7 @@ ROWS = [
     {"objective", "likelihood"},
     {"paths", "bregman", "samplers"},
     {"generators"},
-    {"transport", "landings"},
+    {"transport", "landings", "beliefs"},
     {"kernels", "schedules"},
     {"configurable"},
 ]
