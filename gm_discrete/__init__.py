@@ -1,7 +1,7 @@
 """Continuous-time Markov models of sequences: generator matching, trained and sampled the Hugging Face way."""
 
 from gm_discrete import bregman
-from gm_discrete.generators import Diffusion, Flow, Jump, Superposition
+from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
 from gm_discrete.landings import Bins
 from gm_discrete.likelihood import FlowLikelihood, LikelihoodBound, flow_log_likelihood, likelihood_bound
 from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
@@ -13,10 +13,11 @@ from gm_discrete.paths import (
     MaskedPath,
     MetricPath,
     MixturePath,
+    ProductPath,
     UniformPath,
 )
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
-from gm_discrete.paths.exact import ExactGaussianModel
+from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
 from gm_discrete.samplers import BackwardNoise, DetailedBalance, EtaNoise, ReMDM, simulate, superpose, time_grid
 from gm_discrete.schedules import (
     CondOTSchedule,
@@ -41,6 +42,7 @@ __all__ = [
     "EuclideanMixturePath",
     "ExactGaussianModel",
     "ExactModel",
+    "ExactProductModel",
     "ExponentialSchedule",
     "FinitePath",
     "Flow",
@@ -58,6 +60,8 @@ __all__ = [
     "MetricPath",
     "MixturePath",
     "PowerSchedule",
+    "Product",
+    "ProductPath",
     "ReMDM",
     "SquaredSineSchedule",
     "Superposition",

@@ -7,6 +7,7 @@ section 3). There are few kinds:
     diffusion      L f = b · ∇f + ½ Σ_i g_i² ∂²f/∂x_i²           b = drift, g = scale
     jump           L f = Σ_y R(y, x) (f(y) − f(x))               R(y, x) = intensity(x) · kernel(y; x)
     superposition  L = Σ_k w_k L_k                               w ≥ 0 of sum 1, where all L_k solve one path
+    product        L = Σ_m L^m                                   L^m moves field m alone, and reads all of them
 
 Jumps move one token, or one coordinate, at a time, so that L is the sum over positions.
 """
@@ -189,7 +190,7 @@ class Superposition:
         over: t_next [B] → the generator of the step [t, t_next], without asking a network again; `None` if no path made it.
     """
 
-    parts: Mapping[str, Generator]
+    parts: Mapping[str, Factor]
     weights: Mapping[str, Tensor]
     over: Callable[[Tensor], Superposition] | None = None
 
@@ -203,13 +204,59 @@ class Superposition:
         return torch.stack(actions).sum(0)
 
 
-Generator = Jump | Flow | Diffusion | Superposition
+@dataclass(frozen=True)
+class Product:
+    """L = Σ_m L^m on states of several fields: each L^m moves its own field at a rate that depends on all of them.
+
+    Attributes:
+        factors: the L^m by field.
+    """
+
+    factors: Mapping[str, Factor]
+
+    def action(self, f: Callable[[Mapping[str, Tensor]], Tensor], x: Mapping[str, Tensor]) -> Tensor:
+        """L f(x), [B], for f of a dict of fields. Factors that jump evaluate f at every landing: for small state spaces."""
+        total = torch.zeros((), dtype=torch.float64)
+        for name, factor in self.factors.items():
+
+            def of_field(y: Tensor, name: str = name) -> Tensor:
+                others = {
+                    other: state.repeat_interleave(len(y) // len(state), dim=0)
+                    for other, state in x.items()
+                    if other != name
+                }
+                return f({**others, name: y})
+
+            total = total + factor.action(of_field, x[name])
+        return total
+
+
+Factor = Jump | Flow | Diffusion | Superposition
+"""Of one field."""
+Generator = Factor | Product
+
+
+def over(generator: Factor, t_next: Tensor) -> Factor:
+    """The generator of the step [t, t_next] of one that was asked for the point t, without asking a network again.
+
+    Raises:
+        TypeError: no path made it.
+    """
+    if isinstance(generator, Jump) and generator.posterior is not None:
+        return generator.posterior.over(t_next)
+    if isinstance(generator, Superposition) and generator.over is not None:
+        return generator.over(t_next)
+    raise TypeError(
+        f"a {type(generator).__name__} that no path made has no step of its own: use path.marginal(readout, x, t, t_next)"
+    )
 
 
 def terms(
     generator: Generator, weight: Tensor | float = 1.0
 ) -> Iterator[tuple[Tensor | float, Jump | Flow | Diffusion]]:
-    """(weight, generator) of everything that a generator is the sum of, superpositions of superpositions included."""
+    """(weight, generator) of everything that the generator of one field is the sum of, superpositions of them included."""
+    if isinstance(generator, Product):
+        raise TypeError("the terms of a product are those of its factors")
     if not isinstance(generator, Superposition):
         yield weight, generator
         return

@@ -124,7 +124,7 @@ def likelihood_bound(
         raise ValueError(f"estimator={estimator!r}: choose 'auto', 'time', or (with a MaskedPath) 'mask_count'")
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1")
-    scored = scored_positions(path, z, attention_mask, scored)
+    chosen: Tensor = scored_positions(path, z, attention_mask, scored)
     if x_0 is not None and not getattr(path, "coupled", False):
         raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
     draw = _draw_mask_count if masked and estimator != "time" else _draw_time
@@ -138,13 +138,13 @@ def likelihood_bound(
         offset = torch.rand(len(z), generator=rng, device=rng.device if rng else z.device, dtype=torch.float64)
         for j in range(num_samples):
             u = (j + offset.to(z.device)) / num_samples  # stratified over the draws of each sequence
-            x, t, weight = draw(path, z, scored, u, rng, x_0)
+            x, t, weight = draw(path, z, chosen, u, rng, x_0)
             target, predicted = path.conditional(z, x, t), model.generator(x, t, **given)
-            nats += weight * bregman.divergence(target, predicted, x, where=scored).sum(1)
+            nats += weight * bregman.divergence(target, predicted, x, where=chosen).sum(1)
     finally:
         if training:
             model.train()
-    return LikelihoodBound(nats / num_samples, scored.sum(1), path.rates)
+    return LikelihoodBound(nats / num_samples, chosen.sum(1), path.rates)
 
 
 def _draw_time(

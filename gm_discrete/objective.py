@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gm_discrete import bregman
-from gm_discrete.generators import Generator, Superposition
+from gm_discrete.generators import Generator, Product, Superposition
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.product import ProductPath
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,33 @@ class LogitNormalTimes:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
 
 
-TimeLaw = UniformTimes | LogitNormalTimes
+@dataclass(frozen=True)
+class FieldTimes:
+    """Times [B, M] of a product whose fields have independent ones.
+
+    In a part of the examples all fields share one time; in another they do, too, but each is known (t = 1) with a
+    probability that is itself uniform on (0, 1); in the rest every field has a time of its own. So a model sees most of
+    what it is asked in generation: all fields together, some given others, and other curves.
+
+    Attributes:
+        law: of each time.
+        shared, given: the first two parts.
+    """
+
+    law: UniformTimes | LogitNormalTimes = UniformTimes()
+    shared: float = 1 / 3
+    given: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if min(self.shared, self.given) < 0 or self.shared + self.given > 1:
+            raise ValueError(f"shared={self.shared} and given={self.given} must be parts of one, ≥ 0 of sum ≤ 1")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """Of the law of each time."""
+        return self.law.quantile(u)
+
+
+TimeLaw = UniformTimes | LogitNormalTimes | FieldTimes
 
 
 def draw_times(
@@ -52,8 +79,11 @@ def draw_times(
 ) -> Tensor:
     """Stratified times t [B], float64: κ at the quantiles (j + u)/B of the law with one common u, in random order.
 
-    Of Euclidean paths t itself has the law, on [0, `path.latest`].
+    Of Euclidean paths, and of products that share one time, t itself has the law, on [0, `path.latest`]. Of products with
+    independent times they are [B, M] (see `FieldTimes`).
     """
+    if isinstance(path, ProductPath) and path.independent_times:
+        return _draw_field_times(path, batch, rng, device, times)
     source = rng.device if rng is not None else device
     offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
     order = torch.randperm(batch, generator=rng, device=source)
@@ -61,44 +91,65 @@ def draw_times(
     return path.time(path.latest * (times or UniformTimes()).quantile(u)).to(device)
 
 
+def _draw_field_times(
+    path: ProductPath, batch: int, rng: torch.Generator | None, device: torch.device, times: TimeLaw | None
+) -> Tensor:
+    mix = times if isinstance(times, FieldTimes) else FieldTimes(times or UniformTimes())
+    own = torch.stack([draw_times(factor, batch, rng, device, mix) for factor in path.factors.values()], 1)
+    one = draw_times(ProductPath(path.factors), batch, rng, device, mix)[:, None]
+    source = rng.device if rng is not None else device
+    kind, share = torch.rand(2, batch, 1, generator=rng, device=source, dtype=torch.float64).to(device)
+    known = torch.rand(own.shape, generator=rng, device=source, dtype=torch.float64).to(device) < share
+    t = torch.where(kind < mix.shared + mix.given, one, own)
+    return torch.where((kind >= mix.shared) & (kind < mix.shared + mix.given) & known, 1.0, t)
+
+
 def corrupt(
     path: Path,
-    z: Tensor,
-    scored: Tensor,
+    z: Any,
+    scored: Any,
     rng: torch.Generator | None = None,
     times: TimeLaw | None = None,
     rank: int = 0,
     world_size: int = 1,
     x_0: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Any, Tensor]:
     """(x, t): times [B] and noisy states x ~ p_t(·|z) [B, L], with the entries that are not scored left as they are.
 
-    `x_0` [B, L] are the sources of a coupled path.
+    Of a product z, scored and x are dicts by field. `x_0` [B, L] are the sources of a coupled path.
 
     The noise is that of the global batch, of which this process holds the rows of its `rank`: with generators in equal
     states, processes that share a batch draw together what one process would draw for all of it.
     """
-    batch = len(z)
+    first = next(iter(z.values())) if isinstance(path, ProductPath) else z
+    batch = len(first)
     rows = slice(rank * batch, (rank + 1) * batch)
-    t = draw_times(path, batch * world_size, rng, z.device, times)
-    everyone = (world_size, *[1] * (z.dim() - 1))
-    sources = None if x_0 is None else x_0.repeat(everyone)
-    x = path.sample(z.repeat(everyone), t, rng, sources)[rows]
-    return torch.where(scored, x, z), t[rows]
+    t = draw_times(path, batch * world_size, rng, first.device, times)
+
+    def noised(path: Path, z: Tensor, scored: Tensor, t: Tensor) -> Tensor:
+        everyone = (world_size, *[1] * (z.dim() - 1))
+        sources = None if x_0 is None else x_0.repeat(everyone)
+        return torch.where(scored, path.sample(z.repeat(everyone), t, rng, sources)[rows], z)
+
+    if not isinstance(path, ProductPath):
+        return noised(path, z, scored, t), t[rows]
+    at = path.times(t)
+    return {name: noised(factor, z[name], scored[name], at[name]) for name, factor in path.factors.items()}, t[rows]
 
 
 def matching_loss(
     path: Path,
     predicted: Generator,
-    z: Tensor,
-    x: Tensor,
+    z: Any,
+    x: Any,
     t: Tensor,
-    scored: Tensor,
-    num_items: Tensor | int | None = None,
+    scored: Any,
+    num_items: Any = None,
     divergence: Any = None,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Mean over the scored entries of Σ_parts w D(F(x|z), F_θ(x)), a float32 scalar; of symbols in nats.
+    """Mean over the scored entries of Σ_parts w D(F(x|z), F_θ(x)), a float32 scalar; of symbols in nats. Of a product the
+    weighted sum of that of its fields (see `field_losses`).
 
     Generators are taken in `path.units`, those of symbols per unit of κ. Of a superposition the parts are compared
     unscaled: what a part weighs in the loss has nothing to do with what it weighs in the process.
@@ -107,12 +158,60 @@ def matching_loss(
         z, x: data and state [B, …]; t: times [B]; scored: bool of their shape.
         num_items: what the sum is divided by; the number of scored entries by default.
         divergence: of a `Jump` between symbols one of its kinds, of a superposition kinds by part; the path's by default.
-        weights: w by part, 1 by default.
+        weights: w by part, 1 by default; of a product by field.
     """
+    if isinstance(path, ProductPath):
+        losses = field_losses(path, predicted, z, x, t, scored, num_items, divergence, weights)
+        return torch.stack([field_weight(weights, name) * loss for name, loss in losses.items()]).sum()
     values = parts_of_loss(path, predicted, z, x, t, scored, divergence)
     total = torch.stack([(weights or {}).get(name, 1.0) * value.sum() for name, value in values.items()]).sum()
     count = scored.sum().clamp(min=1) if num_items is None else num_items
     return (total / count).float()
+
+
+def field_losses(
+    path: ProductPath,
+    predicted: Generator,
+    z: Mapping[str, Tensor],
+    x: Mapping[str, Tensor],
+    t: Tensor,
+    scored: Mapping[str, Tensor],
+    num_items: Mapping[str, Any] | None = None,
+    divergence: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """The matching loss of each field of a product, per scored entry of its own: E Σ_m w_m D(F^m(x^m|z^m), F^m_θ(x)), whose
+    minimiser is the marginal generator for any weights, as the divergences of different factors share no output.
+
+    A field at its time 1 is given, and there is nothing to learn of it.
+
+    Args:
+        num_items, divergence: as of `matching_loss`, by field.
+        weights: by field a number w_m, which is not applied here, or weights of its parts.
+    """
+    if not isinstance(predicted, Product):
+        raise TypeError(f"the path is a product, and the model's generator a {type(predicted).__name__}")
+    times, losses = path.times(t), {}
+    for name, factor in path.factors.items():
+        open_ = (times[name] < 1).view(-1, *[1] * (x[name].dim() - 1)) & scored[name]
+        count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
+        parts = (weights or {}).get(name)
+        losses[name] = matching_loss(
+            factor, predicted.factors[name], z[name], x[name], before_the_end(factor, times[name]), open_, count,
+            (divergence or {}).get(name), parts if isinstance(parts, Mapping) else None,
+        )  # fmt: skip
+    return losses
+
+
+def field_weight(weights: Mapping[str, Any] | None, name: str) -> float:
+    """w_m of a field: 1 unless a number is given for it."""
+    weight = (weights or {}).get(name, 1.0)
+    return 1.0 if isinstance(weight, Mapping) else float(weight)
+
+
+def before_the_end(path: Path, t: Tensor) -> Tensor:
+    """Times at which the generators of a field have a value: that of one that is known (t = 1) is never looked at."""
+    return t.clamp(max=min(path.latest, 1 - 2**-30))
 
 
 def parts_of_loss(
@@ -139,11 +238,11 @@ def parts_of_loss(
 
 def conditional_loss(
     model: Any,
-    z: Tensor,
-    attention_mask: Tensor | None = None,
+    z: Any,
+    attention_mask: Any = None,
     rng: torch.Generator | None = None,
     *,
-    scored: Tensor | None = None,
+    scored: Any = None,
     times: TimeLaw | None = None,
     divergence: Any = None,
     x_0: Tensor | None = None,
@@ -157,7 +256,8 @@ def conditional_loss(
     Args:
         model: a module called as `model(input_ids=x, time=t, labels=z)` (`input_values` of numbers), or a stand-in such as
             an exact posterior.
-        z: clean data, long [B, L], or floating-point [B, …] of a Euclidean path.
+        z: clean data, long [B, L], or floating-point [B, …] of a Euclidean path; of a product a dict by field, as are then
+            attention_mask and scored.
         attention_mask: [B, L], 0 where padded: neither noised, nor attended to, nor scored.
         rng: source of the noise.
         scored: bool of z's shape, entries to noise and to score; all that are not padded by default.
@@ -172,7 +272,7 @@ def conditional_loss(
     path = unwrapped(model).path
     scored = scored_positions(path, z, attention_mask, scored)
     x, t = corrupt(path, z, scored, rng, times, x_0=x_0)
-    given = {"attention_mask": attention_mask}
+    given: dict[str, Any] = {"attention_mask": attention_mask}
     if class_labels is not None:
         dropout = getattr(getattr(unwrapped(model), "config", None), "class_dropout", 0.0)
         given["class_labels"] = without_some(class_labels, dropout, rng)
@@ -194,13 +294,19 @@ def without_some(
     return torch.where(u.to(class_labels.device) < dropout, -1, class_labels)
 
 
-def scored_positions(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor | None = None) -> Tensor:
-    """bool [B, L]: the positions asked for that are not padded.
+def scored_positions(path: Path, z: Any, attention_mask: Any, scored: Any = None) -> Any:
+    """bool [B, L]: the positions asked for that are not padded; of a product by field.
 
     Raises:
         ValueError: a mask is not of z's shape, or (looked at on the CPU only, elsewhere it would stall the device) nothing
             is left to score, or what is scored holds a symbol that no data has, such as the mask.
     """
+    if isinstance(path, ProductPath):
+        path.check(z, torch.zeros(len(next(iter(z.values()))), device=next(iter(z.values())).device), "z")
+        return {
+            name: scored_positions(factor, z[name], (attention_mask or {}).get(name), (scored or {}).get(name))
+            for name, factor in path.factors.items()
+        }
     if z.dim() < 2 or (z.dim() > 2 and not z.is_floating_point()):
         raise ValueError(f"z must have shape [B, L], got {tuple(z.shape)}")
     if attention_mask is not None and z.is_floating_point() and z.dim() == 3:

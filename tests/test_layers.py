@@ -16,7 +16,7 @@ ROWS = [
     {"paths", "bregman", "samplers"},
     {"generators"},
     {"transport", "landings", "beliefs"},
-    {"kernels", "schedules"},
+    {"kernels", "schedules", "scalers"},
     {"configurable"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}

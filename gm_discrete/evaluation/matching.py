@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gm_discrete.objective import corrupt, parts_of_loss
+from gm_discrete.objective import before_the_end, corrupt, field_losses, field_weight, parts_of_loss
+from gm_discrete.paths import ProductPath
 
 
 @torch.no_grad()
@@ -22,13 +23,14 @@ def evaluate_matching(
     rng: torch.Generator | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
-    """Mean divergence per scored entry, by part and in all (`"loss"`), at even times.
+    """Mean divergence per scored entry, by part, of a product by field, and in all (`"loss"`), at even times.
 
     Of a conditional loss only differences count: it does not go down to 0, as the data are not known from the state.
 
     Args:
-        model: a `GMModel` of a Euclidean path.
-        dataloader: batches of `input_values`, `labels` and optional `class_labels`.
+        model: a `GMModel` of a Euclidean path or of a product.
+        dataloader: batches of `input_values` or `fields`, `labels`, optional `class_labels`, and of a product an optional
+            `attention_mask`.
         num_samples: draws per example.
         rng: source of the noise; seed it differently on every process.
         accelerator: the one that prepared `dataloader`, if one did.
@@ -36,28 +38,58 @@ def evaluate_matching(
     Raises:
         ValueError: `dataloader` is empty.
     """
-    path, config = model.path, model.config
-    sums: dict[str, Tensor] = {}
+    config = model.config
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
     training = model.training
     model.eval()
     try:
         for batch in tqdm(dataloader, desc="Loss", disable=accelerator and not accelerator.is_main_process):
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            scored = path.scored(batch["labels"])
-            z = torch.where(scored, batch["labels"], batch[path.state_name])
-            classes = {"class_labels": batch["class_labels"]} if config.num_classes and "class_labels" in batch else {}
-            for _ in range(num_samples):
-                x, t = corrupt(path, z, scored, rng)
-                parts = parts_of_loss(path, model.generator(x, t, **classes), z, x, t, scored, config.divergence)
-                totals = {name: value.sum().double() for name, value in parts.items()} | {"": scored.sum().double()}
-                sums = {name: sums.get(name, torch.zeros_like(value)) + value for name, value in totals.items()}
+            batch = {name: _on(value, model.device) for name, value in batch.items()}
+            for name, (total, count) in _sums(model, batch, num_samples, rng).items():
+                before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
+                sums[name] = before[0] + total, before[1] + count
     finally:
         model.train(training)
     if not sums:
         raise ValueError("dataloader is empty; give at least one batch")
-    if accelerator:
-        sums = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}  # pyright: ignore
-    count = sums.pop("")
-    values = {name: float(value / count) for name, value in sums.items()}
-    weights = config.loss_weights or {}
-    return {"loss": sum(weights.get(name, 1.0) * value for name, value in values.items()), **values}
+    values = {}
+    for name, pair in sums.items():
+        total, count = (accelerator.reduce(part, "sum") for part in pair) if accelerator else pair
+        values[name] = float(total / count)  # pyright: ignore
+    return {"loss": sum(field_weight(config.loss_weights, name) * value for name, value in values.items()), **values}
+
+
+def _sums(
+    model: Any, batch: Mapping[str, Any], num_samples: int, rng: torch.Generator | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By part, or by field of a product: the sum of divergences and the number of scored entries."""
+    path, config, labels = model.path, model.config, batch["labels"]
+    scored, state = path.scored(labels), batch[path.state_name]
+    several = isinstance(path, ProductPath)
+    names = ("class_labels", "attention_mask") if several else ("class_labels",) if config.num_classes else ()
+    given = {name: batch[name] for name in names if name in batch}
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for _ in range(num_samples):
+        if several:
+            z = {name: torch.where(scored[name], labels[name], state[name]) for name in state}
+            x, t = corrupt(path, z, scored, rng)
+            times = {name: before_the_end(path.factors[name], time) for name, time in path.times(t).items()}
+            generator = model.generator(x, path.joined(times), told=t, **given)
+            ones = dict.fromkeys(z, 1)
+            totals = field_losses(path, generator, z, x, t, scored, ones, config.divergence, config.loss_weights)
+            counts = {name: part.sum() for name, part in scored.items()}
+        else:
+            z = torch.where(scored, labels, state)
+            x, t = corrupt(path, z, scored, rng)
+            parts = parts_of_loss(path, model.generator(x, t, **given), z, x, t, scored, config.divergence)
+            totals = {name: value.sum() for name, value in parts.items()}
+            counts = dict.fromkeys(totals, scored.sum())
+        for name, total in totals.items():
+            before: Any = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + total.double(), before[1] + counts[name]
+    return sums
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """A tensor, or a dict of tensors, on the device."""
+    return {name: part.to(device) for name, part in value.items()} if isinstance(value, Mapping) else value.to(device)

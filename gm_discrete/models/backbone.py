@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gm_discrete.models.config import GMConfig
+from gm_discrete.models.config import Field, GMConfig
 from gm_discrete.models.layout import Layout
 
 TIME_FEATURES = 128
@@ -30,16 +32,14 @@ class Backbone(nn.Module):
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config
-        self.layout = layout = Layout(config)
-        if not config.vocab_size:
-            self.embed_tokens = NumberEmbedding(config, layout.slots)
-        elif layout.slots > 1:
-            self.embed_tokens = PatchEmbedding(config, layout.slots)
+        fields = config.state_fields
+        self.layouts = {name: Layout(field) for name, field in fields.items()}
+        if "" in fields:
+            self.embed_tokens, self.embed_places = embedding(fields[""], config), places(fields[""], config)
         else:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        places = config.max_position_embeddings if config.image_shape else 0
-        self.embed_places = nn.Embedding(places, config.hidden_size) if places else None  # rows and columns, not a line
-        self.time = TimeEmbedding(config.hidden_size) if config.time_conditioning else None
+            self.embed_tokens, self.embed_places = FieldsEmbedding(config, fields, self.layouts), None
+        times = len(fields) if config.independent_times else 1
+        self.time = TimeEmbedding(config.hidden_size, times) if config.time_conditioning else None
         self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
         last = config.num_hidden_layers - 1
         blocks = [Block(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
@@ -48,14 +48,20 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        x: Any,
         time: Tensor | None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         class_labels: Tensor | None = None,
     ) -> Tensor:
-        """States [B, L, D] behind the last attention, for `finish`. Numbers enter normalised (`path.normalized`)."""
-        whole = self.layout.slots == 1 and self.config.vocab_size
-        hidden = self.embed_tokens(input_ids if whole else self.layout.split(input_ids))  # [B, L, D]
+        """States [B, L, D] behind the last attention, for `finish`. Numbers enter normalised (`path.normalized`).
+
+        Of a product x and attention_mask are dicts by field, and L counts the positions of all.
+        """
+        if isinstance(self.embed_tokens, FieldsEmbedding):
+            hidden, attention_mask = self.embed_tokens(x, time, attention_mask)
+        else:
+            whole = isinstance(self.embed_tokens, nn.Embedding)
+            hidden = self.embed_tokens(x if whole else self.layouts[""].split(x))  # [B, L, D]
         if self.embed_places is not None:
             hidden = hidden + self.embed_places.weight
         device = hidden.device.type
@@ -63,11 +69,30 @@ class Backbone(nn.Module):
             hidden = hidden.to(torch.get_autocast_dtype(device))
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
         condition = self._condition(time, class_labels, hidden)
-        rotary = rotary_embedding(hidden, self.config)
+        rotary = rotary_embedding(hidden, self.config, self.positions(x))
         real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
             hidden = block(hidden, rotary, mask, real, condition)
         return hidden
+
+    def positions(self, x: Any) -> Tensor | None:
+        """The place of every position within its field, [L]; `None` where all are of one field, and come in order."""
+        if not isinstance(self.embed_tokens, FieldsEmbedding):
+            return None
+        lengths = self.embed_tokens.lengths(x)
+        device = next(iter(x.values())).device
+        return torch.cat([torch.arange(length, device=device) for length in lengths])
+
+    def length(self, x: Any) -> int:
+        """Number of positions of the states x."""
+        return sum(self.embed_tokens.lengths(x)) if isinstance(x, Mapping) else self.layouts[""].positions(x)  # pyright: ignore
+
+    def offset(self, x: Any, name: str) -> int:
+        """The position at which a field of x starts."""
+        if not isinstance(self.embed_tokens, FieldsEmbedding):
+            return 0
+        lengths, groups = self.embed_tokens.lengths(x), self.embed_tokens.groups
+        return sum(lengths[: next(i for i, group in enumerate(groups) if name in group)])
 
     def finish(
         self,
@@ -82,7 +107,7 @@ class Backbone(nn.Module):
         return self.norm(hidden, condition, sequence)[0]
 
     def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor | None:
-        """What the blocks see of the times [B] and the classes [B] (−1: none): [B, 1, D]."""
+        """What the blocks see of the times, [B] or [B, M], and the classes [B] (−1: none): [B, 1, D]."""
         condition = None if self.time is None else self.time(time)
         if self.classes is not None:
             count = len(time) if time is not None else len(hidden)
@@ -92,12 +117,73 @@ class Backbone(nn.Module):
         return None if condition is None else condition.to(hidden.dtype)
 
 
+def embedding(field: Field, config: GMConfig) -> nn.Module:
+    """What makes the entries of a field's positions states [B, L, D]."""
+    if not field.vocab_size:
+        return NumberEmbedding(config, field.slots)
+    if field.slots > 1:
+        return PatchEmbedding(config, field.slots, field.vocab_size)
+    return nn.Embedding(field.vocab_size, config.hidden_size)
+
+
+def places(field: Field, config: GMConfig) -> nn.Embedding | None:
+    """A vector for each position of an image, whose rows and columns are no line."""
+    return nn.Embedding(field.length, config.hidden_size) if field.image_shape else None
+
+
+class FieldsEmbedding(nn.Module):
+    """Fields one after another, [B, L_1 + L_2 + …, D], those that share their positions summed.
+
+    Every group of fields has a vector of its own, and with independent times each field is told its time.
+    """
+
+    def __init__(self, config: GMConfig, fields: Mapping[str, Field], layouts: Mapping[str, Layout]) -> None:
+        super().__init__()
+        self.groups, self.layouts = config.groups, layouts
+        self.order = list(fields)
+        # The names of fields may be those of attributes of a module.
+        self.entries = nn.ModuleDict({f"of {name}": embedding(field, config) for name, field in fields.items()})
+        found = {f"of {name}": places(field, config) for name, field in fields.items()}
+        self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
+        self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
+        self.times = nn.Linear(TIME_FEATURES, config.hidden_size) if config.independent_times else None
+
+    def lengths(self, x: Mapping[str, Tensor]) -> list[int]:
+        """Positions of each group."""
+        return [self.layouts[group[0]].positions(x[group[0]]) for group in self.groups]
+
+    def forward(
+        self, x: Mapping[str, Tensor], time: Tensor | None, attention_mask: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(states, attention mask [B, L] or `None`); a position is real if one of its fields is."""
+        parts, masks = [], []
+        for kind, group in enumerate(self.groups):
+            hidden = self.kinds.weight[kind]
+            for name in group:
+                hidden = hidden + self._embedded(name, x[name], time)
+            parts.append(hidden)
+            given = [attention_mask[name].bool() for name in group if name in attention_mask] if attention_mask else []
+            real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            masks.append(torch.stack(given).any(0) if given else real)
+        return torch.cat(parts, 1), torch.cat(masks, 1).long() if attention_mask else None
+
+    def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
+        layer = self.entries[f"of {name}"]
+        hidden = layer(x if isinstance(layer, nn.Embedding) else self.layouts[name].split(x))
+        if f"of {name}" in self.places:
+            hidden = hidden + self.places[f"of {name}"].weight  # pyright: ignore[reportOperatorIssue]
+        if self.times is not None and time is not None:
+            column = time if time.dim() == 1 else time[:, self.order.index(name)]
+            hidden = hidden + self.times(time_features(column).to(self.times.weight.dtype))[:, None]
+        return hidden
+
+
 class PatchEmbedding(nn.Module):
     """The symbols of a position [B, L, S] → [B, L, D]: a few channels for each symbol, and one matrix for all slots."""
 
-    def __init__(self, config: GMConfig, slots: int) -> None:
+    def __init__(self, config: GMConfig, slots: int, vocab_size: int) -> None:
         super().__init__()
-        self.symbols = nn.Embedding(config.vocab_size, SYMBOL_SIZE)
+        self.symbols = nn.Embedding(vocab_size, SYMBOL_SIZE)
         self.output = nn.Linear(slots * SYMBOL_SIZE, config.hidden_size)
 
     def forward(self, symbols: Tensor) -> Tensor:
@@ -292,25 +378,33 @@ class LocalConvolution(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t [B] → [B, 1, D]: sines and cosines at geometrically spaced periods, then a two-layer network."""
+    """t [B], or [B, M] of independent times → [B, 1, D]: its features, then a two-layer network."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, num_times: int = 1) -> None:
         super().__init__()
-        self.inner = nn.Linear(TIME_FEATURES, hidden_size)
+        self.num_times = num_times
+        self.inner = nn.Linear(num_times * TIME_FEATURES, hidden_size)
         self.outer = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, time: Tensor) -> Tensor:
-        half = TIME_FEATURES // 2
-        exponent = torch.arange(half, device=time.device, dtype=torch.float32) / half
-        angle = 1000.0 * time[:, None].float() * torch.exp(-math.log(10000.0) * exponent)
-        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.inner.weight.dtype)
+        time = time[:, None].expand(-1, self.num_times) if time.dim() == 1 else time
+        features = time_features(time).flatten(1).to(self.inner.weight.dtype)
         return F.silu(self.outer(F.silu(self.inner(features))))[:, None]
 
 
-def rotary_embedding(hidden: Tensor, config: GMConfig) -> tuple[Tensor, Tensor]:
+def time_features(time: Tensor) -> Tensor:
+    """Cosines and sines of times at geometrically spaced periods, [..., TIME_FEATURES], float32."""
+    half = TIME_FEATURES // 2
+    exponent = torch.arange(half, device=time.device, dtype=torch.float32) / half
+    angle = 1000.0 * time[..., None].float() * torch.exp(-math.log(10000.0) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim], computed anew: no buffer to lose."""
     head_dim = config.hidden_size // config.num_attention_heads
-    position = torch.arange(hidden.shape[1], device=hidden.device, dtype=torch.float32)
+    position = torch.arange(hidden.shape[1], device=hidden.device) if position is None else position
+    position = position.float()
     exponent = torch.arange(0, head_dim, 2, device=hidden.device, dtype=torch.float32) / head_dim
     angle = (position[:, None] * config.rope_theta**-exponent).repeat(1, 2)
     return angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from gm_discrete import bregman
-from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, Path
+from gm_discrete.configurable import Configurable
+from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, Path, ProductPath
+from gm_discrete.scalers import Categories, Codec
 
 # What transformers itself passes to a config's constructor beside the fields of the class.
 _FROM_TRANSFORMERS = {
@@ -19,6 +22,45 @@ _FROM_TRANSFORMERS = {
     "_attn_implementation", "_attn_implementation_internal", "_experts_implementation_internal", "output_hidden_states",
     "use_cache",  # the Trainer sets it on every config
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a state, or the whole of one that has a single field.
+
+    Attributes:
+        path: its own.
+        length: positions at which the model is trained, and `generate`'s default.
+        image_shape, patch_size: of images.
+        codec: what turns natural values into a state, and back: a scaler or categories; `None` where they are the same.
+    """
+
+    path: FinitePath | EuclideanPath
+    length: int
+    image_shape: tuple[int, ...] | None = None
+    patch_size: int = 1
+    codec: Codec | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """K of symbols, 0 of numbers."""
+        return self.path.vocab_size if isinstance(self.path, FinitePath) else 0
+
+    @property
+    def num_channels(self) -> int:
+        """Entries per position of states that are no images: 1 for symbols."""
+        return self.path.num_channels if isinstance(self.path, EuclideanPath) else 1
+
+    @property
+    def slots(self) -> int:
+        """Entries that share a position."""
+        return math.prod((self.image_shape[0], self.patch_size**2)) if self.image_shape else self.num_channels
+
+    def state_shape(self, length: int) -> tuple[int, ...]:
+        """Shape of one state of the given number of positions."""
+        if self.image_shape is None:
+            return (length,) if self.vocab_size else (length, self.num_channels)
+        return (math.prod(self.image_shape),) if self.vocab_size else self.image_shape
 
 
 class GMConfig(PreTrainedConfig):
@@ -44,11 +86,15 @@ class GMConfig(PreTrainedConfig):
             depend on t, and on for the rest.
         divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`; by default the former for
             mixture paths, and the latter for other paths, whose bound costs O(K²) per position. Of Euclidean paths a name
-            in `bregman.DIVERGENCES` for each part that is learned, such as `{"flow": "squared"}`.
+            in `bregman.DIVERGENCES` for each part that is learned, such as `{"flow": "squared"}`; of products all by field.
         loss_weights: of Euclidean paths: weight of each part in the loss, 1 by default. They are not the weights with which
-            the generators are superposed.
+            the generators are superposed. Of products: by field a weight, or weights of its parts.
         image_shape: [C, H, W] of images; states are then numbers [B, C, H, W], or symbols [B, C·H·W] in that order.
         patch_size: pixels on a side of the patch that makes one position of the transformer.
+        fields: of a `ProductPath`, by field, any of `length` (positions at which the model is trained; 1 by default),
+            `image_shape`, `patch_size`, and `codec` (see `scalers.py`): `generate` then takes and gives natural values.
+        aligned: of a `ProductPath`: lists of fields that share their positions, as a note has a pitch and a duration; all
+            others have positions of their own, one field after another.
         num_frequencies: F; a number enters as itself and as sines and cosines of F octaves, from half a period per unit on.
         num_classes: classes that the model can be conditioned on; 0 for none.
         class_dropout: probability of training without the class, for classifier-free guidance.
@@ -74,10 +120,12 @@ class GMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     time_conditioning: bool | None = None
-    divergence: str | dict[str, str] | None = None
-    loss_weights: dict[str, float] | None = None
+    divergence: str | dict[str, Any] | None = None
+    loss_weights: dict[str, Any] | None = None
     image_shape: list[int] | None = None
     patch_size: int = 1
+    fields: dict[str, dict[str, Any]] | None = None
+    aligned: list[list[str]] | None = None
     num_frequencies: int = 6
     num_classes: int = 0
     class_dropout: float = 0.1
@@ -105,6 +153,11 @@ class GMConfig(PreTrainedConfig):
             if token is not None and not 0 <= token < max(size, 1):
                 raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
         self.divergence = chosen_divergence(path, self.divergence)
+        check_weights(path, self.loss_weights)
+        if isinstance(path, ProductPath):
+            self._check_fields(path)
+        elif self.fields is not None or self.aligned is not None:
+            raise ValueError("fields and aligned are of a ProductPath; this path has a single field")
         self._check_images(path)
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
@@ -122,12 +175,6 @@ class GMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_images(self, path: Path) -> None:
-        if self.loss_weights is not None:
-            known = path.default_divergence.keys() if isinstance(path.default_divergence, Mapping) else ()
-            if set(self.loss_weights) - set(known) or min(self.loss_weights.values(), default=0) < 0:
-                raise ValueError(
-                    f"loss_weights={self.loss_weights} must be weights ≥ 0 of {', '.join(known) or 'no part'}"
-                )
         if self.num_classes < 0 or not 0 <= self.class_dropout < 1:
             raise ValueError(
                 f"num_classes={self.num_classes} and class_dropout={self.class_dropout} must lie in [0, ∞), [0, 1)"
@@ -136,30 +183,76 @@ class GMConfig(PreTrainedConfig):
             if self.patch_size != 1:
                 raise ValueError(f"patch_size={self.patch_size} goes with image_shape=[C, H, W]")
             return
+        if isinstance(path, ProductPath):
+            raise ValueError("image_shape of a product is that of a field: fields={name: {'image_shape': …}}")
         self.image_shape = [int(size) for size in self.image_shape]
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise ValueError(f"image_shape={self.image_shape} must be [C, H, W]")
-        channels, height, width = self.image_shape
-        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"patch_size={self.patch_size} must divide height and width of image_shape={self.image_shape}"
-            )
-        if isinstance(path, EuclideanPath) and path.num_channels != channels:
-            raise ValueError(
-                f"image_shape={self.image_shape} has {channels} channels, the path num_channels={path.num_channels}"
-            )
-        self.max_position_embeddings = height * width // self.patch_size**2
+        self.max_position_embeddings = image_positions(path, self.image_shape, self.patch_size)
+
+    def _check_fields(self, path: ProductPath) -> None:
+        given = {name: dict(options) for name, options in (self.fields or {}).items()}
+        if unknown := given.keys() - path.factors.keys():
+            raise ValueError(f"fields names {', '.join(sorted(unknown))}; the path has {', '.join(path.factors)}")
+        for name, factor in path.factors.items():
+            options = given.setdefault(name, {})
+            if unknown := options.keys() - {"length", "image_shape", "patch_size", "codec"}:
+                raise ValueError(f"fields[{name!r}] takes no {', '.join(sorted(unknown))}")
+            if isinstance(options.get("codec"), Configurable):
+                options["codec"] = options["codec"].to_dict()
+            if options.get("codec") is not None:
+                check_codec(Codec.from_dict(options["codec"]), factor, name)
+            if options.get("image_shape") is not None:
+                options["image_shape"] = [int(size) for size in options["image_shape"]]
+                options["length"] = image_positions(factor, options["image_shape"], options.get("patch_size", 1))
+            if int(options.setdefault("length", 1)) < 1:
+                raise ValueError(f"fields[{name!r}] has length={options['length']}; it must be at least 1")
+        self.fields = given
+        groups = [list(group) for group in self.aligned or []]
+        named = [name for group in groups for name in group]
+        if set(named) - path.factors.keys() or len(set(named)) < len(named):
+            raise ValueError(f"aligned={groups} must be lists of fields, each in one at most")
+        for group in groups:
+            if len({given[name]["length"] for name in group}) > 1 or any(
+                "image_shape" in given[name] for name in group
+            ):
+                raise ValueError(f"aligned fields {', '.join(group)} share positions: give all of them one length")
+        self.aligned = groups
+        self.max_position_embeddings = sum(given[group[0]]["length"] for group in self.groups)
 
     @property
-    def num_channels(self) -> int:
-        """Entries per position of states that are no images: 1 for symbols."""
-        return self.build_path().num_channels if not self.vocab_size else 1  # pyright: ignore[reportAttributeAccessIssue]
+    def groups(self) -> list[list[str]]:
+        """The fields of a product by the positions that they share, in the order of their first ones."""
+        names = list(self.build_path().factors)  # pyright: ignore[reportAttributeAccessIssue]
+        of = {name: group for group in self.aligned or [] for name in group}
+        return [of.get(name, [name]) for name in names if of.get(name, [name])[0] == name]
+
+    @property
+    def state_fields(self) -> dict[str, Field]:
+        """The fields of a product by name; else the whole state, named ""."""
+        path = self.build_path()
+        if not isinstance(path, ProductPath):
+            shape = None if self.image_shape is None else tuple(self.image_shape)
+            return {"": Field(path, self.max_position_embeddings, shape, self.patch_size)}
+        found = {}
+        for name, factor in path.factors.items():
+            options = (self.fields or {})[name]
+            shape, codec = options.get("image_shape"), options.get("codec")
+            found[name] = Field(
+                factor,  # pyright: ignore[reportArgumentType]
+                options["length"],
+                None if shape is None else tuple(shape),
+                options.get("patch_size", 1),
+                None if codec is None else Codec.from_dict(codec),
+            )
+        return found
+
+    @property
+    def independent_times(self) -> bool:
+        """Whether every field of the state has a time of its own."""
+        return bool(getattr(self.build_path(), "independent_times", False))
 
     def state_shape(self, length: int) -> tuple[int, ...]:
-        """Shape of one state of the given number of positions."""
-        if self.image_shape is None:
-            return (length,) if self.vocab_size else (length, self.num_channels)
-        return (math.prod(self.image_shape),) if self.vocab_size else tuple(self.image_shape)
+        """Shape of one state of the given number of positions, where it has a single field."""
+        return self.state_fields[""].state_shape(length)
 
     def check_classes(self, labels: Tensor, batch: int) -> None:
         """
@@ -173,14 +266,58 @@ class GMConfig(PreTrainedConfig):
         if labels.device.type == "cpu" and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(f"class_labels must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}")
 
-    def build_path(self) -> FinitePath | EuclideanPath:
+    def build_path(self) -> FinitePath | EuclideanPath | ProductPath:
         """The path that `config.path` describes."""
         if not isinstance(self.path, Path | dict):
             raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
         path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path)
-        if not isinstance(path, FinitePath | EuclideanPath):
+        factors = path.factors.values() if isinstance(path, ProductPath) else (path,)
+        if not all(isinstance(factor, FinitePath | EuclideanPath) for factor in factors):
             raise TypeError(f"path={path!r} is a path neither of tokens nor of numbers")
-        return path
+        return path  # pyright: ignore[reportReturnType]
+
+
+def check_codec(codec: Codec, path: Path, name: str) -> None:
+    """
+    Raises:
+        ValueError: the codec's values are not what the path is of.
+    """
+    if not isinstance(codec, Categories):
+        if not isinstance(path, EuclideanPath):
+            raise ValueError(f"fields[{name!r}] has a scaler, and {path!r} is a path of symbols: give Categories")
+    elif not isinstance(path, FinitePath) or len(codec) > path.vocab_size - len(path.excluded):
+        raise ValueError(f"fields[{name!r}] has {len(codec)} categories, for which {path!r} has no symbols")
+
+
+def image_positions(path: Path, image_shape: list[int], patch_size: int) -> int:
+    """Number of patches of an image.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape={image_shape} must be [C, H, W]")
+    channels, height, width = image_shape
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(f"patch_size={patch_size} must divide height and width of image_shape={image_shape}")
+    if isinstance(path, EuclideanPath) and path.num_channels != channels:
+        raise ValueError(
+            f"image_shape={image_shape} has {channels} channels, the path num_channels={path.num_channels}"
+        )
+    return height * width // patch_size**2
+
+
+def check_weights(path: Path, weights: Mapping[str, Any] | None) -> None:
+    """
+    Raises:
+        ValueError: the weights are not of the parts of a path's loss, or of the fields of a product; or one is negative.
+    """
+    known = path.default_divergence if isinstance(path.default_divergence, Mapping) else {}
+    for name, weight in (weights or {}).items():
+        if isinstance(path, ProductPath) and name in known and isinstance(weight, Mapping):
+            check_weights(path.factors[name], weight)
+        elif name not in known or not weight >= 0:
+            raise ValueError(f"loss_weights={weights} must be weights ≥ 0 of {', '.join(known) or 'no part'}")
 
 
 def chosen_divergence(path: Path, choice: Any) -> Any:
@@ -190,6 +327,14 @@ def chosen_divergence(path: Path, choice: Any) -> Any:
         ValueError: it does not fit.
     """
     default = path.default_divergence
+    if isinstance(path, ProductPath):
+        if (
+            not isinstance(default, Mapping)
+            or not isinstance(choice, Mapping | None)
+            or set(choice or ()) - set(default)
+        ):
+            raise ValueError(f"divergence={choice!r} must be a dict by field, of {', '.join(default)}")
+        return {name: chosen_divergence(factor, (choice or {}).get(name)) for name, factor in path.factors.items()}
     if isinstance(default, str):
         choice = choice or default
         if choice not in ("generalized_kl", "cross_entropy"):

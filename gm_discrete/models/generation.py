@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,11 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Generator
-from gm_discrete.models.config import GMConfig
+from gm_discrete.models.config import Field, GMConfig
 from gm_discrete.models.generation_config import GMGenerationConfig
-from gm_discrete.paths import EuclideanPath, FinitePath
-from gm_discrete.samplers import (
-    EUCLIDEAN_STEPS,
-    STEPS,
-    Corrector,
-    simulate,
-)
+from gm_discrete.models.given import Cells, Informed, cells, natural
+from gm_discrete.paths import EuclideanPath, ProductPath
+from gm_discrete.samplers import EUCLIDEAN_STEPS, PRODUCT_STEPS, STEPS, Corrector, simulate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,25 +36,26 @@ class GMGenerateOutput(ModelOutput):
     """Output of `generate(return_dict_in_generate=True)`.
 
     Attributes:
-        sequences: [B, L].
+        sequences: [B, L], or what else `generate` returns.
         network_calls: [B], evaluations of the network that each sequence needed.
         jumps: [B], changes of a symbol.
         error_bound: [B], what an exact sampler cut off, in total variation; `None` for the others.
         attention_mask: [B, L], 0 where the sequence is padded.
     """
 
-    sequences: Tensor | None = None
+    sequences: Any = None
     network_calls: Tensor | None = None
     jumps: Tensor | None = None
     error_bound: Tensor | None = None
-    attention_mask: Tensor | None = None
+    attention_mask: Any = None
 
 
 class GMGenerationMixin(Base):
     """The generation methods of `GMModel`."""
 
     config: GMConfig
-    path: FinitePath | EuclideanPath
+    path: Any
+    state_fields: dict[str, Field]
     whole_batches: bool
     generation_config: GMGenerationConfig
 
@@ -87,11 +84,12 @@ class GMGenerationMixin(Base):
         self,
         input_ids: Tensor | None = None,
         *,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         x_0: Tensor | None = None,
+        given: Any = None,
         class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: Any = None,
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
         grid: str | Sequence[float] | None = None,
@@ -110,10 +108,12 @@ class GMGenerationMixin(Base):
         streamer: Any = None,
         generation_config: GMGenerationConfig | None = None,
         return_dict_in_generate: bool | None = None,
-    ) -> Tensor | GMGenerateOutput:
+    ) -> Any:
         """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
 
-        Of a Euclidean path: `batch_size` samples [B, L, C] of `length` L; of a model with an `image_shape` images
+        Of a product path: `batch_size` samples as a dict by field, in natural values where a field has a codec, of the
+        `length` of each field or a dict by field. What is `given` comes back as it was, and the rest is drawn given it. Of a
+        Euclidean path: `batch_size` samples [B, L, C] of `length` L; of a model with an `image_shape` images
         [B, C, H, W], of numbers or of symbols. Both by class where `class_labels` are given. Of sequences of symbols:
 
         Without `input_ids`: `batch_size` samples of `length` positions. With them: every mask symbol inside is a place to
@@ -125,6 +125,10 @@ class GMGenerationMixin(Base):
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
             x_0: of a coupled path: the sources [B, L'] from which to start, L' with the new positions. Without `input_ids`
                 every position is free. Of a Euclidean path: the state to start from, in place of one from the prior.
+            given: what is known. Of a product a dict by field of natural values, NaN, −1 or None where unknown, or of pairs
+                of values and a mask of what is known (see `given.cells`). Of a Euclidean path such numbers or a pair. A
+                model with independent times is told of fields that are known in all cells; everything else that is known is
+                shown at the noise of the time.
             class_labels: long [B], −1 for no class.
             logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
                 temperature, top-k and top-p. The sequences are the noisy states.
@@ -135,40 +139,59 @@ class GMGenerationMixin(Base):
             generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
 
         Returns:
-            Sequences [B, L], vectors [B, L, C] or images [B, C, H, W]; or a `GMGenerateOutput`.
+            Sequences [B, L], vectors [B, L, C] or images [B, C, H, W], or a dict of these; or a `GMGenerateOutput`.
         """
         defaults = self.generation_config if generation_config is None else generation_config
         if not isinstance(defaults, GMGenerationConfig):
             raise TypeError(f"generation_config is a {type(defaults).__name__}; give a GMGenerationConfig")
+        several = isinstance(self.path, ProductPath)
         config = defaults.updated(
-            length=length, max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
+            length=None if several else length,
+            max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
             max_expected_changes=max_expected_changes, tolerance=tolerance, corrector=corrector,
             guidance_scale=guidance_scale, generators=generators, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
         if self.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
-        fitting = EUCLIDEAN_STEPS if isinstance(self.path, EuclideanPath) else STEPS
+        fitting = PRODUCT_STEPS if several else EUCLIDEAN_STEPS if isinstance(self.path, EuclideanPath) else STEPS
         if config.sampler not in fitting:
             raise ValueError(
                 f"sampler={config.sampler!r} does not fit {self.path!r}; choose one of {', '.join(fitting)}"
             )
         labels = None if class_labels is None else torch.as_tensor(class_labels)
         if labels is not None:
-            if input_ids is None and x_0 is None:
+            if input_ids is None and x_0 is None and given is None:
                 batch_size = batch_size or labels.numel()
         elif config.guidance_scale not in (None, 1.0):
             raise ValueError("guidance_scale needs class_labels to guide towards")
         rng = torch.Generator(device=self.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
+        of_symbols = {"input_ids": input_ids, "logits_processor": logits_processor}
+        if several:
+            watching = {"x_0": x_0, "streamer": streamer, "stopping_criteria": stopping_criteria}
+            if unfit := [name for name, value in {**of_symbols, **watching}.items() if value is not None]:
+                raise ValueError(f"{', '.join(unfit)}: of states with a single field; give what is known as given")
+            return self._generate_fields(config, given, attention_mask, labels, batch_size, length, rng)
         if isinstance(self.path, EuclideanPath):
-            given = {"input_ids": input_ids, "attention_mask": attention_mask, "logits_processor": logits_processor}
-            if unfit := [name for name, value in given.items() if value is not None]:
+            of_symbols["attention_mask"] = attention_mask
+            if unfit := [name for name, value in of_symbols.items() if value is not None]:
                 raise ValueError(f"{', '.join(unfit)}: of symbols, and this model is of numbers")
+            known, source = None if given is None else cells(given, self.state_fields[""], ""), None
+            if known is not None:
+                if x_0 is not None or batch_size is not None or length is not None:
+                    raise ValueError("given takes the place of x_0, batch_size and length")
+                x_0 = self.path.prior(known.state.shape, rng, self.device)
             state = self._noise(config, x_0, batch_size, length, rng)
-            known, fixed, source = state, torch.zeros_like(state, dtype=torch.bool), None
-            attention_mask, processors, shown, prompted = None, None, 0, False
+            fixed = torch.zeros_like(state, dtype=torch.bool) if known is None else known.known.to(self.device)
+            known = state if known is None else known.state.to(self.device)
+            state = torch.where(fixed, known, state)
+            attention_mask, processors, shown, prompted = None, None, 0, bool(fixed.any())
         else:
+            if given is not None:
+                raise ValueError(
+                    "given is of numbers and of several fields; give symbols as input_ids, with masks to fill"
+                )
             if x_0 is not None and input_ids is None:
                 if batch_size is not None or length is not None:
                     raise ValueError("batch_size and length are those of x_0")
@@ -226,6 +249,83 @@ class GMGenerationMixin(Base):
         if not config.return_dict_in_generate:
             return end
         return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, attention_mask)
+
+    def _generate_fields(
+        self,
+        config: GMGenerationConfig,
+        given: Mapping[str, Any] | None,
+        attention_mask: Mapping[str, Tensor] | None,
+        labels: Tensor | None,
+        batch_size: int | None,
+        length: Any,
+        rng: torch.Generator,
+    ) -> Any:
+        """`generate` of a product."""
+        path, fields = self.path, self.state_fields
+        assert isinstance(path, ProductPath)
+        for name, value in (("given", given), ("attention_mask", attention_mask)):
+            if value is not None and (not isinstance(value, Mapping) or value.keys() - fields.keys()):
+                raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
+        known = {name: cells(value, fields[name], name) for name, value in (given or {}).items()}
+        known = {name: Cells(*(v.to(self.device) for v in vars(cell).values())) for name, cell in known.items()}
+        masks = {name: mask.to(self.device) for name, mask in (attention_mask or {}).items()}
+        batches = {len(cell.state) for cell in known.values()} | {len(mask) for mask in masks.values()}
+        if batch_size is not None:
+            batches.add(batch_size)
+        if len(batches) > 1 or min(batches, default=1) < 1:
+            raise ValueError(
+                f"given, attention_mask and batch_size are of {sorted(batches)} states; give one number ≥ 1"
+            )
+        batch = batches.pop() if batches else 1
+        lengths = dict.fromkeys(fields, length) if not isinstance(length, Mapping) else length
+        if lengths.keys() - fields.keys():
+            raise ValueError(f"length={length} must be a number, or a dict by field, of {', '.join(fields)}")
+        shapes: dict[str, tuple[int, ...]] = {}
+        for group in self.config.groups:  # what one field of a group says of its length goes for all
+            told: list[Any] = [known[name].state.shape[1] for name in group if name in known]
+            told += [masks[name].shape[1] for name in group if name in masks]
+            told += [lengths[name] for name in group if lengths.get(name) is not None and not fields[name].image_shape]
+            if len(set(told)) > 1:
+                raise ValueError(
+                    f"{', '.join(group)}: given, attention_mask and length speak of {sorted(set(told))} positions"
+                )
+            shapes |= {
+                name: (batch, *fields[name].state_shape(told[0] if told else fields[name].length)) for name in group
+            }
+        state = path.prior(shapes, rng, self.device)
+        fixed = {}
+        for name, cell in known.items():
+            state[name] = torch.where(cell.known, cell.state.to(state[name].dtype), state[name])
+            fixed[name] = cell.known
+        for name, mask in masks.items():
+            padded = (mask == 0).view(*mask.shape, *[1] * (state[name].dim() - 2)).expand(state[name].shape)
+            fixed[name] = fixed[name] | padded if name in fixed else padded
+        if labels is not None:
+            self.config.check_classes(labels, batch)
+            labels = labels.to(self.device)
+        conditioning = {
+            "attention_mask": masks or None,
+            "logits_processor": _processors(config, None),
+            "class_labels": labels,
+            "guidance_scale": config.guidance_scale,
+            "generators": config.generators,
+        }
+        model = Informed(self, known, rng) if known else self
+        training = self.training
+        self.eval()
+        try:
+            run = simulate(
+                model, state, config.times(path, False), rng, config.step(several=True), fixed,
+                return_info=True, **conditioning,
+            )  # fmt: skip
+        finally:
+            self.train(training)
+        end = {name: natural(x, fields[name]) for name, x in run.x.items()}
+        for name, cell in known.items():
+            end[name] = torch.where(cell.known, cell.natural.to(end[name].dtype), end[name])
+        if not config.return_dict_in_generate:
+            return end
+        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, masks or None)
 
     def _noise(
         self,

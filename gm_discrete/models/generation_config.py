@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from gm_discrete.paths import EuclideanPath, FinitePath
-from gm_discrete.samplers import EUCLIDEAN_STEPS, GRID_FREE, SPACINGS, STEPS, Corrector, Step, make_step, time_grid
+from gm_discrete.paths import Path
+from gm_discrete.samplers import EUCLIDEAN_STEPS, GRID_FREE, SPACINGS, STEPS, Corrector, make_step, time_grid
 
 
 class GMGenerationConfig(GenerationConfig):
@@ -93,13 +93,12 @@ class GMGenerationConfig(GenerationConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
         self.step()
 
-    def step(self) -> Step:
-        """The step that sampler, corrector and options make."""
-        return make_step(
-            self.sampler, self.corrector, max_expected_changes=self.max_expected_changes, tolerance=self.tolerance
-        )
+    def step(self, several: bool = False) -> Any:
+        """The step that sampler, corrector and options make, of states with several fields if told so."""
+        options = {"max_expected_changes": self.max_expected_changes, "tolerance": self.tolerance}
+        return make_step(self.sampler, self.corrector, several, **options)
 
-    def times(self, path: FinitePath | EuclideanPath, watched: bool) -> Tensor:
+    def times(self, path: Path, watched: bool) -> Tensor:
         """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless watched or corrected there."""
         if isinstance(self.grid, Sequence) and not isinstance(self.grid, str):
             return torch.tensor(self.grid, dtype=torch.float64)

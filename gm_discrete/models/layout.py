@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gm_discrete.models.config import GMConfig
+from gm_discrete.models.config import Field
 
 
 class Layout:
@@ -16,14 +15,12 @@ class Layout:
     channel and pixel of a patch; the patches go row by row.
 
     Args:
-        config: its `image_shape`, `patch_size` and, of vectors, the path's channels.
+        field: its `image_shape`, `patch_size` and, of vectors, the path's channels.
     """
 
-    def __init__(self, config: GMConfig) -> None:
-        self.image = tuple(config.image_shape) if config.image_shape else None
-        self.patch = config.patch_size
+    def __init__(self, field: Field) -> None:
+        self.image, self.patch, self.slots = field.image_shape, field.patch_size, field.slots
         self._kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.slots = math.prod((self.image[0], self.patch, self.patch)) if self.image else config.num_channels
 
     def positions(self, x: Tensor) -> int:
         """Number of positions of the states [B, …]."""

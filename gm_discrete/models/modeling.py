@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from gm_discrete.generators import Generator, Jump
+from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.models.config import GMConfig
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.readout import LazyReadout
-from gm_discrete.objective import matching_loss
-from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath
+from gm_discrete.objective import before_the_end, field_losses, field_weight, matching_loss
+from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
 from gm_discrete.paths.euclidean import Weights
 
 
@@ -33,12 +34,15 @@ class GMModelOutput(ModelOutput):
             labels, as the loss reads them in chunks and only where it needs them, and where no head states a posterior.
         velocity: of a Euclidean path whose flow has a head: what that states, in the state's shape; `None` with labels.
         last_hidden_state: [B, positions, D]; `None` with labels.
+        field_losses: of a product with labels: the loss of each field, before its weight. logits and velocity are then by
+            field as well.
     """
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
-    velocity: Tensor | None = None
+    logits: Any = None
+    velocity: Any = None
     last_hidden_state: Tensor | None = None
+    field_losses: dict[str, Tensor] | None = None
 
 
 class GMPreTrainedModel(PreTrainedModel):
@@ -85,14 +89,18 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
-        self.path: FinitePath | EuclideanPath = config.build_path()
+        self.path: Any = config.build_path()
+        self.state_fields = config.state_fields
         self.backbone = Backbone(config)
-        slots = self.backbone.layout.slots
-        if config.tie_word_embeddings and (slots > 1 or not config.vocab_size):
+        if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
             raise ValueError("tie_word_embeddings needs symbols with a position of their own")
         head = nn.Linear if config.tie_word_embeddings else ZeroLinear
         self.heads = nn.ModuleDict(
-            {name: head(config.hidden_size, slots * size, bias=False) for name, size in self.path.heads.items()}
+            {
+                f"{field}:{name}" if field else name: head(config.hidden_size, part.slots * size, bias=False)
+                for field, part in self.state_fields.items()
+                for name, size in part.path.heads.items()
+            }
         )
         self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
         self.post_init()
@@ -113,10 +121,16 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
 
     def encode(
-        self, x: Tensor, t: Tensor | None, attention_mask: Tensor | None = None, class_labels: Tensor | None = None
+        self, x: Any, t: Tensor | None, attention_mask: Any = None, class_labels: Tensor | None = None
     ) -> Tensor:
-        """States [B, L, D] behind the last attention, of the states x [B, …] at the times t [B]."""
-        if isinstance(self.path, EuclideanPath) and t is not None:
+        """States [B, L, D] behind the last attention, of the states x [B, …] at the times t [B]; of a product by field."""
+        if isinstance(self.path, ProductPath) and t is not None:
+            times = self.path.times(t)
+            x = {
+                name: path.normalized(x[name], times[name]) if isinstance(path, EuclideanPath) else x[name]
+                for name, path in self.path.factors.items()
+            }
+        elif isinstance(self.path, EuclideanPath) and t is not None:
             x = self.path.normalized(x, t)
         return self.backbone(x, t, attention_mask, class_labels)
 
@@ -126,24 +140,26 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         """Final hidden states [n, D] of the states [n, D] of positions in the sequences [n]; or [B, L, D] of all."""
         return self.backbone.finish(states, t, sequence, class_labels)
 
-    def add_evidence(self, logits: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def add_evidence(self, logits: Tensor, x: Tensor, t: Tensor, path: FinitePath | None = None) -> Tensor:
         """Posterior logits [n, K] from those of the head, the symbols x [n] that stand there and their times t [n]."""
-        assert isinstance(self.path, FinitePath)
-        mask = self.config.mask_token_id  # no data symbol is the mask
-        excluded = {*self.path.excluded, *(() if mask is None else (mask,))}
-        return self.path.add_evidence(logits, x, t, tuple(excluded))
+        path = self.path if path is None else path
+        assert isinstance(path, FinitePath)
+        mask = None if isinstance(self.path, ProductPath) else self.config.mask_token_id  # no data symbol is the mask
+        excluded = {*path.excluded, *(() if mask is None else (mask,))}
+        return path.add_evidence(logits, x, t, tuple(excluded))
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         time: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        num_items_in_batch: Any = None,
         divergence: Any = None,
         return_dict: bool | None = None,
         *,
         input_values: Tensor | None = None,
+        fields: Mapping[str, Tensor] | None = None,
         class_labels: Tensor | None = None,
     ) -> GMModelOutput | tuple:
         """What the heads say, or the loss where labels are given.
@@ -156,14 +172,22 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             num_items_in_batch: what the summed loss is divided by; the number of scored entries by default.
             divergence: in place of `config.divergence`.
             input_values: in place of `input_ids` on a Euclidean path: x [B, L, C] or [B, C, H, W].
+            fields: in place of `input_ids` on a product path: x by field. attention_mask, labels, num_items_in_batch and
+                divergence are then by field, too, and `time` may be [B, M].
             class_labels: long [B], −1 for no class.
 
         Returns:
             `.loss` (see `objective.matching_loss`) with labels, else `.logits` [B, L, K] or `.velocity`.
         """
-        x = input_values if isinstance(self.path, EuclideanPath) else input_ids
-        if x is None or (input_ids is not None and input_values is not None):
+        given = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
+        x: Any = given.pop(self.path.state_name)
+        if x is None or any(other is not None for other in given.values()):
             raise ValueError(f"give the state as {self.path.state_name}, which is what {self.path!r} needs")
+        if isinstance(self.path, ProductPath):
+            output = self._forward_fields(
+                self.path, x, time, attention_mask, labels, num_items_in_batch, divergence, class_labels
+            )
+            return output if return_dict is not False else output.to_tuple()
         if time is None:
             if labels is not None or self.config.time_conditioning or not isinstance(self.path, MaskedPath):
                 raise ValueError("time is missing: pass time=t, of shape [B], in [0, 1]")
@@ -187,8 +211,81 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
                     said["logits"] = readout(head).unflatten(0, x.shape)
                 elif head == "flow":
                     said["velocity"] = readout(head)
-            output = GMModelOutput(**said, last_hidden_state=hidden)
+            output = GMModelOutput(None, said.get("logits"), said.get("velocity"), hidden)
         return output if return_dict is not False else output.to_tuple()
+
+    def _forward_fields(
+        self,
+        path: ProductPath,
+        x: Mapping[str, Tensor],
+        time: Tensor | None,
+        attention_mask: Mapping[str, Tensor] | None,
+        labels: Mapping[str, Tensor] | None,
+        num_items: Mapping[str, Any] | None,
+        divergence: Any,
+        class_labels: Tensor | None,
+    ) -> GMModelOutput:
+        """`forward` of a product."""
+        if time is None:
+            raise ValueError("time is missing: pass time=t, of shape [B] or, of independent times, [B, M], in [0, 1]")
+        self._check_state(path, x, time, attention_mask, labels, class_labels)
+        times = {name: before_the_end(path.factors[name], t) for name, t in path.times(time).items()}
+        mask = None if attention_mask is None else dict(attention_mask)
+        states = self.encode(x, time, mask, class_labels)
+        readouts = LazyReadout.of_fields(self, x, time, times, states=states, class_labels=class_labels)
+        if labels is None:
+            said: dict[str, dict[str, Tensor]] = {"logits": {}, "velocity": {}}
+            for name, readout in readouts.items():
+                for head in path.factors[name].heads:
+                    if head in ("tokens", "belief"):
+                        said["logits"][name] = readout(head).unflatten(0, x[name].shape)
+                    elif head == "flow":
+                        said["velocity"][name] = readout(head)
+            hidden = next(iter(readouts.values())).reading.everything(states)
+            return GMModelOutput(None, said["logits"], said["velocity"], hidden)
+        scored = path.scored(labels)
+        data = {name: torch.where(scored[name], labels[name], path.factors[name].as_data(x[name])) for name in x}
+        generators: dict[str, Any] = {
+            name: path.factors[name].marginal(readouts[name], x[name], times[name]) for name in x
+        }
+        weights, kinds = self.config.loss_weights, divergence or self.config.divergence
+        losses = field_losses(path, Product(generators), data, x, time, scored, num_items, kinds, weights)  # pyright: ignore
+        loss = torch.stack([field_weight(weights, name) * value for name, value in losses.items()]).sum()
+        return GMModelOutput(loss=loss, field_losses={name: value.detach() for name, value in losses.items()})
+
+    def _check_state(
+        self,
+        path: ProductPath,
+        x: Mapping[str, Tensor],
+        t: Tensor,
+        attention_mask: Mapping[str, Tensor] | None,
+        labels: Mapping[str, Tensor] | None,
+        class_labels: Tensor | None,
+    ) -> None:
+        """
+        Raises:
+            ValueError: a tensor is not what the model is made for.
+        """
+        path.check(x, t, path.state_name)
+        for name, field in self.state_fields.items():
+            expected = field.state_shape(x[name].shape[1])
+            if tuple(x[name].shape[1:]) != expected:
+                raise ValueError(
+                    f"fields[{name!r}] has shape {tuple(x[name].shape)}; the model takes [B, {str(expected)[1:-1]}]"
+                )
+            if labels is not None and (name not in labels or labels[name].shape != x[name].shape):
+                raise ValueError(f"labels[{name!r}] must have the field's shape {tuple(x[name].shape)}")
+            mask = (attention_mask or {}).get(name)
+            if mask is not None and (mask.shape != x[name].shape[:2] or field.image_shape):
+                raise ValueError(
+                    f"attention_mask[{name!r}] has shape {tuple(mask.shape)}; it is [B, L] of a field that is no image"
+                )
+        for group in self.config.groups:
+            lengths = {self.backbone.layouts[name].positions(x[name]) for name in group}
+            if len(lengths) > 1:
+                raise ValueError(f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions")
+        if class_labels is not None:
+            self.config.check_classes(class_labels, len(t))
 
     def _check(
         self,
@@ -204,7 +301,7 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
         """
         self.path.check(x, t, self.path.state_name)
         config = self.config
-        expected = config.state_shape(x.shape[1] if x.dim() > 1 else 0)
+        expected = self.state_fields[""].state_shape(x.shape[1] if x.dim() > 1 else 0)
         if tuple(x.shape[1:]) != expected and (config.image_shape or not config.vocab_size):
             raise ValueError(
                 f"{self.path.state_name} has shape {tuple(x.shape)}; the model takes [B, {str(expected)[1:-1]}]"
@@ -222,28 +319,66 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
 
     def generator(
         self,
-        x: Tensor,
+        x: Any,
         t: Tensor,
         t_next: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         logits_processor: Any = None,
         class_labels: Tensor | None = None,
         guidance_scale: float | None = None,
         generators: Weights | None = None,
+        told: Tensor | None = None,
     ) -> Generator:
         """The marginal generator at x, or that of the step [t, t_next]. Of symbols it runs nothing until looked at.
 
         Args:
             class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance (see `LazyReadout`).
-            generators: other weights of a superposition (see `EuclideanPath.reweighted`).
+            generators: other weights of a superposition (see `EuclideanPath.reweighted`); of a product by field.
+            told: of a product with independent times: those that the network is told, [B, M], where a field is known (1) or
+                unknown (0) that is at another time of its generator.
         """
         path = self.path
+        if isinstance(path, ProductPath):
+            return self._product(
+                path, x, t, t_next, attention_mask, logits_processor, class_labels, guidance_scale, generators, told
+            )
         if generators is not None:
             if not isinstance(path, EuclideanPath):
                 raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
             path = path.reweighted(generators)
         readout = LazyReadout(self, x, t, attention_mask, logits_processor, None, class_labels, guidance_scale)
         return path.marginal(readout, x, t, t_next)
+
+    def _product(
+        self,
+        path: ProductPath,
+        x: Mapping[str, Tensor],
+        t: Tensor,
+        t_next: Tensor | None,
+        attention_mask: Mapping[str, Tensor] | None,
+        logits_processor: Any,
+        class_labels: Tensor | None,
+        guidance_scale: float | None,
+        generators: Mapping[str, Any] | None,
+        told: Tensor | None,
+    ) -> Product:
+        """`generator` of a product."""
+        if unknown := (generators or {}).keys() - path.factors.keys():
+            raise ValueError(f"generators names {', '.join(sorted(unknown))}; the fields are {', '.join(path.factors)}")
+        times, mask = path.times(t), None if attention_mask is None else dict(attention_mask)
+        readouts = LazyReadout.of_fields(
+            self, x, t if told is None else told, times, logits_processor, guidance_scale,
+            attention_mask=mask, class_labels=class_labels,
+        )  # fmt: skip
+        then = None if t_next is None else path.times(t_next)
+        factors = {}
+        for name, factor in path.factors.items():
+            if name in (generators or {}):
+                if not isinstance(factor, EuclideanPath):
+                    raise ValueError(f"generators are given for {name!r}, a field of symbols, which only jump")
+                factor = factor.reweighted(generators[name])  # pyright: ignore[reportOptionalSubscript]
+            factors[name] = factor.marginal(readouts[name], x[name], times[name], None if then is None else then[name])
+        return Product(factors)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""

@@ -5,6 +5,7 @@ from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
 from gm_discrete.paths.metric import MetricPath
 from gm_discrete.paths.mixture import MaskedPath, MixturePath, TokenMixturePath, UniformPath
+from gm_discrete.paths.product import ProductPath
 
 __all__ = [
     "EuclideanMixturePath",
@@ -15,6 +16,7 @@ __all__ = [
     "MetricPath",
     "MixturePath",
     "Path",
+    "ProductPath",
     "TokenMixturePath",
     "UniformPath",
 ]

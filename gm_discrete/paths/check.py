@@ -51,7 +51,10 @@ class ExactModel:
         """log π [B, L, K]; arbitrary where x is impossible."""
         joint = self.likelihood(x, t) * self.law
         joint = torch.where(joint.sum(1, keepdim=True) > 0, joint, self.law)
-        posterior = joint / joint.sum(1, keepdim=True)
+        return self.logits_of(joint / joint.sum(1, keepdim=True))
+
+    def logits_of(self, posterior: Tensor) -> Tensor:
+        """log π [B, L, K] of a posterior over the data points, [B, Z]."""
         onehot = torch.nn.functional.one_hot(self.data, self.path.vocab_size).double()
         return torch.einsum("bz,zlk->blk", posterior, onehot).log()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Generator, Superposition
+from gm_discrete.generators import Factor, Superposition
 from gm_discrete.kernels import require
 from gm_discrete.landings import ROUNDING, Bins
 from gm_discrete.paths.base import Path, check_times
@@ -143,7 +143,7 @@ class EuclideanPath(Path):
 
 
 def superposed(
-    parts: dict[str, Generator],
+    parts: Mapping[str, Factor],
     weights: Mapping[str, Tensor],
     t: Tensor,
     t_next: Tensor | None,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
+from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.kernels import Categorical, Dirac, Kernel
 from gm_discrete.landings import ROUNDING, Bins, Landing, check_within
 from gm_discrete.paths.base import uniform
@@ -166,7 +166,7 @@ class EuclideanMixturePath(EuclideanPath):
                 torch.full_like(t, (self.high - self.low) / 2),
             )
             parts["jump"] = Jump(intensity, kernel, probability, joint=self.block, length=length)
-        every: dict[str, Generator] = parts
+        every: dict[str, Factor] = parts
         finisher = "jump" if "jump" in every else next(iter(every))
         again = partial(self.generator, flow, spread, away, kernel, x, t)
         return superposed(every, self.weights(t), t, t_next, finisher, again)

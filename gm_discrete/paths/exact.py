@@ -1,18 +1,23 @@
-"""The exact posterior of Gaussian mixtures on a Gaussian path, in place of a network."""
+"""Exact posteriors in place of a network: of Gaussian mixtures on a Gaussian path, and of data with several fields."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.beliefs import NormalBelief
-from gm_discrete.generators import Superposition
+from gm_discrete.generators import Factor, Product, Superposition
 from gm_discrete.kernels import Categorical, TensorReadout
 from gm_discrete.landings import ROUNDING
+from gm_discrete.paths.check import ExactModel
+from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
+from gm_discrete.paths.product import ProductPath
 
 
 class ExactGaussianModel:
@@ -48,11 +53,23 @@ class ExactGaussianModel:
         )
         return self.means[k] + noise * self.std[k].view(-1, *[1] * (self.means.dim() - 1))
 
+    def log_evidence(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x|k), but for a constant, of states x at times t [B] and every component: [B, Z]."""
+        return self._given(x, t).log_evidence.sum(2)
+
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        return self.weighted(self.law.log() + self.log_evidence(x, t), x, t, t_next)
+
+    def _given(self, x: Tensor, t: Tensor) -> NormalBelief:
+        """About z in each component, [B, Z, d]."""
+        flat = x.double().flatten(1)[:, None]  # [B, 1, d]
+        return NormalBelief(flat, self.means.flatten(1), self.std[:, None], self.path.at(t, flat))
+
+    def weighted(self, log_weight: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        """The generator where the components have these posterior weights, log [B, Z] but for a constant."""
         flat, means, number = x.double().flatten(1)[:, None], self.means.flatten(1), x[0].numel()  # [B, 1, d], [Z, d]
-        now = self.path.at(t, flat)  # [B, 1, 1]
-        given = NormalBelief(flat, means, self.std[:, None], now)  # [B, Z, d]
-        log_weight = (self.law.log() + given.log_evidence.sum(2)).log_softmax(1)[..., None]
+        now, given = self.path.at(t, flat), self._given(x, t)  # [B, 1, 1]
+        log_weight = log_weight.log_softmax(1)[..., None]
         clean = (log_weight.exp() * given.mean).sum(1)
         noise = (flat[:, 0] - now.alpha[:, 0] * clean) / now.sigma[:, 0]
         reduced, kernel = None, None
@@ -71,3 +88,58 @@ class ExactGaussianModel:
         return self.path.generator(
             clean.view_as(x).to(x.dtype), noise.view_as(x).to(x.dtype), reduced, kernel, x, t, t_next
         )
+
+
+class ExactProductModel:
+    """Data of several fields and a `ProductPath`: the generator by Bayes' rule, with weights from all fields together.
+
+    Data point k, of probability w_k, has symbols where a field is one of symbols, and N(m_k, s²) where it is one of numbers;
+    given k the fields are independent, and its posterior weight is ∝ w_k Π_m p_t(x^m|k).
+
+    Args:
+        path: fields of symbols on any path, and of numbers on Gaussian ones.
+        data: by field, [Z, …]: symbols, or means m_k.
+        std: s by field of numbers, a number or [Z]; 0 by default.
+        law: w_k, [Z]; even by default.
+    """
+
+    def __init__(
+        self,
+        path: ProductPath,
+        data: Mapping[str, Tensor],
+        std: Mapping[str, Tensor | float] | None = None,
+        law: Tensor | None = None,
+    ) -> None:
+        path.check(data, torch.ones(len(next(iter(data.values()))), dtype=torch.float64), "data")
+        self.path = path
+        self.fields: dict[str, Any] = {}
+        for name, factor in path.factors.items():
+            if isinstance(factor, FinitePath):
+                self.fields[name] = ExactModel(factor, data[name], law)
+            else:
+                self.fields[name] = ExactGaussianModel(factor, data[name], (std or {}).get(name, 0.0), law)  # pyright: ignore
+        self.law = next(iter(self.fields.values())).law
+
+    def log_evidence(self, name: str, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x^m|k) of one field, but for a constant: [B, Z]. At t = 1 numbers that are known tell all they can."""
+        field = self.fields[name]
+        if isinstance(field, ExactModel):
+            return field.likelihood(x, t).log()
+        return field.log_evidence(x, t.clamp(max=1 - KNOWN))
+
+    def generator(self, x: Mapping[str, Tensor], t: Tensor, t_next: Tensor | None = None) -> Product:
+        now = self.path.times(t)
+        then = dict.fromkeys(now) if t_next is None else self.path.times(t_next)
+        log_weight = self.law.log() + torch.stack([self.log_evidence(name, x[name], now[name]) for name in x]).sum(0)
+        factors: dict[str, Factor] = {}
+        for name, field in self.fields.items():
+            if isinstance(field, ExactModel):
+                logits = field.logits_of(log_weight.softmax(1))
+                factors[name] = field.path.marginal(logits, x[name], now[name], then[name])
+            else:
+                factors[name] = field.weighted(log_weight, x[name], now[name].clamp(max=1 - KNOWN), then[name])
+        return Product(factors)
+
+
+KNOWN = 1e-6
+"""1 − t of a number that is known: its noise is then the rounding of float32."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.beliefs import NormalBelief
-from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition
+from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.kernels import Categorical, Dirac, Kernel, TensorReadout, map_rows
 from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, check_within, landing_quantile
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, normal_tail, shaped, superposed
@@ -260,7 +260,7 @@ class GaussianPath(EuclideanPath):
             there, step = self.at(t_next, x), shaped(t_next - t, x)
             sigma = (now.sigma + there.sigma) / 2
             mean = torch.where(step > 0, (there.alpha * clean + there.sigma * noise - x) / step, velocity)
-        parts: dict[str, Generator] = {"flow": Flow(velocity, mean)}
+        parts: dict[str, Factor] = {"flow": Flow(velocity, mean)}
         if "diffusion" in self.generators:
             towards = -self.noise / 2 * noise  # ½ g² times the score
             scale = (self.noise * sigma).sqrt()

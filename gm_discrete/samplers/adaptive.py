@@ -45,8 +45,7 @@ def adaptive(
         return controlled(chain, x, t, t_next, 0.002 if tolerance is None else tolerance)
     if tolerance is not None:
         raise ValueError("tolerance is of adaptive steps of numbers; those of symbols have max_expected_changes")
-    if not max_expected_changes > 0:
-        raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
+    check_changes(max_expected_changes)
     n = chain.free.sum(1).double()
     unsettled = chain.memory.get("unsettled", n)
     while bool((t < t_next).any()):
@@ -81,6 +80,30 @@ def _unsettled(belief: Kernel, x: Tensor, positions: Tensor, before: Tensor, cha
     leave, read = leaving(belief, x, asked)
     share = asked.sum(1) / positions.sum(1)
     return torch.where(asked.any(1), leave.sum(1) / share, before), read
+
+
+def check_changes(max_expected_changes: float) -> None:
+    """
+    Raises:
+        ValueError: it is not positive.
+    """
+    if not max_expected_changes > 0:
+        raise ValueError(f"max_expected_changes={max_expected_changes} must be positive")
+
+
+def unsettled_tokens(chain: Chain, x: Tensor, posterior: Posterior, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, E) of `adaptive`: how many tokens are free, and how many of them unsettled, [B] each."""
+    positions = chain.free & (posterior.over(t_next).chance > 0)
+    unsettled, _ = _unsettled(posterior.belief, x, positions, torch.zeros_like(t), chain)
+    return chain.free.sum(1).double(), unsettled
+
+
+def pace_of_tokens(
+    chain: Chain, n: Tensor, unsettled: Tensor, t: Tensor, t_next: Tensor, max_expected_changes: float
+) -> Tensor:
+    """The end of the next step of `adaptive`, [B], at one pace for the whole batch, that of its means."""
+    part = max_expected_changes / (n * unsettled).mean().sqrt()
+    return _after(chain, t, t_next, part.clamp(max=1).expand_as(t))
 
 
 def step_doubling(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 0.02) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Diffusion, Flow, Generator, Jump, Superposition, terms
+from gm_discrete.generators import Diffusion, Flow, Generator, Jump, over, terms
 from gm_discrete.samplers.chain import Chain
 
 
@@ -35,19 +35,29 @@ def heun(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     if bool((t_next >= 1).any()):
         return euler_maruyama(chain, x, t, t_next)
     first = chain.generator(x, t, t_next)
-    step = _like(t_next - t, x)
-    drift = _drift(first, x)
-    variance, bounds = _noise(first, x), _bounds(first)
-    noise = None if variance is None else chain.normal(x)
-    tried = x + step * drift
-    if variance is not None and noise is not None:
-        tried = tried + (step * variance).sqrt() * noise
-    second = chain.generator(_within(tried, bounds), t_next)
+    tried, noise = predicted(chain, x, first, t, t_next)
     chain.calls += 2
-    moved = x + step / 2 * (drift + _drift(second, x))
-    if variance is not None and noise is not None:  # not the mean of both ends: where it depends on x, that drifts
-        moved = moved + (step * variance).sqrt() * noise
-    return _jumped(chain, x, _within(moved, bounds), first, t, t_next)
+    return corrected(chain, x, first, chain.generator(tried, t_next), noise, t, t_next)
+
+
+def predicted(
+    chain: Chain, x: Tensor, generator: Generator, t: Tensor, t_next: Tensor
+) -> tuple[Tensor, Tensor | float]:
+    """The first half of `heun`: x + Δ b(t) + noise, without jumps, and the noise."""
+    step, variance = _like(t_next - t, x), _noise(generator, x)
+    noise = 0.0 if variance is None else (step * variance).sqrt() * chain.normal(x)
+    return _within(x + step * _drift(generator, x) + noise, _bounds(generator)), noise
+
+
+def corrected(
+    chain: Chain, x: Tensor, first: Generator, second: Generator, noise: Tensor | float, t: Tensor, t_next: Tensor
+) -> Tensor:
+    """The second half: x + Δ (b(t) + b(t_next))/2 + the same noise, and the jumps of the first generator.
+
+    The noise is not the mean of both ends: where it depends on x, that drifts.
+    """
+    moved = x + _like(t_next - t, x) / 2 * (_drift(first, x) + _drift(second, x)) + noise
+    return _jumped(chain, x, _within(moved, _bounds(first)), first, t, t_next)
 
 
 def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 1e-5) -> Tensor:
@@ -102,35 +112,45 @@ def controlled(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: fl
     with ℓ the length of a jump. The next step is such that e^(3/2), what the second order leaves of e, and j together are
     about the tolerance.
     """
+    while bool((t < t_next).any()):
+        generator = chain.generator(x, t)
+        chain.calls += 1
+        until = pace(chain, x, generator, t, t_next, tolerance)
+        x, t = advance(chain, x, generator, t, until), until
+    return x
+
+
+def pace(chain: Chain, x: Tensor, generator: Generator, t: Tensor, t_next: Tensor, tolerance: float) -> Tensor:
+    """The end of the next step of `controlled`, [B], from the generator of the point t and what memory holds of the last."""
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be positive")
     stop = getattr(getattr(chain.model, "path", None), "stop", 0.005)
     memory, free = chain.memory, chain.free
     count = free.sum().clamp(min=1)
     step = memory.get("step", torch.full_like(t, tolerance**0.5))
-    while bool((t < t_next).any()):
-        generator = chain.generator(x, t)
-        if not isinstance(generator, Superposition) or generator.over is None:
-            raise TypeError("adaptive steps need generators made by a path: path.marginal(readout, x, t, t_next)")
-        chain.calls += 1
-        drift, rate = _drift(generator, x), _rate(generator, x)
-        slope = None
-        if "taken" in memory:
-            slope = (drift - memory["drift"]) / _like(memory["taken"], x)
-            size = ((free * x).square().sum() / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-            bent = ((free * slope).square().sum() / count).sqrt()
-            changed = (free * (rate - memory["rate"])).abs().sum() / memory["taken"] + (free * rate).square().sum()
-            needed = (bent / tolerance ** (2 / 3) + changed / count * _length(generator, x) / tolerance) / size
-            step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), step / 2), step * 2)
-        reach = t + step
-        until = torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
-        taken = until - t
-        memory |= {"drift": drift, "rate": rate, "taken": taken}
-        # The first step knows of none before it; the last, to t = 1, is the path's own.
-        ahead = None if slope is None or bool((until >= 1).any()) else drift + _like(taken / 2, x) * slope
-        x, t = _step(chain, x, generator.over(until), t, until, ahead), until
-    memory["step"] = step
-    return x
+    drift, rate = _drift(generator, x), _rate(generator, x)
+    memory.pop("slope", None)
+    if "taken" in memory:
+        slope = (drift - memory["drift"]) / _like(memory["taken"], x)
+        size = ((free * x).square().sum() / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+        bent = ((free * slope).square().sum() / count).sqrt()
+        changed = (free * (rate - memory["rate"])).abs().sum() / memory["taken"] + (free * rate).square().sum()
+        needed = (bent / tolerance ** (2 / 3) + changed / count * _length(generator, x) / tolerance) / size
+        step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), step / 2), step * 2)
+        memory["slope"] = slope
+    memory |= {"drift": drift, "rate": rate, "step": step}
+    reach = t + step
+    return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
+
+
+def advance(chain: Chain, x: Tensor, generator: Generator, t: Tensor, until: Tensor) -> Tensor:
+    """The step of `controlled` to the given time, which no one need have proposed."""
+    memory, taken = chain.memory, until - t
+    memory["taken"] = taken
+    # The first step knows of none before it; the last, to t = 1, is the path's own.
+    straight = "slope" not in memory or bool((until >= 1).any())
+    ahead = None if straight else memory["drift"] + _like(taken / 2, x) * memory["slope"]
+    return _step(chain, x, over(generator, until), t, until, ahead)  # pyright: ignore[reportArgumentType]
 
 
 def _step(

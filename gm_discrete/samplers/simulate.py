@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, overload
@@ -16,6 +16,7 @@ from gm_discrete.samplers.chain import Chain, Step
 from gm_discrete.samplers.correctors import Corrector
 from gm_discrete.samplers.euclidean import dopri5, heun
 from gm_discrete.samplers.exact import first_hitting, uniformization
+from gm_discrete.samplers.product import ProductChain, ProductStep, with_options
 from gm_discrete.samplers.steps import ancestral, euler, stratified_hazard, tau_leaping, trapezoidal
 
 EUCLIDEAN_STEPS: dict[str, Step] = {
@@ -48,7 +49,7 @@ class Simulation:
 
     Attributes:
         x: final state, of x_0's shape.
-        times: the grid [N + 1].
+        times: the grid [N + 1], or [N + 1, M] of M fields with grids of their own.
         network_calls: [B], evaluations of the network that the sequence needed; none where it had no event.
         jumps: [B], changes of an entry by jumps.
         error_bound: [B], on the total variation between the law that was sampled and that of the model's process; 0 for
@@ -56,12 +57,12 @@ class Simulation:
         states: the states at `save_at`, in its order.
     """
 
-    x: Tensor
+    x: Any
     times: Tensor
     network_calls: Tensor
     jumps: Tensor
     error_bound: Tensor | None = None
-    states: list[Tensor] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
 
     def then(self, rest: Simulation) -> Simulation:
         """This simulation and the one that went on from its end, as one."""
@@ -76,68 +77,71 @@ class Simulation:
 @overload
 def simulate(
     model: Any,
-    x_0: Tensor,
-    times: Tensor | Sequence[float],
+    x_0: Any,
+    times: Any,
     rng: torch.Generator | None = None,
-    method: str | Step = "tau_leaping",
-    fixed: Tensor | None = None,
+    method: str | Step | ProductStep = "tau_leaping",
+    fixed: Any = None,
     *,
     corrector: Corrector | None = None,
     max_expected_changes: float | None = None,
     tolerance: float | None = None,
     save_at: Sequence[int] = (),
-    on_step: Callable[[Tensor, float], bool] | None = None,
+    on_step: Callable[[Any, Any], bool] | None = None,
     return_info: Literal[False] = False,
     **conditioning: Any,
-) -> Tensor: ...
+) -> Any: ...
 @overload
 def simulate(
     model: Any,
-    x_0: Tensor,
-    times: Tensor | Sequence[float],
+    x_0: Any,
+    times: Any,
     rng: torch.Generator | None = None,
-    method: str | Step = "tau_leaping",
-    fixed: Tensor | None = None,
+    method: str | Step | ProductStep = "tau_leaping",
+    fixed: Any = None,
     *,
     corrector: Corrector | None = None,
     max_expected_changes: float | None = None,
     tolerance: float | None = None,
     save_at: Sequence[int] = (),
-    on_step: Callable[[Tensor, float], bool] | None = None,
+    on_step: Callable[[Any, Any], bool] | None = None,
     return_info: Literal[True],
     **conditioning: Any,
 ) -> Simulation: ...
 @torch.no_grad()
 def simulate(
     model: Any,
-    x_0: Tensor,
-    times: Tensor | Sequence[float],
+    x_0: Any,
+    times: Any,
     rng: torch.Generator | None = None,
-    method: str | Step = "tau_leaping",
-    fixed: Tensor | None = None,
+    method: str | Step | ProductStep = "tau_leaping",
+    fixed: Any = None,
     *,
     corrector: Corrector | None = None,
     max_expected_changes: float | None = None,
     tolerance: float | None = None,
     save_at: Sequence[int] = (),
-    on_step: Callable[[Tensor, float], bool] | None = None,
+    on_step: Callable[[Any, Any], bool] | None = None,
     return_info: bool = False,
     **conditioning: Any,
-) -> Tensor | Simulation:
+) -> Any:
     """Simulates the process of `model.generator` from the state x_0 at times[0] to times[-1].
 
     Args:
         model: anything with `.generator(x, t, t_next=None, **conditioning)`; most methods beyond `"tau_leaping"` and
             `"euler"` also need its `.path`.
-        x_0: initial state, long [B, L], or floating-point [B, …] of a Euclidean path; not modified.
+        x_0: initial state, long [B, L], or floating-point [B, …] of a Euclidean path, or of a product a dict by field; not
+            modified.
         times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
-            methods choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid.
+            methods choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. Of a
+            product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
         rng: source of all noise.
         method: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
             `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`. Of
             Euclidean states `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and for pure flows
-            `"dopri5"`. Or a step of your own (see `samplers.chain.Step`).
-        fixed: bool, of x_0's shape: entries that stay as they are.
+            `"dopri5"`. Of products `"tau_leaping"`, `"euler"`, `"ancestral"`, `"heun"`, `"adaptive"`. Or a step of your own
+            (see `samplers.chain.Step` and `samplers.product.ProductStep`).
+        fixed: bool, of x_0's shape: entries that stay as they are; of a product by field, those left out being free.
         corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`.
         max_expected_changes: M, tokens that change per step of `"adaptive"`, on average.
         tolerance: of `"uniformization"` (total variation that may be cut off), of `"step_doubling"` and of Euclidean
@@ -150,28 +154,41 @@ def simulate(
     Returns:
         The state at the end, of x_0's shape, or a `Simulation`.
     """
-    step = make_step(method, corrector, max_expected_changes=max_expected_changes, tolerance=tolerance)
-    if not isinstance(x_0, Tensor) or (x_0.dim() != 2 and not (x_0.is_floating_point() and x_0.dim() > 2)):
-        found = tuple(x_0.shape) if isinstance(x_0, Tensor) else repr(x_0)
-        raise ValueError(f"x_0 must be a tensor [B, L] of symbols, or of numbers [B, …]; got {found}")
-    fitting = EUCLIDEAN_STEPS if x_0.is_floating_point() else STEPS
-    if not callable(method) and method not in fitting:
-        kind = "numbers" if x_0.is_floating_point() else "symbols"
-        raise ValueError(f"method={method!r} is not for {kind}; choose one of {', '.join(fitting)}")
-    grid = _grid(times)
+    several = isinstance(x_0, Mapping)
+    step: Any = make_step(
+        method, corrector, several=several, max_expected_changes=max_expected_changes, tolerance=tolerance
+    )
+    conditioning = {name: value for name, value in conditioning.items() if value is not None}
+    first = next(iter(x_0.values())) if several else x_0
+    if several:
+        free = {name: _free(state, (fixed or {}).get(name), f"[{name!r}]") for name, state in x_0.items()}
+        if unknown := (fixed or {}).keys() - x_0.keys():
+            raise ValueError(f"fixed names {', '.join(sorted(unknown))}; the fields are {', '.join(x_0)}")
+        chain = ProductChain(model, free, rng, conditioning)
+    else:
+        _check_state(x_0, method)
+        chain = Chain(model, _free(x_0, fixed), rng, conditioning)
+    grids = {name: _grid(times[name], rising=False) for name in x_0} if isinstance(times, Mapping) and several else None
+    grid = _grid(times) if grids is None else torch.stack(list(grids.values()), 1)
     wanted = set(_indices(save_at, len(grid)))
-    if fixed is not None and fixed.shape != x_0.shape:
-        raise ValueError(f"fixed has shape {tuple(fixed.shape)}; expected that of x_0, {tuple(x_0.shape)}")
-    free = torch.ones_like(x_0, dtype=torch.bool) if fixed is None else ~fixed.bool()
-    chain = Chain(model, free, rng, {name: value for name, value in conditioning.items() if value is not None})
-    x = x_0
+
+    def at(i: int) -> Any:
+        """The times of all sequences at the i-th of the grid, by field where there are several."""
+        column = [
+            torch.full((len(first),), s, dtype=torch.float64, device=first.device) for s in grid[i].view(-1).tolist()
+        ]
+        if not several:
+            return column[0]
+        return dict(zip(x_0, column if grids else column * len(x_0), strict=True))
+
+    x, now = x_0, at(0)
     saved = {0: x} if 0 in wanted else {}
-    for i, (t, t_next) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True), start=1):
-        now, then = (torch.full((len(x),), s, dtype=torch.float64, device=x.device) for s in (t, t_next))
-        x = step(chain, x, now, then)
+    for i in range(1, len(grid)):
+        then = at(i)
+        x, now = step(chain, x, now, then), then
         if i in wanted:
             saved[i] = x
-        if on_step is not None and on_step(x, t_next):
+        if on_step is not None and on_step(x, float(grid[i]) if grids is None else grid[i]):
             break
     if not return_info:
         return x
@@ -179,12 +196,39 @@ def simulate(
     return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
 
 
-def make_step(method: str | Step, corrector: Corrector | dict[str, Any] | None = None, **options: Any) -> Step:
-    """The step of that name, with those of the options that are not `None`, corrected.
+def _check_state(x_0: Any, method: Any) -> None:
+    if not isinstance(x_0, Tensor) or (x_0.dim() != 2 and not (x_0.is_floating_point() and x_0.dim() > 2)):
+        found = tuple(x_0.shape) if isinstance(x_0, Tensor) else repr(x_0)
+        raise ValueError(f"x_0 must be a tensor [B, L] of symbols, or of numbers [B, …]; got {found}")
+    fitting = EUCLIDEAN_STEPS if x_0.is_floating_point() else STEPS
+    if not callable(method) and method not in fitting:
+        kind = "numbers" if x_0.is_floating_point() else "symbols"
+        raise ValueError(f"method={method!r} is not for {kind}; choose one of {', '.join(fitting)}")
+
+
+def _free(x_0: Tensor, fixed: Tensor | None, name: str = "") -> Tensor:
+    if fixed is None:
+        return torch.ones_like(x_0, dtype=torch.bool)
+    if fixed.shape != x_0.shape:
+        raise ValueError(f"fixed{name} has shape {tuple(fixed.shape)}; expected that of x_0, {tuple(x_0.shape)}")
+    return ~fixed.bool()
+
+
+def make_step(
+    method: str | Step | ProductStep,
+    corrector: Corrector | dict[str, Any] | None = None,
+    several: bool = False,
+    **options: Any,
+) -> Any:
+    """The step of that name, with those of the options that are not `None`, corrected; of several fields if told so.
 
     Raises:
         ValueError: there is no such method, or it has no such option.
     """
+    if several:
+        if corrector is not None:
+            raise ValueError("correctors are of a single field of symbols; states of several fields have none")
+        return with_options(method, {name: value for name, value in options.items() if value is not None})  # pyright: ignore
     known = STEPS | EUCLIDEAN_STEPS
     if not callable(method) and method not in known:
         raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(known)}")
@@ -198,15 +242,16 @@ def make_step(method: str | Step, corrector: Corrector | dict[str, Any] | None =
         corrector = Corrector.from_dict(corrector)
     if not isinstance(corrector, Corrector | None):
         raise TypeError(f"corrector={corrector!r} must be a corrector such as DetailedBalance(), or its dict")
-    step = partial(step, **options) if options else step
-    return step if corrector is None else corrector.corrected(step)
+    single: Any = partial(step, **options) if options else step
+    return single if corrector is None else corrector.corrected(single)
 
 
-def _grid(times: Tensor | Sequence[float]) -> Tensor:
+def _grid(times: Any, rising: bool = True) -> Tensor:
     grid = torch.as_tensor(times, dtype=torch.float64).cpu()
     if grid.dim() != 1 or len(grid) < 2:
         raise ValueError(f"times must be a grid of at least two times, got shape {tuple(grid.shape)}")
-    if not (grid[0] >= 0 and grid[-1] <= 1 and bool((grid.diff() > 0).all())):
+    steps = grid.diff()
+    if not (grid[0] >= 0 and grid[-1] <= 1 and bool((steps > 0 if rising else steps >= 0).all())):
         raise ValueError(f"times must increase within [0, 1], got {grid.tolist() if len(grid) < 9 else grid}")
     return grid
 

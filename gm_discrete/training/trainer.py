@@ -24,7 +24,7 @@ from gm_discrete.evaluation import evaluate_bound, evaluate_matching
 from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.models import GMConfig, GMModel
 from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt, without_some
-from gm_discrete.paths import EuclideanPath
+from gm_discrete.paths import EuclideanPath, FinitePath, ProductPath
 from gm_discrete.training.checkpoints import (
     checkpoints,
     is_broken,
@@ -47,6 +47,11 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def _padded(value: torch.Tensor, length: int) -> torch.Tensor:
+    """Filled up behind with zeros, to [B, length, …]."""
+    return nn.functional.pad(value, (*[0, 0] * (value.dim() - 2), 0, length - value.shape[1]))
 
 
 class GMTrainer(Trainer):
@@ -77,6 +82,10 @@ class GMTrainer(Trainer):
             config = model.config
             check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
         numbers = isinstance(model.path, EuclideanPath)
+        if isinstance(model.path, ProductPath):
+            args.remove_unused_columns = False  # the columns of a table are its own
+            if kwargs.get("data_collator") is None:
+                raise ValueError("data_collator is missing: fields have one of their own, such as data.TableCollator")
         kwargs.setdefault(
             "data_collator", ImageCollator() if numbers else TokenCollator(model.config.pad_token_id or 0)
         )
@@ -134,19 +143,41 @@ class GMTrainer(Trainer):
         self._noise_step = (now, micro_step + 1 if step == now else 0)
         rng = self._rng(*self._noise_step)
         path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
-        scored = path.scored(inputs["labels"])
-        data = torch.where(scored, inputs["labels"], inputs[path.state_name])
-        length, source = data.shape[1], inputs.pop("source_ids", None)
-        if world_size > 1 and data.dim() == 2:  # every process draws noise of one shape, that of the longest batch
-            lengths: Any = self.accelerator.gather(torch.tensor([length], device=data.device))
-            padding = (0, int(lengths.max()) - length)
-            data, scored = nn.functional.pad(data, padding), nn.functional.pad(scored, padding)
-            source = None if source is None else nn.functional.pad(source, padding)
-        x, t = corrupt(path, data, scored, rng, self.times, rank, world_size, source)
+        several = isinstance(path, ProductPath)
+        state, labels, factors = inputs[path.state_name], inputs["labels"], path.factors if several else {"": path}
+        if not several:
+            state, labels = {"": state}, {"": labels}
+        scored = {name: factor.scored(labels[name]) for name, factor in factors.items()}
+        data = {name: torch.where(scored[name], labels[name], state[name]) for name in factors}
+        lengths, source = {name: z.shape[1] for name, z in data.items()}, inputs.pop("source_ids", None)
+        if world_size > 1:  # every process draws noise of one shape, that of the longest batch
+            counts = torch.tensor([list(lengths.values())], device=next(iter(data.values())).device)
+            longest: Any = self.accelerator.gather(counts)
+            for name, most in zip(lengths, longest.amax(0).tolist(), strict=True):
+                data[name], scored[name] = _padded(data[name], most), _padded(scored[name], most)
+                source = None if source is None else _padded(source, most)
+        whole = (data, scored) if several else (data[""], scored[""])
+        x, t = corrupt(path, *whole, rng, self.times, rank, world_size, source)
+        x = {name: noisy[:, : lengths[name]] for name, noisy in (x if several else {"": x}).items()}
         if "class_labels" in inputs:
             dropout = self._unwrapped.config.class_dropout
             inputs["class_labels"] = without_some(inputs["class_labels"], dropout, rng, rank, world_size)
-        return {**inputs, path.state_name: x[:, :length], "time": t}
+        return {**inputs, path.state_name: x if several else x[""], "time": t}
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Scored entries of a step on all processes; of numbers those that are no NaN, of a product by field."""
+        path = self._unwrapped.path
+        if isinstance(path, FinitePath) or not batch_samples or "labels" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        several = isinstance(path, ProductPath)
+        factors = path.factors if several else {"": path}
+        labels = [batch["labels"] if several else {"": batch["labels"]} for batch in batch_samples]
+        found = [sum(factor.scored(part[name]).sum() for part in labels) for name, factor in factors.items()]
+        counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        by_field = dict(zip(factors, counts.clamp(min=1), strict=True))
+        return by_field if several else by_field[""]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
@@ -218,13 +249,13 @@ class GMTrainer(Trainer):
     ) -> dict[str, float]:
         """Likelihood bound: bits per token with its standard error, perplexity, and the bound in nats per token as loss.
 
-        Of a Euclidean path the matching loss, in all and by part.
+        Of a Euclidean path the matching loss, in all and by part; of a product by field.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
             parts = (self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in dataset.items())
             return {key: value for metrics in parts for key, value in metrics.items()}
-        if isinstance(self._unwrapped.path, EuclideanPath):
+        if not isinstance(self._unwrapped.path, FinitePath):
             metrics = self._matching(dataset)
         else:
             bound = self.bound(dataset)

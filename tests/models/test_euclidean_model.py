@@ -172,7 +172,7 @@ def test_shapes(name: str) -> None:
     model, z = network(name), data(name)
     x, t = noisy(model, z)
     output = call(model, x, t)
-    positions = z[0].numel() // model.backbone.layout.slots
+    positions = z[0].numel() // model.backbone.layouts[""].slots
     assert output.last_hidden_state.shape == (5, positions, 32)
     assert output.loss is None
     if name in SYMBOLIC:
@@ -193,7 +193,7 @@ def test_shapes(name: str) -> None:
             torch.testing.assert_close(velocity, hazard * output.velocity, **ROUNDING)
         with pytest.raises(TypeError, match="only jumps between symbols have a rate matrix"):
             model.rates(x, t)
-    sizes = {head: model.backbone.layout.slots * size for head, size in model.path.heads.items()}
+    sizes = {head: model.backbone.layouts[""].slots * size for head, size in model.path.heads.items()}
     assert {head: layer.out_features for head, layer in model.heads.items()} == sizes
     named = call(model, x, t, labels=z)
     assert named.loss.shape == ()

@@ -28,7 +28,7 @@ def layout(name: str) -> Layout:
     kind, shape, options = SHAPES[name]
     channels = (options.get("image_shape") or [shape[-1]])[0 if options else -1]
     path = MaskedPath(80) if kind == SYMBOLS else GaussianPath(num_channels=channels)
-    return Layout(GMConfig(path=path, hidden_size=8, num_attention_heads=2, **options))
+    return Layout(GMConfig(path=path, hidden_size=8, num_attention_heads=2, **options).state_fields[""])
 
 
 def states(name: str, rows: int = 2) -> torch.Tensor:

@@ -1,0 +1,145 @@
+"""From rows of tables and sequences to batches of numbers and symbols by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gm_discrete.data.encoding import (
+    ENCODED,
+    Codecs,
+    decode_columns,
+    draws,
+    encode_columns,
+    encode_rows,
+    record_type,
+    with_shape,
+)
+from gm_discrete.scalers import Scaler
+
+IGNORED = -100
+"""The label of a category that is none."""
+
+
+@dataclass(frozen=True)
+class TableCollator:
+    """Batches rows as states: `fields`, numbers float32 [B, 1, 1] and categories long [B, 1]; `labels`, the same.
+
+    Rows are natural values, or those of `encoded_dataset`, which are faster.
+
+    Args:
+        codecs: of every column, by `fit_codecs`; the same as of `encoded_dataset`.
+        dequantize: see `encode_rows`; from torch's own random state, which a DataLoader seeds in its workers.
+
+    Raises:
+        ValueError: (when called) the columns are not those of the codecs, or a value does not suit its codec.
+    """
+
+    codecs: Codecs
+    dequantize: bool = True
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
+        if ENCODED in examples[0] and ENCODED not in self.codecs:
+            fields = _decoded(examples, self.codecs)
+        else:
+            fields = encode_rows(examples, self.codecs, torch.default_generator if self.dequantize else None)
+        return {"fields": fields, "labels": dict(fields)}
+
+
+@dataclass(frozen=True)
+class SequenceCollator:
+    """Batches sequences, padded on their right: numbers float32 [B, L, 1] and categories long [B, L] by field.
+
+    `{column: list of natural values}` per example, its lists of one length → `fields`, 0 where padded; `labels`, the
+    same but NaN and −100 there; `attention_mask`, long [B, L], the same tensor for every field.
+
+    Args:
+        codecs: of every column, by `fit_codecs`.
+        length: L, that of the longest example unless told.
+        dequantize: see `encode_rows`; from torch's own random state.
+
+    Raises:
+        ValueError: `length` is not positive; (when called) lists of an example differ in length, are empty or longer
+            than `length`; the columns are not those of the codecs, or a value does not suit its codec.
+    """
+
+    codecs: Codecs
+    length: int | None = None
+    dequantize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"length={self.length} must be at least 1")
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
+        sizes = [_size(example) for example in examples]
+        length = max(sizes) if self.length is None else self.length
+        if max(sizes) > length:
+            raise ValueError(f"a sequence has {max(sizes)} entries and length={length}; cut it, or raise length")
+        columns = {name: [cell for row in examples for cell in row[name]] for name in examples[0]}
+        uniform = torch.rand(sum(sizes), draws(self.codecs), dtype=torch.float64) if self.dequantize else None
+        mask = torch.arange(length) < torch.tensor(sizes)[:, None]  # [B, L]
+        batch: dict[str, dict[str, Tensor]] = {"fields": {}, "labels": {}, "attention_mask": {}}
+        for name, entries in encode_columns(columns, self.codecs, uniform).items():
+            ignored = torch.nan if entries.is_floating_point() else IGNORED
+            for part, padding in (("fields", 0), ("labels", ignored)):
+                padded = torch.full(mask.shape, padding, dtype=entries.dtype)
+                padded[mask] = entries
+                batch[part][name] = with_shape(padded, length)
+            batch["attention_mask"][name] = mask.long()
+        return batch
+
+
+def decode_sequences(
+    state: Mapping[str, Tensor], codecs: Codecs, attention_mask: Mapping[str, Tensor] | None = None
+) -> list[dict[str, list[Any]]]:
+    """A state of sequences → lists of natural values by column, for each sequence; undoes `SequenceCollator`.
+
+    Args:
+        state: numbers [B, L, 1] and categories [B, L] by field.
+        attention_mask: [B, L] by field, 0 where an entry is padding; all are alike.
+
+    Raises:
+        ValueError: a field of the codecs is absent, of another shape, or has an impossible value.
+    """
+    absent = [name for name in codecs if name not in state]
+    if absent:
+        raise ValueError(f"state has no field {absent[0]!r}; it has {', '.join(state)}")
+    shape = state[next(iter(codecs))].shape[:2]
+    for name in codecs:
+        if state[name].shape != (shape if state[name].ndim == 2 else (*shape, 1)):
+            raise ValueError(
+                f"field {name!r} has the shape {tuple(state[name].shape)}; give [B, L, 1] or [B, L] of all"
+            )
+    masks = torch.ones(shape) if attention_mask is None else next(iter(attention_mask.values()))
+    rows = []
+    for number, mask in enumerate(masks.bool()):
+        rows.append(decode_columns({name: state[name][number].flatten()[mask] for name in codecs}, codecs))
+    return rows
+
+
+def _size(example: Mapping[str, Any]) -> int:
+    sizes = {name: len(cells) for name, cells in example.items()}
+    if len(set(sizes.values())) != 1 or not min(sizes.values()):
+        raise ValueError(f"a sequence has lists of the lengths {sizes}; give lists of one length, at least 1")
+    return next(iter(sizes.values()))
+
+
+def _decoded(examples: Sequence[Mapping[str, Any]], codecs: Codecs) -> dict[str, Tensor]:
+    """Rows of `encoded_dataset` → their fields."""
+    kind = record_type(codecs)
+    rows: list[Any] = [example.get(ENCODED) for example in examples]
+    wrong = next((row for row in rows if not isinstance(row, bytes) or len(row) != kind.itemsize), None)
+    if wrong is not None or None in rows:
+        raise ValueError(f"rows hold {wrong!r}, encoded by other codecs or not at all; give those of encoded_dataset")
+    records = np.frombuffer(b"".join(rows), kind)
+    fields = {}
+    for name, codec in codecs.items():
+        column = records[name].astype(np.float32 if isinstance(codec, Scaler) else np.int64)
+        fields[name] = with_shape(torch.from_numpy(column), 1)
+    return fields

@@ -1,0 +1,230 @@
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gm_discrete.data import (
+    SequenceCollator,
+    TableCollator,
+    decode_rows,
+    decode_sequences,
+    encode_rows,
+    encoded_dataset,
+    fit_codecs,
+)
+from gm_discrete.scalers import Categories, LogScaler, QuantileScaler, StandardScaler
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def people(count: int = 2000) -> dict[str, list[Any]]:
+    """Heights with a missing fifth, cities with a missing tenth, whole ages, incomes, and whether one smokes."""
+    random = np.random.RandomState(0)
+    heights = random.normal(1.7, 0.1, count).round(2).tolist()
+    cities = random.choice(["Bonn", "Aachen", "Celle"], count).tolist()
+    return {
+        "height": [None if index % 5 == 0 else height for index, height in enumerate(heights)],
+        "city": [None if index % 10 == 3 else city for index, city in enumerate(cities)],
+        "age": random.randint(18, 90, count).tolist(),
+        "income": (random.lognormal(10, 1, count).round(-2)).tolist(),
+        "smokes": (random.rand(count) < 0.3).tolist(),
+    }
+
+
+def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def test_columns_find_their_codecs() -> None:
+    codecs = fit_codecs(people(), scalers={"income": "log", "age": "standard"})
+    assert list(codecs) == ["height", "height_missing", "city", "age", "income", "smokes"]
+    kinds = [QuantileScaler, Categories, Categories, StandardScaler, LogScaler, Categories]
+    assert [type(codec) for codec in codecs.values()] == kinds
+    height, city, smokes, age = (codecs[name] for name in ("height", "city", "smokes", "age"))
+    assert isinstance(height, QuantileScaler)
+    assert isinstance(age, StandardScaler)
+    assert (height.digits, age.digits, age.low, age.high) == (2, 0, 18, 89)
+    assert isinstance(city, Categories)
+    assert isinstance(smokes, Categories)
+    assert (city.names, smokes.names) == (["Aachen", "Bonn", "Celle", None], [False, True])
+    assert isinstance(fit_codecs(people(), categories=["age"])["age"], Categories)
+    unbounded = fit_codecs(people(), bounded=False)["age"]
+    assert isinstance(unbounded, QuantileScaler)
+    assert unbounded.low is None
+
+
+@pytest.mark.parametrize("scalers", ["quantile", "standard", "log"])
+def test_rows_come_back(scalers: str) -> None:
+    columns = people()
+    codecs = fit_codecs(columns, scalers=scalers)
+    for rows in (columns, rows_of(columns), Dataset.from_dict(columns)):
+        for generator in (None, rng()):
+            state = encode_rows(rows, codecs, generator)
+            assert list(state) == list(codecs)
+            for name, field in state.items():
+                category = isinstance(codecs[name], Categories)
+                assert field.shape == ((2000, 1) if category else (2000, 1, 1))
+                assert field.dtype == (torch.long if category else torch.float32)
+                assert field.isfinite().all()
+            decoded = decode_rows(state, codecs)
+            assert decoded == columns
+            assert {type(age) for age in decoded["age"]} == {int}
+
+
+def test_a_missing_number_tells_nothing() -> None:
+    """Where heights are missing, their substitutes have the law of the others: a two-sample Kolmogorov distance."""
+    codecs = fit_codecs(people())
+    state = encode_rows(people(), codecs, rng())
+    missing = state["height_missing"].flatten() == 1
+    assert missing.nonzero().flatten().tolist() == list(range(0, 2000, 5))
+    there, gone = state["height"].flatten()[~missing], state["height"].flatten()[missing]
+    grid = torch.linspace(-3, 3, 601)[:, None]
+    distance = ((there < grid).double().mean(1) - (gone < grid).double().mean(1)).abs().max()
+    assert distance < 2.23 * math.sqrt(1 / 1600 + 1 / 400)  # exceeded with probability 2 exp(−2 · 2.23²) = 1e-4
+    assert torch.equal(encode_rows(people(), codecs, rng())["height"], state["height"])
+    assert not torch.equal(encode_rows(people(), codecs, rng(1))["height"], state["height"])
+    decoded = decode_rows(state, codecs)["height"]
+    assert [index for index, height in enumerate(decoded) if height is None] == list(range(0, 2000, 5))
+
+
+def test_a_column_of_the_tables_own_is_no_companion() -> None:
+    columns = {"a": [1.0, 2.0, 3.0], "a_missing": [True, False, True], "b_missing": ["missing", "present", "missing"]}
+    codecs = fit_codecs(columns)
+    assert decode_rows(encode_rows(columns, codecs), codecs) == columns
+    with pytest.raises(ValueError, match="'a' misses values, and 'a_missing' is taken; rename it"):
+        fit_codecs({"a": [1.0, None], "a_missing": [True, False]})
+
+
+def test_an_encoded_table_has_the_states_of_its_rows() -> None:
+    columns = people(500)
+    codecs = fit_codecs(columns)
+    rows: Any = encoded_dataset(Dataset.from_dict(columns), codecs, seed=5)
+    collator = pickle.loads(pickle.dumps(TableCollator(codecs)))  # as for workers that are spawned
+    batches = list(DataLoader(rows, batch_size=200, collate_fn=collator))
+    assert [len(batch["fields"]["age"]) for batch in batches] == [200, 200, 100]
+    expected = encode_rows(columns, codecs, rng(5))
+    for name, field in expected.items():
+        joined = torch.cat([batch["fields"][name] for batch in batches])
+        assert joined.dtype == field.dtype
+        assert torch.equal(joined, field)
+        assert all(batch["labels"][name] is batch["fields"][name] for batch in batches)
+    other = fit_codecs({name: columns[name] for name in ("age", "city")})
+    with pytest.raises(ValueError, match="encoded by other codecs"):
+        TableCollator(other)([rows[0]])
+
+
+def test_draws_of_a_stream_depend_on_the_row_alone() -> None:
+    columns = people(300)
+    codecs = fit_codecs(columns)
+    stream = Dataset.from_dict(columns).to_iterable_dataset()
+    assert isinstance(stream, IterableDataset)
+    encoded: Any = encoded_dataset(stream, codecs, seed=1)
+    collator = TableCollator(codecs)
+    fields = collator(list(encoded))["fields"]
+    assert decode_rows(fields, codecs) == columns
+    again = collator(list(encoded.skip(200)))["fields"]
+    shuffled = collator(list(encoded.shuffle(seed=0, buffer_size=100)))["fields"]
+    for name in codecs:
+        assert torch.equal(again[name], fields[name][200:])
+        assert torch.equal(shuffled[name].flatten().sort().values, fields[name].flatten().sort().values)
+
+
+def test_natural_rows_are_dequantised_anew() -> None:
+    columns = people(100)
+    codecs = fit_codecs(columns)
+    rows = rows_of(columns)
+    collator = TableCollator(codecs)
+    torch.manual_seed(0)
+    first, second = collator(rows)["fields"], collator(rows)["fields"]
+    assert not torch.equal(first["age"], second["age"])
+    assert decode_rows(first, codecs) == decode_rows(second, codecs) == columns
+    still = TableCollator(codecs, dequantize=False)
+    assert torch.equal(still(rows)["fields"]["age"], still(rows)["fields"]["age"])
+
+
+def melodies() -> list[dict[str, list[Any]]]:
+    return [
+        {"name": ["c", "d", "e"], "length": [0.5, 0.25, 1.0]},
+        {"name": ["e"], "length": [2.0]},
+    ]
+
+
+@pytest.mark.parametrize(("length", "padded"), [(None, 3), (5, 5)])
+def test_sequences_are_padded_on_their_right(length: int | None, padded: int) -> None:
+    codecs = fit_codecs(melodies())
+    batch = SequenceCollator(codecs, length)(melodies())
+    fields, labels, masks = batch["fields"], batch["labels"], batch["attention_mask"]
+    assert fields["length"].shape == labels["length"].shape == (2, padded, 1)
+    assert fields["name"].shape == labels["name"].shape == masks["name"].shape == masks["length"].shape == (2, padded)
+    assert (fields["length"].dtype, fields["name"].dtype) == (torch.float32, torch.long)
+    mask: Tensor = masks["name"].bool()
+    assert mask.sum(1).tolist() == [3, 1]
+    assert mask[1].tolist() == [True] + [False] * (padded - 1)
+    assert (labels["name"][~mask] == -100).all()
+    assert labels["length"][~mask].isnan().all()
+    assert torch.equal(labels["name"][mask], fields["name"][mask])
+    assert torch.equal(labels["length"][mask], fields["length"][mask])
+    assert fields["length"].isfinite().all()
+    assert decode_sequences(fields, codecs, masks) == melodies()
+    whole = decode_sequences(fields, codecs)
+    assert [len(row["name"]) for row in whole] == [padded, padded]
+
+
+def test_bad_sequences_are_named() -> None:
+    codecs = fit_codecs(melodies())
+    with pytest.raises(ValueError, match=r"a sequence has lists of the lengths \{'name': 1, 'length': 2\}"):
+        SequenceCollator(codecs)([{"name": ["c"], "length": [1.0, 2.0]}])
+    with pytest.raises(ValueError, match="a sequence has 3 entries and length=2; cut it"):
+        SequenceCollator(codecs, 2)(melodies())
+    with pytest.raises(ValueError, match="length=0 must be at least 1"):
+        SequenceCollator(codecs, 0)
+    with pytest.raises(ValueError, match="a cell holds a list; batch sequences by SequenceCollator"):
+        encode_rows(melodies(), codecs)
+    state = SequenceCollator(codecs)(melodies())["fields"]
+    with pytest.raises(ValueError, match=r"field 'name' has the shape .*give one entry a row"):
+        decode_rows(state, codecs)
+    with pytest.raises(ValueError, match="state has no field 'length'; it has name"):
+        decode_sequences({"name": state["name"]}, codecs)
+    with pytest.raises(ValueError, match=r"field 'length' has the shape \(2, 3\); give"):
+        decode_sequences({"name": state["name"], "length": state["length"].squeeze(2)}, codecs)
+
+
+def test_bad_tables_are_named() -> None:
+    codecs = fit_codecs({"a": [1.0, 2.0], "b": ["x", "y"]})
+    for rows, message in (
+        ([], "rows is empty"),
+        ([{"a": 1.0}], "rows have no column 'b'; the codecs are of a, b: select"),
+        ([{"a": 1.0, "b": "x", "c": 2}], "rows have a column 'c', which has no codec"),
+        ([{"a": 1.0, "b": "z"}], r"column 'b': values holds 'z' \(1 of 1\)"),
+        ([{"a": None, "b": "x"}], "column 'a': 1 of 1 are missing; fit on rows where some are too"),
+        ([{"a": "1", "b": "x"}], "column 'a': '1' is among numbers"),
+        ([{"a": math.inf, "b": "x"}], "column 'a': values holds inf"),
+        ([{"a": 1.0, "b": "x"}, {"a": 1.0}], "rows differ in their columns: a, b; and a"),
+        ({"a": [1.0], "b": ["x", "y"]}, r"columns of different lengths: \{'a': 1, 'b': 2\}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode_rows(rows, codecs)
+    with pytest.raises(ValueError, match="column 'd' holds datetime64, no numbers or names"):
+        fit_codecs({"d": list(np.array(["2001-01-01"], "datetime64[D]"))})
+    with pytest.raises(ValueError, match="column 'd' holds NoneType"):
+        fit_codecs({"d": [None]})
+    with pytest.raises(ValueError, match="rows have no column 'c'; they have a"):
+        fit_codecs({"a": [1.0]}, categories=["c"])
+    with pytest.raises(
+        ValueError, match="scalers='cubic' of column 'a' is unknown; give one of standard, log, quantile"
+    ):
+        fit_codecs({"a": [1.0, 2.0]}, scalers="cubic")
+    with pytest.raises(ValueError, match="scalers names 'b', a column of categories"):
+        fit_codecs({"b": ["x"]}, scalers={"b": "log"})
+    with pytest.raises(ValueError, match="state has no field 'b'; it has a"):
+        decode_rows({"a": torch.zeros(1, 1, 1)}, codecs)
+    with pytest.raises(ValueError, match=r"field 'b': ids holds 2, .*is a mask left"):
+        decode_rows({"a": torch.zeros(1, 1, 1), "b": torch.tensor([[2]])}, codecs)
