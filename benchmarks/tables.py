@@ -34,7 +34,8 @@ import pandas as pd
 import torch
 from measure import environment, markdown
 
-from gm_discrete.data.packaged import package_folder, require
+from gm_discrete.data import load_table
+from gm_discrete.data.packaged import require
 from gm_discrete.evaluation import tables as metrics
 
 PACKAGES = {"pandas": "pandas", "sklearn": "scikit-learn", "sdmetrics": "sdmetrics", "sdv": "sdv", "ctgan": "ctgan"}
@@ -94,17 +95,11 @@ def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def diamonds() -> Table:
-    """Prices and measures of 53,940 round-cut diamonds, as plotnine ships them."""
-    return pd.read_csv(package_folder("plotnine") / "data/diamonds.csv")
-
-
 def splits(args: argparse.Namespace) -> dict[str, Table]:
-    table = diamonds()
-    table = table.iloc[np.random.default_rng(0).permutation(len(table))[: args.rows]]
-    tenth = len(table) // 10
-    parts = {"train": table[: -2 * tenth], "validation": table[-2 * tenth : -tenth], "test": table[-tenth:]}
-    return {name: part.reset_index(drop=True) for name, part in parts.items()}
+    """The splits of `load_table`, or their first rows in the same proportions."""
+    parts = {name: load_table("diamonds", name).to_pandas() for name in ("train", "validation", "test")}  # pyright: ignore
+    total = sum(map(len, parts.values()))
+    return {name: part.head(len(part) * (args.rows or total) // total) for name, part in parts.items()}  # pyright: ignore
 
 
 def synthesized(name: str, seed: int, rows: Mapping[str, Table], args: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
 from gm_discrete.landings import Bins
 from gm_discrete.likelihood import FlowLikelihood, LikelihoodBound, flow_log_likelihood, likelihood_bound
 from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
-from gm_discrete.objective import LogitNormalTimes, UniformTimes, conditional_loss
+from gm_discrete.objective import FieldTimes, LogitNormalTimes, UniformTimes, conditional_loss
 from gm_discrete.paths import (
     EuclideanMixturePath,
     FinitePath,
@@ -44,6 +44,7 @@ __all__ = [
     "ExactModel",
     "ExactProductModel",
     "ExponentialSchedule",
+    "FieldTimes",
     "FinitePath",
     "Flow",
     "FlowLikelihood",

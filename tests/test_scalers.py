@@ -205,6 +205,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 @given(st.lists(st.none() | st.text(max_size=3) | st.integers(-5, 5), min_size=1))
+@settings(deadline=None)
 def test_categories_come_back(values: list[Any]) -> None:
     categories = Categories.fit(values)
     ids = categories.encode(values)

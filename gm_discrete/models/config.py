@@ -219,6 +219,11 @@ class GMConfig(PreTrainedConfig):
         self.max_position_embeddings = sum(given[group[0]]["length"] for group in self.groups)
 
     @property
+    def codecs(self) -> dict[str, Codec]:
+        """The scalers and categories of a product's fields, where they have one."""
+        return {name: field.codec for name, field in self.state_fields.items() if field.codec is not None}
+
+    @property
     def groups(self) -> list[list[str]]:
         """The fields of a product by the positions that they share, in the order of their first ones."""
         names = list(self.build_path().factors)  # pyright: ignore[reportAttributeAccessIssue]

@@ -131,6 +131,8 @@ class ExactProductModel:
         now = self.path.times(t)
         then = dict.fromkeys(now) if t_next is None else self.path.times(t_next)
         log_weight = self.law.log() + torch.stack([self.log_evidence(name, x[name], now[name]) for name in x]).sum(0)
+        impossible = log_weight.isneginf().all(1, keepdim=True)  # where steps of finite length may lead, too
+        log_weight = torch.where(impossible, self.law.log(), log_weight)
         factors: dict[str, Factor] = {}
         for name, field in self.fields.items():
             if isinstance(field, ExactModel):

@@ -11,14 +11,19 @@ subset of fields given any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generators import Product
+from gm_discrete.landings import Bins
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.gaussian import GaussianPath
+from gm_discrete.paths.mixture import MaskedPath, UniformPath
+from gm_discrete.scalers import Categories, Codec, Scaler
 
 State = Mapping[str, Tensor]
 """A tensor for each field, [B, …]."""
@@ -67,6 +72,39 @@ class ProductPath(Path):
                 raise ValueError(f"field {name!r} has a coupled path, whose sources a product has no place for")
             self.factors[name] = path
         self.independent_times = bool(independent_times)
+
+    @classmethod
+    def of_codecs(
+        cls,
+        codecs: Mapping[str, Codec],
+        numbers: Mapping[str, Any] | None = None,
+        symbols: str = "masked",
+        bins: int = 64,
+        independent_times: bool = False,
+    ) -> Self:
+        """A field for each column of a table: Gaussian paths for numbers, masked or uniform ones for categories.
+
+        Args:
+            codecs: scalers and categories by column (see `data.fit_codecs`).
+            numbers: arguments of every `GaussianPath`. By default a flow of a belief over bins of all that the scaler gives,
+                or of 5 standard deviations where that has no bound.
+            symbols: `"masked"` or `"uniform"`.
+            bins: their number.
+            independent_times: as of the class.
+        """
+        if symbols not in ("masked", "uniform"):
+            raise ValueError(f"symbols={symbols!r} must be 'masked' or 'uniform'")
+        given, paths = {"prediction": "belief", **(numbers or {})}, {}
+        for name, codec in codecs.items():
+            if isinstance(codec, Categories):
+                paths[name] = MaskedPath(len(codec) + 1) if symbols == "masked" else UniformPath(max(len(codec), 2))
+            elif isinstance(codec, Scaler):
+                reach = codec.reach if math.isfinite(codec.reach) else 5.0
+                reach = reach * bins / (bins - 1)  # the outermost values in the middle of a bin
+                paths[name] = GaussianPath(**{"bins": Bins(-reach, reach, bins), **given})
+            else:
+                raise TypeError(f"codecs[{name!r}] is a {type(codec).__name__}; give a scaler or categories")
+        return cls(paths, independent_times=independent_times)
 
     def to_dict(self) -> dict[str, Any]:
         factors = [[name, path.to_dict()] for name, path in self.factors.items()]  # pairs: JSON may sort a dict

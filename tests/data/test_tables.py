@@ -36,7 +36,7 @@ def listed(rows: Dataset | IterableDataset) -> list[dict[str, Any]]:
 def test_diamonds_are_split_once_and_for_all() -> None:
     parts: dict[str, Any] = {split: load_table("diamonds", split) for split in SPLITS}
     assert [len(rows) for rows in parts.values()] == [43_152, 5_394, 5_394]
-    everything = [(carat, price) for rows in parts.values() for carat, price in zip(rows["carat"], rows["price"])]
+    everything = [cells for rows in parts.values() for cells in zip(rows["carat"][:], rows["price"][:], strict=True)]
     lines = (packaged.package_folder("plotnine") / "data/diamonds.csv").read_text("utf-8").splitlines()[1:]
     table = [line.split(",") for line in lines]
     assert sorted(everything) == sorted((float(cells[0]), int(cells[6])) for cells in table)
