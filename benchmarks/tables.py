@@ -9,7 +9,7 @@
 came; before it is compared, its numbers get the decimals and the range of the training rows, whatever the method. All that
 lies in the folder is not done again. `train` are the training rows themselves: what a perfect method would have.
 
-The peers: `copula` is SDV's GaussianCopulaSynthesizer, which makes numbers of categories and fits copulas'
+Ours are those of recipes/mixed.py with its config of the diamonds and what `VARIANTS` changes in it. The peers: `copula` is SDV's GaussianCopulaSynthesizer, which makes numbers of categories and fits copulas'
 GaussianMultivariate; `tvae` and `ctgan` are those of the package ctgan. All at their default settings.
 """
 
@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -34,9 +35,11 @@ import pandas as pd
 import torch
 from measure import environment, markdown
 
-from gm_discrete.data import load_table
+from gm_discrete import GMModel
+from gm_discrete.data import decode_rows, load_table
 from gm_discrete.data.packaged import require
 from gm_discrete.evaluation import tables as metrics
+from gm_discrete.scalers import Categories
 
 PACKAGES = {"pandas": "pandas", "sklearn": "scikit-learn", "sdmetrics": "sdmetrics", "sdv": "sdv", "ctgan": "ctgan"}
 PACKAGES |= {"copulas": "copulas", "rdt": "rdt"}
@@ -63,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--hidden", type=float, default=0.4, help="share of the columns of a row that imputers must fill"
     )
     parser.add_argument("--imputed", type=int, default=2000, help="test rows with hidden cells")
+    parser.add_argument("--steps", type=int, help="of the optimizer, those of the recipe unless told")
+    parser.add_argument("--num_steps", type=int, default=50, help="in which our rows are drawn")
     parser.add_argument("--threads", type=int, default=1, help="of torch; OMP_NUM_THREADS sets those of scikit-learn")
     parser.add_argument("--folder", type=Path, default=Path("runs/tables"))
     parser.add_argument(
@@ -97,9 +102,9 @@ def names(text: str) -> list[str]:
 
 def splits(args: argparse.Namespace) -> dict[str, Table]:
     """The splits of `load_table`, or their first rows in the same proportions."""
-    parts = {name: load_table("diamonds", name).to_pandas() for name in ("train", "validation", "test")}  # pyright: ignore
+    parts: dict[str, Any] = {name: load_table("diamonds", name) for name in ("train", "validation", "test")}
     total = sum(map(len, parts.values()))
-    return {name: part.head(len(part) * (args.rows or total) // total) for name, part in parts.items()}  # pyright: ignore
+    return {name: part.to_pandas().head(len(part) * (args.rows or total) // total) for name, part in parts.items()}
 
 
 def synthesized(name: str, seed: int, rows: Mapping[str, Table], args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -133,7 +138,7 @@ def imputed(name: str, seed: int, rows: Mapping[str, Table], args: argparse.Name
     np.random.seed(seed)
     truth = rows["test"].head(args.imputed)
     hidden = metrics.hide_cells(truth, args.hidden)
-    filled, used = clocked(lambda: IMPUTERS[name](rows["train"], pd.DataFrame(truth.mask(hidden)), seed))
+    filled, used = clocked(lambda: IMPUTERS[name](args)(rows["train"], pd.DataFrame(truth.mask(hidden)), seed))
     filled = [filled] if isinstance(filled, pd.DataFrame) else list(filled)
     scores = metrics.imputation_scores(truth, hidden, filled, rows["train"])
     record = described(name, seed, rows, args, argv) | {"time": used, "draws": len(filled), "figures": scores}
@@ -232,11 +237,59 @@ def of_ctgan(name: str) -> Method:
     return fit
 
 
+def ours(variant: str) -> Method:
+    """The recipe of the diamonds, started as a user would; its model stays in the folder."""
+
+    def fit(train: Table, seed: int, args: argparse.Namespace) -> Sample:
+        root, folder = Path(__file__).parents[1], args.folder / f"model-{variant}-{seed}"
+        recipe = [
+            sys.executable,
+            str(root / "recipes/mixed.py"),
+            "--config",
+            str(root / "recipes/configs/diamonds.yaml"),
+        ]
+        usual = {"seed": seed, "output_dir": folder, "eval_strategy": "no", "num_samples": 1000, **VARIANTS[variant]}
+        usual |= {} if args.steps is None else {"max_steps": args.steps}
+        options = [word for name, value in usual.items() for word in (f"--{name}", str(value))]
+        subprocess.run([*recipe, *options], check=True)
+        model = GMModel.from_pretrained(folder)
+
+        def sample(number: int) -> Table:
+            parts = [
+                decoded(model, model.generate(batch_size=size, num_steps=args.num_steps, seed=place))
+                for place, size in enumerate(sizes(number))
+            ]
+            return pd.concat(parts, ignore_index=True)[list(train.columns)]
+
+        return sample
+
+    return fit
+
+
+def sizes(number: int, most: int = 5000) -> list[int]:
+    """Batches that make so many rows."""
+    return [most] * (number // most) + [number % most] * (number % most > 0)
+
+
+def decoded(model: GMModel, values: Mapping[str, torch.Tensor]) -> Table:
+    return pd.DataFrame(decode_rows(values, model.config.codecs))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flow": {},
+    "jump": {"generators": '{"jump": 1.0}'},
+    "flow + jump": {"generators": '{"flow": 0.5, "jump": 0.5}'},
+    "flow by velocity": {"prediction": "velocity"},
+    "independent times": {"independent_times": True},
+}
+"""What is changed in the recipe of the diamonds."""
+
 METHODS: dict[str, Method] = {
     "train": of_train,
     "copula": copula,
     "tvae": of_ctgan("TVAE"),
     "ctgan": of_ctgan("CTGAN"),
+    **{variant: ours(variant) for variant in VARIANTS},
 }
 
 
@@ -294,7 +347,29 @@ def by_boosting(train: Table, masked: Table, seed: int) -> Table:
     return filled
 
 
-IMPUTERS: dict[str, Imputer] = {"mean": by_mean, "neighbours": by_neighbours, "boosting": by_boosting}
+def by_ours(folder: Path, num_steps: int) -> Imputer:
+    """Draws of the model with independent times, which lies in the folder."""
+
+    def impute(train: Table, masked: Table, seed: int) -> list[Table]:
+        model = GMModel.from_pretrained(folder / f"model-independent times-{seed}")
+        given = {
+            name: list(masked[name].astype(object).where(masked[name].notna(), None))
+            if isinstance(codec, Categories)
+            else masked[name].to_numpy(dtype=np.float64)
+            for name, codec in model.config.codecs.items()
+        }
+        draws = [model.generate(given=given, num_steps=num_steps, seed=draw) for draw in range(NEIGHBOURS)]
+        return [decoded(model, draw)[list(masked.columns)].set_axis(masked.index) for draw in draws]
+
+    return impute
+
+
+IMPUTERS: dict[str, Callable[[argparse.Namespace], Imputer]] = {
+    "mean": lambda args: by_mean,
+    "neighbours": lambda args: by_neighbours,
+    "boosting": lambda args: by_boosting,
+    "independent times": lambda args: by_ours(args.folder, args.num_steps),
+}
 
 
 def tables(folder: Path) -> str:

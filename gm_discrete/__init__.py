@@ -1,9 +1,11 @@
 """Continuous-time Markov models of sequences: generator matching, trained and sampled the Hugging Face way."""
 
 from gm_discrete import bregman
+from gm_discrete.field_likelihood import FieldLikelihood, field_likelihood
+from gm_discrete.flow_likelihood import FlowLikelihood, flow_log_likelihood
 from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
 from gm_discrete.landings import Bins
-from gm_discrete.likelihood import FlowLikelihood, LikelihoodBound, flow_log_likelihood, likelihood_bound
+from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
 from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 from gm_discrete.objective import FieldTimes, LogitNormalTimes, UniformTimes, conditional_loss
 from gm_discrete.paths import (
@@ -44,6 +46,7 @@ __all__ = [
     "ExactModel",
     "ExactProductModel",
     "ExponentialSchedule",
+    "FieldLikelihood",
     "FieldTimes",
     "FinitePath",
     "Flow",
@@ -72,6 +75,7 @@ __all__ = [
     "bregman",
     "check_kolmogorov",
     "conditional_loss",
+    "field_likelihood",
     "flow_log_likelihood",
     "likelihood_bound",
     "simulate",

@@ -292,8 +292,9 @@ class QuantileScaler(Scaler):
         self.quantiles = [float(value) for value in quantiles]
         self.probabilities = None if probabilities is None else [float(value) for value in probabilities]
         count = len(self.quantiles)
-        self._values = torch.tensor(self.quantiles, dtype=torch.float64)
-        self._shares = torch.tensor(self.probabilities or np.linspace(0, 1, count), dtype=torch.float64)
+        self._values = torch.tensor(self.quantiles, dtype=torch.float64, device="cpu")  # models load on "meta"
+        shares = self.probabilities or np.linspace(0, 1, count).tolist()
+        self._shares = torch.tensor(shares, dtype=torch.float64, device="cpu")
         if count < 2 or len(self._shares) != count:
             raise ValueError(
                 f"quantiles has {count} values and probabilities {len(self._shares)}; give two or more, as many of each"

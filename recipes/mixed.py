@@ -57,7 +57,9 @@ SHOWN = {"num_steps", "sampler", "num_samples", "num_eval_samples", "max_eval_ro
 class MixedArguments:
     """Data, path, model and sampling; everything else is `TrainingArguments`."""
 
-    data: str = field(default="diamonds", metadata={"help": "diamonds, flights, chorales, a csv or parquet, or a hub id"})
+    data: str = field(
+        default="diamonds", metadata={"help": "diamonds, flights, chorales, a csv or parquet, or a hub id"}
+    )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(default=False, metadata={"help": "fetch the flights first"})
     streaming: bool = False
@@ -65,12 +67,16 @@ class MixedArguments:
     max_eval_rows: int = 2000
     length: int = field(default=1, metadata={"help": "notes of a piece; 1 for the rows of a table"})
 
-    scalers: str = field(default='"quantile"', metadata={"help": "JSON: quantile, standard or log, or a dict by column"})
+    scalers: str = field(
+        default='"quantile"', metadata={"help": "JSON: quantile, standard or log, or a dict by column"}
+    )
     symbols: str = field(default="masked", metadata={"help": "masked or uniform, the path of categories"})
     generators: str = field(default='{"flow": 1.0}', metadata={"help": "JSON of weights of flow, diffusion and jump"})
     prediction: str = field(default="belief", metadata={"help": "belief, velocity, data or noise"})
     bins: int = field(default=64, metadata={"help": "of a belief, over what the scaler gives"})
-    independent_times: bool = field(default=False, metadata={"help": "a time for each field: any of them given any other"})
+    independent_times: bool = field(
+        default=False, metadata={"help": "a time for each field: any of them given any other"}
+    )
     aligned: bool = field(default=True, metadata={"help": "all fields share their positions; else one after another"})
     loss_weights: str = field(default="{}", metadata={"help": "JSON of weights by field"})
 
@@ -169,7 +175,9 @@ def build_config(options: MixedArguments, codecs: Mapping[str, Any]) -> GMConfig
 
 def show_table(options: MixedArguments, model: GMModel, real: Any, output: Path) -> None:
     """Synthetic rows as a csv, and their columns beside the real ones."""
-    sample = model.generate(batch_size=options.num_samples, num_steps=options.num_steps, sampler=options.sampler, seed=0)
+    sample = model.generate(
+        batch_size=options.num_samples, num_steps=options.num_steps, sampler=options.sampler, seed=0
+    )
     synthetic = decode_rows(sample, model.config.codecs)
     with (output / "samples.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -181,7 +189,11 @@ def show_table(options: MixedArguments, model: GMModel, real: Any, output: Path)
 def show_music(options: MixedArguments, model: GMModel, output: Path) -> None:
     """A piece as MIDI and as a piano roll."""
     sample = model.generate(
-        batch_size=options.num_samples, length=options.length, num_steps=options.num_steps, sampler=options.sampler, seed=0
+        batch_size=options.num_samples,
+        length=options.length,
+        num_steps=options.num_steps,
+        sampler=options.sampler,
+        seed=0,
     )
     for number, notes in enumerate(decode_sequences(sample, model.config.codecs)):
         name = "samples" if options.num_samples == 1 else f"samples-{number}"

@@ -1,19 +1,28 @@
-"""Images as files: grids of them, and their appearing over time."""
+"""Images as files: grids of them, and their appearing over time; columns of tables beside each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import torch
 from PIL import Image
 from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 WIDTH = 640
 """Pixels that a grid of small images is enlarged to, about."""
 DURATION, LAST_DURATION = 80, 3000
 """Milliseconds of a frame."""
+COLUMNS = 5
+"""Of a picture of columns, side by side."""
+SHADES = {"real": "#7a8794", "synthetic": "#d1495b"}
 
 
 def image_grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = None) -> Path:
@@ -57,6 +66,52 @@ def _grid(images: Tensor, columns: int | None) -> Image.Image:
     picture = Image.fromarray(table[:-1, :-1].expand(-1, -1, 3).contiguous().numpy())
     factor = max(1, round(WIDTH / picture.width))
     return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+
+
+def compare_columns(
+    real: Mapping[str, Sequence[Any]], synthetic: Mapping[str, Sequence[Any]], path: str | os.PathLike[str]
+) -> Path:
+    """Draws every column of a synthetic table over the real one, as a PNG: numbers as histograms, the rest as bars.
+
+    A histogram covers what lies between the 0.5 % and the 99.5 % quantile of the real column.
+
+    Raises:
+        ValueError: the tables have different columns.
+    """
+    if real.keys() != synthetic.keys():
+        raise ValueError(f"real has the columns {', '.join(real)}; synthetic has {', '.join(synthetic)}")
+    rows = -(-len(real) // COLUMNS)
+    figure, grid = pyplot.subplots(
+        rows, COLUMNS, figsize=(3 * COLUMNS, 2.2 * rows), layout="constrained", squeeze=False
+    )
+    for axes, name in zip(grid.flat, real, strict=False):
+        tables = {
+            "real": [v for v in real[name] if v is not None],
+            "synthetic": [v for v in synthetic[name] if v is not None],
+        }
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in tables["real"]):
+            low, high = torch.tensor(tables["real"], dtype=torch.float64).quantile(
+                torch.tensor([0.005, 0.995]).double()
+            )
+            for label, values in tables.items():
+                axes.hist(
+                    values, 60, (float(low), float(high)), True, histtype="step", color=SHADES[label], label=label
+                )
+        else:
+            names = sorted({*tables["real"], *tables["synthetic"]}, key=str)
+            for shift, (label, values) in zip((-0.2, 0.2), tables.items(), strict=True):
+                counts = Counter(values)
+                heights = [counts[name] / len(values) for name in names]
+                axes.bar([i + shift for i in range(len(names))], heights, 0.4, color=SHADES[label], label=label)
+            axes.set_xticks(range(len(names)), map(str, names), rotation=45, fontsize=7)
+        axes.set_title(name, fontsize=9)
+        axes.set_yticks([])
+    for axes in grid.flat[len(real) :]:
+        axes.axis("off")
+    grid.flat[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return Path(path)
 
 
 def _save(frames: list[Image.Image], path: str | os.PathLike[str], form: str) -> Path:

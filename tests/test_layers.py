@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "gm_discrete"
 ROWS = [
     {"training", "evaluation"},
     {"models", "data"},
-    {"objective", "likelihood"},
+    {"field_likelihood"},
+    {"objective", "likelihood", "flow_likelihood"},
     {"paths", "bregman", "samplers"},
     {"generators"},
     {"transport", "landings", "beliefs"},

@@ -1,7 +1,7 @@
 """Text, images, tables and notes for training: data sets, tokenizers, packing and batches."""
 
 from gm_discrete.data.collator import TokenCollator
-from gm_discrete.data.encoding import decode_rows, encode_rows, encoded_dataset, fit_codecs
+from gm_discrete.data.encoding import decode_rows, encode_rows, encoded_dataset, fit_codecs, natural_values
 from gm_discrete.data.field_collator import SequenceCollator, TableCollator, decode_sequences
 from gm_discrete.data.image_collator import ImageCollator, to_uint8
 from gm_discrete.data.images import download_emoji, download_fashion_mnist, load_images
@@ -44,6 +44,7 @@ __all__ = [
     "load_table",
     "load_text",
     "load_tokenizer",
+    "natural_values",
     "pack",
     "piano_roll",
     "sentencepiece_tokenizer",

@@ -14,9 +14,10 @@ import torch
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from torch import Tensor
 
-from gm_discrete.scalers import SCALERS, Categories, Scaler, decimals
+from gm_discrete.scalers import SCALERS, Categories, Codec, Scaler, decimals
 
-Codecs: TypeAlias = Mapping[str, Scaler | Categories]
+Codecs: TypeAlias = Mapping[str, Any]
+"""A `Scaler` or `Categories` for each column."""
 Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 """A data set, a list of rows, or lists by column."""
 
@@ -99,19 +100,27 @@ def encode_rows(rows: Rows, codecs: Codecs, rng: torch.Generator | None = None) 
     return {name: with_shape(field, 1) for name, field in flat.items()}
 
 
-def decode_rows(state: Mapping[str, Tensor], codecs: Codecs) -> dict[str, list[Any]]:
-    """A state → lists of natural values by column; None where missing, integers where a column has no decimals.
+def natural_values(state: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, Tensor]:
+    """A state → natural values in its shapes, as `generate` gives them: numbers in float64, ids of categories."""
+    return {
+        name: codec.inverse(state[name]) if isinstance(codec := codecs.get(name), Scaler) else state[name]
+        for name in state
+    }
+
+
+def decode_rows(values: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, list[Any]]:
+    """What `generate` gives of a table → lists by column; None where missing, integers where a column has no decimals.
 
     Raises:
         ValueError: a field of the codecs is absent, is no column of one entry a row, or has an impossible value.
     """
-    absent = [name for name in codecs if name not in state]
+    absent = [name for name in codecs if name not in values]
     if absent:
-        raise ValueError(f"state has no field {absent[0]!r}; it has {', '.join(state)}")
-    for name, field in state.items():
+        raise ValueError(f"values have no field {absent[0]!r}; they have {', '.join(values)}")
+    for name, field in values.items():
         if name in codecs and field.numel() != len(field):
             raise ValueError(f"field {name!r} has the shape {tuple(field.shape)}; give one entry a row")
-    return decode_columns({name: state[name].flatten() for name in codecs}, codecs)
+    return decode_columns({name: values[name].flatten() for name in codecs}, codecs)
 
 
 def encoded_dataset(dataset: Dataset | IterableDataset, codecs: Codecs, seed: int = 0) -> Dataset | IterableDataset:
@@ -186,8 +195,8 @@ def encode_columns(columns: Mapping[str, Sequence[Any]], codecs: Codecs, uniform
     return {name: fields[name] for name in codecs}
 
 
-def decode_columns(fields: Mapping[str, Tensor], codecs: Codecs) -> dict[str, list[Any]]:
-    """float [N] and long [N] by field → lists of natural values by column."""
+def decode_columns(fields: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, list[Any]]:
+    """Natural numbers [N] and ids [N] by field → lists by column."""
     companions = _companions(codecs)
     columns: dict[str, list[Any]] = {}
     for name, codec in codecs.items():
@@ -197,9 +206,9 @@ def decode_columns(fields: Mapping[str, Tensor], codecs: Codecs) -> dict[str, li
             if isinstance(codec, Categories):
                 columns[name] = codec.decode(fields[name])
                 continue
-            values = codec.inverse(fields[name]).tolist()
-            if codec.digits is not None and codec.digits <= 0:
-                values = [int(value) for value in values]
+            values = fields[name].tolist()
+            if isinstance(codec, Scaler) and codec.digits is not None and codec.digits <= 0:
+                values = [round(value) for value in values]
             if name in companions:
                 missing = fields[companions[name]].tolist()
                 values = [None if gone else value for gone, value in zip(missing, values, strict=True)]
@@ -291,7 +300,7 @@ def _numbers(cells: Any) -> np.ndarray:
     return np.array(cells, dtype=np.float64)
 
 
-def _companions(codecs: Codecs) -> dict[str, str]:
+def _companions(codecs: Mapping[str, Codec]) -> dict[str, str]:
     """The companion of each number column that has one."""
     found = {}
     for name, codec in codecs.items():

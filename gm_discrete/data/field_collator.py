@@ -96,29 +96,29 @@ class SequenceCollator:
 
 
 def decode_sequences(
-    state: Mapping[str, Tensor], codecs: Codecs, attention_mask: Mapping[str, Tensor] | None = None
+    values: Mapping[str, Tensor], codecs: Codecs, attention_mask: Mapping[str, Tensor] | None = None
 ) -> list[dict[str, list[Any]]]:
-    """A state of sequences → lists of natural values by column, for each sequence; undoes `SequenceCollator`.
+    """What `generate` gives of sequences → lists by column, for each sequence.
 
     Args:
-        state: numbers [B, L, 1] and categories [B, L] by field.
+        values: natural numbers [B, L, 1] and ids [B, L] by field.
         attention_mask: [B, L] by field, 0 where an entry is padding; all are alike.
 
     Raises:
         ValueError: a field of the codecs is absent, of another shape, or has an impossible value.
     """
-    absent = [name for name in codecs if name not in state]
+    absent = [name for name in codecs if name not in values]
     if absent:
-        raise ValueError(f"state has no field {absent[0]!r}; it has {', '.join(state)}")
-    shape = tuple(state[next(iter(codecs))].shape[:2])
+        raise ValueError(f"values have no field {absent[0]!r}; they have {', '.join(values)}")
+    shape = tuple(values[next(iter(codecs))].shape[:2])
     for name, codec in codecs.items():
-        found, expected = tuple(state[name].shape), (*shape, 1) if isinstance(codec, Scaler) else shape
+        found, expected = tuple(values[name].shape), (*shape, 1) if isinstance(codec, Scaler) else shape
         if found != expected or len(shape) != 2:
             raise ValueError(f"field {name!r} has the shape {found}; give [B, L, 1] of numbers, [B, L] of categories")
     masks = torch.ones(shape) if attention_mask is None else next(iter(attention_mask.values()))
     rows = []
     for number, mask in enumerate(masks.bool()):
-        rows.append(decode_columns({name: state[name][number].flatten()[mask] for name in codecs}, codecs))
+        rows.append(decode_columns({name: values[name][number].flatten()[mask] for name in codecs}, codecs))
     return rows
 
 

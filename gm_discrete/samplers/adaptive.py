@@ -94,7 +94,8 @@ def check_changes(max_expected_changes: float) -> None:
 def unsettled_tokens(chain: Chain, x: Tensor, posterior: Posterior, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
     """(n, E) of `adaptive`: how many tokens are free, and how many of them unsettled, [B] each."""
     positions = chain.free & (posterior.over(t_next).chance > 0)
-    unsettled, _ = _unsettled(posterior.belief, x, positions, torch.zeros_like(t), chain)
+    unsettled, read = _unsettled(posterior.belief, x, positions, torch.zeros_like(t), chain)
+    chain.calls += read
     return chain.free.sum(1).double(), unsettled
 
 

@@ -67,10 +67,13 @@ class ProductChain:
 
         Raises:
             TypeError: the model's generator is no product.
+            ValueError: it is one of other fields.
         """
         path: Any = getattr(self.model, "path", None)
         if not hasattr(path, "factors"):
             raise TypeError(f"a state of several fields needs a model of a ProductPath, not of {path!r}")
+        if x.keys() != path.factors.keys():
+            raise ValueError(f"x_0 has the fields {', '.join(x)}; those of the model are {', '.join(path.factors)}")
         generator = self.model.generator(x, path.joined(t), **self.conditioning)
         if not isinstance(generator, Product) or generator.factors.keys() != self.fields.keys():
             raise TypeError(
@@ -120,7 +123,7 @@ def heun(chain: ProductChain, x: State, t: Mapping[str, Tensor], t_next: Mapping
     The second is at the predicted numbers and the symbols that have leapt, so that numbers see where symbols go. The last
     step, to t = 1, is that of `tau_leaping`.
     """
-    if any(bool((time >= 1).any()) for time in t_next.values()):
+    if any(bool(((t_next[name] >= 1) & (t_next[name] > t[name])).any()) for name in x):
         return together(tau_leaping)(chain, x, t, t_next)
     before, fields = chain.so_far(), chain.product(x, t)
     tried, firsts, noises = {}, {}, {}
@@ -170,10 +173,11 @@ def adaptive(
         factors = {name: fields[name].generator(state[name], now) for name in state if bool(fields[name].free.any())}
         n, unsettled, until = torch.zeros_like(now), torch.zeros_like(now), end
         for name, factor in factors.items():
-            fields[name].calls += 1
             if isinstance(factor, Jump) and factor.posterior is not None:
                 some, of_them = unsettled_tokens(fields[name], state[name], factor.posterior, now, end)
                 n, unsettled = n + some, unsettled + of_them
+            else:
+                fields[name].calls += 1
         for name, factor in factors.items():
             if state[name].is_floating_point():
                 reach = pace(fields[name], state[name], factor, now, end, tolerance)

@@ -168,6 +168,8 @@ def simulate(
     else:
         _check_state(x_0, method)
         chain = Chain(model, _free(x_0, fixed), rng, conditioning)
+    if several and isinstance(times, Mapping) and times.keys() != x_0.keys():
+        raise ValueError(f"times has grids of {', '.join(times)}; the fields are {', '.join(x_0)}")
     grids = {name: _grid(times[name], rising=False) for name in x_0} if isinstance(times, Mapping) and several else None
     grid = _grid(times) if grids is None else torch.stack(list(grids.values()), 1)
     wanted = set(_indices(save_at, len(grid)))

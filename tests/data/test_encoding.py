@@ -17,6 +17,7 @@ from gm_discrete.data import (
     encode_rows,
     encoded_dataset,
     fit_codecs,
+    natural_values,
 )
 from gm_discrete.scalers import Categories, LogScaler, QuantileScaler, StandardScaler
 
@@ -74,7 +75,7 @@ def test_rows_come_back(scalers: str) -> None:
                 assert field.shape == ((2000, 1) if category else (2000, 1, 1))
                 assert field.dtype == (torch.long if category else torch.float32)
                 assert field.isfinite().all()
-            decoded = decode_rows(state, codecs)
+            decoded = decode_rows(natural_values(state, codecs), codecs)
             assert decoded == columns
             assert {type(age) for age in decoded["age"]} == {int}
 
@@ -91,14 +92,14 @@ def test_a_missing_number_tells_nothing() -> None:
     assert distance < 2.23 * math.sqrt(1 / 1600 + 1 / 400)  # exceeded with probability 2 exp(−2 · 2.23²) = 1e-4
     assert torch.equal(encode_rows(people(), codecs, rng())["height"], state["height"])
     assert not torch.equal(encode_rows(people(), codecs, rng(1))["height"], state["height"])
-    decoded = decode_rows(state, codecs)["height"]
+    decoded = decode_rows(natural_values(state, codecs), codecs)["height"]
     assert [index for index, height in enumerate(decoded) if height is None] == list(range(0, 2000, 5))
 
 
 def test_a_column_of_the_tables_own_is_no_companion() -> None:
     columns = {"a": [1.0, 2.0, 3.0], "a_missing": [True, False, True], "b_missing": ["missing", "present", "missing"]}
     codecs = fit_codecs(columns)
-    assert decode_rows(encode_rows(columns, codecs), codecs) == columns
+    assert decode_rows(natural_values(encode_rows(columns, codecs), codecs), codecs) == columns
     with pytest.raises(ValueError, match="'a' misses values, and 'a_missing' is taken; rename it"):
         fit_codecs({"a": [1.0, None], "a_missing": [True, False]})
 
@@ -129,7 +130,7 @@ def test_draws_of_a_stream_depend_on_the_row_alone() -> None:
     encoded: Any = encoded_dataset(stream, codecs, seed=1)
     collator = TableCollator(codecs)
     fields = collator(list(encoded))["fields"]
-    assert decode_rows(fields, codecs) == columns
+    assert decode_rows(natural_values(fields, codecs), codecs) == columns
     again = collator(list(encoded.skip(200)))["fields"]
     shuffled = collator(list(encoded.shuffle(seed=0, buffer_size=100)))["fields"]
     for name in codecs:
@@ -145,7 +146,11 @@ def test_natural_rows_are_dequantised_anew() -> None:
     torch.manual_seed(0)
     first, second = collator(rows)["fields"], collator(rows)["fields"]
     assert not torch.equal(first["age"], second["age"])
-    assert decode_rows(first, codecs) == decode_rows(second, codecs) == columns
+    assert (
+        decode_rows(natural_values(first, codecs), codecs)
+        == decode_rows(natural_values(second, codecs), codecs)
+        == columns
+    )
     still = TableCollator(codecs, dequantize=False)
     assert torch.equal(still(rows)["fields"]["age"], still(rows)["fields"]["age"])
 
@@ -173,8 +178,8 @@ def test_sequences_are_padded_on_their_right(length: int | None, padded: int) ->
     assert torch.equal(labels["name"][mask], fields["name"][mask])
     assert torch.equal(labels["length"][mask], fields["length"][mask])
     assert fields["length"].isfinite().all()
-    assert decode_sequences(fields, codecs, masks) == melodies()
-    whole = decode_sequences(fields, codecs)
+    assert decode_sequences(natural_values(fields, codecs), codecs, masks) == melodies()
+    whole = decode_sequences(natural_values(fields, codecs), codecs)
     assert [len(row["name"]) for row in whole] == [padded, padded]
 
 
@@ -190,8 +195,8 @@ def test_bad_sequences_are_named() -> None:
         encode_rows(melodies(), codecs)
     state = SequenceCollator(codecs)(melodies())["fields"]
     with pytest.raises(ValueError, match=r"field 'name' has the shape .*give one entry a row"):
-        decode_rows(state, codecs)
-    with pytest.raises(ValueError, match="state has no field 'length'; it has name"):
+        decode_rows(natural_values(state, codecs), codecs)
+    with pytest.raises(ValueError, match="values have no field 'length'; they have name"):
         decode_sequences({"name": state["name"]}, codecs)
     with pytest.raises(ValueError, match=r"field 'length' has the shape \(2, 3\); give"):
         decode_sequences({"name": state["name"], "length": state["length"].squeeze(2)}, codecs)
@@ -224,7 +229,7 @@ def test_bad_tables_are_named() -> None:
         fit_codecs({"a": [1.0, 2.0]}, scalers="cubic")
     with pytest.raises(ValueError, match="scalers names 'b', a column of categories"):
         fit_codecs({"b": ["x"]}, scalers={"b": "log"})
-    with pytest.raises(ValueError, match="state has no field 'b'; it has a"):
+    with pytest.raises(ValueError, match="values have no field 'b'; they have a"):
         decode_rows({"a": torch.zeros(1, 1, 1)}, codecs)
     with pytest.raises(ValueError, match=r"field 'b': ids holds 2, .*is a mask left"):
         decode_rows({"a": torch.zeros(1, 1, 1), "b": torch.tensor([[2]])}, codecs)

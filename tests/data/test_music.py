@@ -15,6 +15,7 @@ from gm_discrete.data import (
     fit_codecs,
     load_chorales,
     music,
+    natural_values,
     packaged,
     piano_roll,
     write_midi,
@@ -77,7 +78,7 @@ def test_notes_become_a_state_and_notes_again() -> None:
     batch = SequenceCollator(codecs)(rows)
     assert batch["fields"]["onset"].shape == (6, 4, 1)
     assert batch["fields"]["pitch"].shape == (6, 4)
-    decoded = decode_sequences(batch["fields"], codecs, batch["attention_mask"])
+    decoded = decode_sequences(natural_values(batch["fields"], codecs), codecs, batch["attention_mask"])
     assert decoded == [{column: row[column] for column in COLUMNS} for row in rows]
 
 
