@@ -9,8 +9,9 @@
 came; before it is compared, its numbers get the decimals and the range of the training rows, whatever the method. All that
 lies in the folder is not done again. `train` are the training rows themselves: what a perfect method would have.
 
-Ours are those of recipes/mixed.py with its config of the diamonds and what `VARIANTS` changes in it. The peers: `copula` is SDV's GaussianCopulaSynthesizer, which makes numbers of categories and fits copulas'
-GaussianMultivariate; `tvae` and `ctgan` are those of the package ctgan. All at their default settings.
+Ours are of recipes/mixed.py with its config of the diamonds, and what `VARIANTS` changes in it. The peers: `copula` is
+SDV's GaussianCopulaSynthesizer, which makes numbers of categories and fits copulas' GaussianMultivariate; `tvae` and
+`ctgan` are those of the package ctgan. All at their default settings.
 """
 
 from __future__ import annotations
@@ -255,11 +256,12 @@ def ours(variant: str) -> Method:
         model = GMModel.from_pretrained(folder)
 
         def sample(number: int) -> Table:
-            parts = [
+            parts: Any = [
                 decoded(model, model.generate(batch_size=size, num_steps=args.num_steps, seed=place))
                 for place, size in enumerate(sizes(number))
             ]
-            return pd.concat(parts, ignore_index=True)[list(train.columns)]
+            columns: Any = list(train.columns)
+            return pd.concat(parts, ignore_index=True)[columns]
 
         return sample
 
@@ -337,7 +339,7 @@ def by_boosting(train: Table, masked: Table, seed: int) -> Table:
     kinds = {name: pd.CategoricalDtype(sorted(train[name].unique())) for name in categories}
     seen, given, filled = seen.astype(kinds), masked.astype(kinds), masked.copy()
     for name in train.columns:
-        kind = HistGradientBoostingRegressor if name in numbers else HistGradientBoostingClassifier
+        kind: Any = HistGradientBoostingRegressor if name in numbers else HistGradientBoostingClassifier
         others = [column for column in train.columns if column != name]
         model = kind(categorical_features="from_dtype", early_stopping=False, random_state=seed)
         model.fit(seen[others], train[name])
@@ -359,7 +361,9 @@ def by_ours(folder: Path, num_steps: int) -> Imputer:
             for name, codec in model.config.codecs.items()
         }
         draws = [model.generate(given=given, num_steps=num_steps, seed=draw) for draw in range(NEIGHBOURS)]
-        return [decoded(model, draw)[list(masked.columns)].set_axis(masked.index) for draw in draws]
+        columns: Any = list(masked.columns)
+        filled: Any = [decoded(model, draw)[columns].set_axis(masked.index) for draw in draws]
+        return filled
 
     return impute
 

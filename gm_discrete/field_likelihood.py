@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from gm_discrete import bregman
 from gm_discrete.flow_likelihood import flow_log_likelihood
 from gm_discrete.generators import Flow, Product, terms
+from gm_discrete.likelihood import draw_masks
 from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
+from gm_discrete.paths.mixture import MaskedPath
 from gm_discrete.paths.product import ProductPath
 
 
@@ -161,8 +163,14 @@ def _bounds(
     rng: torch.Generator | None,
     conditioning: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """∫ E D(F^m(x^m|z^m), F^m_θ(x)) dt of each field of symbols, [B], t stratified on (0, 1)."""
-    first = next(iter(z.values()))
+    """∫ E D(F^m(x^m|z^m), F^m_θ(x)) dt of each field of symbols, [B].
+
+    Where all are masked on one schedule, by the number of masks among them (see `likelihood_bound`); else by t stratified on
+    (0, 1), whose estimate has a variance that is not finite for masks.
+    """
+    first, paths = next(iter(z.values())), [path.factors[name] for name in symbols]
+    masked = all(isinstance(one, MaskedPath) and one.schedule == paths[0].schedule for one in paths)  # pyright: ignore
+    every = torch.cat([scored[name] for name in symbols], 1)
     offset = torch.rand(len(first), generator=rng, device=rng.device if rng else first.device, dtype=torch.float64)
     nats = {name: torch.zeros(len(first), dtype=torch.float64, device=first.device) for name in symbols}
     training = getattr(model, "training", False)
@@ -170,17 +178,23 @@ def _bounds(
         model.eval()
     try:
         for j in range(num_samples):
-            t = ((j + offset.to(first.device)) / num_samples).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)
-            x = dict(z)
-            for name in symbols:
-                x[name] = torch.where(scored[name], path.factors[name].sample(z[name], t, rng), z[name])
+            u, x = (j + offset.to(first.device)) / num_samples, dict(z)
+            if masked:
+                holes, t, weight = draw_masks(paths[0].schedule, every, u, rng)  # pyright: ignore
+                parts = holes.split([z[name].shape[1] for name in symbols], 1)
+                for name, one, part in zip(symbols, paths, parts, strict=True):
+                    x[name] = torch.where(part, one.mask_token_id, z[name])  # pyright: ignore
+            else:
+                t, weight = u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53), torch.ones_like(u)
+                for name, one in zip(symbols, paths, strict=True):
+                    x[name] = torch.where(scored[name], one.sample(z[name], t, rng), z[name])
             times = {name: t if name in symbols else torch.ones_like(t) for name in x}
             generator = model.generator(x, path.joined(times), **conditioning)
             assert isinstance(generator, Product)
             for name in symbols:
                 target: Any = path.factors[name].conditional(z[name], x[name], t)
                 loss = bregman.divergence(target, generator.factors[name], x[name], where=scored[name])
-                nats[name] += loss.sum(1) / num_samples
+                nats[name] += weight * loss.sum(1) / num_samples
     finally:
         if training:
             model.train()

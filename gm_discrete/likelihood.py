@@ -20,6 +20,7 @@ from gm_discrete import bregman
 from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.mixture import MaskedPath
+from gm_discrete.schedules import Schedule
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,13 +156,22 @@ def _draw_time(
 def _draw_mask_count(
     path: Any, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None, _: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """n masks among the L scored positions. The divergence carries the hazard h(t), hence the weight (L/n)/h(t)."""
-    device = rng.device if rng is not None else z.device
+    masked, t, weight = draw_masks(path.schedule, scored, u, rng)
+    return torch.where(masked, path.mask_token_id, z), t, weight
+
+
+def draw_masks(
+    schedule: Schedule, scored: Tensor, u: Tensor, rng: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(masked [B, L], t [B], weight [B]): n masks among the L scored positions, n at the quantile u of {1, …, L}.
+
+    The divergence carries the hazard h(t), hence the weight (L/n)/h(t).
+    """
+    device = rng.device if rng is not None else scored.device
     length = scored.sum(1)
     masks = torch.minimum((u * length).long() + 1, length).clamp(min=1)
-    noise = torch.rand(z.shape, generator=rng, device=device, dtype=torch.float64).to(z.device)
+    noise = torch.rand(scored.shape, generator=rng, device=device, dtype=torch.float64).to(scored.device)
     noise = noise.masked_fill(~scored, -1)
     kappa = noise.sort(1, descending=True).values.gather(1, masks[:, None] - 1)  # n-th largest ~ Beta(L − n + 1, n)
-    x = torch.where(scored & (noise >= kappa), path.mask_token_id, z)
-    t = path.schedule.inverse(kappa.squeeze(1).clamp(0, 1 - 2**-53))
-    return x, t, torch.where(length > 0, length / masks / path.schedule.hazard(t), 0.0)
+    t = schedule.inverse(kappa.squeeze(1).clamp(0, 1 - 2**-53))
+    return scored & (noise >= kappa), t, torch.where(length > 0, length / masks / schedule.hazard(t), 0.0)

@@ -303,10 +303,24 @@ def scored_positions(path: Path, z: Any, attention_mask: Any, scored: Any = None
     """
     if isinstance(path, ProductPath):
         path.check(z, torch.zeros(len(next(iter(z.values()))), device=next(iter(z.values())).device), "z")
-        return {
-            name: scored_positions(factor, z[name], (attention_mask or {}).get(name), (scored or {}).get(name))
+        found = {
+            name: _chosen(factor, z[name], (attention_mask or {}).get(name), (scored or {}).get(name))
             for name, factor in path.factors.items()
         }
+        _check_any(list(found.values()))
+        return found
+    chosen = _chosen(path, z, attention_mask, scored)
+    _check_any([chosen])
+    return chosen
+
+
+def _check_any(chosen: list[Tensor]) -> None:
+    if chosen[0].device.type == "cpu" and not any(bool(part.any()) for part in chosen):
+        raise ValueError("nothing is left to score: attention_mask and scored leave no position")
+
+
+def _chosen(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor | None) -> Tensor:
+    """`scored_positions` of one field, which may be none."""
     if z.dim() < 2 or (z.dim() > 2 and not z.is_floating_point()):
         raise ValueError(f"z must have shape [B, L], got {tuple(z.shape)}")
     if attention_mask is not None and z.is_floating_point() and z.dim() == 3:
@@ -317,8 +331,6 @@ def scored_positions(path: Path, z: Any, attention_mask: Any, scored: Any = None
     real = torch.ones_like(z, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     chosen = real if scored is None else real & scored.bool()
     if z.device.type == "cpu":
-        if not bool(chosen.any()):
-            raise ValueError("nothing is left to score: attention_mask and scored leave no position")
         for symbol in getattr(path, "excluded", ()):
             if bool((chosen & (z == symbol)).any()):
                 raise ValueError(

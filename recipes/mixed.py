@@ -64,6 +64,9 @@ class MixedArguments:
     download: bool = field(default=False, metadata={"help": "fetch the flights first"})
     streaming: bool = False
     columns: str | None = field(default=None, metadata={"help": "comma-separated, all unless told"})
+    fit_rows: int | None = field(
+        default=None, metadata={"help": "of a stream, that codecs are fitted on; all unless told"}
+    )
     max_eval_rows: int = 2000
     length: int = field(default=1, metadata={"help": "notes of a piece; 1 for the rows of a table"})
 
@@ -108,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if training.local_process_index == 0:
             check_run(output, settings_of_run(options, training, SHOWN))
         train, held_out = (load(options, split) for split in ("train", "validation"))
-        codecs = fit_codecs(train, scalers=json.loads(options.scalers))
+        codecs = fit_codecs(train, scalers=json.loads(options.scalers), first=options.fit_rows)
     real, collate = held_out, SequenceCollator(codecs) if music else TableCollator(codecs)
     if not music:
         train, held_out = encoded_dataset(train, codecs), encoded_dataset(held_out, codecs, seed=1)
@@ -147,7 +150,7 @@ def load(options: MixedArguments, split: str) -> Any:
     if options.columns:
         rows = rows.select_columns(options.columns.split(","))
     if split == "train":
-        return rows
+        return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
     if isinstance(rows, IterableDataset):
         return Dataset.from_list(list(rows.take(options.max_eval_rows)))
     return rows.select(range(min(options.max_eval_rows, len(rows))))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value
-from pyarrow import csv
+from pyarrow import csv, parquet
 
 from gm_discrete.data.packaged import cached, drafted, package_folder, unpack_npm
 from gm_discrete.data.reading import read_splits
@@ -92,7 +92,7 @@ def diamonds() -> dict[str, Dataset]:
 def flights(
     split: str = "train", streaming: bool = False, cache_dir: str | os.PathLike[str] | None = None
 ) -> Dataset | IterableDataset:
-    """3 M flights in the United States, January to June 2001, in their order; split 80/10/10, of every ten in turn.
+    """3 M flights in the United States, January to June 2001, in random order; split 80/10/10, of every ten in turn.
 
     Columns: `delay` in minutes, `distance` in miles, `origin` and `destination` (230 airports) and the columns of
     `departure`.
@@ -126,7 +126,7 @@ def flights(
 
 
 def download_flights(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Fetches the npm package `vega-datasets` and keeps its flights; returns the file.
+    """Fetches the npm package `vega-datasets` and keeps its flights, in random order; returns the file.
 
     Raises:
         RuntimeError: `npm` is missing or fails.
@@ -134,8 +134,11 @@ def download_flights(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     target = cached("flights.parquet", cache_dir)
     if not target.exists():
         with drafted(target) as draft:
-            folder = unpack_npm("vega-datasets", VEGA_VERSION, draft.parent)
-            (folder / "data/flights-3m.parquet").rename(draft)
+            rows = parquet.read_table(
+                unpack_npm("vega-datasets", VEGA_VERSION, draft.parent) / "data/flights-3m.parquet"
+            )
+            # They come by date; a stream is read as it lies.
+            parquet.write_table(rows.take(np.random.RandomState(0).permutation(len(rows))), draft)
     return target
 
 

@@ -94,7 +94,8 @@ def quality_report(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, flo
     kinds = {name: {"sdtype": "numerical" if name in numbers else "categorical"} for name in map(str, real.columns)}
     report = QualityReport()
     data = ({"rows": table[list(real.columns)]} for table in (real, synthetic))
-    report.generate(*data, {"tables": {"rows": {"columns": kinds}}}, verbose=False)
+    real_rows, synthetic_rows = data
+    report.generate(real_rows, synthetic_rows, {"tables": {"rows": {"columns": kinds}}}, verbose=False)
     scores = {str(row["Property"]): float(row["Score"]) for row in report.get_properties().to_dict("records")}
     return {"column_shapes": scores["Column Shapes"], "pair_trends": scores["Column Pair Trends"]}
 
@@ -171,7 +172,7 @@ def efficacy(train: pd.DataFrame, test: pd.DataFrame, target: str, *, seed: int 
         predicted = np.full(len(y_test), y[0], dtype=object)
     else:
         predicted = _boosting(levels, x.shape[1], y, seed).fit(x, y).predict(x_test)
-    f1 = f1_score(y_test, predicted, labels=sorted(set(y_test)), average="macro", zero_division=0)
+    f1 = f1_score(y_test, predicted, labels=sorted(set(y_test)), average="macro", zero_division=0)  # pyright: ignore
     return {"accuracy": float(accuracy_score(y_test, predicted)), "macro_f1": float(f1)}
 
 
@@ -315,7 +316,7 @@ def _boosting(levels: Levels, columns: int, classes: np.ndarray | None, seed: in
 
     few = [len(values) <= 255 for values in levels.values()]
     categories = [False] * (columns - len(levels)) + few
-    kind = HistGradientBoostingRegressor if classes is None else HistGradientBoostingClassifier
+    kind: Any = HistGradientBoostingRegressor if classes is None else HistGradientBoostingClassifier
     return kind(categorical_features=categories, early_stopping=False, random_state=seed)
 
 
@@ -326,7 +327,7 @@ def _logistic(levels: Levels, columns: int) -> Any:
     from sklearn.preprocessing import OneHotEncoder, StandardScaler  # pyright: ignore[reportMissingImports]
 
     numbers = columns - len(levels)
-    codes = [list(range(len(values))) for values in levels.values()]
+    codes: Any = [list(range(len(values))) for values in levels.values()]
     split = make_column_transformer(
         (StandardScaler(), list(range(numbers))), (OneHotEncoder(categories=codes), list(range(numbers, columns)))
     )

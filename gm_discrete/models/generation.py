@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from gm_discrete.generators import Generator
 from gm_discrete.models.config import Field, GMConfig
 from gm_discrete.models.generation_config import GMGenerationConfig
-from gm_discrete.models.given import Cells, Informed, cells, natural
+from gm_discrete.models.given import Informed, cells, natural
 from gm_discrete.paths import EuclideanPath, ProductPath
 from gm_discrete.samplers import EUCLIDEAN_STEPS, PRODUCT_STEPS, STEPS, Corrector, simulate
 
@@ -267,7 +267,7 @@ class GMGenerationMixin(Base):
             if value is not None and (not isinstance(value, Mapping) or value.keys() - fields.keys()):
                 raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
         known = {name: cells(value, fields[name], name) for name, value in (given or {}).items()}
-        known = {name: Cells(*(v.to(self.device) for v in vars(cell).values())) for name, cell in known.items()}
+        known = {name: cell.to(self.device) for name, cell in known.items()}
         masks = {name: mask.to(self.device) for name, mask in (attention_mask or {}).items()}
         batches = {len(cell.state) for cell in known.values()} | {len(mask) for mask in masks.values()}
         if batch_size is not None:

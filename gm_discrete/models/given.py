@@ -32,6 +32,10 @@ class Cells:
     state: Tensor
     known: Tensor
 
+    def to(self, device: torch.device) -> Cells:
+        """The same on another device."""
+        return Cells(self.natural.to(device), self.state.to(device), self.known.to(device))
+
     @property
     def whole(self) -> Tensor:
         """Which states are known in all cells, [B]."""
@@ -74,7 +78,10 @@ def cells(value: Any, field: Field, name: str) -> Cells:
         else:
             state = natural.float()
     if mask is not None:
-        known = known & _shaped(torch.as_tensor(mask, dtype=torch.bool), field, name)
+        mask = _shaped(torch.as_tensor(mask, dtype=torch.bool), field, name)
+        if mask.shape != known.shape:
+            raise ValueError(f"given[{name!r}] has {list(known.shape)} values and a mask of {list(mask.shape)}")
+        known = known & mask
     return Cells(natural, state, known)
 
 

@@ -139,7 +139,7 @@ def heun(chain: ProductChain, x: State, t: Mapping[str, Tensor], t_next: Mapping
             fields[name].calls += 1
     if firsts:
         chain.counted(before, 2)
-        fields = chain.product(tried, t_next)
+        fields = chain.product(dict(tried), t_next)  # a readout keeps what it was asked about
     else:
         chain.counted(before)
     for name, first in firsts.items():
@@ -169,7 +169,7 @@ def adaptive(
     state = dict(x)
     while bool((now < end).any()):
         before = chain.so_far()
-        fields = chain.product(state, dict.fromkeys(state, now))
+        fields = chain.product(dict(state), dict.fromkeys(state, now))
         factors = {name: fields[name].generator(state[name], now) for name in state if bool(fields[name].free.any())}
         n, unsettled, until = torch.zeros_like(now), torch.zeros_like(now), end
         for name, factor in factors.items():

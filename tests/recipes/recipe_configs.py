@@ -7,9 +7,13 @@ from pathlib import Path
 import yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+MARKS = {"images": "patch_size", "mixed": "aligned"}
+"""An argument that all configs of a recipe give, and those of no other."""
 
 
-def configs(of_images: bool) -> list[Path]:
-    """The configs of recipes/images.py, which all have patches, or those of recipes/text.py."""
+def configs(recipe: str) -> list[Path]:
+    """The configs of `recipes/{recipe}.py`: text, images or mixed."""
     files = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
-    return [file for file in files if ("patch_size" in yaml.safe_load(file.read_text())) == of_images]
+    given = {file: yaml.safe_load(file.read_text()).keys() for file in files}
+    kinds = {file: next((name for name, mark in MARKS.items() if mark in keys), "text") for file, keys in given.items()}
+    return [file for file in files if kinds[file] == recipe]

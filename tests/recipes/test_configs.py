@@ -25,7 +25,7 @@ from gm_discrete import GMModel
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 
-CONFIGS = configs(of_images=False)
+CONFIGS = configs("text")
 GPT2_SIZE = 50257
 
 
@@ -61,7 +61,7 @@ def test_the_configs_are_there() -> None:
     names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext"}
     assert names <= {file.stem for file in CONFIGS}
     everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
-    assert {file.stem for file in [*CONFIGS, *configs(of_images=True)]} == everything
+    assert {file.stem for file in [*CONFIGS, *configs("images"), *configs("mixed")]} == everything
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -18,7 +18,7 @@ from transformers import AutoModel, TrainingArguments
 
 from gm_discrete import GMModel, MaskedPath, UniformPath
 
-CONFIGS = configs(of_images=True)
+CONFIGS = configs("images")
 every_config = pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 SOURCES = {  # image shape, classes
     "mnist": ((1, 28, 28), 10), "fashion_mnist": ((1, 28, 28), 10), "emoji32": ((3, 32, 32), 9),

@@ -77,12 +77,12 @@ def test_all_fields_move_from_the_old_state(order: str, method: str) -> None:
     model, x_0, t = coupled(order), start(), 0.3
     x_0 = {name: x_0[name] for name in reversed(ORDERS[order])}
     options: Any = {"tolerance": 0.09, "max_expected_changes": 0.5} if method == "adaptive" else {}
-    x = simulate(model, x_0, [t, 0.6], rng(1), method, **options)
-    kind, size, s = x["kind"], x["size"], 0.6
-    if method == "adaptive":  # the first step of √0.09, or less
-        (_, began), (x, now) = model.seen[:2] if len(model.seen) > 1 else (model.seen[0], (x, numbers(s)))
-        kind, size, s = x["kind"], x["size"], float(now[0])
-        assert float(began[0]) == t
+    s = 0.6
+    x = simulate(model, x_0, [t, 0.9 if options else s], rng(1), method, **options)
+    if method == "adaptive":  # what is asked about next, behind a first step of √0.09
+        assert [float(time[0]) for _, time in model.seen[:2]] == pytest.approx([t, s], abs=1e-12)
+        x = model.seen[1][0]
+    kind, size = x["kind"], x["size"]
     masked = x_0["kind"] == MASK
     leapt = masked & (kind != MASK)
     assert 50 < int(leapt.sum()) < 250  # P = 3/7 of 300
@@ -184,6 +184,18 @@ def test_what_is_fixed_stays_to_the_bit(method: str, kind: Any) -> None:
         assert int(x["a"].max()) < 3
     assert int(x["b"].max()) < 2
     assert bool(x["c"].isfinite().all())
+    shown: list[dict[str, Tensor]] = []
+
+    class Watched:
+        path = model.path
+
+        def generator(self, x: Any, *times: Any) -> Product:
+            shown.append(x)
+            return model.generator(x, *times)
+
+    simulate(Watched(), x_0, GRID, rng(2), method, fixed)
+    assert len(shown) >= len(GRID) - 1
+    assert all(torch.equal(y[name][held], x_0[name][held]) for y in shown for name, held in fixed.items())
     everything = {name: torch.ones_like(state, dtype=torch.bool) for name, state in x_0.items()}
     result = simulate(model, x_0, GRID, rng(2), method, everything, return_info=True)
     assert all(torch.equal(result.x[name], x_0[name]) for name in x_0)
