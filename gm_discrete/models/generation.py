@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
-from transformers.utils.generic import ModelOutput
 
 from gm_discrete.generators import Generator
 from gm_discrete.models.config import Field, GMConfig
 from gm_discrete.models.generation_config import GMGenerationConfig
-from gm_discrete.models.given import Informed, cells, natural
+from gm_discrete.models.given import cells
+from gm_discrete.models.outputs import GMGenerateOutput
 from gm_discrete.paths import EuclideanPath, ProductPath
 from gm_discrete.samplers import EUCLIDEAN_STEPS, PRODUCT_STEPS, STEPS, Corrector, simulate
 
@@ -31,25 +29,6 @@ else:
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class GMGenerateOutput(ModelOutput):
-    """Output of `generate(return_dict_in_generate=True)`.
-
-    Attributes:
-        sequences: [B, L], or what else `generate` returns.
-        network_calls: [B], evaluations of the network that each sequence needed.
-        jumps: [B], changes of a symbol.
-        error_bound: [B], what an exact sampler cut off, in total variation; `None` for the others.
-        attention_mask: [B, L], 0 where the sequence is padded.
-    """
-
-    sequences: Any = None
-    network_calls: Tensor | None = None
-    jumps: Tensor | None = None
-    error_bound: Tensor | None = None
-    attention_mask: Any = None
-
-
 class GMGenerationMixin(Base):
     """The generation methods of `GMModel`."""
 
@@ -58,6 +37,7 @@ class GMGenerationMixin(Base):
     state_fields: dict[str, Field]
     whole_batches: bool
     generation_config: GMGenerationConfig
+    _generate_fields: Any
 
     def adjust_generation_fn(
         self,
@@ -210,7 +190,7 @@ class GMGenerationMixin(Base):
                 logger.warning_once(
                     f"{known.shape[1]} positions; the model is made for max_position_embeddings={trained}"
                 )
-            shown, processors = _common_prompt(fixed), _processors(config, logits_processor)
+            shown, processors = _common_prompt(fixed), config.processors(logits_processor)
             prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
         if labels is not None:
             self.config.check_classes(labels, len(state))
@@ -249,83 +229,6 @@ class GMGenerationMixin(Base):
         if not config.return_dict_in_generate:
             return end
         return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, attention_mask)
-
-    def _generate_fields(
-        self,
-        config: GMGenerationConfig,
-        given: Mapping[str, Any] | None,
-        attention_mask: Mapping[str, Tensor] | None,
-        labels: Tensor | None,
-        batch_size: int | None,
-        length: Any,
-        rng: torch.Generator,
-    ) -> Any:
-        """`generate` of a product."""
-        path, fields = self.path, self.state_fields
-        assert isinstance(path, ProductPath)
-        for name, value in (("given", given), ("attention_mask", attention_mask)):
-            if value is not None and (not isinstance(value, Mapping) or value.keys() - fields.keys()):
-                raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
-        known = {name: cells(value, fields[name], name) for name, value in (given or {}).items()}
-        known = {name: cell.to(self.device) for name, cell in known.items()}
-        masks = {name: mask.to(self.device) for name, mask in (attention_mask or {}).items()}
-        batches = {len(cell.state) for cell in known.values()} | {len(mask) for mask in masks.values()}
-        if batch_size is not None:
-            batches.add(batch_size)
-        if len(batches) > 1 or min(batches, default=1) < 1:
-            raise ValueError(
-                f"given, attention_mask and batch_size are of {sorted(batches)} states; give one number ≥ 1"
-            )
-        batch = batches.pop() if batches else 1
-        lengths = dict.fromkeys(fields, length) if not isinstance(length, Mapping) else length
-        if lengths.keys() - fields.keys():
-            raise ValueError(f"length={length} must be a number, or a dict by field, of {', '.join(fields)}")
-        shapes: dict[str, tuple[int, ...]] = {}
-        for group in self.config.groups:  # what one field of a group says of its length goes for all
-            told: list[Any] = [known[name].state.shape[1] for name in group if name in known]
-            told += [masks[name].shape[1] for name in group if name in masks]
-            told += [lengths[name] for name in group if lengths.get(name) is not None and not fields[name].image_shape]
-            if len(set(told)) > 1:
-                raise ValueError(
-                    f"{', '.join(group)}: given, attention_mask and length speak of {sorted(set(told))} positions"
-                )
-            shapes |= {
-                name: (batch, *fields[name].state_shape(told[0] if told else fields[name].length)) for name in group
-            }
-        state = path.prior(shapes, rng, self.device)
-        fixed = {}
-        for name, cell in known.items():
-            state[name] = torch.where(cell.known, cell.state.to(state[name].dtype), state[name])
-            fixed[name] = cell.known
-        for name, mask in masks.items():
-            padded = (mask == 0).view(*mask.shape, *[1] * (state[name].dim() - 2)).expand(state[name].shape)
-            fixed[name] = fixed[name] | padded if name in fixed else padded
-        if labels is not None:
-            self.config.check_classes(labels, batch)
-            labels = labels.to(self.device)
-        conditioning = {
-            "attention_mask": masks or None,
-            "logits_processor": _processors(config, None),
-            "class_labels": labels,
-            "guidance_scale": config.guidance_scale,
-            "generators": config.generators,
-        }
-        model = Informed(self, known, rng) if known else self
-        training = self.training
-        self.eval()
-        try:
-            run = simulate(
-                model, state, config.times(path, False), rng, config.step(several=True), fixed,
-                return_info=True, **conditioning,
-            )  # fmt: skip
-        finally:
-            self.train(training)
-        end = {name: natural(x, fields[name]) for name, x in run.x.items()}
-        for name, cell in known.items():
-            end[name] = torch.where(cell.known, cell.natural.to(end[name].dtype), end[name])
-        if not config.return_dict_in_generate:
-            return end
-        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, masks or None)
 
     def _noise(
         self,
@@ -437,17 +340,6 @@ class _Drafts:
         if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):  # pyright: ignore
             self.stopped_at = t
         return self.stopped_at is not None
-
-
-def _processors(config: GMGenerationConfig, given: LogitsProcessorList | None) -> LogitsProcessorList | None:
-    processors = LogitsProcessorList(given or [])
-    if config.temperature not in (None, 1.0):
-        processors.append(TemperatureLogitsWarper(float(config.temperature)))
-    if config.top_k is not None:
-        processors.append(TopKLogitsWarper(config.top_k))
-    if config.top_p not in (None, 1.0):
-        processors.append(TopPLogitsWarper(float(config.top_p)))
-    return processors or None
 
 
 def _listed(grid: Any) -> Any:

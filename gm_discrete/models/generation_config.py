@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gm_discrete.paths import Path
 from gm_discrete.samplers import EUCLIDEAN_STEPS, GRID_FREE, SPACINGS, STEPS, Corrector, make_step, time_grid
@@ -104,6 +105,17 @@ class GMGenerationConfig(GenerationConfig):
             return torch.tensor(self.grid, dtype=torch.float64)
         own = self.sampler in GRID_FREE and not watched and self.corrector is None
         return time_grid(path, 1 if own else self.num_steps, self.grid)
+
+    def processors(self, given: LogitsProcessorList | None = None) -> LogitsProcessorList | None:
+        """The given processors, and behind them temperature, top-k and top-p."""
+        processors = LogitsProcessorList(given or [])
+        if self.temperature not in (None, 1.0):
+            processors.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k is not None:
+            processors.append(TopKLogitsWarper(self.top_k))
+        if self.top_p not in (None, 1.0):
+            processors.append(TopPLogitsWarper(float(self.top_p)))
+        return processors or None
 
     def to_diff_dict(self) -> dict[str, Any]:
         return {key: value for key, value in self.to_dict().items() if value is not None}

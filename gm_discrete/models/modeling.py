@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
 
-from gm_discrete.generators import Generator, Jump, Product
+from gm_discrete.generators import Generator, Jump
 from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.models.config import GMConfig
+from gm_discrete.models.fields import FieldsMixin
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
+from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.readout import LazyReadout
-from gm_discrete.objective import before_the_end, field_losses, field_weight, matching_loss
+from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
 from gm_discrete.paths.euclidean import Weights
-
-
-@dataclass
-class GMModelOutput(ModelOutput):
-    """Output of `GMModel`.
-
-    Attributes:
-        loss: conditional generator matching loss, where labels were given.
-        logits: of the posterior of the data symbols, [B, L, K], or of the bins of numbers, [*x's shape, bins]; `None` with
-            labels, as the loss reads them in chunks and only where it needs them, and where no head states a posterior.
-        velocity: of a Euclidean path whose flow has a head: what that states, in the state's shape; `None` with labels.
-        last_hidden_state: [B, positions, D]; `None` with labels.
-        field_losses: of a product with labels: the loss of each field, before its weight. logits and velocity are then by
-            field as well.
-    """
-
-    loss: Tensor | None = None
-    logits: Any = None
-    velocity: Any = None
-    last_hidden_state: Tensor | None = None
-    field_losses: dict[str, Tensor] | None = None
 
 
 class GMPreTrainedModel(PreTrainedModel):
@@ -75,7 +54,7 @@ class GMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class GMModel(GMGenerationMixin, GMPreTrainedModel):
+class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
     """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C] or images [B, C, H, W].
 
     Of tokens the head states a belief about each data symbol; `path.add_evidence`, what the noisy symbol itself says, is
@@ -214,79 +193,6 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             output = GMModelOutput(None, said.get("logits"), said.get("velocity"), hidden)
         return output if return_dict is not False else output.to_tuple()
 
-    def _forward_fields(
-        self,
-        path: ProductPath,
-        x: Mapping[str, Tensor],
-        time: Tensor | None,
-        attention_mask: Mapping[str, Tensor] | None,
-        labels: Mapping[str, Tensor] | None,
-        num_items: Mapping[str, Any] | None,
-        divergence: Any,
-        class_labels: Tensor | None,
-    ) -> GMModelOutput:
-        """`forward` of a product."""
-        if time is None:
-            raise ValueError("time is missing: pass time=t, of shape [B] or, of independent times, [B, M], in [0, 1]")
-        self._check_state(path, x, time, attention_mask, labels, class_labels)
-        times = {name: before_the_end(path.factors[name], t) for name, t in path.times(time).items()}
-        mask = None if attention_mask is None else dict(attention_mask)
-        states = self.encode(x, time, mask, class_labels)
-        readouts = LazyReadout.of_fields(self, x, time, times, states=states, class_labels=class_labels)
-        if labels is None:
-            said: dict[str, dict[str, Tensor]] = {"logits": {}, "velocity": {}}
-            for name, readout in readouts.items():
-                for head in path.factors[name].heads:
-                    if head in ("tokens", "belief"):
-                        said["logits"][name] = readout(head).unflatten(0, x[name].shape)
-                    elif head == "flow":
-                        said["velocity"][name] = readout(head)
-            hidden = next(iter(readouts.values())).reading.everything(states)
-            return GMModelOutput(None, said["logits"], said["velocity"], hidden)
-        scored = path.scored(labels)
-        data = {name: torch.where(scored[name], labels[name], path.factors[name].as_data(x[name])) for name in x}
-        generators: dict[str, Any] = {
-            name: path.factors[name].marginal(readouts[name], x[name], times[name]) for name in x
-        }
-        weights, kinds = self.config.loss_weights, divergence or self.config.divergence
-        losses = field_losses(path, Product(generators), data, x, time, scored, num_items, kinds, weights)  # pyright: ignore
-        loss = torch.stack([field_weight(weights, name) * value for name, value in losses.items()]).sum()
-        return GMModelOutput(loss=loss, field_losses={name: value.detach() for name, value in losses.items()})
-
-    def _check_state(
-        self,
-        path: ProductPath,
-        x: Mapping[str, Tensor],
-        t: Tensor,
-        attention_mask: Mapping[str, Tensor] | None,
-        labels: Mapping[str, Tensor] | None,
-        class_labels: Tensor | None,
-    ) -> None:
-        """
-        Raises:
-            ValueError: a tensor is not what the model is made for.
-        """
-        path.check(x, t, path.state_name)
-        for name, field in self.state_fields.items():
-            expected = field.state_shape(x[name].shape[1])
-            if tuple(x[name].shape[1:]) != expected:
-                raise ValueError(
-                    f"fields[{name!r}] has shape {tuple(x[name].shape)}; the model takes [B, {str(expected)[1:-1]}]"
-                )
-            if labels is not None and (name not in labels or labels[name].shape != x[name].shape):
-                raise ValueError(f"labels[{name!r}] must have the field's shape {tuple(x[name].shape)}")
-            mask = (attention_mask or {}).get(name)
-            if mask is not None and (mask.shape != x[name].shape[:2] or field.image_shape):
-                raise ValueError(
-                    f"attention_mask[{name!r}] has shape {tuple(mask.shape)}; it is [B, L] of a field that is no image"
-                )
-        for group in self.config.groups:
-            lengths = {self.backbone.layouts[name].positions(x[name]) for name in group}
-            if len(lengths) > 1:
-                raise ValueError(f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions")
-        if class_labels is not None:
-            self.config.check_classes(class_labels, len(t))
-
     def _check(
         self,
         x: Tensor,
@@ -348,37 +254,6 @@ class GMModel(GMGenerationMixin, GMPreTrainedModel):
             path = path.reweighted(generators)
         readout = LazyReadout(self, x, t, attention_mask, logits_processor, None, class_labels, guidance_scale)
         return path.marginal(readout, x, t, t_next)
-
-    def _product(
-        self,
-        path: ProductPath,
-        x: Mapping[str, Tensor],
-        t: Tensor,
-        t_next: Tensor | None,
-        attention_mask: Mapping[str, Tensor] | None,
-        logits_processor: Any,
-        class_labels: Tensor | None,
-        guidance_scale: float | None,
-        generators: Mapping[str, Any] | None,
-        told: Tensor | None,
-    ) -> Product:
-        """`generator` of a product."""
-        if unknown := (generators or {}).keys() - path.factors.keys():
-            raise ValueError(f"generators names {', '.join(sorted(unknown))}; the fields are {', '.join(path.factors)}")
-        times, mask = path.times(t), None if attention_mask is None else dict(attention_mask)
-        readouts = LazyReadout.of_fields(
-            self, x, t if told is None else told, times, logits_processor, guidance_scale,
-            attention_mask=mask, class_labels=class_labels,
-        )  # fmt: skip
-        then = None if t_next is None else path.times(t_next)
-        factors = {}
-        for name, factor in path.factors.items():
-            if name in (generators or {}):
-                if not isinstance(factor, EuclideanPath):
-                    raise ValueError(f"generators are given for {name!r}, a field of symbols, which only jump")
-                factor = factor.reweighted(generators[name])  # pyright: ignore[reportOptionalSubscript]
-            factors[name] = factor.marginal(readouts[name], x[name], times[name], None if then is None else then[name])
-        return Product(factors)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from products import CASES, CODECS, Rows, at, data, network, noisy, rng, said
+from products import CASES, CODECS, at, data, network, noisy, rng, said
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from gm_discrete import Bins, GaussianPath, GMModel, MaskedPath, ProductPath, UniformPath, conditional_loss, simulate
+from gm_discrete import Bins, GaussianPath, GMModel, MaskedPath, ProductPath, UniformPath, conditional_loss
 from gm_discrete.objective import before_the_end, corrupt, matching_loss
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -284,34 +284,7 @@ def values(generator: Any) -> list[Tensor]:
     return found
 
 
-# ---- what runs, what is saved
-
-
-@torch.no_grad()
-def test_the_backbone_runs_once_for_all_fields() -> None:
-    """And of masks alone, for the states that are asked about; what is said is no other for that."""
-    model = network("two lines")
-    x, t = noisy(model, data(model))
-    count = Rows(model)
-    said(model, x, t)
-    assert count.sizes == [5]
-    model.generator(x, t)
-    generator: Any = network("row", path=ProductPath(a=MaskedPath(4), b=MaskedPath(3)), fields={"a": {"length": 2}})
-    model, count = generator, Rows(generator)
-    x = {"a": torch.full((6, 2), 3), "b": torch.full((6, 1), 2)}
-    product: Any = model.generator(x, at(model, 6))
-    assert count.sizes == []  # nothing is asked
-    beliefs = {name: factor.posterior.belief for name, factor in product.factors.items()}
-    some = beliefs["a"].log_probs(torch.tensor([2, 3, 9]))  # entries of the states 1 and 4
-    assert count.sizes == [2]
-    other = beliefs["b"].log_probs(torch.tensor([1, 4, 5]))  # and of 1, 4, 5
-    assert count.sizes == [2, 1]
-    whole: Any = model(fields=x, time=at(model, 6)).logits
-    torch.testing.assert_close(some, whole["a"].flatten(0, 1)[[2, 3, 9]].log_softmax(1), **ROUNDING)
-    torch.testing.assert_close(other, whole["b"].flatten(0, 1)[[1, 4, 5]].log_softmax(1), **ROUNDING)
-    count.sizes.clear()
-    run = simulate(model, x, torch.linspace(0, 1, 101), rng(1), return_info=True)
-    assert sum(count.sizes) == int(run.network_calls.sum()) <= int(run.jumps.sum()) == 18
+# ---- what is saved
 
 
 @every_case
@@ -334,17 +307,3 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: File) -> None:
     assert all(torch.equal(first[field], second[field]) for field in first)
     if "row" in name:
         assert {field: again.state_fields[field].codec for field in CODECS} == CODECS
-
-
-@torch.no_grad()
-def test_classes_reach_every_field() -> None:
-    model = network("two lines", num_classes=3)
-    x, t = noisy(model, data(model))
-    none, one = (said(model, x, t, class_labels=torch.full((5,), label)) for label in (-1, 1))
-    assert all(torch.equal(said(model, x, t)[name], none[name]) for name in x)
-    assert all(float((one[name] - none[name]).abs().max()) > MOVED for name in x)
-    guided: Any = model.generator(x, t, class_labels=torch.ones(5).long(), guidance_scale=2.0)
-    plain: Any = [model.generator(x, t, class_labels=labels) for labels in (None, torch.ones(5).long())]
-    free, led, far = (generator.factors["size"].parts["flow"].velocity for generator in (*plain, guided))
-    assert float((far - led).abs().max()) > MOVED
-    assert float((led - free).abs().max()) > MOVED

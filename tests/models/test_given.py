@@ -7,24 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import kolmogorov, noise_of_ks, normal_cdf, numbers
+from euclid import kolmogorov, normal_cdf
 from laws import LEAST_P, chi_square
-from mixed import Mixed
-from products import BOTH, CODECS, Rows, network, rng, row_path
+from products import CODECS, Rows, network, rng, row_path
 from torch import Tensor
 
 from gm_discrete import (
-    Bins,
-    ExactProductModel,
     GaussianPath,
     GMConfig,
     GMModel,
     MaskedPath,
     ProductPath,
     UniformPath,
-    simulate,
 )
-from gm_discrete.models.given import Cells, Informed
 from gm_discrete.samplers import PRODUCT_STEPS
 
 NAN = math.nan
@@ -146,6 +141,25 @@ def test_fields_that_are_known_are_shown_at_their_time_1() -> None:
         assert torch.equal(x["price"][0, 0], price)
 
 
+def test_a_field_that_is_known_but_for_one_cell_is_not_known() -> None:
+    model = network("picture")
+    shown, image = Shown(model), torch.zeros(2, 3, 4, 6)
+    image[1, 0, 0, 0] = NAN
+    model.generate(given={"image": image, "caption": [[1, 2, 3], [None, 2, 3]]}, num_steps=2, seed=1)
+    assert [t.tolist() for _, t in shown.calls] == [[[1, 1], [0, 0]], [[1, 1], [0.5, 0.5]]]
+
+
+def test_what_is_known_is_not_simulated() -> None:
+    """Nothing is asked for where all is given; and it does not count among the jumps."""
+    output = generate(given=GIVEN, return_dict_in_generate=True)
+    assert output.network_calls.tolist() == [4, 4, 4]
+    everything = {"cut": ["good"] * 2, "price": [1.0, 2.0], "depth": [60.0, 61.0], "table": [1.0, 2.0]}
+    output = generate(given=everything, return_dict_in_generate=True)
+    assert output.network_calls.tolist() == output.jumps.tolist() == [0, 0]
+    output = generate(given={"cut": ["good"] * 2, "price": [1.0, 2.0]}, return_dict_in_generate=True)
+    assert output.jumps.tolist() == [0, 0]  # only symbols and prices do
+
+
 def test_what_is_known_in_part_is_shown_at_the_noise_of_the_time() -> None:
     """Masks as they are, which is exact; numbers x_t ~ N(αz, σ²), and other symbols kept with probability κ."""
     n, path = 4000, ProductPath(a=MaskedPath(4), b=UniformPath(5), c=GaussianPath())
@@ -170,61 +184,6 @@ def test_a_field_that_is_known_but_for_its_padding_is_known() -> None:
     mask = torch.tensor([[1, 1, 0]])
     model.generate(given={"caption": [[1, 2, None]]}, attention_mask={"caption": mask}, num_steps=2, seed=1)
     assert all(t[0, 0] == 1 for _, t in shown.calls)
-
-
-# ---- the law of what is imputed
-
-
-class Told(ExactProductModel):
-    """The exact posterior given a state whose fields are known (told: 1) or not, as `GMModel.generator` takes it."""
-
-    told: dict[str, Tensor] | None = None
-
-    def generator(self, x: Any, t: Tensor, t_next: Tensor | None = None, told: Tensor | None = None) -> Any:
-        self.told = None if told is None else self.path.times(told)
-        return super().generator(x, t, t_next)
-
-    def log_evidence(self, name: str, x: Tensor, t: Tensor) -> Tensor:
-        return super().log_evidence(name, x, t if self.told is None else self.told[name])
-
-
-STEPS = 100
-BIAS = 0.018
-"""That of `test_product_laws.py`, of 100 steps."""
-
-
-@pytest.mark.parametrize("kind", [MaskedPath(4), UniformPath(3)], ids=["masked", "uniform"])
-@pytest.mark.parametrize("weights", [{"flow": 1.0}, BOTH], ids=["flow", "jumps"])
-def test_what_is_imputed_has_its_law_given_the_rest(kind: Any, weights: dict[str, float]) -> None:
-    """By sequences: of some the symbol is known, of others the number, and of the rest nothing. A model of one time, or one
-    that is not told, would take a known number for noise: symbols beside 0.55 then have another law."""
-    n, law = 8000, Mixed(kind, GaussianPath(weights, bins=Bins(-4, 4)), independent=True)
-    law.model.__class__ = Told
-    rows = torch.arange(3 * n) // n
-    x = law.start(3 * n)
-    state = {"kind": torch.full((3 * n, 1), 1), "size": numbers(0.55).expand(3 * n, 1)}
-    known = {"kind": (rows == 0)[:, None], "size": (rows == 1)[:, None]}
-    cells = {name: Cells(state[name], state[name], known[name]) for name in state}
-    x = {name: torch.where(known[name], state[name], x[name]) for name in x}
-    grid = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
-
-    def ends(model: Any) -> dict[str, Tensor]:
-        return simulate(model, x, grid, rng(3), "heun", known)
-
-    end = ends(Informed(law.model, cells, rng(4)))
-    assert all(torch.equal(end[name][known[name]], x[name][known[name]]) for name in x)
-    assert kolmogorov(end["size"][rows == 0], law.sizes_given(1, 1.0))[0] < noise_of_ks(n) + BIAS
-    given = law.density(torch.arange(3), numbers(0.55).expand(3), 1.0)
-    counts = torch.bincount(end["kind"][rows == 1].flatten(), minlength=3)
-    assert chi_square(counts, given / given.sum()) > LEAST_P
-    rest = {name: end[name][rows == 2] for name in end}
-    assert law.p_value(rest, 1.0) > LEAST_P
-    for k in range(3):
-        part = rest["size"][rest["kind"] == k]
-        assert kolmogorov(part, law.sizes_given(k, 1.0))[0] < noise_of_ks(len(part)) + BIAS
-    untold = ends(law.model)
-    counts = torch.bincount(untold["kind"][rows == 1].flatten(), minlength=3)
-    assert chi_square(counts, given / given.sum()) < LEAST_P
 
 
 # ---- codecs, lengths, and what does not go with fields
@@ -337,12 +296,3 @@ def test_given_numbers_of_a_single_field() -> None:
     symbols = GMModel(GMConfig(path=MaskedPath(4), hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(ValueError, match="give symbols as input_ids, with masks to fill"):
         symbols.generate(given=[[1]])
-
-
-def test_the_training_mode_and_the_random_state_are_left_alone() -> None:
-    model = network("row").train()
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    model.generate(given=GIVEN, num_steps=2, seed=1)
-    assert model.training
-    assert torch.equal(torch.get_rng_state(), before)

@@ -24,16 +24,18 @@ every_kind = pytest.mark.parametrize("name", PATHS)
 
 
 @every_kind
-def test_a_few_steps_lower_the_loss_of_every_field(tmp_path: Path, name: str) -> None:
-    """Held-out losses before and behind 60 steps, with the same noise, of which at least one falls by a twentieth."""
+def test_a_few_steps_lower_the_loss(tmp_path: Path, name: str) -> None:
+    """Held-out losses before and behind 60 steps, with the same noise: in all, and of every field but a symbol of which a
+    fifth is missing, beside prices of which a third are."""
     trainer = table_trainer(
         tmp_path, name, max_steps=60, per_device_train_batch_size=16, data=rows(name, 256), times=UniformTimes(),
         eval_dataset=rows(name, 100, 1), per_device_eval_batch_size=100, learning_rate=1e-2,
     )  # fmt: skip
     before, _ = trainer.evaluate(), trainer.train()
     after = trainer.evaluate()
-    for field in PATHS[name].factors:
-        assert after[f"eval_{field}"] < before[f"eval_{field}"]
+    learned = PATHS[name].factors.keys() - ({"cut"} if name in ("missing", "independent") else set())
+    for field in learned:
+        assert after[f"eval_{field}"] < 0.9 * before[f"eval_{field}"]
     assert after["eval_loss"] < 0.9 * before["eval_loss"]
 
 
@@ -93,7 +95,7 @@ def test_a_step_of_parts_is_that_of_the_whole(tmp_path: Path, name: str) -> None
     ).train()  # fmt: skip
     assert len(calls) == 3
     fresh = table_model(name)
-    total, losses_ = torch.zeros(()), []
+    losses_ = []
     counts = {
         field: sum(int(fresh.path.scored(call["labels"])[field].sum()) for call in calls)
         for field in fresh.path.factors
@@ -233,6 +235,7 @@ def test_times_of_fields_come_in_three_parts() -> None:
     for column, last in zip(open_.unbind(1), (1.0, latest, latest), strict=True):
         part = column[~column.isnan()]
         assert float(part.max()) <= last
+        # 0.001: a time of all fields ends with the first of them, at 0.99875
         assert abs(float((part < 0.5 * last).double().mean()) - 0.5) < 4.5 * math.sqrt(0.25 / len(part)) + 0.001
     for wrong in ({"shared": -0.1}, {"shared": 0.7, "given": 0.4}):
         with pytest.raises(ValueError, match="must be parts of one"):

@@ -1,0 +1,67 @@
+"""The law of what is imputed: with an exact posterior in place of the network, that of the data given what is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from euclid import kolmogorov, noise_of_ks, numbers, rng
+from laws import LEAST_P, chi_square
+from mixed import Mixed
+from torch import Tensor
+
+from gm_discrete import Bins, ExactProductModel, GaussianPath, MaskedPath, UniformPath, simulate
+from gm_discrete.models.given import Cells, Informed
+
+
+class Told(ExactProductModel):
+    """The exact posterior given a state whose fields are known (told: 1) or not, as `GMModel.generator` takes it."""
+
+    told: dict[str, Tensor] | None = None
+
+    def generator(self, x: Any, t: Tensor, t_next: Tensor | None = None, told: Tensor | None = None) -> Any:
+        self.told = None if told is None else self.path.times(told)
+        return super().generator(x, t, t_next)
+
+    def log_evidence(self, name: str, x: Tensor, t: Tensor) -> Tensor:
+        return super().log_evidence(name, x, t if self.told is None else self.told[name])
+
+
+STEPS = 100
+BIAS = 0.018
+"""That of `test_product_laws.py`, of 100 steps."""
+
+
+@pytest.mark.parametrize("kind", [MaskedPath(4), UniformPath(3)], ids=["masked", "uniform"])
+@pytest.mark.parametrize("weights", [{"flow": 1.0}, {"flow": 0.5, "jump": 0.5}], ids=["flow", "jumps"])
+def test_what_is_imputed_has_its_law_given_the_rest(kind: Any, weights: dict[str, float]) -> None:
+    """By sequences: of some the symbol is known, of others the number, and of the rest nothing. A model of one time, or one
+    that is not told, would take a known number for noise: symbols beside 0.55 then have another law."""
+    n, law = 8000, Mixed(kind, GaussianPath(weights, bins=Bins(-4, 4)), independent=True)
+    law.model.__class__ = Told
+    rows = torch.arange(3 * n) // n
+    x = law.start(3 * n)
+    state = {"kind": torch.full((3 * n, 1), 1), "size": numbers(0.55).expand(3 * n, 1)}
+    known = {"kind": (rows == 0)[:, None], "size": (rows == 1)[:, None]}
+    cells = {name: Cells(state[name], state[name], known[name]) for name in state}
+    x = {name: torch.where(known[name], state[name], x[name]) for name in x}
+    grid = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
+
+    def ends(model: Any) -> dict[str, Tensor]:
+        return simulate(model, x, grid, rng(3), "heun", known)
+
+    end = ends(Informed(law.model, cells, rng(4)))
+    assert all(torch.equal(end[name][known[name]], x[name][known[name]]) for name in x)
+    assert kolmogorov(end["size"][rows == 0], law.sizes_given(1, 1.0))[0] < noise_of_ks(n) + BIAS
+    given = law.density(torch.arange(3), numbers(0.55).expand(3), 1.0)
+    counts = torch.bincount(end["kind"][rows == 1].flatten(), minlength=3)
+    assert chi_square(counts, given / given.sum()) > LEAST_P
+    rest = {name: end[name][rows == 2] for name in end}
+    assert law.p_value(rest, 1.0) > LEAST_P
+    for k in range(3):
+        part = rest["size"][rest["kind"] == k]
+        assert kolmogorov(part, law.sizes_given(k, 1.0))[0] < noise_of_ks(len(part)) + BIAS
+    untold = ends(law.model)
+    counts = torch.bincount(untold["kind"][rows == 1].flatten(), minlength=3)
+    assert chi_square(counts, given / given.sum()) < LEAST_P
