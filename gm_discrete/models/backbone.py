@@ -63,10 +63,11 @@ class Backbone(nn.Module):
             hidden = hidden.to(torch.get_autocast_dtype(device))
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
         condition = self._condition(time, class_labels, hidden)
-        rotary = rotary_embedding(hidden, self.config, self.positions(x))
+        position = self.positions(x)
+        rotary = rotary_embedding(hidden, self.config, position)
         real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
-            hidden = block(hidden, rotary, mask, real, condition)
+            hidden = block(hidden, rotary, mask, real, condition, position)
         return hidden
 
     def positions(self, x: Any) -> Tensor | None:
@@ -133,12 +134,13 @@ class Block(GradientCheckpointingLayer):
         mask: Tensor | None,
         real: Tensor | None,
         condition: Tensor | None,
+        position: Tensor | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
-            normed = self.attention_mix(normed, real)
+            normed = self.attention_mix(normed, real, position)
         hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
-        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real)
+        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real, position=position)
 
 
 class FeedForward(nn.Module):
@@ -152,11 +154,16 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden: Tensor, condition: Tensor | None, real: Tensor | None = None, sequence: Tensor | None = None
+        self,
+        hidden: Tensor,
+        condition: Tensor | None,
+        real: Tensor | None = None,
+        sequence: Tensor | None = None,
+        position: Tensor | None = None,
     ) -> Tensor:
         normed, gate = self.norm(hidden, condition, sequence)
         if self.mix is not None:
-            normed = self.mix(normed, real)
+            normed = self.mix(normed, real, position)
         return hidden + gate * self.dropout(self.mlp(normed))
 
 
@@ -259,7 +266,8 @@ class MLP(nn.Module):
 
 
 class LocalConvolution(nn.Module):
-    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution of the states of the nearest positions, without padding.
+    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution of the states of the nearest positions of a field,
+    without padding.
 
     What predicts a masked symbol is mostly next to it, and attention takes long to find that out.
     """
@@ -268,15 +276,21 @@ class LocalConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.conv_kernel_size, config.hidden_size))
 
-    def forward(self, hidden: Tensor, real: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, real: Tensor | None, position: Tensor | None = None) -> Tensor:
+        """position: [L], the place of each within its field, where there is more than one."""
         hidden = hidden if real is None else hidden * real
         radius, length = len(self.weight) // 2, hidden.shape[1]
         padded = F.pad(hidden, (0, 0, radius, radius))
         weight = self.weight.to(hidden.dtype)
         mixed = hidden * weight[radius]
         for j in range(len(weight)):
-            if j != radius:
-                mixed = mixed + padded[:, j : j + length] * weight[j]
+            if j == radius:
+                continue
+            neighbour = padded[:, j : j + length]
+            if position is not None:  # whose end is next to the beginning of another
+                there = F.pad(position, (radius, radius), value=-len(weight))[j : j + length]
+                neighbour = neighbour * (there == position + j - radius)[:, None]
+            mixed = mixed + neighbour * weight[j]
         return mixed
 
 

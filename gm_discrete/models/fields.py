@@ -186,6 +186,7 @@ class FieldsMixin(Base):
             shapes |= {
                 name: (batch, *fields[name].state_shape(told[0] if told else fields[name].length)) for name in group
             }
+        known = {name: cell.behind(masks[name]) if name in masks else cell for name, cell in known.items()}
         state = path.prior(shapes, rng, self.device)
         fixed = {}
         for name, cell in known.items():

@@ -36,6 +36,11 @@ class Cells:
         """The same on another device."""
         return Cells(self.natural.to(device), self.state.to(device), self.known.to(device))
 
+    def behind(self, attention_mask: Tensor) -> Cells:
+        """The same with all that is padded known, too."""
+        padded = (attention_mask == 0).view(*attention_mask.shape, *[1] * (self.known.dim() - 2))
+        return Cells(self.natural, self.state, self.known | padded)
+
     @property
     def whole(self) -> Tensor:
         """Which states are known in all cells, [B]."""

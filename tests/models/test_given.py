@@ -177,7 +177,6 @@ def test_what_is_known_in_part_is_shown_at_the_noise_of_the_time() -> None:
     assert all(bool((sample[name][:, 0] == given[name][:, 0]).all()) for name in given)
 
 
-@pytest.mark.xfail(strict=True, reason="padding counts as not known, so that the field is not shown at its time 1")
 def test_a_field_that_is_known_but_for_its_padding_is_known() -> None:
     model = network("picture")
     shown = Shown(model)

@@ -190,6 +190,20 @@ def test_what_is_written_samples(tmp_path: Path) -> None:
     assert int(sample["cut"].max()) < 4
 
 
+@every_kind
+def test_the_noise_of_a_step_depends_on_nothing_else(tmp_path: Path, name: str) -> None:
+    """Neither on the weights nor on the dropout, which draws from torch's own generator; every step has noise of its own."""
+    runs = []
+    for seed, dropout in ((0, 0.0), (5, 0.5)):
+        model = table_model(name, seed, hidden_dropout=dropout)
+        runs.append(record_inputs(model))
+        table_trainer(tmp_path / str(seed), name, model).train()
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first["time"], second["time"])
+        assert all(torch.equal(x, second["fields"][field]) for field, x in first["fields"].items())  # type: ignore[union-attr]
+    assert len({tuple(call["time"].flatten().tolist()) for call in runs[0]}) == 4
+
+
 def test_classes_come_through_and_labels_are_not_shown(tmp_path: Path) -> None:
     """What is missing is shown as it stands in `fields`, and the times are those of a law of fields."""
     model = table_model("independent")
