@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gm_discrete.objective import before_the_end, corrupt, field_losses, field_weight, parts_of_loss
+from gm_discrete.objective import before_the_end, corrupt, field_weight, parts_of_loss
 from gm_discrete.paths import ProductPath
 
 
@@ -39,54 +39,62 @@ def evaluate_matching(
         ValueError: `dataloader` is empty.
     """
     config = model.config
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    sums: dict[str, tuple[float, float]] = {}
     training = model.training
     model.eval()
     try:
         for batch in tqdm(dataloader, desc="Loss", disable=accelerator and not accelerator.is_main_process):
             batch = {name: _on(value, model.device) for name, value in batch.items()}
-            for name, (total, count) in _sums(model, batch, num_samples, rng).items():
-                before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
-                sums[name] = before[0] + total, before[1] + count
+            for name, pair in _sums(model, batch, num_samples, rng).items():
+                if accelerator:  # without the examples that fill up the last batch
+                    pair = accelerator.gather_for_metrics(pair)
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = before[0] + float(pair[0].sum()), before[1] + float(pair[1].sum())
     finally:
         model.train(training)
     if not sums:
         raise ValueError("dataloader is empty; give at least one batch")
-    values = {}
-    for name, pair in sums.items():
-        total, count = (accelerator.reduce(part, "sum") for part in pair) if accelerator else pair
-        values[name] = float(total / count)  # pyright: ignore
+    values = {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
     return {"loss": sum(field_weight(config.loss_weights, name) * value for name, value in values.items()), **values}
 
 
 def _sums(
     model: Any, batch: Mapping[str, Any], num_samples: int, rng: torch.Generator | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """By part, or by field of a product: the sum of divergences and the number of scored entries."""
+    """By part, or by field of a product: the divergences of each example [B], summed, and its number of scored entries."""
     path, config, labels = model.path, model.config, batch["labels"]
-    scored, state = path.scored(labels), batch[path.state_name]
     several = isinstance(path, ProductPath)
+    scored: Any = path.scored(labels)
+    state = batch[path.state_name]
     names = ("class_labels", "attention_mask") if several else ("class_labels",) if config.num_classes else ()
     given = {name: batch[name] for name in names if name in batch}
+    z: Any
+    if several:
+        z = {name: torch.where(scored[name], labels[name], state[name]) for name in state}
+    else:
+        z = torch.where(scored, labels, state)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     for _ in range(num_samples):
+        x, t = corrupt(path, z, scored, rng)
+        found: dict[str, tuple[Any, Any]] = {}
         if several:
-            z = {name: torch.where(scored[name], labels[name], state[name]) for name in state}
-            x, t = corrupt(path, z, scored, rng)
             times = {name: before_the_end(path.factors[name], time) for name, time in path.times(t).items()}
             generator = model.generator(x, path.joined(times), told=t, **given)
-            ones = dict.fromkeys(z, 1)
-            totals = field_losses(path, generator, z, x, t, scored, ones, config.divergence, config.loss_weights)
-            counts = {name: part.sum() for name, part in scored.items()}
+            for name, factor in path.factors.items():
+                open_ = (path.times(t)[name] < 1).view(-1, *[1] * (x[name].dim() - 1)) & scored[name]
+                parts = parts_of_loss(
+                    factor, generator.factors[name], z[name], x[name], times[name], open_, config.divergence[name]
+                )
+                weights = (config.loss_weights or {}).get(name)
+                weights = weights if isinstance(weights, Mapping) else {}
+                values = torch.stack([field_weight(weights, part) * value for part, value in parts.items()])
+                found[name] = values.sum(0), scored[name]
         else:
-            z = torch.where(scored, labels, state)
-            x, t = corrupt(path, z, scored, rng)
             parts = parts_of_loss(path, model.generator(x, t, **given), z, x, t, scored, config.divergence)
-            totals = {name: value.sum() for name, value in parts.items()}
-            counts = dict.fromkeys(totals, scored.sum())
-        for name, total in totals.items():
+            found = {name: (value, scored) for name, value in parts.items()}
+        for name, pair in found.items():
             before: Any = sums.get(name, (0.0, 0.0))
-            sums[name] = before[0] + total.double(), before[1] + counts[name]
+            sums[name] = tuple(old + new.flatten(1).double().sum(1) for old, new in zip(before, pair, strict=True))  # pyright: ignore
     return sums
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Generator
 from gm_discrete.models.config import Field
-from gm_discrete.paths import EuclideanPath, FinitePath, ProductPath
+from gm_discrete.paths import FinitePath, ProductPath
 from gm_discrete.scalers import Categories, Scaler
 
 UNKNOWN = -1
@@ -52,12 +52,13 @@ def cells(value: Any, field: Field, name: str) -> Cells:
 
     Args:
         value: numbers (NaN where unknown), ids (−1, or a mask, where unknown) or names of categories (`None` where unknown),
-            a tensor or nested lists of shape [B], [B, L] or the state's own; or a pair of these and a mask of what is known.
+            a tensor or nested lists of shape [B], [B, L] or the state's own; or a pair of these and a mask of
+            what is known.
 
     Raises:
         ValueError: they are not what the field holds.
     """
-    value, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    value, mask = value if isinstance(value, tuple) and len(value) == 2 and _is_mask(value[1]) else (value, None)
     path, codec = field.path, field.codec
     if isinstance(path, FinitePath):
         ids = value if isinstance(value, Tensor) else _ids(value, codec, name)
@@ -93,6 +94,13 @@ def cells(value: Any, field: Field, name: str) -> Cells:
 def natural(state: Tensor, field: Field) -> Tensor:
     """Natural values of a finished state: numbers of a scaler in float64, ids of symbols as they are."""
     return field.codec.inverse(state) if isinstance(field.codec, Scaler) else state
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether it can be a mask: a tensor, or nested lists, of booleans or of 0 and 1."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return bool(value) and all(_is_mask(part) for part in value)
+    return isinstance(value, Tensor) or value in (0, 1)
 
 
 def _ids(value: Any, codec: Any, name: str) -> Tensor:
@@ -142,10 +150,9 @@ class Informed:
         told = dict(times)
         for name, known in self.given.items():
             path = self.path.factors[name]
-            if not (isinstance(path, EuclideanPath) or getattr(path, "rates", "") != "masked"):
-                noised = known.state
-            else:
-                noised = path.sample(known.state.to(x[name].dtype), times[name], self.rng)
+            noised = known.state.to(x[name].dtype)
+            if getattr(path, "rates", "") != "masked":
+                noised = path.sample(noised, times[name], self.rng)
             if self.path.independent_times:
                 whole = known.whole.view(-1, *[1] * (x[name].dim() - 1))
                 noised = torch.where(whole, known.state.to(noised.dtype), noised)

@@ -127,10 +127,13 @@ class ExactProductModel:
             return field.likelihood(x, t).log()
         return field.log_evidence(x, t.clamp(max=1 - KNOWN))
 
-    def generator(self, x: Mapping[str, Tensor], t: Tensor, t_next: Tensor | None = None) -> Product:
-        now = self.path.times(t)
+    def generator(
+        self, x: Mapping[str, Tensor], t: Tensor, t_next: Tensor | None = None, told: Tensor | None = None
+    ) -> Product:
+        """The factors are those of the times t; the fields are seen as at the times `told`, where these are others."""
+        now, seen = self.path.times(t), self.path.times(t if told is None else told)
         then = dict.fromkeys(now) if t_next is None else self.path.times(t_next)
-        log_weight = self.law.log() + torch.stack([self.log_evidence(name, x[name], now[name]) for name in x]).sum(0)
+        log_weight = self.law.log() + torch.stack([self.log_evidence(name, x[name], seen[name]) for name in x]).sum(0)
         impossible = log_weight.isneginf().all(1, keepdim=True)  # where steps of finite length may lead, too
         log_weight = torch.where(impossible, self.law.log(), log_weight)
         factors: dict[str, Factor] = {}

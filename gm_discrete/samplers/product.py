@@ -154,14 +154,19 @@ def adaptive(
     t: Mapping[str, Tensor],
     t_next: Mapping[str, Tensor],
     *,
-    max_expected_changes: float = 1.0,
-    tolerance: float = 0.002,
+    max_expected_changes: float | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, Tensor]:
     """Every field proposes how far to go, and all go as far as the most careful of them; one evaluation a step.
 
     Numbers propose as in `samplers.euclidean.controlled`. Symbols as in `samplers.adaptive`, those of all fields counted
     together, at the pace of the batch's means.
     """
+    for name, given, numbers in (("tolerance", tolerance, True), ("max_expected_changes", max_expected_changes, False)):
+        if given is not None and not any(state.is_floating_point() == numbers for state in x.values()):
+            raise ValueError(f"{name} is of {'numbers' if numbers else 'symbols'}, of which there are none")
+    max_expected_changes = 1.0 if max_expected_changes is None else max_expected_changes
+    tolerance = 0.002 if tolerance is None else tolerance
     check_changes(max_expected_changes)
     now, end = (next(iter(times.values())) for times in (t, t_next))
     if not all(torch.equal(t[name], now) and torch.equal(t_next[name], end) for name in x):

@@ -171,6 +171,8 @@ def simulate(
     if several and isinstance(times, Mapping) and times.keys() != x_0.keys():
         raise ValueError(f"times has grids of {', '.join(times)}; the fields are {', '.join(x_0)}")
     grids = {name: _grid(times[name], rising=False) for name in x_0} if isinstance(times, Mapping) and several else None
+    if grids and len({len(column) for column in grids.values()}) > 1:
+        raise ValueError("the grids of the fields must have equally many times")
     grid = _grid(times) if grids is None else torch.stack(list(grids.values()), 1)
     wanted = set(_indices(save_at, len(grid)))
 

@@ -11,22 +11,8 @@ from laws import LEAST_P, chi_square
 from mixed import Mixed
 from torch import Tensor
 
-from gm_discrete import Bins, ExactProductModel, GaussianPath, MaskedPath, UniformPath, simulate
+from gm_discrete import Bins, GaussianPath, MaskedPath, UniformPath, simulate
 from gm_discrete.models.given import Cells, Informed
-
-
-class Told(ExactProductModel):
-    """The exact posterior given a state whose fields are known (told: 1) or not, as `GMModel.generator` takes it."""
-
-    told: dict[str, Tensor] | None = None
-
-    def generator(self, x: Any, t: Tensor, t_next: Tensor | None = None, told: Tensor | None = None) -> Any:
-        self.told = None if told is None else self.path.times(told)
-        return super().generator(x, t, t_next)
-
-    def log_evidence(self, name: str, x: Tensor, t: Tensor) -> Tensor:
-        return super().log_evidence(name, x, t if self.told is None else self.told[name])
-
 
 STEPS = 100
 BIAS = 0.018
@@ -39,7 +25,6 @@ def test_what_is_imputed_has_its_law_given_the_rest(kind: Any, weights: dict[str
     """By sequences: of some the symbol is known, of others the number, and of the rest nothing. A model of one time, or one
     that is not told, would take a known number for noise: symbols beside 0.55 then have another law."""
     n, law = 8000, Mixed(kind, GaussianPath(weights, bins=Bins(-4, 4)), independent=True)
-    law.model.__class__ = Told
     rows = torch.arange(3 * n) // n
     x = law.start(3 * n)
     state = {"kind": torch.full((3 * n, 1), 1), "size": numbers(0.55).expand(3 * n, 1)}
