@@ -93,17 +93,28 @@ def field_likelihood(
             "symbols and numbers share one time: their joint law has no likelihood that is known, as numbers that flow by "
             "symbols that jump; train with independent_times=True"
         )
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be at least 1")
     scored = scored_positions(path, z, attention_mask)
     if any(not bool(scored[name].all()) for name in numbers):
         raise ValueError("attention_mask leaves out numbers, whose density would be of another dimension")
     given = conditioning if attention_mask is None else {**conditioning, "attention_mask": attention_mask}
     fields: dict[str, Tensor] = {}
-    if numbers:
-        view = Numbers(model, numbers, z, rng, given)
-        flow = flow_log_likelihood(view, view.joined(z), num_steps=num_steps, trace=trace, rng=rng)
-        fields |= {name: -part.sum(1) for name, part in zip(numbers, flow.entries.split(view.sizes, 1), strict=True)}
-    if symbols:
-        fields |= _bounds(model, path, symbols, z, scored, num_samples, rng, given)
+    training = getattr(model, "training", False)
+    if training:
+        model.eval()
+    try:
+        if numbers:
+            view = Numbers(model, numbers, z, rng, given)
+            flow = flow_log_likelihood(view, view.joined(z), num_steps=num_steps, trace=trace, rng=rng)
+            fields |= {
+                name: -part.sum(1) for name, part in zip(numbers, flow.entries.split(view.sizes, 1), strict=True)
+            }
+        if symbols:
+            fields |= _bounds(model, path, symbols, z, scored, num_samples, rng, given)
+    finally:
+        if training:
+            model.train()
     return FieldLikelihood(torch.stack(list(fields.values())).sum(0), {name: fields[name] for name in path.factors})
 
 
@@ -173,29 +184,22 @@ def _bounds(
     every = torch.cat([scored[name] for name in symbols], 1)
     offset = torch.rand(len(first), generator=rng, device=rng.device if rng else first.device, dtype=torch.float64)
     nats = {name: torch.zeros(len(first), dtype=torch.float64, device=first.device) for name in symbols}
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
-    try:
-        for j in range(num_samples):
-            u, x = (j + offset.to(first.device)) / num_samples, dict(z)
-            if masked:
-                holes, t, weight = draw_masks(paths[0].schedule, every, u, rng)  # pyright: ignore
-                parts = holes.split([z[name].shape[1] for name in symbols], 1)
-                for name, one, part in zip(symbols, paths, parts, strict=True):
-                    x[name] = torch.where(part, one.mask_token_id, z[name])  # pyright: ignore
-            else:
-                t, weight = u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53), torch.ones_like(u)
-                for name, one in zip(symbols, paths, strict=True):
-                    x[name] = torch.where(scored[name], one.sample(z[name], t, rng), z[name])
-            times = {name: t if name in symbols else torch.ones_like(t) for name in x}
-            generator = model.generator(x, path.joined(times), **conditioning)
-            assert isinstance(generator, Product)
-            for name in symbols:
-                target: Any = path.factors[name].conditional(z[name], x[name], t)
-                loss = bregman.divergence(target, generator.factors[name], x[name], where=scored[name])
-                nats[name] += weight * loss.sum(1) / num_samples
-    finally:
-        if training:
-            model.train()
+    for j in range(num_samples):
+        u, x = (j + offset.to(first.device)) / num_samples, dict(z)
+        if masked:
+            holes, t, weight = draw_masks(paths[0].schedule, every, u, rng)  # pyright: ignore
+            parts = holes.split([z[name].shape[1] for name in symbols], 1)
+            for name, one, part in zip(symbols, paths, parts, strict=True):
+                x[name] = torch.where(part, one.mask_token_id, z[name])  # pyright: ignore
+        else:
+            t, weight = u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53), torch.ones_like(u)
+            for name, one in zip(symbols, paths, strict=True):
+                x[name] = torch.where(scored[name], one.sample(z[name], t, rng), z[name])
+        times = {name: t if name in symbols else torch.ones_like(t) for name in x}
+        generator = model.generator(x, path.joined(times), **conditioning)
+        assert isinstance(generator, Product)
+        for name in symbols:
+            target: Any = path.factors[name].conditional(z[name], x[name], t)
+            loss = bregman.divergence(target, generator.factors[name], x[name], where=scored[name])
+            nats[name] += weight * loss.sum(1) / num_samples
     return nats

@@ -67,7 +67,9 @@ def flow_log_likelihood(
     model = unwrapped(model)
     path = model.path
     if not isinstance(path, GaussianPath):
-        raise TypeError(f"the likelihood of a flow needs a GaussianPath, not {path!r}")
+        raise TypeError(
+            f"the likelihood of a flow needs a GaussianPath, not {path!r}; of several fields use field_likelihood"
+        )
     if trace not in ("hutchinson", "exact"):
         raise ValueError(f"trace={trace!r} must be 'hutchinson' or 'exact'")
     if num_steps < 1:

@@ -116,7 +116,8 @@ def likelihood_bound(
     model = unwrapped(model)
     path = model.path
     if not isinstance(path, FinitePath):
-        raise TypeError(f"this bounds the likelihood of symbols, not of {path!r}: use flow_log_likelihood")
+        others = "flow_log_likelihood, or field_likelihood of several fields"
+        raise TypeError(f"this bounds the likelihood of symbols, not of {path!r}: use {others}")
     masked = isinstance(path, MaskedPath)
     if estimator not in ("auto", "time", "mask_count") or (estimator == "mask_count" and not masked):
         raise ValueError(f"estimator={estimator!r}: choose 'auto', 'time', or (with a MaskedPath) 'mask_count'")

@@ -303,6 +303,8 @@ def scored_positions(path: Path, z: Any, attention_mask: Any, scored: Any = None
     """
     if isinstance(path, ProductPath):
         path.check(z, torch.zeros(len(next(iter(z.values()))), device=next(iter(z.values())).device), "z")
+        path.check_known(attention_mask, "attention_mask")
+        path.check_known(scored, "scored")
         found = {
             name: _chosen(factor, z[name], (attention_mask or {}).get(name), (scored or {}).get(name))
             for name, factor in path.factors.items()

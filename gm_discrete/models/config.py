@@ -92,7 +92,8 @@ class GMConfig(PreTrainedConfig):
         image_shape: [C, H, W] of images; states are then numbers [B, C, H, W], or symbols [B, C·H·W] in that order.
         patch_size: pixels on a side of the patch that makes one position of the transformer.
         fields: of a `ProductPath`, by field, any of `length` (positions at which the model is trained; 1 by default),
-            `image_shape`, `patch_size`, and `codec` (see `scalers.py`): `generate` then takes and gives natural values.
+            `image_shape`, `patch_size`, and `codec` (see `gm_discrete.scalers`), with which `generate` takes and gives
+            natural values.
         aligned: of a `ProductPath`: lists of fields that share their positions, as a note has a pitch and a duration; all
             others have positions of their own, one field after another.
         num_frequencies: F; a number enters as itself and as sines and cosines of F octaves, from half a period per unit on.
@@ -290,8 +291,8 @@ def check_codec(codec: Codec, path: Path, name: str) -> None:
     if not isinstance(codec, Categories):
         if not isinstance(path, EuclideanPath):
             raise ValueError(f"fields[{name!r}] has a scaler, and {path!r} is a path of symbols: give Categories")
-    elif not isinstance(path, FinitePath) or len(codec) > path.vocab_size - len(path.excluded):
-        raise ValueError(f"fields[{name!r}] has {len(codec)} categories, for which {path!r} has no symbols")
+    elif not isinstance(path, FinitePath) or len(codec) != path.vocab_size - len(path.excluded):
+        raise ValueError(f"fields[{name!r}] has {len(codec)} categories, and {path!r} not as many symbols")
 
 
 def image_positions(path: Path, image_shape: list[int], patch_size: int) -> int:

@@ -35,6 +35,7 @@ class FieldsMixin(Base):
     path: Any
     config: GMConfig
     state_fields: dict[str, Field]
+    groups: list[list[str]]
     backbone: Backbone
     encode: Any
 
@@ -59,6 +60,8 @@ class FieldsMixin(Base):
         readouts = LazyReadout.of_fields(
             cast("GMModel", self), x, time, times, states=states, class_labels=class_labels
         )
+        # Before any chunk of a head: what is recomputed in backward must not be what fills the memory of the others.
+        hidden = next(iter(readouts.values())).reading.everything(states)
         if labels is None:
             said: dict[str, dict[str, Tensor]] = {"logits": {}, "velocity": {}}
             for name, readout in readouts.items():
@@ -67,7 +70,6 @@ class FieldsMixin(Base):
                         said["logits"][name] = readout(head).unflatten(0, x[name].shape)
                     elif head == "flow":
                         said["velocity"][name] = readout(head)
-            hidden = next(iter(readouts.values())).reading.everything(states)
             return GMModelOutput(None, said["logits"], said["velocity"], hidden)
         scored = path.scored(labels)
         data = {name: torch.where(scored[name], labels[name], path.factors[name].as_data(x[name])) for name in x}
@@ -93,6 +95,8 @@ class FieldsMixin(Base):
             ValueError: a tensor is not what the model is made for.
         """
         path.check(x, t, path.state_name)
+        path.check_known(attention_mask, "attention_mask")
+        path.check_known(labels, "labels")
         for name, field in self.state_fields.items():
             expected = field.state_shape(x[name].shape[1])
             if tuple(x[name].shape[1:]) != expected:
@@ -106,7 +110,7 @@ class FieldsMixin(Base):
                 raise ValueError(
                     f"attention_mask[{name!r}] has shape {tuple(mask.shape)}; it is [B, L] of a field that is no image"
                 )
-        for group in self.config.groups:
+        for group in self.groups:
             lengths = {self.backbone.layouts[name].positions(x[name]) for name in group}
             if len(lengths) > 1:
                 raise ValueError(f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions")
@@ -157,12 +161,16 @@ class FieldsMixin(Base):
         """`generate` of a product."""
         path, fields = self.path, self.state_fields
         assert isinstance(path, ProductPath)
-        for name, value in (("given", given), ("attention_mask", attention_mask)):
-            if value is not None and (not isinstance(value, Mapping) or value.keys() - fields.keys()):
-                raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
+        path.check_known(given, "given")
+        path.check_known(attention_mask, "attention_mask")
         known = {name: cells(value, fields[name], name) for name, value in (given or {}).items()}
         known = {name: cell.to(self.device) for name, cell in known.items()}
         masks = {name: mask.to(self.device) for name, mask in (attention_mask or {}).items()}
+        for name, mask in masks.items():
+            if mask.dim() != 2 or fields[name].image_shape:
+                raise ValueError(
+                    f"attention_mask[{name!r}] has shape {tuple(mask.shape)}; it is [B, L] of a field that is no image"
+                )
         batches = {len(cell.state) for cell in known.values()} | {len(mask) for mask in masks.values()}
         if batch_size is not None:
             batches.add(batch_size)
@@ -175,7 +183,7 @@ class FieldsMixin(Base):
         if lengths.keys() - fields.keys():
             raise ValueError(f"length={length} must be a number, or a dict by field, of {', '.join(fields)}")
         shapes: dict[str, tuple[int, ...]] = {}
-        for group in self.config.groups:  # what one field of a group says of its length goes for all
+        for group in self.groups:  # what one field of a group says of its length goes for all
             told: list[Any] = [known[name].state.shape[1] for name in group if name in known]
             told += [masks[name].shape[1] for name in group if name in masks]
             told += [lengths[name] for name in group if lengths.get(name) is not None and not fields[name].image_shape]

@@ -149,10 +149,17 @@ class GMGenerationMixin(Base):
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
         of_symbols = {"input_ids": input_ids, "logits_processor": logits_processor}
         if several:
-            watching = {"x_0": x_0, "streamer": streamer, "stopping_criteria": stopping_criteria}
+            watching = {
+                "max_new_tokens": max_new_tokens or None,
+                "x_0": x_0,
+                "streamer": streamer,
+                "stopping_criteria": stopping_criteria,
+            }
             if unfit := [name for name, value in {**of_symbols, **watching}.items() if value is not None]:
                 raise ValueError(f"{', '.join(unfit)}: of states with a single field; give what is known as given")
-            return self._generate_fields(config, given, attention_mask, labels, batch_size, length, rng)
+            return self._generate_fields(
+                config, given, attention_mask, labels, batch_size, config.length if length is None else length, rng
+            )
         if isinstance(self.path, EuclideanPath):
             of_symbols["attention_mask"] = attention_mask
             if unfit := [name for name, value in of_symbols.items() if value is not None]:

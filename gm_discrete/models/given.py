@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,9 +52,9 @@ def cells(value: Any, field: Field, name: str) -> Cells:
     """The known cells of a field, of natural values.
 
     Args:
-        value: numbers (NaN where unknown), ids (−1, or a mask, where unknown) or names of categories (`None` where unknown),
-            a tensor or nested lists of shape [B], [B, L] or the state's own; or a pair of these and a mask of
-            what is known.
+        value: numbers (NaN where unknown); ids as a tensor (−1, or the path's mask, where unknown); or names of categories
+            (`None` where unknown, unless it is one of them). Tensors or nested lists of shape [B], [B, L] or the state's
+            own; or a pair of these and a mask of what is known.
 
     Raises:
         ValueError: they are not what the field holds.
@@ -74,7 +75,11 @@ def cells(value: Any, field: Field, name: str) -> Cells:
             raise ValueError(f"given[{name!r}] holds ids outside of 0 to {most - 1}")
         state = natural
     else:
-        natural = _shaped(torch.as_tensor(value, dtype=torch.float64), field, name)
+        try:
+            numbers = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"given[{name!r}]: {error}; give numbers, NaN where unknown") from None
+        natural = _shaped(numbers, field, name)
         known = ~natural.isnan()
         natural = torch.where(known, natural, 0.0)
         if isinstance(codec, Scaler):
@@ -97,10 +102,10 @@ def natural(state: Tensor, field: Field) -> Tensor:
 
 
 def _is_mask(value: Any) -> bool:
-    """Whether it can be a mask: a tensor, or nested lists, of booleans or of 0 and 1."""
+    """Whether it can be a mask: a tensor, or nested lists of booleans."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return bool(value) and all(_is_mask(part) for part in value)
-    return isinstance(value, Tensor) or value in (0, 1)
+    return isinstance(value, bool | np.ndarray | Tensor)
 
 
 def _ids(value: Any, codec: Any, name: str) -> Tensor:

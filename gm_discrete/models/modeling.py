@@ -70,6 +70,7 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         super().__init__(config)
         self.path: Any = config.build_path()
         self.state_fields = config.state_fields
+        self.groups = config.groups if isinstance(self.path, ProductPath) else []
         self.backbone = Backbone(config)
         if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
             raise ValueError("tie_word_embeddings needs symbols with a position of their own")
@@ -259,7 +260,9 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""
         generator = self.generator(x, t, attention_mask=attention_mask)
         if not isinstance(generator, Jump):
-            raise TypeError(f"only jumps between symbols have a rate matrix; {self.path!r} is a path of numbers")
+            raise TypeError(
+                f"only jumps between symbols have a rate matrix; {self.path!r} has none, but its fields may"
+            )
         return generator.rates(x)
 
 

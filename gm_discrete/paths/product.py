@@ -94,10 +94,13 @@ class ProductPath(Path):
         """
         if symbols not in ("masked", "uniform"):
             raise ValueError(f"symbols={symbols!r} must be 'masked' or 'uniform'")
+        if bins < 2:
+            raise ValueError(f"bins={bins} must be at least 2")
         given, paths = {"prediction": "belief", **(numbers or {})}, {}
         for name, codec in codecs.items():
             if isinstance(codec, Categories):
-                paths[name] = MaskedPath(len(codec) + 1) if symbols == "masked" else UniformPath(max(len(codec), 2))
+                alone = symbols == "masked" or len(codec) == 1  # uniform noise needs two symbols
+                paths[name] = MaskedPath(len(codec) + 1) if alone else UniformPath(len(codec))
             elif isinstance(codec, Scaler):
                 reach = codec.reach if math.isfinite(codec.reach) else 5.0
                 reach = reach * bins / (bins - 1)  # the outermost values in the middle of a bin
@@ -229,6 +232,15 @@ class ProductPath(Path):
         times = self.times(t)
         for field, path in self.factors.items():
             path.check(state[field], times[field], f"{name}[{field!r}]")
+
+    def check_known(self, value: Any, name: str) -> None:
+        """
+        Raises:
+            ValueError: a dict of some of the fields, such as masks, is none, or names others.
+        """
+        if value is not None and (not isinstance(value, Mapping) or value.keys() - self.factors.keys()):
+            found = ", ".join(sorted(value)) if isinstance(value, Mapping) else type(value).__name__
+            raise ValueError(f"{name} must be a dict by field, of {', '.join(self.factors)}; got {found}")
 
     def _check_names(self, state: Any, name: str) -> None:
         if not isinstance(state, Mapping) or state.keys() != self.factors.keys():

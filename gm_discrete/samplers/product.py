@@ -202,7 +202,9 @@ def adaptive(
 
 def moves(chain: Chain, t: Tensor, t_next: Tensor) -> bool:
     """Whether the field has anything to do in the step."""
-    return bool((t_next > t).any()) and bool(chain.free.any())
+    if "movable" not in chain.memory:  # what is free never changes, and a look at it makes a device wait
+        chain.memory["movable"] = chain.free.any().cpu()
+    return bool(chain.memory["movable"]) and bool((t_next > t).any())
 
 
 PRODUCT_STEPS: dict[str, ProductStep] = {

@@ -161,6 +161,8 @@ def simulate(
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
     first = next(iter(x_0.values())) if several else x_0
     if several:
+        if not isinstance(fixed, Mapping | None):
+            raise ValueError(f"fixed must be a dict by field, of {', '.join(x_0)}; got {type(fixed).__name__}")
         free = {name: _free(state, (fixed or {}).get(name), f"[{name!r}]") for name, state in x_0.items()}
         if unknown := (fixed or {}).keys() - x_0.keys():
             raise ValueError(f"fixed names {', '.join(sorted(unknown))}; the fields are {', '.join(x_0)}")

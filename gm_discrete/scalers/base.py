@@ -41,6 +41,12 @@ class Scaler(Codec, ABC):
         for name, bound in (("low", low), ("high", high)):
             if bound is not None and not math.isfinite(bound):
                 raise ValueError(f"{name}={bound} must be finite; give None for no bound")
+            if (
+                bound is not None
+                and digits is not None
+                and abs(round(bound, digits) - bound) > 1e-9 * max(1, abs(bound))
+            ):
+                raise ValueError(f"{name}={bound} is no number of digits={digits}; give {round(bound, digits)}")
         if low is not None and high is not None and low > high:
             raise ValueError(f"low={low} must not be above high={high}")
         self.digits = digits

@@ -55,7 +55,7 @@ def _padded(value: torch.Tensor, length: int) -> torch.Tensor:
 
 
 class GMTrainer(Trainer):
-    """Trains a `GMModel` on batches of clean tokens, as `TokenCollator` makes them.
+    """Trains a `GMModel` on batches of clean data, as the collators of `gm_discrete.data` make them.
 
     - The times and the noise of optimizer step n and micro-step m are those of the whole global batch, drawn from a
       generator seeded by (seed, n, m); each process takes its rows. Any number of processes therefore trains on the same

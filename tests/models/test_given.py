@@ -65,12 +65,16 @@ def test_every_way_to_say_what_is_known() -> None:
         {"price": torch.tensor([326.0, NAN, 18_823.0]).view(3, 1, 1)},
         {"price": ([326.0, 1.0, 18_823.0], [True, False, True])},
         {"price": ([326.0, NAN, 18_823.0], torch.ones(3, 1, 1))},
-        {"depth": (torch.tensor([61.5, 59.8, -5e9], dtype=torch.float64), [1, 1, 0])},
+        {"depth": (torch.tensor([61.5, 59.8, -5e9], dtype=torch.float64), [True, True, False])},
     ]
     for change in same:
         found = generate(given={**GIVEN, **change})
         assert all(torch.equal(found[field], cells[field]) for field in cells), change
-    unknown: list[Any] = [torch.tensor([1, -1, 0]), torch.tensor([1, 3, 0]), (["fair", "good", "good"], [1, 0, 1])]
+    unknown: list[Any] = [
+        torch.tensor([1, -1, 0]),
+        torch.tensor([1, 3, 0]),
+        (["fair", "good", "good"], [True, False, True]),
+    ]
     first, *others = [generate(given={**GIVEN, "cut": value}) for value in unknown]
     assert first["cut"].flatten().tolist()[::2] == [1, 0]
     assert 0 <= int(first["cut"][1]) < 3  # no mask is left
