@@ -131,7 +131,12 @@ def test_other_parts_of_a_superposition_are_left_out(generators: Any) -> None:
 
 def test_bits_per_dim() -> None:
     """−log₂ of the mass of a bin of the given width per entry: a uniform byte in [−1, 1] has 8 bits, but for 255/256."""
-    uniform = FlowLikelihood(torch.tensor([-12 * math.log(2)] * 2, dtype=torch.float64), 12, torch.zeros(2, 12))
+    uniform = FlowLikelihood(
+        torch.tensor([-12 * math.log(2)] * 2, dtype=torch.float64),
+        12,
+        torch.zeros(2, 12),
+        torch.full((2, 12), -math.log(2)),
+    )
     assert uniform.bits_per_dim().tolist() == pytest.approx([1.0, 1.0])
     assert uniform.bits_per_dim(2 / 255).tolist() == pytest.approx([1 + math.log2(255 / 2)] * 2)
     z = torch.full((1, 1, 1), 0.4, dtype=torch.float64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from euclid import kolmogorov, noise_of_ks, numbers, rng
 from laws import LEAST_P, chi_square
-from mixed import Mixed
+from symbol_and_number import Mixed
 from torch import Tensor
 
 from gm_discrete import Bins, GaussianPath, MaskedPath, UniformPath, simulate

@@ -409,7 +409,7 @@ def test_paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [math.nan, 1.0]), "of sum nan"),
         (
             lambda: Path.from_dict({"type": "blurred"}),
-            "type='blurred' names no Path; known: euclidean_mixture, gaussian, masked, metric, mixture, uniform",
+            "type='blurred' names no Path; known: euclidean_mixture, gaussian, masked, metric, mixture, product, uniform",
         ),
         (
             lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from euclid import finer, kolmogorov, normal_cdf, numbers, panels, rng, times
 from laws import LEAST_P, SIGMAS
-from mixed import KINDS, LAW, MEANS, Mixed
+from symbol_and_number import KINDS, LAW, MEANS, Mixed
 from torch import Tensor
 
 from gm_discrete import (

@@ -167,6 +167,10 @@ def test_the_commands_of_the_readme_run(
             stand_ins = [] if own else ["--data", str(image_folder), "--image_column", "image", "--streaming", "false"]
             stand_ins += [] if "--output_dir" in arguments else ["--output_dir", f"run-{len(ran)}"]
             image_recipe.main([*arguments, *tiny_images, *stand_ins, "--download", "false"])
+        elif name == "recipes/mixed.py":  # whose own tests run its configs
+            mixed = importlib.import_module("mixed_recipe" if "mixed_recipe" in sys.modules else "mixed")
+            assert Path(str(mixed.__file__)).parent == RECIPES
+            mixed.parse_arguments((mixed.MixedArguments, TrainingArguments), [*arguments, "--use_cpu", "true"])
         elif name == "recipes/toy.py":
             run_script(name, [*arguments, "--quick", "--workers", "1", "--output_dir", f"run-{len(ran)}"])
         elif name.startswith("benchmarks/"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from euclid import kolmogorov, noise_of_ks, numbers, rng
 from laws import LEAST_P, ExactModel, chain, chi_square, draw, p_value, sampler_laws
-from mixed import Mixed
+from symbol_and_number import Mixed
 from torch import Tensor
 
 from gm_discrete import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from euclid import numbers, rng
-from mixed import Mixed
+from symbol_and_number import Mixed
 from torch import Tensor
 
 from gm_discrete import (
