@@ -40,7 +40,7 @@ from gm_discrete import GMModel
 from gm_discrete.data import decode_rows, load_table
 from gm_discrete.data.packaged import require
 from gm_discrete.evaluation import tables as metrics
-from gm_discrete.scalers import Categories
+from gm_discrete.scalers import Categories, decimals
 
 PACKAGES = {"pandas": "pandas", "sklearn": "scikit-learn", "sdmetrics": "sdmetrics", "sdv": "sdv", "ctgan": "ctgan"}
 PACKAGES |= {"copulas": "copulas", "rdt": "rdt"}
@@ -185,8 +185,8 @@ def conform(synthetic: Table, train: Table) -> Table:
             columns[name] = synthetic[name].astype(str)
             continue
         real = train[name].to_numpy(dtype=np.float64)
-        decimals = next((d for d in range(7) if np.allclose(real, real.round(d), rtol=0, atol=1e-9)), 12)
-        columns[name] = synthetic[name].to_numpy(dtype=np.float64).clip(real.min(), real.max()).round(decimals)
+        values, digits = synthetic[name].to_numpy(dtype=np.float64).clip(real.min(), real.max()), decimals(real)
+        columns[name] = values if digits is None else values.round(digits)
     return pd.DataFrame(columns)
 
 

@@ -180,27 +180,47 @@ def field_losses(
     divergence: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """The matching loss of each field of a product, per scored entry of its own: E Σ_m w_m D(F^m(x^m|z^m), F^m_θ(x)), whose
-    minimiser is the marginal generator for any weights, as the divergences of different factors share no output.
-
-    A field at its time 1 is given, and there is nothing to learn of it.
+    """The matching loss of each field of a product, per scored entry of its own (see `field_parts`).
 
     Args:
         num_items, divergence: as of `matching_loss`, by field.
         weights: by field a number w_m, which is not applied here, or weights of its parts.
     """
+    losses = {}
+    for name, values in field_parts(path, predicted, z, x, t, scored, divergence, weights).items():
+        count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
+        losses[name] = (values.sum() / count).float()
+    return losses
+
+
+def field_parts(
+    path: ProductPath,
+    predicted: Generator,
+    z: Mapping[str, Tensor],
+    x: Mapping[str, Tensor],
+    t: Tensor,
+    scored: Mapping[str, Tensor],
+    divergence: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """D(F^m(x^m|z^m), F^m_θ(x)) by field, its parts weighed, each of x^m's shape and 0 where it is not scored.
+
+    The marginal generator minimises any weighted sum of them, as the divergences of different factors share no output. A
+    field at its time 1 is given, and there is nothing to learn of it.
+    """
     if not isinstance(predicted, Product):
         raise TypeError(f"the path is a product, and the model's generator a {type(predicted).__name__}")
-    times, losses = path.times(t), {}
-    for name, factor in path.factors.items():
-        open_ = (times[name] < 1).view(-1, *[1] * (x[name].dim() - 1)) & scored[name]
-        count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
-        parts = (weights or {}).get(name)
-        losses[name] = matching_loss(
-            factor, predicted.factors[name], z[name], x[name], before_the_end(factor, times[name]), open_, count,
-            (divergence or {}).get(name), parts if isinstance(parts, Mapping) else None,
+    found = {}
+    for name, time in path.times(t).items():
+        factor, parts = path.factors[name], (weights or {}).get(name)
+        open_ = (time < 1).view(-1, *[1] * (x[name].dim() - 1)) & scored[name]
+        values = parts_of_loss(
+            factor, predicted.factors[name], z[name], x[name], before_the_end(factor, time), open_,
+            (divergence or {}).get(name),
         )  # fmt: skip
-    return losses
+        weighed = parts if isinstance(parts, Mapping) else {}
+        found[name] = torch.stack([weighed.get(part, 1.0) * value for part, value in values.items()]).sum(0)
+    return found
 
 
 def field_weight(weights: Mapping[str, Any] | None, name: str) -> float:
@@ -210,7 +230,8 @@ def field_weight(weights: Mapping[str, Any] | None, name: str) -> float:
 
 
 def before_the_end(path: Path, t: Tensor) -> Tensor:
-    """Times at which the generators of a field have a value: that of one that is known (t = 1) is never looked at."""
+    """Times at which the generators of a field have a value: that of one that is known (t = 1) is never looked at, but must
+    not be infinite, as 0 · ∞ in its gradient would be. A hazard of 2³⁰ is finite in every float type but float16."""
     return t.clamp(max=min(path.latest, 1 - 2**-30))
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Array3D, ClassLabel, Dataset, DatasetInfo, Features, IterableDataset, Value
 
 from gm_discrete.data.packaged import cached, drafted, package_folder, require, unpack_debian, unpack_npm
-from gm_discrete.data.reading import read_splits
+from gm_discrete.data.reading import read_splits, split_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,7 +89,7 @@ def load_images(
     require("PIL", "pillow", "images")
     choice = f"{', '.join(PACKAGED)}, a folder of images, or a data set that the hub has"
     splits = read_splits(data, name, choice, "data", cache_dir, streaming=streaming)
-    rows = _split_of(splits, str(data), split, validation_size)
+    rows = split_of(splits, "data", str(data), split, validation_size)
     return _converted_rows(rows, str(data), image_column, label_column, image_size, channels)
 
 
@@ -304,26 +304,6 @@ def _as_array(image: Image.Image, channels: int, image_size: int | None) -> np.n
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     array = np.asarray(image)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _split_of(splits: Mapping[Any, Any], data: str, split: str, size: float | int | None) -> Dataset | IterableDataset:
-    if split in splits and (split != "train" or "validation" in splits or size == 0):
-        return splits[split]
-    if split not in ("train", "validation") or "train" not in splits:
-        raise ValueError(f"split={split!r} is not in data={data!r}; it has {', '.join(splits)}")
-    rows: Dataset | IterableDataset = splits["train"]
-    if isinstance(rows, IterableDataset):
-        size = 1000 if size is None else size
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"validation_size={size} of a stream must be a number of rows, at least 1")
-        return rows.skip(size) if split == "train" else rows.take(size)
-    size = 0.05 if size is None else size
-    count = max(1, round(size * len(rows))) if isinstance(size, float) else size
-    if not 0 < count < len(rows):
-        raise ValueError(f"validation_size={size} must be positive and leave some of the {len(rows)} rows to train on")
-    # Shuffled, because folders come sorted by class.
-    parts = rows.train_test_split(count, seed=0)
-    return parts["train"] if split == "train" else parts["test"]
 
 
 def _cached_arrays(file: str, cache_dir: str | os.PathLike[str] | None, cure: str) -> dict[str, np.ndarray]:

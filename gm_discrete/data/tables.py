@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from pyarrow import csv, parquet
 
 from gm_discrete.data.packaged import cached, drafted, package_folder, unpack_npm
-from gm_discrete.data.reading import read_splits
+from gm_discrete.data.reading import read_splits, split_of
 
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 VEGA_VERSION = "3.2.1"
@@ -70,9 +69,8 @@ def load_table(
             raise ValueError(f"source={str(source)!r} has an unknown suffix; give one of {', '.join(BUILDERS)}")
         source, options["data_files"] = builder, str(path)
     choice = "diamonds, flights, a file or folder of csv or parquet, or a data set that the hub has"
-    return _split_of(
-        read_splits(source, name, choice, "source", cache_dir, **options), str(path), split, validation_size
-    )
+    splits = read_splits(source, name, choice, "source", cache_dir, **options)
+    return split_of(splits, "source", str(path), split, validation_size)
 
 
 def diamonds() -> dict[str, Dataset]:
@@ -156,25 +154,3 @@ def _convert_flights(table: pa.Table, indices: list[int], places: range) -> pa.T
     table = table.filter(pa.array(np.isin(np.asarray(indices) % 10, places)))
     kept = {column: table[column].cast(kind) for column, kind in FLIGHTS.items()}
     return pa.table(kept | departure(table["date"].to_numpy()))
-
-
-def _split_of(
-    splits: Mapping[Any, Any], source: str, split: str, size: float | int | None
-) -> Dataset | IterableDataset:
-    if split in splits and (split != "train" or "validation" in splits or size == 0):
-        return splits[split]
-    if split not in ("train", "validation") or "train" not in splits:
-        raise ValueError(f"split={split!r} is not in source={source!r}; it has {', '.join(splits)}")
-    rows: Dataset | IterableDataset = splits["train"]
-    if isinstance(rows, IterableDataset):
-        size = 1000 if size is None else size
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"validation_size={size} of a stream must be a number of rows, at least 1")
-        return rows.skip(size) if split == "train" else rows.take(size)
-    size = 0.05 if size is None else size
-    count = max(1, round(size * len(rows))) if isinstance(size, float) else size
-    if not 0 < count < len(rows):
-        raise ValueError(f"validation_size={size} must be positive and leave some of the {len(rows)} rows to train on")
-    # Shuffled, because tables come sorted.
-    parts = rows.train_test_split(count, seed=0)
-    return parts["train"] if split == "train" else parts["test"]

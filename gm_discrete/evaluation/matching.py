@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gm_discrete.objective import before_the_end, corrupt, field_weight, parts_of_loss
+from gm_discrete.objective import before_the_end, corrupt, field_parts, field_weight, parts_of_loss
 from gm_discrete.paths import ProductPath
 
 
@@ -80,15 +80,8 @@ def _sums(
         if several:
             times = {name: before_the_end(path.factors[name], time) for name, time in path.times(t).items()}
             generator = model.generator(x, path.joined(times), told=t, **given)
-            for name, factor in path.factors.items():
-                open_ = (path.times(t)[name] < 1).view(-1, *[1] * (x[name].dim() - 1)) & scored[name]
-                parts = parts_of_loss(
-                    factor, generator.factors[name], z[name], x[name], times[name], open_, config.divergence[name]
-                )
-                weights = (config.loss_weights or {}).get(name)
-                weights = weights if isinstance(weights, Mapping) else {}
-                values = torch.stack([field_weight(weights, part) * value for part, value in parts.items()])
-                found[name] = values.sum(0), scored[name]
+            values = field_parts(path, generator, z, x, t, scored, config.divergence, config.loss_weights)
+            found = {name: (value, scored[name]) for name, value in values.items()}
         else:
             parts = parts_of_loss(path, model.generator(x, t, **given), z, x, t, scored, config.divergence)
             found = {name: (value, scored) for name, value in parts.items()}

@@ -41,6 +41,7 @@ class Scaler(Codec, ABC):
         for name, bound in (("low", low), ("high", high)):
             if bound is not None and not math.isfinite(bound):
                 raise ValueError(f"{name}={bound} must be finite; give None for no bound")
+            # Binary fractions are not exactly the decimal ones that they stand for.
             if (
                 bound is not None
                 and digits is not None

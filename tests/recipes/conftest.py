@@ -29,7 +29,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 @pytest.fixture(scope="session")
 def image_recipe(recipe: ModuleType) -> ModuleType:
     """recipes/images.py, under a name of its own: a benchmark is called images too."""
-    spec = importlib.util.spec_from_file_location("images_recipe", RECIPES / "images.py")
+    return loaded("images")
+
+
+@pytest.fixture(scope="session")
+def mixed_recipe(recipe: ModuleType) -> ModuleType:
+    """recipes/mixed.py."""
+    return loaded("mixed")
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -131,6 +131,7 @@ def test_the_commands_of_the_readme_run(
     gpt2: Path,
     corpus: Path,
     image_recipe: ModuleType,
+    mixed_recipe: ModuleType,
     tiny_images: list[str],
     image_folder: Path,
     packaged_images: Path,
@@ -168,9 +169,8 @@ def test_the_commands_of_the_readme_run(
             stand_ins += [] if "--output_dir" in arguments else ["--output_dir", f"run-{len(ran)}"]
             image_recipe.main([*arguments, *tiny_images, *stand_ins, "--download", "false"])
         elif name == "recipes/mixed.py":  # whose own tests run its configs
-            mixed = importlib.import_module("mixed_recipe" if "mixed_recipe" in sys.modules else "mixed")
-            assert Path(str(mixed.__file__)).parent == RECIPES
-            mixed.parse_arguments((mixed.MixedArguments, TrainingArguments), [*arguments, "--use_cpu", "true"])
+            choice = (mixed_recipe.MixedArguments, TrainingArguments)
+            mixed_recipe.parse_arguments(choice, [*arguments, "--use_cpu", "true"])
         elif name == "recipes/toy.py":
             run_script(name, [*arguments, "--quick", "--workers", "1", "--output_dir", f"run-{len(ran)}"])
         elif name.startswith("benchmarks/"):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,17 +21,6 @@ from gm_discrete.data import fit_codecs
 CONFIGS = configs("mixed")
 LEFT = {"config.json", "generation_config.json", "model.safetensors", "metrics.json", "run.json", "curve.png"}
 LEFT_OF_TABLES = LEFT | {"samples.csv", "columns.png"}
-
-
-@pytest.fixture(scope="session")
-def mixed_recipe(recipe: ModuleType) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mixed_recipe", RECIPES / "mixed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
