@@ -128,6 +128,8 @@ def likelihood_bound(
         raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
     draw = _draw_mask_count if masked and estimator != "time" else _draw_time
     given = {"attention_mask": attention_mask, "class_labels": class_labels}
+    if getattr(getattr(model, "config", None), "block_size", None):  # each block given the clean ones before it
+        given["clean"] = z
     given = {name: value for name, value in given.items() if value is not None}
     training = getattr(model, "training", False)
     if training:

@@ -12,6 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gm_discrete.models.blocks import BlockCache, block_mask
 from gm_discrete.models.config import GMConfig
 from gm_discrete.models.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
 from gm_discrete.models.layout import Layout
@@ -46,11 +47,20 @@ class Backbone(nn.Module):
         time: Tensor | None,
         attention_mask: Any = None,
         class_labels: Tensor | None = None,
+        clean: Tensor | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         """States [B, L, D] behind the last attention, for `finish`. Numbers enter normalised (`path.normalized`).
 
         Of a product x and attention_mask are dicts by field, and L counts the positions of all.
+
+        Args:
+            clean: of block-causal attention: the sequences [B, L] whose blocks the later ones of x see in place of x's own.
+            cache: of the blocks before x, which is then the rest of the sequence; attention_mask is of all of it.
         """
+        start = 0 if cache is None else cache.length
+        if clean is not None:
+            x = torch.cat([x, clean], 1)
         if isinstance(self.embed_tokens, FieldsEmbedding):
             hidden, attention_mask = self.embed_tokens(x, time, attention_mask)
         else:
@@ -61,14 +71,19 @@ class Backbone(nn.Module):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
-        condition = self._condition(time, class_labels, hidden)
         position = self.positions(x)
+        if self.config.block_size is None:
+            mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        else:
+            length = start + hidden.shape[1] // (1 if clean is None else 2)
+            position = torch.arange(start, length, device=hidden.device).repeat(1 if clean is None else 2)
+            mask = block_mask(length, start, self.config.block_size, clean is not None, attention_mask, hidden)
+        condition = self._condition(time, class_labels, hidden)
         rotary = rotary_embedding(hidden, self.config, position)
         real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
-            hidden = block(hidden, rotary, mask, real, condition, position)
-        return hidden
+            hidden = block(hidden, rotary, mask, real, condition, position, cache)
+        return hidden if clean is None else hidden[:, : length]
 
     def positions(self, x: Any) -> Tensor | None:
         """The place of every position within its field, [L]; `None` where all are of one field, and come in order."""
@@ -135,11 +150,12 @@ class Block(GradientCheckpointingLayer):
         real: Tensor | None,
         condition: Tensor | None,
         position: Tensor | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, real, position)
-        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
+        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask, cache))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real, position=position)
 
 
@@ -226,7 +242,13 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.output = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
         batch, length, _ = hidden.shape
         heads = (
             self.qkv(hidden)
@@ -234,11 +256,14 @@ class Attention(nn.Module):
             .permute(2, 0, 3, 1, 4)
         )
         query, key, value = heads.unbind(0)  # [B, heads, L, head_dim]
+        query, key = rotate(self.query_norm(query), rotary), rotate(self.key_norm(key), rotary)
+        if cache is not None:
+            key, value = cache.joined(self.layer_idx, key, value)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "sdpa", eager_attention)
         mixed, _ = attend(
             self,
-            rotate(self.query_norm(query), rotary),
-            rotate(self.key_norm(key), rotary),
+            query,
+            key,
             value,
             mask,
             dropout=self.config.attention_dropout if self.training else 0.0,

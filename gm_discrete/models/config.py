@@ -96,6 +96,9 @@ class GMConfig(PreTrainedConfig):
             natural values.
         aligned: of a `ProductPath`: lists of fields that share their positions, as a note has a pitch and a duration; all
             others have positions of their own, one field after another.
+        block_size: S; a position then sees its own block of S and those before it (block diffusion, see `models.blocks`),
+            and a block is denoised given the clean ones before it. Of masked paths whose network does not see the time;
+            `None` for attention in both directions.
         num_frequencies: F; a number enters as itself and as sines and cosines of F octaves, from half a period per unit on.
         num_classes: classes that the model can be conditioned on; 0 for none.
         class_dropout: probability of training without the class, for classifier-free guidance.
@@ -127,6 +130,7 @@ class GMConfig(PreTrainedConfig):
     patch_size: int = 1
     fields: dict[str, dict[str, Any]] | None = None
     aligned: list[list[str]] | None = None
+    block_size: int | None = None
     num_frequencies: int = 6
     num_classes: int = 0
     class_dropout: float = 0.1
@@ -173,6 +177,14 @@ class GMConfig(PreTrainedConfig):
             self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32 if gated else 4 * self.hidden_size
         if self.time_conditioning is None:
             self.time_conditioning = not masked
+        if self.block_size is not None:
+            if self.block_size < 1:
+                raise ValueError(f"block_size={self.block_size} must be at least 1, or None")
+            if not masked or self.time_conditioning or self.image_shape or self.conv_kernel_size:
+                raise ValueError(
+                    "block_size is of a MaskedPath of sequences with time_conditioning=False and conv_kernel_size=0: what a "
+                    "block tells the later ones may depend on nothing but its own symbols and those before it"
+                )
         super().__post_init__(**kwargs)
 
     def _check_images(self, path: Path) -> None:

@@ -13,12 +13,13 @@ from transformers import initialization as init
 
 from gm_discrete.generators import Generator, Jump
 from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
+from gm_discrete.models.blocks import BlockCache
 from gm_discrete.models.config import GMConfig
 from gm_discrete.models.fields import FieldsMixin
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.outputs import GMModelOutput
-from gm_discrete.models.readout import LazyReadout
+from gm_discrete.models.readout import LazyReadout, Reading
 from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
 from gm_discrete.paths.euclidean import Weights
@@ -101,9 +102,18 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
 
     def encode(
-        self, x: Any, t: Tensor | None, attention_mask: Any = None, class_labels: Tensor | None = None
+        self,
+        x: Any,
+        t: Tensor | None,
+        attention_mask: Any = None,
+        class_labels: Tensor | None = None,
+        clean: Tensor | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
-        """States [B, L, D] behind the last attention, of the states x [B, …] at the times t [B]; of a product by field."""
+        """States [B, L, D] behind the last attention, of the states x [B, …] at the times t [B]; of a product by field.
+
+        `clean` and `cache` are of block-causal attention (see `Backbone`).
+        """
         if isinstance(self.path, ProductPath) and t is not None:
             times = self.path.times(t)
             x = {
@@ -112,7 +122,7 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
             }
         elif isinstance(self.path, EuclideanPath) and t is not None:
             x = self.path.normalized(x, t)
-        return self.backbone(x, t, attention_mask, class_labels)
+        return self.backbone(x, t, attention_mask, class_labels, clean, cache)
 
     def finish(
         self, states: Tensor, t: Tensor | None, sequence: Tensor | None = None, class_labels: Tensor | None = None
@@ -173,11 +183,14 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
                 raise ValueError("time is missing: pass time=t, of shape [B], in [0, 1]")
             time = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self._check(x, time, attention_mask, labels, class_labels)
-        states = self.encode(x, time, attention_mask, class_labels)
-        readout = LazyReadout(self, x, time, states=states, class_labels=class_labels)
+        data, scored = x, None
         if labels is not None:
             scored = self.path.scored(labels)
             data = torch.where(scored, labels, self.path.as_data(x))
+        clean = data if self.config.block_size and scored is not None else None
+        states = self.encode(x, time, attention_mask, class_labels, clean)
+        readout = LazyReadout(self, x, time, states=states, class_labels=class_labels)
+        if scored is not None:
             loss = matching_loss(
                 self.path, self.path.marginal(readout, x, time), data, x, time, scored,
                 num_items_in_batch, divergence or self.config.divergence, self.config.loss_weights,
@@ -235,6 +248,7 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         guidance_scale: float | None = None,
         generators: Weights | None = None,
         told: Tensor | None = None,
+        clean: Tensor | None = None,
     ) -> Generator:
         """The marginal generator at x, or that of the step [t, t_next]. Of symbols it runs nothing until looked at.
 
@@ -243,6 +257,7 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
             generators: other weights of a superposition (see `EuclideanPath.reweighted`); of a product by field.
             told: of a product with independent times: those that the network is told, [B, M], where a field is known (1) or
                 unknown (0) that is at another time of its generator.
+            clean: of block-causal attention: the data [B, L] whose blocks each block of x sees before it; x's own by default.
         """
         path = self.path
         if isinstance(path, ProductPath):
@@ -253,7 +268,13 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
             if not isinstance(path, EuclideanPath):
                 raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
             path = path.reweighted(generators)
-        readout = LazyReadout(self, x, t, attention_mask, logits_processor, None, class_labels, guidance_scale)
+        if clean is not None and not self.config.block_size:
+            raise ValueError("clean is of models with a block_size: others see all of x, and nothing else")
+        readout = LazyReadout(
+            self, x, t, processor=logits_processor, guidance_scale=guidance_scale,
+            reading=Reading(self, x, t, attention_mask, None, class_labels, clean),
+            reading_without=Reading(self, x, t, attention_mask, None, None, clean),
+        )  # fmt: skip
         return path.marginal(readout, x, t, t_next)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from gm_discrete.kernels import chunked
+from gm_discrete.models.blocks import BlockCache
 
 if TYPE_CHECKING:
     from gm_discrete.models.modeling import GMModel
@@ -23,6 +25,8 @@ class Reading:
         attention_mask: [B, L] or `None`; of a product by field.
         states: what the backbone says, [B, L, D], where it is known already.
         class_labels: [B], −1 for none.
+        clean: of block-causal attention: the sequences [B, L] whose blocks come before those of x.
+        cache: of the first blocks of x, which are then not run again.
     """
 
     def __init__(
@@ -33,9 +37,13 @@ class Reading:
         attention_mask: Any = None,
         states: Tensor | None = None,
         class_labels: Tensor | None = None,
+        clean: Tensor | None = None,
+        cache: BlockCache | None = None,
     ) -> None:
         self.model, self.x, self.t = model, x, t
         self.attention_mask, self.class_labels = attention_mask, class_labels
+        self.clean, self.cache = clean, cache
+        self.kept = 0 if cache is None else cache.length  # positions before those of `states`
         self.states = states
         self.done: Tensor | None = None  # bool [B], which sequences `states` holds; None for all
         self.finished: Tensor | None = None
@@ -54,8 +62,11 @@ class Reading:
         nothing = torch.zeros(batch, self.model.backbone.length(self.x), self.model.config.hidden_size)
         states = nothing.to(self.t.device, self.model.dtype) if self.states is None else self.states
         if len(todo):  # else nothing is asked, and nothing runs
-            x, mask, labels = (_rows(value, todo) for value in (self.x, self.attention_mask, self.class_labels))
-            new = self.model.encode(x, self.t[todo], mask, labels)
+            values = (self.x, self.attention_mask, self.class_labels, self.clean)
+            x, mask, labels, clean = (_rows(value, todo) for value in values)
+            cache = None if self.cache is None else self.cache.rows(todo)
+            x = x[:, self.kept :] if self.kept else x
+            new = self.model.encode(x, self.t[todo], mask, labels, clean, cache)
             states = states.to(new.dtype).index_copy(0, todo, new)
             self.states, self.done, self.finished = states, known | asked, None
         return states
@@ -85,7 +96,8 @@ class LazyReadout:
         model: the network.
         x: state [B, …]; t: times [B]. Neither may be written to afterwards.
         attention_mask: [B, L] or `None`.
-        processor: maps (sequences [n, L], logits [n, K]) to logits, e.g. a `LogitsProcessorList`.
+        processor: maps (sequences [n, L], logits [n, K]) to logits, e.g. a `LogitsProcessorList`; given `time` [n] and
+            `position` [n], an index into the flattened state, if it takes more than two arguments.
         states: what the backbone says, [B, L, D], where it is known already.
         class_labels: [B], −1 for none.
         guidance_scale: γ: every head's output is u + γ (c − u), c with the class and u without. γ = 1 is no guidance.
@@ -110,6 +122,8 @@ class LazyReadout:
     ) -> None:
         self.model, self.x, self.t, self.name = model, x, t, field
         self.processor, self.scale = processor, guidance_scale
+        if processor is not None and not isinstance(processor, LogitsProcessorList):
+            self.processor = LogitsProcessorList([processor])
         self.field, self.layout = model.state_fields[field], model.backbone.layouts[field]
         self.reading = reading or Reading(model, x, t, attention_mask, states, class_labels)
         self.without: LazyReadout | None = None
@@ -161,7 +175,7 @@ class LazyReadout:
         if head != "tokens":
             return path.output(head, rows, x, t)
         rows = self.model.add_evidence(rows, x, t, path)
-        return rows if self.processor is None else self.processor(self.x[sequence], rows)
+        return rows if self.processor is None else self.processor(self.x[sequence], rows, time=t, position=where)
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks.
@@ -193,7 +207,8 @@ class LazyReadout:
         sequence = where // size
         position, slot = layout.place(where % size)
         states = self.reading.encode(sequence)
-        length, start = states.shape[1], self.model.backbone.offset(self.reading.x, self.name)
+        length = states.shape[1]
+        start = self.model.backbone.offset(self.reading.x, self.name) - self.reading.kept
         place, inverse = sequence * length + start + position, None
         whole = len(where) == self.x.numel() and layout.positions(self.x) == length
         if layout.slots > 1 and whole:  # of every position, which needs no search
@@ -212,6 +227,26 @@ class LazyReadout:
 
     def _head(self, head: str) -> Any:
         return self.model.heads[f"{self.name}:{head}" if self.name else head]
+
+
+class Window:
+    """A readout of the positions from `start` to `stop` of longer sequences [B, L], as of states [B, stop − start]."""
+
+    def __init__(self, readout: LazyReadout, start: int, stop: int) -> None:
+        self.readout, self.start, self.size = readout, start, stop - start
+
+    def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
+        if where is None:
+            where = torch.arange(len(self.readout.x) * self.size, device=self.readout.x.device)
+        return self.readout(head, self._outside(where))
+
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        """As of `LazyReadout`."""
+        sizes = [len(chunk) for chunk in self.readout.prepare(self._outside(where))]
+        return where.split(sizes)
+
+    def _outside(self, where: Tensor) -> Tensor:
+        return where // self.size * self.readout.x.shape[1] + self.start + where % self.size
 
 
 def _rows(value: Any, rows: Tensor) -> Any:

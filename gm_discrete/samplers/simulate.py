@@ -14,6 +14,7 @@ from torch import Tensor
 from gm_discrete.samplers.adaptive import adaptive, step_doubling
 from gm_discrete.samplers.chain import Chain, Step
 from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.decoding import check_decoding, entropy_bounded
 from gm_discrete.samplers.euclidean import dopri5, heun
 from gm_discrete.samplers.exact import first_hitting, uniformization
 from gm_discrete.samplers.product import ProductChain, ProductStep, with_options
@@ -37,9 +38,10 @@ STEPS: dict[str, Step] = {
     "adaptive": adaptive,
     "step_doubling": step_doubling,
     "stratified_hazard": stratified_hazard,
+    "entropy_bounded": entropy_bounded,
 }
 """By name, of symbols."""
-GRID_FREE = ("dopri5", "first_hitting", "uniformization", "adaptive", "step_doubling")
+GRID_FREE = ("dopri5", "first_hitting", "uniformization", "adaptive", "step_doubling", "entropy_bounded")
 """Methods that choose their own times between those of the grid, for which [0, 1] is grid enough."""
 
 
@@ -86,6 +88,9 @@ def simulate(
     corrector: Corrector | None = None,
     max_expected_changes: float | None = None,
     tolerance: float | None = None,
+    order: str | None = None,
+    order_temperature: float | None = None,
+    entropy_bound: float | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Any, Any], bool] | None = None,
     return_info: Literal[False] = False,
@@ -103,6 +108,9 @@ def simulate(
     corrector: Corrector | None = None,
     max_expected_changes: float | None = None,
     tolerance: float | None = None,
+    order: str | None = None,
+    order_temperature: float | None = None,
+    entropy_bound: float | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Any, Any], bool] | None = None,
     return_info: Literal[True],
@@ -120,6 +128,9 @@ def simulate(
     corrector: Corrector | None = None,
     max_expected_changes: float | None = None,
     tolerance: float | None = None,
+    order: str | None = None,
+    order_temperature: float | None = None,
+    entropy_bound: float | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Any, Any], bool] | None = None,
     return_info: bool = False,
@@ -137,7 +148,8 @@ def simulate(
             product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
         rng: source of all noise.
         method: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
-            `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`. Of
+            `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`,
+            `"entropy_bounded"` (which leaves the law). Of
             Euclidean states `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and for pure flows
             `"dopri5"`. Of products `"tau_leaping"`, `"euler"`, `"ancestral"`, `"heun"`, `"adaptive"`. Or a step of your own
             (see `samplers.chain.Step` and `samplers.product.ProductStep`).
@@ -146,6 +158,10 @@ def simulate(
         max_expected_changes: M, tokens that change per step of `"adaptive"`, on average.
         tolerance: of `"uniformization"` (total variation that may be cut off), of `"step_doubling"` and of Euclidean
             `"adaptive"` steps (error of a step), or of `"dopri5"`.
+        order: of `"tau_leaping"` and `"entropy_bounded"` on masked paths: which masks go first, `"random"` (the law of the
+            model), `"confidence"`, `"margin"` or `"entropy"`, which leave it (see `samplers.decoding`).
+        order_temperature: of `"tau_leaping"` in such an order: noise of its scores, annealed to 0.
+        entropy_bound: ε in nats of `"entropy_bounded"`, 0.1 by default.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
@@ -156,8 +172,9 @@ def simulate(
     """
     several = isinstance(x_0, Mapping)
     step: Any = make_step(
-        method, corrector, several=several, max_expected_changes=max_expected_changes, tolerance=tolerance
-    )
+        method, corrector, several=several, max_expected_changes=max_expected_changes, tolerance=tolerance,
+        order=order, order_temperature=order_temperature, entropy_bound=entropy_bound,
+    )  # fmt: skip
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
     first = next(iter(x_0.values())) if several else x_0
     if several:
@@ -240,6 +257,9 @@ def make_step(
         raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(known)}")
     step = method if callable(method) else known[method]
     options = {name: value for name, value in options.items() if value is not None}
+    if options.get("order") == "random" and step is not entropy_bounded:  # the law, which every method follows
+        options.pop("order")
+    check_decoding(options)
     for name in options:
         if name not in inspect.signature(step).parameters:
             able = [other for other in known if name in inspect.signature(known[other]).parameters]
@@ -249,7 +269,11 @@ def make_step(
     if not isinstance(corrector, Corrector | None):
         raise TypeError(f"corrector={corrector!r} must be a corrector such as DetailedBalance(), or its dict")
     single: Any = partial(step, **options) if options else step
-    return single if corrector is None else corrector.corrected(single)
+    if corrector is None:
+        return single
+    if "order" in options or step is entropy_bounded:
+        raise ValueError("a corrector mends what steps do to the law, which decoding orders leave: order='random' fits")
+    return corrector.corrected(single)
 
 
 def _grid(times: Any, rising: bool = True) -> Tensor:

@@ -10,18 +10,25 @@ from __future__ import annotations
 from torch import Tensor
 
 from gm_discrete.samplers.chain import Chain, leaving
+from gm_discrete.samplers.decoding import ranked
 from gm_discrete.samplers.euclidean import euler_maruyama
 from gm_discrete.transport import Elsewhere, Extrapolated
 
 
-def tau_leaping(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+def tau_leaping(
+    chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, order: str = "random", order_temperature: float = 0.0
+) -> Tensor:
     """Jump with the exact probability of the interval, (κ_s − κ_t)/(1 − κ_t) for mixture rates, with the belief frozen at t.
 
     Given the data symbol the step is exact; its error comes only from positions that move together. Euclidean states move
     along with their flow and diffusion, and a jump overrides these (see `samplers.euclidean`).
+
+    Another `order` than the law's random one decides which masks are revealed (see `samplers.decoding`).
     """
     if x.is_floating_point():
         return euler_maruyama(chain, x, t, t_next)
+    if order != "random":
+        return ranked(chain, x, t, t_next, order, order_temperature)
     generator = chain.jump(x, t, t_next)
     events = chain.events(generator.chance)
     chain.calls += events.any(1)
