@@ -20,7 +20,17 @@ from gm_discrete.paths import (
 )
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
-from gm_discrete.samplers import BackwardNoise, DetailedBalance, EtaNoise, ReMDM, simulate, superpose, time_grid
+from gm_discrete.samplers import (
+    BackwardNoise,
+    DetailedBalance,
+    EtaNoise,
+    Predictor,
+    PredictorGuided,
+    ReMDM,
+    simulate,
+    superpose,
+    time_grid,
+)
 from gm_discrete.schedules import (
     CondOTSchedule,
     CosineSchedule,
@@ -64,6 +74,8 @@ __all__ = [
     "MetricPath",
     "MixturePath",
     "PowerSchedule",
+    "Predictor",
+    "PredictorGuided",
     "Product",
     "ProductPath",
     "ReMDM",

@@ -74,6 +74,7 @@ class Jump:
         guessed: whether `probability` rests on a guess of how the intensity of those that stay grows within the interval,
             in place of which a sampler may put what it has seen.
         length: about how far a jump between numbers leads, [B]; what a missed one costs.
+        read: which sequences the network was asked about for the probability already, [B]; none if `None`.
     """
 
     intensity: Tensor
@@ -83,6 +84,7 @@ class Jump:
     joint: bool = False
     guessed: bool = False
     length: Tensor | None = None
+    read: Tensor | None = None
 
     @property
     def chance(self) -> Tensor:

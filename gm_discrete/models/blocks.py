@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 
-def block_mask(
-    length: int, start: int, size: int, twice: bool, attention_mask: Tensor | None, like: Tensor
-) -> Tensor:
+def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: Tensor | None, like: Tensor) -> Tensor:
     """What is added to the scores of attention, 0 where a query sees a key and −∞ where not: [B or 1, 1, Q, keys].
 
     Args:

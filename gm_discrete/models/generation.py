@@ -10,13 +10,16 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging
 
-from gm_discrete.generators import Generator
+from gm_discrete.models.canvas import Canvas
 from gm_discrete.models.config import Field, GMConfig
+from gm_discrete.models.decoding import Blocks
+from gm_discrete.models.fitting import check_allowed, check_fit
 from gm_discrete.models.generation_config import GMGenerationConfig
-from gm_discrete.models.given import cells
+from gm_discrete.models.given import Prompted, cells
 from gm_discrete.models.outputs import GMGenerateOutput
+from gm_discrete.models.watching import Watch
 from gm_discrete.paths import EuclideanPath, ProductPath
-from gm_discrete.samplers import EUCLIDEAN_STEPS, PRODUCT_STEPS, STEPS, Corrector, simulate
+from gm_discrete.samplers import Corrector, Predictor, PredictorGuided, Simulation, avoiding, simulate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,13 +79,23 @@ class GMGenerationMixin(Base):
         sampler: str | None = None,
         max_expected_changes: float | None = None,
         tolerance: float | None = None,
+        order: str | None = None,
+        order_temperature: float | None = None,
+        entropy_bound: float | None = None,
         corrector: Corrector | dict[str, Any] | None = None,
+        block_length: int | None = None,
+        use_cache: bool | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         guidance_scale: float | None = None,
+        guidance: str | None = None,
+        predictor: Predictor | None = None,
         generators: dict[str, Any] | None = None,
-        temperature: float | None = None,
+        temperature: float | Sequence[float] | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        allowed_symbols: Tensor | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         streamer: Any = None,
@@ -101,6 +114,10 @@ class GMGenerationMixin(Base):
         symbols come back as they were, and no mask symbol is left. What is known conditions a masked model exactly. With
         another prior the network is shown it at the noise of the time, as in training: an approximation.
 
+        With `block_length`, and always with a model that has a `block_size`, positions are filled block by block, each from
+        t = 0 to t = 1. A sequence ends with the block in which an `eos_token_id` was put behind its prompt: what follows
+        that is padding, and the sequences that go on are computed alone.
+
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
             x_0: of a coupled path: the sources [B, L'] from which to start, L' with the new positions. Without `input_ids`
@@ -110,12 +127,16 @@ class GMGenerationMixin(Base):
                 model with independent times is told of fields that are known in all cells; everything else that is known is
                 shown at the noise of the time.
             class_labels: long [B], −1 for no class.
+            predictor: of a condition from noisy states, towards which the rates are tilted (see `samplers.Predictor`).
+            allowed_symbols: bool [L, K] or [B, L, K] over the whole of what is returned: symbols that a position may hold.
             logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
-                temperature, top-k and top-p. The sequences are the noisy states.
-            stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes.
+                temperature, top-k and top-p. The sequences are the noisy states. A processor with the further arguments
+                `time` and `position` is told the times [n] and the indices [n] into the flattened states.
+            stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes,
+                in blocks that of the block, which is then the last.
             streamer: its `put` receives the prompts first, if they are as long as each other and without gaps; then its
                 `put_draft` every unfinished state that differs from the one before, and its `put` the end, both of what
-                follows the prompts.
+                follows the prompts; in blocks both block by block.
             generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
 
         Returns:
@@ -128,114 +149,183 @@ class GMGenerationMixin(Base):
         config = defaults.updated(
             length=None if several else length,
             max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
-            max_expected_changes=max_expected_changes, tolerance=tolerance, corrector=corrector,
-            guidance_scale=guidance_scale, generators=generators, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
+            max_expected_changes=max_expected_changes, tolerance=tolerance, order=order,
+            order_temperature=order_temperature, entropy_bound=entropy_bound, corrector=corrector,
+            block_length=block_length, use_cache=use_cache, eos_token_id=eos_token_id,
+            guidance_scale=guidance_scale, guidance=guidance, generators=generators, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed, bad_words_ids=bad_words_ids,
+            return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
         if self.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
-        fitting = PRODUCT_STEPS if several else EUCLIDEAN_STEPS if isinstance(self.path, EuclideanPath) else STEPS
-        if config.sampler not in fitting:
-            raise ValueError(
-                f"sampler={config.sampler!r} does not fit {self.path!r}; choose one of {', '.join(fitting)}"
-            )
+        of_one = {
+            "input_ids": input_ids, "logits_processor": logits_processor, "max_new_tokens": max_new_tokens or None,
+            "x_0": x_0, "streamer": streamer, "stopping_criteria": stopping_criteria, "predictor": predictor,
+            "allowed_symbols": allowed_symbols,
+        }  # fmt: skip
+        check_fit(
+            self.path, self.config, config, {**of_one, "attention_mask": attention_mask, "given": given}, class_labels
+        )
         labels = None if class_labels is None else torch.as_tensor(class_labels)
-        if labels is not None:
-            if input_ids is None and x_0 is None and given is None:
-                batch_size = batch_size or labels.numel()
-        elif config.guidance_scale not in (None, 1.0):
-            raise ValueError("guidance_scale needs class_labels to guide towards")
+        if labels is not None and input_ids is None and x_0 is None and given is None:
+            batch_size = batch_size or labels.numel()
         rng = torch.Generator(device=self.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
-        of_symbols = {"input_ids": input_ids, "logits_processor": logits_processor}
-        if several:
-            watching = {
-                "max_new_tokens": max_new_tokens or None,
-                "x_0": x_0,
-                "streamer": streamer,
-                "stopping_criteria": stopping_criteria,
-            }
-            if unfit := [name for name, value in {**of_symbols, **watching}.items() if value is not None]:
-                raise ValueError(f"{', '.join(unfit)}: of states with a single field; give what is known as given")
-            return self._generate_fields(
-                config, given, attention_mask, labels, batch_size, config.length if length is None else length, rng
-            )
-        if isinstance(self.path, EuclideanPath):
-            of_symbols["attention_mask"] = attention_mask
-            if unfit := [name for name, value in of_symbols.items() if value is not None]:
-                raise ValueError(f"{', '.join(unfit)}: of symbols, and this model is of numbers")
-            known, source = None if given is None else cells(given, self.state_fields[""], ""), None
-            if known is not None:
-                if x_0 is not None or batch_size is not None or length is not None:
-                    raise ValueError("given takes the place of x_0, batch_size and length")
-                x_0 = self.path.prior(known.state.shape, rng, self.device)
-            state = self._noise(config, x_0, batch_size, length, rng)
-            fixed = torch.zeros_like(state, dtype=torch.bool) if known is None else known.known.to(self.device)
-            known = state if known is None else known.state.to(self.device)
-            state = torch.where(fixed, known, state)
-            attention_mask, processors, shown, prompted = None, None, 0, bool(fixed.any())
-        else:
-            if given is not None:
-                raise ValueError(
-                    "given is of numbers and of several fields; give symbols as input_ids, with masks to fill"
-                )
-            if x_0 is not None and input_ids is None:
-                if batch_size is not None or length is not None:
-                    raise ValueError("batch_size and length are those of x_0")
-                if not isinstance(x_0, Tensor) or x_0.dim() != 2:
-                    raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
-                batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
-            known, fixed, attention_mask = self._canvas(
-                config, input_ids, attention_mask, batch_size, length, max_new_tokens
-            )
-            source = None if x_0 is None else x_0.to(self.device)
-            self.path.check_source(source, known, torch.zeros(len(known)))
-            start = self.path.prior(known.shape, rng, self.device) if source is None else source
-            state = torch.where(fixed, known, start)
-            if known.shape[1] > self.config.max_position_embeddings and not self.config.image_shape:
-                trained = self.config.max_position_embeddings
-                logger.warning_once(
-                    f"{known.shape[1]} positions; the model is made for max_position_embeddings={trained}"
-                )
-            shown, processors = _common_prompt(fixed), config.processors(logits_processor)
-            prompted = self.path.rates != "masked" and bool((fixed & (attention_mask == 1)).any())
-        if labels is not None:
-            self.config.check_classes(labels, len(state))
-            labels = labels.to(self.device)
-        conditioning = {
-            "attention_mask": None if attention_mask is None or bool(attention_mask.all()) else attention_mask,
-            "logits_processor": processors,
-            "class_labels": labels,
-            "guidance_scale": config.guidance_scale,
-            "generators": config.generators,
-        }
-        if streamer is not None and shown:
-            streamer.put(known[:, :shown].cpu())
-        drafts = _Drafts(streamer, stopping_criteria, shown)
-        model = _Prompted(self, known, fixed, source, rng) if prompted else self
-        path = self.path
-        if config.generators is not None and isinstance(path, EuclideanPath):
-            path = path.reweighted(config.generators)
-        times, step = config.times(path, bool(drafts.put_draft or stopping_criteria)), config.step()
         training = self.training
         self.eval()
         try:
-            run = simulate(model, state, times, rng, step, fixed, on_step=drafts, return_info=True, **conditioning)
-            if drafts.stopped_at is not None:
-                rest = torch.tensor([drafts.stopped_at, 1.0], dtype=torch.float64)
-                last = simulate(model, run.x, rest, rng, step, fixed, return_info=True, **conditioning)
-                run = run.then(last)
+            if several:
+                given_length = config.length if length is None else length
+                return self._generate_fields(config, given, attention_mask, labels, batch_size, given_length, rng)
+            watch = Watch(streamer, stopping_criteria)
+            if isinstance(self.path, EuclideanPath):
+                return self._generate_numbers(config, given, x_0, labels, batch_size, length, watch, rng)
+            canvas, source = self._canvas(config, input_ids, attention_mask, x_0, batch_size, length, max_new_tokens)
+            allowed = None
+            if allowed_symbols is not None:
+                excluded = [k for k in (*self.path.excluded, self.config.mask_token_id) if k is not None]
+                allowed = check_allowed(allowed_symbols, ~canvas.fixed, self.config.vocab_size, excluded)
+            return self._generate_symbols(
+                config, canvas, source, labels, logits_processor, allowed, predictor, watch, rng
+            )
         finally:
             self.train(training)
-        if streamer is not None:
-            streamer.put(run.x[:, shown:].cpu())
-            streamer.end()
-        end = run.x
+
+    def _generate_numbers(
+        self,
+        config: GMGenerationConfig,
+        given: Any,
+        x_0: Tensor | None,
+        labels: Tensor | None,
+        batch_size: int | None,
+        length: int | None,
+        watch: Watch,
+        rng: torch.Generator,
+    ) -> Any:
+        """`generate` of a Euclidean path."""
+        path, known = self.path, None
+        if given is not None:
+            if x_0 is not None or batch_size is not None or length is not None:
+                raise ValueError("given takes the place of x_0, batch_size and length")
+            known = cells(given, self.state_fields[""], "").to(self.device)
+            x_0 = path.prior(known.state.shape, rng, self.device)
+        state, fixed, model = self._noise(config, x_0, batch_size, length, rng), None, self
+        if known is not None and bool(known.known.any()):
+            fixed = known.known
+            state = torch.where(fixed, known.state, state)
+            model = Prompted(self, known.state, fixed, None, rng)
+        if config.generators is not None:
+            path = path.reweighted(config.generators)
+        conditioning = {
+            "class_labels": self._checked(labels, len(state)),
+            "guidance_scale": config.guidance_scale,
+            "generators": config.generators,
+        }
+        run = self._simulated(model, path, state, fixed, config, config.step(), watch, rng, conditioning)
+        watch.end(run.x)
+        return self._answer(config, run.x, run, None)
+
+    def _generate_symbols(
+        self,
+        config: GMGenerationConfig,
+        canvas: Canvas,
+        source: Tensor | None,
+        labels: Tensor | None,
+        logits_processor: LogitsProcessorList | None,
+        allowed: Tensor | None,
+        predictor: Predictor | None,
+        watch: Watch,
+        rng: torch.Generator,
+    ) -> Any:
+        """`generate` of symbols in a single field: all at once, or in blocks."""
+        labels = self._checked(labels, len(canvas.ids))
+        start = self.path.prior(canvas.ids.shape, rng, self.device) if source is None else source
+        known, canvas.ids = canvas.ids, torch.where(canvas.fixed, canvas.ids, start)
+        size, banned = config.block_length or self.config.block_size, config.bad_words_ids
+        watch.begin(known, canvas.shown)
+        conditioning: dict[str, Any] = {
+            "guidance_scale": config.guidance_scale,
+            "guidance": None if config.guidance == "normalized" else config.guidance,
+        }
+        if size is None:
+            conditioning |= {
+                "attention_mask": None if bool(canvas.real.all()) else canvas.real,
+                "logits_processor": config.processors(logits_processor, allowed),
+                "class_labels": labels,
+            }
+            model: Any = self
+            if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
+                model = Prompted(self, known, canvas.fixed, source, rng)
+            model = model if predictor is None else PredictorGuided(model, predictor)
+            step = avoiding(config.step(), banned) if banned else config.step()
+            run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, conditioning)
+            watch.end(run.x[:, watch.shown :])
+            return self._answer(config, run.x, run, canvas.real)
+        eos = config.eos_token_id
+        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        pads = [pad for pad in (config.pad_token_id, self.config.pad_token_id, *ends) if pad is not None]
+        blocks = Blocks(self, canvas, size, ends, pads[0] if pads else 0, config.use_cache)
+        for block, rows in blocks.to_fill(labels):
+            real = canvas.real[rows, : block.whole.shape[1]]
+            told = {
+                **conditioning,
+                "attention_mask": None if bool(real.all()) else real,
+                "logits_processor": config.processors(
+                    logits_processor, allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
+                ),
+                "class_labels": None if labels is None else labels[rows],
+            }
+            step = config.step()
+            if banned:
+                step = avoiding(step, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
+            here = slice(block.start, block.stop)
+            watch.look_at(canvas.ids, rows, here)
+            run = self._simulated(
+                block, self.path, canvas.ids[rows, here], canvas.fixed[rows, here], config, step, watch, rng, told
+            )
+            blocks.put(block, rows, run)
+            watch.put(canvas.ids[:, max(block.start, watch.shown) : block.stop])
+            if watch.stopped_at is not None:
+                break
+        watch.end(None)
+        length = int(canvas.real.any(0).nonzero().max()) + 1
+        run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps)
+        return self._answer(config, run.x, run, canvas.real[:, :length])
+
+    def _checked(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """Classes [B] on the model's device."""
+        if labels is None:
+            return None
+        self.config.check_classes(labels, batch)
+        return labels.to(self.device)
+
+    def _simulated(
+        self,
+        model: Any,
+        path: Any,
+        state: Tensor,
+        fixed: Tensor | None,
+        config: GMGenerationConfig,
+        step: Any,
+        watch: Watch,
+        rng: torch.Generator,
+        conditioning: dict[str, Any],
+    ) -> Simulation:
+        """The whole process from t = 0 to t = 1; in one step from where the stopping criteria hold."""
+        times = config.times(path, watch.wanted)
+        run = simulate(model, state, times, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
+        if watch.stopped_at is not None:
+            rest = torch.tensor([watch.stopped_at, 1.0], dtype=torch.float64)
+            run = run.then(simulate(model, run.x, rest, rng, step, fixed, return_info=True, **conditioning))
+        return run
+
+    def _answer(self, config: GMGenerationConfig, end: Tensor, run: Simulation, real: Tensor | None) -> Any:
+        """What `generate` returns."""
         if self.config.image_shape:
             end = end.unflatten(1, self.config.image_shape) if end.dim() == 2 else end
         if not config.return_dict_in_generate:
             return end
-        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, attention_mask)
+        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, real)
 
     def _noise(
         self,
@@ -267,11 +357,19 @@ class GMGenerationMixin(Base):
         config: GMGenerationConfig,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
+        x_0: Tensor | None,
         batch_size: int | None,
         length: int | None,
         max_new_tokens: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(symbols, which of them are fixed, attention mask), each [B, L]."""
+    ) -> tuple[Canvas, Tensor | None]:
+        """What is to be filled, and the sources [B, L] from which that of a coupled path starts."""
+        if x_0 is not None and input_ids is None:
+            if batch_size is not None or length is not None:
+                raise ValueError("batch_size and length are those of x_0")
+            if not isinstance(x_0, Tensor) or x_0.dim() != 2:
+                raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
+            batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
+        trained = self.config.max_position_embeddings
         if input_ids is None:
             if attention_mask is not None or max_new_tokens:
                 raise ValueError(
@@ -281,72 +379,24 @@ class GMGenerationMixin(Base):
                 raise ValueError(f"batch_size={batch_size} must be at least 1")
             if length is not None and self.config.image_shape:
                 raise ValueError("length is of sequences; the images of this model have image_shape")
-            shape = (batch_size or 1, *self.config.state_shape(config.length or self.config.max_position_embeddings))
-            empty = torch.zeros(shape, dtype=torch.long, device=self.device)
-            return empty, empty.bool(), torch.ones_like(empty)
-        if batch_size is not None or length is not None:
-            raise ValueError("batch_size and length are those of input_ids; use max_new_tokens to add positions")
-        if not isinstance(input_ids, Tensor):
-            raise TypeError(
-                f"input_ids is a {type(input_ids).__name__}; give a tensor [B, L], as a tokenizer returns it"
+            shape = (batch_size or 1, *self.config.state_shape(config.length or trained))
+            canvas = Canvas.empty(shape, self.device)
+        else:
+            if batch_size is not None or length is not None:
+                raise ValueError("batch_size and length are those of input_ids; use max_new_tokens to add positions")
+            pad = config.pad_token_id if config.pad_token_id is not None else self.config.pad_token_id
+            in_blocks = (config.block_length or self.config.block_size) is not None
+            ids = input_ids.to(self.device) if isinstance(input_ids, Tensor) else input_ids
+            canvas = Canvas.of_prompts(
+                self.path, ids, attention_mask, config.max_new_tokens, self.config.mask_token_id, pad, in_blocks
             )
-        ids = input_ids.to(self.device)
-        real = torch.ones_like(ids) if attention_mask is None else attention_mask.to(self.device).long()
-        if real.shape != ids.shape:
-            raise ValueError(f"attention_mask has shape {tuple(real.shape)}; input_ids has {tuple(ids.shape)}")
-        self.path.check(ids.cpu(), torch.zeros(len(ids)), "input_ids")
-        gaps = (
-            torch.zeros_like(real) if self.config.mask_token_id is None else (ids == self.config.mask_token_id).long()
-        )
-        new = torch.ones(len(ids), config.max_new_tokens, dtype=torch.long, device=self.device)
-        ids, real, gaps = (torch.cat(pair, 1) for pair in ((ids, 0 * new), (real, new), (gaps, new)))
-        # Padding between a prompt and its new positions moves behind both; padding on the left stays.
-        trailing = (real.flip(1)[:, config.max_new_tokens :].cumsum(1) == 0).flip(1).long()
-        order = torch.cat([trailing, 0 * new], 1).argsort(dim=1, stable=True)
-        ids, real, gaps = (state.gather(1, order) for state in (ids, real, gaps))
-        pad = config.pad_token_id if config.pad_token_id is not None else self.config.pad_token_id
-        ids = ids if pad is None else torch.where(real == 0, pad, ids)
-        return ids, (gaps == 0) | (real == 0), real
-
-
-class _Prompted:
-    """The model, shown the fixed positions as the path would have noised them by the time t.
-
-    A network for a prior without masks takes every symbol for as noisy as the time says, and would ignore a clean prompt.
-    """
-
-    def __init__(self, model: Any, known: Tensor, fixed: Tensor, source: Tensor | None, rng: torch.Generator) -> None:
-        self.model, self.known, self.fixed, self.source, self.rng = model, known, fixed, source, rng
-        self.path = model.path
-
-    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
-        shown = torch.where(self.fixed, self.path.sample(self.known, t, self.rng, self.source), x)
-        return self.model.generator(shown, t, t_next, **conditioning)
-
-
-def _common_prompt(fixed: Tensor) -> int:
-    """Number of positions that are fixed in every row, with free ones alone behind them; 0 if there is no such number."""
-    given = int(fixed.all(0).long().cumprod(0).sum())
-    return 0 if bool(fixed[:, given:].any()) else given
-
-
-class _Drafts:
-    """Tells a streamer and the stopping criteria about every step."""
-
-    def __init__(self, streamer: Any, criteria: StoppingCriteriaList | None, shown: int) -> None:
-        self.put_draft = getattr(streamer, "put_draft", None)
-        self.shown = shown  # positions of the prompt
-        self.criteria = criteria
-        self.last: Tensor | None = None
-        self.stopped_at: float | None = None
-
-    def __call__(self, x: Tensor, t: float) -> bool:
-        if self.put_draft is not None and t < 1 and (self.last is None or not torch.equal(x, self.last)):
-            self.put_draft(x[:, self.shown :].cpu())
-            self.last = x
-        if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):  # pyright: ignore
-            self.stopped_at = t
-        return self.stopped_at is not None
+        source = None if x_0 is None else x_0.to(self.device)
+        self.path.check_source(source, canvas.ids, torch.zeros(len(canvas.ids)))
+        if canvas.ids.shape[1] > trained and not self.config.image_shape:
+            logger.warning_once(
+                f"{canvas.ids.shape[1]} positions; the model is made for max_position_embeddings={trained}"
+            )
+        return canvas, source
 
 
 def _listed(grid: Any) -> Any:

@@ -166,3 +166,18 @@ class Informed:
         if self.path.independent_times:
             conditioning["told"] = self.path.joined(told)
         return self.model.generator(shown, t, t_next, **conditioning)
+
+
+class Prompted:
+    """The model, shown the fixed positions as the path would have noised them by the time t.
+
+    A network for a prior without masks takes every symbol for as noisy as the time says, and would ignore a clean prompt.
+    """
+
+    def __init__(self, model: Any, known: Tensor, fixed: Tensor, source: Tensor | None, rng: torch.Generator) -> None:
+        self.model, self.known, self.fixed, self.source, self.rng = model, known, fixed, source, rng
+        self.path = model.path
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
+        shown = torch.where(self.fixed, self.path.sample(self.known, t, self.rng, self.source), x)
+        return self.model.generator(shown, t, t_next, **conditioning)

@@ -19,7 +19,7 @@ from gm_discrete.models.fields import FieldsMixin
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.outputs import GMModelOutput
-from gm_discrete.models.readout import LazyReadout, Reading
+from gm_discrete.models.readout import LazyReadout, Reading, marginal
 from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
 from gm_discrete.paths.euclidean import Weights
@@ -246,6 +246,7 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         logits_processor: Any = None,
         class_labels: Tensor | None = None,
         guidance_scale: float | None = None,
+        guidance: str | None = None,
         generators: Weights | None = None,
         told: Tensor | None = None,
         clean: Tensor | None = None,
@@ -253,11 +254,12 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         """The marginal generator at x, or that of the step [t, t_next]. Of symbols it runs nothing until looked at.
 
         Args:
-            class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance (see `LazyReadout`).
+            class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance, 1 for none.
+            guidance: `"normalized"` (the hazard is kept) or `"raw"` (rates are multiplied; see `samplers.guidance`).
             generators: other weights of a superposition (see `EuclideanPath.reweighted`); of a product by field.
             told: of a product with independent times: those that the network is told, [B, M], where a field is known (1) or
                 unknown (0) that is at another time of its generator.
-            clean: of block-causal attention: the data [B, L] whose blocks each block of x sees before it; x's own by default.
+            clean: of block-causal attention: the data [B, L] whose blocks a block of x sees before it; x's own by default.
         """
         path = self.path
         if isinstance(path, ProductPath):
@@ -270,12 +272,9 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
             path = path.reweighted(generators)
         if clean is not None and not self.config.block_size:
             raise ValueError("clean is of models with a block_size: others see all of x, and nothing else")
-        readout = LazyReadout(
-            self, x, t, processor=logits_processor, guidance_scale=guidance_scale,
-            reading=Reading(self, x, t, attention_mask, None, class_labels, clean),
-            reading_without=Reading(self, x, t, attention_mask, None, None, clean),
-        )  # fmt: skip
-        return path.marginal(readout, x, t, t_next)
+        reading = Reading(self, x, t, attention_mask, None, class_labels, clean)
+        without = Reading(self, x, t, attention_mask, None, None, clean)
+        return marginal(path, self, x, t, t_next, reading, without, logits_processor, guidance_scale, guidance)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""

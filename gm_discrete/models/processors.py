@@ -61,11 +61,8 @@ class BannedSequences(LogitsProcessor):
         self.sequences = sequences
 
     def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
-        column = position % input_ids.shape[1]
+        column, banned = position % input_ids.shape[1], torch.zeros_like(scores, dtype=torch.bool)
         for sequence in self.sequences:
             for place, symbol in enumerate(sequence):
-                ends = completing(input_ids, column, sequence, place)
-                scores = scores.index_fill(1, torch.tensor([symbol], device=scores.device), -torch.inf).where(
-                    ends[:, None], scores
-                )
-        return scores
+                banned[:, symbol] |= completing(input_ids, column, sequence, place)
+        return scores.masked_fill(banned, -torch.inf)

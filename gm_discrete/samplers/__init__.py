@@ -1,6 +1,9 @@
+from gm_discrete.samplers.banned import avoiding
 from gm_discrete.samplers.chain import Chain, Step
 from gm_discrete.samplers.correctors import BackwardNoise, Corrector, DetailedBalance, EtaNoise, ReMDM
+from gm_discrete.samplers.decoding import ORDERS
 from gm_discrete.samplers.grids import SPACINGS, time_grid
+from gm_discrete.samplers.guidance import Predictor, PredictorGuided, check_predictor
 from gm_discrete.samplers.product import PRODUCT_STEPS, ProductChain, ProductStep
 from gm_discrete.samplers.simulate import EUCLIDEAN_STEPS, GRID_FREE, STEPS, Simulation, make_step, simulate
 from gm_discrete.samplers.superpose import SuperposedModel, superpose
@@ -8,6 +11,7 @@ from gm_discrete.samplers.superpose import SuperposedModel, superpose
 __all__ = [
     "EUCLIDEAN_STEPS",
     "GRID_FREE",
+    "ORDERS",
     "PRODUCT_STEPS",
     "SPACINGS",
     "STEPS",
@@ -16,12 +20,16 @@ __all__ = [
     "Corrector",
     "DetailedBalance",
     "EtaNoise",
+    "Predictor",
+    "PredictorGuided",
     "ProductChain",
     "ProductStep",
     "ReMDM",
     "Simulation",
     "Step",
     "SuperposedModel",
+    "avoiding",
+    "check_predictor",
     "make_step",
     "simulate",
     "superpose",

@@ -87,6 +87,11 @@ class Chain:
         """Which free entries have an event, bool of the state's shape."""
         return (self.uniform(*self.free.shape) < probability) & self.free
 
+    def count(self, jump: Jump, events: Tensor) -> None:
+        """Counts one evaluation for the sequences that have an event, or were read to find out."""
+        asked = events.any(1)
+        self.calls += asked if jump.read is None else asked | jump.read
+
     def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:
         """The state after jumps at the events, drawn from the kernel there only."""
         where = events.flatten().nonzero().squeeze(1)

@@ -31,7 +31,7 @@ def tau_leaping(
         return ranked(chain, x, t, t_next, order, order_temperature)
     generator = chain.jump(x, t, t_next)
     events = chain.events(generator.chance)
-    chain.calls += events.any(1)
+    chain.count(generator, events)
     return chain.land(x, generator.kernel, events)
 
 
@@ -47,7 +47,7 @@ def euler(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     if bool((t_next >= 1).any()) or bool(generator.intensity.isinf().any()):
         return tau_leaping(chain, x, t, t_next)
     events = chain.events((generator.intensity * (t_next - t)[:, None]).clamp(max=1))
-    chain.calls += events.any(1)
+    chain.count(generator, events)
     return chain.land(x, generator.kernel, events)
 
 

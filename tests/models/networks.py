@@ -17,7 +17,7 @@ PATHS = {
     "prior": MixturePath(K, [0.05] * 5 + [0.125] * 6),
     "metric": MetricPath(K, distance=(torch.arange(K)[:, None] - torch.arange(K)).abs().double()),
 }
-ONLY_MASKED, NOT_MASKED = ("first_hitting",), ("step_doubling",)
+ONLY_MASKED, NOT_MASKED = ("first_hitting", "entropy_bounded"), ("step_doubling",)
 
 
 def suits(name: str, method: str) -> bool:
