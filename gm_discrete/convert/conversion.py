@@ -124,7 +124,7 @@ def convert(
         hidden_size=state[ROOT].shape[1],
         intermediate_size=len(state["blocks.0.mlp.0.bias"]),
         num_hidden_layers=sum(name.endswith("attn_qkv.weight") for name in state),
-        num_attention_heads=heads(state, num_attention_heads, settings.num_attention_heads),
+        num_attention_heads=heads(checkpoint.state, num_attention_heads, settings.num_attention_heads),
         condition_size=len(state["sigma_map.mlp.0.bias"]),
         max_position_embeddings=length or settings.length or 1024,
         rope_theta=ROPE_THETA,
