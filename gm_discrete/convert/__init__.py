@@ -5,15 +5,15 @@ that runs from data to noise. Here time runs the other way, and the law depends 
 
     κ = exp(−σ̄),   log-linear noise: σ̄(τ) = −log(1 − (1 − ε)τ),  so with κ = t:  τ = (1 − t)/(1 − ε)
 
-(SEDD, arXiv 2310.16834, appendix on noise schedules; `α_t = exp(−σ̄)` of MDLM, arXiv 2406.07524, and Duo, arXiv 2506.10892).
+(SEDD, arXiv 2310.16834, `noise_lib.py`; κ is the α_t = exp(−σ̄) of MDLM, arXiv 2406.07524, and of Duo, arXiv 2506.10892).
 As κ is all that counts, the schedule of the converted model is linear, and the network is told σ̄ = −log κ(t), cut off at
 the end of its own schedule (`GMConfig.noise_range`): there the originals start, here κ goes on to 0. With u(x, σ̄) ∈ ℝᴷ the
 network's raw output at one position:
 
-- **MDLM** (section 3.2.3, SUBS). π(z|x) = softmax(u) without the mask symbol, and revealed symbols carry over: what
+- **MDLM** (SUBS parameterisation). π(z|x) = softmax(u) without the mask symbol, and revealed symbols carry over: what
   `MaskedPath` makes of logits u. Unless it was trained with `time_conditioning`, the network is told σ̄ = 0 always.
 
-- **SEDD, absorbing.** exp(u), divided by (K − 1)(e^σ̄ − 1) with `scale_by_sigma`, is the score s(y) = p_t(y)/p_t(mask), of
+- **SEDD, absorbing** (`graph_lib.py`). exp(u), divided by (K − 1)(e^σ̄ − 1) with `scale_by_sigma`, is the score s(y) = p_t(y)/p_t(mask), of
   which the exact one is s(y) = π(y) κ/(1 − κ) = π(y)/(e^σ̄ − 1). So π ∝ exp(u), with or without that factor: it is the same
   for all y. The network's Z = Σ s(y)(e^σ̄ − 1) need not be 1. SEDD unmasks at the rate hZ, and the converted model at h, the
   rate at which symbols were masked; of their bounds one has −log(Zπ(z)) + Z − 1 where the other has −log π(z), which is
@@ -22,7 +22,7 @@ network's raw output at one position:
 - **SEDD, uniform**, is refused. There p_t(y|others) = κν(y) + (1 − κ)/K for a belief ν, so that a score that stems from one
   obeys s(y)/Σs ≥ (1 − κ)/K for every y. The network's scores do not have to, and do not: ν would be negative.
 
-- **Duo**, and UDLM (arXiv 2412.10193), whose reverse process and bound it shares. Its reverse law is (with α = κ)
+- **Duo** (`algo.py`), with the reverse process and the bound of UDLM (arXiv 2412.10193). Its reverse law is
 
       q(x_s|x_t) = [κ_t K x̂⊙x_t + (κ_t/κ_s − κ_t) x_t + (κ_s − κ_t) x̂ + (1 − κ_t/κ_s)(1 − κ_s)/K] / (κ_t K x̂(x_t) + 1 − κ_t)
 

@@ -31,7 +31,7 @@ class GMPreTrainedModel(PreTrainedModel):
     config_class = GMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block", "DiTBlock"]
+    _no_split_modules = ["Block"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -85,6 +85,8 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
                 for name, size in part.path.heads.items()
             }
         )
+        if config.backbone == "dit":
+            self._no_split_modules = ["DiTBlock"]  # FSDP refuses names of blocks that a model does not have
         self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
         self.post_init()
 

@@ -259,6 +259,13 @@ def test_it_generates_is_scored_and_trained(tmp_path: File, name: str) -> None:
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_what_fsdp_keeps_whole_is_there(tmp_path: File) -> None:
+    """It wraps the blocks by the names of their classes, and refuses one that it does not find."""
+    for model, block in ((converted(tmp_path, "mdlm"), "DiTBlock"), (GMModel(GMConfig(hidden_size=32)), "Block")):
+        assert set(model._no_split_modules or ()) == {block}
+        assert block in {type(module).__name__ for module in model.modules()}
+
+
 @every_family
 def test_the_model_returned_is_the_one_written(tmp_path: File, name: str) -> None:
     source = folder(tmp_path / "source", state_dict(), CONFIGS[name])
