@@ -13,14 +13,14 @@ network's raw output at one position:
 - **MDLM** (SUBS parameterisation). π(z|x) = softmax(u) without the mask symbol, and revealed symbols carry over: what
   `MaskedPath` makes of logits u. Unless it was trained with `time_conditioning`, the network is told σ̄ = 0 always.
 
-- **SEDD, absorbing** (`graph_lib.py`). exp(u), divided by (K − 1)(e^σ̄ − 1) with `scale_by_sigma`, is the score s(y) = p_t(y)/p_t(mask), of
-  which the exact one is s(y) = π(y) κ/(1 − κ) = π(y)/(e^σ̄ − 1). So π ∝ exp(u), with or without that factor: it is the same
-  for all y. The network's Z = Σ s(y)(e^σ̄ − 1) need not be 1. SEDD unmasks at the rate hZ, and the converted model at h, the
-  rate at which symbols were masked; of their bounds one has −log(Zπ(z)) + Z − 1 where the other has −log π(z), which is
-  not larger, since log Z ≤ Z − 1.
+- **SEDD, absorbing** (`graph_lib.py`). exp(u), divided by (K − 1)(e^σ̄ − 1) with `scale_by_sigma`, is the score
+  s(y) = p_t(y)/p_t(mask), of which the exact one is s(y) = π(y) κ/(1 − κ) = π(y)/(e^σ̄ − 1). So π ∝ exp(u), with or without
+  that factor: it is the same for all y. The network's Z = Σ s(y)(e^σ̄ − 1) need not be 1. SEDD unmasks at the rate hZ, and the
+  converted model at h, the rate at which symbols were masked; of their bounds one has −log(Zπ(z)) + Z − 1 where the other
+  has −log π(z), which is not larger, since log Z ≤ Z − 1.
 
 - **SEDD, uniform**, is refused. There p_t(y|others) = κν(y) + (1 − κ)/K for a belief ν, so that a score that stems from one
-  obeys s(y)/Σs ≥ (1 − κ)/K for every y. The network's scores do not have to, and do not: ν would be negative.
+  obeys s(y)/Σs ≥ (1 − κ)/K for every y. Nothing makes the network's scores obey that, and where they do not, ν is negative.
 
 - **Duo** (`algo.py`), with the reverse process and the bound of UDLM (arXiv 2412.10193). Its reverse law is
 
