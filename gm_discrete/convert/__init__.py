@@ -15,7 +15,7 @@ network's raw output at one position:
 
 - **SEDD, absorbing** (`graph_lib.py`). exp(u), divided by (K − 1)(e^σ̄ − 1) with `scale_by_sigma`, is the score
   s(y) = p_t(y)/p_t(mask), of which the exact one is s(y) = π(y) κ/(1 − κ) = π(y)/(e^σ̄ − 1). So π ∝ exp(u), with or without
-  that factor: it is the same for all y. The network's Z = Σ s(y)(e^σ̄ − 1) need not be 1. SEDD unmasks at the rate hZ, and the
+  that factor: it is the same for all y. The network's Z = Σ s(y)(e^σ̄ − 1) need not be 1. SEDD unmasks at the rate hZ, the
   converted model at h, the rate at which symbols were masked; of their bounds one has −log(Zπ(z)) + Z − 1 where the other
   has −log π(z), which is not larger, since log Z ≤ Z − 1.
 
