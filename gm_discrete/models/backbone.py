@@ -227,19 +227,20 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head attention with rotary positions and normalised queries and keys."""
+    """Bidirectional multi-head attention with rotary positions and, unless `normalised` is off, RMS-normalised queries and
+    keys."""
 
     is_causal = False  # transformers' attention functions read it: without a mask SDPA would be causal
     num_key_value_groups = 1
 
-    def __init__(self, config: GMConfig, index: int) -> None:
+    def __init__(self, config: GMConfig, index: int, normalised: bool = True) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = index
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.query_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.key_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.query_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if normalised else nn.Identity()
+        self.key_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if normalised else nn.Identity()
         self.output = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(

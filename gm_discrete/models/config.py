@@ -68,8 +68,10 @@ class GMConfig(PreTrainedConfig):
 
     Args:
         path: the probability path, a `Path` or the plain dict of its `to_dict()`. It sets `vocab_size`.
+        backbone: `"gm"`, or `"dit"`: the network of published MDLM, SEDD and Duo models (see `models/dit.py`), which reads
+            one field of symbols.
         hidden_size: D, width of the transformer.
-        hidden_act: `"swiglu"` or `"relu2"` (squared ReLU).
+        hidden_act: `"swiglu"` or `"relu2"` (squared ReLU); of a DiT `"gelu_pytorch_tanh"`.
         intermediate_size: width of the MLP; by default 8/3 of `hidden_size` (swiglu; a multiple of 32) or 4 times it.
         conv_kernel_size: an odd number of neighbouring positions that are mixed before attention and MLP; 0 for none.
         num_hidden_layers: number of blocks.
@@ -84,6 +86,9 @@ class GMConfig(PreTrainedConfig):
         tie_word_embeddings: whether the head shares the embedding's weights.
         time_conditioning: adaptive normalisation (adaLN) by t. By default off for masking, whose posterior does not
             depend on t, and on for the rest.
+        condition_size: of a DiT: C, width of what its blocks see of the time.
+        noise_range: of a DiT: least and greatest total noise σ̄ = −log κ(t) that it is told. κ runs through all of [0, 1],
+            and a published network was trained on a part of it: that of the log-linear schedule ends at −log 0.001.
         divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`; by default the former for
             mixture paths, and the latter for other paths, whose bound costs O(K²) per position. Of Euclidean paths a name
             in `bregman.DIVERGENCES` for each part that is learned, such as `{"flow": "squared"}`; of products all by field.
@@ -110,8 +115,9 @@ class GMConfig(PreTrainedConfig):
 
     path: dict[str, Any] | Path | None = None
     vocab_size: int = 0  # that of the path
+    backbone: str = "gm"
     hidden_size: int = 512
-    hidden_act: str = "swiglu"
+    hidden_act: str = ""  # chosen by backbone
     intermediate_size: int = 0  # 0: chosen by hidden_size
     conv_kernel_size: int = 0
     num_hidden_layers: int = 8
@@ -124,6 +130,8 @@ class GMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     time_conditioning: bool | None = None
+    condition_size: int = 128
+    noise_range: tuple[float, float] | list[float] = (0.0, -math.log(1e-3))
     divergence: str | dict[str, Any] | None = None
     loss_weights: dict[str, Any] | None = None
     image_shape: list[int] | None = None
@@ -168,8 +176,7 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads={self.num_attention_heads}"
             )
-        if self.hidden_act not in ("swiglu", "relu2"):
-            raise ValueError(f"hidden_act={self.hidden_act!r} must be 'swiglu' or 'relu2'")
+        self._check_backbone(path)
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for none")
         if not self.intermediate_size:
@@ -186,6 +193,26 @@ class GMConfig(PreTrainedConfig):
                     "block tells the later ones may depend on nothing but its own symbols and those before it"
                 )
         super().__post_init__(**kwargs)
+
+    def _check_backbone(self, path: Path) -> None:
+        if self.backbone not in ("gm", "dit"):
+            raise ValueError(f"backbone={self.backbone!r} must be 'gm' or 'dit'")
+        known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)
+        self.hidden_act = self.hidden_act or known[0]
+        if self.hidden_act not in known:
+            raise ValueError(f"hidden_act={self.hidden_act!r} must be {' or '.join(map(repr, known))}")
+        least, most = self.noise_range = [float(noise) for noise in self.noise_range]
+        if not 0 <= least < most < math.inf or self.condition_size < 1:
+            raise ValueError(
+                f"noise_range={self.noise_range} must be 0 ≤ least < greatest, and condition_size={self.condition_size} ≥ 1"
+            )
+        if self.backbone == "gm":
+            return
+        if not isinstance(path, FinitePath):
+            raise ValueError(f"backbone='dit' reads one field of symbols; the path is {path!r}: use backbone='gm'")
+        for name in ("image_shape", "num_classes", "conv_kernel_size", "tie_word_embeddings"):
+            if getattr(self, name):
+                raise ValueError(f"backbone='dit' has no {name}; got {getattr(self, name)}: use backbone='gm'")
 
     def _check_images(self, path: Path) -> None:
         if self.num_classes < 0 or not 0 <= self.class_dropout < 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gm_discrete.generators import Product
 from gm_discrete.models.backbone import Backbone
 from gm_discrete.models.config import Field, GMConfig
+from gm_discrete.models.dit import DiT
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.given import Informed, cells, natural
 from gm_discrete.models.outputs import GMGenerateOutput, GMModelOutput
@@ -36,7 +37,7 @@ class FieldsMixin(Base):
     config: GMConfig
     state_fields: dict[str, Field]
     groups: list[list[str]]
-    backbone: Backbone
+    backbone: Backbone | DiT
     encode: Any
 
     def _forward_fields(

@@ -15,6 +15,7 @@ from gm_discrete.generators import Generator, Jump
 from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.models.blocks import BlockCache
 from gm_discrete.models.config import GMConfig
+from gm_discrete.models.dit import DiT
 from gm_discrete.models.fields import FieldsMixin
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
@@ -45,7 +46,7 @@ class GMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.RMSNorm):
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
             init.ones_(module.weight)
         elif isinstance(module, LocalConvolution):  # near the identity
             init.normal_(module.weight, std=0.5)
@@ -72,17 +73,21 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
         self.path: Any = config.build_path()
         self.state_fields = config.state_fields
         self.groups = config.groups if isinstance(self.path, ProductPath) else []
-        self.backbone = Backbone(config)
+        self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
         if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
             raise ValueError("tie_word_embeddings needs symbols with a position of their own")
         head = nn.Linear if config.tie_word_embeddings else ZeroLinear
         self.heads = nn.ModuleDict(
             {
-                f"{field}:{name}" if field else name: head(config.hidden_size, part.slots * size, bias=False)
+                f"{field}:{name}" if field else name: head(
+                    config.hidden_size, part.slots * size, bias=config.backbone == "dit"
+                )
                 for field, part in self.state_fields.items()
                 for name, size in part.path.heads.items()
             }
         )
+        if config.backbone == "dit":
+            self._no_split_modules = ["DiTBlock"]  # FSDP refuses names of blocks that a model does not have
         self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
         self.post_init()
 

@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relu2": {"hidden_act": "relu2"},
     "tied": {"tie_word_embeddings": True},
     "eager": {"attn_implementation": "eager"},
+    "dit": {"backbone": "dit", "condition_size": 16},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 

@@ -1,0 +1,3 @@
+from gm_discrete.convert.cli import main
+
+main()
