@@ -15,6 +15,7 @@ from gm_discrete.models.config import Field, GMConfig
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.given import cells
 from gm_discrete.models.outputs import GMGenerateOutput
+from gm_discrete.models.watching import Recorder, Watch
 from gm_discrete.paths import EuclideanPath, ProductPath
 from gm_discrete.samplers import EUCLIDEAN_STEPS, PRODUCT_STEPS, STEPS, Corrector, simulate
 
@@ -88,6 +89,7 @@ class GMGenerationMixin(Base):
         streamer: Any = None,
         generation_config: GMGenerationConfig | None = None,
         return_dict_in_generate: bool | None = None,
+        output_trajectory: bool | None = None,
     ) -> Any:
         """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
 
@@ -131,6 +133,7 @@ class GMGenerationMixin(Base):
             max_expected_changes=max_expected_changes, tolerance=tolerance, corrector=corrector,
             guidance_scale=guidance_scale, generators=generators, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, return_dict_in_generate=return_dict_in_generate,
+            output_trajectory=output_trajectory,
         )  # fmt: skip
         if self.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
@@ -154,6 +157,7 @@ class GMGenerationMixin(Base):
                 "x_0": x_0,
                 "streamer": streamer,
                 "stopping_criteria": stopping_criteria,
+                "output_trajectory": config.output_trajectory or None,
             }
             if unfit := [name for name, value in {**of_symbols, **watching}.items() if value is not None]:
                 raise ValueError(f"{', '.join(unfit)}: of states with a single field; give what is known as given")
@@ -202,28 +206,29 @@ class GMGenerationMixin(Base):
         if labels is not None:
             self.config.check_classes(labels, len(state))
             labels = labels.to(self.device)
+        recorder = Recorder(state, fixed) if config.output_trajectory else None
         conditioning = {
             "attention_mask": None if attention_mask is None or bool(attention_mask.all()) else attention_mask,
-            "logits_processor": processors,
+            "logits_processor": processors if recorder is None else recorder.behind(processors),
             "class_labels": labels,
             "guidance_scale": config.guidance_scale,
             "generators": config.generators,
         }
         if streamer is not None and shown:
             streamer.put(known[:, :shown].cpu())
-        drafts = _Drafts(streamer, stopping_criteria, shown)
+        watch = Watch(streamer, stopping_criteria, shown, recorder)
         model = _Prompted(self, known, fixed, source, rng) if prompted else self
         path = self.path
         if config.generators is not None and isinstance(path, EuclideanPath):
             path = path.reweighted(config.generators)
-        times, step = config.times(path, bool(drafts.put_draft or stopping_criteria)), config.step()
+        times, step = config.times(path, watch.of_grid), config.step()
         training = self.training
         self.eval()
         try:
-            run = simulate(model, state, times, rng, step, fixed, on_step=drafts, return_info=True, **conditioning)
-            if drafts.stopped_at is not None:
-                rest = torch.tensor([drafts.stopped_at, 1.0], dtype=torch.float64)
-                last = simulate(model, run.x, rest, rng, step, fixed, return_info=True, **conditioning)
+            run = simulate(model, state, times, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
+            if watch.stopped_at is not None:
+                rest = torch.tensor([watch.stopped_at, 1.0], dtype=torch.float64)
+                last = simulate(model, run.x, rest, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
                 run = run.then(last)
         finally:
             self.train(training)
@@ -235,7 +240,8 @@ class GMGenerationMixin(Base):
             end = end.unflatten(1, self.config.image_shape) if end.dim() == 2 else end
         if not config.return_dict_in_generate:
             return end
-        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, attention_mask)
+        trajectory = None if recorder is None else recorder.trajectory(end.shape)
+        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, attention_mask, trajectory)
 
     def _noise(
         self,
@@ -328,25 +334,6 @@ def _common_prompt(fixed: Tensor) -> int:
     """Number of positions that are fixed in every row, with free ones alone behind them; 0 if there is no such number."""
     given = int(fixed.all(0).long().cumprod(0).sum())
     return 0 if bool(fixed[:, given:].any()) else given
-
-
-class _Drafts:
-    """Tells a streamer and the stopping criteria about every step."""
-
-    def __init__(self, streamer: Any, criteria: StoppingCriteriaList | None, shown: int) -> None:
-        self.put_draft = getattr(streamer, "put_draft", None)
-        self.shown = shown  # positions of the prompt
-        self.criteria = criteria
-        self.last: Tensor | None = None
-        self.stopped_at: float | None = None
-
-    def __call__(self, x: Tensor, t: float) -> bool:
-        if self.put_draft is not None and t < 1 and (self.last is None or not torch.equal(x, self.last)):
-            self.put_draft(x[:, self.shown :].cpu())
-            self.last = x
-        if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(x, None)).all()):  # pyright: ignore
-            self.stopped_at = t
-        return self.stopped_at is not None
 
 
 def _listed(grid: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from gm_discrete.kernels import chunked
 
@@ -85,7 +86,8 @@ class LazyReadout:
         model: the network.
         x: state [B, …]; t: times [B]. Neither may be written to afterwards.
         attention_mask: [B, L] or `None`.
-        processor: maps (sequences [n, L], logits [n, K]) to logits, e.g. a `LogitsProcessorList`.
+        processor: maps (sequences [n, L], logits [n, K]) to logits, or a `LogitsProcessorList` of such. Those of the list
+            that take them are also given `time` [n] and `position` [n], the entries in the flattened state.
         states: what the backbone says, [B, L, D], where it is known already.
         class_labels: [B], −1 for none.
         guidance_scale: γ: every head's output is u + γ (c − u), c with the class and u without. γ = 1 is no guidance.
@@ -109,7 +111,9 @@ class LazyReadout:
         reading_without: Reading | None = None,
     ) -> None:
         self.model, self.x, self.t, self.name = model, x, t, field
-        self.processor, self.scale = processor, guidance_scale
+        listed = processor is None or isinstance(processor, LogitsProcessorList)
+        self.processor = processor if listed else LogitsProcessorList([processor])
+        self.scale = guidance_scale
         self.field, self.layout = model.state_fields[field], model.backbone.layouts[field]
         self.reading = reading or Reading(model, x, t, attention_mask, states, class_labels)
         self.without: LazyReadout | None = None
@@ -161,7 +165,9 @@ class LazyReadout:
         if head != "tokens":
             return path.output(head, rows, x, t)
         rows = self.model.add_evidence(rows, x, t, path)
-        return rows if self.processor is None else self.processor(self.x[sequence], rows)
+        if self.processor is None:
+            return rows
+        return self.processor(self.x[sequence], rows, time=t, position=where)
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks.
