@@ -167,7 +167,7 @@ class LazyReadout:
         rows = self.model.add_evidence(rows, x, t, path)
         if self.processor is None:
             return rows
-        return self.processor(self.x[sequence], rows, time=t, position=where)
+        return self.processor(self.x[sequence], rows, time=t, position=where)  # pyright: ignore[reportArgumentType]
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks.

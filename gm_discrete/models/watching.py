@@ -83,7 +83,9 @@ class Entropies(LogitsProcessor):
     def __init__(self, batch: int, device: torch.device) -> None:
         self.sums = torch.zeros(2, batch, dtype=torch.float64, device=device)  # of nats, of readings
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+        self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
+    ) -> Tensor:
         nats = torch.special.entr(scores.softmax(1)).sum(1, dtype=torch.float64)
         self.sums.index_add_(1, position // input_ids.shape[1], torch.stack([nats, torch.ones_like(nats)]))
         return scores

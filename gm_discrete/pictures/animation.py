@@ -21,7 +21,7 @@ GROUND, LABEL = "#101418", "#8794a1"
 STYLES = {
     "text": ("#dfe6ee", GROUND),
     "given": ("#8794a1", GROUND),
-    "mask": ("#4a5663", GROUND),
+    "mask": ("#5b6875", GROUND),
     "new": ("#ffd166", "#3d3315"),
     "changed": ("#62cdf5", "#123444"),
     "again": ("#ff7b7b", "#451d22"),

@@ -90,6 +90,8 @@ def _closed(values: Tensor) -> Tensor:
 def _band(axis: Any, times: Tensor, values: Tensor, colour: str) -> None:
     """Mean and spread over time, of the times at which there are any."""
     there = ~values.isnan().all(1)
+    if not there.any():
+        return
     middle, low, high = _summary(values[there])
     axis.plot(times[there], middle, color=colour, linewidth=1.6)
     axis.fill_between(times[there], low, high, color=colour, alpha=0.2, linewidth=0)
