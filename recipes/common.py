@@ -1,4 +1,4 @@
-"""What recipes share: arguments from YAML and the command line, and pictures."""
+"""What recipes share: arguments from YAML and the command line, and the curve of a training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 import matplotlib
 import torch
 import yaml
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
 
 matplotlib.use("Agg")
-from matplotlib import font_manager, pyplot
+from matplotlib import pyplot
 
 
 def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -116,31 +114,6 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     draft.replace(file)
 
 
-class Frames:
-    """A streamer for `generate` that keeps every state, for `animate`.
-
-    Args:
-        prompt: number of positions of the prompt that `generate` puts before all states; 0 if it puts none.
-    """
-
-    def __init__(self, prompt: int = 0) -> None:
-        self.prompt: Tensor | None = None
-        self.expected = prompt
-        self.states: list[Tensor] = []
-
-    def put_draft(self, value: Tensor) -> None:
-        self.states.append(value.clone() if self.prompt is None else torch.cat([self.prompt, value], 1))
-
-    def put(self, value: Tensor) -> None:
-        if self.expected and self.prompt is None:
-            self.prompt = value.clone()
-        else:
-            self.put_draft(value)
-
-    def end(self) -> None:
-        """Nothing is left to flush."""
-
-
 def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
     """Training loss and held-out bound, in bits, against the optimizer step, as a PNG; without a unit the losses."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
@@ -159,38 +132,3 @@ def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def animate(states: list[Tensor], tokenizer: Any, path: Path, columns: int = 64) -> None:
-    """Text appearing out of noise as a GIF: the first sequence of every state, masks as dots, new symbols highlighted."""
-    # Symbols stand one by one; shaping would only fail on those that are no text, as an untrained model writes them.
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 16, layout_engine=ImageFont.Layout.BASIC)
-    width, height = round(font.getlength("M")), 22
-    rows = [[_glyphs(tokenizer, int(token)) for token in state[0]] for state in states]
-    lines = max(_layout(row, columns)[-1][1] for row in rows) + 1
-    frames: list[Image.Image] = []
-    for before, row in zip([rows[0], *rows[:-1]], rows, strict=True):
-        frame = Image.new("RGB", (columns * width + 20, lines * height + 20), "#101418")
-        draw = ImageDraw.Draw(frame)
-        for old, glyphs, (column, line) in zip(before, row, _layout(row, columns), strict=True):
-            colour = "#3b4652" if glyphs == "·" else "#ffd166" if old != glyphs else "#dfe6ee"
-            draw.text((10 + column * width, 10 + line * height), glyphs, font=font, fill=colour)
-        frames.append(frame)
-    durations = [80] * (len(frames) - 1) + [3000]  # milliseconds
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
-
-
-def _glyphs(tokenizer: Any, token: int) -> str:
-    return "·" if token == tokenizer.mask_token_id else tokenizer.decode([token])
-
-
-def _layout(glyphs: list[str], columns: int) -> list[tuple[int, int]]:
-    """(column, line) at which each token starts; lines break at newlines and at the right edge."""
-    column = line = 0
-    places = []
-    for text in glyphs:
-        if column + len(text.rstrip("\n")) > columns:
-            column, line = 0, line + 1
-        places.append((column, line))
-        column, line = (0, line + text.count("\n")) if "\n" in text else (column + len(text), line)
-    return places

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from common import (
-    Frames,
     check_run,
     go_on,
     parse_arguments,
@@ -228,27 +227,26 @@ def show_samples(options: ImageArguments, output: Path, device: Any) -> None:
     """Loads the model that was written and writes a grid of samples, by class where there are classes, and how they came."""
     model = GMModel.from_pretrained(output).to(device)
     classes = [i % model.config.num_classes for i in range(options.num_images)] if model.config.num_classes else None
-    frames = Frames()
-    images = model.generate(
+    sample = model.generate(
         batch_size=options.num_images,
         class_labels=classes,
         guidance_scale=options.guidance_scale if classes else None,
         num_steps=options.num_steps,
         sampler=options.sampler,
         seed=0,
-        streamer=frames,
+        return_dict_in_generate=True,
+        output_trajectory=True,
     )
-    assert isinstance(images, torch.Tensor)
     levels = options.levels if isinstance(model.path, FinitePath) else None
     columns = model.config.num_classes if 0 < model.config.num_classes <= 20 else None
-    image_grid(to_uint8(images.cpu(), levels=levels), output / "samples.png", columns)
-    chosen = [*frames.states[:: max(1, len(frames.states) // 40)], images.cpu()]
-    animate_images([visible(state[:16], options, model) for state in chosen], output / "samples.gif")
+    image_grid(to_uint8(sample.sequences.cpu(), levels=levels), output / "samples.png", columns)
+    states = sample.trajectory.states[:, :16]
+    chosen = [*states[:-1][:: max(1, len(states) // 40)], states[-1]]
+    animate_images([visible(state, options, model) for state in chosen], output / "samples.gif")
 
 
 def visible(state: torch.Tensor, options: ImageArguments, model: GMModel) -> torch.Tensor:
     """An unfinished state as bytes; masks are grey."""
-    state = state.view(len(state), *model.config.image_shape or ())
     if not isinstance(model.path, FinitePath):
         return to_uint8(state)
     masked = state >= options.levels

@@ -4,7 +4,7 @@
 
 Stopped at any moment and started again with the same command, it goes on from the last complete checkpoint. What it
 leaves in `output_dir`: the model with its tokenizer (load them with `AutoModel` and `AutoTokenizer`), metrics.json,
-curve.png, sample.txt and sample.gif.
+curve.png, sample.txt, and how the sample came about as sample.gif and trajectory.png.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 from common import (
-    Frames,
-    animate,
     check_run,
     go_on,
     parse_arguments,
@@ -47,6 +45,7 @@ from gm_discrete.data import (
 from gm_discrete.evaluation import count_characters
 from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.paths import Path as ProbabilityPath
+from gm_discrete.pictures import animate, plot_trajectory
 from gm_discrete.training import GMTrainer, last_complete_checkpoint
 
 TOKENIZER_TEXTS = 100_000
@@ -153,7 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         training,
         f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
         f"character ({metrics['dynamics']} dynamics, {metrics['sequences']} sequences of {options.length} tokens)\n"
-        f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif",
+        f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif, trajectory.png",
     )
     return metrics
 
@@ -234,9 +233,11 @@ def build_path(options: TextArguments, tokenizer: Any, train: Any) -> Probabilit
 
 
 def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: Any) -> None:
-    """Loads the model that was written, fills a prompt, and writes it with the animation of how it came about."""
+    """Loads the model that was written, fills a prompt, and writes it with pictures of how it came about."""
     model = GMModel.from_pretrained(output).to(device)
-    length, frames = options.sample_length or options.length, Frames()
+    length = options.sample_length or options.length
+    shown: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0, "return_dict_in_generate": True}
+    shown["output_trajectory"] = True
     if options.prompt:
         ids = [
             tokenizer.mask_token_id if piece == "_" else token
@@ -245,14 +246,14 @@ def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: An
         ]
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise ValueError(f"prompt={options.prompt!r} holds characters that the tokenizer does not know")
-        prompt, frames = torch.tensor([ids]), Frames(0 if tokenizer.mask_token_id in ids else len(ids))
-        new = max(0, length - len(ids))
-        sample = model.generate(prompt, max_new_tokens=new, num_steps=options.num_steps, seed=0, streamer=frames)
+        sample = model.generate(torch.tensor([ids]), max_new_tokens=max(0, length - len(ids)), **shown)
     else:
-        sample = model.generate(length=length, num_steps=options.num_steps, seed=0, streamer=frames)
-    text = tokenizer.decode(sample[0].cpu())
+        sample = model.generate(length=length, **shown)
+    text = tokenizer.decode(sample.sequences[0].cpu())
     (output / "sample.txt").write_text(text)
-    animate(frames.states, tokenizer, output / "sample.gif")
+    animate(sample.trajectory, tokenizer, output / "sample.gif")
+    masks = model.config.mask_token_id if model.path.rates == "masked" else None
+    plot_trajectory(sample.trajectory, output / "trajectory.png", masks)
     print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
 
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "gm_discrete"
 
 # A part may import from the rows below its own. Parts of one row are siblings: at most one way between two of them.
 ROWS = [
-    {"training", "evaluation"},
+    {"training", "evaluation", "pictures"},
     {"convert"},
     {"models", "data"},
     {"field_likelihood"},

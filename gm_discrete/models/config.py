@@ -187,10 +187,11 @@ class GMConfig(PreTrainedConfig):
         if self.block_size is not None:
             if self.block_size < 1:
                 raise ValueError(f"block_size={self.block_size} must be at least 1, or None")
-            if not masked or self.time_conditioning or self.image_shape or self.conv_kernel_size:
+            plain = self.backbone == "gm" and not self.image_shape and not self.conv_kernel_size
+            if not masked or self.time_conditioning or not plain:
                 raise ValueError(
-                    "block_size is of a MaskedPath of sequences with time_conditioning=False and conv_kernel_size=0: what a "
-                    "block tells the later ones may depend on nothing but its own symbols and those before it"
+                    "block_size is of a MaskedPath of sequences with backbone='gm', time_conditioning=False and "
+                    "conv_kernel_size=0: what a block tells the later ones may depend on its symbols and those before it alone"
                 )
         super().__post_init__(**kwargs)
 

@@ -17,7 +17,7 @@ from gm_discrete.models.fitting import check_allowed, check_fit
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.given import Prompted, cells
 from gm_discrete.models.outputs import GMGenerateOutput
-from gm_discrete.models.watching import Watch
+from gm_discrete.models.watching import Recorder, Watch
 from gm_discrete.paths import EuclideanPath, ProductPath
 from gm_discrete.samplers import Corrector, Predictor, PredictorGuided, Simulation, avoiding, simulate
 
@@ -101,6 +101,7 @@ class GMGenerationMixin(Base):
         streamer: Any = None,
         generation_config: GMGenerationConfig | None = None,
         return_dict_in_generate: bool | None = None,
+        output_trajectory: bool | None = None,
     ) -> Any:
         """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
 
@@ -153,7 +154,7 @@ class GMGenerationMixin(Base):
             order_temperature=order_temperature, entropy_bound=entropy_bound, corrector=corrector,
             block_length=block_length, use_cache=use_cache, eos_token_id=eos_token_id,
             guidance_scale=guidance_scale, guidance=guidance, generators=generators, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed, bad_words_ids=bad_words_ids,
+            top_k=top_k, top_p=top_p, seed=seed, bad_words_ids=bad_words_ids, output_trajectory=output_trajectory,
             return_dict_in_generate=return_dict_in_generate,
         )  # fmt: skip
         if self.whole_batches:
@@ -161,7 +162,7 @@ class GMGenerationMixin(Base):
         of_one = {
             "input_ids": input_ids, "logits_processor": logits_processor, "max_new_tokens": max_new_tokens or None,
             "x_0": x_0, "streamer": streamer, "stopping_criteria": stopping_criteria, "predictor": predictor,
-            "allowed_symbols": allowed_symbols,
+            "allowed_symbols": allowed_symbols, "output_trajectory": config.output_trajectory or None,
         }  # fmt: skip
         check_fit(
             self.path, self.config, config, {**of_one, "attention_mask": attention_mask, "given": given}, class_labels
@@ -214,6 +215,8 @@ class GMGenerationMixin(Base):
             fixed = known.known
             state = torch.where(fixed, known.state, state)
             model = Prompted(self, known.state, fixed, None, rng)
+        if config.output_trajectory:
+            watch.recorder = Recorder(state, torch.zeros_like(state, dtype=torch.bool) if fixed is None else fixed)
         if config.generators is not None:
             path = path.reweighted(config.generators)
         conditioning = {
@@ -223,7 +226,7 @@ class GMGenerationMixin(Base):
         }
         run = self._simulated(model, path, state, fixed, config, config.step(), watch, rng, conditioning)
         watch.end(run.x)
-        return self._answer(config, run.x, run, None)
+        return self._answer(config, run.x, run, None, watch)
 
     def _generate_symbols(
         self,
@@ -243,6 +246,8 @@ class GMGenerationMixin(Base):
         known, canvas.ids = canvas.ids, torch.where(canvas.fixed, canvas.ids, start)
         size, banned = config.block_length or self.config.block_size, config.bad_words_ids
         watch.begin(known, canvas.shown)
+        if config.output_trajectory:
+            watch.recorder = Recorder(canvas.ids, canvas.fixed)
         conditioning: dict[str, Any] = {
             "guidance_scale": config.guidance_scale,
             "guidance": None if config.guidance == "normalized" else config.guidance,
@@ -250,7 +255,7 @@ class GMGenerationMixin(Base):
         if size is None:
             conditioning |= {
                 "attention_mask": None if bool(canvas.real.all()) else canvas.real,
-                "logits_processor": config.processors(logits_processor, allowed),
+                "logits_processor": watch.behind(config.processors(logits_processor, allowed)),
                 "class_labels": labels,
             }
             model: Any = self
@@ -260,7 +265,7 @@ class GMGenerationMixin(Base):
             step = avoiding(config.step(), banned) if banned else config.step()
             run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, conditioning)
             watch.end(run.x[:, watch.shown :])
-            return self._answer(config, run.x, run, canvas.real)
+            return self._answer(config, run.x, run, canvas.real, watch)
         eos = config.eos_token_id
         ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pads = [pad for pad in (config.pad_token_id, self.config.pad_token_id, *ends) if pad is not None]
@@ -270,8 +275,10 @@ class GMGenerationMixin(Base):
             told = {
                 **conditioning,
                 "attention_mask": None if bool(real.all()) else real,
-                "logits_processor": config.processors(
-                    logits_processor, allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
+                "logits_processor": watch.behind(
+                    config.processors(
+                        logits_processor, allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
+                    )
                 ),
                 "class_labels": None if labels is None else labels[rows],
             }
@@ -290,7 +297,7 @@ class GMGenerationMixin(Base):
         watch.end(None)
         length = int(canvas.real.any(0).nonzero().max()) + 1
         run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps)
-        return self._answer(config, run.x, run, canvas.real[:, :length])
+        return self._answer(config, run.x, run, canvas.real[:, :length], watch)
 
     def _checked(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """Classes [B] on the model's device."""
@@ -312,20 +319,24 @@ class GMGenerationMixin(Base):
         conditioning: dict[str, Any],
     ) -> Simulation:
         """The whole process from t = 0 to t = 1; in one step from where the stopping criteria hold."""
-        times = config.times(path, watch.wanted)
+        times = config.times(path, watch.of_grid)
         run = simulate(model, state, times, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
         if watch.stopped_at is not None:
             rest = torch.tensor([watch.stopped_at, 1.0], dtype=torch.float64)
-            run = run.then(simulate(model, run.x, rest, rng, step, fixed, return_info=True, **conditioning))
+            last = simulate(model, run.x, rest, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
+            run = run.then(last)
         return run
 
-    def _answer(self, config: GMGenerationConfig, end: Tensor, run: Simulation, real: Tensor | None) -> Any:
+    def _answer(
+        self, config: GMGenerationConfig, end: Tensor, run: Simulation, real: Tensor | None, watch: Watch
+    ) -> Any:
         """What `generate` returns."""
         if self.config.image_shape:
             end = end.unflatten(1, self.config.image_shape) if end.dim() == 2 else end
         if not config.return_dict_in_generate:
             return end
-        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, real)
+        trajectory = None if watch.recorder is None else watch.recorder.trajectory(end)
+        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, real, trajectory)
 
     def _noise(
         self,

@@ -28,7 +28,7 @@ class GMGenerationConfig(GenerationConfig):
         grid: how it is spaced, `"linear"` or `"quadratic"` in κ, `"logarithmic"` or `"geometric"` (see `time_grid`; the
             path's own by default), or all times from 0 to 1, in place of `num_steps`.
         sampler: on that grid `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`. The others
-            choose their own times, and look at the grid only for a streamer, stopping criteria or a corrector:
+            choose their own times, and look at the grid only for a streamer, stopping criteria, a trajectory or a corrector:
             `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"step_doubling"`, `"entropy_bounded"`.
             Of numbers: `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and, for a flow alone, `"dopri5"`.
         max_expected_changes: of `"adaptive"`: how many tokens may change in a step, on average.
@@ -52,6 +52,7 @@ class GMGenerationConfig(GenerationConfig):
         max_new_tokens: positions to fill behind each prompt; 0 by default (only its mask symbols are filled).
         seed: of all noise; drawn from torch's global generator by default.
         return_dict_in_generate: return a `GMGenerateOutput` instead of the sequences.
+        output_trajectory: put a `Trajectory` of all states into it; samplers with times of their own then stop at the grid.
         pad_token_id: symbol behind shorter sequences; the model's own by default.
         eos_token_id: where it is generated behind a prompt, a sequence generated in blocks ends; else kept for the record.
         bos_token_id: as in the tokenizer; kept for the record.
@@ -81,6 +82,7 @@ class GMGenerationConfig(GenerationConfig):
         self.max_new_tokens: int = kwargs.pop("max_new_tokens", 0)
         self.seed: int | None = kwargs.pop("seed", None)
         self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
+        self.output_trajectory: bool = kwargs.pop("output_trajectory", False)
         self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
         self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
         self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
@@ -117,6 +119,8 @@ class GMGenerationConfig(GenerationConfig):
         ):
             if not valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
+        if self.output_trajectory and not self.return_dict_in_generate:
+            raise ValueError("output_trajectory=True needs return_dict_in_generate=True, as a part of that output")
         self.step()
 
     def step(self, several: bool = False) -> Any:

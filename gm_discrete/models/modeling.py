@@ -127,7 +127,8 @@ class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
             }
         elif isinstance(self.path, EuclideanPath) and t is not None:
             x = self.path.normalized(x, t)
-        return self.backbone(x, t, attention_mask, class_labels, clean, cache)
+        blocks = {} if self.config.block_size is None else {"clean": clean, "cache": cache}
+        return self.backbone(x, t, attention_mask, class_labels, **blocks)
 
     def finish(
         self, states: Tensor, t: Tensor | None, sequence: Tensor | None = None, class_labels: Tensor | None = None

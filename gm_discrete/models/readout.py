@@ -98,8 +98,8 @@ class LazyReadout:
         model: the network.
         x: state [B, …]; t: times [B]. Neither may be written to afterwards.
         attention_mask: [B, L] or `None`.
-        processor: maps (sequences [n, L], logits [n, K]) to logits, e.g. a `LogitsProcessorList`; given `time` [n] and
-            `position` [n], an index into the flattened state, if it takes more than two arguments.
+        processor: maps (sequences [n, L], logits [n, K]) to logits, or a `LogitsProcessorList` of such. Those of the list
+            that take them are also given `time` [n] and `position` [n], the entries in the flattened state.
         states: what the backbone says, [B, L, D], where it is known already.
         class_labels: [B], −1 for none.
         guidance_scale: γ: every head's output is u + γ (c − u), c with the class and u without. γ = 1 is no guidance.
@@ -123,9 +123,9 @@ class LazyReadout:
         reading_without: Reading | None = None,
     ) -> None:
         self.model, self.x, self.t, self.name = model, x, t, field
-        self.processor, self.scale = processor, guidance_scale
-        if processor is not None and not isinstance(processor, LogitsProcessorList):
-            self.processor = LogitsProcessorList([processor])
+        listed = processor is None or isinstance(processor, LogitsProcessorList)
+        self.processor = processor if listed else LogitsProcessorList([processor])
+        self.scale = guidance_scale
         self.field, self.layout = model.state_fields[field], model.backbone.layouts[field]
         self.reading = reading or Reading(model, x, t, attention_mask, states, class_labels)
         self.without: LazyReadout | None = None
@@ -177,7 +177,9 @@ class LazyReadout:
         if head != "tokens":
             return path.output(head, rows, x, t)
         rows = self.model.add_evidence(rows, x, t, path)
-        return rows if self.processor is None else self.processor(self.x[sequence], rows, time=t, position=where)
+        if self.processor is None:
+            return rows
+        return self.processor(self.x[sequence], rows, time=t, position=where)  # pyright: ignore[reportArgumentType]
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks.

@@ -1,4 +1,4 @@
-"""Who looks on while `generate` works: a streamer, and criteria that may stop it."""
+"""Who looks on while `generate` works: a streamer, criteria that may stop it, and a recorder of its trajectory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+
+from gm_discrete.models.outputs import Trajectory
 
 
 class Watch:
-    """Tells a streamer and the stopping criteria about every step.
+    """Tells a streamer, the stopping criteria and a recorder about every step; called as `simulate` calls `on_step`.
 
     Attributes:
-        wanted: whether anybody wants to know.
+        recorder: `None` unless a trajectory is asked for.
         shown: positions of the prompt, which is streamed first.
         stopped_at: the time at which the criteria held; `None` as long as they do not.
     """
@@ -21,11 +23,16 @@ class Watch:
     def __init__(self, streamer: Any, criteria: StoppingCriteriaList | None) -> None:
         self.streamer, self.criteria = streamer, criteria
         self.put_draft = getattr(streamer, "put_draft", None)
-        self.wanted = bool(self.put_draft or criteria)
+        self.recorder: Recorder | None = None
         self.shown = 0
         self.last: Tensor | None = None
         self.stopped_at: float | None = None
         self.block: tuple[Tensor, Tensor, slice] | None = None
+
+    @property
+    def of_grid(self) -> bool:
+        """Whether anybody asks for the times between 0 and 1."""
+        return bool(self.put_draft or self.criteria or self.recorder)
 
     def begin(self, known: Tensor, shown: int) -> None:
         """Streams the prompts, the first `shown` positions of the sequences."""
@@ -36,6 +43,8 @@ class Watch:
     def look_at(self, sequences: Tensor, rows: Tensor, block: slice) -> None:
         """Whatever comes next is of these rows and positions of the sequences [B, L]."""
         self.block, self.last = (sequences, rows, block), None
+        if self.recorder is not None:
+            self.recorder.next_block(rows)
 
     def __call__(self, x: Tensor, t: float) -> bool:
         sequences, draft = x, x[:, self.shown :]
@@ -43,13 +52,21 @@ class Watch:
             whole, rows, here = self.block
             sequences = whole.clone()
             sequences[rows, here] = x
-            draft, sequences = sequences[:, max(here.start, self.shown) : here.stop], sequences[:, : here.stop]
+            draft = sequences[:, max(here.start, self.shown) : here.stop]
+        if self.recorder is not None:
+            self.recorder.keep(sequences, t)
+        if self.block is not None:
+            sequences = sequences[:, : self.block[2].stop]
         if self.put_draft is not None and t < 1 and (self.last is None or not torch.equal(x, self.last)):
             self.put_draft(draft.cpu())
             self.last = x
         if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(sequences, None)).all()):  # pyright: ignore
             self.stopped_at = t
         return self.stopped_at is not None
+
+    def behind(self, processors: LogitsProcessorList | None) -> LogitsProcessorList | None:
+        """The processors, and behind them those of a recorder."""
+        return processors if self.recorder is None else self.recorder.behind(processors)
 
     def put(self, sequences: Tensor) -> None:
         """Streams what is done, [B, L]."""
@@ -62,3 +79,76 @@ class Watch:
             if sequences is not None:
                 self.streamer.put(sequences.cpu())
             self.streamer.end()
+
+
+class Recorder:
+    """Keeps every state of a run, and what the network was unsure of on the way.
+
+    Args:
+        start: the state x_0 [B, …]; fixed: bool, of its shape: what was given.
+    """
+
+    def __init__(self, start: Tensor, fixed: Tensor) -> None:
+        self.fixed = fixed.cpu()
+        self.times, self.states = [0.0], [start.cpu().clone()]
+        self.entropy: list[Tensor] = []
+        self.blocks = 0  # of generation by blocks, those that are done
+        self.readings = None if start.is_floating_point() else Entropies(len(start), start.device)
+
+    def behind(self, processors: LogitsProcessorList | None) -> LogitsProcessorList | None:
+        """The processors with one more behind them, which sees what is sampled from; of numbers there are none."""
+        return processors if self.readings is None else LogitsProcessorList([*(processors or []), self.readings])
+
+    def next_block(self, rows: Tensor) -> None:
+        """What comes next is of the next block, and of these rows."""
+        self.blocks = round(self.times[-1])
+        if self.readings is not None:
+            self.readings.rows = rows
+
+    def keep(self, x: Tensor, t: float) -> None:
+        """The whole state at the time t of the block."""
+        self.times.append(self.blocks + t)
+        self.states.append(x.cpu())
+        if self.readings is not None:
+            self.entropy.append(self.readings.mean().cpu())
+
+    def trajectory(self, end: Tensor) -> Trajectory:
+        """What was kept, each state in the shape of the sequences that came of it [B, …], of which padding may be cut."""
+        size = end[0].numel()
+        flat = [state.flatten(1)[:, :size] for state in self.states[:-1]]
+        states = torch.stack([*flat, end.cpu().flatten(1)]).view(-1, *end.shape)
+        jumps = (states[1:] != states[:-1]).flatten(2).sum(2)
+        entropy = torch.stack(self.entropy) if self.entropy else None
+        return Trajectory(
+            torch.tensor(self.times, dtype=torch.float64),
+            states,
+            jumps,
+            entropy,
+            self.fixed.flatten(1)[:, :size].view(end.shape),
+        )
+
+
+class Entropies(LogitsProcessor):
+    """Changes nothing, and adds up by sequence the entropies of the laws that are read.
+
+    Args:
+        batch: B, the number of sequences.
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.sums = torch.zeros(2, batch, dtype=torch.float64, device=device)  # of nats, of readings
+        self.rows = torch.arange(batch, device=device)  # the sequences that are read
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+        self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
+    ) -> Tensor:
+        nats = torch.special.entr(scores.softmax(1)).sum(1, dtype=torch.float64)
+        self.sums.index_add_(1, self.rows[position // input_ids.shape[1]], torch.stack([nats, torch.ones_like(nats)]))
+        return scores
+
+    def mean(self) -> Tensor:
+        """[B], nats per reading since the last call; NaN where nothing was read."""
+        nats, readings = self.sums
+        mean = nats / readings
+        self.sums.zero_()
+        return mean

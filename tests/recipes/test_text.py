@@ -78,7 +78,7 @@ def test_what_it_leaves(unbroken: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    shown = {"run.json", "metrics.json", "curve.png", "sample.txt", "sample.gif"}
+    shown = {"run.json", "metrics.json", "curve.png", "sample.txt", "sample.gif", "trajectory.png"}
     assert {file.name for file in unbroken.iterdir() if file.is_file()} == published | shown
     assert sorted(folder.name for folder in unbroken.glob("checkpoint-*")) == ["checkpoint-50", "checkpoint-60"]
 
@@ -89,7 +89,9 @@ def test_what_it_leaves(unbroken: Path) -> None:
     assert (metrics["sequences"], metrics["dynamics"]) == (4, "masked")
     with Image.open(unbroken / "curve.png") as curve, Image.open(unbroken / "sample.gif") as animation:
         assert (curve.format, animation.format) == ("PNG", "GIF")
-        assert 2 <= animation.n_frames <= 5  # the prior, at most three drafts of four steps, and the end
+        assert animation.n_frames == 5  # the prior and four steps
+    with Image.open(unbroken / "trajectory.png") as curves:
+        assert curves.format == "PNG"
 
 
 def test_the_sample_goes_on_from_the_prompt(unbroken: Path) -> None:

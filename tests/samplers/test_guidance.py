@@ -132,9 +132,7 @@ def test_raw_guidance_reveals_masks_as_fast_as_its_rates_say() -> None:
         path = MaskedPath(3)
 
         def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Any:
-            given, free = (
-                path.marginal(probs.log().expand(*x.shape, 3), x, t, t_next) for probs in (probs_c, probs_u)
-            )
+            given, free = (path.marginal(probs.log().expand(*x.shape, 3), x, t, t_next) for probs in (probs_c, probs_u))
             return classifier_free(given, free, scale, x)
 
     z = float((probs_c[:2] ** scale * probs_u[:2] ** (1 - scale)).sum())
@@ -161,7 +159,8 @@ def test_taylor_is_exact_for_a_predictor_that_is_linear_in_one_hot_states() -> N
     x = torch.tensor([[3, 3, 1], [0, 3, 2]])
     t = torch.full((2,), 0.4).double()
     rates = [
-        PredictorGuided(model, Predictor(linear, 2.0, method)).generator(x, t).rates(x) for method in ("exact", "taylor")
+        PredictorGuided(model, Predictor(linear, 2.0, method)).generator(x, t).rates(x)
+        for method in ("exact", "taylor")
     ]
     torch.testing.assert_close(rates[0], rates[1], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(rates[0], model.generator(x, t).rates(x))

@@ -1,0 +1,212 @@
+"""Symbols that appear, change and are masked again: one sequence of a trajectory, as a GIF or an HTML page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gm_discrete.models.outputs import Trajectory
+from gm_discrete.pictures.files import needed, write
+from gm_discrete.pictures.page import page
+
+DURATION, LAST_DURATION = 80, 3000
+"""Milliseconds of a frame."""
+DOT, BREAK = "·", "↵"
+"""What is shown for a mask, and before a line break."""
+GROUND, LABEL = "#101418", "#8794a1"
+STYLES = {
+    "text": ("#dfe6ee", GROUND),
+    "given": ("#8794a1", GROUND),
+    "mask": ("#5b6875", GROUND),
+    "new": ("#ffd166", "#3d3315"),
+    "changed": ("#62cdf5", "#123444"),
+    "again": ("#ff7b7b", "#451d22"),
+}
+"""Ink and ground of a symbol by what became of it."""
+LABELS = {"given": "given", "new": "new", "changed": "changed", "again": "masked again"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One state.
+
+    Attributes:
+        time: t.
+        symbols: [L], the state; texts: [L], what is shown of it, in which a line break stands behind its sign.
+        kinds: [L], keys of `STYLES`: what the step that led here did.
+    """
+
+    time: float
+    symbols: list[int]
+    texts: list[str]
+    kinds: list[str]
+
+
+def animate(
+    trajectory: Trajectory,
+    tokenizer: Any,
+    path: str | os.PathLike[str],
+    index: int = 0,
+    columns: int = 64,
+    max_frames: int | None = None,
+) -> Path:
+    """Writes how one sequence came about: every state a frame, masks as dots, what the last step did in colours.
+
+    Symbols stay in their places wherever those of a place are equally long; else the text flows anew in each frame.
+
+    Args:
+        trajectory: of symbols, from `generate(..., output_trajectory=True)`.
+        tokenizer: anything with `decode([symbol])` and a `mask_token_id`, which may be `None`.
+        path: ends in `.gif`, or in `.html` for a page with a slider that needs no other file.
+        index: which sequence of the batch.
+        columns: characters in a line.
+        max_frames: show so many states, evenly spread; what changed between them is then shown in one.
+
+    Raises:
+        ValueError: the states are no symbols, or an argument is out of its range.
+        ImportError: Pillow or matplotlib (whose font is used) is not installed; a page needs neither.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".gif", ".html"):
+        raise ValueError(f"path={str(path)!r} must end in .gif or .html")
+    if trajectory.states.dim() != 3 or trajectory.states.is_floating_point():
+        raise ValueError(
+            f"trajectory has states {tuple(trajectory.states.shape)} of {trajectory.states.dtype}; animate shows symbols "
+            "[N + 1, B, L]"
+        )
+    size = trajectory.states.shape[1]
+    for name, value, valid, rule in (
+        ("index", index, -size <= index < size, f"one of the {size} sequences"),
+        ("columns", columns, columns >= 1, "at least 1"),
+        ("max_frames", max_frames, max_frames is None or max_frames >= 2, "at least 2, or None"),
+    ):
+        if not valid:
+            raise ValueError(f"{name}={value} must be {rule}")
+    frames = _frames(trajectory, tokenizer, index, max_frames)
+    if suffix == ".gif":
+        return write(path, lambda draft: _save_gif(frames, columns, draft))
+    text = page(frames, columns, STYLES, {kind: LABELS[kind] for kind in _occurring(frames)}, DURATION)
+    return write(path, lambda draft: draft.write_text(text, encoding="utf-8"))  # pyright: ignore[reportArgumentType]
+
+
+def _frames(trajectory: Trajectory, tokenizer: Any, index: int, max_frames: int | None) -> list[Frame]:
+    count = len(trajectory.states)
+    chosen = torch.linspace(0, count - 1, min(count, max_frames or count)).round().long()
+    states = trajectory.states[chosen, index].tolist()
+    times, given = trajectory.times[chosen].tolist(), trajectory.fixed[index].tolist()
+    mask = tokenizer.mask_token_id
+    glyphs = {symbol: glyph(tokenizer, symbol) for state in states for symbol in state}
+    end = [glyphs[symbol] for symbol in states[-1]]
+    steady = all(
+        symbol == mask or len(glyphs[symbol]) == len(last)
+        for state in states
+        for symbol, last in zip(state, end, strict=True)
+    )
+    frames: list[Frame] = []
+    for time, before, state in zip(times, [states[0], *states], states, strict=False):
+        texts = []
+        for symbol, last in zip(state, end, strict=True):
+            own = glyphs[symbol] if symbol != mask else DOT * (len(last) if steady else 1)
+            texts.append(_laid(own, last if steady else own))
+        frames.append(Frame(time, state, texts, list(map(_kind, before, state, given, [mask] * len(state)))))
+    return frames
+
+
+def glyph(tokenizer: Any, symbol: int) -> str:
+    """The text of a symbol inside of a text: alone, some tokenizers leave out the space before it."""
+    once, twice = tokenizer.decode([symbol]), tokenizer.decode([symbol, symbol])
+    return twice[len(once) :] if twice.startswith(once) and twice.endswith(once) else once
+
+
+def _laid(text: str, shape: str) -> str:
+    """The characters with line breaks where `shape` has its own; signs stand for those of the text."""
+    signs = (BREAK if character == "\n" else character for character in text)
+    return "".join(sign + "\n" * (place == "\n") for sign, place in zip(signs, shape, strict=True))
+
+
+def _kind(before: int, after: int, given: bool, mask: int | None) -> str:
+    if before == after:
+        return "given" if given else "mask" if after == mask else "text"
+    return "new" if before == mask else "again" if after == mask else "changed"
+
+
+def _occurring(frames: list[Frame]) -> list[str]:
+    kinds = {kind for frame in frames for kind in frame.kinds}
+    return [kind for kind in LABELS if kind in kinds]
+
+
+def _save_gif(frames: list[Frame], columns: int, draft: Path) -> None:
+    image, drawing, fonts = needed("PIL.Image"), needed("PIL.ImageDraw"), needed("PIL.ImageFont")
+    # Symbols stand one by one; shaping would only fail on those that are no text, as an untrained model writes them.
+    file = needed("matplotlib.font_manager").findfont("DejaVu Sans Mono")
+    font, small = (fonts.truetype(file, size, layout_engine=fonts.Layout.BASIC) for size in (16, 12))
+    width, height, margin = round(font.getlength("M")), 22, 14
+    places = [_places(frame.texts, columns) for frame in frames]
+    lines = 1 + max(line for frame in places for symbol in frame for _, line, _ in symbol)
+    columns = max(1 + max(column for frame in places for symbol in frame for column, _, _ in symbol), 32)
+    right, bottom = 2 * margin + columns * width, 2 * margin + lines * height
+    kinds = _occurring(frames)
+    palette = _palette(image)
+    pictures = []
+    for frame, symbols in zip(frames, places, strict=True):
+        picture = image.new("RGB", (right, bottom + 30), GROUND)
+        draw = drawing.Draw(picture)
+        for kind, symbol in zip(frame.kinds, symbols, strict=True):
+            ink, ground = STYLES[kind]
+            for column, line, character in symbol:
+                left, top = margin + column * width, margin + line * height
+                if ground != GROUND:
+                    draw.rectangle((left, top, left + width - 1, top + height - 2), ground)
+                faint = STYLES["mask"][0] if character == BREAK and kind == "text" else ink
+                draw.text((left, top + 1), character, font=font, fill=faint)
+        done = frame.time / frames[-1].time if frames[-1].time else 1.0
+        draw.rectangle((margin, bottom, right - margin, bottom + 2), STYLES["changed"][1])
+        draw.rectangle((margin, bottom, margin + done * (right - 2 * margin), bottom + 2), STYLES["changed"][0])
+        draw.text((margin, bottom + 9), f"t = {frame.time:.3f}", font=small, fill=LABEL)
+        left = right - margin
+        for kind in reversed(kinds):
+            left -= round(small.getlength(LABELS[kind]))
+            draw.text((left, bottom + 9), LABELS[kind], font=small, fill=LABEL)
+            draw.rectangle((left - 14, bottom + 12, left - 6, bottom + 20), STYLES[kind][0])
+            left -= 28
+        pictures.append(picture.quantize(palette=palette, dither=image.Dither.NONE))
+    durations = [DURATION] * (len(pictures) - 1) + [LAST_DURATION]
+    pictures[0].save(draft, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def _places(texts: list[str], columns: int) -> list[list[tuple[int, int, str]]]:
+    """(column, line, character) of all characters of each text."""
+    column = line = 0
+    places = []
+    for text in texts:
+        if column and column + len(text.split("\n")[0]) > columns:
+            column, line = 0, line + 1
+        spots = []
+        for character in text:
+            if character == "\n":
+                column, line = 0, line + 1
+                continue
+            if column == columns:
+                column, line = 0, line + 1
+            spots.append((column, line, character))
+            column += 1
+        places.append(spots)
+    return places
+
+
+def _palette(image: Any) -> Any:
+    """An image of one palette for all frames: eight shades from each ground to its ink, which smooth letters need."""
+    pairs = [tuple(bytes.fromhex(colour[1:]) for colour in pair) for pair in {(LABEL, GROUND), *STYLES.values()}]
+    shades = [
+        round(a + (b - a) * part / 7)
+        for ink, ground in pairs
+        for part in range(8)
+        for a, b in zip(ground, ink, strict=True)
+    ]
+    palette = image.new("P", (1, 1))
+    palette.putpalette(shades)
+    return palette

@@ -1,0 +1,97 @@
+"""A run in numbers, over its time: what changed, how unsure the network was, how much is unmasked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gm_discrete.models.outputs import Trajectory
+from gm_discrete.pictures.files import needed, write
+
+COLOURS = {
+    "changed": "#0b83b5",
+    "unmasked": "#d99000",
+    "masked again": "#d1495b",
+    "entropy": "#5a4fcf",
+    "done": "#3a7d44",
+}
+SPREAD = (0.1, 0.9)
+"""Quantiles over the batch between which the bands lie."""
+
+
+def plot_trajectory(trajectory: Trajectory, path: str | os.PathLike[str], mask_token_id: int | None = None) -> Path:
+    """Writes a PNG: entries that each step changed and, of symbols, the entropy of the posteriors that it read, in nats.
+
+    Lines are means over the batch, bands reach from the 10 % to the 90 % quantile. With a mask changes are told apart, and
+    the fraction of free positions that are unmasked is drawn, too.
+
+    Raises:
+        ValueError: `mask_token_id` is given, and the states are no symbols.
+        ImportError: matplotlib is not installed.
+    """
+    states, times = trajectory.states, trajectory.times
+    if mask_token_id is not None and states.is_floating_point():
+        raise ValueError(f"mask_token_id={mask_token_id} is of symbols; the states are {states.dtype}")
+    masked = None if mask_token_id is None else (states == mask_token_id).flatten(2)
+    panels = 1 + (trajectory.entropy is not None) + (masked is not None)
+    figures = needed("matplotlib.figure")  # no pyplot, which would choose a backend for the whole process
+    figure: Any = figures.Figure(figsize=(7, 0.6 + 1.9 * panels), layout="constrained")
+    axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+    for name, values in _changes(trajectory, masked).items():
+        middle, low, high = _summary(values)
+        edges = {"step": "post", "color": COLOURS[name]}
+        axes[0].step(times, _closed(middle), where="post", color=COLOURS[name], linewidth=1.6, label=name)
+        axes[0].fill_between(times, _closed(low), _closed(high), alpha=0.2, linewidth=0, **edges)
+    axes[0].set(ylabel="changes per step", ylim=(0, None))
+    axes[0].legend(frameon=False, ncols=3)
+    panel = 1
+    if trajectory.entropy is not None:
+        _band(axes[panel], times[:-1], trajectory.entropy, COLOURS["entropy"])
+        axes[panel].set(ylabel="entropy (nats)", ylim=(0, None))
+        panel += 1
+    if masked is not None:
+        free = ~trajectory.fixed.flatten(1)
+        _band(axes[panel], times, (~masked & free).sum(2) / free.sum(1), COLOURS["done"])
+        axes[panel].set(ylabel="unmasked", ylim=(0, 1.02))
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set(xlabel="time t", xlim=(float(times[0]), float(times[-1])))
+    figure.align_ylabels(axes)
+    return write(path, lambda draft: figure.savefig(draft, format="png", dpi=120))
+
+
+def _changes(trajectory: Trajectory, masked: Tensor | None) -> dict[str, Tensor]:
+    """By name what the steps changed, [N, B] each; what never happened is left out, unless nothing did."""
+    if masked is None:
+        return {"changed": trajectory.jumps}
+    before, after = masked[:-1], masked[1:]
+    unmasked, again = (before & ~after).sum(2), (~before & after).sum(2)
+    kinds = {"unmasked": unmasked, "masked again": again, "changed": trajectory.jumps - unmasked - again}
+    return {name: values for name, values in kinds.items() if values.any()} or {"changed": trajectory.jumps}
+
+
+def _summary(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and quantiles [N] over the batch, of those that are numbers."""
+    values = values.double()
+    low, high = values.nanquantile(torch.tensor(SPREAD, dtype=torch.float64), 1)
+    return values.nanmean(1), low, high
+
+
+def _closed(values: Tensor) -> Tensor:
+    """The last value once more, where the last step ends."""
+    return torch.cat([values, values[-1:]])
+
+
+def _band(axis: Any, times: Tensor, values: Tensor, colour: str) -> None:
+    """Mean and spread over time, of the times at which there are any."""
+    there = ~values.isnan().all(1)
+    if not there.any():
+        return
+    middle, low, high = _summary(values[there])
+    axis.plot(times[there], middle, color=colour, linewidth=1.6)
+    axis.fill_between(times[there], low, high, color=colour, alpha=0.2, linewidth=0)
