@@ -191,7 +191,7 @@ class GMConfig(PreTrainedConfig):
             if not masked or self.time_conditioning or not plain:
                 raise ValueError(
                     "block_size is of a MaskedPath of sequences with backbone='gm', time_conditioning=False and "
-                    "conv_kernel_size=0: what a block tells the later ones may depend on its symbols and those before it alone"
+                    "conv_kernel_size=0: a block tells the later ones of its symbols and those before it alone"
                 )
         super().__post_init__(**kwargs)
 

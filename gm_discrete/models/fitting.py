@@ -52,6 +52,8 @@ def check_fit(
         _refuse(given, symbols, "of symbols, and this model is of numbers")
     else:
         _refuse(given, ("given",), "of numbers and of several fields; symbols go into input_ids, with masks to fill")
+    if config.generators is not None and not several and not numbers:
+        raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
     masked = getattr(path, "rates", "") == "masked"
     if not masked and config.order not in (None, "random"):
         others = [name for name in ORDERS if name != "random"]
