@@ -62,6 +62,9 @@ class Canvas:
         order = torch.cat([behind.long(), 0 * ones], 1).argsort(dim=1, stable=True)
         pairs = (ids, 0 * ones), (real, ones), (gaps, ones), (0 * real, ones)
         ids, real, gaps, new = (torch.cat(pair, 1).gather(1, order) for pair in pairs)
+        if aligned:  # what is padding in every row is none
+            kept = slice(int(real.sum(1).max())) if real.numel() else slice(None)
+            ids, real, gaps, new = ids[:, kept], real[:, kept], gaps[:, kept], new[:, kept]
         ids = ids if pad_token_id is None else torch.where(real == 0, pad_token_id, ids)
         return Canvas(ids, (gaps == 0) | (real == 0), real, new.bool())
 
@@ -82,11 +85,16 @@ class Canvas:
 
     def end_at(self, symbols: list[int], rows: Tensor, start: int, stop: int, pad: int) -> None:
         """Cuts the rows behind the first of the symbols that was put into new positions of the block."""
+        if not symbols:
+            return
         ends = torch.isin(self.ids[rows, start:stop], torch.tensor(symbols, device=self.ids.device))
         ends &= self.new[rows, start:stop]
-        column = torch.where(ends.any(1), start + ends.long().argmax(1), self.ids.shape[1])
+        self.cut(torch.where(ends.any(1), start + ends.long().argmax(1) + 1, self.ids.shape[1]), rows, pad)
+
+    def cut(self, length: Tensor, rows: Tensor, pad: int) -> None:
+        """Ends the rows [n] after so many positions [n] each."""
         cut = torch.zeros_like(self.fixed)
-        cut[rows] = torch.arange(self.ids.shape[1], device=self.ids.device) > column[:, None]
+        cut[rows] = torch.arange(self.ids.shape[1], device=self.ids.device) >= length[:, None]
         cut &= self.real.bool()
         self.ids, self.real = self.ids.masked_fill(cut, pad), self.real.masked_fill(cut, 0)
         self.fixed = self.fixed | cut

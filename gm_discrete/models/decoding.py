@@ -90,8 +90,12 @@ class Blocks:
         self.canvas.ids[rows, block.start : block.stop] = run.x
         self.calls[rows] += run.network_calls
         self.jumps[rows] += run.jumps
-        if self.eos:
-            self.canvas.end_at(self.eos, rows, block.start, block.stop, self.pad)
+        self.canvas.end_at(self.eos, rows, block.start, block.stop, self.pad)
+
+    def stop(self, block: Block) -> None:
+        """Ends with this block the sequences that something is left to fill of."""
+        rows = (~self.canvas.fixed[:, block.stop :]).any(1).nonzero().flatten()
+        self.canvas.cut(torch.full_like(rows, block.stop), rows, self.pad)
 
     def _cache_until(self, start: int, rows: Tensor, class_labels: Tensor | None) -> BlockCache | None:
         """What the blocks before `start` tell, of the rows; those that are not kept yet are read."""

@@ -86,6 +86,7 @@ class GMGenerationMixin(Base):
         block_length: int | None = None,
         use_cache: bool | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
         guidance_scale: float | None = None,
         guidance: str | None = None,
         predictor: Predictor | None = None,
@@ -152,7 +153,7 @@ class GMGenerationMixin(Base):
             max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
             max_expected_changes=max_expected_changes, tolerance=tolerance, order=order,
             order_temperature=order_temperature, entropy_bound=entropy_bound, corrector=corrector,
-            block_length=block_length, use_cache=use_cache, eos_token_id=eos_token_id,
+            block_length=block_length, use_cache=use_cache, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
             guidance_scale=guidance_scale, guidance=guidance, generators=generators, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, bad_words_ids=bad_words_ids, output_trajectory=output_trajectory,
             return_dict_in_generate=return_dict_in_generate,
@@ -293,6 +294,7 @@ class GMGenerationMixin(Base):
             blocks.put(block, rows, run)
             watch.put(canvas.ids[:, max(block.start, watch.shown) : block.stop])
             if watch.stopped_at is not None:
+                blocks.stop(block)
                 break
         watch.end(None)
         length = int(canvas.real.any(0).nonzero().max()) + 1

@@ -59,19 +59,22 @@ class Reading:
         asked = torch.zeros_like(known).index_fill(0, sequence, True)
         todo = (asked & ~known).nonzero().squeeze(1)
         if self.states is None and (len(todo) == batch or self.model.whole_batches):
-            self.states = self.model.encode(self.x, self.t, self.attention_mask, self.class_labels)
+            self.states = self._run(slice(None), self.cache)
             return self.states
-        nothing = torch.zeros(batch, self.model.backbone.length(self.x), self.model.config.hidden_size)
+        length = self.model.backbone.length(self.x) - self.kept
+        nothing = torch.zeros(batch, length, self.model.config.hidden_size)
         states = nothing.to(self.t.device, self.model.dtype) if self.states is None else self.states
         if len(todo):  # else nothing is asked, and nothing runs
-            values = (self.x, self.attention_mask, self.class_labels, self.clean)
-            x, mask, labels, clean = (_rows(value, todo) for value in values)
-            cache = self.cache if self.cache is None or len(todo) == batch else self.cache.rows(todo)
-            x = x[:, self.kept :] if self.kept else x
-            new = self.model.encode(x, self.t[todo], mask, labels, clean, cache)
+            new = self._run(todo, None if self.cache is None else self.cache.rows(todo))
             states = states.to(new.dtype).index_copy(0, todo, new)
             self.states, self.done, self.finished = states, known | asked, None
         return states
+
+    def _run(self, rows: Any, cache: BlockCache | None) -> Tensor:
+        """What the backbone says of some of the sequences."""
+        values = (self.x, self.attention_mask, self.class_labels, self.clean)
+        x, mask, labels, clean = (_rows(value, rows) for value in values)
+        return self.model.encode(x[:, self.kept :] if self.kept else x, self.t[rows], mask, labels, clean, cache)
 
     def hidden(self, states: Tensor, place: Tensor) -> Tensor:
         """Final hidden states [n, D] of the positions `place` of the flattened states.
@@ -292,7 +295,7 @@ class Window:
         return where // self.size * self.readout.x.shape[1] + self.start + where % self.size
 
 
-def _rows(value: Any, rows: Tensor) -> Any:
+def _rows(value: Any, rows: Any) -> Any:
     """The rows of a tensor, of a dict of tensors, or of nothing."""
     if isinstance(value, Mapping):
         return {name: tensor[rows] for name, tensor in value.items()}

@@ -280,6 +280,7 @@ def test_weights_and_guidance_travel_with_the_generation_config(tmp_path: Any) -
 
 # ---- errors
 
+MASKED = [sampler for sampler in STEPS if sampler != "step_doubling"]
 UNFIT = sorted(set(STEPS) - set(EUCLIDEAN_STEPS))
 
 
@@ -293,7 +294,7 @@ def test_samplers_of_symbols_are_none_of_numbers(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", ["heun", "dopri5"])
 def test_samplers_of_numbers_are_none_of_symbols(sampler: str) -> None:
     with pytest.raises(
-        ValueError, match=f"sampler='{sampler}' does not fit MaskedPath.*; choose one of {', '.join(STEPS)}"
+        ValueError, match=f"sampler='{sampler}' does not fit MaskedPath.*; choose one of {', '.join(MASKED)}"
     ):
         network("masked").generate(sampler=sampler)
 
