@@ -55,7 +55,7 @@ def test_samplers_of_masks_are_refused_with_those_that_fit(name: str) -> None:
             "choose one of tau_leaping, ancestral, euler, or guidance='normalized'",
         ),
         ("mixture", {}, {"predictor": Predictor(never)}, "Bayes' rule"),
-        ("masked", {}, {"predictor": Predictor(never), "sampler": "adaptive"}, "choose one of tau_leaping, ancestral, euler$"),
+        ("masked", {}, {"predictor": Predictor(never), "sampler": "adaptive"}, "one of tau_leaping, ancestral, euler$"),
         ("masked", {}, {"predictor": Predictor(never), "block_length": 4}, "predictor: not of generation in blocks"),
         ("masked", {}, {"order": "confidence", "sampler": "euler"}, "order is an option of tau_leaping and entropy_bounded"),
         ("masked", {}, {"order": "best"}, "random, confidence, margin, entropy"),
