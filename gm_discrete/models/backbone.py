@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
             hidden = block(hidden, rotary, mask, real, condition, position, cache)
-        return hidden if clean is None else hidden[:, :length]
+        return hidden if clean is None else hidden.chunk(2, 1)[0]
 
     def positions(self, x: Any) -> Tensor | None:
         """The place of every position within its field, [L]; `None` where all are of one field, and come in order."""

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.utils import logging
 
-from gm_discrete.models.canvas import Canvas
-from gm_discrete.models.config import Field, GMConfig
-from gm_discrete.models.decoding import Blocks
+from gm_discrete.models.config import GMConfig
 from gm_discrete.models.fitting import check_allowed, check_fit
 from gm_discrete.models.generation_config import GMGenerationConfig
-from gm_discrete.models.given import Prompted, cells
 from gm_discrete.models.outputs import GMGenerateOutput
-from gm_discrete.models.watching import Recorder, Watch
+from gm_discrete.models.watching import Watch
 from gm_discrete.paths import EuclideanPath, ProductPath
-from gm_discrete.samplers import Corrector, Predictor, PredictorGuided, Simulation, avoiding, simulate
+from gm_discrete.samplers import Corrector, Predictor, Simulation, simulate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,18 +25,17 @@ else:
     Base = object
 
 
-logger = logging.get_logger(__name__)
-
-
 class GMGenerationMixin(Base):
     """The generation methods of `GMModel`."""
 
     config: GMConfig
     path: Any
-    state_fields: dict[str, Field]
     whole_batches: bool
     generation_config: GMGenerationConfig
     _generate_fields: Any
+    _generate_numbers: Any
+    _generate_symbols: Any
+    _canvas: Any
 
     def adjust_generation_fn(
         self,
@@ -193,114 +188,6 @@ class GMGenerationMixin(Base):
         finally:
             self.train(training)
 
-    def _generate_numbers(
-        self,
-        config: GMGenerationConfig,
-        given: Any,
-        x_0: Tensor | None,
-        labels: Tensor | None,
-        batch_size: int | None,
-        length: int | None,
-        watch: Watch,
-        rng: torch.Generator,
-    ) -> Any:
-        """`generate` of a Euclidean path."""
-        path, known = self.path, None
-        if given is not None:
-            if x_0 is not None or batch_size is not None or length is not None:
-                raise ValueError("given takes the place of x_0, batch_size and length")
-            known = cells(given, self.state_fields[""], "").to(self.device)
-            x_0 = path.prior(known.state.shape, rng, self.device)
-        state, fixed, model = self._noise(config, x_0, batch_size, length, rng), None, self
-        if known is not None and bool(known.known.any()):
-            fixed = known.known
-            state = torch.where(fixed, known.state, state)
-            model = Prompted(self, known.state, fixed, None, rng)
-        if config.output_trajectory:
-            watch.recorder = Recorder(state, torch.zeros_like(state, dtype=torch.bool) if fixed is None else fixed)
-        if config.generators is not None:
-            path = path.reweighted(config.generators)
-        conditioning = {
-            "class_labels": self._checked(labels, len(state)),
-            "guidance_scale": config.guidance_scale,
-            "generators": config.generators,
-        }
-        run = self._simulated(model, path, state, fixed, config, config.step(), watch, rng, conditioning)
-        watch.end(run.x)
-        return self._answer(config, run.x, run, None, watch)
-
-    def _generate_symbols(
-        self,
-        config: GMGenerationConfig,
-        canvas: Canvas,
-        source: Tensor | None,
-        labels: Tensor | None,
-        logits_processor: LogitsProcessorList | None,
-        allowed: Tensor | None,
-        predictor: Predictor | None,
-        watch: Watch,
-        rng: torch.Generator,
-    ) -> Any:
-        """`generate` of symbols in a single field: all at once, or in blocks."""
-        labels = self._checked(labels, len(canvas.ids))
-        start = self.path.prior(canvas.ids.shape, rng, self.device) if source is None else source
-        known, canvas.ids = canvas.ids, torch.where(canvas.fixed, canvas.ids, start)
-        size, banned = config.block_length or self.config.block_size, config.bad_words_ids
-        watch.begin(known, canvas.shown)
-        if config.output_trajectory:
-            watch.recorder = Recorder(canvas.ids, canvas.fixed)
-        conditioning: dict[str, Any] = {
-            "guidance_scale": config.guidance_scale,
-            "guidance": None if config.guidance == "normalized" else config.guidance,
-        }
-        if size is None:
-            conditioning |= {
-                "attention_mask": None if bool(canvas.real.all()) else canvas.real,
-                "logits_processor": watch.behind(config.processors(logits_processor, allowed)),
-                "class_labels": labels,
-            }
-            model: Any = self
-            if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
-                model = Prompted(self, known, canvas.fixed, source, rng)
-            model = model if predictor is None else PredictorGuided(model, predictor)
-            step = avoiding(config.step(), banned) if banned else config.step()
-            run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, conditioning)
-            watch.end(run.x[:, watch.shown :])
-            return self._answer(config, run.x, run, canvas.real, watch)
-        eos = config.eos_token_id
-        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        pads = [pad for pad in (config.pad_token_id, self.config.pad_token_id, *ends) if pad is not None]
-        blocks = Blocks(self, canvas, size, ends, pads[0] if pads else 0, config.use_cache)
-        for block, rows in blocks.to_fill(labels):
-            real = canvas.real[rows, : block.whole.shape[1]]
-            told = {
-                **conditioning,
-                "attention_mask": None if bool(real.all()) else real,
-                "logits_processor": watch.behind(
-                    config.processors(
-                        logits_processor, allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
-                    )
-                ),
-                "class_labels": None if labels is None else labels[rows],
-            }
-            step = config.step()
-            if banned:
-                step = avoiding(step, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
-            here = slice(block.start, block.stop)
-            watch.look_at(canvas.ids, rows, here)
-            run = self._simulated(
-                block, self.path, canvas.ids[rows, here], canvas.fixed[rows, here], config, step, watch, rng, told
-            )
-            blocks.put(block, rows, run)
-            watch.put(canvas.ids[:, max(block.start, watch.shown) : block.stop])
-            if watch.stopped_at is not None:
-                blocks.stop(block)
-                break
-        watch.end(None)
-        length = int(canvas.real.any(0).nonzero().max()) + 1
-        run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps)
-        return self._answer(config, run.x, run, canvas.real[:, :length], watch)
-
     def _checked(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """Classes [B] on the model's device."""
         if labels is None:
@@ -339,77 +226,6 @@ class GMGenerationMixin(Base):
             return end
         trajectory = None if watch.recorder is None else watch.recorder.trajectory(end)
         return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, real, trajectory)
-
-    def _noise(
-        self,
-        config: GMGenerationConfig,
-        x_0: Tensor | None,
-        batch_size: int | None,
-        length: int | None,
-        rng: torch.Generator,
-    ) -> Tensor:
-        """The state from which to start, [B, …]."""
-        if length is not None and self.config.image_shape:
-            raise ValueError("length is of sequences; the images of this model have image_shape")
-        shape = self.config.state_shape(config.length or self.config.max_position_embeddings)
-        if x_0 is None:
-            if batch_size is not None and batch_size < 1:
-                raise ValueError(f"batch_size={batch_size} must be at least 1")
-            return self.path.prior((batch_size or 1, *shape), rng, self.device)
-        if batch_size is not None or length is not None:
-            raise ValueError("batch_size and length are those of x_0")
-        if (
-            x_0.dim() != len(shape) + 1
-            or x_0.shape[2 if len(shape) == 2 else 1 :] != shape[1 if len(shape) == 2 else 0 :]
-        ):
-            raise ValueError(f"x_0 has shape {tuple(x_0.shape)}; the model takes [B, {str(shape)[1:-1]}]")
-        return x_0.to(self.device)
-
-    def _canvas(
-        self,
-        config: GMGenerationConfig,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        x_0: Tensor | None,
-        batch_size: int | None,
-        length: int | None,
-        max_new_tokens: int | None,
-    ) -> tuple[Canvas, Tensor | None]:
-        """What is to be filled, and the sources [B, L] from which that of a coupled path starts."""
-        if x_0 is not None and input_ids is None:
-            if batch_size is not None or length is not None:
-                raise ValueError("batch_size and length are those of x_0")
-            if not isinstance(x_0, Tensor) or x_0.dim() != 2:
-                raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
-            batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
-        trained = self.config.max_position_embeddings
-        if input_ids is None:
-            if attention_mask is not None or max_new_tokens:
-                raise ValueError(
-                    "attention_mask and max_new_tokens go with input_ids; use length and batch_size instead"
-                )
-            if batch_size is not None and batch_size < 1:
-                raise ValueError(f"batch_size={batch_size} must be at least 1")
-            if length is not None and self.config.image_shape:
-                raise ValueError("length is of sequences; the images of this model have image_shape")
-            shape = (batch_size or 1, *self.config.state_shape(config.length or trained))
-            canvas = Canvas.empty(shape, self.device)
-        else:
-            if batch_size is not None or length is not None:
-                raise ValueError("batch_size and length are those of input_ids; use max_new_tokens to add positions")
-            pad = config.pad_token_id if config.pad_token_id is not None else self.config.pad_token_id
-            in_blocks = (config.block_length or self.config.block_size) is not None
-            ids = input_ids.to(self.device) if isinstance(input_ids, Tensor) else input_ids
-            canvas = Canvas.of_prompts(
-                self.path, ids, attention_mask, config.max_new_tokens, self.config.mask_token_id, pad, in_blocks
-            )
-        source = None if x_0 is None else x_0.to(self.device)
-        self.path.check_source(source, canvas.ids, torch.zeros(len(canvas.ids)))
-        if canvas.ids.shape[1] > trained and not self.config.image_shape:
-            logger.warning_once(
-                f"{canvas.ids.shape[1]} positions; the model is made for max_position_embeddings={trained}"
-            )
-        return canvas, source
 
 
 def _listed(grid: Any) -> Any:

