@@ -62,8 +62,8 @@ def path_of(name: str, vocab_size: int) -> TokenMixturePath:
     return MaskedPath(vocab_size) if name == "masked" else UniformPath(vocab_size, rates="mixture")
 
 
-def network(path: TokenMixturePath, args: argparse.Namespace) -> GMModel:
-    """A transformer with random weights: the same one for all that is compared."""
+def network(path: TokenMixturePath, args: argparse.Namespace, **options: Any) -> GMModel:
+    """A transformer with random weights: the same one for all that is compared. `options` are further ones of its config."""
     torch.manual_seed(args.seed)
     config = GMConfig(
         path=path.to_dict(),
@@ -71,6 +71,7 @@ def network(path: TokenMixturePath, args: argparse.Namespace) -> GMModel:
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
         max_position_embeddings=args.length,
+        **options,
     )
     model = GMModel(config)
     with torch.no_grad():  # what starts at zero would leave the blocks idle and most gradients zero

@@ -141,7 +141,7 @@ def compare(path_name: str, args: argparse.Namespace) -> list[dict]:
 
 
 SUITED = {
-    "masked": ("tau_leaping", "euler", "ancestral", "trapezoidal", "adaptive", "first_hitting"),
+    "masked": ("tau_leaping", "euler", "ancestral", "trapezoidal", "adaptive", "first_hitting", "entropy_bounded"),
     "uniform": (
         "tau_leaping",
         "euler",

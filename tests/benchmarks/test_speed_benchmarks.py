@@ -57,6 +57,13 @@ def test_samplers_against_their_own_floor(script: Script, tmp_path: Path, capsys
     assert capsys.readouterr().out.count("first_hitting") == 2  # the command and the row
 
 
+def test_blocks(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run(script, "blocks", tmp_path / "blocks.json", "--lengths", "12", "24")
+    assert [result["length"] for result in record["results"]] == [12, 24]
+    assert all(result["same"] == 1 and result["cached"] > 0 < result["uncached"] for result in record["results"])
+    assert capsys.readouterr().out.count("100.00%") == 2
+
+
 def test_training(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(script, "training", tmp_path / "training.json", "--optimizer", "--pairs", "2")
     masked, uniform = record["results"]
