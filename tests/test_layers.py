@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "gm_discrete"
 ROWS = [
     {"training", "evaluation"},
     {"models", "data"},
-    {"field_likelihood"},
+    {"field_likelihood", "order_likelihood"},
     {"objective", "likelihood", "flow_likelihood"},
     {"paths", "bregman", "samplers"},
     {"generators"},
