@@ -86,7 +86,8 @@ def any_order_likelihood(
             order = reader.order[some][:, : len(bits)]  # the position behind each bit
             tables.append(log_pi.gather(1, order).cpu())
         nats = [
-            -_over_sets(table[:, :n]) for n, table in zip(lengths, torch.cat(tables).split(counts.tolist()), strict=True)
+            -_over_sets(table[:, :n])
+            for n, table in zip(lengths, torch.cat(tables).split(counts.tolist()), strict=True)
         ]
     return LikelihoodBound(torch.stack(nats).to(device), reader.scored.sum(1), "any_order")
 
@@ -118,17 +119,18 @@ def any_order_bound(
     *,
     scored: Tensor | None = None,
     class_labels: Tensor | None = None,
+    paired: bool = False,
     batch_size: int = 256,
 ) -> LikelihoodBound:
-    """−log p(z_S | z_C) ≤ E[−log (1/M) Σ_m w_m], w = Π_j mean_{i still masked} π(z_i | revealed), for M = `num_orders`.
+    """−log p(z_S | z_C) ≤ E[−log (1/M) Σ_m Π_i π(z_σm(i) | z_σm(<i), z_C)] for M = `num_orders` uniform orders σ_m of S.
 
-    An order chooses its next position with probability ∝ π(z_i | revealed), so that E w = p(z_S | z_C): sequential
-    importance sampling whose proposal is the best that looks one step ahead. The bound falls with M to the exact value, and
-    estimates it without bias for every `num_samples`. For a network that sees the time an order has times, too, those of
-    `first_hitting`.
+    For M = 1 its mean is that of `likelihood_bound`, with less noise for as many network rows; it falls with every further
+    order, to the exact value (Burda et al. 2016, arXiv 1509.00519, theorem 1), and is estimated without bias. An order
+    needs n network rows for n scored positions; orders that have revealed the same positions share one. It is the bound for
+    short stretches, of which `likelihood_bound` says less however often it draws (see benchmarks/README.md).
 
-    An order of n positions needs n network rows; orders that have revealed the same positions share one. It is the bound
-    for short continuations, where the gap of `likelihood_bound` does not close with more draws (see benchmarks/README.md).
+    The order is that of κ_i ~ U(0, 1), the times at which the path reveals the positions, and a network that sees the time
+    is told these: for it, too, this bounds −log p of the process.
 
     Args:
         model: anything with a `MaskedPath` as `.path` and `.generator(x, t)`.
@@ -139,6 +141,7 @@ def any_order_bound(
         rng: source of the noise.
         scored: bool [B, L], the positions S; all that are not padded by default.
         class_labels: long [B], of a model with classes.
+        paired: the same noise for every row, and so the same orders for rows of equal scored positions.
         batch_size: sequences that the network reads at once.
 
     Returns:
@@ -146,33 +149,26 @@ def any_order_bound(
 
     Raises:
         TypeError: the path does not mask.
-        ValueError: `num_orders` or `num_samples` is below 1.
+        ValueError: `num_orders`, `num_samples` or `batch_size` is below 1.
     """
     for name, value in (("num_orders", num_orders), ("num_samples", num_samples)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     with _Reader(model, z, attention_mask, scored, class_labels, batch_size) as reader:
-        repeats, device = num_orders * num_samples, z.device
-        sequence = torch.arange(len(z), device=device).repeat_interleave(repeats)
-        masked = reader.scored[sequence]
-        log_weight = torch.zeros(len(sequence), dtype=torch.float64, device=device)
-        left = torch.ones(len(sequence), dtype=torch.float64, device=device)  # 1 − κ
-        for _ in range(int(masked.sum(1).max())):
-            count = masked.sum(1)
-            u = uniform((2, len(sequence)), rng, device)
-            left = left * torch.where(count > 0, u[0] ** (1 / count.clamp(min=1)), 1.0)
-            open_ = (count > 0).nonzero().squeeze(1)
-            t = None if reader.time_free else reader.path.schedule.inverse(1 - left[open_])
-            log_pi = reader.read_shared(sequence[open_], masked[open_], t)
-            total = log_pi.logsumexp(1)
-            log_weight[open_] += total - count[open_].log()
-            chances = (log_pi - total[:, None]).exp().cumsum(1)
-            # Where z is impossible (log π = −∞ everywhere) the weight is 0 already, and any masked position will do.
-            chances = torch.where(total[:, None].isfinite(), chances, masked[open_].double().cumsum(1) / count[open_, None])
-            chosen = torch.searchsorted(chances, u[1, open_, None] * chances[:, -1:], right=True)
-            masked[open_] &= torch.ones_like(masked[open_]).scatter_(1, chosen.clamp(max=z.shape[1] - 1), False)
-        weights = log_weight.view(len(z), num_samples, num_orders)
-        draws = math.log(num_orders) - weights.logsumexp(2)
+        repeats = num_orders * num_samples
+        sequence = torch.arange(len(z), device=z.device).repeat_interleave(repeats)
+        kappa = uniform((1 if paired else len(z), repeats, z.shape[1]), rng, z.device)
+        kappa = kappa.expand(len(z), -1, -1).flatten(0, 1).masked_fill(~reader.scored[sequence], torch.inf)
+        sorted_kappa, order = kappa.sort(1)
+        rank, count = order.argsort(1), reader.scored.sum(1)[sequence]
+        total = torch.zeros(len(sequence), dtype=torch.float64, device=z.device)
+        for j in range(int(count.max())):
+            going = (count > j).nonzero().squeeze(1)
+            masked = reader.scored[sequence[going]] & (rank[going] >= j)
+            t = None if reader.time_free else reader.path.schedule.inverse(sorted_kappa[going, j])
+            log_pi = reader.read_shared(sequence[going], masked, t)
+            total[going] += log_pi.gather(1, order[going, j, None]).squeeze(1)
+        draws = math.log(num_orders) - total.view(len(z), num_samples, num_orders).logsumexp(2)
     return LikelihoodBound(draws.mean(1), reader.scored.sum(1), "masked", draws)
 
 
@@ -191,7 +187,9 @@ class _Reader:
         self.model = unwrapped(model)
         self.path: Any = self.model.path
         if not isinstance(self.path, MaskedPath):
-            raise TypeError(f"orders are those in which masks are revealed; {self.path!r} has none: use likelihood_bound")
+            raise TypeError(
+                f"orders are those in which masks are revealed; {self.path!r} has none: use likelihood_bound"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.z, self.batch_size = z, batch_size

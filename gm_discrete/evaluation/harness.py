@@ -6,15 +6,16 @@ is `lm_eval` with this model registered; `import gm_discrete.evaluation.harness`
 It needs `pip install "gm_discrete[lm_eval]"`.
 
 What the harness calls a log-likelihood is here −(upper bound on −log p(continuation | context)), an estimate from below: the
-bound of `likelihood_bound`, or for short continuations of a masked model that of `any_order_bound` or the exact value. All
-randomness of a request comes from the seed and the request's own tokens, its context for `loglikelihood`, so that the choices
-of a question share their noise, and results depend neither on the batch size nor on the order of requests.
+bound of `likelihood_bound`, or for short continuations of a masked model that of `any_order_bound` or the exact value. The
+noise of a request comes from the seed and the request's own tokens alone, for `loglikelihood` those of its context: the
+choices of a question share it, and results depend neither on the batch size nor on the order of requests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,8 +66,8 @@ class GMHarness(TemplateLM):
         batch_size: sequences that the network reads at once for a likelihood.
         device: a GPU if there is one, by default; of a `GMModel` where it is.
         num_samples: draws of the bound for each continuation or window.
-        num_orders: M of `any_order_bound`, in place of `likelihood_bound`, for a masked model; 0 for none. It takes up to
-            M network rows per token.
+        num_orders: M of `any_order_bound`, in place of `likelihood_bound`, for a masked model; 0 for none. It is the better
+            estimate of short continuations, and takes up to M network rows per token.
         exact_up_to: continuations of at most so many tokens are scored exactly (masked models that do not see the time).
         seed: of all noise.
         max_length: tokens of context and continuation; what the model was trained for by default.
@@ -116,9 +117,7 @@ class GMHarness(TemplateLM):
             tokenizer = pretrained
         loaded = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.tokenizer: Any = loaded
-        check_tokenizer(
-            loaded, vocab_size=self.model.config.vocab_size, mask_token_id=self.model.config.mask_token_id
-        )
+        check_tokenizer(loaded, vocab_size=self.model.config.vocab_size, mask_token_id=self.model.config.mask_token_id)
         self.max_length = int(max_length or self.model.config.max_position_embeddings)
         self.max_gen_toks = int(max_gen_toks or min(256, max(1, self.max_length // 2)))
         automatic = batch_size is None or str(batch_size).startswith("auto")
@@ -211,13 +210,17 @@ class GMHarness(TemplateLM):
         for i, request in enumerate(requests):
             grouped.setdefault(repr(sorted(request.args[1].items(), key=str)), []).append(i)
         texts: list[str] = [""] * len(requests)
+        copies, seen = [0] * len(requests), Counter[str]()  # of a task that wants several texts of a prompt
+        for i, request in enumerate(requests):
+            copies[i] = seen[repr(request.args)]
+            seen[repr(request.args)] += 1
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Generating") as bar:
             for group in grouped.values():
                 group.sort(key=lambda i: (len(requests[i].args[0]), requests[i].args[0]))
                 for start in range(0, len(group), self.generation_batch_size):
                     chunk = group[start : start + self.generation_batch_size]
-                    prompts, gen_kwargs = [requests[i].args[0] for i in chunk], requests[chunk[0]].args[1]
-                    for i, text in zip(chunk, self._generate(prompts, gen_kwargs), strict=True):
+                    prompts = [(requests[i].args[0], copies[i]) for i in chunk]
+                    for i, text in zip(chunk, self._generate(prompts, requests[chunk[0]].args[1]), strict=True):
                         texts[i] = text
                         self.cache_hook.add_partial("generate_until", requests[i].args, text)
                     bar.update(len(chunk))
@@ -232,7 +235,9 @@ class GMHarness(TemplateLM):
 
     def _nats(self, context: list[int], tokens: list[int], rng: torch.Generator) -> float:
         """The bound on −log p(tokens | context), summed over windows."""
-        return sum(self._window(*window, rng) for window in windows(context, tokens, self.max_length, self.rolling_context))
+        return sum(
+            self._window(*window, rng) for window in windows(context, tokens, self.max_length, self.rolling_context)
+        )
 
     def _window(self, context: list[int], tokens: list[int], rng: torch.Generator) -> float:
         z = torch.tensor([context + tokens], device=self.model.device)
@@ -277,29 +282,30 @@ class GMHarness(TemplateLM):
             raise ValueError(f"{', '.join(sorted(unknown))}: neither the harness model nor generate takes these")
         return given
 
-    def _generate(self, prompts: list[str], gen_kwargs: dict[str, Any]) -> list[str]:
-        """Texts of prompts that share their arguments."""
+    def _generate(self, prompts: list[tuple[str, int]], gen_kwargs: dict[str, Any]) -> list[str]:
+        """Texts of prompts, each with the number of its copy, that share their arguments."""
         options: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
-        # Without an end-of-text token, nothing but the strings of the task ends a text.
-        eos = None if self.eot_token_id is None else self.tokenizer.decode([self.eot_token_id])
-        until, new = handle_stop_sequences(options["until"], eos), int(options["max_gen_toks"])
+        until, new = handle_stop_sequences(options["until"], None), int(options["max_gen_toks"])
         if not 0 < new < self.max_length:
             raise ValueError(f"max_gen_toks={new} must be at least 1 and leave room in max_length={self.max_length}")
         own = {name: value for name, value in options.items() if name not in OWN_ARGUMENTS}
         if not own.get("temperature"):
             own = {name: value for name, value in own.items() if name != "temperature"} | {"top_k": 1}
-        encoded = [(self.tok_encode(prompt) or self._encode_alone("")[0])[new - self.max_length :] for prompt in prompts]
+        encoded = [
+            (self.tok_encode(prompt) or self._encode_alone("")[0])[new - self.max_length :] for prompt, _ in prompts
+        ]
         longest = max(map(len, encoded))
         pad = self.tokenizer.pad_token_id or 0  # hidden by the mask
         input_ids = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
-        seed = self._rng([token for tokens in encoded for token in tokens]).initial_seed()
-        arguments = self._arguments(self.generation | own)
-        sequences = self.model.generate(input_ids, attention_mask=mask, max_new_tokens=new, seed=seed, **arguments)
+        source = [number for tokens, (_, copy) in zip(encoded, prompts, strict=True) for number in (*tokens, -copy)]
+        arguments = {"seed": self._rng(source).initial_seed()} | self._arguments(self.generation | own)
+        sequences = self.model.generate(input_ids, attention_mask=mask, max_new_tokens=new, **arguments)
         texts = []
         for tokens, row in zip(encoded, sequences.tolist(), strict=True):
-            text = self.tokenizer.decode(row[len(tokens) : len(tokens) + new])
-            texts.append(postprocess_generated_text(text, until, None))
+            said = row[len(tokens) : len(tokens) + new]
+            said = said[: said.index(self.eot_token_id)] if self.eot_token_id in said else said
+            texts.append(postprocess_generated_text(self.tokenizer.decode(said, skip_special_tokens=True), until, None))
         return texts
 
 
