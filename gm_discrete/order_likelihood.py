@@ -212,9 +212,9 @@ class _Reader:
 
     def _time_free(self) -> bool:
         """A network says so in its config; of any other object the first sequences are read at two times."""
-        config = getattr(self.model, "config", None)
-        if hasattr(config, "time_conditioning"):
-            return not config.time_conditioning
+        told: bool | None = getattr(getattr(self.model, "config", None), "time_conditioning", None)
+        if told is not None:
+            return not told
         some = torch.arange(min(len(self.z), self.batch_size), device=self.z.device)
         one = torch.ones(len(some), dtype=torch.float64, device=self.z.device)
         early, late = (self.read(some, self.scored[some], kappa * one) for kappa in (0.25, 0.75))

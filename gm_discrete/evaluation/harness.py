@@ -299,7 +299,7 @@ class GMHarness(TemplateLM):
         input_ids = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         source = [number for tokens, (_, copy) in zip(encoded, prompts, strict=True) for number in (*tokens, -copy)]
-        arguments = {"seed": self._rng(source).initial_seed()} | self._arguments(self.generation | own)
+        arguments: dict[str, Any] = {"seed": self._rng(source).initial_seed()} | self._arguments(self.generation | own)
         sequences = self.model.generate(input_ids, attention_mask=mask, max_new_tokens=new, **arguments)
         texts = []
         for tokens, row in zip(encoded, sequences.tolist(), strict=True):

@@ -338,6 +338,7 @@ def test_three_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "exact_match,none" in results["results"]["tiny_generation"]
 
 
+@pytest.mark.slow
 def test_the_command_line(tasks: Path, tmp_path: Path) -> None:
     arguments = f"pretrained={tasks / 'model'},num_samples=4"
     options = ["--model", "gm_discrete", "--model_args", arguments, "--tasks", "tiny_choice", "--device", "cpu"]
