@@ -3,8 +3,8 @@
     python benchmarks/likelihoods.py --model runs/shakespeare --data shakespeare --output likelihoods.json
 
 1. The exact −log p of `--scored` tokens given those before them, by `any_order_likelihood`. Against it `any_order_bound`
-   with M orders, and `likelihood_bound` with as many draws as the former takes network rows. Gap: how far the mean lies above
-   the exact value, in nats per stretch. Error: the root mean square of a single estimate about it, gap and noise.
+   with M orders, and `likelihood_bound` with as many draws as the former takes network rows. Gap: how far the mean lies
+   above the exact value, in nats per stretch. Error: the root mean square of a single estimate about it, gap and noise.
 2. Ranking: the standard deviation of the difference between two candidates, estimated with common random numbers
    (`paired=True`) or without, by `likelihood_bound` and by one order, which cost the same. The other candidate is the
    stretch with one token changed, or another text.

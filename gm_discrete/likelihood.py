@@ -51,7 +51,8 @@ class LikelihoodBound:
         """
         if self.draws is None:
             return torch.full_like(self.nats, math.nan)
-        return self.draws.std(1) / math.sqrt(self.draws.shape[1])
+        size = self.draws.shape[1]
+        return self.draws.std(1) / math.sqrt(size) if size > 1 else torch.full_like(self.nats, math.nan)
 
     @property
     def bits_per_token(self) -> float:

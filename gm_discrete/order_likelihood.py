@@ -124,10 +124,10 @@ def any_order_bound(
 ) -> LikelihoodBound:
     """−log p(z_S | z_C) ≤ E[−log (1/M) Σ_m Π_i π(z_σm(i) | z_σm(<i), z_C)] for M = `num_orders` uniform orders σ_m of S.
 
-    For M = 1 its mean is that of `likelihood_bound`, with less noise for as many network rows; it falls with every further
-    order, to the exact value (Burda et al. 2016, arXiv 1509.00519, theorem 1), and is estimated without bias. An order
-    needs n network rows for n scored positions; orders that have revealed the same positions share one. It is the bound for
-    short stretches, of which `likelihood_bound` says less however often it draws (see benchmarks/README.md).
+    For M = 1 its mean is that of `likelihood_bound`; it falls with every further order, to the exact value (Burda et al.
+    2016, arXiv 1509.00519, theorem 1), and is estimated without bias. An order needs n network rows for n scored positions;
+    orders that have revealed the same positions share one. It is the bound for short stretches, of which `likelihood_bound`
+    says less however often it draws (measured in benchmarks/README.md).
 
     The order is that of κ_i ~ U(0, 1), the times at which the path reveals the positions, and a network that sees the time
     is told these: for it, too, this bounds −log p of the process.

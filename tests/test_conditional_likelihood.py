@@ -37,8 +37,8 @@ def bound_given(model: Any, subset: tuple[int, ...], nodes: int) -> Tensor:
     x[:, list(subset)] = states.repeat(len(model.data), 1)
     total = torch.zeros(len(model.data), dtype=torch.float64)
     for kappa, weight in kappa_nodes(nodes):
-        t = path.schedule.inverse(kappa).expand(len(x))
-        tokens = (1 - kappa) * path.prior_probs(x.device)[x] + kappa * (x == data)
+        t = path.schedule.inverse(torch.tensor(kappa, dtype=torch.float64)).expand(len(x))
+        tokens = (1 - kappa) * path.prior_probs(x.device)[x] + kappa * (x == data).double()
         chance = tokens[:, list(subset)].prod(1)
         target, predicted = path.conditional(data, x, t), path.marginal(model.logits(x, t), x, t)
         loss = bregman.divergence(target, predicted, x, where=mask_of(subset).expand(x.shape)).sum(1)
@@ -97,20 +97,20 @@ CANDIDATES = torch.tensor([[0, 1, 2], [0, 1, 1], [0, 2, 2], [1, 1, 2]])
     ("name", "estimator"), [("masked", "mask_count"), ("masked", "time"), ("uniform reversal", "time")]
 )
 def test_pairing_lowers_the_variance_of_differences(name: str, estimator: str) -> None:
-    """Over 300 repetitions a ratio of variances has a relative error of 0.12; it is below 0.7 here, and the means agree
-    within 4.5 standard errors."""
-    model = chain(name, 3, kind=Wrong)
-    z = CANDIDATES[:2]
+    """Candidates that differ in one symbol, under the exact posterior: the variance falls to less than a third, as it was
+    measured; over 100 repetitions half of it or more would be seen once in 10⁴. Means agree in 4.5 standard errors."""
+    model = chain(name)
+    z = CANDIDATES[[0, 3]]
     differences = {}
     for paired in (True, False):
         noise = rng(2)
         draws = [
             likelihood_bound(model, z, num_samples=4, rng=noise, estimator=estimator, paired=paired).nats.diff()
-            for _ in range(300)
+            for _ in range(100)
         ]
         differences[paired] = torch.cat(draws)
-    assert float(differences[True].var()) < 0.7 * float(differences[False].var())
-    error = math.sqrt(sum(float(part.var()) for part in differences.values()) / 300)
+    assert float(differences[True].var()) < 0.5 * float(differences[False].var())
+    error = math.sqrt(sum(float(part.var()) for part in differences.values()) / 100)
     assert abs(float(differences[True].mean() - differences[False].mean())) < SIGMAS * error
 
 
@@ -122,8 +122,8 @@ def test_paired_rows_that_are_equal_get_equal_bounds(estimator: str) -> None:
     bound = likelihood_bound(model, z, rng=rng(3), scored=scored, estimator=estimator, paired=True)
     assert bound.nats[0] == bound.nats[1]
     assert bound.nats[0] != bound.nats[2]
-    alone = likelihood_bound(model, z, rng=rng(3), scored=scored, estimator=estimator)
-    assert alone.nats[0] != alone.nats[1]
+    alone = likelihood_bound(model, z[:1].expand(50, -1), rng=rng(3), estimator=estimator)
+    assert len(alone.nats.unique()) > 1
     one = likelihood_bound(model, z[:1], scored=scored[:1], estimator=estimator, paired=True)  # and without a generator
     assert bool(one.nats.isfinite())
 
@@ -163,6 +163,7 @@ def test_draws_may_go_through_the_network_together() -> None:
 def test_joined_bounds_keep_their_draws() -> None:
     model = chain("masked")
     parts = [likelihood_bound(model, CANDIDATES[:n], rng=rng(n)) for n in (1, 3)]
-    assert LikelihoodBound.cat(parts).nats_stderr.tolist() == [*parts[0].nats_stderr, *parts[1].nats_stderr]
+    expected = torch.cat([part.nats_stderr for part in parts])
+    torch.testing.assert_close(LikelihoodBound.cat(parts).nats_stderr, expected, rtol=1e-12, atol=0)
     other = likelihood_bound(model, CANDIDATES, num_samples=3, rng=rng())
     assert LikelihoodBound.cat([*parts, other]).draws is None

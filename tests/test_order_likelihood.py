@@ -19,7 +19,6 @@ from gm_discrete import (
     UniformPath,
     any_order_bound,
     any_order_likelihood,
-    likelihood_bound,
     simulate,
 )
 
@@ -119,23 +118,15 @@ def test_more_orders_are_a_tighter_bound() -> None:
 def test_a_network_that_sees_the_time_is_told_it() -> None:
     """Σ_z E w = 1, and one order is the plain bound, integrated over the time: within 4.5 standard errors."""
     model = chain("masked", 2, kind=WrongInTime)
-    bound = any_order_bound(model, model.data, num_orders=1, num_samples=20_000, rng=rng(4))
+    bound = any_order_bound(model, model.data, num_orders=1, num_samples=5000, rng=rng(4))
     assert bound.draws is not None
     assert bool(((bound.nats - exact_bound(model, 60)).abs() < SIGMAS * bound.nats_stderr).all())
     weights = (-bound.draws).exp()
     error = math.sqrt(float(weights.var(1).sum()) / weights.shape[1])
     assert abs(float(weights.mean(1).sum()) - 1) < SIGMAS * error
-    assert error < 0.01
-    with pytest.raises(ValueError, match="this network sees the time.*use any_order_bound"):
+    assert error < 0.02
+    with pytest.raises(ValueError, match=r"this network sees the time.*use any_order_bound"):
         any_order_likelihood(model, model.data)
-
-
-def test_one_order_varies_less_than_as_many_draws() -> None:
-    """Standard deviations over 1000 repetitions, each with an error of some 3 %."""
-    model, z = chain("masked", 4, kind=Wrong), torch.tensor([[0, 1, 2, 0]]).expand(1000, -1)
-    order = any_order_bound(model, z, num_orders=1, rng=rng(5)).nats
-    plain = likelihood_bound(model, z, num_samples=4, rng=rng(6)).nats
-    assert float(order.std()) < 0.85 * float(plain.std())
 
 
 def test_paired_rows_share_their_orders() -> None:
@@ -146,14 +137,6 @@ def test_paired_rows_share_their_orders() -> None:
     )
     assert paired[0] == paired[1] != paired[2]
     assert alone[0] != alone[1]
-    many = z[[0, 2]]
-    spread = [
-        torch.cat(
-            [any_order_bound(model, many, num_orders=2, rng=noise, paired=paired).nats.diff() for _ in range(300)]
-        )
-        for paired, noise in ((True, rng(8)), (False, rng(8)))
-    ]
-    assert float(spread[0].var()) < 0.8 * float(spread[1].var())
 
 
 # ---- networks
