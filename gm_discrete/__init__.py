@@ -8,6 +8,7 @@ from gm_discrete.landings import Bins
 from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
 from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 from gm_discrete.objective import FieldTimes, LogitNormalTimes, UniformTimes, conditional_loss
+from gm_discrete.order_likelihood import any_order_bound, any_order_likelihood
 from gm_discrete.paths import (
     EuclideanMixturePath,
     FinitePath,
@@ -84,6 +85,8 @@ __all__ = [
     "TrigonometricSchedule",
     "UniformPath",
     "UniformTimes",
+    "any_order_bound",
+    "any_order_likelihood",
     "bregman",
     "check_kolmogorov",
     "conditional_loss",

@@ -13,7 +13,7 @@ ROWS = [
     {"training", "evaluation", "pictures"},
     {"convert"},
     {"models", "data"},
-    {"field_likelihood"},
+    {"field_likelihood", "order_likelihood"},
     {"objective", "likelihood", "flow_likelihood"},
     {"paths", "bregman", "samplers"},
     {"generators"},

@@ -105,8 +105,9 @@ def evaluate_bound(
             class_labels=classes,
         )
         if accelerator:
-            nats, num_tokens = accelerator.gather_for_metrics((bound.nats, bound.num_tokens))
-            bound = replace(bound, nats=nats, num_tokens=num_tokens)
+            parts = (bound.nats, bound.num_tokens, bound.draws)
+            nats, num_tokens, draws = accelerator.gather_for_metrics(parts)
+            bound = replace(bound, nats=nats, num_tokens=num_tokens, draws=draws)
         bounds.append(bound)
     if not bounds:
         raise ValueError("dataloader is empty; give at least one batch")
