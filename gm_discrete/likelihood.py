@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import bregman
-from gm_discrete.objective import scored_positions, unwrapped
+from gm_discrete.objective import conditioning_of, scored_positions, unwrapped
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.mixture import MaskedPath
@@ -165,9 +165,7 @@ def likelihood_bound(
         raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
     draw = _draw_mask_count if masked and estimator != "time" else _draw_time
     given = {"attention_mask": attention_mask, "class_labels": class_labels}
-    if getattr(getattr(model, "config", None), "block_size", None):  # each block given the clean ones before it
-        given["clean"] = z
-    given = {name: value for name, value in given.items() if value is not None}
+    given = conditioning_of(model, z, given)
     if paired and rng is None:
         rng = torch.Generator(z.device).manual_seed(int(torch.randint(2**62, ())))
     training = getattr(model, "training", False)

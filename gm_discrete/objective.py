@@ -362,6 +362,13 @@ def _chosen(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor
     return chosen
 
 
+def conditioning_of(model: Any, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's generator is told beside the state when data z is scored: what is given, and by a block-causal model
+    the data whose blocks come before each block."""
+    clean = z if getattr(getattr(model, "config", None), "block_size", None) else None
+    return {name: value for name, value in {**given, "clean": clean}.items() if value is not None}
+
+
 def unwrapped(model: Any) -> Any:
     """The object with a path: the model, or the module that a wrapper (DDP, torch.compile) holds.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gm_discrete.generators import Jump
 from gm_discrete.kernels import map_rows
 from gm_discrete.likelihood import LikelihoodBound
-from gm_discrete.objective import scored_positions, unwrapped
+from gm_discrete.objective import conditioning_of, scored_positions, unwrapped
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.mixture import MaskedPath
 
@@ -196,7 +196,7 @@ class _Reader:
         self.scored: Tensor = scored_positions(self.path, z, attention_mask, scored)
         self.order = (~self.scored).long().argsort(dim=1, stable=True)  # scored positions first
         given = {"attention_mask": attention_mask, "class_labels": class_labels}
-        self.given = {name: value for name, value in given.items() if value is not None}
+        self.given = conditioning_of(self.model, z, given)
         self.training = bool(getattr(self.model, "training", False))
         self.rows = 0
 
@@ -212,9 +212,9 @@ class _Reader:
 
     def _time_free(self) -> bool:
         """A network says so in its config; of any other object the first sequences are read at two times."""
-        told: bool | None = getattr(getattr(self.model, "config", None), "time_conditioning", None)
-        if told is not None:
-            return not told
+        sees: bool | None = getattr(getattr(self.model, "config", None), "time_conditioning", None)
+        if sees is not None:
+            return not sees
         some = torch.arange(min(len(self.z), self.batch_size), device=self.z.device)
         one = torch.ones(len(some), dtype=torch.float64, device=self.z.device)
         early, late = (self.read(some, self.scored[some], kappa * one) for kappa in (0.25, 0.75))

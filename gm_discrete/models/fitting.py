@@ -44,14 +44,13 @@ def check_fit(
         raise ValueError(f"sampler={config.sampler!r} does not fit {path!r}; choose one of {', '.join(samplers)}")
     several, numbers = isinstance(path, ProductPath), isinstance(path, EuclideanPath)
     if several:
-        _refuse(
-            given, given.keys() - {"given"}, "of states with a single field; what is known of several goes into given"
-        )
+        fit = {"given", "attention_mask"}
+        _refuse(given, given.keys() - fit, "of states with a single field; give what is known as given")
     elif numbers:
         symbols = ("input_ids", "logits_processor", "attention_mask", "allowed_symbols", "predictor")
         _refuse(given, symbols, "of symbols, and this model is of numbers")
     else:
-        _refuse(given, ("given",), "of numbers and of several fields; symbols go into input_ids, with masks to fill")
+        _refuse(given, ("given",), "of numbers and of several fields; give symbols as input_ids, with masks to fill")
     if config.generators is not None and not several and not numbers:
         raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
     masked = getattr(path, "rates", "") == "masked"

@@ -66,7 +66,7 @@ def test_samplers_of_masks_are_refused_with_those_that_fit(name: str) -> None:
         ("masked", {}, {"bad_words_ids": [[]]}, "list of lists of ids"),
         ("masked", {}, {"block_length": 0}, "integer ≥ 1"),
         ("masked", {}, {"generators": {"jump": 1.0}}, "symbols only jump"),
-        ("masked", {}, {"given": {}}, "symbols go into input_ids"),
+        ("masked", {}, {"given": {}}, "give symbols as input_ids"),
     ],
 )  # fmt: skip
 def test_misfits_are_named_with_their_cure(name: str, settings: dict, options: dict, message: str) -> None:
