@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 from published import (
-    CONDITION,
-    DEPTH,
+    CONFIGS,
     EPS,
-    HEADS,
     LENGTH,
     WIDTH,
     K,
@@ -47,23 +45,6 @@ CLOSE = 1e-5
 """Of float32 against float64, for logits of size 1 to 10."""
 MOVED = 1e-3
 
-FLAT = {
-    "n_heads": HEADS,
-    "model_length": LENGTH,
-    "dropout": 0.1,
-    "hidden_dim": WIDTH,
-    "cond_dim": CONDITION,
-    "n_blocks": DEPTH,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "mdlm": {"model_type": "mdlm", "time_conditioning": False, "vocab_size": K, **FLAT},
-    "mdlm, told the time": {"model_type": "mdlm", "time_conditioning": True, "vocab_size": K, **FLAT},
-    "duo": {"model_type": "DUO", "causal": False, "var_min": True, "vocab_size": K, **FLAT},
-    "sedd": {
-        "tokens": K - 1, "graph": {"type": "absorb"}, "noise": {"type": "loglinear"},
-        "model": {"n_heads": HEADS, "length": LENGTH, "dropout": 0.1, "scale_by_sigma": True},
-    },
-}  # fmt: skip
 every_family = pytest.mark.parametrize("name", CONFIGS)
 
 

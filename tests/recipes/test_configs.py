@@ -14,9 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import published
 import pytest
 import torch
+import yaml
 from recipe_configs import configs
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
@@ -175,15 +178,54 @@ def test_the_commands_of_the_readme_run(
             run_script(name, [*arguments, "--quick", "--workers", "1", "--output_dir", f"run-{len(ran)}"])
         elif name.startswith("benchmarks/"):
             run_script(name, [*arguments, "--help"])
+        elif "-m" in words:
+            module, *arguments = words[words.index("-m") + 1 :]
+            run_module(module, stood_in(module, arguments, tmp_path))
+            name = module
         else:
             assert words[0] == "make"
         ran.append(name)
-    assert {"recipes/text.py", "benchmarks/perplexity.py", "make"} <= set(ran)
+    assert {"recipes/text.py", "benchmarks/perplexity.py", "gm_discrete.convert", "make"} <= set(ran)
+
+
+def stood_in(module: str, arguments: list[str], folder: Path) -> list[str]:
+    """The arguments of a module's command line, of files that the test makes in place of those that only users have."""
+    if module == "gm_discrete.convert":
+        weights = {f"backbone.{name}": tensor.contiguous() for name, tensor in published.state_dict().items()}
+        source = folder / Path(arguments[0]).name
+        if source.suffix:
+            save_file(weights, source)
+            return [str(source), *arguments[1:], "--num-attention-heads", "2"]
+        source.mkdir()
+        save_file(weights, source / "model.safetensors")
+        (source / "config.json").write_text(json.dumps(published.CONFIGS["mdlm"]))
+        return [str(source), *arguments[1:]]
+    assert module == "gm_discrete.evaluation.harness"
+    (folder / "rows.jsonl").write_text('{"text": "to be, or not to be"}\n')
+    task = {"task": "one_line", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}}}
+    task |= {
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+    }
+    (folder / "one_line.yaml").write_text(yaml.safe_dump({**task, "metric_list": [{"metric": "bits_per_byte"}]}))
+    at = arguments.index("--tasks") + 1
+    return [*arguments[:at], "one_line", *arguments[at + 1 :], "--include_path", str(folder)]
 
 
 def run_script(name: str, arguments: list[str]) -> None:
     """In a process of its own: its modules are called like others, and it may start processes itself."""
+    run([str(ROOT / name), *arguments])
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    """The same of `python -m`."""
+    run(["-m", name, *arguments])
+
+
+def run(command: list[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / name), *arguments]
+    command = [sys.executable, *command]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

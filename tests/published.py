@@ -5,12 +5,32 @@ Time τ runs from data (0) to noise (1) here, as it does there.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 K, WIDTH, HEADS, CONDITION, DEPTH, HIDDEN, LENGTH = 7, 16, 2, 6, 3, 24, 5
 EPS = 1e-3
+
+FLAT = {
+    "n_heads": HEADS,
+    "model_length": LENGTH,
+    "dropout": 0.1,
+    "hidden_dim": WIDTH,
+    "cond_dim": CONDITION,
+    "n_blocks": DEPTH,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mdlm": {"model_type": "mdlm", "time_conditioning": False, "vocab_size": K, **FLAT},
+    "mdlm, told the time": {"model_type": "mdlm", "time_conditioning": True, "vocab_size": K, **FLAT},
+    "duo": {"model_type": "DUO", "causal": False, "var_min": True, "vocab_size": K, **FLAT},
+    "sedd": {
+        "tokens": K - 1, "graph": {"type": "absorb"}, "noise": {"type": "loglinear"},
+        "model": {"n_heads": HEADS, "length": LENGTH, "dropout": 0.1, "scale_by_sigma": True},
+    },
+}  # fmt: skip
+"""What stands in their config.json."""
 
 
 def state_dict(seed: int = 0, symbols: int = K) -> dict[str, Tensor]:
