@@ -38,7 +38,7 @@ class Counted:
 
     def __init__(self, model: GMModel) -> None:
         self.rows = 0
-        model.backbone.register_forward_hook(lambda _, __, states: self.count(states))
+        model.backbone.register_forward_hook(lambda *call: self.count(call[-1]))
 
     def count(self, states: Tensor) -> None:
         self.rows += len(states)

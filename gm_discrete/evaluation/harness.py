@@ -147,7 +147,7 @@ class GMHarness(TemplateLM):
         return self.tokenizer.eos_token_id
 
     @property
-    def prefix_token_id(self) -> int | None:
+    def prefix_token_id(self) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What an empty context becomes."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
