@@ -81,7 +81,7 @@ def any_order_likelihood(
         bits = torch.arange(max(lengths, default=0), device=device)
         tables = []
         for some, sets in zip(sequence.split(batch_size), revealed.split(batch_size), strict=True):
-            masked = reader.scored[some] & ((sets[:, None] >> rank[some]) & 1 == 0)
+            masked = reader.scored[some] & ((sets[:, None] >> rank[some].clamp(min=0)) & 1 == 0)
             log_pi = reader.read(some, masked)
             order = reader.order[some][:, : len(bits)]  # the position behind each bit
             tables.append(log_pi.gather(1, order).cpu())

@@ -116,6 +116,8 @@ def convert(
     state = averaged(checkpoint.state, checkpoint.shadow) if ema else checkpoint.state
     path = _path(family, state, mask_token_id, checkpoint)
     # MDLM's network is told the time only if it was trained so; the others always are.
+    if time_conditioning is False and family != "mdlm":
+        raise ValueError(f"time_conditioning=False: {family} networks are told the time; leave it out")
     told = (time_conditioning or (time_conditioning is None and bool(settings.time_conditioning))) or family != "mdlm"
     noise_range = settings.noise_range or (0.0, -math.log(eps))
     config = GMConfig(

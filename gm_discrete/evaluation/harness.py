@@ -104,7 +104,8 @@ class GMHarness(TemplateLM):
         if isinstance(pretrained, GMModel):
             self.model = pretrained if device is None else pretrained.to(device)  # pyright: ignore[reportArgumentType]
         else:
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+                device = "cuda" if torch.cuda.is_available() else "cpu"  # the harness asks for cuda by default
             self.model = GMModel.from_pretrained(pretrained).to(device)  # pyright: ignore[reportArgumentType]
         self.model.eval()
         self._device = self.model.device
@@ -259,11 +260,13 @@ class GMHarness(TemplateLM):
         if not self.masked or not tokens or len(tokens) > self.max_length:
             return not tokens
         z = torch.tensor([(context + tokens)[-self.max_length :]], device=self.model.device)
-        path, count = self.model.path, len(tokens)
+        path, count, size = self.model.path, len(tokens), self.model.config.block_size
         masked = self._behind(z, z.shape[1] - count)
         for left in range(count, 0, -1):
             t = path.schedule.inverse(torch.tensor([1 - left / count], dtype=torch.float64, device=z.device))
             x, where = torch.where(masked, path.mask_token_id, z), masked.flatten().nonzero().squeeze(1)
+            if size:  # block after block, as such a model generates
+                where = where[where // size == where[0] // size]
             chance, symbol = self.model.generator(x, t).kernel.log_probs(where).max(1)  # pyright: ignore
             surest = int(chance.argmax())
             if int(symbol[surest]) != int(z[0, where[surest]]):
@@ -289,7 +292,7 @@ class GMHarness(TemplateLM):
         if not 0 < new < self.max_length:
             raise ValueError(f"max_gen_toks={new} must be at least 1 and leave room in max_length={self.max_length}")
         own = {name: value for name, value in options.items() if name not in OWN_ARGUMENTS}
-        if not own.get("temperature"):
+        if not options.get("do_sample", False) or own.get("temperature") == 0:
             own = {name: value for name, value in own.items() if name != "temperature"} | {"top_k": 1}
         encoded = [
             (self.tok_encode(prompt) or self._encode_alone("")[0])[new - self.max_length :] for prompt, _ in prompts
@@ -299,6 +302,10 @@ class GMHarness(TemplateLM):
         input_ids = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         source = [number for tokens, (_, copy) in zip(encoded, prompts, strict=True) for number in (*tokens, -copy)]
+        if self.eot_token_id is not None and (
+            self.model.config.block_size or (self.generation | own).get("block_length")
+        ):
+            own.setdefault("eos_token_id", self.eot_token_id)
         arguments: dict[str, Any] = {"seed": self._rng(source).initial_seed()} | self._arguments(self.generation | own)
         sequences = self.model.generate(input_ids, attention_mask=mask, max_new_tokens=new, **arguments)
         texts = []

@@ -75,6 +75,11 @@ class Backbone(nn.Module):
         if self.config.block_size is None:
             mask = create_bidirectional_mask(self.config, hidden, attention_mask)
         else:
+            if self.config._attn_implementation not in (None, "sdpa", "eager"):
+                raise ValueError(
+                    f"attn_implementation={self.config._attn_implementation!r} knows no blocks: a model with a block_size "
+                    "takes 'sdpa' or 'eager'"
+                )
             length = start + hidden.shape[1] // (1 if clean is None else 2)
             position = torch.arange(start, length, device=hidden.device).repeat(1 if clean is None else 2)
             mask = block_mask(length, start, self.config.block_size, clean is not None, attention_mask, hidden)

@@ -11,7 +11,8 @@ from torch import Tensor
 from gm_discrete.generators import Generator
 from gm_discrete.models.blocks import BlockCache
 from gm_discrete.models.canvas import Canvas
-from gm_discrete.models.readout import Reading, marginal
+from gm_discrete.models.marginal import marginal
+from gm_discrete.models.readout import Reading
 from gm_discrete.samplers import Simulation
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Blocks:
         use_cache: whether to keep what the blocks that are done have told.
 
     Attributes:
-        calls, jumps: [B], of all blocks.
+        calls, jumps, error: [B], of all blocks, as of a `Simulation`.
     """
 
     def __init__(self, model: GMModel, canvas: Canvas, size: int, eos: list[int], pad: int, use_cache: bool) -> None:
@@ -72,6 +73,7 @@ class Blocks:
         self.cache = BlockCache() if use_cache else None
         self.calls = torch.zeros(len(canvas.ids), dtype=torch.long, device=canvas.ids.device)
         self.jumps = torch.zeros_like(self.calls)
+        self.error: Tensor | None = torch.zeros_like(self.calls, dtype=torch.float64)
         self.cached = torch.arange(len(canvas.ids), device=canvas.ids.device)  # the rows that the cache is of
 
     def to_fill(self, class_labels: Tensor | None) -> Iterator[tuple[Block, Tensor]]:
@@ -90,6 +92,9 @@ class Blocks:
         self.canvas.ids[rows, block.start : block.stop] = run.x
         self.calls[rows] += run.network_calls
         self.jumps[rows] += run.jumps
+        self.error = None if run.error_bound is None or self.error is None else self.error
+        if self.error is not None and run.error_bound is not None:
+            self.error[rows] += run.error_bound
         self.canvas.end_at(self.eos, rows, block.start, block.stop, self.pad)
 
     def stop(self, block: Block) -> None:

@@ -125,7 +125,8 @@ class GMGenerationMixin(Base):
                 shown at the noise of the time.
             class_labels: long [B], −1 for no class.
             predictor: of a condition from noisy states, towards which the rates are tilted (see `samplers.Predictor`).
-            allowed_symbols: bool [L, K] or [B, L, K] over the whole of what is returned: symbols that a position may hold.
+            allowed_symbols: bool [L, K] or [B, L, K], symbols that a position may hold: L counts the prompt and what is new,
+                before a sequence ends early.
             logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
                 temperature, top-k and top-p. The sequences are the noisy states. A processor with the further arguments
                 `time` and `position` is told the times [n] and the indices [n] into the flattened states.
@@ -135,6 +136,10 @@ class GMGenerationMixin(Base):
                 `put_draft` every unfinished state that differs from the one before, and its `put` the end, both of what
                 follows the prompts; in blocks both block by block.
             generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
+
+        Raises:
+            ValueError, TypeError: arguments are out of range, or do not fit each other, the path or the model; the message
+                names them, and what does fit.
 
         Returns:
             Sequences [B, L], vectors [B, L, C] or images [B, C, H, W], or a dict of these; or a `GMGenerateOutput`.
@@ -161,8 +166,9 @@ class GMGenerationMixin(Base):
             "allowed_symbols": allowed_symbols, "output_trajectory": config.output_trajectory or None,
         }  # fmt: skip
         check_fit(
-            self.path, self.config, config, {**of_one, "attention_mask": attention_mask, "given": given}, class_labels
-        )
+            self.path, self.config, config, {**of_one, "attention_mask": attention_mask, "given": given}, class_labels,
+            {"guidance": guidance, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id},
+        )  # fmt: skip
         labels = None if class_labels is None else torch.as_tensor(class_labels)
         if labels is not None and input_ids is None and x_0 is None and given is None:
             batch_size = batch_size or labels.numel()
@@ -180,8 +186,10 @@ class GMGenerationMixin(Base):
             canvas, source = self._canvas(config, input_ids, attention_mask, x_0, batch_size, length, max_new_tokens)
             allowed = None
             if allowed_symbols is not None:
-                excluded = [k for k in (*self.path.excluded, self.config.mask_token_id) if k is not None]
-                allowed = check_allowed(allowed_symbols, ~canvas.fixed, self.config.vocab_size, excluded)
+                never = [*self.path.excluded, self.config.mask_token_id]
+                never += [words[0] for words in config.bad_words_ids or [] if len(words) == 1]
+                never = [symbol for symbol in never if symbol is not None]
+                allowed = check_allowed(allowed_symbols, ~canvas.fixed, self.config.vocab_size, never)
             return self._generate_symbols(
                 config, canvas, source, labels, logits_processor, allowed, predictor, watch, rng
             )

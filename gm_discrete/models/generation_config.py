@@ -169,6 +169,8 @@ class GMGenerationConfig(GenerationConfig):
             own["grid"] = None
         if changes.get("sampler") not in (None, self.sampler):
             own |= dict.fromkeys((*STEP_OPTIONS, "corrector"))
+        if changes.get("order") == "random":
+            own["order_temperature"] = None
         return GMGenerationConfig(**own | {key: value for key, value in changes.items() if value is not None})
 
 
@@ -179,7 +181,10 @@ def _is_temperature(value: Any) -> bool:
 
 
 def _are_sequences(value: Any) -> bool:
-    return value is None or all(len(words) > 0 and all(_is_int(word, 0) for word in words) for words in value)
+    return value is None or (
+        isinstance(value, Sequence)
+        and all(isinstance(words, Sequence) and words and all(_is_int(word, 0) for word in words) for words in value)
+    )
 
 
 def _is_positive(value: Any) -> bool:

@@ -19,9 +19,10 @@ from gm_discrete.models.dit import DiT
 from gm_discrete.models.fields import FieldsMixin
 from gm_discrete.models.generation import GMGenerationMixin
 from gm_discrete.models.generation_config import GMGenerationConfig
+from gm_discrete.models.marginal import marginal
 from gm_discrete.models.numbers import NumbersMixin
 from gm_discrete.models.outputs import GMModelOutput
-from gm_discrete.models.readout import LazyReadout, Reading, marginal
+from gm_discrete.models.readout import LazyReadout, Reading
 from gm_discrete.models.symbols import SymbolsMixin
 from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from gm_discrete.samplers.banned import completing
+from gm_discrete.samplers.banned import by_length, completing
 
 
 class TemperatureSchedule(LogitsProcessor):
@@ -62,13 +62,15 @@ class BannedSequences(LogitsProcessor):
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        self.sequences = sequences
+        self.words = by_length(sequences)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
         self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
     ) -> Tensor:
         column, banned = position % input_ids.shape[1], torch.zeros_like(scores, dtype=torch.bool)
-        for sequence in self.sequences:
-            for place, symbol in enumerate(sequence):
-                banned[:, symbol] |= completing(input_ids, column, sequence, place)
+        self.words = [words.to(scores.device) for words in self.words]
+        for words in self.words:
+            for place in range(words.shape[1]):
+                row, word = completing(input_ids, column, words, place).nonzero(as_tuple=True)
+                banned[row, words[word, place]] = True
         return scores.masked_fill(banned, -torch.inf)

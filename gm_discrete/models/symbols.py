@@ -67,12 +67,12 @@ class SymbolsMixin(Base):
                 "class_labels": labels,
             }
             model: Any = self
-            if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
-                model = Prompted(self, known, canvas.fixed, source, rng)
             model = model if predictor is None else PredictorGuided(model, predictor)
+            if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
+                model = Prompted(model, known, canvas.fixed, source, rng)  # the predictor, too, sees it noised
             step = avoiding(config.step(), banned) if banned else config.step()
             run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, conditioning)
-            watch.end(run.x[:, watch.shown :])
+            watch.end(run.x)
             return self._answer(config, run.x, run, canvas.real, watch)
         eos = config.eos_token_id
         ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
@@ -99,13 +99,14 @@ class SymbolsMixin(Base):
                 block, self.path, canvas.ids[rows, here], canvas.fixed[rows, here], config, step, watch, rng, told
             )
             blocks.put(block, rows, run)
-            watch.put(canvas.ids[:, max(block.start, watch.shown) : block.stop])
-            if watch.stopped_at is not None:
+            going = (~canvas.fixed[:, block.stop :]).any(1)
+            if watch.stopped_at is not None or watch.met(canvas.ids[:, : block.stop], ~going):
                 blocks.stop(block)
                 break
-        watch.end(None)
-        length = int(canvas.real.any(0).nonzero().max()) + 1
-        run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps)
+            watch.put(canvas.ids[:, : block.stop])
+        length = int(canvas.real.any(0).sum())  # what is padding everywhere stands behind
+        watch.end(canvas.ids[:, :length])
+        run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps, blocks.error)
         return self._answer(config, run.x, run, canvas.real[:, :length], watch)
 
     def _canvas(

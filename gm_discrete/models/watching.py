@@ -16,7 +16,7 @@ class Watch:
 
     Attributes:
         recorder: `None` unless a trajectory is asked for.
-        shown: positions of the prompt, which is streamed first.
+        shown: positions of the prompt, which is streamed first; streamed: those that were streamed so far.
         stopped_at: the time at which the criteria held; `None` as long as they do not.
     """
 
@@ -24,10 +24,11 @@ class Watch:
         self.streamer, self.criteria = streamer, criteria
         self.put_draft = getattr(streamer, "put_draft", None)
         self.recorder: Recorder | None = None
-        self.shown = 0
+        self.shown = self.streamed = 0
         self.last: Tensor | None = None
         self.stopped_at: float | None = None
         self.block: tuple[Tensor, Tensor, slice] | None = None
+        self.ended: Tensor | None = None
 
     @property
     def of_grid(self) -> bool:
@@ -37,47 +38,53 @@ class Watch:
     def begin(self, known: Tensor, shown: int) -> None:
         """Streams the prompts, the first `shown` positions of the sequences."""
         self.shown = shown
-        if self.streamer is not None and shown:
-            self.streamer.put(known[:, :shown].cpu())
+        if shown:
+            self.put(known[:, :shown])
 
     def look_at(self, sequences: Tensor, rows: Tensor, block: slice) -> None:
-        """Whatever comes next is of these rows and positions of the sequences [B, L]."""
+        """Whatever comes next is of these rows and positions of the sequences [B, L]; the other rows have ended."""
         self.block, self.last = (sequences, rows, block), None
+        self.ended = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device).index_fill(0, rows, False)
         if self.recorder is not None:
             self.recorder.next_block(rows)
 
     def __call__(self, x: Tensor, t: float) -> bool:
-        sequences, draft = x, x[:, self.shown :]
+        sequences, shown = x, x[:, self.shown :]
         if self.block is not None:
             whole, rows, here = self.block
             sequences = whole.clone()
             sequences[rows, here] = x
-            draft = sequences[:, max(here.start, self.shown) : here.stop]
+            shown = sequences[:, self.streamed : here.stop]
         if self.recorder is not None:
             self.recorder.keep(sequences, t)
-        if self.block is not None:
-            sequences = sequences[:, : self.block[2].stop]
         if self.put_draft is not None and t < 1 and (self.last is None or not torch.equal(x, self.last)):
-            self.put_draft(draft.cpu())
+            self.put_draft(shown.cpu())
             self.last = x
-        if self.criteria and t < 1 and bool(torch.as_tensor(self.criteria(sequences, None)).all()):  # pyright: ignore
+        if t < 1 and self.met(sequences if self.block is None else sequences[:, : self.block[2].stop], self.ended):
             self.stopped_at = t
         return self.stopped_at is not None
+
+    def met(self, sequences: Tensor, ended: Tensor | None) -> bool:
+        """Whether the criteria hold for all sequences [B, …] that have not ended, bool [B]."""
+        if not self.criteria:
+            return False
+        held = torch.as_tensor(self.criteria(sequences, None)).bool()  # pyright: ignore
+        return bool((held if ended is None else held | ended.to(held.device)).all())
 
     def behind(self, processors: LogitsProcessorList | None) -> LogitsProcessorList | None:
         """The processors, and behind them those of a recorder."""
         return processors if self.recorder is None else self.recorder.behind(processors)
 
     def put(self, sequences: Tensor) -> None:
-        """Streams what is done, [B, L]."""
-        if self.streamer is not None:
-            self.streamer.put(sequences.cpu())
+        """Streams what is new of the sequences [B, L] as far as they are done."""
+        if self.streamer is not None and sequences.shape[1] > self.streamed:
+            self.streamer.put(sequences[:, self.streamed :].cpu())
+        self.streamed = max(self.streamed, sequences.shape[1])
 
-    def end(self, sequences: Tensor | None) -> None:
+    def end(self, sequences: Tensor) -> None:
         """Streams the last of it."""
         if self.streamer is not None:
-            if sequences is not None:
-                self.streamer.put(sequences.cpu())
+            self.put(sequences)
             self.streamer.end()
 
 

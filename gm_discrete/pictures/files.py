@@ -27,6 +27,9 @@ def write(path: str | os.PathLike[str], save: Callable[[Path], None]) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{target.name}.draft")
-    save(draft)
-    draft.replace(target)
+    try:
+        save(draft)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
     return target

@@ -108,9 +108,12 @@ def check_decoding(options: Mapping[str, Any]) -> None:
     if order not in ORDERS:
         raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
     if not 0 <= options.get("order_temperature", 0.0) < math.inf:
-        raise ValueError(f"order_temperature={options['order_temperature']} must be ≥ 0")
-    if "order_temperature" in options and order == "random":
-        raise ValueError(f"order_temperature is noise of the scores of an order: {', '.join(SCORES)}")
+        raise ValueError(f"order_temperature={options['order_temperature']} must be ≥ 0; 0 is no noise")
+    if options.get("order_temperature") and order == "random":
+        raise ValueError(
+            f"order_temperature={options['order_temperature']} is noise of the scores of an order: give "
+            f"order={', '.join(map(repr, SCORES))}, or no temperature"
+        )
     if not options.get("entropy_bound", 1.0) > 0:
         raise ValueError(f"entropy_bound={options['entropy_bound']} must be positive, in nats")
 

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.kernels import ROW_ELEMENTS, Kernel, inverse_cdf, map_rows
+from gm_discrete.kernels import ROW_ELEMENTS, Kernel, inverse_cdf, map_rows, require
 
 Weight = Callable[[Tensor], Tensor]
 """Positions [n] → w(y) for every symbol y there, rows [n, K]."""
+Process = Callable[[Tensor, Tensor], Tensor]
+"""(log-probabilities [n, K], positions [n]) → logits [n, K] that are drawn from in their place."""
 
 
 class Tilted(Kernel):
@@ -35,10 +37,11 @@ class Tilted(Kernel):
         kernel: k.
         x: state [B, L].
         weight: w.
+        process: what becomes of the law before it is drawn from; the rates are those of the law as it is.
     """
 
-    def __init__(self, kernel: Kernel, x: Tensor, weight: Weight) -> None:
-        self.kernel, self.x, self.weight = kernel, x, weight
+    def __init__(self, kernel: Kernel, x: Tensor, weight: Weight, process: Process | None = None) -> None:
+        self.kernel, self.x, self.weight, self.process = kernel, x, weight, process
         self.shape, self.vocab_size = x.shape, kernel.vocab_size
 
     @property
@@ -55,7 +58,8 @@ class Tilted(Kernel):
         return rows.scatter(1, self.x.flatten()[where, None], -torch.inf)
 
     def log_probs(self, where: Tensor) -> Tensor:
-        return self.log_masses(where).log_softmax(1)
+        rows = self.log_masses(where).log_softmax(1)
+        return rows if self.process is None else self.process(rows, where).log_softmax(1)
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         chunks = self.prepare(where)
@@ -63,33 +67,40 @@ class Tilted(Kernel):
         return torch.cat([inverse_cdf(self.log_probs(chunk).exp(), u) for chunk, u in zip(chunks, noise, strict=True)])
 
 
-def tilted(jump: Jump, x: Tensor, weight: Weight) -> Jump:
+def tilted(jump: Jump, x: Tensor, weight: Weight, process: Process | None = None) -> Jump:
     """The jump with rates R(y|x) e^{w(y)}, y ≠ x; in an interval as if its rates were frozen.
 
     If a token leaves in the interval with probability q, and the tilt multiplies its rate of leaving by ρ, then it leaves
     with probability 1 − (1 − q)^ρ. Unlike that of a path, this clock asks the network wherever something may happen.
+
+    Raises:
+        FloatingPointError: the tilt rules out every symbol to which a token could jump, or is no number.
     """
-    kernel = Tilted(jump.kernel, x, weight)
+    kernel = Tilted(jump.kernel, x, weight, process)
     chance = jump.intensity if jump.probability is None else jump.probability
     where = (chance > 0).flatten().nonzero().squeeze(1)
-    flat, leave, tilt = x.flatten(), torch.zeros(x.numel()).to(chance), torch.zeros(x.numel()).to(chance)
+    flat, leave = x.flatten(), torch.zeros(x.numel()).to(chance)
+    log_tilt = torch.full_like(leave, -torch.inf)
     if len(where):
 
         def masses(chunk: Tensor) -> Tensor:
-            """(1 − k(x), Σ_{y ≠ x} k(y) e^{w(y)}), [n, 2]."""
+            """(1 − k(x), log Σ_{y ≠ x} k(y) e^{w(y)}), [n, 2]."""
             return torch.stack(
-                [jump.kernel.leave(flat[chunk], chunk), kernel.log_masses(chunk).double().logsumexp(1).exp()], 1
+                [jump.kernel.leave(flat[chunk], chunk), kernel.log_masses(chunk).double().logsumexp(1)], 1
             )
 
-        leave[where], tilt[where] = map_rows(masses, kernel.prepare(where)).unbind(1)
-    leave, tilt = leave.view_as(x), tilt.view_as(x)
+        leave[where], log_tilt[where] = map_rows(masses, kernel.prepare(where)).unbind(1)
+        require(((leave[where] == 0) | log_tilt[where].isfinite()).all(), FloatingPointError, _RULED_OUT)
+    leave, log_tilt = leave.view_as(x), log_tilt.view_as(x)
     probability = None
     if jump.probability is not None:
         stay = (1 - jump.probability * leave).clamp(min=0)
-        probability = torch.where(leave > 0, 1 - stay ** torch.where(leave > 0, tilt / leave, 0.0), 0.0)
+        faster = torch.where(leave > 0, log_tilt - leave.log(), 0.0).exp()
+        # What leaves for sure leaves however slow it was made: at t = 1 no token may stay behind.
+        probability = torch.where(leave > 0, torch.where(stay > 0, 1 - stay**faster, 1.0), 0.0)
     return replace(
         jump,
-        intensity=jump.intensity * tilt,
+        intensity=jump.intensity * log_tilt.exp(),
         kernel=kernel,
         probability=probability,
         posterior=None,
@@ -97,7 +108,12 @@ def tilted(jump: Jump, x: Tensor, weight: Weight) -> Jump:
     )
 
 
-def classifier_free(conditional: Jump, unconditional: Jump, scale: float, x: Tensor) -> Jump:
+_RULED_OUT = "guidance rules out every symbol that a token could become, or is no number: look at the predictor"
+
+
+def classifier_free(
+    conditional: Jump, unconditional: Jump, scale: float, x: Tensor, process: Process | None = None
+) -> Jump:
     """R_c^γ R_u^{1−γ} of two generators with one clock, γ = `scale`; γ = 1 is the conditional one."""
 
     def weight(where: Tensor) -> Tensor:
@@ -105,7 +121,7 @@ def classifier_free(conditional: Jump, unconditional: Jump, scale: float, x: Ten
         # A symbol that one of them rules out stays ruled out.
         return torch.where((given > -torch.inf) & (free > -torch.inf), (scale - 1) * (given - free), -torch.inf)
 
-    return tilted(conditional, x, weight)
+    return tilted(conditional, x, weight, process)
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class Predictor:
         if self.method not in ("exact", "taylor"):
             raise ValueError(f"method={self.method!r} must be 'exact' or 'taylor'")
         if not self.scale >= 0:
-            raise ValueError(f"scale={self.scale} must be ≥ 0")
+            raise ValueError(f"scale={self.scale} must be ≥ 0; 1 is Bayes' rule, 0 no guidance")
 
 
 class PredictorGuided:

@@ -422,6 +422,64 @@ def test_criteria_see_the_whole_text_and_end_with_their_block() -> None:
     assert end.shape[1] == 8  # what was not begun is not returned
 
 
+def test_criteria_that_hold_at_the_end_of_a_block_end_with_it() -> None:
+    found = network("masked").generate(
+        torch.tensor([[3, 2]]), max_new_tokens=12, block_length=4, num_steps=2, seed=0,
+        stopping_criteria=StoppingCriteriaList([FirstBlock()]),
+    )  # fmt: skip
+    assert found.shape[1] == 6
+    assert (found != MASK).all()
+
+
+class FirstBlock(StoppingCriteria):
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore
+        return torch.tensor([bool((input_ids[0, 2:6] != MASK).all())])
+
+
+def test_criteria_of_sequences_that_have_ended_count_no_more() -> None:
+    class FirstBlockOfTheFirst(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore
+            return torch.tensor([input_ids.shape[1] >= 4, False])
+
+    model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
+    options: Any = {"max_new_tokens": 8, "block_length": 1, "num_steps": 1, "seed": 0, "pad_token_id": PAD}
+    options |= {
+        "logits_processor": [model.follows],
+        "stopping_criteria": StoppingCriteriaList([FirstBlockOfTheFirst()]),
+    }
+    found = model.generate(torch.tensor([[2], [1]]), eos_token_id=EOS, **options)
+    assert found.tolist() == [[2, 3, 2, 3], [1, EOS, PAD, PAD]]
+    assert model.generate(torch.tensor([[2], [1]]), **options).shape[1] == 9
+
+
+def test_streamers_lose_nothing_of_prompts_with_gaps() -> None:
+    model, prompt = network("masked"), torch.tensor([[1, 2, 3, 4, 5, 6, MASK, 7, 8, 9, 1, MASK]])
+    for block in (model, causal()):
+        streamer = Pieces()
+        end = block.generate(prompt, num_steps=2, streamer=streamer, seed=0, block_length=2 if block is model else None)
+        assert [symbol for part in streamer.puts for symbol in part] == end[0].tolist()
+
+
+def test_errors_of_exact_samplers_add_up_over_blocks() -> None:
+    model = network("masked")
+    options: Any = {"length": 8, "seed": 0, "return_dict_in_generate": True}
+    assert model.generate(sampler="first_hitting", block_length=4, **options).error_bound.tolist() == [0.0]
+    assert model.generate(num_steps=2, block_length=4, **options).error_bound is None
+    assert model.generate(num_steps=2, bad_words_ids=[[1, 2], [3, 4], [9, 9]], **options).error_bound is None
+
+
+def test_an_empty_canvas_comes_back_empty() -> None:
+    found = network("masked").generate(torch.zeros(2, 0, dtype=torch.long), max_new_tokens=0, block_length=4)
+    assert found.shape == (2, 0)
+
+
+def test_attention_without_blocks_is_refused() -> None:
+    model = causal()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="takes 'sdpa' or 'eager'"):
+        logits(model, data(), torch.full((5,), 0.5).double())
+
+
 def test_trajectories_go_through_the_blocks() -> None:
     model = network("masked")
     found = model.generate(

@@ -12,8 +12,14 @@ from torch import Tensor
 from gm_discrete import MaskedPath, Predictor, simulate
 from gm_discrete.models.processors import AllowedSymbols, BannedSequences, TemperatureSchedule
 from gm_discrete.samplers import STEPS, avoiding
-from gm_discrete.samplers.banned import completing, occurrences
+from gm_discrete.samplers.banned import by_length, completing
+from gm_discrete.samplers.banned import occurrences as found_by_length
 from gm_discrete.samplers.steps import tau_leaping
+
+
+def occurrences(x: Tensor, sequences: list[list[int]]) -> Tensor:
+    return found_by_length(x, by_length(sequences))
+
 
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -72,12 +78,12 @@ def test_what_is_allowed_keeps_its_proportions() -> None:
 def test_completing_looks_to_both_sides() -> None:
     x = torch.tensor([[1, 2, 9, 4, 9]])
     at = torch.tensor([2])
-    assert completing(x, at, [1, 2, 3], 2).tolist() == [True]
-    assert completing(x, at, [2, 3, 4], 1).tolist() == [True]
-    assert completing(x, at, [2, 3, 5], 1).tolist() == [False]
-    assert completing(x, at, [3], 0).tolist() == [True]
-    assert completing(x, torch.tensor([4]), [3, 1], 0).tolist() == [False]  # there is nothing behind the last position
-    assert completing(x, torch.tensor([0]), [1, 3], 1).tolist() == [False]
+    assert completing(x, at, torch.tensor([[1, 2, 3]]), 2).tolist() == [[True]]
+    assert completing(x, at, torch.tensor([[2, 3, 4], [2, 3, 5]]), 1).tolist() == [[True, False]]
+    assert completing(x, at, torch.tensor([[3]]), 0).tolist() == [[True]]
+    last, first = torch.tensor([4]), torch.tensor([0])
+    assert completing(x, last, torch.tensor([[3, 1]]), 0).tolist() == [[False]]  # there is nothing behind
+    assert completing(x, first, torch.tensor([[1, 3]]), 1).tolist() == [[False]]
 
 
 def test_occurrences_are_found_wherever_they_overlap() -> None:
@@ -215,6 +221,57 @@ def test_raw_guidance_reveals_faster_than_normalized(block_length: int | None) -
     usual = float((plain.trajectory.states[2][:, :6] != MASK).double().mean())
     assert abs(gone["normalized"] - usual) < SIGMAS * (2 * usual * (1 - usual) / 240) ** 0.5
     assert gone["raw"] > usual + 0.2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 1}, {"top_k": 2}, {"top_p": 0.3}, {"temperature": 0.1}, {"top_k": 1, "order": "confidence"}],
+    ids=str,
+)
+def test_raw_guidance_leaves_no_mask_whatever_is_cut_off(options: dict) -> None:
+    model = network("masked", num_classes=3)
+    x = model.generate(class_labels=[0, 1, 2, 0], guidance_scale=2.0, guidance="raw", num_steps=8, seed=0, **options)
+    assert (x != MASK).all()
+
+
+def test_processors_see_the_guided_law_once() -> None:
+    model, rows = network("masked", num_classes=3), []
+
+    class Count:
+        def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+            rows.append((input_ids.shape, scores.exp().sum(1), position))
+            return scores
+
+    model.generate(
+        class_labels=[0, 1], guidance_scale=2.0, guidance="raw", num_steps=1, seed=0, logits_processor=[Count()]
+    )
+    assert len(rows) == 1
+    torch.testing.assert_close(rows[0][1], torch.ones(2 * LENGTH, dtype=rows[0][1].dtype))
+    assert rows[0][2].tolist() == list(range(2 * LENGTH))
+
+
+def test_predictors_see_prompts_at_the_noise_of_their_time() -> None:
+    model, seen = network("reversal"), []
+
+    def watch(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((x.clone(), float(t[0])))
+        return torch.zeros(len(x), dtype=torch.float64)
+
+    prompt = torch.arange(8)[None].repeat(50, 1)
+    model.generate(prompt, max_new_tokens=2, num_steps=2, predictor=Predictor(watch), seed=0)
+    first = next(x for x, t in seen if t == 0 and len(x) == 50)
+    assert (first[:, :8] == prompt).double().mean() < 0.3
+    last = [x for x, t in seen if t > 0.5 and len(x) == 50][-1]
+    assert (last[:, :8] == prompt).double().mean() > 0.5
+
+
+def test_a_predictor_that_rules_out_everything_is_told() -> None:
+    model = network("masked")
+    impossible = Predictor(lambda x, t: torch.full((len(x),), -torch.inf, dtype=torch.float64))
+    with pytest.raises(FloatingPointError, match="look at the predictor"):
+        model.generate(num_steps=2, predictor=impossible)
+    steep = Predictor(lambda x, t: -1000.0 * (x != MASK).sum(1).double())
+    assert (model.generate(num_steps=4, predictor=steep) != MASK).all()
 
 
 def test_raw_guidance_of_scale_1_is_none() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import PATHS, K, network, suits
 
-from gm_discrete import Predictor
+from gm_discrete import GaussianPath, GMConfig, GMGenerationConfig, GMModel, Predictor
 from gm_discrete.models.fitting import fitting_samplers
 from gm_discrete.samplers import ORDERS, STEPS
 
@@ -43,10 +43,10 @@ def test_samplers_of_masks_are_refused_with_those_that_fit(name: str) -> None:
         ("reversal", {}, {"block_length": 4}, "needs a MaskedPath"),
         ("masked", {"time_conditioning": True}, {"block_length": 4}, "time_conditioning=False"),
         ("masked", {"block_size": 4}, {"block_length": 3}, "differs from block_size=4"),
-        ("masked", {}, {"use_cache": True}, "use_cache needs a model with a block_size"),
+        ("masked", {}, {"use_cache": True}, "use_cache=True needs a model with a block_size"),
         (
             "masked", {"block_size": 4, "num_classes": 2},
-            {"use_cache": True, "class_labels": [0], "guidance_scale": 2.0}, "no guidance_scale",
+            {"use_cache": True, "class_labels": [0], "guidance_scale": 2.0}, "asks two",
         ),
         ("masked", {}, {"guidance_scale": 2.0}, "needs class_labels"),
         (
@@ -65,6 +65,21 @@ def test_samplers_of_masks_are_refused_with_those_that_fit(name: str) -> None:
         ("masked", {}, {"temperature": (1.0, 0.5, 0.2)}, "positive, a pair"),
         ("masked", {}, {"bad_words_ids": [[]]}, "list of lists of ids"),
         ("masked", {}, {"block_length": 0}, "integer ≥ 1"),
+        ("masked", {}, {"bad_words_ids": [5, 6]}, "list of lists of ids"),
+        ("masked", {}, {"bad_words_ids": [[99]]}, "bad_words_ids=.*vocab_size=11"),
+        ("masked", {}, {"bad_words_ids": [[k] for k in range(10)]}, "leaves no symbol"),
+        ("masked", {}, {"block_length": 4, "eos_token_id": 99}, "eos_token_id=99 must hold ids below"),
+        ("masked", {}, {"block_length": 4, "eos_token_id": "a"}, "eos_token_id='a'|eos_token_id=.a. must hold"),
+        ("masked", {}, {"pad_token_id": 11}, "pad_token_id=11 must hold ids below"),
+        ("masked", {}, {"eos_token_id": 3}, "eos_token_id=3 ends sequences that are generated in blocks"),
+        ("masked", {}, {"guidance": "raw"}, "give guidance_scale to say how much"),
+        (
+            "masked", {}, {"predictor": Predictor(never), "corrector": {"type": "remdm"}}, "which guided rates leave",
+        ),
+        (
+            "reversal", {"num_classes": 2},
+            {"class_labels": [0], "guidance_scale": 2.0, "guidance": "raw", "top_k": 2}, "or a MaskedPath, fits",
+        ),
         ("masked", {}, {"generators": {"jump": 1.0}}, "symbols only jump"),
         ("masked", {}, {"given": {}}, "give symbols as input_ids"),
     ],
@@ -98,3 +113,29 @@ def test_the_mask_itself_is_not_allowed() -> None:
     allowed[:, K - 1] = True
     with pytest.raises(ValueError, match="no symbol at position 0"):
         network("masked").generate(allowed_symbols=allowed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.5},
+        {"top_k": 2},
+        {"top_p": 0.5},
+        {"max_new_tokens": 5},
+        {"eos_token_id": 4},
+        {"pad_token_id": 4},
+    ],
+    ids=str,
+)
+def test_models_of_numbers_take_nothing_of_symbols(options: dict) -> None:
+    model = GMModel(GMConfig(path=GaussianPath(), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: of symbols, and this model is of numbers"):
+        model.generate(length=1, num_steps=1, **options)
+
+
+def test_a_random_order_takes_back_an_order_of_the_config() -> None:
+    model = network("masked")
+    model.generation_config = GMGenerationConfig(order="margin", order_temperature=0.5, num_steps=4)
+    ordered, law = model.generate(seed=0), model.generate(seed=0, order="random")
+    assert torch.equal(law, network("masked").generate(seed=0, num_steps=4))
+    assert not torch.equal(ordered, law)

@@ -137,7 +137,7 @@ def test_a_step_reveals_the_laws_mean_number_and_hardly_varies(steps: int) -> No
     expected = length * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     spread = revealed.std(1) / math.sqrt(4000)
     assert ((revealed.mean(1) - expected).abs() <= SIGMAS * spread + 1e-9).all()
-    assert (revealed.var(1) < 2.5).all()  # of the law's own number 4 halfway
+    assert (revealed.var(1) < 3).all()  # of the law's own number 4 halfway
     assert (revealed[-1] == length).all()
     assert (run.network_calls <= min(steps, length)).all()
 

@@ -29,7 +29,9 @@ class Conditioned:
         self.given.law = self.given.law / self.given.law.sum()
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
-        joint = self.plain.likelihood(x, t) * self.plain.law
+        joint = (
+            self.plain.likelihood(x, t.clamp(min=1e-9)) * self.plain.law
+        )  # neighbours at t = 0 are of the time behind it
         return ((joint * self.chance).sum(1) / joint.sum(1)).log()
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, c: Tensor | None = None) -> Any:
