@@ -14,7 +14,8 @@ Every row samples each model in one way, as `generate` is told to. Its columns:
 Low perplexity with an entropy below that of the data is repetition or blandness. TV is about the law, as far as so few
 symbols show it, and has noise: as many blocks of the data have the value that stands beside the data, which is held-out
 text in blocks as long and as many. Text and its split are those in the `run.json` that `recipes/text.py` leaves with a
-model. Records of earlier runs are printed and drawn together by `--records`, in place of `--models`.
+model. `--records` joins what runs with other `--rows` or `--models` have written. Every row has the same seed, so that it
+does not depend on which others there are.
 """
 
 from __future__ import annotations
@@ -147,6 +148,29 @@ def measured(folder: str, judge: dict[str, Any], args: argparse.Namespace, recor
             )
 
 
+def merged(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first record, with the models and rows that only the others have.
+
+    Raises:
+        ValueError: they were taken with other settings, or of other models of the same name.
+    """
+    first, order = records[0], [DATA, *ROWS]
+    for record in records[1:]:
+        for name in ("num_samples", "ngram", "batch_size", "seed"):
+            if record["settings"][name] != first["settings"][name]:
+                raise ValueError(f"the records have {name}={first['settings'][name]} and {record['settings'][name]}")
+        if record["judge"] != first["judge"]:
+            raise ValueError("the records have different judges")
+        for name, model in record["models"].items():
+            known = first["models"].setdefault(name, model)
+            if any(known[key] != model[key] for key in ("weights_sha256", "data", "length")):
+                raise ValueError(f"the records have different models, data or lengths under the name {name}")
+            have = {(row["curve"], row["point"]) for row in known["rows"]}
+            known["rows"] += [row for row in model["rows"] if (row["curve"], row["point"]) not in have]
+            known["rows"].sort(key=lambda row: order.index(row["curve"]))
+    return first
+
+
 def perplexity(row: Mapping[str, Any]) -> tuple[float, float]:
     """With its standard error, to first order in that of the nats per token."""
     return row["judge_perplexity"], row["judge_perplexity"] * row["judge_stderr"]
@@ -173,8 +197,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def tables(record: Mapping[str, Any]) -> list[str]:
     settings, found = record["settings"], []
     for name, model in record["models"].items():
-        title = f"### {name}\n\n{settings['num_samples']} samples of {model['length']} symbols; TV of {settings['ngram']}-grams"
-        found += [title, table(model["rows"])]
+        size = f"{settings['num_samples']} samples of {model['length']} symbols"
+        found += [f"### {name}\n\n{size}; TV of {settings['ngram']}-grams", table(model["rows"])]
     return found
 
 
@@ -246,8 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.records:
-        records = [json.loads(file.read_text()) for file in args.records]
-        models = {name: model for record in records for name, model in record["models"].items()}
+        record = merged([json.loads(file.read_text()) for file in args.records])
     else:
         judge = load_judge(args.judge, args)
         record = {
@@ -259,11 +282,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         for folder in args.models:
             measured(folder, judge, args, record)
-        records, models = [record], record["models"]
-    for record in records:
-        report(record, tables(record), None if args.records else args.output)
+    report(record, tables(record), args.output)
     if args.figure is not None:
-        picture(models, args.figure)
+        picture(record["models"], args.figure)
 
 
 if __name__ == "__main__":
