@@ -47,7 +47,7 @@ ROWS: dict[str, dict[str, Options]] = {
     "adaptive": {f"M = {m:g}": {"sampler": "adaptive", "max_expected_changes": m} for m in (8.0, 2.0, 0.5)},
     "order confidence": {f"{n} steps": {"num_steps": n, "order": "confidence"} for n in (16, 32, 64)},
     "entropy bounded": {
-        f"ε = {bound:g}": {"sampler": "entropy_bounded", "entropy_bound": bound} for bound in (2.0, 0.5, 0.1, 0.05)
+        f"ε = {bound:g}": {"sampler": "entropy_bounded", "entropy_bound": bound} for bound in (8.0, 2.0, 0.5, 0.1, 0.05)
     },
     "temperature": {
         f"{heat}, 32 steps": {"num_steps": 32, "temperature": value}
@@ -212,35 +212,42 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour (of Okabe and Ito), line, m
 
 
 def picture(models: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """A row for each model: perplexity against calls, and against the entropy, of which the data has the right one."""
+    """A row for each model: perplexity against calls, and against how far the entropy is from that of the data."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(12, 4.8 * len(models) + 1), layout="constrained")
     handles: dict[str, Any] = {}
-    for panels, (name, model) in zip(figure.subplots(len(models), 2, squeeze=False), models.items(), strict=True):
-        rows = model["rows"]
-        data = next(row for row in rows if row["curve"] == DATA)
-        for axis, key, title in zip(
-            panels, ("calls", "entropy"), ("network calls per sample", "entropy of the symbols, nats"), strict=True
-        ):
-            for curve in LOOKS:
-                points = [row for row in rows if row["curve"] == curve]
-                if not points:
-                    continue
-                color, line, marker = LOOKS[curve]
-                values, errors = zip(*map(perplexity, points), strict=True)
-                handles[curve] = axis.errorbar(
-                    [row[key] for row in points], values, errors, color=color, ls=line, marker=marker, ms=7, lw=1.3,
-                    elinewidth=0.7, markeredgecolor="white", markeredgewidth=0.5,
-                )  # fmt: skip
-            axis.axhline(perplexity(data)[0], color="black", lw=1, ls="--")
-            axis.set(yscale="log", xlabel=title, ylabel="perplexity under the judge", title=name)
+    for (left, right), (name, model) in zip(
+        figure.subplots(len(models), 2, squeeze=False), models.items(), strict=True
+    ):
+        data = next(row for row in model["rows"] if row["curve"] == DATA)
+        truth, entropy = perplexity(data)[0], data["entropy"]
+        for curve, (color, line, marker) in LOOKS.items():
+            points = [row for row in model["rows"] if row["curve"] == curve]
+            if not points:
+                continue
+            values, errors = zip(*map(perplexity, points), strict=True)
+            look = {"color": color, "marker": marker, "ms": 8, "elinewidth": 0.7, "markeredgecolor": "white"}
+            handles[curve] = left.errorbar([row["calls"] for row in points], values, errors, ls=line, lw=1.3, **look)
+            gaps, wide = [row["entropy"] - entropy for row in points], [row["entropy_stderr"] for row in points]
+            right.errorbar(gaps, values, errors, wide, ls="", **look)
+        for axis in (left, right):
+            axis.set(yscale="log", ylabel="perplexity under the judge", title=name)
+            axis.axhline(truth, color="black", lw=1, ls="--")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axis.grid(which="major", alpha=0.3)
-        panels[0].set_xscale("log", base=2)
-        panels[0].annotate(
-            "held-out text", (0.01, perplexity(data)[0]), xycoords=panels[0].get_yaxis_transform(), va="bottom"
-        )
-        panels[1].axvline(data["entropy"], color="black", lw=1, ls="--")
+        left.set_xscale("log", base=2)
+        left.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        left.set_xlabel("network calls per sample")
+        left.annotate("held-out text", (0.01, truth), xycoords=left.get_yaxis_transform(), va="bottom")
+        right.set_xscale("symlog", linthresh=0.1)  # collapse is far from all others, and they are close to each other
+        right.xaxis.set_major_locator(FixedLocator([-2, -1, -0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1]))
+        right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        right.axvline(0, color="black", lw=1, ls="--")
+        right.set_xlabel("entropy of the symbols less that of held-out text, nats")
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + ".draft")

@@ -111,8 +111,8 @@ def test_every_row_is_one_that_generate_takes(script: Script, folders: dict[str,
 def test_total_variation_of_ngrams(script: Script) -> None:
     counts, total_variation = script("generation").counts, script("generation").total_variation
     first, second = counts(torch.tensor([[0, 1, 1, 1]]), 2, 3), counts(torch.tensor([[1, 1], [2, 0]]), 2, 3)
-    assert first == {0 * 3 + 1: 1, 1 * 3 + 1: 2}
-    assert second == {1 * 3 + 1: 1, 2 * 3 + 0: 1}
+    assert first == {0 + 1 * 3: 1, 1 + 1 * 3: 2}
+    assert second == {1 + 1 * 3: 1, 2 + 0 * 3: 1}
     assert total_variation(first, second) == pytest.approx(0.5 * (1 / 3 + 1 / 6 + 1 / 2))
     assert total_variation(first, first) == 0
 
