@@ -66,7 +66,8 @@ CORRECTORS: dict[str, Corrector] = {
     "detailed balance ×1": DetailedBalance(1), "detailed balance ×3": DetailedBalance(3),
     "backward noise": BackwardNoise(), "eta noise": EtaNoise(), "ReMDM": ReMDM(),
 }  # fmt: skip
-OWN_STEPS = ("adaptive", "step doubling", "first hitting", "uniformization")
+ORDERS = {f"order {name}": name for name in ("confidence", "margin", "entropy")}
+OWN_STEPS = ("adaptive", "step doubling", "first hitting", "uniformization", "entropy bounded")
 MIXED = "mixed batch, uniform, mixture rates"
 FIRST_ORDER, SECOND_ORDER = (
     [f"{method}, {spacing}" for method in methods for spacing in SPACINGS]
@@ -80,7 +81,7 @@ BATCH = 25_000
 """Sequences simulated at a time: their joint with 81 data points then takes 16 MiB."""
 QUICK: dict[str, Any] = {
     "lengths": [2], "budgets": [2, 4, 8], "samples": 2000, "expected_changes": [1.0, 0.25], "tolerances": [0.1],
-    "mixed_steps": 8,
+    "mixed_steps": 8, "entropy_bounds": [0.001],
 }  # fmt: skip
 
 
@@ -296,7 +297,19 @@ def monte_carlo(model: Enumerated, args: argparse.Namespace, rng: torch.Generato
             curves[name] = [run(steps, time_grid(path, steps), corrector=corrector) for steps in few]
     if mixture:
         curves["flow_matching"] = [peer(model, args.samples, rng, steps) for steps in middling]
-    return curves
+    return curves | (decoding_orders(model, args) if masked else {})
+
+
+def decoding_orders(model: Enumerated, args: argparse.Namespace) -> Curves:
+    """What need not keep the law. The random numbers are of its own, so that the other figures do not depend on it."""
+    run = partial(simulated, model, args.samples, torch.Generator().manual_seed(args.seed))
+    budgets = [steps for steps in args.budgets if steps <= 16]  # with L steps and more every token is alone
+    curves = {
+        name: [run(steps, time_grid(model.path, steps), order=order) for steps in budgets]
+        for name, order in ORDERS.items()
+    }
+    bounds = args.entropy_bounds
+    return curves | {"entropy bounded": [run(ε, method="entropy_bounded", entropy_bound=ε) for ε in bounds]}
 
 
 # Sequences of different length and difficulty in one batch
@@ -410,7 +423,7 @@ def law_tables(cases: Sequence[Curves], budgets: Sequence[int]) -> list[str]:
         else:
             found = {points[0].setting: points for points in columns}
             for label, key, digits in ((name, "tv", 4), (f"{name}: calls", "calls", 1)):
-                if key == "tv" or name in CORRECTORS or name == FIRST_ORDER[0]:
+                if key == "tv" or name in (*CORRECTORS, *ORDERS, FIRST_ORDER[0]):
                     row = {str(budget): cell(found.get(budget, ()), key, digits) for budget in budgets}
                     grids.append({"steps": label} | row)
     return [markdown(grids), markdown(own)]
@@ -478,6 +491,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     changes = [2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125]
     parser.add_argument("--expected-changes", type=float, nargs="+", default=changes, help="M of adaptive")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01, 0.003])
+    parser.add_argument("--entropy-bounds", type=float, nargs="+", default=[2.0, 0.5, 0.1, 0.05], help="ε, in nats")
     parser.add_argument("--mixed-steps", type=int, default=64, help="most steps of a common grid")
     parser.add_argument("--price", choices=PRICES, default="steps", help="of the picture")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")

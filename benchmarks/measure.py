@@ -149,10 +149,14 @@ def report(record: Mapping[str, Any], tables: Sequence[str], output: Path | None
     for table in tables:
         print(f"\n{table}")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft = output.with_name(output.name + ".draft")
-        draft.write_text(json.dumps(record, indent=2, default=str) + "\n")
-        draft.replace(output)
+        save(record, output)
+
+
+def save(record: Mapping[str, Any], output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(output.name + ".draft")
+    draft.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    draft.replace(output)
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -88,21 +88,21 @@ def bound(model: GMModel, tokenizer: PreTrainedTokenizerBase, blocks: Tensor, ar
     }
 
 
-def sample(model: GMModel, length: int, args: argparse.Namespace) -> Tensor:
-    """`--num-samples` unconditional samples [N, L]; every batch has a seed of its own."""
-    parts = []
-    for start in tqdm(range(0, args.num_samples, args.batch_size), desc="Sampling"):
-        count = min(args.batch_size, args.num_samples - start)
-        parts.append(
-            model.generate(
-                batch_size=count,
-                length=length,
-                num_steps=args.num_steps,
-                sampler=args.sampler,
-                seed=args.seed + start,
-            )
+def sample(
+    model: GMModel, length: int, num_samples: int, batch_size: int, seed: int, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Unconditional samples [N, L] and the network calls of each [N]; every batch has a seed of its own."""
+    runs = [
+        model.generate(
+            batch_size=min(batch_size, num_samples - start),
+            length=length,
+            seed=seed + start,
+            return_dict_in_generate=True,
+            **options,
         )
-    return torch.cat(parts).cpu()
+        for start in tqdm(range(0, num_samples, batch_size), desc="Sampling")
+    ]
+    return torch.cat([run.sequences for run in runs]).cpu(), torch.cat([run.network_calls for run in runs]).cpu()
 
 
 def score(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, judge: dict[str, Any] | None) -> dict[str, float]:
@@ -174,8 +174,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     blocks = held_out(args, tokenizer, length)
     judge = load_judge(args.judge, args) if args.judge else None
     bounds = bound(model, tokenizer, blocks, args)
+    options = {"num_steps": args.num_steps, "sampler": args.sampler}
+    samples, _ = sample(model, length, args.num_samples, args.batch_size, args.seed, **options)
     scores = {
-        "samples": score(sample(model, length, args), tokenizer, judge),
+        "samples": score(samples, tokenizer, judge),
         "data": score(blocks[: args.num_samples], tokenizer, judge),
     }
     bits = f"{bounds['bits_per_token']:.4f} ± {bounds['stderr']:.4f}"
