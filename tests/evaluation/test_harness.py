@@ -208,11 +208,12 @@ class Spelling(GMModel):
         seed: int,
         num_steps: int = 1,
         block_length: int = 0,
+        eos_token_id: int | None = None,
         top_k: int | None = None,
         temperature: float | None = None,
     ) -> Tensor:
         self.told.append({"max_new_tokens": max_new_tokens, "seed": seed, "num_steps": num_steps})
-        self.told[-1] |= {"block_length": block_length, "top_k": top_k, "temperature": temperature}
+        self.told[-1] |= {"eos_token_id": eos_token_id, "block_length": block_length, "top_k": top_k, "temperature": temperature}
         rows = []
         for row, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
             pads = mask.count(0)
@@ -242,6 +243,7 @@ def test_generate_is_told_what_the_task_and_the_caller_say() -> None:
     both.generate_until(requests("generate_until", ("ab", {"until": ["\n"]}), ("ab", sampled)), True)
     greedy_call, sampled_call = sorted(model.told, key=lambda told: told["temperature"] or 0)
     assert greedy_call["top_k"] == 1
+    assert greedy_call["eos_token_id"] == EOS  # where sequences are written in blocks
     assert (greedy_call["num_steps"], greedy_call["block_length"], greedy_call["max_new_tokens"]) == (3, 2, LENGTH // 2)
     assert sampled_call["top_k"] is None
     assert (sampled_call["temperature"], sampled_call["num_steps"], sampled_call["max_new_tokens"]) == (0.7, 5, 4)
