@@ -62,7 +62,9 @@ SHOWN = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_s
 class TextArguments:
     """Data, path, model and sampling; everything else is `TrainingArguments`."""
 
-    data: str = field(default="shakespeare", metadata={"help": "shakespeare, gcide, moses, a file or folder, or a hub id"})
+    data: str = field(
+        default="shakespeare", metadata={"help": "shakespeare, gcide, moses, a file or folder, or a hub id"}
+    )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(default=False, metadata={"help": "fetch gcide first, with apt-get (no root needed)"})
     text_column: str = "text"

@@ -14,7 +14,11 @@ from gm_discrete.data.molecules import moses
 from gm_discrete.data.packaged import gcide, shakespeare
 from gm_discrete.data.reading import read_splits
 
-PACKAGED: Mapping[str, Callable[[Any], Mapping[Any, Any]]] = {"shakespeare": lambda cache_dir: shakespeare(), "gcide": gcide, "moses": moses}
+PACKAGED: Mapping[str, Callable[[Any], Mapping[Any, Any]]] = {
+    "shakespeare": lambda cache_dir: shakespeare(),
+    "gcide": gcide,
+    "moses": moses,
+}
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """The loader of `datasets` for each suffix; compressed files (`.jsonl.gz`) are recognised by the suffix before."""
 
@@ -36,8 +40,8 @@ def load_text(
     a data set (of a single row, the last characters), the first rows of a stream.
 
     Args:
-        source: "shakespeare" or "gcide" (`gm_discrete.data.packaged`), "moses" (`gm_discrete.data.molecules`), a .txt, .json, .jsonl or .parquet file or a
-            folder of them, or a data set of the hub.
+        source: "shakespeare" or "gcide" (`gm_discrete.data.packaged`), "moses" (`gm_discrete.data.molecules`), a .txt,
+            .json, .jsonl or .parquet file or a folder of them, or a data set of the hub.
         split: "train", "validation" or what else the source has.
         name: configuration of a hub data set, such as "wikitext-103-raw-v1".
         text_column: the column of the source that holds the text.
