@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from gm_discrete import GMModel
-from gm_discrete.data import check_tokenizer, load_text
-from gm_discrete.data.molecules import SYMBOL, scaffold_tokens
+from gm_discrete.data import check_tokenizer, load_text, scaffold_tokens
+from gm_discrete.data.molecules import SYMBOL
 from gm_discrete.evaluation import molecules
 from gm_discrete.samplers import GRID_FREE
 

@@ -261,7 +261,7 @@ def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: An
         sample = model.generate(prompt, max_new_tokens=new, num_steps=options.num_steps, seed=0, streamer=frames)
     else:
         sample = model.generate(length=length, num_steps=options.num_steps, seed=0, streamer=frames)
-    text = tokenizer.decode(sample[0].cpu())
+    text = tokenizer.decode(sample[0].cpu(), skip_special_tokens=options.pad_to_length)
     (output / "sample.txt").write_text(text)
     animate(frames.states, tokenizer, output / "sample.gif")
     print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")

@@ -16,8 +16,8 @@ from moses_package import VALIDATION, install, moses_molecules
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from gm_discrete.data import TokenCollator, load_text, packaged, smiles_tokenizer, truncate
-from gm_discrete.data.molecules import SYMBOL, scaffold_tokens
+from gm_discrete.data import TokenCollator, load_text, packaged, scaffold_tokens, smiles_tokenizer, truncate
+from gm_discrete.data.molecules import SYMBOL
 
 SYMBOLS = {
     "CC(=O)[O-]": "C C ( = O ) [O-]",
