@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from gm_discrete.data import (
     load_tokenizer,
     pack,
     sentencepiece_tokenizer,
+    smiles_tokenizer,
     truncate,
 )
 from gm_discrete.evaluation import count_characters
@@ -59,20 +61,25 @@ SHOWN = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_s
 class TextArguments:
     """Data, path, model and sampling; everything else is `TrainingArguments`."""
 
-    data: str = field(default="shakespeare", metadata={"help": "shakespeare, gcide, a file or folder, or a hub id"})
+    data: str = field(
+        default="shakespeare", metadata={"help": "shakespeare, gcide, moses, a file or folder, or a hub id"}
+    )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(default=False, metadata={"help": "fetch gcide first, with apt-get (no root needed)"})
     text_column: str = "text"
     streaming: bool = False
     validation_size: float | None = field(default=None, metadata={"help": "held out: below 1 a fraction, else rows"})
     tokenizer: str = field(
-        default="characters", metadata={"help": "characters, bpe, sentencepiece, or a pretrained one"}
+        default="characters", metadata={"help": "characters, bpe, sentencepiece, smiles, or a pretrained one"}
     )
     alphabet: str | None = field(default=None, metadata={"help": "the characters, if not those of the data"})
     tokenizer_size: int = field(default=8192, metadata={"help": "vocabulary of a bpe or sentencepiece tokenizer"})
     length: int = field(default=256, metadata={"help": "tokens per sequence"})
     packed: bool = field(
         default=True, metadata={"help": "cut the joined texts into blocks; else one text per sequence"}
+    )
+    pad_to_length: bool = field(
+        default=False, metadata={"help": "texts that are not packed end in scored padding: samples have their lengths"}
     )
     add_eos: bool = field(default=True, metadata={"help": "end every text with the tokenizer's [EOS]"})
     max_eval_sequences: int = 512
@@ -163,11 +170,11 @@ def build_tokenizer(options: TextArguments, output: Path) -> Any:
         return AutoTokenizer.from_pretrained(saved)
     if options.tokenizer == "characters" and options.alphabet:
         return character_tokenizer(alphabet=options.alphabet)
-    if options.tokenizer not in ("characters", "bpe", "sentencepiece"):
+    if options.tokenizer not in ("characters", "bpe", "sentencepiece", "smiles"):
         try:
             return load_tokenizer(options.tokenizer)
         except OSError as error:
-            choices = "characters, bpe or sentencepiece, nor the name of a folder or of a tokenizer on the hub"
+            choices = "characters, bpe, sentencepiece or smiles, nor the name of a folder or of a tokenizer on the hub"
             raise ValueError(f"tokenizer={options.tokenizer!r} is none of {choices}") from error
     texts = (row["text"] for row in load(options, "train"))
     texts = islice(texts, TOKENIZER_TEXTS) if options.streaming else texts
@@ -175,6 +182,8 @@ def build_tokenizer(options: TextArguments, output: Path) -> Any:
         return character_tokenizer(texts)
     if options.tokenizer == "bpe":
         return byte_level_bpe(texts, options.tokenizer_size)
+    if options.tokenizer == "smiles":
+        return smiles_tokenizer(texts)
     return sentencepiece_tokenizer(texts, options.tokenizer_size)
 
 
@@ -192,7 +201,9 @@ def load(options: TextArguments, split: str) -> Any:
 
 def tokenized(options: TextArguments, tokenizer: Any, split: str) -> Any:
     """Sequences of token ids; of the validation split an evenly spread choice (of a stream, the first)."""
-    cut = pack if options.packed else truncate
+    if options.packed and options.pad_to_length:
+        raise ValueError("pad_to_length=True is for packed=False: what is packed has no padding")
+    cut = pack if options.packed else partial(truncate, pad_to_length=options.pad_to_length)
     rows = cut(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
     if split == "train":
         return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
@@ -249,7 +260,7 @@ def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: An
         sample = model.generate(torch.tensor([ids]), max_new_tokens=max(0, length - len(ids)), **shown)
     else:
         sample = model.generate(length=length, **shown)
-    text = tokenizer.decode(sample.sequences[0].cpu())
+    text = tokenizer.decode(sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length)
     (output / "sample.txt").write_text(text)
     animate(sample.trajectory, tokenizer, output / "sample.gif")
     masks = model.config.mask_token_id if model.path.rates == "masked" else None

@@ -1,10 +1,11 @@
-"""Text, images, tables and notes for training: data sets, tokenizers, packing and batches."""
+"""Text, images, tables, notes and molecules for training: data sets, tokenizers, packing and batches."""
 
 from gm_discrete.data.collator import TokenCollator
 from gm_discrete.data.encoding import decode_rows, encode_rows, encoded_dataset, fit_codecs, natural_values
 from gm_discrete.data.field_collator import SequenceCollator, TableCollator, decode_sequences
 from gm_discrete.data.image_collator import ImageCollator, to_uint8
 from gm_discrete.data.images import download_emoji, download_fashion_mnist, load_images
+from gm_discrete.data.molecules import scaffold_tokens, smiles_tokenizer
 from gm_discrete.data.music import cut, load_chorales, piano_roll, write_midi
 from gm_discrete.data.packaged import download_gcide
 from gm_discrete.data.packing import pack, truncate
@@ -47,7 +48,9 @@ __all__ = [
     "natural_values",
     "pack",
     "piano_roll",
+    "scaffold_tokens",
     "sentencepiece_tokenizer",
+    "smiles_tokenizer",
     "to_uint8",
     "truncate",
     "write_midi",

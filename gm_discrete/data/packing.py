@@ -70,6 +70,7 @@ def truncate(
     length: int,
     *,
     add_eos: bool = True,
+    pad_to_length: bool = False,
     split_special_tokens: bool = True,
     text_column: str = "text",
     batch_size: int = 256,
@@ -79,8 +80,15 @@ def truncate(
 
     Texts without a token are left out. Arguments and errors are those of `pack`; the end-of-text token counts, and is
     cut off with the end it marks.
+
+    Args:
+        pad_to_length: fills examples up to `length` with the tokenizer's padding, as symbols like others: they are noised,
+            scored and generated, so that a model on a canvas of `length` learns how long texts are. Padding of the
+            collator is not scored: samples of `length` are then texts of that length.
     """
-    encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens, length)
+    if pad_to_length and tokenizer.pad_token_id is None:
+        raise ValueError("pad_to_length=True needs a padding token; ensure_mask_token adds one")
+    encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens, length, pad_to_length)
     tokens = _tokenize(dataset, encode, length, batch_size, num_proc)
     if next(iter(tokens), None) is None:
         raise ValueError("dataset holds no token; give at least one text that is not empty")
@@ -96,6 +104,7 @@ class _Encoder:
     add_eos: bool
     split_special_tokens: bool
     length: int | None = None
+    pad_to_length: bool = False
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         texts = batch[self.text_column]
@@ -112,7 +121,10 @@ class _Encoder:
         )["input_ids"]
         eos = self.tokenizer.eos_token_id
         end = [eos] if self.add_eos and eos is not None else []
-        return {"input_ids": [cut for row in rows if (cut := [*row, *end][: self.length])]}
+        rows = [cut for row in rows if (cut := [*row, *end][: self.length])]
+        if self.pad_to_length and self.length is not None:
+            rows = [row + [self.tokenizer.pad_token_id] * (self.length - len(row)) for row in rows]
+        return {"input_ids": rows}
 
 
 class _Packer:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from gm_discrete.data.molecules import moses
 from gm_discrete.data.packaged import gcide, shakespeare
 from gm_discrete.data.reading import read_splits
 
-PACKAGED = {"shakespeare": lambda cache_dir: shakespeare(), "gcide": gcide}
+PACKAGED: Mapping[str, Callable[[Any], Mapping[Any, Any]]] = {
+    "shakespeare": lambda cache_dir: shakespeare(),
+    "gcide": gcide,
+    "moses": moses,
+}
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """The loader of `datasets` for each suffix; compressed files (`.jsonl.gz`) are recognised by the suffix before."""
 
@@ -35,8 +40,8 @@ def load_text(
     a data set (of a single row, the last characters), the first rows of a stream.
 
     Args:
-        source: "shakespeare" or "gcide" (`gm_discrete.data.packaged`), a .txt, .json, .jsonl or .parquet file or a
-            folder of them, or a data set of the hub.
+        source: "shakespeare" or "gcide" (`gm_discrete.data.packaged`), "moses" (`gm_discrete.data.molecules`), a .txt,
+            .json, .jsonl or .parquet file or a folder of them, or a data set of the hub.
         split: "train", "validation" or what else the source has.
         name: configuration of a hub data set, such as "wikitext-103-raw-v1".
         text_column: the column of the source that holds the text.
@@ -81,7 +86,7 @@ def _load_splits(
         if not builders:
             raise ValueError(f"source={str(source)!r} has an unknown suffix; give one of {', '.join(BUILDERS)}")
         source, options["data_files"] = next(iter(builders)), str(path)
-    choice = f"{' or '.join(PACKAGED)}, a file or folder of text, or a data set that the hub has"
+    choice = f"{', '.join(PACKAGED)}, a file or folder of text, or a data set that the hub has"
     return read_splits(source, name, choice, "source", cache_dir, streaming=streaming, **options)
 
 

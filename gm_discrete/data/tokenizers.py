@@ -31,7 +31,7 @@ def character_tokenizer(texts: Iterable[str] = (), *, alphabet: str | None = Non
     Raises:
         ValueError: there is no character, or a character stands twice in `alphabet`.
     """
-    symbols = list(alphabet) if alphabet is not None else sorted(set().union(*_strings(texts)))
+    symbols = list(alphabet) if alphabet is not None else sorted(set().union(*strings(texts)))
     if not symbols:
         raise ValueError("texts and alphabet hold no character; pass the texts to be tokenised, or alphabet='abc…'")
     if len(set(symbols)) < len(symbols):
@@ -40,7 +40,7 @@ def character_tokenizer(texts: Iterable[str] = (), *, alphabet: str | None = Non
     # A BPE without merges leaves text in characters, 4 times as fast as a WordLevel model behind a splitting regex.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Fuse()
-    return _with_special_tokens(tokenizer, unk_token=UNKNOWN)
+    return with_special_tokens(tokenizer, unk_token=UNKNOWN)
 
 
 def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -60,8 +60,8 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special_tokens), initial_alphabet=bytes_)
-    tokenizer.train_from_iterator(_strings(texts), trainer)
-    return _with_special_tokens(tokenizer)
+    tokenizer.train_from_iterator(strings(texts), trainer)
+    return with_special_tokens(tokenizer)
 
 
 def sentencepiece_tokenizer(
@@ -91,7 +91,7 @@ def sentencepiece_tokenizer(
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(METASPACE, prepend_scheme="never")
     tokenizer.decoder = decoders.Sequence([decoders.Replace(METASPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    return _with_special_tokens(tokenizer, unk_token=UNKNOWN)
+    return with_special_tokens(tokenizer, unk_token=UNKNOWN)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -130,7 +130,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, mask
         )
 
 
-def _with_special_tokens(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+def with_special_tokens(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+    """With `[PAD]`, `[EOS]` and `[MASK]` behind its symbols, as transformers has tokenizers."""
     tokenizer.add_special_tokens([PAD, EOS, MASK])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -147,7 +148,7 @@ def _train_sentencepiece(
 ) -> sentencepiece.SentencePieceProcessor:
     lines = (
         line[start : start + LINE]
-        for text in _strings(texts)
+        for text in strings(texts)
         for line in text.splitlines()
         for start in range(0, len(line), LINE)
     )
@@ -177,7 +178,12 @@ def _train_sentencepiece(
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def _strings(texts: Iterable[str]) -> Iterator[str]:
+def strings(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, checked on the way.
+
+    Raises:
+        TypeError: `texts` is one string, or holds something else.
+    """
     if isinstance(texts, str):
         raise TypeError("texts is one string; pass an iterable of strings, e.g. [text]")
     for text in texts:

@@ -1,4 +1,4 @@
-"""Scores: the likelihood bound, generative perplexity and entropy of text, distances of images; offline, but `inception`."""
+"""Scores: likelihood bound, generative perplexity and entropy of text, images, molecules; offline, but `inception`."""
 
 from gm_discrete.evaluation.entropy import SampleEntropy, unigram_entropy
 from gm_discrete.evaluation.generative_perplexity import GenerativePerplexity
@@ -16,6 +16,7 @@ from gm_discrete.evaluation.images import (
 )
 from gm_discrete.evaluation.judge import materialize_smollm2
 from gm_discrete.evaluation.matching import evaluate_matching
+from gm_discrete.evaluation.molecules import MoleculeStatistics, evaluate_molecules
 from gm_discrete.evaluation.perplexity import BoundPerplexity, count_characters, evaluate_bound
 
 __all__ = [
@@ -24,12 +25,14 @@ __all__ = [
     "GenerativePerplexity",
     "ImageClassifier",
     "ImageMetrics",
+    "MoleculeStatistics",
     "SampleEntropy",
     "count_characters",
     "efficientnet_lite0",
     "evaluate_bound",
     "evaluate_images",
     "evaluate_matching",
+    "evaluate_molecules",
     "extract_features",
     "frechet_distance",
     "inception",

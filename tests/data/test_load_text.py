@@ -152,7 +152,9 @@ def test_bad_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     file = write_jsonl(tmp_path / "rows.jsonl", "story", LINES)
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
-    with pytest.raises(ValueError, match=r"source='someone/nothing' cannot be read .*shakespeare or gcide"):
+    with pytest.raises(
+        ValueError, match=r"source='someone/nothing' cannot be read .*shakespeare, gcide, moses, a file"
+    ):
         load_text("someone/nothing", **options)
     with pytest.raises(ValueError, match=r"cannot be read .*nowhere"):
         load_text(tmp_path / "nowhere.txt", **options)

@@ -61,7 +61,7 @@ def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
 
 
 def test_the_configs_are_there() -> None:
-    names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext"}
+    names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext", "moses"}
     assert names <= {file.stem for file in CONFIGS}
     everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
     assert {file.stem for file in [*CONFIGS, *configs("images"), *configs("mixed")]} == everything

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, TrainingArguments
 
 from gm_discrete import GMModel
 from gm_discrete.training import is_complete
@@ -172,3 +172,25 @@ def test_texts_may_be_padded_instead_of_packed(recipe: ModuleType, tiny: list[st
     choice = {"data": short, "text_column": "body", "packed": False, "output_dir": tmp_path / "run"}
     metrics = recipe.main([*tiny, *flags(choice)])
     assert 0 < metrics["bits_per_character"] < 100
+
+
+def test_lengths_are_learned_where_padding_is_scored(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": "Cl[nH]" * (1 + row % 6)}) + "\n" for row in range(40)))
+    choice = {"data": short, "tokenizer": "smiles", "packed": False, "output_dir": tmp_path / "run"}
+    tokens = {}
+    for padded in (False, True):
+        options, _ = recipe.parse_arguments(
+            (recipe.TextArguments, TrainingArguments), [*tiny, *flags(choice | {"pad_to_length": padded})]
+        )
+        tokenizer = recipe.build_tokenizer(options, tmp_path / "run")
+        assert len(tokenizer) == 2 + 4
+        tokens[padded] = recipe.tokenized(options, tokenizer, "train")["input_ids"][:]
+    pad = tokenizer.pad_token_id
+    assert [row + [pad] * (16 - len(row)) for row in tokens[False]] == tokens[True]
+    assert {len(row) for row in tokens[False]} == {3, 5, 7, 9, 11, 13}
+    metrics = recipe.main([*tiny, *flags(choice | {"pad_to_length": True})])
+    characters = sum(len("Cl[nH]") * (1 + row % 6) for row in (38, 39))  # the two that are held out
+    assert metrics["bits_per_character"] * characters == pytest.approx(metrics["bits_per_token"] * 16 * 2)
+    with pytest.raises(ValueError, match="pad_to_length=True is for packed=False"):
+        recipe.main([*tiny, *flags(choice | {"pad_to_length": True, "packed": True, "output_dir": tmp_path / "other"})])

@@ -1,0 +1,218 @@
+"""How good the molecules of a model of SMILES are, against the network calls that they take, and how it fills side chains.
+
+    python benchmarks/molecules.py --model runs/moses --steps 8,16,32,56 --samplers tau_leaping,first_hitting
+
+1. The scores of MOSES (`gm_discrete.evaluation.molecules`), in its own definitions, with as many molecules of the test split
+   above them: what a perfect model would have. The Fréchet ChemNet distance is missing: no package brings ChemNet.
+   Molecules end at the first [EOS] of a canvas that is as long as in training. Novelty is against the whole training set.
+2. `--infill` molecules of the split whose scaffolds training never saw: all symbols but those of the scaffold are masked,
+   with the end of the canvas, and filled `--fills` times each. How many are valid, how many of these contain the scaffold,
+   are distinct, and are the molecule that was there; beside them the share of unconditional molecules with such a scaffold.
+
+Calls are those that `generate` counts, per molecule: a step without an event needs none. Filters and similarities to the
+test splits take minutes: `--filters`, `--references test,test_scaffolds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import environment, markdown, report, seconds
+from perplexity import fingerprint
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from gm_discrete import GMModel
+from gm_discrete.data import check_tokenizer, load_text, scaffold_tokens
+from gm_discrete.data.molecules import SYMBOL
+from gm_discrete.evaluation import molecules
+from gm_discrete.samplers import GRID_FREE
+
+QUICK = {"steps": "2,4", "num_samples": 20, "infill": 3, "fills": 2, "batch_size": 8, "reference_limit": 50}
+SPLITS = ("test", "test_scaffolds")
+
+Way = dict[str, Any]  # to sample: the sampler, and its steps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    model = GMModel.from_pretrained(args.model).to(args.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    check_tokenizer(tokenizer, vocab_size=model.config.vocab_size, mask_token_id=model.config.mask_token_id)
+    training = {text for split in ("train", "validation") for text in smiles(split)}
+    references = {name: molecules.MoleculeStatistics.of(smiles(name, args.reference_limit)) for name in args.references}
+    patterns = molecules.alerts() if args.filters else None
+    asked = scaffold_prompts(model, tokenizer, args)
+
+    def scored(texts: list[str]) -> dict[str, Any]:
+        return {**molecules.evaluate_molecules(texts, training, references, patterns), "molecules": len(texts)}
+
+    rows: list[dict[str, Any]] = [{"": "test molecules", **scored(smiles("test", args.num_samples))}]
+    infilled = []
+    for way in ways(args):
+        name = f"{way['sampler']}" + (f", {way['num_steps']} steps" if "num_steps" in way else "")
+        empty = torch.full(
+            (args.num_samples, args.length or model.config.max_position_embeddings), tokenizer.mask_token_id
+        )
+        texts, cost = generate(model, tokenizer, empty, way, args)
+        rows.append({"": name, **scored(texts), **cost})
+        if asked:
+            infilled.append({"": name, **infill(model, tokenizer, asked, texts, way, args)})
+    record = {
+        "benchmark": "molecules",
+        "environment": environment(args.device, __file__, argv),
+        "settings": vars(args),
+        "model": {"config": model.config.to_dict(), "weights_sha256": fingerprint(model)},
+        "samples": rows,
+        "infilling": infilled,
+    }
+    report(record, [table(found) for found in (rows, infilled) if found], args.output)
+
+
+def smiles(split: str, limit: int | None = None) -> list[str]:
+    """Canonical SMILES of a split of MOSES, at most `limit` of them, evenly spread."""
+    rows: Any = load_text("moses", split)
+    count = min(limit or len(rows), len(rows))
+    return rows.select([i * len(rows) // count for i in range(count)])["text"][:]
+
+
+def ways(args: argparse.Namespace) -> list[Way]:
+    """Every sampler with every number of steps, or once if it has no grid."""
+    return [
+        {"sampler": sampler} | choice
+        for sampler in args.samplers
+        for choice in ([{}] if sampler in GRID_FREE else [{"num_steps": steps} for steps in args.steps])
+    ]
+
+
+def generate(
+    model: GMModel, tokenizer: Any, canvas: Tensor, way: Way, args: argparse.Namespace
+) -> tuple[list[str], dict[str, float]]:
+    """What becomes of each row of a canvas [N, L], and what one of them took; every batch has a seed of its own."""
+    found: list[Any] = []
+
+    def fill() -> None:
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
+            for part in tqdm(canvas.split(args.batch_size), desc=f"{way}", leave=False):
+                seed = args.seed + args.batch_size * len(found)
+                found.append(model.generate(part, max_new_tokens=0, seed=seed, return_dict_in_generate=True, **way))
+
+    time = seconds(fill, args.device) / len(canvas)
+    calls, tokens = (torch.cat([part[name].cpu() for part in found]) for name in ("network_calls", "sequences"))
+    return texts_of(tokens, tokenizer), {"calls": float(calls.double().mean()), "seconds per molecule": time}
+
+
+def texts_of(tokens: Tensor, tokenizer: Any) -> list[str]:
+    """What stands before the first [EOS]; a row without one is read to its end."""
+    ends = tokens.eq(tokenizer.eos_token_id).int()
+    lengths = torch.where(ends.any(1), ends.argmax(1), tokens.shape[1])
+    rows = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
+    return tokenizer.batch_decode(rows)
+
+
+def scaffold_prompts(model: GMModel, tokenizer: Any, args: argparse.Namespace) -> list[tuple[str, Tensor]]:
+    """`--infill` molecules of unseen scaffolds that have side chains, each with its canvas [L] of scaffold and masks."""
+    length = args.length or model.config.max_position_embeddings
+    found: list[tuple[str, Tensor]] = []
+    if not args.infill:
+        return found
+    for text in smiles("test_scaffolds", 4 * args.infill):  # of which some have neither side chains nor rings
+        if "[H]" in text:  # whose atoms rdkit counts otherwise
+            continue
+        kept = torch.tensor(scaffold_tokens(text))
+        if len(found) < args.infill and kept.any() and not kept.all() and len(kept) < length:
+            ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            canvas = torch.full((length,), tokenizer.mask_token_id)
+            found.append((text, canvas.index_put((kept.nonzero()[:, 0],), ids[kept])))
+    return found
+
+
+def infill(
+    model: GMModel,
+    tokenizer: Any,
+    asked: list[tuple[str, Tensor]],
+    unconditional: list[str],
+    way: Way,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """What the fills of each scaffold are like; shares are means over scaffolds of those that have a valid fill."""
+    from rdkit import Chem
+    from rdkit.Chem.Scaffolds import MurckoScaffold
+
+    canvas = torch.stack([state for _, state in asked]).repeat_interleave(args.fills, 0)
+    texts, cost = generate(model, tokenizer, canvas, way, args)
+    filled = molecules.canonical(texts)
+    free = [mol for text in unconditional if (mol := molecules.molecule(text)) is not None]
+    contained, distinct, same, by_chance = [], [], [], []
+    for number, (text, _) in enumerate(asked):
+        core = MurckoScaffold.GetScaffoldForMol(molecules.molecule(text))
+        valid = [found for found in filled[number * args.fills : (number + 1) * args.fills] if found is not None]
+        by_chance.append(sum(mol.HasSubstructMatch(core) for mol in free) / max(1, len(free)))
+        if valid:
+            contained.append(sum(molecules.molecule(found).HasSubstructMatch(core) for found in valid) / len(valid))
+            distinct.append(len(set(valid)) / len(valid))
+            same.append(valid.count(Chem.CanonSmiles(text)) / len(valid))
+    kept = [int(state.ne(tokenizer.mask_token_id).sum()) / len(re.findall(SYMBOL, text)) for text, state in asked]
+    shares = {"valid": [found is not None for found in filled], "with the scaffold": contained, "distinct": distinct}
+    shares |= {"the original": same, "unconditional with the scaffold": by_chance, "symbols kept": kept}
+    means = {name: sum(values) / len(values) if values else None for name, values in shares.items()}
+    return {**means, "scaffolds": len(asked), "fills": len(filled), **cost}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Shares to four digits, calls to one, times to two significant ones; what is unknown is a dash."""
+    formats = {"calls": ".1f", "seconds per molecule": ".2g", "molecules": "", "scaffolds": "", "fills": "", "": ""}
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return markdown(
+        [
+            {name: "–" if row.get(name) is None else format(row[name], formats.get(name, ".4f")) for name in columns}
+            for row in rows
+        ]
+    )
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or hub id of a GMModel with its tokenizer")
+    parser.add_argument("--num-samples", type=int, default=30_000, help="molecules per row")
+    parser.add_argument("--length", type=int, help="symbols of the canvas; as in training by default")
+    parser.add_argument("--samplers", default="tau_leaping,first_hitting")
+    parser.add_argument("--steps", default="8,16,32,56", help="of samplers with a grid")
+    parser.add_argument("--references", default="", help=f"splits to be similar to, of {', '.join(SPLITS)}")
+    parser.add_argument("--reference-limit", type=int, help="at most so many molecules of each; MOSES takes all")
+    parser.add_argument("--filters", action="store_true", help="how many pass the filters of MOSES")
+    parser.add_argument("--infill", type=int, default=200, help="scaffolds whose side chains are filled")
+    parser.add_argument("--fills", type=int, default=10, help="of each scaffold")
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16, as it was trained")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on the CPU")
+    parser.add_argument("--quick", action="store_true", help=f"tiny sizes: {QUICK}")
+    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**QUICK)
+    args = parser.parse_args(argv)
+    args.steps = [int(steps) for steps in args.steps.split(",")]
+    args.samplers, args.references = args.samplers.split(","), [name for name in args.references.split(",") if name]
+    if unknown := set(args.references) - set(SPLITS):
+        parser.error(f"--references {','.join(args.references)}: {unknown.pop()!r} is none of {', '.join(SPLITS)}")
+    for name in ("num_samples", "fills", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    main()
