@@ -213,7 +213,12 @@ class Spelling(GMModel):
         temperature: float | None = None,
     ) -> Tensor:
         self.told.append({"max_new_tokens": max_new_tokens, "seed": seed, "num_steps": num_steps})
-        self.told[-1] |= {"eos_token_id": eos_token_id, "block_length": block_length, "top_k": top_k, "temperature": temperature}
+        self.told[-1] |= {
+            "eos_token_id": eos_token_id,
+            "block_length": block_length,
+            "top_k": top_k,
+            "temperature": temperature,
+        }
         rows = []
         for row, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
             pads = mask.count(0)
