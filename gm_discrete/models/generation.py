@@ -232,7 +232,7 @@ class GMGenerationMixin(Base):
             end = end.unflatten(1, self.config.image_shape) if end.dim() == 2 else end
         if not config.return_dict_in_generate:
             return end
-        trajectory = None if watch.recorder is None else watch.recorder.trajectory(end)
+        trajectory = None if watch.recorder is None else watch.recorder.trajectory(end, real)
         return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, real, trajectory)
 
 

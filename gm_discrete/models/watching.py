@@ -119,12 +119,16 @@ class Recorder:
         if self.readings is not None:
             self.entropy.append(self.readings.mean().cpu())
 
-    def trajectory(self, end: Tensor) -> Trajectory:
-        """What was kept, each state in the shape of the sequences that came of it [B, …], of which padding may be cut."""
+    def trajectory(self, end: Tensor, real: Tensor | None = None) -> Trajectory:
+        """What was kept, each state in the shape of the sequences that came of it [B, …], of which padding may be cut.
+
+        What turns into padding (0 in `real` [B, L]) behind the end of a sequence is no jump.
+        """
         size = end[0].numel()
         flat = [state.flatten(1)[:, :size] for state in self.states[:-1]]
         states = torch.stack([*flat, end.cpu().flatten(1)]).view(-1, *end.shape)
-        jumps = (states[1:] != states[:-1]).flatten(2).sum(2)
+        changed = (states[1:] != states[:-1]).flatten(2)
+        jumps = (changed if real is None else changed & real.cpu().bool()).sum(2)
         entropy = torch.stack(self.entropy) if self.entropy else None
         return Trajectory(
             torch.tensor(self.times, dtype=torch.float64),

@@ -497,6 +497,16 @@ def test_trajectories_go_through_the_blocks() -> None:
     assert not trajectory.fixed[:, 2:].any()
 
 
+def test_trajectories_of_rows_that_have_ended_read_nothing_more() -> None:
+    model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
+    found = model.generate(
+        torch.tensor([[1], [2]]), max_new_tokens=4, block_length=1, num_steps=1, logits_processor=[model.follows],
+        eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True, output_trajectory=True, seed=0,
+    )  # fmt: skip
+    assert found.trajectory.entropy.isnan().tolist() == [[False, False], [True, False], [True, False], [True, False]]
+    assert found.trajectory.jumps.tolist() == [[1, 1], [0, 1], [0, 1], [0, 1]]
+
+
 # What is refused
 
 
