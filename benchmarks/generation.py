@@ -154,7 +154,7 @@ def merged(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: they were taken with other settings, or of other models of the same name.
     """
-    first, order = records[0], [DATA, *ROWS]
+    first, order = records[0], [(DATA, ""), *((curve, point) for curve, points in ROWS.items() for point in points)]
     for record in records[1:]:
         for name in ("num_samples", "ngram", "batch_size", "seed"):
             if record["settings"][name] != first["settings"][name]:
@@ -167,7 +167,7 @@ def merged(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the records have different models, data or lengths under the name {name}")
             have = {(row["curve"], row["point"]) for row in known["rows"]}
             known["rows"] += [row for row in model["rows"] if (row["curve"], row["point"]) not in have]
-            known["rows"].sort(key=lambda row: order.index(row["curve"]))
+            known["rows"].sort(key=lambda row: order.index((row["curve"], row["point"])))
     return first
 
 
@@ -206,7 +206,7 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour (of Okabe and Ito), line, m
     "tau-leaping": ("#0072B2", "-", "o"), "first hitting": ("black", "", "D"), "trapezoidal": ("#009E73", "-", "s"),
     "adaptive": ("#56B4E9", "-", "^"), "temperature": ("#CC79A7", "", "P"), "ReMDM": ("#E69F00", "", "X"),
     "detailed balance ×1": ("#E69F00", "", "d"), "order confidence": ("#D55E00", "-", "o"),
-    "noisy confidence": ("#D55E00", "", "*"), "order margin": ("#D55E00", "--", "v"),
+    "noisy confidence": ("#7A2600", "", "p"), "order margin": ("#D55E00", "--", "v"),
     "order entropy": ("#D55E00", ":", "<"), "entropy bounded": ("0.5", "-", "h"),
 }  # fmt: skip
 

@@ -1,9 +1,11 @@
 """Decoding orders of masked models: which positions a step reveals, when it is not left to chance.
 
 The law of a masked path reveals the masks of a sequence in random order, all orders being equally likely. Whoever reveals
-first what the network is surest of leaves that law: what comes out is no sample of the model, has no likelihood, and is less
-varied; with a network that is better at some orders than at others it may well read better. Each order scores the masked
-positions, and the positions of highest score go first:
+first what the network is surest of leaves that law: what comes out has no likelihood, and is less varied; from a network that
+is better at some orders than at others it may well read better. (Orders by the state alone, `margin` and `entropy`, keep the
+law where one symbol is drawn at a time from conditionals of one joint law. Those of a network are of no joint law; and
+`confidence`, which looks at what was drawn, leaves it in any case.) Each order scores the masked positions, and those of
+highest score go first:
 
     confidence   π_i(y_i) of the symbol y_i ~ π_i that was drawn there        Chang et al. 2022 (arXiv 2202.04200)
     margin       π_i's highest probability minus its second highest           Kim et al. 2025 (arXiv 2502.06768)
