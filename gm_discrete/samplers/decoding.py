@@ -1,10 +1,10 @@
 """Decoding orders of masked models: which positions a step reveals, when it is not left to chance.
 
 The law of a masked path reveals the masks of a sequence in random order, all orders being equally likely. Whoever reveals
-first what the network is surest of leaves that law: what comes out has no likelihood, and is less varied; from a network that
-is better at some orders than at others it may well read better. (Orders by the state alone, `margin` and `entropy`, keep the
-law where one symbol is drawn at a time from conditionals of one joint law. Those of a network are of no joint law; and
-`confidence`, which looks at what was drawn, leaves it in any case.) Each order scores the masked positions, and those of
+first what the network is surest of leaves that law: what comes out has no likelihood, and is less varied; of a network that
+is better at some orders than at others it may well read better. (Orders by the state alone, `margin` and `entropy`, keep
+the law where one symbol at a time is drawn from the conditionals of one joint law. Those of a network are of no joint law;
+and `confidence`, which looks at what was drawn, leaves it in any case.) Each order scores the masked positions, and those of
 highest score go first:
 
     confidence   π_i(y_i) of the symbol y_i ~ π_i that was drawn there        Chang et al. 2022 (arXiv 2202.04200)
