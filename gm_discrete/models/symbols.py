@@ -52,7 +52,7 @@ class SymbolsMixin(Base):
         labels = self._checked(labels, len(canvas.ids))
         start = self.path.prior(canvas.ids.shape, rng, self.device) if source is None else source
         known, canvas.ids = canvas.ids, torch.where(canvas.fixed, canvas.ids, start)
-        size, banned = config.block_length or self.config.block_size, config.bad_words_ids
+        size = config.block_length or self.config.block_size
         watch.begin(known, canvas.shown)
         if config.output_trajectory:
             watch.recorder = Recorder(canvas.ids, canvas.fixed)
@@ -60,45 +60,70 @@ class SymbolsMixin(Base):
             "guidance_scale": config.guidance_scale,
             "guidance": None if config.guidance == "normalized" else config.guidance,
         }
-        if size is None:
-            conditioning |= {
-                "attention_mask": None if bool(canvas.real.all()) else canvas.real,
-                "logits_processor": watch.behind(config.processors(logits_processor, allowed)),
-                "class_labels": labels,
-            }
-            model: Any = self
-            model = model if predictor is None else PredictorGuided(model, predictor)
-            if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
-                model = Prompted(model, known, canvas.fixed, source, rng)  # the predictor, too, sees it noised
-            step = avoiding(config.step(), banned) if banned else config.step()
-            run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, conditioning)
-            watch.end(run.x)
-            return self._answer(config, run.x, run, canvas.real, watch)
-        eos = config.eos_token_id
+        asked = config, canvas, labels, logits_processor, allowed, watch, rng, conditioning
+        return self._at_once(known, source, predictor, *asked) if size is None else self._in_blocks(size, *asked)
+
+    def _at_once(
+        self,
+        known: Tensor,
+        source: Tensor | None,
+        predictor: Predictor | None,
+        config: GMGenerationConfig,
+        canvas: Canvas,
+        labels: Tensor | None,
+        logits_processor: LogitsProcessorList | None,
+        allowed: Tensor | None,
+        watch: Watch,
+        rng: torch.Generator,
+        conditioning: dict[str, Any],
+    ) -> Any:
+        """All places together, from t = 0 to t = 1."""
+        told = {
+            **conditioning,
+            "attention_mask": None if bool(canvas.real.all()) else canvas.real,
+            "logits_processor": watch.behind(config.processors(logits_processor, allowed)),
+            "class_labels": labels,
+        }
+        model: Any = self if predictor is None else PredictorGuided(self, predictor)
+        if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
+            model = Prompted(model, known, canvas.fixed, source, rng)  # the predictor, too, sees it noised
+        step = avoiding(config.step(), config.bad_words_ids) if config.bad_words_ids else config.step()
+        run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, told)
+        watch.end(run.x)
+        return self._answer(config, run.x, run, canvas.real, watch)
+
+    def _in_blocks(
+        self,
+        size: int,
+        config: GMGenerationConfig,
+        canvas: Canvas,
+        labels: Tensor | None,
+        logits_processor: LogitsProcessorList | None,
+        allowed: Tensor | None,
+        watch: Watch,
+        rng: torch.Generator,
+        conditioning: dict[str, Any],
+    ) -> Any:
+        """Block after block, each from t = 0 to t = 1, of the sequences that have not ended."""
+        eos, banned = config.eos_token_id, config.bad_words_ids
         ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pads = [pad for pad in (config.pad_token_id, self.config.pad_token_id, *ends) if pad is not None]
         blocks = Blocks(cast("GMModel", self), canvas, size, ends, pads[0] if pads else 0, config.use_cache)
         for block, rows in blocks.to_fill(labels):
-            real = canvas.real[rows, : block.whole.shape[1]]
+            real, here = canvas.real[rows, : block.whole.shape[1]], slice(block.start, block.stop)
+            of_rows = allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
             told = {
                 **conditioning,
                 "attention_mask": None if bool(real.all()) else real,
-                "logits_processor": watch.behind(
-                    config.processors(
-                        logits_processor, allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
-                    )
-                ),
+                "logits_processor": watch.behind(config.processors(logits_processor, of_rows)),
                 "class_labels": None if labels is None else labels[rows],
             }
             step = config.step()
             if banned:
                 step = avoiding(step, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
-            here = slice(block.start, block.stop)
             watch.look_at(canvas.ids, rows, here)
-            run = self._simulated(
-                block, self.path, canvas.ids[rows, here], canvas.fixed[rows, here], config, step, watch, rng, told
-            )
-            blocks.put(block, rows, run)
+            state, fixed = canvas.ids[rows, here], canvas.fixed[rows, here]
+            blocks.put(block, rows, self._simulated(block, self.path, state, fixed, config, step, watch, rng, told))
             going = (~canvas.fixed[:, block.stop :]).any(1)
             if watch.stopped_at is not None or watch.met(canvas.ids[:, : block.stop], ~going):
                 blocks.stop(block)
