@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -343,21 +341,6 @@ def test_three_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert results["results"]["tiny_rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=0.05)
     assert all(len(sample["filtered_resps"][0]) <= 4 for sample in samples["tiny_generation"])
     assert "exact_match,none" in results["results"]["tiny_generation"]
-
-
-@pytest.mark.slow
-def test_the_command_line(tasks: Path, tmp_path: Path) -> None:
-    arguments = f"pretrained={tasks / 'model'},num_samples=4"
-    options = ["--model", "gm_discrete", "--model_args", arguments, "--tasks", "tiny_choice", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gm_discrete.evaluation.harness", *options, "--include_path", str(tasks)],
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "|tiny_choice|" in done.stdout
 
 
 # ---- errors

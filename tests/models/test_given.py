@@ -254,7 +254,7 @@ def test_padding_is_not_sampled_and_changes_nothing() -> None:
         ({"streamer": object()}, "streamer: of states with a single field"),
         ({"input_ids": torch.zeros(1, 1)}, "input_ids: of states with a single field"),
         ({"logits_processor": [1], "stopping_criteria": [1]}, "logits_processor, stopping_criteria: of states"),
-        ({"guidance_scale": 2.0}, "guidance_scale needs class_labels"),
+        ({"guidance_scale": 2.0}, "guidance_scale=.* needs class_labels"),
         ({"generators": {"cut": {"jump": 1.0}}}, "generators are given for 'cut', a field of symbols"),
     ],
 )  # fmt: skip

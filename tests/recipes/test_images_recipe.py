@@ -236,7 +236,7 @@ def test_unfinished_states_are_shown(image_recipe: ModuleType) -> None:
     """Masks in grey, symbols by their level, numbers as they are."""
     options, config = SimpleNamespace(levels=4), SimpleNamespace(image_shape=[1, 1, 3])
     masked: Any = SimpleNamespace(config=config, path=MaskedPath(5))
-    state = image_recipe.visible(torch.tensor([[0, 3, 4]]), options, masked)
+    state = image_recipe.visible(torch.tensor([[[[0, 3, 4]]]]), options, masked)
     assert state.flatten().tolist()[:2] == [0, 255]
     assert 100 < int(state.flatten()[2]) < 200
     numbers: Any = SimpleNamespace(config=config, path=None)
