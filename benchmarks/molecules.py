@@ -1,10 +1,11 @@
 """How good the molecules of a model of SMILES are, against the network calls that they take, and how it fills side chains.
 
-    python benchmarks/molecules.py --model runs/moses --steps 8,16,32,56 --samplers tau_leaping,first_hitting
+    python benchmarks/molecules.py --model runs/moses --ways '[{"num_steps": 16}, {"sampler": "first_hitting"}]'
 
-1. The scores of MOSES (`gm_discrete.evaluation.molecules`), in its own definitions, with as many molecules of the test split
-   above them: what a perfect model would have. The Fréchet ChemNet distance is missing: no package brings ChemNet.
-   Molecules end at the first [EOS] of a canvas that is as long as in training. Novelty is against the whole training set.
+1. The scores of MOSES (`gm_discrete.evaluation.molecules`), in its own definitions, for each of `--ways`, arguments
+   of `generate`; above them those of as many molecules of the test split: what a perfect model would have. The Fréchet
+   ChemNet distance is missing: no package brings ChemNet. Molecules end at the first [EOS] of a canvas that is as long as in
+   training. Novelty is against the whole training set.
 2. `--infill` molecules of the split whose scaffolds training never saw: all symbols but those of the scaffold are masked,
    with the end of the canvas, and filled `--fills` times each. How many are valid, how many of these contain the scaffold,
    are distinct, and are the molecule that was there; beside them the share of unconditional molecules with such a scaffold.
@@ -16,6 +17,7 @@ test splits take minutes: `--filters`, `--references test,test_scaffolds`.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -33,12 +35,12 @@ from gm_discrete import GMModel
 from gm_discrete.data import check_tokenizer, load_text, scaffold_tokens
 from gm_discrete.data.molecules import SYMBOL
 from gm_discrete.evaluation import molecules
-from gm_discrete.samplers import GRID_FREE
 
-QUICK = {"steps": "2,4", "num_samples": 20, "infill": 3, "fills": 2, "batch_size": 8, "reference_limit": 50}
+WAYS = '[{"num_steps": 8}, {"num_steps": 16}, {"num_steps": 32}, {"num_steps": 56}, {"sampler": "first_hitting"}]'
+QUICK = {"num_samples": 20, "infill": 3, "fills": 2, "batch_size": 8, "reference_limit": 50}
 SPLITS = ("test", "test_scaffolds")
 
-Way = dict[str, Any]  # to sample: the sampler, and its steps
+Way = dict[str, Any]  # to sample: arguments of `generate`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = GMModel.from_pretrained(args.model).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     check_tokenizer(tokenizer, vocab_size=model.config.vocab_size, mask_token_id=model.config.mask_token_id)
+    for way in args.ways:
+        model.generation_config.updated(**way)  # an argument that is wrong is refused before the first row
     training = {text for split in ("train", "validation") for text in smiles(split)}
     references = {name: molecules.MoleculeStatistics.of(smiles(name, args.reference_limit)) for name in args.references}
     patterns = molecules.alerts() if args.filters else None
@@ -58,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows: list[dict[str, Any]] = [{"": "test molecules", **scored(smiles("test", args.num_samples))}]
     infilled = []
-    for way in ways(args):
-        name = f"{way['sampler']}" + (f", {way['num_steps']} steps" if "num_steps" in way else "")
+    for way in args.ways:
+        name = ", ".join([way.get("sampler", "tau_leaping"), *(f"{k} {v}" for k, v in way.items() if k != "sampler")])
         empty = torch.full(
             (args.num_samples, args.length or model.config.max_position_embeddings), tokenizer.mask_token_id
         )
@@ -83,15 +87,6 @@ def smiles(split: str, limit: int | None = None) -> list[str]:
     rows: Any = load_text("moses", split)
     count = min(limit or len(rows), len(rows))
     return rows.select([i * len(rows) // count for i in range(count)])["text"][:]
-
-
-def ways(args: argparse.Namespace) -> list[Way]:
-    """Every sampler with every number of steps, or once if it has no grid."""
-    return [
-        {"sampler": sampler} | choice
-        for sampler in args.samplers
-        for choice in ([{}] if sampler in GRID_FREE else [{"num_steps": steps} for steps in args.steps])
-    ]
 
 
 def generate(
@@ -187,8 +182,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder or hub id of a GMModel with its tokenizer")
     parser.add_argument("--num-samples", type=int, default=30_000, help="molecules per row")
     parser.add_argument("--length", type=int, help="symbols of the canvas; as in training by default")
-    parser.add_argument("--samplers", default="tau_leaping,first_hitting")
-    parser.add_argument("--steps", default="8,16,32,56", help="of samplers with a grid")
+    parser.add_argument("--ways", default=WAYS, help="JSON list: arguments of generate for each row")
     parser.add_argument("--references", default="", help=f"splits to be similar to, of {', '.join(SPLITS)}")
     parser.add_argument("--reference-limit", type=int, help="at most so many molecules of each; MOSES takes all")
     parser.add_argument("--filters", action="store_true", help="how many pass the filters of MOSES")
@@ -204,8 +198,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)
-    args.steps = [int(steps) for steps in args.steps.split(",")]
-    args.samplers, args.references = args.samplers.split(","), [name for name in args.references.split(",") if name]
+    args.ways, args.references = json.loads(args.ways), [name for name in args.references.split(",") if name]
     if unknown := set(args.references) - set(SPLITS):
         parser.error(f"--references {','.join(args.references)}: {unknown.pop()!r} is none of {', '.join(SPLITS)}")
     for name in ("num_samples", "fills", "batch_size"):

@@ -61,9 +61,10 @@ def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_every_sampler_has_its_rows(benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters")
+    ways = '[{"num_steps": 2}, {"num_steps": 4, "temperature": 0.5}, {"sampler": "first_hitting"}]'
+    record = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters", "--ways", ways)
     real, *rows = record["samples"]
-    names = ["tau_leaping, 2 steps", "tau_leaping, 4 steps", "first_hitting"]
+    names = ["tau_leaping, num_steps 2", "tau_leaping, num_steps 4, temperature 0.5", "first_hitting"]
     assert [row[""] for row in rows] == [row[""] for row in record["infilling"]] == names
     assert real[""] == "test molecules"
     assert (real["valid"], real["novelty"], real["molecules"]) == (1, 1, 14)
@@ -81,14 +82,14 @@ def test_every_sampler_has_its_rows(benchmark: ModuleType, folder: Path, capsys:
     printed = capsys.readouterr().out
     assert "| first_hitting | " in printed
     assert "| symbols kept | " in printed
-    again = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters")
+    again = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters", "--ways", ways)
     assert figures(again["samples"]) == figures(record["samples"])
     assert figures(again["infilling"]) == figures(record["infilling"])
     assert len(record["model"]["weights_sha256"]) == 64
 
 
 def test_parts_can_be_left_out(benchmark: ModuleType, folder: Path) -> None:
-    arguments = ["--infill", "0", "--samplers", "tau_leaping", "--steps", "3", "--num-samples", "5", "--bf16"]
+    arguments = ["--infill", "0", "--ways", '[{"num_steps": 3}]', "--num-samples", "5", "--bf16"]
     record = run(benchmark, folder, *arguments)
     assert record["infilling"] == []
     assert [row["molecules"] for row in record["samples"]] == [5, 5]
@@ -144,6 +145,8 @@ def test_wrong_arguments_are_refused(
         with pytest.raises(SystemExit):
             run(benchmark, folder, argument, value)
         assert message in capsys.readouterr().err
+    with pytest.raises((TypeError, ValueError), match="num_step"):
+        run(benchmark, folder, "--ways", '[{"num_step": 4}]')
     GMModel.from_pretrained(folder / "model").save_pretrained(tmp_path)
     smiles_tokenizer(["CO"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="tokenizer has 6 tokens"):
