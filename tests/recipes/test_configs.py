@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import moses_package
 import published
 import pytest
 import torch
@@ -148,6 +149,7 @@ def test_the_commands_of_the_readme_run(
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
     (tmp_path / "recipes").symlink_to(RECIPES)
+    moses_package.install(tmp_path / "packages", monkeypatch)
     (tmp_path / "my_book.txt").write_text(corpus.read_text())
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines()]
