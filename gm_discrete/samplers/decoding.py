@@ -44,7 +44,8 @@ def ranked(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, order: str, order
     """Reveals ⌊m P + u⌋ of the m masks of a sequence, those of highest score; P is the path's (κ_s − κ_t)/(1 − κ_t).
 
     With one uniform u for each sequence the number has the mean m P of the law, and hardly any variance. To the scores,
-    Gumbel noise of scale `order_temperature` · (1 − κ_t) is added: none in the end, and without limit a random order.
+    Gumbel noise of scale `order_temperature` · (1 − κ_t) is added: none in the end, and without limit a random order. The
+    choice of the positions leaves the model's law.
     """
     jump = masked_jump(chain, x, t, t_next)
     masks = chain.free & (jump.chance > 0)
