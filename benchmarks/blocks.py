@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=16, help="of a block")
     args = parse(parser, argv, lengths=[16, 32], block_size=8, steps=4)
-    args.length = max(args.lengths)
-    model = network(MaskedPath(args.vocab_size), args, block_size=args.block_size)
+    longest = argparse.Namespace(**vars(args) | {"length": max(args.lengths)})
+    model = network(MaskedPath(args.vocab_size), longest, block_size=args.block_size)
     results = []
     for length in args.lengths:
         options = {"batch_size": args.batch_size, "length": length, "num_steps": args.steps, "seed": args.seed}
