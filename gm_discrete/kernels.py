@@ -72,9 +72,11 @@ class Kernel(ABC):
     shape: torch.Size
     vocab_size: int
 
-    @abstractmethod
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         """Landing symbols [n]. The noise of a position does not depend on which others are asked."""
+        chunks = self.prepare(where)
+        noise = self._uniform(rng, where).split([len(rows) for rows in chunks])
+        return torch.cat([inverse_cdf(self.log_probs(rows).exp(), u) for rows, u in zip(chunks, noise, strict=True)])
 
     @abstractmethod
     def log_probs(self, where: Tensor) -> Tensor:

@@ -212,10 +212,5 @@ class Elsewhere(Kernel):
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         return self.kernel.prepare(where)
 
-    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        chunks = self.prepare(where)
-        noise = self._uniform(rng, where).split([len(rows) for rows in chunks])
-        return torch.cat([inverse_cdf(self.log_probs(rows).exp(), u) for rows, u in zip(chunks, noise, strict=True)])
-
     def log_probs(self, where: Tensor) -> Tensor:
         return self.kernel.log_probs(where).scatter(1, self.x[where, None], -torch.inf).log_softmax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.utils import logging
 
+from gm_discrete.models.block_generation import Blocks
 from gm_discrete.models.canvas import Canvas
-from gm_discrete.models.decoding import Blocks
 from gm_discrete.models.generation_config import GMGenerationConfig
 from gm_discrete.models.given import Prompted
 from gm_discrete.models.watching import Recorder, Watch
@@ -26,6 +27,31 @@ else:
     Base = object
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Request:
+    """What is to be generated, and who looks on."""
+
+    config: GMGenerationConfig
+    canvas: Canvas
+    labels: Tensor | None
+    logits_processor: LogitsProcessorList | None
+    allowed: Tensor | None
+    watch: Watch
+    rng: torch.Generator
+
+    def told(self, rows: Tensor, length: int) -> dict[str, Any]:
+        """What the generator is told of the first `length` positions of the rows [n], beside their state."""
+        real = self.canvas.real[rows, :length]
+        allowed = self.allowed if self.allowed is None or self.allowed.dim() == 2 else self.allowed[rows]
+        return {
+            "attention_mask": None if bool(real.all()) else real,
+            "logits_processor": self.watch.behind(self.config.processors(self.logits_processor, allowed)),
+            "class_labels": None if self.labels is None else self.labels[rows],
+            "guidance_scale": self.config.guidance_scale,
+            "guidance": None if self.config.guidance == "normalized" else self.config.guidance,
+        }
 
 
 class SymbolsMixin(Base):
@@ -48,91 +74,60 @@ class SymbolsMixin(Base):
         watch: Watch,
         rng: torch.Generator,
     ) -> Any:
-        """`generate` of symbols in a single field: all at once, or in blocks."""
+        """`generate` of symbols in a single field."""
         labels = self._checked(labels, len(canvas.ids))
         start = self.path.prior(canvas.ids.shape, rng, self.device) if source is None else source
         known, canvas.ids = canvas.ids, torch.where(canvas.fixed, canvas.ids, start)
-        size = config.block_length or self.config.block_size
         watch.begin(known, canvas.shown)
         if config.output_trajectory:
             watch.recorder = Recorder(canvas.ids, canvas.fixed)
-        conditioning: dict[str, Any] = {
-            "guidance_scale": config.guidance_scale,
-            "guidance": None if config.guidance == "normalized" else config.guidance,
-        }
-        asked = config, canvas, labels, logits_processor, allowed, watch, rng, conditioning
-        return self._at_once(known, source, predictor, *asked) if size is None else self._in_blocks(size, *asked)
+        request = Request(config, canvas, labels, logits_processor, allowed, watch, rng)
+        size = config.block_length or self.config.block_size
+        run = self._at_once(request, known, source, predictor) if size is None else self._in_blocks(request, size)
+        watch.end(run.x)
+        return self._answer(config, run.x, run, canvas.real[:, : run.x.shape[1]], watch)
 
     def _at_once(
-        self,
-        known: Tensor,
-        source: Tensor | None,
-        predictor: Predictor | None,
-        config: GMGenerationConfig,
-        canvas: Canvas,
-        labels: Tensor | None,
-        logits_processor: LogitsProcessorList | None,
-        allowed: Tensor | None,
-        watch: Watch,
-        rng: torch.Generator,
-        conditioning: dict[str, Any],
-    ) -> Any:
+        self, request: Request, known: Tensor, source: Tensor | None, predictor: Predictor | None
+    ) -> Simulation:
         """All places together, from t = 0 to t = 1."""
-        told = {
-            **conditioning,
-            "attention_mask": None if bool(canvas.real.all()) else canvas.real,
-            "logits_processor": watch.behind(config.processors(logits_processor, allowed)),
-            "class_labels": labels,
-        }
+        config, canvas = request.config, request.canvas
         model: Any = self if predictor is None else PredictorGuided(self, predictor)
         if self.path.rates != "masked" and bool((canvas.fixed & (canvas.real == 1)).any()):
-            model = Prompted(model, known, canvas.fixed, source, rng)  # the predictor, too, sees it noised
+            model = Prompted(model, known, canvas.fixed, source, request.rng)  # the predictor, too, sees it noised
         step = avoiding(config.step(), config.bad_words_ids) if config.bad_words_ids else config.step()
-        run = self._simulated(model, self.path, canvas.ids, canvas.fixed, config, step, watch, rng, told)
-        watch.end(run.x)
-        return self._answer(config, run.x, run, canvas.real, watch)
+        told = request.told(torch.arange(len(canvas.ids), device=self.device), canvas.ids.shape[1])
+        return self._simulated(
+            model, self.path, canvas.ids, canvas.fixed, config, step, request.watch, request.rng, told
+        )
 
-    def _in_blocks(
-        self,
-        size: int,
-        config: GMGenerationConfig,
-        canvas: Canvas,
-        labels: Tensor | None,
-        logits_processor: LogitsProcessorList | None,
-        allowed: Tensor | None,
-        watch: Watch,
-        rng: torch.Generator,
-        conditioning: dict[str, Any],
-    ) -> Any:
+    def _in_blocks(self, request: Request, size: int) -> Simulation:
         """Block after block, each from t = 0 to t = 1, of the sequences that have not ended."""
+        config, canvas, watch = request.config, request.canvas, request.watch
         eos, banned = config.eos_token_id, config.bad_words_ids
         ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pads = [pad for pad in (config.pad_token_id, self.config.pad_token_id, *ends) if pad is not None]
         blocks = Blocks(cast("GMModel", self), canvas, size, ends, pads[0] if pads else 0, config.use_cache)
-        for block, rows in blocks.to_fill(labels):
-            real, here = canvas.real[rows, : block.whole.shape[1]], slice(block.start, block.stop)
-            of_rows = allowed if allowed is None or allowed.dim() == 2 else allowed[rows]
-            told = {
-                **conditioning,
-                "attention_mask": None if bool(real.all()) else real,
-                "logits_processor": watch.behind(config.processors(logits_processor, of_rows)),
-                "class_labels": None if labels is None else labels[rows],
-            }
-            step = config.step()
+        for block, rows in blocks.to_fill(request.labels):
+            step, here = config.step(), slice(block.start, block.stop)
             if banned:
                 step = avoiding(step, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
             watch.look_at(canvas.ids, rows, here)
-            state, fixed = canvas.ids[rows, here], canvas.fixed[rows, here]
-            blocks.put(block, rows, self._simulated(block, self.path, state, fixed, config, step, watch, rng, told))
+            state, fixed, told = (
+                canvas.ids[rows, here],
+                canvas.fixed[rows, here],
+                request.told(rows, block.whole.shape[1]),
+            )
+            run = self._simulated(block, self.path, state, fixed, config, step, watch, request.rng, told)
+            blocks.put(block, rows, run)
             going = (~canvas.fixed[:, block.stop :]).any(1)
             if watch.stopped_at is not None or watch.met(canvas.ids[:, : block.stop], ~going):
                 blocks.stop(block)
                 break
             watch.put(canvas.ids[:, : block.stop])
         length = int(canvas.real.any(0).sum())  # what is padding everywhere stands behind
-        watch.end(canvas.ids[:, :length])
-        run = Simulation(canvas.ids[:, :length], torch.tensor([0.0, 1.0]), blocks.calls, blocks.jumps, blocks.error)
-        return self._answer(config, run.x, run, canvas.real[:, :length], watch)
+        times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        return Simulation(canvas.ids[:, :length], times, blocks.calls, blocks.jumps, blocks.error)
 
     def _canvas(
         self,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.kernels import ROW_ELEMENTS, Kernel, inverse_cdf, map_rows, require
+from gm_discrete.kernels import ROW_ELEMENTS, Kernel, map_rows, require
 
 Weight = Callable[[Tensor], Tensor]
 """Positions [n] → w(y) for every symbol y there, rows [n, K]."""
@@ -60,11 +60,6 @@ class Tilted(Kernel):
     def log_probs(self, where: Tensor) -> Tensor:
         rows = self.log_masses(where).log_softmax(1)
         return rows if self.process is None else self.process(rows, where).log_softmax(1)
-
-    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        chunks = self.prepare(where)
-        noise = self._uniform(rng, where).split([len(chunk) for chunk in chunks])
-        return torch.cat([inverse_cdf(self.log_probs(chunk).exp(), u) for chunk, u in zip(chunks, noise, strict=True)])
 
 
 def tilted(jump: Jump, x: Tensor, weight: Weight, process: Process | None = None) -> Jump:

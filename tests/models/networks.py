@@ -45,6 +45,14 @@ def network(name: str = "masked", seed: int = 1, **kwargs: Any) -> GMModel:
     return model.eval()
 
 
+BLOCK = 4
+
+
+def causal(**options: Any) -> GMModel:
+    """A network of block-causal attention, blocks of four positions."""
+    return network("masked", block_size=BLOCK, **options)
+
+
 def data(name: str = "masked", rows: int = 5, length: int = LENGTH) -> Tensor:
     z = torch.randint(K - 1, (rows, length), generator=rng(3))
     return z + (z >= 3) if name == "mask is 3" else z
