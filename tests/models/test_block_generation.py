@@ -168,6 +168,27 @@ def test_what_ends_early_costs_no_more_calls() -> None:
     assert found.jumps.tolist() == [1, 8]
 
 
+def test_the_sequences_that_go_on_keep_what_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ends at once; the class and the allowed symbols of the second are not those of the first."""
+    model, seen = network("masked", num_classes=3), []
+    encode = model.encode
+
+    def recorded(x: Tensor, t: Tensor, mask: Any = None, labels: Tensor | None = None, *rest: Any) -> Tensor:
+        assert labels is not None
+        seen.append(labels.tolist())
+        return encode(x, t, mask, labels, *rest)
+
+    monkeypatch.setattr(model, "encode", recorded)
+    allowed = torch.zeros(2, 6, K, dtype=torch.bool)
+    allowed[0, :, EOS] = allowed[1, :, 6] = True
+    found = model.generate(
+        class_labels=[0, 2], length=6, block_length=2, num_steps=1, allowed_symbols=allowed, eos_token_id=EOS,
+        pad_token_id=PAD, seed=0,
+    )  # fmt: skip
+    assert found.tolist() == [[EOS, *[PAD] * 5], [6] * 6]
+    assert seen == [[0, 2], [2], [2]]
+
+
 def test_without_an_end_every_place_is_filled() -> None:
     model = told(network("masked"), {1: EOS, EOS: 1})
     options: Any = {"max_new_tokens": 4, "block_length": 1, "logits_processor": [model.follows], "seed": 0}
