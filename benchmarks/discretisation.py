@@ -44,8 +44,8 @@ from gm_discrete import (
     TrigonometricSchedule,
     simulate,
 )
+from gm_discrete.paths.schedules import AffineSchedule
 from gm_discrete.samplers import time_grid
-from gm_discrete.schedules import AffineSchedule
 
 SCHEDULES: dict[str, AffineSchedule] = {"condot": CondOTSchedule(), "trigonometric": TrigonometricSchedule()}
 KINDS = {

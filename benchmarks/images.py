@@ -27,7 +27,7 @@ from perplexity import fingerprint
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gm_discrete import GaussianPath, GMModel, MaskedPath, evaluation, flow_log_likelihood, simulate
+from gm_discrete import GaussianPath, GMModel, MaskedPath, evaluation, flow_likelihood, simulate
 from gm_discrete.data import ImageCollator, load_images, to_uint8
 from gm_discrete.paths import FinitePath
 from gm_discrete.samplers import EUCLIDEAN_STEPS, GRID_FREE, STEPS
@@ -104,7 +104,7 @@ def plan(name: str, model: GMModel, args: argparse.Namespace) -> list[Way]:
     ways, start = [], model.path.prior((1, *model.config.state_shape(0)), device=model.device)
     for sampler in args.samplers:
         try:
-            simulate(model, start, [0.0, 1e-6], method=sampler)
+            simulate(model, start, [0.0, 1e-6], sampler=sampler)
         except (TypeError, ValueError) as refusal:
             print(f"{name} without {sampler}: {refusal}", file=sys.stderr)
             continue
@@ -188,7 +188,7 @@ def bits_per_dim(model: GMModel, rows: Rows, args: argparse.Namespace) -> dict[s
     for batch in tqdm(batches, desc="Flow"):
         z, classes = batch["labels"].to(model.device), batch.get("class_labels") if model.config.num_classes else None
         given: Any = {} if classes is None else {"class_labels": classes.to(model.device)}
-        parts.append(flow_log_likelihood(model, z, num_steps=args.flow_steps, rng=rng, **given).bits_per_dim(2 / 255))
+        parts.append(flow_likelihood(model, z, num_steps=args.flow_steps, rng=rng, **given).bits_per_dim(2 / 255))
     bits = torch.cat(parts)
     return figures | {"bits_per_dim": float(bits.mean()), "stderr": float(bits.std()) / len(bits) ** 0.5, "of": "flow"}
 

@@ -48,10 +48,10 @@ from torch.nn.functional import one_hot
 
 from gm_discrete import MaskedPath, MetricPath, MixturePath, UniformPath, simulate
 from gm_discrete.generators import Jump
+from gm_discrete.generators.transport import Extrapolated
 from gm_discrete.paths import FinitePath, TokenMixturePath
 from gm_discrete.paths.check import ExactModel
 from gm_discrete.samplers import SPACINGS, BackwardNoise, Corrector, DetailedBalance, EtaNoise, ReMDM, time_grid
-from gm_discrete.transport import Extrapolated
 
 SYMBOLS = 3
 ORDERED = [[float(abs(x - z)) for z in range(SYMBOLS)] for x in range(SYMBOLS)]

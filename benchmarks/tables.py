@@ -39,8 +39,8 @@ from measure import environment, markdown
 from gm_discrete import GMModel
 from gm_discrete.data import decode_rows, load_table
 from gm_discrete.data.packaged import require
+from gm_discrete.data.scalers import Categories, decimals
 from gm_discrete.evaluation import tables as metrics
-from gm_discrete.scalers import Categories, decimals
 
 PACKAGES = {"pandas": "pandas", "sklearn": "scikit-learn", "sdmetrics": "sdmetrics", "sdv": "sdv", "ctgan": "ctgan"}
 PACKAGES |= {"copulas": "copulas", "rdt": "rdt"}

@@ -1,14 +1,29 @@
-"""Continuous-time Markov models of sequences: generator matching, trained and sampled the Hugging Face way."""
+"""Generator matching for sequences: discrete diffusion, flows and jumps, trained and sampled the Hugging Face way."""
 
-from gm_discrete import bregman
-from gm_discrete.field_likelihood import FieldLikelihood, field_likelihood
-from gm_discrete.flow_likelihood import FlowLikelihood, flow_log_likelihood
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
-from gm_discrete.landings import Bins
-from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
-from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
-from gm_discrete.objective import FieldTimes, LogitNormalTimes, UniformTimes, conditional_loss
-from gm_discrete.order_likelihood import any_order_bound, any_order_likelihood
+from gm_discrete.generators.landings import Bins
+from gm_discrete.likelihood import (
+    FieldLikelihood,
+    FlowLikelihood,
+    LikelihoodBound,
+    any_order_bound,
+    any_order_likelihood,
+    field_likelihood,
+    flow_likelihood,
+    likelihood_bound,
+)
+from gm_discrete.objective import (
+    FieldTimeSampler,
+    LogitNormalTimeSampler,
+    UniformTimeSampler,
+    bregman,
+    conditional_loss,
+)
 from gm_discrete.paths import (
     EuclideanMixturePath,
     FinitePath,
@@ -21,18 +36,7 @@ from gm_discrete.paths import (
 )
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
-from gm_discrete.samplers import (
-    BackwardNoise,
-    DetailedBalance,
-    EtaNoise,
-    Predictor,
-    PredictorGuided,
-    ReMDM,
-    simulate,
-    superpose,
-    time_grid,
-)
-from gm_discrete.schedules import (
+from gm_discrete.paths.schedules import (
     CondOTSchedule,
     CosineSchedule,
     ExponentialSchedule,
@@ -41,12 +45,28 @@ from gm_discrete.schedules import (
     SquaredSineSchedule,
     TrigonometricSchedule,
 )
+from gm_discrete.samplers import (
+    BackwardNoise,
+    ClassifierGuidance,
+    ClassifierGuided,
+    DetailedBalance,
+    EtaNoise,
+    ReMDM,
+    simulate,
+    superpose,
+    time_grid,
+)
+
+if TYPE_CHECKING:
+    from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackwardNoise",
     "Bins",
+    "ClassifierGuidance",
+    "ClassifierGuided",
     "CondOTSchedule",
     "CosineSchedule",
     "DetailedBalance",
@@ -58,7 +78,7 @@ __all__ = [
     "ExactProductModel",
     "ExponentialSchedule",
     "FieldLikelihood",
-    "FieldTimes",
+    "FieldTimeSampler",
     "FinitePath",
     "Flow",
     "FlowLikelihood",
@@ -70,13 +90,11 @@ __all__ = [
     "KolmogorovResidual",
     "LikelihoodBound",
     "LinearSchedule",
-    "LogitNormalTimes",
+    "LogitNormalTimeSampler",
     "MaskedPath",
     "MetricPath",
     "MixturePath",
     "PowerSchedule",
-    "Predictor",
-    "PredictorGuided",
     "Product",
     "ProductPath",
     "ReMDM",
@@ -84,16 +102,25 @@ __all__ = [
     "Superposition",
     "TrigonometricSchedule",
     "UniformPath",
-    "UniformTimes",
+    "UniformTimeSampler",
     "any_order_bound",
     "any_order_likelihood",
     "bregman",
     "check_kolmogorov",
     "conditional_loss",
     "field_likelihood",
-    "flow_log_likelihood",
+    "flow_likelihood",
     "likelihood_bound",
     "simulate",
     "superpose",
     "time_grid",
 ]
+
+_FROM_MODELS = ("GMConfig", "GMGenerationConfig", "GMModel")
+
+
+def __getattr__(name: str) -> Any:
+    """The model classes, imported on first access: they bring transformers along."""
+    if name in _FROM_MODELS:
+        return getattr(import_module("gm_discrete.models"), name)
+    raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")

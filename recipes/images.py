@@ -34,11 +34,11 @@ from gm_discrete import (
     GaussianPath,
     GMConfig,
     GMModel,
-    LogitNormalTimes,
+    LogitNormalTimeSampler,
     MaskedPath,
     UniformPath,
-    UniformTimes,
-    flow_log_likelihood,
+    UniformTimeSampler,
+    flow_likelihood,
 )
 from gm_discrete.data import ImageCollator, download_emoji, download_fashion_mnist, load_images, to_uint8
 from gm_discrete.paths import FinitePath
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=LogitNormalTimes() if options.times == "logit_normal" else UniformTimes(),
+        times=LogitNormalTimeSampler() if options.times == "logit_normal" else UniformTimeSampler(),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=collate,
@@ -214,7 +214,7 @@ def flow_bits(model: GMModel, held_out: Dataset, number: int = 64) -> dict[str, 
     rng = torch.Generator(model.device).manual_seed(0)
     classes = batch["class_labels"].to(model.device) if model.config.num_classes else None
     values = batch["input_values"].to(model.device)
-    found = flow_log_likelihood(model, values, num_steps=50, rng=rng, class_labels=classes)
+    found = flow_likelihood(model, values, num_steps=50, rng=rng, class_labels=classes)
     bits = found.bits_per_dim(2 / 255)
     return {"flow_bits_per_dim": float(bits.mean()), "flow_bits_per_dim_stderr": float(bits.std() / len(bits) ** 0.5)}
 

@@ -32,7 +32,7 @@ from datasets import Dataset, IterableDataset
 from pictures import compare_columns
 from transformers import TrainingArguments, set_seed
 
-from gm_discrete import FieldTimes, GMConfig, GMModel, LogitNormalTimes, ProductPath, UniformTimes
+from gm_discrete import FieldTimeSampler, GMConfig, GMModel, LogitNormalTimeSampler, UniformTimeSampler
 from gm_discrete.data import (
     SequenceCollator,
     TableCollator,
@@ -45,6 +45,7 @@ from gm_discrete.data import (
     load_chorales,
     load_table,
     piano_roll,
+    table_path,
     write_midi,
 )
 from gm_discrete.training import GMTrainer
@@ -120,11 +121,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     if options.times not in ("logit_normal", "uniform"):
         raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
-    law = LogitNormalTimes() if options.times == "logit_normal" else UniformTimes()
+    law = LogitNormalTimeSampler() if options.times == "logit_normal" else UniformTimeSampler()
     trainer = GMTrainer(
         model,
         training,
-        times=FieldTimes(law) if options.independent_times else law,
+        times=FieldTimeSampler(law) if options.independent_times else law,
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=collate,
@@ -157,7 +158,7 @@ def load(options: MixedArguments, split: str) -> Any:
 
 
 def build_config(options: MixedArguments, codecs: Mapping[str, Any]) -> GMConfig:
-    path = ProductPath.of_codecs(
+    path = table_path(
         codecs,
         {"generators": json.loads(options.generators), "prediction": options.prediction},
         options.symbols,

@@ -32,7 +32,15 @@ from common import (
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from gm_discrete import GMConfig, GMModel, LogitNormalTimes, MaskedPath, MixturePath, UniformPath, UniformTimes
+from gm_discrete import (
+    GMConfig,
+    GMModel,
+    LogitNormalTimeSampler,
+    MaskedPath,
+    MixturePath,
+    UniformPath,
+    UniformTimeSampler,
+)
 from gm_discrete.data import (
     byte_level_bpe,
     character_tokenizer,
@@ -126,7 +134,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if options.times not in ("logit_normal", "uniform"):
         raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
     times = (
-        LogitNormalTimes(options.times_mean, options.times_std) if options.times == "logit_normal" else UniformTimes()
+        LogitNormalTimeSampler(options.times_mean, options.times_std)
+        if options.times == "logit_normal"
+        else UniformTimeSampler()
     )
     trainer = GMTrainer(
         model,

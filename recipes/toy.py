@@ -41,7 +41,7 @@ from gm_discrete import (
     simulate,
     superpose,
 )
-from gm_discrete.bregman import DIVERGENCES
+from gm_discrete.objective.bregman import DIVERGENCES
 from gm_discrete.paths import EuclideanPath
 from gm_discrete.samplers import time_grid
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.convert.reading import ROOT
-from gm_discrete.models.dit import NOISE_FEATURES
+from gm_discrete.nn.dit import NOISE_FEATURES
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from gm_discrete.data.molecules import scaffold_tokens, smiles_tokenizer
 from gm_discrete.data.music import cut, load_chorales, piano_roll, write_midi
 from gm_discrete.data.packaged import download_gcide
 from gm_discrete.data.packing import pack, truncate
+from gm_discrete.data.table_path import table_path
 from gm_discrete.data.tables import departure, download_flights, load_table
 from gm_discrete.data.text import load_text
 from gm_discrete.data.tokenizers import (
@@ -51,6 +52,7 @@ __all__ = [
     "scaffold_tokens",
     "sentencepiece_tokenizer",
     "smiles_tokenizer",
+    "table_path",
     "to_uint8",
     "truncate",
     "write_midi",

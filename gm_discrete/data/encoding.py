@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from torch import Tensor
 
-from gm_discrete.scalers import SCALERS, Categories, Codec, Scaler, decimals
+from gm_discrete.data.scalers import SCALERS, Categories, Codec, Scaler, decimals
 
 Codecs: TypeAlias = Mapping[str, Any]
 """A `Scaler` or `Categories` for each column."""

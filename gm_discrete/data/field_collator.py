@@ -20,7 +20,7 @@ from gm_discrete.data.encoding import (
     record_type,
     with_shape,
 )
-from gm_discrete.scalers import Scaler
+from gm_discrete.data.scalers import Scaler
 
 IGNORED = -100
 """The label of a category that is none."""

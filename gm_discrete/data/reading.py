@@ -1,4 +1,4 @@
-"""Reading with `datasets`, with errors that say what to do, and what is held out."""
+"""HiddenStates with `datasets`, with errors that say what to do, and what is held out."""
 
 from __future__ import annotations
 

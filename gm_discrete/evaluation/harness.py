@@ -26,8 +26,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gm_discrete.data import check_tokenizer
 from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
+from gm_discrete.likelihood.any_order import any_order_bound, any_order_likelihood
 from gm_discrete.models import GMModel
-from gm_discrete.order_likelihood import any_order_bound, any_order_likelihood
 from gm_discrete.paths import FinitePath, MaskedPath
 
 try:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gm_discrete.objective import before_the_end, corrupt, field_parts, field_weight, parts_of_loss
+from gm_discrete.objective import clamp_time, corrupt, field_parts, field_weight, parts_of_loss
 from gm_discrete.paths import ProductPath
 
 
@@ -64,7 +64,7 @@ def _sums(
     """By part, or by field of a product: the divergences of each example [B], summed, and its number of scored entries."""
     path, config, labels = model.path, model.config, batch["labels"]
     several = isinstance(path, ProductPath)
-    scored: Any = path.scored(labels)
+    scored: Any = path.loss_mask(labels)
     state = batch[path.state_name]
     names = ("class_labels", "attention_mask") if several else ("class_labels",) if config.num_classes else ()
     given = {name: batch[name] for name in names if name in batch}
@@ -78,8 +78,8 @@ def _sums(
         x, t = corrupt(path, z, scored, rng)
         found: dict[str, tuple[Any, Any]] = {}
         if several:
-            times = {name: before_the_end(path.factors[name], time) for name, time in path.times(t).items()}
-            generator = model.generator(x, path.joined(times), told=t, **given)
+            times = {name: clamp_time(path.factors[name], time) for name, time in path.times(t).items()}
+            generator = model.generator(x, path.joined(times), network_time=t, **given)
             values = field_parts(path, generator, z, x, t, scored, config.divergence, config.loss_weights)
             found = {name: (value, scored[name]) for name, value in values.items()}
         else:

@@ -1,6 +1,8 @@
-from gm_discrete.models.config import GMConfig
-from gm_discrete.models.generation_config import GMGenerationConfig
+"""`GMModel`, the Hugging Face class."""
+
+from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.generation.outputs import GMGenerateOutput, GMModelOutput, Trajectory
 from gm_discrete.models.modeling import GMModel
-from gm_discrete.models.outputs import GMGenerateOutput, GMModelOutput, Trajectory
+from gm_discrete.nn.config import GMConfig
 
 __all__ = ["GMConfig", "GMGenerateOutput", "GMGenerationConfig", "GMModel", "GMModelOutput", "Trajectory"]

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.generation.fields import FieldsMixin
+from gm_discrete.generation.numbers import NumbersMixin
+from gm_discrete.generation.outputs import GMModelOutput
+from gm_discrete.generation.run import GMGenerationMixin
+from gm_discrete.generation.symbols import SymbolsMixin
 from gm_discrete.generators import Generator, Jump
-from gm_discrete.models.backbone import Backbone, LocalConvolution, ZeroLinear
-from gm_discrete.models.blocks import BlockCache
-from gm_discrete.models.config import GMConfig
-from gm_discrete.models.dit import DiT
-from gm_discrete.models.fields import FieldsMixin
-from gm_discrete.models.generation import GMGenerationMixin
-from gm_discrete.models.generation_config import GMGenerationConfig
-from gm_discrete.models.marginal import marginal
-from gm_discrete.models.numbers import NumbersMixin
-from gm_discrete.models.outputs import GMModelOutput
-from gm_discrete.models.readout import LazyReadout, Reading
-from gm_discrete.models.symbols import SymbolsMixin
+from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
+from gm_discrete.nn.blocks import BlockCache
+from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.dit import DiT
+from gm_discrete.nn.marginal import marginal
+from gm_discrete.nn.readout import HiddenStates, LazyReadout
 from gm_discrete.objective import matching_loss
 from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
 from gm_discrete.paths.euclidean import Weights
@@ -194,8 +194,8 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
         self._check(x, time, attention_mask, labels, class_labels)
         data, scored = x, None
         if labels is not None:
-            scored = self.path.scored(labels)
-            data = torch.where(scored, labels, self.path.as_data(x))
+            scored = self.path.loss_mask(labels)
+            data = torch.where(scored, labels, self.path.fill_unscored(x))
         clean = data if self.config.block_size and scored is not None else None
         states = self.encode(x, time, attention_mask, class_labels, clean)
         readout = LazyReadout(self, x, time, states=states, class_labels=class_labels)
@@ -257,7 +257,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
         guidance_scale: float | None = None,
         guidance: str | None = None,
         generators: Weights | None = None,
-        told: Tensor | None = None,
+        network_time: Tensor | None = None,
         clean: Tensor | None = None,
     ) -> Generator:
         """The marginal generator at x, or that of the step [t, t_next]. Of symbols it runs nothing until looked at.
@@ -273,7 +273,16 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
         path = self.path
         if isinstance(path, ProductPath):
             return self._product(
-                path, x, t, t_next, attention_mask, logits_processor, class_labels, guidance_scale, generators, told
+                path,
+                x,
+                t,
+                t_next,
+                attention_mask,
+                logits_processor,
+                class_labels,
+                guidance_scale,
+                generators,
+                network_time,
             )
         if generators is not None:
             if not isinstance(path, EuclideanPath):
@@ -281,8 +290,8 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
             path = path.reweighted(generators)
         if clean is not None and not self.config.block_size:
             raise ValueError("clean is of models with a block_size: others see all of x, and nothing else")
-        reading = Reading(self, x, t, attention_mask, None, class_labels, clean)
-        without = Reading(self, x, t, attention_mask, None, None, clean)
+        reading = HiddenStates(self, x, t, attention_mask, None, class_labels, clean)
+        without = HiddenStates(self, x, t, attention_mask, None, None, clean)
         return marginal(path, self, x, t, t_next, reading, without, logits_processor, guidance_scale, guidance)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
-from gm_discrete.kernels import require
+from gm_discrete.generators.kernels import require
 
 
 class Path(Configurable, ABC):
@@ -29,6 +29,22 @@ class Path(Configurable, ABC):
     """The part of the path after which no training time is drawn."""
     spacing: str
     """How a grid of times is spaced unless told otherwise (see `samplers.time_grid`)."""
+
+    is_discrete: bool
+    """Whether states are symbols (long) or numbers (floating point). Undefined for a `ProductPath`, which may hold both."""
+
+    @property
+    def fields(self) -> Mapping[str, Path]:
+        """The path of each field of a state: of a single field, named "", this one."""
+        return {"": self}
+
+    def times(self, t: Tensor) -> dict[str, Tensor]:
+        """The time [B] of each field, for times t [B] (or [B, M] of a `ProductPath` with independent times)."""
+        return {"": t}
+
+    def joined(self, times: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `times`."""
+        return times[""]
 
     @property
     @abstractmethod
@@ -62,14 +78,14 @@ class Path(Configurable, ABC):
         """Units [B], by part, in which generators are of order 1 at all times: what divergences are taken in."""
 
     @abstractmethod
-    def scored(self, labels: Tensor) -> Tensor:
+    def loss_mask(self, labels: Tensor) -> Tensor:
         """bool, of the labels' shape: which are data, and not marked as "not scored"."""
 
     @abstractmethod
-    def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
+    def mask_labels(self, z: Tensor, scored: Tensor) -> Tensor:
         """Labels: the data z, marked where they are not scored."""
 
-    def as_data(self, x: Tensor) -> Tensor:
+    def fill_unscored(self, x: Tensor) -> Tensor:
         """The state, where it stands for data that nobody looks at."""
         return x
 

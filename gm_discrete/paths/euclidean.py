@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Factor, Superposition
-from gm_discrete.kernels import require
-from gm_discrete.landings import ROUNDING, Bins
+from gm_discrete.generators.kernels import require
+from gm_discrete.generators.landings import ROUNDING, Bins
 from gm_discrete.paths.base import Path, check_times
 
 Weights = Mapping[str, float | Sequence[float]]
@@ -35,6 +35,7 @@ class EuclideanPath(Path):
         ValueError, TypeError: an argument is out of its range; the message names it.
     """
 
+    is_discrete = False
     known_generators: tuple[str, ...]
 
     def __init__(
@@ -101,13 +102,13 @@ class EuclideanPath(Path):
     def time(self, u: Tensor) -> Tensor:
         return u
 
-    def scored(self, labels: Tensor) -> Tensor:
+    def loss_mask(self, labels: Tensor) -> Tensor:
         return ~labels.isnan()
 
-    def as_data(self, x: Tensor) -> Tensor:
+    def fill_unscored(self, x: Tensor) -> Tensor:
         return x.clamp(self.bins.low, self.bins.high)
 
-    def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
+    def mask_labels(self, z: Tensor, scored: Tensor) -> Tensor:
         return z.masked_fill(~scored, torch.nan)
 
     @abstractmethod

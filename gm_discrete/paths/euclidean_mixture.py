@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
-from gm_discrete.kernels import Categorical, Dirac, Kernel
-from gm_discrete.landings import ROUNDING, Bins, Landing, check_within
+from gm_discrete.generators.kernels import Categorical, Dirac, Kernel
+from gm_discrete.generators.landings import ROUNDING, Bins, Landing, check_within
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
-from gm_discrete.schedules import LinearSchedule, Schedule
+from gm_discrete.paths.schedules import LinearSchedule, Schedule
 
 
 class EuclideanMixturePath(EuclideanPath):

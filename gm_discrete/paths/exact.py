@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.beliefs import NormalBelief
 from gm_discrete.generators import Factor, Product, Superposition
-from gm_discrete.kernels import Categorical, TensorReadout
-from gm_discrete.landings import ROUNDING
+from gm_discrete.generators.beliefs import NormalBelief
+from gm_discrete.generators.kernels import Categorical, TensorReadout
+from gm_discrete.generators.landings import ROUNDING
 from gm_discrete.paths.check import ExactModel
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
@@ -128,10 +128,10 @@ class ExactProductModel:
         return field.log_evidence(x, t.clamp(max=1 - KNOWN))
 
     def generator(
-        self, x: Mapping[str, Tensor], t: Tensor, t_next: Tensor | None = None, told: Tensor | None = None
+        self, x: Mapping[str, Tensor], t: Tensor, t_next: Tensor | None = None, network_time: Tensor | None = None
     ) -> Product:
         """The factors are those of the times t; the fields are seen as at the times `told`, where these are others."""
-        now, seen = self.path.times(t), self.path.times(t if told is None else told)
+        now, seen = self.path.times(t), self.path.times(t if network_time is None else network_time)
         then = dict.fromkeys(now) if t_next is None else self.path.times(t_next)
         log_weight = self.law.log() + torch.stack([self.log_evidence(name, x[name], seen[name]) for name in x]).sum(0)
         impossible = log_weight.isneginf().all(1, keepdim=True)  # where steps of finite length may lead, too

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete import kernels
-from gm_discrete.generators import Clock, Jump
-from gm_discrete.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout, inverse_cdf, require
+from gm_discrete.generators import DominatingProcess, Jump, kernels
+from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout, inverse_cdf, require
+from gm_discrete.generators.transport import FLOWS, Renewal, Transport
 from gm_discrete.paths.base import Path, check_times, uniform
-from gm_discrete.schedules import LinearSchedule, Schedule
-from gm_discrete.transport import FLOWS, Renewal, Transport
+from gm_discrete.paths.schedules import LinearSchedule, Schedule
 
 CERTAIN = 1e4
 """Log-odds of what is known for sure: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
@@ -43,6 +42,7 @@ class FinitePath(Path):
         ValueError, TypeError: an argument is out of its range; the message names it.
     """
 
+    is_discrete = True
     schedule: Schedule
     rates: str
     """Which of the generators that solve the path it is simulated and scored with."""
@@ -80,10 +80,10 @@ class FinitePath(Path):
     def units(self, t: Tensor) -> dict[str, Tensor]:
         return {"jump": self.schedule.derivative(t)}
 
-    def scored(self, labels: Tensor) -> Tensor:
+    def loss_mask(self, labels: Tensor) -> Tensor:
         return labels != UNSCORED
 
-    def unscored(self, z: Tensor, scored: Tensor) -> Tensor:
+    def mask_labels(self, z: Tensor, scored: Tensor) -> Tensor:
         return z.masked_fill(~scored, UNSCORED)
 
     # The law
@@ -96,7 +96,7 @@ class FinitePath(Path):
         """dp_t(·|z)/dt, [n, K]; by forward-mode differentiation of `probs`."""
         return torch.func.jvp(lambda time: self.probs(z, time), (t.clone(),), (torch.ones_like(t),))[1]
 
-    def mean_law(self, belief: Tensor, t: Tensor) -> Tensor:
+    def mean_probs(self, belief: Tensor, t: Tensor) -> Tensor:
         """E_{z~belief} p_t(·|z), rows [n, K] for beliefs [n, K] at times t [n]."""
         size = max(1, kernels.ROW_ELEMENTS // self.vocab_size**2)
         parts = [
@@ -168,20 +168,22 @@ class FinitePath(Path):
         """A probability [B, L] that no token's probability of leaving in [t, t_next] exceeds, whatever its z."""
         return (t_next > t).double()[:, None].expand(x.shape)
 
-    def clock(self, x: Tensor) -> Clock:
+    def dominating_process(self, x: Tensor) -> DominatingProcess:
         """A clock that rings at least as often as a token at x leaves: by default from a table over logit κ."""
         if ("clock", x.device) not in self._cache:
             kappa = torch.linspace(-CLOCK_LOGITS, CLOCK_LOGITS, 801, dtype=torch.float64, device=x.device).sigmoid()
             times = self.schedule.inverse(kappa)
             rates = torch.cat([self._greatest_rate(part) for part in times.split(8)])
             rates = 1.25 * torch.maximum(rates[:-1], rates[1:])  # between two nodes; checked at every ring
-            elapsed = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
-            self._cache["clock", x.device] = times, elapsed, rates
-        times, elapsed, rates = self._cache["clock", x.device]
-        return Clock(
+            cumulative_rate = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
+            self._cache["clock", x.device] = times, cumulative_rate, rates
+        times, cumulative_rate, rates = self._cache["clock", x.device]
+        return DominatingProcess(
             torch.ones(x.shape, dtype=torch.float64, device=x.device),
-            lambda t: torch.where(t < times[0], -torch.inf, torch.where(t > times[-1], torch.inf, _line(t, times, elapsed))),
-            lambda value: _line(value, elapsed, times),
+            lambda t: torch.where(
+                t < times[0], -torch.inf, torch.where(t > times[-1], torch.inf, _line(t, times, cumulative_rate))
+            ),
+            lambda value: _line(value, cumulative_rate, times),
             lambda t: rates[(torch.searchsorted(times, t) - 1).clamp(0, len(rates) - 1)],
         )  # fmt: skip
 

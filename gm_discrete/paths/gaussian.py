@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.beliefs import NormalBelief
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
-from gm_discrete.kernels import Categorical, Dirac, Kernel, TensorReadout, map_rows
-from gm_discrete.landings import BinnedLanding, Bins, KnownLanding, Landing, check_within, landing_quantile
+from gm_discrete.generators.beliefs import NormalBelief
+from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, TensorReadout, map_rows
+from gm_discrete.generators.landings import BinnedLanding, Bins, KnownLanding, Landing, check_within, landing_quantile
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, normal_tail, shaped, superposed
-from gm_discrete.schedules import AT_REST, AffineSchedule, CondOTSchedule
+from gm_discrete.paths.schedules import AT_REST, AffineSchedule, CondOTSchedule
 
 LEAST_SLOPE = 1e-6
 """Where noise does not yet fall (σ' = 0) a jump would land anywhere; ζ is held finite there, λ stays what it is."""

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Clock
+from gm_discrete.generators import DominatingProcess
 from gm_discrete.paths.finite import CERTAIN, FinitePath
-from gm_discrete.schedules import Schedule
+from gm_discrete.paths.schedules import Schedule
 
 
 class MetricPath(FinitePath):
@@ -142,15 +142,15 @@ class MetricPath(FinitePath):
         passed = torch.where(t_next > t, self.beta(t_next) - self.beta(t), 0.0)
         return -torch.expm1(-passed[:, None] * self._tensors(x.device)[2][x])
 
-    def clock(self, x: Tensor) -> Clock:
+    def dominating_process(self, x: Tensor) -> DominatingProcess:
         if self.rates != "kinetic":
-            return super().clock(x)
+            return super().dominating_process(x)
 
         def time(beta: Tensor) -> Tensor:
             odds = (beta / self.c) ** (1 / self.a)
             return self.schedule.inverse((odds / (1 + odds)).nan_to_num(1.0).clamp(max=1 - 2**-53))
 
-        return Clock(self._tensors(x.device)[2][x], self.beta, time, self.beta_derivative)
+        return DominatingProcess(self._tensors(x.device)[2][x], self.beta, time, self.beta_derivative)
 
     def log_evidence(self, x: Tensor, t: Tensor) -> Tensor:
         """−β d(x, z), in O(K). The normaliser of p_t(·|z) depends on z and t only, and is left to the network."""

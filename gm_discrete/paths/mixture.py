@@ -18,11 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Clock, Jump
-from gm_discrete.kernels import Kernel, Reversal, categorical_from_prior
+from gm_discrete.generators import DominatingProcess, Jump
+from gm_discrete.generators.kernels import Kernel, Reversal, categorical_from_prior
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
-from gm_discrete.schedules import Schedule
+from gm_discrete.paths.schedules import Schedule
 
 
 class TokenMixturePath(FinitePath):
@@ -68,7 +68,7 @@ class TokenMixturePath(FinitePath):
         kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
         return (complement * self.prior_probs(z.device)).scatter_add(1, z[:, None], kappa)
 
-    def mean_law(self, belief: Tensor, t: Tensor) -> Tensor:
+    def mean_probs(self, belief: Tensor, t: Tensor) -> Tensor:
         kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
         return complement * self.prior_probs(belief.device) + kappa * belief
 
@@ -98,11 +98,11 @@ class TokenMixturePath(FinitePath):
         """Where something is left to happen: a symbol outside the prior's support can only be the data symbol itself."""
         return self.prior_probs(x.device)[x] > 0
 
-    def clock(self, x: Tensor) -> Clock:
+    def dominating_process(self, x: Tensor) -> DominatingProcess:
         """Rings at rate 1 per undecided token in G = −log(1 − κ), for reversal rates in G = logit κ: the candidates."""
         schedule, reversal = self.schedule, self.rates == "reversal"
 
-        def elapsed(t: Tensor) -> Tensor:
+        def cumulative_rate(t: Tensor) -> Tensor:
             value = -torch.log(schedule.complement(t))
             return value + torch.log(schedule.kappa(t)) if reversal else value
 
@@ -113,7 +113,7 @@ class TokenMixturePath(FinitePath):
         def rate(t: Tensor) -> Tensor:
             return schedule.hazard(t) / schedule.kappa(t) if reversal else schedule.hazard(t)
 
-        return Clock(self._undecided(x).double(), elapsed, time, rate)
+        return DominatingProcess(self._undecided(x).double(), cumulative_rate, time, rate)
 
     def evidence(self, x: Tensor, t: Tensor) -> Tensor:
         """log(p_t(x|z = x) / p_t(x|z ≠ x)) = log(1 + κ / ((1 − κ) p0(x))), [B, L]: what x itself says about z = x.

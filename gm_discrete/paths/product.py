@@ -11,19 +11,14 @@ subset of fields given any other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generators import Product
-from gm_discrete.landings import Bins
 from gm_discrete.paths.base import Path
-from gm_discrete.paths.gaussian import GaussianPath
-from gm_discrete.paths.mixture import MaskedPath, UniformPath
-from gm_discrete.scalers import Categories, Codec, Scaler
 
 State = Mapping[str, Tensor]
 """A tensor for each field, [B, …]."""
@@ -73,42 +68,6 @@ class ProductPath(Path):
             self.factors[name] = path
         self.independent_times = bool(independent_times)
 
-    @classmethod
-    def of_codecs(
-        cls,
-        codecs: Mapping[str, Codec],
-        numbers: Mapping[str, Any] | None = None,
-        symbols: str = "masked",
-        bins: int = 64,
-        independent_times: bool = False,
-    ) -> Self:
-        """A field for each column of a table: Gaussian paths for numbers, masked or uniform ones for categories.
-
-        Args:
-            codecs: scalers and categories by column (see `data.fit_codecs`).
-            numbers: arguments of every `GaussianPath`. By default a flow of a belief over bins of all that the scaler gives,
-                or of 5 standard deviations where that has no bound.
-            symbols: `"masked"` or `"uniform"`.
-            bins: their number.
-            independent_times: as of the class.
-        """
-        if symbols not in ("masked", "uniform"):
-            raise ValueError(f"symbols={symbols!r} must be 'masked' or 'uniform'")
-        if bins < 2:
-            raise ValueError(f"bins={bins} must be at least 2")
-        given, paths = {"prediction": "belief", **(numbers or {})}, {}
-        for name, codec in codecs.items():
-            if isinstance(codec, Categories):
-                alone = symbols == "masked" or len(codec) == 1  # uniform noise needs two symbols
-                paths[name] = MaskedPath(len(codec) + 1) if alone else UniformPath(len(codec))
-            elif isinstance(codec, Scaler):
-                reach = codec.reach if math.isfinite(codec.reach) else 5.0
-                reach = reach * bins / (bins - 1)  # the outermost values in the middle of a bin
-                paths[name] = GaussianPath(**{"bins": Bins(-reach, reach, bins), **given})
-            else:
-                raise TypeError(f"codecs[{name!r}] is a {type(codec).__name__}; give a scaler or categories")
-        return cls(paths, independent_times=independent_times)
-
     def to_dict(self) -> dict[str, Any]:
         factors = [[name, path.to_dict()] for name, path in self.factors.items()]  # pairs: JSON may sort a dict
         return {"type": self.type_name, "factors": factors, "independent_times": self.independent_times}
@@ -116,6 +75,10 @@ class ProductPath(Path):
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={path!r}" for name, path in self.factors.items())
         return f"ProductPath({fields}{', independent_times=True' if self.independent_times else ''})"
+
+    @property
+    def fields(self) -> Mapping[str, Path]:
+        return self.factors
 
     # Times
 
@@ -218,14 +181,14 @@ class ProductPath(Path):
             for part, unit in path.units(times[name]).items()
         }
 
-    def scored(self, labels: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {name: path.scored(labels[name]) for name, path in self.factors.items()}
+    def loss_mask(self, labels: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {name: path.loss_mask(labels[name]) for name, path in self.factors.items()}
 
-    def unscored(self, z: State, scored: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {name: path.unscored(z[name], scored[name]) for name, path in self.factors.items()}
+    def mask_labels(self, z: State, scored: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {name: path.mask_labels(z[name], scored[name]) for name, path in self.factors.items()}
 
-    def as_data(self, x: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {name: path.as_data(x[name]) for name, path in self.factors.items()}
+    def fill_unscored(self, x: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {name: path.fill_unscored(x[name]) for name, path in self.factors.items()}
 
     def check(self, state: State, t: Tensor, name: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_names(state, name)

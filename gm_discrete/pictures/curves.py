@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.models.outputs import Trajectory
+from gm_discrete.generation.outputs import Trajectory
 from gm_discrete.pictures.files import needed, write
 
 COLOURS = {

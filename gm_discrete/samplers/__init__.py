@@ -3,7 +3,7 @@ from gm_discrete.samplers.chain import Chain, Step
 from gm_discrete.samplers.correctors import BackwardNoise, Corrector, DetailedBalance, EtaNoise, ReMDM
 from gm_discrete.samplers.decoding import ORDERS
 from gm_discrete.samplers.grids import SPACINGS, time_grid
-from gm_discrete.samplers.guidance import Predictor, PredictorGuided, check_predictor
+from gm_discrete.samplers.guidance import ClassifierGuidance, ClassifierGuided, check_predictor
 from gm_discrete.samplers.product import PRODUCT_STEPS, ProductChain, ProductStep
 from gm_discrete.samplers.simulate import EUCLIDEAN_STEPS, GRID_FREE, STEPS, Simulation, make_step, simulate
 from gm_discrete.samplers.superpose import SuperposedModel, superpose
@@ -17,11 +17,11 @@ __all__ = [
     "STEPS",
     "BackwardNoise",
     "Chain",
+    "ClassifierGuidance",
+    "ClassifierGuided",
     "Corrector",
     "DetailedBalance",
     "EtaNoise",
-    "Predictor",
-    "PredictorGuided",
     "ProductChain",
     "ProductStep",
     "ReMDM",

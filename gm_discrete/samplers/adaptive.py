@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump, Posterior
-from gm_discrete.kernels import Kernel, map_rows
-from gm_discrete.samplers.chain import Chain, leaving, needs_reading
+from gm_discrete.generators.kernels import Kernel, map_rows
+from gm_discrete.samplers.chain import Chain, leaving, needs_network
 from gm_discrete.samplers.euclidean import controlled
 
 SHORTEST = 1e-4
@@ -59,7 +59,7 @@ def adaptive(
         positions = chain.free & (posterior.over(t_next).chance > 0)
         unsettled = torch.where(positions.any(1), unsettled, 0.0)
         likely = (step(unsettled)[1].chance * positions).sum(1) > math.log(2)  # an event is likelier than none
-        likely |= ~needs_reading(posterior.belief, x, positions).any(1)
+        likely |= ~needs_network(posterior.belief, x, positions).any(1)
         unsettled, read = _unsettled(posterior.belief, x, positions & likely[:, None], unsettled, chain)
         until, chosen = step(unsettled)
         events = chain.events(chosen.chance)

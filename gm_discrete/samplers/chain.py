@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Generator, Jump, Posterior
-from gm_discrete.kernels import Kernel, map_rows
+from gm_discrete.generators.kernels import Kernel, map_rows
 
 
 @dataclass
@@ -109,9 +109,9 @@ class Chain:
 def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """(1 − k(x) at the positions (bool [B, L]) and 0 elsewhere, [B, L]; which sequences had to be read for it, [B]).
 
-    What `needs_reading` leaves out is left for sure, which no network has to say.
+    What `needs_network` leaves out is left for sure, which no network has to say.
     """
-    open_ = needs_reading(kernel, x, positions)
+    open_ = needs_network(kernel, x, positions)
     values = (positions & ~open_).double()
     where = open_.flatten().nonzero().squeeze(1)
     if len(where):
@@ -121,7 +121,7 @@ def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tenso
     return values, open_.any(1)
 
 
-def needs_reading(kernel: Kernel, x: Tensor, positions: Tensor) -> Tensor:
+def needs_network(kernel: Kernel, x: Tensor, positions: Tensor) -> Tensor:
     """Those of the positions, bool [B, L], where no excluded symbol (a mask) stands, which is left for sure."""
     for symbol in getattr(kernel, "excluded", ()):
         positions = positions & (x != symbol)

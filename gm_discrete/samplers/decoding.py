@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.kernels import inverse_cdf, map_rows
+from gm_discrete.generators.kernels import inverse_cdf, map_rows
 from gm_discrete.samplers.chain import Chain
 
 Score = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.kernels import inverse_cdf, require
+from gm_discrete.generators.kernels import inverse_cdf, require
 from gm_discrete.samplers.chain import Chain
 from gm_discrete.samplers.steps import tau_leaping
 
@@ -44,8 +44,8 @@ def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolera
     if not 1e-12 <= tolerance < 1:  # below, rounding decides
         raise ValueError(f"tolerance={tolerance} must lie in [1e-12, 1)")
     start, end, error = _cuts(chain, x, t, t_next, tolerance)
-    clock = chain.path.clock(x)
-    rings = (clock.elapsed(end) - clock.elapsed(start))[:, None] * clock.weight
+    clock = chain.path.dominating_process(x)
+    rings = (clock.cumulative_rate(end) - clock.cumulative_rate(start))[:, None] * clock.weight
     if chain.path.rates != "masked" and bool((rings > MOST_RINGS).any()):
         raise ValueError(
             f"the clock of {chain.path!r} rings more than {MOST_RINGS:.0e} times for a token: use other rates"
@@ -61,8 +61,8 @@ def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolera
 
 def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """All candidate events between t and t_next."""
-    clock = chain.path.clock(x)
-    now, end = clock.elapsed(t), clock.elapsed(t_next)
+    clock = chain.path.dominating_process(x)
+    now, end = clock.cumulative_rate(t), clock.cumulative_rate(t_next)
     first = torch.arange(len(x), device=x.device) * x.shape[1]
     while True:
         weight = clock.weight * chain.free
@@ -82,7 +82,7 @@ def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         chain.calls[ringing] += kept
         events = torch.zeros(x.numel(), dtype=torch.bool, device=x.device).index_put((chosen,), kept).view_as(x)
         x = chain.land(x, generator.kernel, events)
-        clock = chain.path.clock(x)
+        clock = chain.path.dominating_process(x)
 
 
 _TOO_SLOW = (
@@ -92,7 +92,7 @@ _TOO_SLOW = (
 
 def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """(start, end, error), [B] each: the times between which the clock is followed, and a bound on what is missed."""
-    path, clock, n = chain.path, chain.path.clock(x), chain.free.sum(1)
+    path, clock, n = chain.path, chain.path.dominating_process(x), chain.free.sum(1)
     start, end, error = t, t_next, torch.zeros_like(t)
     if path.rates == "masked":  # every token rings once
         return start, end, error
@@ -104,7 +104,7 @@ def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) 
     def unfinished(time: Tensor) -> Tensor:
         return 1 - path.purity(time) ** n
 
-    begins, ends = clock.elapsed(t).isinf(), clock.elapsed(t_next).isinf()
+    begins, ends = clock.cumulative_rate(t).isinf(), clock.cumulative_rate(t_next).isinf()
     if bool(begins.any()):
         latest = torch.maximum(_bisect(path, lambda time: together(time) <= tolerance / 2, t, -1), t)
         latest = torch.maximum(latest, clock.time(torch.full_like(t, -torch.inf)))  # a clock may begin later

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.kernels import ROW_ELEMENTS, Kernel, map_rows, require
+from gm_discrete.generators.kernels import ROW_ELEMENTS, Kernel, map_rows, require
 
 Weight = Callable[[Tensor], Tensor]
 """Positions [n] → w(y) for every symbol y there, rows [n, K]."""
@@ -120,7 +120,7 @@ def classifier_free(
 
 
 @dataclass(frozen=True)
-class Predictor:
+class ClassifierGuidance:
     """What tells a condition c from a noisy state: log p(c|x) at the time t.
 
     Attributes:
@@ -142,7 +142,7 @@ class Predictor:
             raise ValueError(f"scale={self.scale} must be ≥ 0; 1 is Bayes' rule, 0 no guidance")
 
 
-class PredictorGuided:
+class ClassifierGuided:
     """A model that moves by R(y|x) [p(c|y) / p(c|x)]^γ, for `simulate`.
 
     Args:
@@ -153,7 +153,7 @@ class PredictorGuided:
         ValueError: the rates are others, for which Bayes' rule does not hold.
     """
 
-    def __init__(self, model: Any, predictor: Predictor) -> None:
+    def __init__(self, model: Any, predictor: ClassifierGuidance) -> None:
         check_predictor(model.path)
         self.model, self.predictor, self.path = model, predictor, model.path
 

@@ -82,7 +82,7 @@ def simulate(
     x_0: Any,
     times: Any,
     rng: torch.Generator | None = None,
-    method: str | Step | ProductStep = "tau_leaping",
+    sampler: str | Step | ProductStep = "tau_leaping",
     fixed: Any = None,
     *,
     corrector: Corrector | None = None,
@@ -102,7 +102,7 @@ def simulate(
     x_0: Any,
     times: Any,
     rng: torch.Generator | None = None,
-    method: str | Step | ProductStep = "tau_leaping",
+    sampler: str | Step | ProductStep = "tau_leaping",
     fixed: Any = None,
     *,
     corrector: Corrector | None = None,
@@ -122,7 +122,7 @@ def simulate(
     x_0: Any,
     times: Any,
     rng: torch.Generator | None = None,
-    method: str | Step | ProductStep = "tau_leaping",
+    sampler: str | Step | ProductStep = "tau_leaping",
     fixed: Any = None,
     *,
     corrector: Corrector | None = None,
@@ -147,7 +147,7 @@ def simulate(
             methods choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. Of a
             product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
         rng: source of all noise.
-        method: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
+        sampler: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
             `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`,
             `"entropy_bounded"` (which leaves the law). Of
             Euclidean states `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and for pure flows
@@ -172,7 +172,7 @@ def simulate(
     """
     several = isinstance(x_0, Mapping)
     step: Any = make_step(
-        method, corrector, several=several, max_expected_changes=max_expected_changes, tolerance=tolerance,
+        sampler, corrector, several=several, max_expected_changes=max_expected_changes, tolerance=tolerance,
         order=order, order_temperature=order_temperature, entropy_bound=entropy_bound,
     )  # fmt: skip
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
@@ -185,7 +185,7 @@ def simulate(
             raise ValueError(f"fixed names {', '.join(sorted(unknown))}; the fields are {', '.join(x_0)}")
         chain = ProductChain(model, free, rng, conditioning)
     else:
-        _check_state(x_0, method)
+        _check_state(x_0, sampler)
         chain = Chain(model, _free(x_0, fixed), rng, conditioning)
     if several and isinstance(times, Mapping) and times.keys() != x_0.keys():
         raise ValueError(f"times has grids of {', '.join(times)}; the fields are {', '.join(x_0)}")
@@ -219,14 +219,14 @@ def simulate(
     return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
 
 
-def _check_state(x_0: Any, method: Any) -> None:
+def _check_state(x_0: Any, sampler: Any) -> None:
     if not isinstance(x_0, Tensor) or (x_0.dim() != 2 and not (x_0.is_floating_point() and x_0.dim() > 2)):
         found = tuple(x_0.shape) if isinstance(x_0, Tensor) else repr(x_0)
         raise ValueError(f"x_0 must be a tensor [B, L] of symbols, or of numbers [B, …]; got {found}")
     fitting = EUCLIDEAN_STEPS if x_0.is_floating_point() else STEPS
-    if not callable(method) and method not in fitting:
+    if not callable(sampler) and sampler not in fitting:
         kind = "numbers" if x_0.is_floating_point() else "symbols"
-        raise ValueError(f"method={method!r} is not for {kind}; choose one of {', '.join(fitting)}")
+        raise ValueError(f"sampler={sampler!r} is not for {kind}; choose one of {', '.join(fitting)}")
 
 
 def _free(x_0: Tensor, fixed: Tensor | None, name: str = "") -> Tensor:
@@ -238,7 +238,7 @@ def _free(x_0: Tensor, fixed: Tensor | None, name: str = "") -> Tensor:
 
 
 def make_step(
-    method: str | Step | ProductStep,
+    sampler: str | Step | ProductStep,
     corrector: Corrector | dict[str, Any] | None = None,
     several: bool = False,
     **options: Any,
@@ -246,24 +246,24 @@ def make_step(
     """The step of that name, with those of the options that are not `None`, corrected; of several fields if told so.
 
     Raises:
-        ValueError: there is no such method, or it has no such option.
+        ValueError: there is no such sampler, or it has no such option.
     """
     if several:
         if corrector is not None:
             raise ValueError("correctors are of a single field of symbols; states of several fields have none")
-        return with_options(method, {name: value for name, value in options.items() if value is not None})  # pyright: ignore
+        return with_options(sampler, {name: value for name, value in options.items() if value is not None})  # pyright: ignore
     known = STEPS | EUCLIDEAN_STEPS
-    if not callable(method) and method not in known:
-        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(known)}")
-    step = method if callable(method) else known[method]
+    if not callable(sampler) and sampler not in known:
+        raise ValueError(f"sampler={sampler!r} is unknown; choose one of {', '.join(known)}")
+    step = sampler if callable(sampler) else known[sampler]
     options = {name: value for name, value in options.items() if value is not None}
-    if options.get("order") == "random" and step is not entropy_bounded:  # the law, which every method follows
+    if options.get("order") == "random" and step is not entropy_bounded:  # the law, which every sampler follows
         options.pop("order")
     check_decoding(options)
     for name in options:
         if name not in inspect.signature(step).parameters:
             able = [other for other in known if name in inspect.signature(known[other]).parameters]
-            raise ValueError(f"{name} is an option of {' and '.join(able)}, not of {method!r}")
+            raise ValueError(f"{name} is an option of {' and '.join(able)}, not of {sampler!r}")
     if isinstance(corrector, dict):
         corrector = Corrector.from_dict(corrector)
     if not isinstance(corrector, Corrector | None):

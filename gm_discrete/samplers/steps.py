@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gm_discrete.generators.transport import Elsewhere, Extrapolated
 from gm_discrete.samplers.chain import Chain, leaving
 from gm_discrete.samplers.decoding import ranked
 from gm_discrete.samplers.euclidean import euler_maruyama
-from gm_discrete.transport import Elsewhere, Extrapolated
 
 
 def tau_leaping(

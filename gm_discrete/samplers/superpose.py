@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Superposition
-from gm_discrete.landings import ROUNDING
+from gm_discrete.generators.landings import ROUNDING
 
 
 class SuperposedModel:

@@ -23,7 +23,7 @@ from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound, evaluate_matching
 from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.models import GMConfig, GMModel
-from gm_discrete.objective import LogitNormalTimes, TimeLaw, corrupt, without_some
+from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler, corrupt, drop_classes
 from gm_discrete.paths import EuclideanPath, FinitePath, ProductPath
 from gm_discrete.training.checkpoints import (
     checkpoints,
@@ -72,7 +72,7 @@ class GMTrainer(Trainer):
     """
 
     def __init__(
-        self, model: GMModel, args: Any, *, times: TimeLaw | None = None, num_eval_samples: int = 8, **kwargs: Any
+        self, model: GMModel, args: Any, *, times: TimeSampler | None = None, num_eval_samples: int = 8, **kwargs: Any
     ) -> None:
         for name in ("model_init", "compute_metrics"):
             if kwargs.get(name) is not None:
@@ -93,7 +93,7 @@ class GMTrainer(Trainer):
         if args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
         super().__init__(model=model, args=args, **kwargs)
-        self.times = times or LogitNormalTimes()
+        self.times = times or LogitNormalTimeSampler()
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         if self.is_fsdp_enabled:
@@ -147,7 +147,7 @@ class GMTrainer(Trainer):
         state, labels, factors = inputs[path.state_name], inputs["labels"], path.factors if several else {"": path}
         if not several:
             state, labels = {"": state}, {"": labels}
-        scored = {name: factor.scored(labels[name]) for name, factor in factors.items()}
+        scored = {name: factor.loss_mask(labels[name]) for name, factor in factors.items()}
         data = {name: torch.where(scored[name], labels[name], state[name]) for name in factors}
         lengths, source = {name: z.shape[1] for name, z in data.items()}, inputs.pop("source_ids", None)
         if world_size > 1:  # every process draws noise of one shape, that of the longest batch
@@ -161,7 +161,7 @@ class GMTrainer(Trainer):
         x = {name: noisy[:, : lengths[name]] for name, noisy in (x if several else {"": x}).items()}
         if "class_labels" in inputs:
             dropout = self._unwrapped.config.class_dropout
-            inputs["class_labels"] = without_some(inputs["class_labels"], dropout, rng, rank, world_size)
+            inputs["class_labels"] = drop_classes(inputs["class_labels"], dropout, rng, rank, world_size)
         return {**inputs, path.state_name: x if several else x[""], "time": t}
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -172,7 +172,7 @@ class GMTrainer(Trainer):
         several = isinstance(path, ProductPath)
         factors = path.factors if several else {"": path}
         labels = [batch["labels"] if several else {"": batch["labels"]} for batch in batch_samples]
-        found = [sum(factor.scored(part[name]).sum() for part in labels) for name, factor in factors.items()]
+        found = [sum(factor.loss_mask(part[name]).sum() for part in labels) for name, factor in factors.items()]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")

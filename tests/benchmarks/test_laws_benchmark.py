@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from laws import LEAST_P, SIGMAS, chi_square
 
 from gm_discrete import simulate
 from gm_discrete.samplers import time_grid
+from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square
 
 pytest.importorskip(
     "flow_matching.solver", reason="the peer, an extra: pip install flow_matching", exc_type=ImportError

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[molecules]")
-from moses_package import install, moses_molecules
 from rdkit import Chem
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
 from gm_discrete.data import smiles_tokenizer
+from tests.helpers.moses_package import install, moses_molecules
 
 LENGTH = 28
 SCAFFOLDS = {Chem.CanonSmiles(text) for text in ("c1ccc(CC2CC2)cc1", "C1CCN(c2ccccc2)CC1")}

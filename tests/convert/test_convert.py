@@ -9,20 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from published import (
-    CONFIGS,
-    EPS,
-    LENGTH,
-    WIDTH,
-    K,
-    duo_bound,
-    duo_step,
-    mdlm_log_belief,
-    network,
-    sedd_log_score,
-    state_dict,
-    total_noise,
-)  # fmt: skip
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,7 +23,21 @@ from gm_discrete import (
     likelihood_bound,
 )
 from gm_discrete.convert import convert, main
-from gm_discrete.models.dit import DiT
+from gm_discrete.nn.dit import DiT
+from tests.helpers.published import (
+    CONFIGS,
+    EPS,
+    LENGTH,
+    WIDTH,
+    K,
+    duo_bound,
+    duo_step,
+    mdlm_log_belief,
+    network,
+    sedd_log_score,
+    state_dict,
+    total_noise,
+)  # fmt: skip
 
 MASK = K - 1
 TAU = (0.0, 0.1, 0.5, 0.9, 0.999, 1.0)

@@ -19,7 +19,7 @@ from gm_discrete.data import (
     fit_codecs,
     natural_values,
 )
-from gm_discrete.scalers import Categories, LogScaler, QuantileScaler, StandardScaler
+from gm_discrete.data.scalers import Categories, LogScaler, QuantileScaler, StandardScaler
 
 
 def rng(seed: int = 0) -> torch.Generator:

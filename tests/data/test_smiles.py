@@ -12,12 +12,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[molecules]")
-from moses_package import VALIDATION, install, moses_molecules
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from gm_discrete.data import TokenCollator, load_text, packaged, scaffold_tokens, smiles_tokenizer, truncate
 from gm_discrete.data.molecules import SYMBOL
+from tests.helpers.moses_package import VALIDATION, install, moses_molecules
 
 SYMBOLS = {
     "CC(=O)[O-]": "C C ( = O ) [O-]",

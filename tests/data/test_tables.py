@@ -22,8 +22,8 @@ from gm_discrete.data import (
     load_table,
     packaged,
 )
+from gm_discrete.data.scalers import Categories, QuantileScaler
 from gm_discrete.data.tables import SPLITS
-from gm_discrete.scalers import Categories, QuantileScaler
 
 needs_plotnine = pytest.mark.skipif(find_spec("plotnine") is None, reason="plotnine is not installed")
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from continuous import (
+from torch import Tensor
+
+from gm_discrete import (
+    GaussianPath,
+    conditional_loss,
+)
+from gm_discrete.nn.readout import LazyReadout
+from gm_discrete.objective import corrupt, drop_classes
+from tests.helpers.continuous import (
     CASES,
     CLASSES,
     NUMBERS,
@@ -21,14 +29,6 @@ from continuous import (
     rng,
     what_is_said,
 )
-from torch import Tensor
-
-from gm_discrete import (
-    GaussianPath,
-    conditional_loss,
-)
-from gm_discrete.models.readout import LazyReadout
-from gm_discrete.objective import corrupt, without_some
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_number = pytest.mark.parametrize("name", NUMBERS)
@@ -78,13 +78,13 @@ def test_the_loss_is_that_of_the_class(name: str) -> None:
 def test_the_declared_part_of_the_classes_is_left_out() -> None:
     """Of 40,000 labels the part dropped has a standard error of 0.0023."""
     labels = torch.arange(40_000) % 7
-    dropped = without_some(labels, 0.3, rng(1))
+    dropped = drop_classes(labels, 0.3, rng(1))
     left = dropped >= 0
     assert abs(float((~left).float().mean()) - 0.3) < CHANCE * math.sqrt(0.3 * 0.7 / 40_000)
     assert torch.equal(dropped[left], labels[left])
     assert set(dropped[~left].tolist()) == {-1}
-    assert torch.equal(without_some(labels, 0.0, rng(1)), labels)
-    halves = [without_some(labels[:20_000], 0.3, rng(1), rank, 2) for rank in range(2)]
+    assert torch.equal(drop_classes(labels, 0.0, rng(1)), labels)
+    halves = [drop_classes(labels[:20_000], 0.3, rng(1), rank, 2) for rank in range(2)]
     assert not torch.equal(*halves)  # noise of the global batch, each process its rows
     assert torch.equal(halves[0], dropped[:20_000])
 

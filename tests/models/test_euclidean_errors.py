@@ -6,13 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from continuous import (
-    BOTH,
-    CLASSES,
-    COLOUR,
-    classy,
-    network,
-)
 from torch import Tensor
 
 from gm_discrete import (
@@ -22,6 +15,13 @@ from gm_discrete import (
     GMModel,
     MaskedPath,
     UniformPath,
+)
+from tests.helpers.continuous import (
+    BOTH,
+    CLASSES,
+    COLOUR,
+    classy,
+    network,
 )
 
 

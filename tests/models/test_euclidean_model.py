@@ -8,7 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from continuous import (
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from gm_discrete import (
+    Bins,
+    GaussianPath,
+    GMConfig,
+    GMModel,
+    MaskedPath,
+    bregman,
+    conditional_loss,
+)
+from gm_discrete.generators import kernels
+from gm_discrete.nn.readout import LazyReadout
+from gm_discrete.objective import corrupt
+from tests.helpers.continuous import (
     CASES,
     CLASSES,
     COLOUR,
@@ -29,21 +44,6 @@ from continuous import (
     to_entries,
     what_is_said,
 )
-from torch import Tensor
-from transformers import AutoConfig, AutoModel
-
-from gm_discrete import (
-    Bins,
-    GaussianPath,
-    GMConfig,
-    GMModel,
-    MaskedPath,
-    bregman,
-    conditional_loss,
-    kernels,
-)
-from gm_discrete.models.readout import LazyReadout
-from gm_discrete.objective import corrupt
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_number = pytest.mark.parametrize("name", NUMBERS)
@@ -298,7 +298,7 @@ def test_what_is_not_scored_is_left_out(name: str) -> None:
     x, t = noisy(model, z)
     scored = torch.rand(z.shape, generator=rng(7)) < 0.4
     x = torch.where(scored, x, z)
-    labels = model.path.unscored(z, scored)
+    labels = model.path.mask_labels(z, scored)
     with torch.no_grad():
         loss = call(model, x, t, labels=labels).loss
         total = call(model, x, t, labels=labels, num_items_in_batch=10).loss

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from products import CASES, CODECS, at, data, network, noisy, rng, said
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from gm_discrete import Bins, GaussianPath, GMModel, MaskedPath, ProductPath, UniformPath, conditional_loss
-from gm_discrete.objective import before_the_end, corrupt, matching_loss
+from gm_discrete.objective import clamp_time, corrupt, matching_loss
+from tests.helpers.product_models import CASES, CODECS, at, data, network, noisy, rng, said
 
 every_case = pytest.mark.parametrize("name", CASES)
 ROUNDING: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
@@ -155,7 +155,7 @@ def test_the_loss_is_the_weighted_sum_of_those_of_the_fields(name: str) -> None:
     z = data(model)
     x, t = noisy(model, z)
     scored = {field: torch.rand(value.shape, generator=rng(6)) < 0.7 for field, value in z.items()}
-    labels = model.path.unscored(z, scored)
+    labels = model.path.mask_labels(z, scored)
     output = model(fields=x, time=t, labels=labels)
     sums = by_hand(model, z, x, t, scored)
     for field, value in sums.items():
@@ -181,10 +181,10 @@ def test_the_conditional_loss_draws_and_asks(name: str) -> None:
         path = model.path
 
         def generator(self, x: Any, t: Tensor) -> Any:
-            times = {field: before_the_end(path, time) for (field, time), path in zip(
+            times = {field: clamp_time(path, time) for (field, time), path in zip(
                 self.path.times(t).items(), self.path.factors.values(), strict=True)}  # fmt: skip
             told = t if self.path.independent_times else None
-            return model.generator(x, self.path.joined(times), told=told)
+            return model.generator(x, self.path.joined(times), network_time=told)
 
     loss = conditional_loss(model, z, rng=rng(8))
     torch.testing.assert_close(conditional_loss(Standin(), z, rng=rng(8)), loss, **ROUNDING)
@@ -258,12 +258,12 @@ def test_gradients_are_finite_where_fields_are_known_or_are_noise(kind: str, pre
 def test_every_head_sees_the_time_of_every_field(name: str) -> None:
     model = network(name)
     x, t = noisy(model, data(model))
-    generators: list[Any] = [model.generator(x, t, told=told) for told in (None, t)]
+    generators: list[Any] = [model.generator(x, t, network_time=told) for told in (None, t)]
     assert all(torch.equal(a, b) for a, b in zip(*(map(values, generators)), strict=True))
     for column in range(t.shape[1]):
         told = t.clone()
         told[0, column] = (told[0, column] + 0.3) % 1
-        for before, after in zip(values(generators[0]), values(model.generator(x, t, told=told)), strict=True):
+        for before, after in zip(values(generators[0]), values(model.generator(x, t, network_time=told)), strict=True):
             moved = (after - before).abs().flatten(1).amax(1)
             assert float(moved[0]) > MOVED / 10
             assert not moved[1:].any()

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from networks import LENGTH, MASK, PATHS, K, data, network, noisy, rng
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, MixturePath, UniformPath, conditional_loss
-from gm_discrete.schedules import CosineSchedule
+from gm_discrete.paths.schedules import CosineSchedule
+from tests.helpers.networks import LENGTH, MASK, PATHS, K, data, network, noisy, rng
 
 every_path = pytest.mark.parametrize("name", PATHS)
 # The network as the recipes use it, with whatever the config can switch on.

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_transport import DISTANCE, blurred, coarse
 from torch import Tensor
 
 from gm_discrete import (
@@ -26,7 +25,8 @@ from gm_discrete import (
     simulate,
 )
 from gm_discrete.paths import Path
-from gm_discrete.schedules import Schedule
+from gm_discrete.paths.schedules import Schedule
+from tests.generators.test_transport import DISTANCE, blurred, coarse
 
 SCHEDULES: list[Any] = [None, PowerSchedule(3), CosineSchedule(), SquaredSineSchedule(), ExponentialSchedule(3)]
 PRIOR = [0.5, 0.3, 0.2]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from laws import LEAST_P, SIGMAS, chi_square, kappa_nodes
 from torch import Tensor
 
 from gm_discrete import (
@@ -24,6 +23,7 @@ from gm_discrete import (
 )
 from gm_discrete.objective import corrupt
 from gm_discrete.paths import Path
+from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square, kappa_nodes
 
 
 def times(t: float, n: int) -> Tensor:
@@ -88,7 +88,7 @@ def test_symbols_that_the_prior_does_not_hold_move_as_well() -> None:
         jump = path.marginal(logits, x, t, times(0.6, 1))
         assert (jump.intensity > 0).tolist() == [[coupled, True]]
         assert (jump.probability > 0).tolist() == [[coupled, True]]
-        assert (path.clock(x).weight > 0).tolist() == [[coupled, True]]
+        assert (path.dominating_process(x).weight > 0).tolist() == [[coupled, True]]
 
 
 @pytest.mark.parametrize("method", ["tau_leaping", "euler", "uniformization"])

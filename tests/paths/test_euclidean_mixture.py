@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import Fresh, Model, filled, kolmogorov, noise_of_ks, numbers, panels, rng, times
-from laws import LEAST_P, SIGMAS
 from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Flow, Jump
-from gm_discrete.landings import Bins
+from gm_discrete.generators.landings import Bins
 from gm_discrete.paths import EuclideanMixturePath, Path
+from gm_discrete.paths.schedules import CosineSchedule, LinearSchedule, PowerSchedule, Schedule
 from gm_discrete.samplers import simulate, time_grid
-from gm_discrete.schedules import CosineSchedule, LinearSchedule, PowerSchedule, Schedule
+from tests.helpers.distributions import LEAST_P, SIGMAS
+from tests.helpers.euclid import Fresh, Model, filled, kolmogorov, noise_of_ks, numbers, panels, rng, times
 
 LOW, HIGH = -1.0, 2.0
 WIDTH = HIGH - LOW

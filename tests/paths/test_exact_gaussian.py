@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import SCHEDULES, Mixture, kolmogorov, normal_density, numbers, panels, rng, times
-from laws import LEAST_P, SIGMAS
 from torch import Tensor
 
-from gm_discrete.landings import Bins
+from gm_discrete.generators.landings import Bins
 from gm_discrete.paths import GaussianPath, UniformPath
 from gm_discrete.paths.exact import ExactGaussianModel
-from gm_discrete.schedules import AffineSchedule
+from gm_discrete.paths.schedules import AffineSchedule
+from tests.helpers.distributions import LEAST_P, SIGMAS
+from tests.helpers.euclid import SCHEDULES, Mixture, kolmogorov, normal_density, numbers, panels, rng, times
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name)
 DATA = Mixture([-1.2, 0.5, 0.9], [0.3, 0.25, 0.4], [0.3, 0.5, 0.2])

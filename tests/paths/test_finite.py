@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from laws import LEAST_P, chi_square
-from test_transport import CPU, DISTANCE, Staged, blurred, coarse
 from torch import Tensor
 
 from gm_discrete import (
@@ -23,11 +21,13 @@ from gm_discrete import (
     SquaredSineSchedule,
     UniformPath,
     conditional_loss,
-    kernels,
     simulate,
 )
+from gm_discrete.generators import kernels
+from gm_discrete.generators.transport import moves
 from gm_discrete.paths import Path
-from gm_discrete.transport import moves
+from tests.generators.test_transport import CPU, DISTANCE, Staged, blurred, coarse
+from tests.helpers.distributions import LEAST_P, chi_square
 
 OWN: dict[str, Staged] = {
     "blurred": blurred(CosineSchedule()),
@@ -120,14 +120,14 @@ def test_mean_law_is_the_mean_over_the_belief(name: str, monkeypatch: pytest.Mon
     belief = torch.rand(5, path.vocab_size, generator=rng(), dtype=torch.float64)
     belief = belief / belief.sum(1, keepdim=True)
     t = torch.tensor([0.1, 0.9, 0.1, 0.5, 1.0], dtype=torch.float64)
-    rows = path.mean_law(belief, t)
+    rows = path.mean_probs(belief, t)
     for n in range(5):
         z = torch.arange(path.vocab_size)
         expected = belief[n] @ path.probs(z, t[n].repeat(len(z)))
         torch.testing.assert_close(rows[n], expected, rtol=1e-13, atol=1e-16)
     monkeypatch.setattr(kernels, "ROW_ELEMENTS", 1)
-    torch.testing.assert_close(path.mean_law(belief, t), rows, rtol=1e-13, atol=1e-16)
-    assert path.mean_law(belief[:0], t[:0]).shape == (0, path.vocab_size)
+    torch.testing.assert_close(path.mean_probs(belief, t), rows, rtol=1e-13, atol=1e-16)
+    assert path.mean_probs(belief[:0], t[:0]).shape == (0, path.vocab_size)
 
 
 @every_own

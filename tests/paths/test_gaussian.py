@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import (
+from torch import Tensor
+
+from gm_discrete.generators import Diffusion, Flow, Superposition
+from gm_discrete.generators.landings import Bins, KnownLanding, roots
+from gm_discrete.paths import GaussianPath, Path
+from gm_discrete.paths.exact import ExactGaussianModel
+from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule, TrigonometricSchedule
+from tests.helpers.distributions import LEAST_P
+from tests.helpers.euclid import (
     FUNCTIONS,
     SCHEDULES,
     BentSchedule,
@@ -21,14 +29,6 @@ from euclid import (
     rng,
     times,
 )
-from laws import LEAST_P
-from torch import Tensor
-
-from gm_discrete.generators import Diffusion, Flow, Superposition
-from gm_discrete.landings import Bins, KnownLanding, roots
-from gm_discrete.paths import GaussianPath, Path
-from gm_discrete.paths.exact import ExactGaussianModel
-from gm_discrete.schedules import AffineSchedule, CondOTSchedule, TrigonometricSchedule
 
 ALL = {"flow": 0.3, "diffusion": 0.2, "jump": 0.5}
 MOVING = {"flow": [1.0, 0.0], "diffusion": [0.0, 0.25, 0.0], "jump": [0.0, 0.25, 1.0]}

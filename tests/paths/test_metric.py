@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import LEAST_P, chi_square, kappa_nodes
-from test_transport import CPU, DISTANCE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,12 +25,14 @@ from gm_discrete import (
     SquaredSineSchedule,
     bregman,
     conditional_loss,
-    kernels,
     likelihood_bound,
     simulate,
 )
-from gm_discrete.kernels import Dirac
+from gm_discrete.generators import kernels
+from gm_discrete.generators.kernels import Dirac
 from gm_discrete.paths import Path
+from tests.generators.test_transport import CPU, DISTANCE
+from tests.helpers.distributions import LEAST_P, chi_square, kappa_nodes
 
 PRIOR = [0.1, 0.2, 0.3, 0.4]
 ROWS = [[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [-1.0, 0.5]]
@@ -422,7 +422,7 @@ def test_two_thousand_symbols_cost_rows_and_no_tables() -> None:
         loss.backward()
         simulate(model, z, [0.3, 0.6], rng(3))
         simulate(model, z, [0.6, 1.0], rng(3), "euler")
-        path.clock(z)
+        path.dominating_process(z)
     assert math.isfinite(float(loss))
     assert 16 * K <= most.elements <= 48 * K
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import LEAST_P, PATHS, Lookup, chain, chi_square, token_step
-from reference import ExactModel, index_of, joint_rates
 from torch import Tensor
 
 from gm_discrete import (
@@ -24,7 +22,9 @@ from gm_discrete import (
     UniformPath,
 )
 from gm_discrete.paths import Path
-from gm_discrete.schedules import Schedule
+from gm_discrete.paths.schedules import Schedule
+from tests.helpers.chains import EnumeratedChain, index_of, joint_rates
+from tests.helpers.distributions import LEAST_P, PATHS, Lookup, chain, chi_square, token_step
 
 every_path = pytest.mark.parametrize("name", PATHS)
 SCHEDULES = [
@@ -38,7 +38,7 @@ SCHEDULES = [
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name if s else "linear")
 
 
-class Given(ExactModel):
+class Given(EnumeratedChain):
     """The chain whose data is always z: its generator is the conditional one."""
 
     z: Tensor
@@ -55,7 +55,7 @@ def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def law_and_derivative(model: ExactModel, t: float, law: Tensor) -> tuple[Tensor, Tensor]:
+def law_and_derivative(model: EnumeratedChain, t: float, law: Tensor) -> tuple[Tensor, Tensor]:
     """p_t over all states and dp_t/dt, by forward differentiation: exact to rounding."""
     states = model.states()
 
@@ -156,7 +156,7 @@ def test_noise_is_reproducible_and_leaves_its_arguments_alone() -> None:
 # ---- intervals
 
 
-def transition(model: ExactModel, t: float, s: float) -> Tensor:
+def transition(model: EnumeratedChain, t: float, s: float) -> Tensor:
     """What the generator of the step [t, s] does to each token of each state: P k(y) + (1 − P) 1[y = x], [X, L, K]."""
     states = model.states()
     jump = model.generator(states, times(t, len(states)), times(s, len(states)))
@@ -296,7 +296,7 @@ def test_rows_of_probs_and_of_the_mean_law_are_the_mixture(name: str, t: float) 
     torch.testing.assert_close(path.probs(z, times(t, len(z))), (1 - kappa) * prior + kappa * data, rtol=0, atol=1e-15)
     belief = torch.rand(7, path.vocab_size, generator=rng(0), dtype=torch.float64)
     expected = (1 - kappa) * prior + kappa * belief
-    torch.testing.assert_close(path.mean_law(belief, times(t, 7)), expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(path.mean_probs(belief, times(t, 7)), expected, rtol=0, atol=1e-15)
 
 
 @every_path
@@ -481,7 +481,7 @@ def test_the_mask_is_no_data_whatever_the_logits_say() -> None:
 
 
 def test_lookup_is_the_exact_model() -> None:
-    """The faster stand-in of the sampler tests answers what `ExactModel` answers."""
+    """The faster stand-in of the sampler tests answers what `EnumeratedChain` answers."""
     exact, fast = chain("prior reversal"), chain("prior reversal", kind=Lookup)
     x, t = exact.states().flip(0), times(0.3, 27)
     torch.testing.assert_close(fast.generator(x, t).rates(x), exact.generator(x, t).rates(x), rtol=0, atol=1e-15)

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import finer, kolmogorov, normal_cdf, numbers, panels, rng, times
-from laws import LEAST_P, SIGMAS
-from symbol_and_number import KINDS, LAW, MEANS, Mixed
 from torch import Tensor
 
 from gm_discrete import (
@@ -27,6 +24,9 @@ from gm_discrete import (
     UniformPath,
 )
 from gm_discrete.paths import Path
+from tests.helpers.distributions import LEAST_P, SIGMAS
+from tests.helpers.euclid import finer, kolmogorov, normal_cdf, numbers, panels, rng, times
+from tests.helpers.symbol_and_number import KINDS, LAW, MEANS, Mixed
 
 KIND, SIZE = MaskedPath(4), GaussianPath({"flow": 0.5, "diffusion": 0.5})
 BINS = Bins(-4, 4)
@@ -145,12 +145,12 @@ def test_the_prior_is_that_of_each_field() -> None:
 def test_scored_entries_are_marked_and_found_by_field() -> None:
     z = {"kind": torch.tensor([[0, 1], [2, 0]]), "size": torch.tensor([[[0.5]], [[-1.0]]])}
     scored = {"kind": torch.tensor([[True, False], [False, True]]), "size": torch.tensor([[[False]], [[True]]])}
-    labels = path().unscored(z, scored)
+    labels = path().mask_labels(z, scored)
     assert labels["kind"].tolist() == [[0, -100], [-100, 0]]
     assert labels["size"].flatten().isnan().tolist() == [True, False]
-    found = path().scored(labels)
+    found = path().loss_mask(labels)
     assert all(torch.equal(found[name], scored[name]) for name in z)
-    assert path().as_data({"kind": z["kind"], "size": 9 * z["size"]})["size"].abs().max() == 1.0  # the bins'
+    assert path().fill_unscored({"kind": z["kind"], "size": 9 * z["size"]})["size"].abs().max() == 1.0  # the bins'
 
 
 @pytest.mark.parametrize(

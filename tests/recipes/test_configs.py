@@ -14,17 +14,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import moses_package
-import published
 import pytest
 import torch
 import yaml
-from recipe_configs import configs
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from gm_discrete import GMModel
+from tests.helpers import moses_package, published
+from tests.helpers.recipe_configs import configs
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from datasets import ClassLabel
 from PIL import Image
-from recipe_configs import configs
 from transformers import AutoModel, TrainingArguments
 
 from gm_discrete import GMModel, MaskedPath, UniformPath
+from tests.helpers.recipe_configs import configs
 
 CONFIGS = configs("images")
 every_config = pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from recipe_configs import RECIPES, configs
 from transformers import AutoModel, TrainingArguments
 
 from gm_discrete import GMModel
 from gm_discrete.data import fit_codecs
+from tests.helpers.recipe_configs import RECIPES, configs
 
 CONFIGS = configs("mixed")
 LEFT = {"config.json", "generation_config.json", "model.safetensors", "metrics.json", "run.json", "curve.png"}

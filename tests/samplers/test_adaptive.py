@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from laws import (
+from torch import Tensor
+
+from gm_discrete import Jump, MaskedPath, UniformPath, simulate
+from tests.helpers.chains import index_of
+from tests.helpers.distributions import (
     LEAST_P,
     SIGMAS,
-    ExactModel,
+    EnumeratedChain,
     Lookup,
     chain,
     chi_square,
@@ -19,15 +23,11 @@ from laws import (
     rng,
     total_variation,
 )
-from reference import index_of
-from torch import Tensor
-
-from gm_discrete import Jump, MaskedPath, UniformPath, simulate
 
 SAMPLES = 20_000
 
 
-class Watched(ExactModel):
+class Watched(EnumeratedChain):
     """Remembers the states and times of one sequence, as it is asked for them."""
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
@@ -81,7 +81,7 @@ def test_the_error_vanishes_with_the_knob(name: str, method: str, knob: str, coa
 @pytest.mark.parametrize("most", [0.3, 2.0])
 def test_the_number_of_revealed_masks_is_binomial(most: float) -> None:
     """At any time, as every mask has its own clock. Steps that are drawn again when much happened reveal 0.42, not 0.5."""
-    model = chain("masked", 3, kind=ExactModel)
+    model = chain("masked", 3, kind=EnumeratedChain)
     x = simulate(model, torch.full((SAMPLES, 3), 3), [0.0, 0.5], rng(3), "adaptive", max_expected_changes=most)
     counts = torch.bincount((x != 3).sum(1), minlength=4)
     law = torch.tensor([1.0, 3, 3, 1]) / 8

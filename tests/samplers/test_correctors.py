@@ -6,22 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from laws import (
-    ALL_PATHS,
-    LEAST_P,
-    ExactModel,
-    Lookup,
-    chain,
-    draw,
-    joint,
-    p_value,
-    posterior,
-    rng,
-    step_matrix,
-    token_law,
-    total_variation,
-)
-from reference import index_of
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -36,19 +20,35 @@ from gm_discrete import (
     simulate,
 )
 from gm_discrete.samplers.correctors import Corrector
+from tests.helpers.chains import index_of
+from tests.helpers.distributions import (
+    ALL_PATHS,
+    LEAST_P,
+    EnumeratedChain,
+    Lookup,
+    chain,
+    draw,
+    joint,
+    p_value,
+    posterior,
+    rng,
+    step_matrix,
+    token_law,
+    total_variation,
+)
 
 UNCOUPLED = [name for name in ALL_PATHS if name != "coupled"]
 MIXTURES = [name for name in UNCOUPLED if "kinetic" not in name and "positive" not in name]
 MASKED = ["masked", "mask is 1"]
 
 
-def renewal(model: ExactModel, t: float, probability: float) -> Tensor:
+def renewal(model: EnumeratedChain, t: float, probability: float) -> Tensor:
     """Every token anew from Σ_z π(z) p_t(·|z) with that probability, [from, to]."""
     stay = one_hot(model.states(), model.path.vocab_size).double()
     return joint(model, probability * (posterior(model, t) @ token_law(model, t)) + (1 - probability) * stay)
 
 
-def noising(model: ExactModel, t: float, b: float) -> Tensor:
+def noising(model: EnumeratedChain, t: float, b: float) -> Tensor:
     """Every token anew from p0 with probability 1 − κ_b/κ_t."""
     kappa, back = (float(model.path.schedule.kappa(time)) for time in (t, b))
     kept = back / kappa if kappa else 1.0
@@ -56,7 +56,7 @@ def noising(model: ExactModel, t: float, b: float) -> Tensor:
     return joint(model, kept * stay + (1 - kept) * model.path.prior_probs(stay.device))
 
 
-def corrected_matrix(model: ExactModel, corrector: Corrector, t: float, s: float) -> Tensor:
+def corrected_matrix(model: EnumeratedChain, corrector: Corrector, t: float, s: float) -> Tensor:
     """Law of the next state of a corrected leap, [from, to]."""
     schedule, mask = model.path.schedule, getattr(model.path, "mask_token_id", None)
     kappa_t, kappa_s = float(schedule.kappa(t)), float(schedule.kappa(s))
@@ -81,7 +81,7 @@ def corrected_matrix(model: ExactModel, corrector: Corrector, t: float, s: float
     return noising(model, t, b) @ step_matrix(model, b, s, "tau_leaping")
 
 
-def laws(model: ExactModel, corrector: Corrector, times: list[float]) -> list[Tensor]:
+def laws(model: EnumeratedChain, corrector: Corrector, times: list[float]) -> list[Tensor]:
     law = [model.joint_marginal(times[0])]
     for t, s in pairwise(times):
         law.append(law[-1] @ corrected_matrix(model, corrector, t, s))
@@ -162,7 +162,7 @@ def eta_rates(t: float, z: int, eta: float, path: Any) -> Tensor:
 )
 def test_eta_noise_has_the_rates_of_the_literature(path: Any) -> None:
     """(M − I)/h of one step of length h = 1e-6, given z, to the order of h; `corrected_matrix` is what samples follow."""
-    model, t, h, z, eta = ExactModel(path, 3, 1), 0.4, 1e-6, 2, 1.5
+    model, t, h, z, eta = EnumeratedChain(path, 3, 1), 0.4, 1e-6, 2, 1.5
     model.law = torch.tensor([0.0, 0.0, 1.0]).double()
     matrix = corrected_matrix(model, EtaNoise(eta), t, t + h)
     states = [z, 3] if isinstance(path, MaskedPath) else [0, 1, 2, 3]

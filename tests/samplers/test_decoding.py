@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from laws import LEAST_P, SIGMAS, chi_square
-from reference import ExactModel, index_of
 from torch import Tensor
 
 from gm_discrete import CosineSchedule, MaskedPath, MixturePath, UniformPath, simulate, time_grid
 from gm_discrete.samplers.decoding import SCORES, entropy, place
+from tests.helpers.chains import EnumeratedChain, index_of
+from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square
 
 MASK, N = 3, 20_000
 
@@ -34,7 +34,7 @@ def drawn(model: Any, rows: int = N, length: int = 3, steps: int = 12, seed: int
     return simulate(model, start, times, rng, return_info=True, **options)
 
 
-def p_value(model: ExactModel, x: Tensor) -> float:
+def p_value(model: EnumeratedChain, x: Tensor) -> float:
     return chi_square(torch.bincount(index_of(x, 3), minlength=27), model.law)
 
 
@@ -52,13 +52,13 @@ def p_value(model: ExactModel, x: Tensor) -> float:
     ids=str,
 )
 def test_positions_chosen_by_the_state_alone_keep_the_law_of_an_exact_posterior(options: dict, schedule: Any) -> None:
-    model = ExactModel(MaskedPath(4, schedule=schedule), 3, 3)
+    model = EnumeratedChain(MaskedPath(4, schedule=schedule), 3, 3)
     run = drawn(model, **options)
     assert (run.network_calls == 3).all()  # one position at a time, though nobody said so
     assert p_value(model, run.x) > LEAST_P
 
 
-def one_by_one(model: ExactModel, order: str) -> Tensor:
+def one_by_one(model: EnumeratedChain, order: str) -> Tensor:
     """The law [27] of revealing the position of highest score first, by enumeration."""
     states = {(MASK,) * 3: 1.0}
     for _ in range(3):
@@ -84,7 +84,7 @@ def one_by_one(model: ExactModel, order: str) -> Tensor:
 
 @pytest.mark.parametrize("options", [{}, {"method": "entropy_bounded", "entropy_bound": 1e-9}], ids=["grid", "bounded"])
 def test_confidence_has_the_law_of_its_definition_which_is_not_that_of_the_model(options: dict) -> None:
-    model = ExactModel(MaskedPath(4), 3, 3)
+    model = EnumeratedChain(MaskedPath(4), 3, 3)
     law = one_by_one(model, "confidence")
     assert law.sum() == pytest.approx(1)
     assert (law - model.law).abs().sum() / 2 > 0.2
@@ -94,7 +94,7 @@ def test_confidence_has_the_law_of_its_definition_which_is_not_that_of_the_model
 
 @pytest.mark.parametrize("order", ["margin", "entropy"])
 def test_the_definition_of_orders_by_the_state_alone_gives_back_the_law(order: str) -> None:
-    model = ExactModel(MaskedPath(4), 3, 3)
+    model = EnumeratedChain(MaskedPath(4), 3, 3)
     assert (one_by_one(model, order) - model.law).abs().max() < 1e-12
 
 
@@ -177,7 +177,7 @@ def test_all_goes_at_once_where_the_bound_allows_it() -> None:
 
 
 def test_bounded_steps_are_the_same_whether_somebody_looks_or_not() -> None:
-    model = ExactModel(MaskedPath(4), 3, 3)
+    model = EnumeratedChain(MaskedPath(4), 3, 3)
     start = torch.full((N, 3), MASK)
     rng = torch.Generator().manual_seed(5)
     run = simulate(model, start, torch.linspace(0, 1, 8), rng, "entropy_bounded", entropy_bound=1e-9, return_info=True)
@@ -210,12 +210,12 @@ def test_fixed_positions_stay_and_count_for_nothing() -> None:
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        drawn(ExactModel(MaskedPath(4), 3, 3), 2, **options)
+        drawn(EnumeratedChain(MaskedPath(4), 3, 3), 2, **options)
 
 
 @pytest.mark.parametrize("path", [UniformPath(3), MixturePath(3, [0.5, 0.3, 0.2], rates="mixture")])
 @pytest.mark.parametrize("options", [{"order": "confidence"}, {"method": "entropy_bounded"}], ids=str)
 def test_orders_are_of_masks(path: Any, options: dict) -> None:
-    model = ExactModel(path, 3, 3)
+    model = EnumeratedChain(path, 3, 3)
     with pytest.raises(ValueError, match="random"):
         simulate(model, torch.zeros(2, 3, dtype=torch.long), [0, 0.5, 1], **options)

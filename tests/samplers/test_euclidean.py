@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import (
+from torch import Tensor
+
+from gm_discrete.generators import Superposition
+from gm_discrete.generators.landings import Bins
+from gm_discrete.paths import EuclideanMixturePath, GaussianPath
+from gm_discrete.paths.exact import ExactGaussianModel
+from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule
+from gm_discrete.samplers import simulate, time_grid
+from tests.helpers.distributions import LEAST_P, SIGMAS, Lookup, chain
+from tests.helpers.euclid import (
     SCHEDULES,
     Mixture,
     Model,
@@ -24,15 +33,6 @@ from euclid import (
     rng,
     times,
 )
-from laws import LEAST_P, SIGMAS, Lookup, chain
-from torch import Tensor
-
-from gm_discrete.generators import Superposition
-from gm_discrete.landings import Bins
-from gm_discrete.paths import EuclideanMixturePath, GaussianPath
-from gm_discrete.paths.exact import ExactGaussianModel
-from gm_discrete.samplers import simulate, time_grid
-from gm_discrete.schedules import AffineSchedule, CondOTSchedule
 
 ATOMS = Mixture([-1.2, 0.4, 1.0], [0, 0, 0], [0.3, 0.5, 0.2])
 DATA = Mixture([-1.2, 0.5, 0.9], [0.3, 0.25, 0.4], [0.3, 0.5, 0.2])
@@ -284,7 +284,7 @@ def flow_error(steps: int, method: str, schedule: AffineSchedule, until: float =
     """A flow of a number keeps its quantile: max |F_t(x_t) − F_0(x_0)|, without a reference solver."""
     x_0 = torch.linspace(-2.5, 2.5, 101, dtype=torch.float64)[:, None]
     grid = torch.linspace(0, until, steps + 1, dtype=torch.float64)
-    x = simulate(model({"flow": 1.0}, schedule=schedule), x_0, grid, method=method)
+    x = simulate(model({"flow": 1.0}, schedule=schedule), x_0, grid, sampler=method)
     return float((DATA.cdf(schedule, until)(x[:, 0]) - normal_cdf(x_0[:, 0])).abs().max())
 
 
@@ -317,7 +317,7 @@ def test_dopri5_is_as_accurate_as_asked(schedule: AffineSchedule) -> None:
             model({"flow": 1.0}, schedule=schedule),
             x_0,
             [0.0, 0.9],
-            method="dopri5",
+            sampler="dopri5",
             tolerance=tolerance,
             return_info=True,
         )
@@ -358,10 +358,10 @@ def test_dopri5_takes_a_superposition_that_is_a_flow() -> None:
 
 def test_dopri5_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="tolerance=0 must be positive"):
-        simulate(model({"flow": 1.0}), even_normals(4), [0.0, 1.0], method="dopri5", tolerance=0)
+        simulate(model({"flow": 1.0}), even_normals(4), [0.0, 1.0], sampler="dopri5", tolerance=0)
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ImportError, match=r"dopri5 needs the package torchdiffeq: pip install gm_discrete\[ode\]"):
-        simulate(model({"flow": 1.0}), even_normals(4), [0.0, 1.0], method="dopri5")
+        simulate(model({"flow": 1.0}), even_normals(4), [0.0, 1.0], sampler="dopri5")
 
 
 # ---- adaptive
@@ -416,10 +416,10 @@ def test_adaptive_steps_weigh_jumps_by_their_length(factor: float) -> None:
 def test_adaptive_errors() -> None:
     exact = model({"flow": 1.0})
     with pytest.raises(ValueError, match="tolerance=0 must be positive"):
-        simulate(exact, even_normals(4), [0.0, 1.0], method="adaptive", tolerance=0)
+        simulate(exact, even_normals(4), [0.0, 1.0], sampler="adaptive", tolerance=0)
     alone = Model(exact.path, lambda x, t, s: exact.generator(x, t, s).parts["flow"])
     with pytest.raises(TypeError, match="that no path made has no step of its own"):
-        simulate(alone, even_normals(4), [0.0, 1.0], method="adaptive")
+        simulate(alone, even_normals(4), [0.0, 1.0], sampler="adaptive")
 
 
 # ---- bookkeeping

@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from laws import (
+from torch import Tensor
+
+from gm_discrete import Jump, MaskedPath, MetricPath, SquaredSineSchedule, UniformPath, simulate
+from gm_discrete.generators import DominatingProcess
+from tests.helpers.chains import joint_rates
+from tests.helpers.distributions import (
     ALL_PATHS,
     GENERAL_PATHS,
     LEAST_P,
     SIGMAS,
-    ExactModel,
+    EnumeratedChain,
     Wrong,
     chain,
     draw,
@@ -21,17 +26,12 @@ from laws import (
     step_matrix,
     total_variation,
 )  # fmt: skip
-from reference import joint_rates
-from torch import Tensor
-
-from gm_discrete import Jump, MaskedPath, MetricPath, SquaredSineSchedule, UniformPath, simulate
-from gm_discrete.generators import Clock
 
 SAMPLES = 10_000
 MASKED = [name for name in ALL_PATHS if name.startswith("mask")]
 
 
-class Watched(ExactModel):
+class Watched(EnumeratedChain):
     """Remembers the intervals that it was asked for."""
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
@@ -61,7 +61,7 @@ def test_the_law_is_that_of_the_path(name: str, method: str) -> None:
         assert float(result.error_bound.max()) == 0
 
 
-def evolved(model: ExactModel, start: Tensor, t: float, s: float, free: Callable[[Tensor], Tensor]) -> Tensor:
+def evolved(model: EnumeratedChain, start: Tensor, t: float, s: float, free: Callable[[Tensor], Tensor]) -> Tensor:
     """The solution at s of dp/dt = R p by Runge and Kutta's rule of order 4 in 50 steps; only moves of `free` happen."""
     states, h = model.states(), (s - t) / 50
     allowed = free(states[:, None] != states).double()  # [to, from]
@@ -193,12 +193,12 @@ def test_a_clock_that_is_too_slow_is_seen() -> None:
     """Half as many rings as a token may have events: too light a weight, or too slow a rate."""
 
     class Light(UniformPath):
-        def clock(self, x: Tensor) -> Clock:
-            return replace(super().clock(x), weight=super().clock(x).weight / 2)
+        def dominating_process(self, x: Tensor) -> DominatingProcess:
+            return replace(super().dominating_process(x), weight=super().dominating_process(x).weight / 2)
 
     class Slow(MetricPath):
-        def clock(self, x: Tensor) -> Clock:
-            return replace(super().clock(x), rate=lambda t: self.beta_derivative(t) / 2)
+        def dominating_process(self, x: Tensor) -> DominatingProcess:
+            return replace(super().dominating_process(x), rate=lambda t: self.beta_derivative(t) / 2)
 
     for path in (Light(3), Slow(3, [[0, 1, 2], [1, 0, 1], [2, 1, 0]])):
         with pytest.raises(ValueError, match="a token's rate exceeds that of the path's clock"):

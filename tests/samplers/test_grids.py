@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from laws import ALL_PATHS, chain, sampler_laws, total_variation
 from torch import Tensor
 
 from gm_discrete import CosineSchedule, LinearSchedule, MaskedPath, PowerSchedule, UniformPath, time_grid
+from gm_discrete.paths.schedules import Schedule
 from gm_discrete.samplers import SPACINGS
-from gm_discrete.schedules import Schedule
+from tests.helpers.distributions import ALL_PATHS, chain, sampler_laws, total_variation
 
 # What is even along the grid, as a function of κ.
 EVEN = {

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from laws import LEAST_P, chi_square
-from reference import ExactModel, index_of, joint_rates
 from torch import Tensor
 
-from gm_discrete import MaskedPath, MetricPath, MixturePath, Predictor, PredictorGuided, UniformPath, simulate
+from gm_discrete import ClassifierGuidance, ClassifierGuided, MaskedPath, MetricPath, MixturePath, UniformPath, simulate
 from gm_discrete.samplers.guidance import check_predictor, classifier_free, tilted
+from tests.helpers.chains import EnumeratedChain, index_of, joint_rates
+from tests.helpers.distributions import LEAST_P, chi_square
 
 REVERSALS = {
     "masked": MaskedPath(4),
@@ -23,7 +23,7 @@ class Conditioned:
     """An exact chain, a condition c with p(c|z), the chain given c, and p(c|x) at every time."""
 
     def __init__(self, path: Any) -> None:
-        self.path, self.plain, self.given = path, ExactModel(path, 3, 3), ExactModel(path, 3, 3)
+        self.path, self.plain, self.given = path, EnumeratedChain(path, 3, 3), EnumeratedChain(path, 3, 3)
         self.chance = torch.rand(27, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 2
         self.given.law = self.plain.law * self.chance
         self.given.law = self.given.law / self.given.law.sum()
@@ -38,7 +38,7 @@ class Conditioned:
         return (self.plain if c is None else self.given).generator(x, t, t_next)
 
 
-def with_states(model: Any, like: ExactModel) -> Any:
+def with_states(model: Any, like: EnumeratedChain) -> Any:
     model.states, model.length = like.states, like.length
     return model
 
@@ -47,7 +47,7 @@ def with_states(model: Any, like: ExactModel) -> Any:
 @pytest.mark.parametrize("t", [0.1, 0.4, 0.9])
 def test_a_predictor_at_scale_1_is_bayes_rule(name: str, t: float) -> None:
     case = Conditioned(REVERSALS[name])
-    guided = with_states(PredictorGuided(case.plain, Predictor(case.log_prob)), case.plain)
+    guided = with_states(ClassifierGuided(case.plain, ClassifierGuidance(case.log_prob)), case.plain)
     possible = case.given.joint_marginal(t) > 0
     torch.testing.assert_close(
         joint_rates(guided, t)[:, possible], joint_rates(case.given, t)[:, possible], rtol=1e-10, atol=1e-12
@@ -58,7 +58,7 @@ def test_a_predictor_at_scale_1_is_bayes_rule(name: str, t: float) -> None:
 def test_the_scale_is_an_exponent(scale: float) -> None:
     case = Conditioned(MaskedPath(4))
     plain, given = joint_rates(case.plain, 0.4), joint_rates(case.given, 0.4)
-    guided = with_states(PredictorGuided(case.plain, Predictor(case.log_prob, scale)), case.plain)
+    guided = with_states(ClassifierGuided(case.plain, ClassifierGuidance(case.log_prob, scale)), case.plain)
     possible = (case.given.joint_marginal(0.4) > 0) & (plain.diagonal() < 0)
     off = ~torch.eye(len(plain), dtype=torch.bool) & possible[None] & (plain > 0)
     expected = plain * (given / plain) ** scale
@@ -71,13 +71,13 @@ def test_the_scale_is_an_exponent(scale: float) -> None:
 )  # fmt: skip
 def test_rates_for_which_bayes_rule_fails_are_refused_with_the_reason(path: Any) -> None:
     with pytest.raises(ValueError, match="Bayes' rule"):
-        PredictorGuided(ExactModel(path, 3, 3), Predictor(lambda x, t: t))
+        ClassifierGuided(EnumeratedChain(path, 3, 3), ClassifierGuidance(lambda x, t: t))
 
 
 def test_the_refusal_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Conditioned(UniformPath(3, rates="mixture"))
     monkeypatch.setattr("gm_discrete.samplers.guidance.check_predictor", lambda path: None)
-    guided = with_states(PredictorGuided(case.plain, Predictor(case.log_prob)), case.plain)
+    guided = with_states(ClassifierGuided(case.plain, ClassifierGuidance(case.log_prob)), case.plain)
     assert (joint_rates(guided, 0.4) - joint_rates(case.given, 0.4)).abs().max() > 0.05
 
 
@@ -85,7 +85,7 @@ def test_the_refusal_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", ["tau_leaping", "euler"])
 def test_guided_steps_have_the_law_given_the_condition(name: str, method: str) -> None:
     case = Conditioned(REVERSALS[name])
-    guided = PredictorGuided(case.plain, Predictor(case.log_prob))
+    guided = ClassifierGuided(case.plain, ClassifierGuidance(case.log_prob))
     rng = torch.Generator().manual_seed(0)
     x_0 = case.path.prior((1500, 3), rng)
     run = simulate(guided, x_0, torch.linspace(0, 1, 161), rng, method, return_info=True)
@@ -98,7 +98,7 @@ def test_guided_steps_have_the_law_given_the_condition(name: str, method: str) -
 @every_reversal
 @pytest.mark.parametrize("interval", [True, False])
 def test_a_tilt_of_nothing_changes_nothing(name: str, interval: bool) -> None:
-    model = ExactModel(REVERSALS[name], 3, 3)
+    model = EnumeratedChain(REVERSALS[name], 3, 3)
     x = model.states()
     t = torch.full((len(x),), 0.4, dtype=torch.float64)
     x, t = x[model.joint_marginal(0.4) > 0], t[model.joint_marginal(0.4) > 0]
@@ -157,11 +157,11 @@ def test_taylor_is_exact_for_a_predictor_that_is_linear_in_one_hot_states() -> N
         x = x if x.is_floating_point() else torch.nn.functional.one_hot(x, 4).float()
         return (x * weight).sum((1, 2))
 
-    model = ExactModel(MaskedPath(4), 3, 3)
+    model = EnumeratedChain(MaskedPath(4), 3, 3)
     x = torch.tensor([[3, 3, 1], [0, 3, 2]])
     t = torch.full((2,), 0.4).double()
     rates = [
-        PredictorGuided(model, Predictor(linear, 2.0, method)).generator(x, t).rates(x)
+        ClassifierGuided(model, ClassifierGuidance(linear, 2.0, method)).generator(x, t).rates(x)
         for method in ("exact", "taylor")
     ]
     torch.testing.assert_close(rates[0], rates[1], rtol=1e-5, atol=1e-6)
@@ -171,7 +171,7 @@ def test_taylor_is_exact_for_a_predictor_that_is_linear_in_one_hot_states() -> N
 def test_taylor_is_of_first_order() -> None:
     """Its error falls with the square of the predictor's slope."""
     weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    model, x, t = ExactModel(MaskedPath(4), 3, 3), torch.tensor([[3, 3, 1]]), torch.full((1,), 0.4).double()
+    model, x, t = EnumeratedChain(MaskedPath(4), 3, 3), torch.tensor([[3, 3, 1]]), torch.full((1,), 0.4).double()
     errors = []
     for slope in (0.2, 0.1):
 
@@ -180,7 +180,7 @@ def test_taylor_is_of_first_order() -> None:
             return torch.nn.functional.logsigmoid(slope * (x * weight).sum((1, 2)))
 
         exact, taylor = (
-            PredictorGuided(model, Predictor(curved, 1.0, method)).generator(x, t).rates(x)
+            ClassifierGuided(model, ClassifierGuidance(curved, 1.0, method)).generator(x, t).rates(x)
             for method in ("exact", "taylor")
         )
         errors.append(float((exact - taylor).abs().max()))
@@ -192,7 +192,7 @@ def test_taylor_is_of_first_order() -> None:
 )
 def test_bad_predictors_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Predictor(lambda x, t: t, **options)
+        ClassifierGuidance(lambda x, t: t, **options)
 
 
 def test_what_has_no_rates_of_a_reversal_has_no_predictor() -> None:

@@ -10,25 +10,6 @@ from functools import partial
 
 import pytest
 import torch
-from laws import (
-    ALL_PATHS,
-    GENERAL_PATHS,
-    LEAST_P,
-    PATHS,
-    SIGMAS,
-    ExactModel,
-    Lookup,
-    chain,
-    chi_square,
-    draw,
-    frequencies,
-    p_value,
-    rng,
-    sampler_laws,
-    step_matrix,
-    total_variation,
-)
-from reference import index_of
 from torch import Tensor
 
 from gm_discrete import (
@@ -41,6 +22,25 @@ from gm_discrete import (
     simulate,
 )
 from gm_discrete.samplers.steps import trapezoidal
+from tests.helpers.chains import index_of
+from tests.helpers.distributions import (
+    ALL_PATHS,
+    GENERAL_PATHS,
+    LEAST_P,
+    PATHS,
+    SIGMAS,
+    EnumeratedChain,
+    Lookup,
+    chain,
+    chi_square,
+    draw,
+    frequencies,
+    p_value,
+    rng,
+    sampler_laws,
+    step_matrix,
+    total_variation,
+)
 
 SAMPLES = 100_000
 ANCESTRAL = [name for name in PATHS if not name.endswith("mixture")]
@@ -94,7 +94,7 @@ def test_trapezoidal_step_of_any_theta(name: str, theta: float) -> None:
 FOLLOWED = [(name, "tau_leaping") for name in ("metric kinetic", "blur kinetic", "growing kinetic", "coupled")]
 
 
-def distances(model: ExactModel, steps: int, method: str) -> list[float]:
+def distances(model: EnumeratedChain, steps: int, method: str) -> list[float]:
     """Total variation of the sampler's law from p_t at t = 1/2 and t = 1."""
     laws = sampler_laws(model, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist(), method)
     return [total_variation(law, model.joint_marginal(t)) for law, t in ((laws[steps // 2], 0.5), (laws[-1], 1.0))]
@@ -110,9 +110,9 @@ def test_law_converges_with_order_1(name: str, method: str, schedule) -> None:
         assert coarse / fine == pytest.approx(2, rel=0.2)
 
 
-def near_even(path: FinitePath) -> ExactModel:
+def near_even(path: FinitePath) -> EnumeratedChain:
     """A law so close to even that 2 π_inner ≥ π_t wherever a token has not moved."""
-    model = ExactModel(path, 3, 3)
+    model = EnumeratedChain(path, 3, 3)
     model.law = 1 + 0.1 * torch.rand(27, generator=rng(1), dtype=torch.float64)
     model.law /= model.law.sum()
     return model

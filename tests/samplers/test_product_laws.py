@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import kolmogorov, noise_of_ks, numbers, rng
-from laws import LEAST_P, ExactModel, chain, chi_square, draw, p_value, sampler_laws
-from symbol_and_number import Mixed
 from torch import Tensor
 
 from gm_discrete import (
@@ -27,6 +24,9 @@ from gm_discrete import (
     simulate,
 )
 from gm_discrete.samplers import PRODUCT_STEPS
+from tests.helpers.distributions import LEAST_P, EnumeratedChain, chain, chi_square, draw, p_value, sampler_laws
+from tests.helpers.euclid import kolmogorov, noise_of_ks, numbers, rng
+from tests.helpers.symbol_and_number import Mixed
 
 SAMPLES = 50_000
 
@@ -42,7 +42,7 @@ def joined(x: dict[str, Tensor]) -> Tensor:
     return torch.cat([x["a"], x["b"]], 1)
 
 
-def two_fields(model: ExactModel, independent: bool = False) -> ExactProductModel:
+def two_fields(model: EnumeratedChain, independent: bool = False) -> ExactProductModel:
     """The chain of two tokens as a product of two fields."""
     path = ProductPath(a=model.path, b=model.path, independent_times=independent)
     return ExactProductModel(path, split(model.data), law=model.law)

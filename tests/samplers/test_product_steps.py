@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import numbers, rng
-from symbol_and_number import Mixed
 from torch import Tensor
 
 from gm_discrete import (
@@ -24,6 +22,8 @@ from gm_discrete import (
 )
 from gm_discrete.generators import Product
 from gm_discrete.samplers import PRODUCT_STEPS
+from tests.helpers.euclid import numbers, rng
+from tests.helpers.symbol_and_number import Mixed
 
 ON_GRIDS = [method for method in PRODUCT_STEPS if method != "adaptive"]
 """Which take a grid for each field."""

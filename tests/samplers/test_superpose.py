@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from euclid import SCHEDULES, Mixture, kolmogorov, rng, times
-from laws import LEAST_P
 
 from gm_discrete import (
     Bins,
@@ -23,6 +21,8 @@ from gm_discrete import (
     time_grid,
 )
 from gm_discrete.generators import terms
+from tests.helpers.distributions import LEAST_P
+from tests.helpers.euclid import SCHEDULES, Mixture, kolmogorov, rng, times
 
 DATA = Mixture([-1.0, 0.6], [0.3, 0.2], [0.4, 0.6])
 N = 5000

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import TOKENIZER, checkpoint, rows, small_model, small_trainer, weights
 
 from gm_discrete import CosineSchedule, MaskedPath, UniformPath
 from gm_discrete.training import EMACallback, GMTrainer, is_complete, last_complete_checkpoint, trainer
 from gm_discrete.training.checkpoints import MARKER, STARTED, checkpoints, is_broken, mark_complete, mark_started
+from tests.helpers.small_run import TOKENIZER, checkpoint, rows, small_model, small_trainer, weights
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "ema": 0.9}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import Interrupt, Recorder, checkpoint, rows, small_model, small_trainer, weights
 
 from gm_discrete import GMModel
 from gm_discrete.training import EMACallback
+from tests.helpers.small_run import Interrupt, Recorder, checkpoint, rows, small_model, small_trainer, weights
 
 
 def test_the_recursion(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import Interrupt, Recorder, checkpoint, losses, record_inputs, weights
-from small_tables import OPTIONS, PATHS, collate, rows, table_model, table_path, table_trainer
 from torch import Tensor
-from torchrun import torchrun
-from two_field_processes import NAMES, run_equal
 
-from gm_discrete import GMModel, UniformTimes
+from gm_discrete import GMModel, UniformTimeSampler
 from gm_discrete.evaluation import evaluate_matching
-from gm_discrete.objective import FieldTimes, LogitNormalTimes, corrupt, draw_times
+from gm_discrete.objective import FieldTimeSampler, LogitNormalTimeSampler, corrupt, draw_times
+from tests.helpers.small_run import Interrupt, Recorder, checkpoint, losses, record_inputs, weights
+from tests.helpers.small_tables import OPTIONS, PATHS, collate, rows, table_model, table_path, table_trainer
+from tests.helpers.torchrun import torchrun
+from tests.helpers.two_field_processes import NAMES, run_equal
 
 every_kind = pytest.mark.parametrize("name", PATHS)
 
@@ -28,7 +28,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path, name: str) -> None:
     """Held-out losses before and behind 60 steps, with the same noise: in all, and of every field but a symbol of which a
     fifth is missing, beside prices of which a third are."""
     trainer = table_trainer(
-        tmp_path, name, max_steps=60, per_device_train_batch_size=16, data=rows(name, 256), times=UniformTimes(),
+        tmp_path, name, max_steps=60, per_device_train_batch_size=16, data=rows(name, 256), times=UniformTimeSampler(),
         eval_dataset=rows(name, 100, 1), per_device_eval_batch_size=100, learning_rate=1e-2,
     )  # fmt: skip
     before, _ = trainer.evaluate(), trainer.train()
@@ -66,7 +66,7 @@ def test_evaluation_is_the_mean_of_what_the_model_says_of_its_draws(name: str) -
     with torch.no_grad():
         for batch in batches:
             labels = batch["labels"]
-            scored = model.path.scored(labels)
+            scored = model.path.loss_mask(labels)
             z = {field: torch.where(scored[field], labels[field], batch["fields"][field]) for field in labels}
             given = {key: batch[key] for key in ("attention_mask", "class_labels") if key in batch}
             for _ in range(3):
@@ -97,13 +97,13 @@ def test_a_step_of_parts_is_that_of_the_whole(tmp_path: Path, name: str) -> None
     fresh = table_model(name)
     losses_ = []
     counts = {
-        field: sum(int(fresh.path.scored(call["labels"])[field].sum()) for call in calls)
+        field: sum(int(fresh.path.loss_mask(call["labels"])[field].sum()) for call in calls)
         for field in fresh.path.factors
     }  # type: ignore[index]
     for call in calls:
         assert {field: int(count) for field, count in call.pop("num_items_in_batch").items()} == counts
         output: Any = fresh(**call)
-        scored = fresh.path.scored(call["labels"])
+        scored = fresh.path.loss_mask(call["labels"])
         share = {field: scored[field].sum() / counts[field] for field in counts}
         again: Any = fresh(**call, num_items_in_batch=counts)
         losses_.append(again.loss)
@@ -214,7 +214,7 @@ def test_classes_come_through_and_labels_are_not_shown(tmp_path: Path) -> None:
     assert abs(float((classes < 0).double().mean()) - 0.25) < 4.5 * math.sqrt(0.25 * 0.75 / len(classes))
     for call in calls:
         for field, labels in call["labels"].items():  # type: ignore[union-attr]
-            missing = ~model.path.scored({**call["labels"]})[field]  # type: ignore[dict-item]
+            missing = ~model.path.loss_mask({**call["labels"]})[field]  # type: ignore[dict-item]
             assert not call["fields"][field][missing].any()  # type: ignore[index]
             assert labels.shape == call["fields"][field].shape  # type: ignore[index]
     times = torch.cat([call["time"] for call in calls])
@@ -233,7 +233,7 @@ def test_a_table_needs_a_collator_of_its_own(tmp_path: Path) -> None:
 
 def test_times_of_fields_come_in_three_parts() -> None:
     """Of 30 000: one time for all, one for all but those that are known, and times of their own; each has its law."""
-    n, law = 30_000, FieldTimes(LogitNormalTimes(), shared=0.2, given=0.5)
+    n, law = 30_000, FieldTimeSampler(LogitNormalTimeSampler(), shared=0.2, given=0.5)
     path = table_path(independent=True)
     t = draw_times(path, n, torch.Generator().manual_seed(1), torch.device("cpu"), law)
     assert t.shape == (n, 3)
@@ -253,7 +253,7 @@ def test_times_of_fields_come_in_three_parts() -> None:
         assert abs(float((part < 0.5 * last).double().mean()) - 0.5) < 4.5 * math.sqrt(0.25 / len(part)) + 0.001
     for wrong in ({"shared": -0.1}, {"shared": 0.7, "given": 0.4}):
         with pytest.raises(ValueError, match="must be parts of one"):
-            FieldTimes(**wrong)  # type: ignore[arg-type]
+            FieldTimeSampler(**wrong)  # type: ignore[arg-type]
 
 
 # ---- two processes

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_images import LEVELS, PATHS, picture_model, picture_trainer, pictures
-from small_run import Interrupt, checkpoint, losses, record_inputs, weights
-from torchrun import torchrun
-from two_image_processes import NAMES, run_equal
 
-from gm_discrete import GMModel, UniformTimes
+from gm_discrete import GMModel, UniformTimeSampler
 from gm_discrete.data import ImageCollator
 from gm_discrete.evaluation import evaluate_matching
 from gm_discrete.objective import corrupt, parts_of_loss
+from tests.helpers.small_images import LEVELS, PATHS, picture_model, picture_trainer, pictures
+from tests.helpers.small_run import Interrupt, checkpoint, losses, record_inputs, weights
+from tests.helpers.torchrun import torchrun
+from tests.helpers.two_image_processes import NAMES, run_equal
 
 NUMBERS = ["flow", "flow and jump", "mixture"]
 every_path = pytest.mark.parametrize("name", PATHS)
@@ -29,7 +29,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path, name: str) -> None:
     """Held-out loss on images of the same law before and behind 40 steps, with the same noise."""
     trainer = picture_trainer(
         tmp_path, name, max_steps=40, per_device_train_batch_size=8, data=pictures(64), eval_dataset=pictures(32, 1),
-        times=UniformTimes(), learning_rate=1e-2,
+        times=UniformTimeSampler(), learning_rate=1e-2,
     )  # fmt: skip
     before = trainer.evaluate()["eval_loss"]
     trainer.train()

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from small_run import (
+from torch import Tensor
+
+from gm_discrete import UniformTimeSampler
+from tests.helpers.small_run import (
     LENGTH,
     TOKENIZER,
     Interrupt,
@@ -21,9 +24,6 @@ from small_run import (
     small_trainer,
     weights,
 )
-from torch import Tensor
-
-from gm_discrete import UniformTimes
 
 SAME = Dataset.from_dict({"input_ids": [[0, 1, 2, 3] * (LENGTH // 4)] * 32})
 """Rows that are all alike, so that two noisy states differ by their noise alone."""
@@ -80,7 +80,7 @@ def test_no_global_random_state_is_consumed(tmp_path: Path) -> None:
 def test_times_are_stratified(tmp_path: Path) -> None:
     """One κ in each of B equal parts of (0, 1); by default one logit κ in each of B equal parts of a normal law."""
     for arguments, quantile in (
-        ({"times": UniformTimes()}, lambda t: t),
+        ({"times": UniformTimeSampler()}, lambda t: t),
         ({}, lambda t: torch.special.ndtr(t.logit())),
     ):
         for _, t in draws(tmp_path, per_device_train_batch_size=16, **arguments):

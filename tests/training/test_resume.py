@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from small_run import LENGTH, TOKENIZER, Interrupt, checkpoint, losses, small_model, small_trainer, weights
 
 from gm_discrete import UniformPath
 from gm_discrete.data import pack
+from tests.helpers.small_run import (
+    LENGTH,
+    TOKENIZER,
+    Interrupt,
+    checkpoint,
+    losses,
+    small_model,
+    small_trainer,
+    weights,
+)
 
 SAVING = {"save_strategy": "steps", "max_steps": 8}
 

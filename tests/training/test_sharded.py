@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from sharded import bounds, trainer
-from small_run import checkpoint, losses, weights
-from torchrun import torchrun
 
 from gm_discrete import GMModel
+from tests.helpers.sharded_training import bounds, trainer
+from tests.helpers.small_run import checkpoint, losses, weights
+from tests.helpers.torchrun import torchrun
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun("sharded.py", folder)
+    torchrun("sharded_training.py", folder)
     return folder
 
 

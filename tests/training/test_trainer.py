@@ -14,7 +14,12 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from small_run import (
+from torch import nn
+
+from gm_discrete import GMModel, MixturePath, UniformPath, likelihood_bound
+from gm_discrete.data import TokenCollator, character_tokenizer
+from gm_discrete.training import MuonAdamW, is_complete
+from tests.helpers.small_run import (
     LENGTH,
     TOKENIZER,
     Recorder,
@@ -26,11 +31,6 @@ from small_run import (
     small_trainer,
     weights,
 )
-from torch import nn
-
-from gm_discrete import GMModel, MixturePath, UniformPath, likelihood_bound
-from gm_discrete.data import TokenCollator, character_tokenizer
-from gm_discrete.training import MuonAdamW, is_complete
 
 # Sources of coupled paths
 

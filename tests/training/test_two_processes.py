@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import checkpoint, losses, rows, weights
-from torchrun import torchrun
-from two_processes import EQUAL, RAGGED, run_equal
 
 from gm_discrete.training import is_complete, last_complete_checkpoint
+from tests.helpers.small_run import checkpoint, losses, rows, weights
+from tests.helpers.torchrun import torchrun
+from tests.helpers.two_processes import EQUAL, RAGGED, run_equal
 
 
 @pytest.fixture(scope="module")

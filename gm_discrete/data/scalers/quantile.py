@@ -1,0 +1,155 @@
+"""Normal scores of the empirical law, for columns of any shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gm_discrete.data.scalers.base import Scaler, sample_of
+
+TAIL = 5e-4
+"""Probability beyond either end of a `QuantileScaler`: half a step of 1,001 quantiles."""
+GAP = 1e-6
+"""Probability of a gap between two values, so that quantiles increase there too: rare among a million draws."""
+
+
+class QuantileScaler(Scaler):
+    """x = Φ⁻¹(h + (1 − 2h) F(v)): normal scores, with F piecewise linear between quantiles.
+
+    h = 0.0005 keeps x within ±3.29 (`reach`), and so the scores invertible to the last value. Values beyond the first
+    and the last quantile are put on them.
+
+    Args:
+        quantiles: increasing natural values v_0 < … < v_n.
+        probabilities: F of them, increasing from 0 to 1; evenly spaced unless told.
+
+    Raises:
+        ValueError: there are fewer than two quantiles, or they or the probabilities do not increase.
+    """
+
+    type_name = "quantile_scaler"
+
+    def __init__(
+        self,
+        quantiles: Sequence[float],
+        probabilities: Sequence[float] | None = None,
+        digits: int | None = None,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        super().__init__(digits, low, high)
+        self.quantiles = [float(value) for value in quantiles]
+        self.probabilities = None if probabilities is None else [float(value) for value in probabilities]
+        count = len(self.quantiles)
+        self._values = torch.tensor(self.quantiles, dtype=torch.float64, device="cpu")  # models load on "meta"
+        shares = self.probabilities or np.linspace(0, 1, count).tolist()
+        self._shares = torch.tensor(shares, dtype=torch.float64, device="cpu")
+        if count < 2 or len(self._shares) != count:
+            raise ValueError(
+                f"quantiles has {count} values and probabilities {len(self._shares)}; give two or more, as many of each"
+            )
+        for name, knots in (("quantiles", self._values), ("probabilities", self._shares)):
+            flat = (~(knots.diff() > 0)).nonzero()
+            if len(flat) or not knots.isfinite().all():
+                place = int(flat[0]) if len(flat) else 0
+                raise ValueError(
+                    f"{name} must be finite and increase; number {place} and the next are "
+                    f"{knots[place : place + 2].tolist()}"
+                )
+        if self._shares[0] != 0 or self._shares[-1] != 1:
+            raise ValueError(f"probabilities={probabilities} must lead from 0 to 1")
+
+    @classmethod
+    def fit(
+        cls,
+        values: Tensor | np.ndarray | Sequence[float],
+        *,
+        digits: int | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        bounded: bool = False,
+        count: int = 1001,
+    ) -> Self:
+        """Quantiles of the values, each spread over its unit, so that a value of 4 % of the rows has 4 % of F.
+
+        If values repeat and fewer than `count` / 2 differ, the quantiles are the edges of their units: F is exact, and
+        between values there is next to nothing. Without `digits` a value's unit is 1e-9 of the range, and values nearer
+        than that are one.
+
+        Args:
+            count: of quantiles, at most; fewer for fewer values.
+        """
+        if count < 2:
+            raise ValueError(f"count={count} must be at least 2")
+        sample, low, high = sample_of(values, digits, low, high, bounded)
+        if digits is None:
+            # The second because a thousand quantiles within a unit must differ in float64.
+            unit = max(1e-9 * float(np.ptp(sample)), 1e-12 * float(np.abs(sample).max()))
+            sample = sample.min() + ((sample - sample.min()) / unit).round() * unit
+        else:
+            unit = 10.0**-digits
+        distinct, inverse, repeats = np.unique(sample, return_inverse=True, return_counts=True)
+        if len(distinct) <= min(count, len(sample)) / 2 or len(distinct) == 1:
+            edges, shares = _edges(distinct, repeats / len(sample), unit)
+            return cls(edges.tolist(), shares.tolist(), digits, low, high)
+        order = np.sort(inverse)
+        rank = np.arange(len(sample)) - np.searchsorted(order, order)
+        spread = distinct[order] + unit * ((rank + 0.5) / repeats[order] - 0.5)
+        quantiles = np.quantile(spread, np.linspace(0, 1, min(count, len(sample))))
+        if digits is not None:
+            quantiles[0], quantiles[-1] = distinct[0] - unit / 2, distinct[-1] + unit / 2
+        return cls(quantiles.tolist(), None, digits, low, high)
+
+    @property
+    def reach(self) -> float:
+        """Φ⁻¹(1 − h) = 3.29."""
+        return float(torch.special.ndtri(torch.tensor(1 - TAIL, dtype=torch.float64)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        shares = _interpolate(values, self._values.to(values.device), self._shares.to(values.device))
+        return torch.special.ndtri(TAIL + (1 - 2 * TAIL) * shares)
+
+    def backward(self, x: Tensor) -> Tensor:
+        shares = ((torch.special.ndtr(x) - TAIL) / (1 - 2 * TAIL)).clamp(0, 1)
+        return _interpolate(shares, self._shares.to(x.device), self._values.to(x.device))
+
+    def log_slope(self, values: Tensor) -> Tensor:
+        knots, shares = self._values.to(values.device), self._shares.to(values.device)
+        slope = (shares.diff() / knots.diff())[_interval(values, knots)]
+        x = self.forward(values)
+        return torch.log((1 - 2 * TAIL) * slope) + x**2 / 2 + math.log(2 * math.pi) / 2
+
+    def __repr__(self) -> str:
+        ends = f"{len(self.quantiles)} from {self.quantiles[0]:g} to {self.quantiles[-1]:g}"
+        return f"QuantileScaler(quantiles=<{ends}>, digits={self.digits}, low={self.low}, high={self.high})"
+
+
+def _edges(values: np.ndarray, shares: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of the units around values with these probabilities, and F there; units that touch share an edge."""
+    gaps = values[1:] - values[:-1] > 1.5 * unit
+    widths = np.maximum(shares, GAP)  # as float32 could not tell narrower ones apart
+    edges, steps = [values[0] - unit / 2], [0.0]
+    for place, value in enumerate(values):
+        edges.append(value + unit / 2)
+        steps.append(widths[place])
+        if place < len(gaps) and gaps[place]:
+            edges.append(values[place + 1] - unit / 2)
+            steps.append(GAP)
+    total = np.cumsum(steps)
+    return np.array(edges), total / total[-1]
+
+
+def _interval(points: Tensor, knots: Tensor) -> Tensor:
+    """The interval between knots that each point lies in, the first or the last of those beyond."""
+    return (torch.searchsorted(knots, points.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
+
+
+def _interpolate(points: Tensor, knots: Tensor, heights: Tensor) -> Tensor:
+    place = _interval(points, knots)
+    share = ((points - knots[place]) / (knots[place + 1] - knots[place])).clamp(0, 1)
+    return torch.lerp(heights[place], heights[place + 1], share)

@@ -1,0 +1,233 @@
+"""Where a Euclidean jump lands: the jump that carries the Gaussian path N(αz, σ²), in closed form, and laws over bins.
+
+Of p_t(x|z) = N(αz, σ²) with w = (x − αz)/σ, h = −σ'/σ and ζ = −(α'/σ') z,
+
+    ∂_t log p_t(x|z) = h (1 + ζw − w²).
+
+The jump with intensity λ = [−∂_t log p]₊ and landing density J ∝ [∂_t p]₊ solves the path's Kolmogorov equation. In w,
+J ∝ (1 + ζw − w²) φ(w) between w± = (ζ ± √(ζ² + 4))/2, whose antiderivative is (w − ζ) φ(w): masses of bins, the
+distribution function and the mean rate need no quadrature. Per coordinate; for CondOT ζ = z and h = 1/(1 − t). Source:
+Generator Matching (Holderrieth et al., ICLR 2025), section on the geometric average path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gm_discrete.configurable import Configurable
+from gm_discrete.generators.kernels import BeliefKernel, Kernel
+
+BISECTIONS = 44
+"""w is found to 2⁻⁴⁴ of an interval that is at least 2 wide."""
+
+ROUNDING = 1e-6
+"""What numbers in float32 may be beyond their range, or off a sum of 1, of which they are a part."""
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def roots(zeta: Tensor) -> tuple[Tensor, Tensor]:
+    """(w₋, w₊), between which the density rises; w₋ w₊ = −1, which spares the cancellation."""
+    far = (zeta.abs() + (zeta * zeta + 4).sqrt()) / 2
+    return torch.where(zeta >= 0, -1 / far, -far), torch.where(zeta >= 0, far, 1 / far)
+
+
+def gain(w: Tensor, zeta: Tensor) -> Tensor:
+    """∫_{w₋}^{w} (1 + ζv − v²) φ(v) dv for w cut to [w₋, w₊]."""
+    low, high = roots(zeta)
+    w = torch.minimum(torch.maximum(w, low), high)
+    return _antiderivative(w, zeta) - _antiderivative(low, zeta)
+
+
+def total_gain(zeta: Tensor) -> Tensor:
+    """C(ζ), the gain over all of [w₋, w₊]: the mean rate of jumps, per unit of h."""
+    return gain(torch.full_like(zeta, torch.inf), zeta)
+
+
+def landing_quantile(u: Tensor, zeta: Tensor) -> Tensor:
+    """The w at which the gain has reached the part u of its total, by bisection."""
+    low, high = roots(zeta)
+    aim = u * total_gain(zeta) + _antiderivative(low, zeta)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        below = _antiderivative(middle, zeta) < aim
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _antiderivative(w: Tensor, zeta: Tensor) -> Tensor:
+    return (w - zeta) * torch.exp(-w * w / 2) / math.sqrt(2 * math.pi)
+
+
+class Bins(Configurable):
+    """Equal bins of [low, high], over which a network states a law of a number.
+
+    Args:
+        low, high: ends, low < high.
+        number: of bins.
+    """
+
+    type_name = "bins"
+
+    def __init__(self, low: float = -1.0, high: float = 1.0, number: int = 64) -> None:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"bins need low < high, got low={low} and high={high}")
+        if number < 2:
+            raise ValueError(f"number={number} of bins must be at least 2")
+        self.low, self.high, self.number = float(low), float(high), int(number)
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.number
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of a number that is uniform in one bin."""
+        return self.width / math.sqrt(12)
+
+    def centers(self, device: torch.device) -> Tensor:
+        """[number], float64."""
+        return self.low + (torch.arange(self.number, dtype=torch.float64, device=device) + 0.5) * self.width
+
+    def edges(self, device: torch.device) -> Tensor:
+        """[number + 1], float64."""
+        return torch.linspace(self.low, self.high, self.number + 1, dtype=torch.float64, device=device)
+
+    def index(self, value: Tensor) -> Tensor:
+        """The bin of each value, long; values outside belong to the outermost bins."""
+        return ((value - self.low) / self.width).long().clamp(0, self.number - 1)
+
+    def value(self, index: Tensor, u: Tensor) -> Tensor:
+        """The point at the part u of each bin."""
+        return self.low + (index + u) * self.width
+
+
+class Landing(BeliefKernel):
+    """J(·|z) with z from a belief over cells: the cell is drawn from the belief, z within the cell, and then the landing.
+
+    Its probabilities are those of the cells.
+
+    Args:
+        belief: law over the cells at each coordinate.
+        x: state; only its shape and device are used.
+        values: (cells [n], uniforms [n], where [n]) → z [n].
+        land: (z [n], uniforms [n], where [n]) → landing [n], the quantile of J(·|z).
+    """
+
+    def __init__(
+        self,
+        belief: Kernel,
+        x: Tensor,
+        values: Callable[[Tensor, Tensor, Tensor], Tensor],
+        land: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> None:
+        self._belief, self.x, self.values, self.land = belief, x, values, land
+        self.shape, self.vocab_size = x.shape, belief.vocab_size
+
+    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
+        cells = self.belief.sample(rng, where)
+        within, landing = self._uniform(rng, where), self._uniform(rng, where)
+        return self.land(self.values(cells, within, where), landing, where)
+
+    def log_probs(self, where: Tensor) -> Tensor:
+        return self.belief.log_probs(where)
+
+    def nodes(self, where: Tensor, number: int = 48) -> tuple[Tensor, Tensor]:
+        """Landings and their weights [n, cells · number] for a quadrature of smooth functions."""
+        u = (torch.arange(number, dtype=torch.float64, device=self.device) + 0.5) / number
+        within, cells = u * number * GOLDEN % 1, self.vocab_size  # a lattice of (z in its cell, landing)
+        index = torch.arange(cells, device=self.device)[None, :, None].expand(len(where), cells, number).flatten()
+        each = where[:, None, None].expand(len(where), cells, number).flatten()
+        quantile = u.expand(len(where), cells, number).flatten()
+        z = self.values(index, within.repeat(len(where) * cells), each)
+        points = self.land(z, quantile, each).view(len(where), -1)
+        weights = self.log_probs(where).double().exp()[:, :, None].expand(-1, -1, number) / number
+        return points, weights.reshape(len(where), -1)
+
+
+class BinnedLanding(BeliefKernel):
+    """A law over bins of the landing itself, and uniform inside of each bin.
+
+    Args:
+        belief: law over the bins at each coordinate.
+        x: state; only its shape and device are used.
+        bins: of the landing.
+    """
+
+    def __init__(self, belief: Kernel, x: Tensor, bins: Bins) -> None:
+        self._belief, self.x, self.bins = belief, x, bins
+        self.shape, self.vocab_size = x.shape, bins.number
+
+    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
+        return self.bins.value(self.belief.sample(rng, where), self._uniform(rng, where))
+
+    def log_probs(self, where: Tensor) -> Tensor:
+        return self.belief.log_probs(where)
+
+    def nodes(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        points = self.bins.value(
+            torch.arange(self.vocab_size, device=self.device), torch.tensor(0.5, dtype=torch.float64)
+        )
+        return points.expand(len(where), -1), self.log_probs(where).double().exp()
+
+
+class KnownLanding(Kernel):
+    """J(·|z) of known z, and the masses that it has in bins of the landing.
+
+    Args:
+        z: data; zeta, alpha, sigma: ζ = −(α'/σ') z, α and σ at the time of landing, each of z's shape.
+        bins: of the landing, for `log_probs`.
+    """
+
+    def __init__(self, z: Tensor, zeta: Tensor, alpha: Tensor, sigma: Tensor, bins: Bins) -> None:
+        self.z, self.zeta, self.alpha, self.sigma = (v.double().flatten() for v in (z, zeta, alpha, sigma))
+        self.bins, self.shape, self.vocab_size = bins, z.shape, bins.number
+
+    @property
+    def device(self) -> torch.device:
+        return self.z.device
+
+    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
+        return self._at(self._uniform(rng, where), where)
+
+    def _at(self, u: Tensor, where: Tensor) -> Tensor:
+        center, sigma, zeta = self.alpha[where] * self.z[where], self.sigma[where], self.zeta[where]
+        if u.dim() > 1:
+            center, sigma, zeta = center[:, None], sigma[:, None], zeta[:, None]
+        return center + sigma * landing_quantile(u, zeta)
+
+    def masses(self, where: Tensor) -> Tensor:
+        """∫ over each bin of J(y|z) dy, rows [n, bins]; what lies outside of the bins counts to the outermost ones."""
+        edges = self.bins.edges(self.device).clone()
+        edges[0], edges[-1] = -torch.inf, torch.inf
+        center, sigma, zeta = (self.alpha * self.z)[where, None], self.sigma[where, None], self.zeta[where, None]
+        reached = gain((edges - center) / sigma, zeta)
+        # Next to its roots the gain is flat, and rounding may take away what a bin there has.
+        return reached.diff(dim=1).clamp(min=0) / reached[:, -1:]
+
+    def log_probs(self, where: Tensor) -> Tensor:
+        return self.masses(where).log()
+
+    def nodes(self, where: Tensor, number: int = 400) -> tuple[Tensor, Tensor]:
+        u = (torch.arange(number, dtype=torch.float64, device=self.device) + 0.5) / number
+        points = self._at(u.expand(len(where), -1), where)
+        return points, torch.full_like(points, 1 / number)
+
+
+def check_within(bins: Bins, value: Tensor, name: str) -> None:
+    """
+    Raises:
+        ValueError: a value lies outside of the bins (looked at on the CPU only; elsewhere it would stall the device).
+    """
+    if value.device.type == "cpu" and value.numel():
+        low, high = float(value.min()), float(value.max())
+        slack = ROUNDING * (bins.high - bins.low)
+        if low < bins.low - slack or high > bins.high + slack:
+            raise ValueError(
+                f"{name} goes from {low:.4g} to {high:.4g}; the bins cover only {bins.low:.4g} to {bins.high:.4g}: "
+                "give Bins(low, high, number) that cover it"
+            )

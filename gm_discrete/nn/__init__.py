@@ -1,0 +1,1 @@
+"""Networks: configuration, embeddings, transformers, heads and their lazy readout."""

@@ -1,0 +1,359 @@
+"""The transformer: reads the whole noisy state, in both directions, and returns hidden states [B, L, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gm_discrete.nn.blocks import BlockCache, block_mask
+from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
+from gm_discrete.nn.layout import Layout
+
+
+class Backbone(nn.Module):
+    """Embedding and blocks, up to the last attention; what follows works on each position by itself and is `finish`.
+
+    So the last feed-forward network, like the head, runs only for the positions that are asked about.
+    """
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.config = config
+        fields = config.state_fields
+        self.layouts = {name: Layout(field) for name, field in fields.items()}
+        if "" in fields:
+            self.embed_tokens, self.embed_places = embedding(fields[""], config), places(fields[""], config)
+        else:
+            self.embed_tokens, self.embed_places = FieldsEmbedding(config, fields, self.layouts), None
+        times = len(fields) if config.independent_times else 1
+        self.time = TimeEmbedding(config.hidden_size, times) if config.time_conditioning else None
+        self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
+        last = config.num_hidden_layers - 1
+        blocks = [Block(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([*blocks, FeedForward(config)])
+        self.norm = Norm(config, parts=2)
+
+    def forward(
+        self,
+        x: Any,
+        time: Tensor | None,
+        attention_mask: Any = None,
+        class_labels: Tensor | None = None,
+        clean: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        """States [B, L, D] behind the last attention, for `finish`. Numbers enter normalised (`path.normalized`).
+
+        Of a product x and attention_mask are dicts by field, and L counts the positions of all.
+
+        Args:
+            clean: of block-causal attention: the sequences [B, L] whose blocks the later ones of x see in place of x's own.
+            cache: of the blocks before x, which is then the rest of the sequence; attention_mask is of all of it.
+        """
+        start = 0 if cache is None else cache.length
+        if clean is not None:
+            x = torch.cat([x, clean], 1)
+        if isinstance(self.embed_tokens, FieldsEmbedding):
+            hidden, attention_mask = self.embed_tokens(x, time, attention_mask)
+        else:
+            whole = isinstance(self.embed_tokens, nn.Embedding)
+            hidden = self.embed_tokens(x if whole else self.layouts[""].split(x))  # [B, L, D]
+        if self.embed_places is not None:
+            hidden = hidden + self.embed_places.weight
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        position = self.positions(x)
+        if self.config.block_size is None:
+            mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        else:
+            if self.config._attn_implementation not in (None, "sdpa", "eager"):
+                raise ValueError(
+                    f"attn_implementation={self.config._attn_implementation!r} knows no blocks: a model with a block_size "
+                    "takes 'sdpa' or 'eager'"
+                )
+            length = start + hidden.shape[1] // (1 if clean is None else 2)
+            position = torch.arange(start, length, device=hidden.device).repeat(1 if clean is None else 2)
+            mask = block_mask(length, start, self.config.block_size, clean is not None, attention_mask, hidden)
+        condition = self._condition(time, class_labels, hidden)
+        rotary = rotary_embedding(hidden, self.config, position)
+        real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
+        for block in self.layers[:-1]:
+            hidden = block(hidden, rotary, mask, real, condition, position, cache)
+        return hidden if clean is None else hidden.chunk(2, 1)[0]
+
+    def positions(self, x: Any) -> Tensor | None:
+        """The place of every position within its field, [L]; `None` where all are of one field, and come in order."""
+        if not isinstance(self.embed_tokens, FieldsEmbedding):
+            return None
+        lengths = self.embed_tokens.lengths(x)
+        device = next(iter(x.values())).device
+        return torch.cat([torch.arange(length, device=device) for length in lengths])
+
+    def length(self, x: Any) -> int:
+        """Number of positions of the states x."""
+        return sum(self.embed_tokens.lengths(x)) if isinstance(x, Mapping) else self.layouts[""].positions(x)  # pyright: ignore
+
+    def offset(self, x: Any, name: str) -> int:
+        """The position at which a field of x starts."""
+        if not isinstance(self.embed_tokens, FieldsEmbedding):
+            return 0
+        lengths, groups = self.embed_tokens.lengths(x), self.embed_tokens.groups
+        return sum(lengths[: next(i for i, group in enumerate(groups) if name in group)])
+
+    def finish(
+        self,
+        states: Tensor,
+        time: Tensor | None,
+        sequence: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states of the states [n, D] of positions in the given sequences [n], or of all, [B, L, D]."""
+        condition = self._condition(time, class_labels, states)
+        hidden = self.layers[-1](states, condition, sequence=sequence)
+        return self.norm(hidden, condition, sequence)[0]
+
+    def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """What the blocks see of the times, [B] or [B, M], and the classes [B] (−1: none): [B, 1, D]."""
+        condition = None if self.time is None else self.time(time)
+        if self.classes is not None:
+            count = len(time) if time is not None else len(hidden)
+            labels = torch.full((count,), -1, device=hidden.device) if class_labels is None else class_labels
+            by_class = self.classes(torch.where(labels < 0, self.config.num_classes, labels))[:, None]
+            condition = by_class if condition is None else condition + by_class
+        return None if condition is None else condition.to(hidden.dtype)
+
+
+class Block(GradientCheckpointingLayer):
+    """x + attention(mix(norm(x))), then (but for the last block) the feed-forward network.
+
+    Both are gated by the time where the model sees it. `mix` looks at the nearest neighbours, if the model has a local
+    convolution, and is the identity if not.
+    """
+
+    def __init__(self, config: GMConfig, index: int, feed_forward: bool) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config, parts=3)
+        self.attention_mix = LocalConvolution(config) if config.conv_kernel_size else None
+        self.attention = Attention(config, index)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.feed_forward = FeedForward(config, config.conv_kernel_size) if feed_forward else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        real: Tensor | None,
+        condition: Tensor | None,
+        position: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        normed, gate = self.attention_norm(hidden, condition)
+        if self.attention_mix is not None:
+            normed = self.attention_mix(normed, real, position)
+        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask, cache))
+        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real, position=position)
+
+
+class FeedForward(nn.Module):
+    """x + mlp(mix(norm(x))): position by position where it does not mix."""
+
+    def __init__(self, config: GMConfig, conv_kernel_size: int = 0) -> None:
+        super().__init__()
+        self.norm = Norm(config, parts=3)
+        self.mix = LocalConvolution(config) if conv_kernel_size else None
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        condition: Tensor | None,
+        real: Tensor | None = None,
+        sequence: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Tensor:
+        normed, gate = self.norm(hidden, condition, sequence)
+        if self.mix is not None:
+            normed = self.mix(normed, real, position)
+        return hidden + gate * self.dropout(self.mlp(normed))
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: so does all that writes into the residual stream, modulates, or states a belief.
+
+    Every block is the identity at first, and the first belief is uniform.
+    """
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) · weight, with the weight in the precision of x: torch's fused kernel takes no other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class Norm(nn.Module):
+    """RMS normalisation, modulated by the time (adaLN, arXiv 2212.09748): shift, scale and, with three parts, a gate.
+
+    The modulation starts at the identity. Returns the normalised states and the gate (1 where the time is not seen).
+    """
+
+    def __init__(self, config: GMConfig, parts: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.modulation = (
+            ZeroLinear(config.hidden_size, parts * config.hidden_size)
+            if config.time_conditioning or config.num_classes
+            else None
+        )
+        self.parts = parts
+
+    def forward(
+        self, hidden: Tensor, condition: Tensor | None, sequence: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, D]."""
+        normed = self.norm(hidden)
+        if self.modulation is None:
+            return normed, 1.0
+        modulation = self.modulation(condition)
+        modulation = modulation if sequence is None else modulation[sequence, 0]
+        shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
+        return normed * (1 + scale) + shift, 1 + gate[0] if gate else 1.0
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head attention with rotary positions and, unless `normalised` is off, RMS-normalised queries and
+    keys."""
+
+    is_causal = False  # transformers' attention functions read it: without a mask SDPA would be causal
+    num_key_value_groups = 1
+
+    def __init__(self, config: GMConfig, index: int, normalised: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = index
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.query_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if normalised else nn.Identity()
+        self.key_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if normalised else nn.Identity()
+        self.output = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        batch, length, _ = hidden.shape
+        heads = (
+            self.qkv(hidden)
+            .view(batch, length, 3, self.config.num_attention_heads, self.head_dim)
+            .permute(2, 0, 3, 1, 4)
+        )
+        query, key, value = heads.unbind(0)  # [B, heads, L, head_dim]
+        query, key = rotate(self.query_norm(query), rotary), rotate(self.key_norm(key), rotary)
+        if cache is not None:
+            key, value = cache.joined(self.layer_idx, key, value)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "sdpa", eager_attention)
+        mixed, _ = attend(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.head_dim**-0.5,
+            is_causal=False,
+        )
+        return self.output(mixed.reshape(batch, length, self.config.hidden_size))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202), or squared ReLU (arXiv 2109.08668)."""
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.gated = config.hidden_act == "swiglu"
+        self.input = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size, bias=False)
+        self.output = ZeroLinear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.gated:
+            gate, up = self.input(hidden).chunk(2, dim=-1)
+            return self.output(F.silu(gate) * up)
+        positive = F.relu(self.input(hidden))
+        return self.output(positive * positive)
+
+
+class LocalConvolution(nn.Module):
+    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution of the states of the nearest positions of a field,
+    without padding.
+
+    What predicts a masked symbol is mostly next to it, and attention takes long to find that out.
+    """
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.conv_kernel_size, config.hidden_size))
+
+    def forward(self, hidden: Tensor, real: Tensor | None, position: Tensor | None = None) -> Tensor:
+        """position: [L], the place of each within its field, where there is more than one."""
+        hidden = hidden if real is None else hidden * real
+        radius, length = len(self.weight) // 2, hidden.shape[1]
+        padded = F.pad(hidden, (0, 0, radius, radius))
+        weight = self.weight.to(hidden.dtype)
+        mixed = hidden * weight[radius]
+        for j in range(len(weight)):
+            if j == radius:
+                continue
+            neighbour = padded[:, j : j + length]
+            if position is not None:  # whose end is next to the beginning of another
+                there = F.pad(position, (radius, radius), value=-len(weight))[j : j + length]
+                neighbour = neighbour * (there == position + j - radius)[:, None]
+            mixed = mixed + neighbour * weight[j]
+        return mixed
+
+
+def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim], computed anew: no buffer to lose."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    position = torch.arange(hidden.shape[1], device=hidden.device) if position is None else position
+    position = position.float()
+    exponent = torch.arange(0, head_dim, 2, device=hidden.device, dtype=torch.float32) / head_dim
+    angle = (position[:, None] * config.rope_theta**-exponent).repeat(1, 2)
+    return angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
+    cos, sin = rotary
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scaling · q kᵀ + mask) v, written out (`attn_implementation="eager"`)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1, dtype=torch.float32)
+    weights = F.dropout(weights.to(value.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -1,0 +1,171 @@
+"""The DiT of published discrete diffusion models (MDLM, SEDD, Duo): a second backbone, with the interface of `Backbone`.
+
+    c = silu(W₂ silu(W₁ [cos ωσ̄, sin ωσ̄])),   (shift, scale, gate) = A c,   x ← x + gate · f((1 + scale) LN(x) + shift)
+
+with f the attention, then the feed-forward network of each block. The network is told the total noise σ̄ = −log κ(t).
+Sources: Peebles and Xie (arXiv 2212.09748) for the modulation, Lou et al. (arXiv 2310.16834) for the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from gm_discrete.nn.backbone import Attention, ZeroLinear, rotary_embedding
+from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.layout import Layout
+from gm_discrete.paths import FinitePath
+
+NOISE_FEATURES = 256
+"""Cosines, then as many sines, of σ̄, at periods from 2π to 2π · 10⁴."""
+
+
+class DiT(nn.Module):
+    """Embedding and blocks up to the last attention; `finish` is the rest, position by position, as in `Backbone`.
+
+    Without time conditioning the network is told σ̄ = 0, whatever the time.
+    """
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.config = config
+        field = config.state_fields[""]
+        self.layouts = {"": Layout(field)}
+        self.schedule = cast(FinitePath, field.path).schedule
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.noise = NoiseEmbedding(config.condition_size)
+        last = config.num_hidden_layers - 1
+        blocks = [DiTBlock(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([*blocks, DiTFeedForward(config)])
+        self.norm = Modulated(config, parts=2)
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor | None,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """States [B, L, D] behind the last attention, of symbols x [B, L] at times [B]."""
+        hidden = self.embed_tokens(x)  # [B, L, D]
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        condition = self._condition(time, hidden)
+        rotary = rotary_embedding(hidden, self.config)
+        for block in self.layers[:-1]:
+            hidden = block(hidden, rotary, mask, condition)
+        return hidden
+
+    def finish(
+        self,
+        states: Tensor,
+        time: Tensor | None,
+        sequence: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states of the states [n, D] of positions in the given sequences [n], or of all, [B, L, D]."""
+        condition = self._condition(time, states)
+        hidden = self.layers[-1](states, condition, sequence)
+        return self.norm(hidden, condition, sequence)[0]
+
+    def positions(self, x: Any) -> None:
+        """All positions are of one field, and come in order."""
+
+    def length(self, x: Tensor) -> int:
+        """Number of positions of the states x."""
+        return x.shape[1]
+
+    def offset(self, x: Any, name: str) -> int:
+        """The position at which a field of x starts: there is one."""
+        return 0
+
+    def told(self, time: Tensor) -> Tensor:
+        """σ̄ = −log κ at times [B], within the range that the network was trained in; 0 if it sees no time."""
+        if not self.config.time_conditioning:
+            return torch.zeros_like(time)
+        least, most = self.config.noise_range
+        return (-torch.log(self.schedule.kappa(time))).clamp(least, most)
+
+    def _condition(self, time: Tensor | None, hidden: Tensor) -> Tensor:
+        """c, [B, 1, C]."""
+        if time is None:
+            raise ValueError("time is missing: a DiT is told the noise of every sequence")
+        return self.noise(self.told(time))[:, None].to(hidden.dtype)
+
+
+class NoiseEmbedding(nn.Module):
+    """σ̄ [B] → c [B, C]: its cosines and sines, then a two-layer network with SiLU behind both layers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(NOISE_FEATURES, size)
+        self.outer = nn.Linear(size, size)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        half = NOISE_FEATURES // 2
+        exponent = torch.arange(half, device=noise.device, dtype=torch.float32) / half
+        angle = noise[:, None].float() * torch.exp(-math.log(10000.0) * exponent)
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.inner.weight.dtype)
+        return F.silu(self.outer(F.silu(self.inner(features))))
+
+
+class Modulated(nn.Module):
+    """(1 + scale) LN(x) + shift, and with three parts a gate: what the condition makes of a normalisation.
+
+    LN has a weight and no bias, and runs in float32. The modulation starts at zero, and so every block at the identity.
+    """
+
+    def __init__(self, config: GMConfig, parts: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, bias=False)
+        self.modulation = ZeroLinear(config.condition_size, parts * config.hidden_size)
+        self.parts = parts
+
+    def forward(
+        self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, C]."""
+        normed = F.layer_norm(hidden.float(), self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
+        modulation = self.modulation(condition)
+        modulation = modulation if sequence is None else modulation[sequence, 0]
+        shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
+        return normed.to(hidden.dtype) * (1 + scale) + shift, gate[0] if gate else 1.0
+
+
+class DiTFeedForward(nn.Module):
+    """x + gate · W₂ gelu(W₁ …), with biases and the tanh form of GELU."""
+
+    def __init__(self, config: GMConfig) -> None:
+        super().__init__()
+        self.norm = Modulated(config, parts=3)
+        self.input = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None) -> Tensor:
+        normed, gate = self.norm(hidden, condition, sequence)
+        return hidden + gate * self.dropout(self.output(F.gelu(self.input(normed), approximate="tanh")))
+
+
+class DiTBlock(GradientCheckpointingLayer):
+    """x + gate · attention(…), then (but for the last block) the feed-forward network."""
+
+    def __init__(self, config: GMConfig, index: int, feed_forward: bool) -> None:
+        super().__init__()
+        self.norm = Modulated(config, parts=3)
+        self.attention = Attention(config, index, normalised=False)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.feed_forward = DiTFeedForward(config) if feed_forward else None
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, condition: Tensor) -> Tensor:
+        normed, gate = self.norm(hidden, condition)
+        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
+        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition)

@@ -1,0 +1,133 @@
+"""What becomes of symbols, numbers and times before the transformer reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gm_discrete.nn.config import Field, GMConfig
+from gm_discrete.nn.layout import Layout
+
+TIME_FEATURES = 128
+"""Sines and cosines of t, at periods from 2π/1000 to 20π."""
+
+SYMBOL_SIZE = 16
+"""Channels of a symbol that shares its position with others."""
+
+
+def embedding(field: Field, config: GMConfig) -> nn.Module:
+    """What makes the entries of a field's positions states [B, L, D]."""
+    if not field.vocab_size:
+        return NumberEmbedding(config, field.slots)
+    if field.slots > 1:
+        return PatchEmbedding(config, field.slots, field.vocab_size)
+    return nn.Embedding(field.vocab_size, config.hidden_size)
+
+
+def places(field: Field, config: GMConfig) -> nn.Embedding | None:
+    """A vector for each position of an image, whose rows and columns are no line."""
+    return nn.Embedding(field.length, config.hidden_size) if field.image_shape else None
+
+
+class FieldsEmbedding(nn.Module):
+    """Fields one after another, [B, L_1 + L_2 + …, D], those that share their positions summed.
+
+    Every group of fields has a vector of its own, and with independent times each field is told its time.
+    """
+
+    def __init__(self, config: GMConfig, fields: Mapping[str, Field], layouts: Mapping[str, Layout]) -> None:
+        super().__init__()
+        self.groups, self.layouts = config.groups, layouts
+        self.order = list(fields)
+        # The names of fields may be those of attributes of a module.
+        self.entries = nn.ModuleDict({f"of {name}": embedding(field, config) for name, field in fields.items()})
+        found = {f"of {name}": places(field, config) for name, field in fields.items()}
+        self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
+        self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
+        self.times = nn.Linear(TIME_FEATURES, config.hidden_size) if config.independent_times else None
+
+    def lengths(self, x: Mapping[str, Tensor]) -> list[int]:
+        """Positions of each group."""
+        return [self.layouts[group[0]].positions(x[group[0]]) for group in self.groups]
+
+    def forward(
+        self, x: Mapping[str, Tensor], time: Tensor | None, attention_mask: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(states, attention mask [B, L] or `None`); a position is real if one of its fields is."""
+        parts, masks = [], []
+        for kind, group in enumerate(self.groups):
+            hidden = self.kinds.weight[kind]
+            for name in group:
+                hidden = hidden + self._embedded(name, x[name], time)
+            parts.append(hidden)
+            given = [attention_mask[name].bool() for name in group if name in attention_mask] if attention_mask else []
+            real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            masks.append(torch.stack(given).any(0) if given else real)
+        return torch.cat(parts, 1), torch.cat(masks, 1).long() if attention_mask else None
+
+    def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
+        layer = self.entries[f"of {name}"]
+        hidden = layer(x if isinstance(layer, nn.Embedding) else self.layouts[name].split(x))
+        if f"of {name}" in self.places:
+            hidden = hidden + self.places[f"of {name}"].weight  # pyright: ignore[reportOperatorIssue]
+        if self.times is not None and time is not None:
+            column = time if time.dim() == 1 else time[:, self.order.index(name)]
+            hidden = hidden + self.times(time_features(column).to(self.times.weight.dtype))[:, None]
+        return hidden
+
+
+class PatchEmbedding(nn.Module):
+    """The symbols of a position [B, L, S] → [B, L, D]: a few channels for each symbol, and one matrix for all slots."""
+
+    def __init__(self, config: GMConfig, slots: int, vocab_size: int) -> None:
+        super().__init__()
+        self.symbols = nn.Embedding(vocab_size, SYMBOL_SIZE)
+        self.output = nn.Linear(slots * SYMBOL_SIZE, config.hidden_size)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        return self.output(self.symbols(symbols).flatten(2))
+
+
+class NumberEmbedding(nn.Module):
+    """The numbers of a position [B, L, S] → [B, L, D].
+
+    A number v enters as v, sin(2^j π v/2) and cos(2^j π v/2), j < F: through v alone the network would lose its fine scale.
+    """
+
+    def __init__(self, config: GMConfig, slots: int) -> None:
+        super().__init__()
+        self.num_frequencies = config.num_frequencies
+        self.output = nn.Linear(slots * (1 + 2 * config.num_frequencies), config.hidden_size)
+
+    def forward(self, values: Tensor) -> Tensor:
+        octave = torch.arange(self.num_frequencies, device=values.device, dtype=values.dtype)
+        angle = values[..., None] * (math.pi / 2 * 2**octave)
+        features = torch.cat([values[..., None], angle.sin(), angle.cos()], dim=-1).flatten(2)
+        return self.output(features.to(self.output.weight.dtype))
+
+
+class TimeEmbedding(nn.Module):
+    """t [B], or [B, M] of independent times → [B, 1, D]: its features, then a two-layer network."""
+
+    def __init__(self, hidden_size: int, num_times: int = 1) -> None:
+        super().__init__()
+        self.num_times = num_times
+        self.inner = nn.Linear(num_times * TIME_FEATURES, hidden_size)
+        self.outer = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, time: Tensor) -> Tensor:
+        time = time[:, None].expand(-1, self.num_times) if time.dim() == 1 else time
+        features = time_features(time).flatten(1).to(self.inner.weight.dtype)
+        return F.silu(self.outer(F.silu(self.inner(features))))[:, None]
+
+
+def time_features(time: Tensor) -> Tensor:
+    """Cosines and sines of times at geometrically spaced periods, [..., TIME_FEATURES], float32."""
+    half = TIME_FEATURES // 2
+    exponent = torch.arange(half, device=time.device, dtype=torch.float32) / half
+    angle = 1000.0 * time[..., None].float() * torch.exp(-math.log(10000.0) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)

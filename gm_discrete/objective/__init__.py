@@ -1,0 +1,41 @@
+"""The training objective: conditional generator matching, Bregman divergences, time samplers."""
+
+from gm_discrete.objective.loss import (
+    FieldTimeSampler,
+    LogitNormalTimeSampler,
+    TimeSampler,
+    UniformTimeSampler,
+    clamp_time,
+    conditional_loss,
+    conditioning_of,
+    corrupt,
+    draw_times,
+    drop_classes,
+    field_losses,
+    field_parts,
+    field_weight,
+    matching_loss,
+    parts_of_loss,
+    scored_positions,
+    unwrapped,
+)
+
+__all__ = [
+    "FieldTimeSampler",
+    "LogitNormalTimeSampler",
+    "TimeSampler",
+    "UniformTimeSampler",
+    "clamp_time",
+    "conditional_loss",
+    "conditioning_of",
+    "corrupt",
+    "draw_times",
+    "drop_classes",
+    "field_losses",
+    "field_parts",
+    "field_weight",
+    "matching_loss",
+    "parts_of_loss",
+    "scored_positions",
+    "unwrapped",
+]

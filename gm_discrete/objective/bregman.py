@@ -1,0 +1,265 @@
+"""Bregman divergences D(target, predicted) between generators of one kind: target first, prediction second.
+
+For every convex φ, D_φ(a, b) = φ(a) − φ(b) − ⟨∇φ(b), a − b⟩ is affine in the target up to φ(a): replacing the marginal
+generator by the conditional one changes the expected loss by a constant only, so both have the same gradient
+(Generator Matching, proposition 2). φ acts on velocities, on squared noise scales, or on the rates of a jump process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gm_discrete.generators import Diffusion, Flow, Generator, Jump
+from gm_discrete.generators.kernels import Dirac, Reversal, map_rows
+
+
+@dataclass(frozen=True)
+class Bregman:
+    """D_φ(a, b) = φ(a) − φ(b) − φ'(b) (a − b) of numbers, for a convex φ.
+
+    Attributes:
+        phi: φ, applied to each entry of a tensor.
+        positive: whether its domain is a ≥ 0, b > 0 rather than the real line.
+        formula: D in closed form; by default φ' is found by automatic differentiation.
+    """
+
+    phi: Callable[[Tensor], Tensor]
+    positive: bool = False
+    formula: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __call__(self, target: Tensor, predicted: Tensor) -> Tensor:
+        """D(target, predicted) of each entry; φ(target) is left out where it is no number."""
+        if self.formula is not None:
+            return self.formula(target, predicted)
+        with torch.enable_grad():
+            b = predicted if predicted.requires_grad else predicted.detach().requires_grad_()
+            at_b = self.phi(b)
+            (slope,) = torch.autograd.grad(at_b.sum(), b, create_graph=predicted.requires_grad)
+        at_b = at_b if predicted.requires_grad else at_b.detach()
+        at_target = self.phi(target)
+        return torch.where(at_target.isfinite(), at_target, 0.0) - at_b - slope * (target - predicted)
+
+
+def _log_cosh(a: Tensor) -> Tensor:
+    return a.abs() + F.softplus(-2 * a.abs()) - math.log(2)
+
+
+def _itakura_saito(a: Tensor, b: Tensor) -> Tensor:
+    return a / b + b.log() - torch.where(a > 0, a, 1.0).log() - 1
+
+
+DIVERGENCES: dict[str, Bregman] = {
+    "squared": Bregman(lambda a: a * a / 2, formula=lambda a, b: (a - b) ** 2 / 2),
+    "generalized_kl": Bregman(
+        lambda a: torch.xlogy(a, a) - a, positive=True, formula=lambda a, b: torch.xlogy(a, a) - a * b.log() - a + b
+    ),
+    "itakura_saito": Bregman(lambda a: -a.log(), positive=True, formula=_itakura_saito),
+    "root": Bregman(lambda a: -2 * a.sqrt(), positive=True, formula=lambda a, b: (a.sqrt() - b.sqrt()) ** 2 / b.sqrt()),
+    "cosh": Bregman(torch.cosh, formula=lambda a, b: a.cosh() - b.cosh() - b.sinh() * (a - b)),
+    "log_cosh": Bregman(_log_cosh, formula=lambda a, b: _log_cosh(a) - _log_cosh(b) - b.tanh() * (a - b)),
+    "exponential": Bregman(torch.exp, formula=lambda a, b: a.exp() - b.exp() * (1 + a - b)),
+}
+"""By name; a name given to a `Bregman` of one's own (`bregman.DIVERGENCES["mine"] = Bregman(phi)`) may stand in a config."""
+
+
+def named(kind: str | Bregman, part: str) -> Bregman:
+    """The divergence of that name.
+
+    Args:
+        part: what it is to compare: `"flow"`, `"diffusion"` or `"jump"`.
+
+    Raises:
+        ValueError: there is none, or its domain does not fit.
+    """
+    if isinstance(kind, str) and kind not in DIVERGENCES:
+        raise ValueError(f"divergence={kind!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+    bregman = DIVERGENCES[kind] if isinstance(kind, str) else kind
+    fitting = [name for name, other in DIVERGENCES.items() if other.positive == (part != "flow")]
+    if part == "flow" and bregman.positive:
+        raise ValueError(
+            f"divergence={kind!r} is defined for positive numbers only, and velocities have either sign: "
+            f"choose one of {', '.join(fitting)}"
+        )
+    if part != "flow" and not bregman.positive and bregman is not DIVERGENCES["squared"]:
+        raise ValueError(
+            f"divergence={kind!r} of rates or squared scales, which are positive and unbounded: "
+            f"choose squared or one of {', '.join(fitting)}"
+        )
+    return bregman
+
+
+def divergence(
+    target: Generator,
+    predicted: Generator,
+    x: Tensor,
+    where: Tensor | None = None,
+    kind: str | Bregman = "generalized_kl",
+) -> Tensor:
+    """Divergence of two generators of one kind at the state x, per position or coordinate, of x's shape.
+
+    Flows are compared by D_φ of their velocities, diffusions by D_φ of their squared scales, and jumps of Euclidean states
+    by Σ_b D_φ(Q_b, Q̂_b) of the rates into the bins b. Generators may be taken in other units first (`generator.per`).
+
+    Of jumps between symbols the kinds are:
+
+    - `generalized_kl`: Σ_{y≠x} [R(y) log(R(y)/R̂(y)) − R(y) + R̂(y)] with the rates R of the target and R̂ of the
+      prediction, in nats/time. Its time integral bounds −log p.
+    - `cross_entropy`: −log π̂(z) of the belief about the data symbol, in nats: the simplex KL of where a jump is headed.
+
+    Against a `Dirac` target one landing probability is gathered from each row, so that a position costs O(K) for its
+    logits and O(1) beyond. The predicted logits are read only where the divergence can be positive.
+
+    Args:
+        target, predicted: generators of the same kind.
+        x: state [B, L], or of any shape [B, …] where it is Euclidean.
+        where: bool of x's shape, what to look at; elsewhere the divergence is reported as 0.
+        kind: `"generalized_kl"` or `"cross_entropy"` of symbols; else a name in `DIVERGENCES`, or a `Bregman`.
+
+    Returns:
+        Of x's shape: float64 for symbols, else in the precision of x.
+
+    Raises:
+        TypeError: the generators are of different kinds.
+    """
+    if isinstance(target, Flow) and isinstance(predicted, Flow):
+        return _within(named(kind, "flow")(target.velocity, predicted.velocity), where)
+    if isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
+        if target.drift is not None:
+            raise TypeError(
+                "diffusions with a drift are matched by the flow of their path, which their drift follows from"
+            )
+        return _within(named(kind, "diffusion")(target.scale**2, predicted.scale**2).expand(x.shape), where)
+    if not isinstance(target, Jump) or not isinstance(predicted, Jump):
+        kinds = f"{type(target).__name__} and {type(predicted).__name__}"
+        raise TypeError(f"there is no divergence of {kinds}: compare generators of one kind, part by part")
+    if x.is_floating_point():
+        return _binned(target, predicted, x, where, kind)
+    if not isinstance(kind, str) or kind not in _ROWS:
+        raise ValueError(f"kind={kind!r} is no divergence of jumps; choose one of {', '.join(_ROWS)}")
+    active = target.intensity + predicted.intensity > 0
+    if where is not None:
+        active = active & where
+    rows = active.flatten().nonzero().squeeze(1)
+    chunks = predicted.kernel.prepare(rows)
+    values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), chunks)
+    return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
+
+
+def _within(values: Tensor, where: Tensor | None) -> Tensor:
+    return values if where is None else torch.where(where, values, 0.0)
+
+
+def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Tensor:
+    """Σ_b D(Q_b, Q̂_b), Q = intensity · mass of the bin.
+
+    For the generalised KL: λ log(λ/λ̂) − λ + λ̂ − λ Σ_b J_b (log Ĵ_b − log J_b), whose last part is asked only where λ > 0.
+    """
+    bregman = named(kind, "jump")
+    rate, rate_hat = target.intensity.to(x.dtype), predicted.intensity.clamp(min=torch.finfo(x.dtype).tiny)
+    kl = kind == "generalized_kl"
+    asked = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    asked = asked & (rate > 0) if kl else asked
+    rows = asked.flatten().nonzero().squeeze(1)
+    aim, kernel = target.kernel.belief, predicted.kernel
+
+    def of_rows(rows: Tensor) -> Tensor:
+        log_mass = kernel.log_probs(rows)
+        if kl and isinstance(aim, Dirac):
+            return -log_mass.gather(1, aim.target[rows, None]).squeeze(1)
+        mass = target.kernel.log_probs(rows).exp().to(log_mass.dtype)
+        if kl:
+            return (torch.xlogy(mass, mass) - mass * log_mass).sum(1)
+        lam, lam_hat = rate.flatten()[rows, None], rate_hat.flatten()[rows, None]
+        return bregman(lam * mass, lam_hat * log_mass.exp()).sum(1)
+
+    landing = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
+    if len(rows):
+        landing = landing.index_put((rows,), map_rows(of_rows, kernel.prepare(rows)).to(x.dtype))
+    landing = landing.view_as(x)
+    return landing if not kl else _within(bregman(rate, rate_hat) + rate * landing, where)
+
+
+def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:
+    x = x.flatten()[rows]
+    rate, rate_hat = target.intensity.flatten()[rows], predicted.intensity.flatten()[rows]
+    log_ratio = torch.log(rate) - torch.log(rate_hat)
+    if isinstance(target.kernel, Dirac):
+        z = target.kernel.target[rows]
+        log_z, log_leave = predicted.kernel.log_landing(z, x, rows)
+        surprise = torch.where(z == x, 0.0, log_ratio - 1 - log_z)
+        return rate * surprise + rate_hat * log_leave.exp()
+    if (
+        isinstance(target.kernel, Reversal)
+        and isinstance(target.kernel.belief, Dirac)
+        and isinstance(predicted.kernel, Reversal)
+    ):
+        relative, mass, mass_hat = _reversal_kl(target.kernel, target.kernel.belief, predicted.kernel, x, rows)
+        return rate * (relative + log_ratio * mass - mass) + rate_hat * mass_hat
+    return _dense_kl(target, predicted, x, rows, rate_hat, log_ratio)
+
+
+def _dense_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor, rate_hat: Tensor, log_ratio: Tensor) -> Tensor:
+    """R̂-weighted Σ_{y≠x} k̂ g(u), u = log(R/R̂), g(u) = e^u (u − 1) + 1 ≥ 0; computed so that nothing cancels near u = 0."""
+    log_k_hat = predicted.kernel.log_probs(rows)
+    log_k = target.kernel.log_probs(rows).to(log_k_hat.dtype) + log_ratio[:, None].to(log_k_hat.dtype)
+    k, k_hat, u = log_k.exp(), log_k_hat.exp(), log_k - log_k_hat
+    # Where u is small the closed form loses eps/u² of its value, the series below u⁵/420.
+    small = u.abs() < torch.finfo(u.dtype).eps ** (1 / 7)
+    near, far = torch.where(small, u, 0.0), torch.where(small | (k == 0), 0.0, u)
+    series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near * (1 / 30 + near / 144))))
+    terms = torch.where(small, k_hat * series, k * (far - 1) + k_hat).scatter(1, x[:, None], 0.0)
+    return rate_hat * terms.sum(1, dtype=torch.float64)
+
+
+def _reversal_kl(
+    aim: Reversal, data: Dirac, predicted: Reversal, x: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ k log(k/k̂), Σ k and Σ k̂ over y ≠ x, each [n], for a data symbol z and a belief π about it.
+
+    Both are (1 − κ) p0(y) c + κ π(y), with 1[y = z] for π in the target and c = 1 − π(x) κ/(B + κ), so that
+
+        Σ_{y≠x} p0(y) log k̂(y) = Σ_{y≠x} p0(y) [log((1 − κ) ĉ p0(y)) + log1p(κ π(y) / ((1 − κ) ĉ p0(y)))]
+
+    is all that needs a row; the target's own cancels against it but for the term at z.
+    """
+    z, prior, tiny = data.target[rows], aim.prior, torch.finfo(torch.float64).tiny
+    b, kappa_t, kappa = aim.stay_odds(rows), aim.kappa_t[rows], aim.kappa_s[rows]
+    log_belief = predicted.belief.log_probs(rows)
+    belief = log_belief.exp()
+    log_z = log_belief.gather(1, z[:, None]).squeeze(1).double()
+    at_x = belief.gather(1, x[:, None]).squeeze(1).double()
+    leave = belief.scatter(1, x[:, None], 0.0).sum(1, dtype=torch.float64)
+
+    moved, p_x, p_z = z != x, prior[x], prior[z]
+    c = torch.where(moved, 1.0, b / (b + kappa_t))
+    c_hat = (leave + at_x * b / (b + kappa_t)).clamp(min=tiny)
+    odds = kappa / ((1 - kappa) * c_hat)  # of "data" against "noise", but for π(y)/p0(y)
+    inverse = torch.where(prior > 0, 1 / prior, 0.0).to(belief.dtype)
+    surplus = torch.log1p(odds[:, None].to(belief.dtype) * belief * inverse) * prior.to(belief.dtype)
+    surplus = surplus.sum(1, dtype=torch.float64) - p_x * torch.log1p(odds * at_x / p_x)
+
+    noise, noise_z = (1 - kappa) * c, (1 - kappa) * c * p_z
+    log_noise_z = torch.log((1 - kappa) * c_hat) + torch.log(p_z.clamp(min=tiny))
+    log_z_hat = torch.logaddexp(log_noise_z, torch.log(kappa.clamp(min=tiny)) + log_z)
+    at_z = (noise_z + kappa) * (torch.log(noise_z + kappa) - log_z_hat)  # in place of the noise term there, which is
+    noise_at_z = torch.xlogy(noise_z, noise_z) - noise_z * log_z_hat  #    part of the sum over all y ≠ x
+    relative = (1 - kappa) * ((1 - p_x) * (torch.xlogy(c, c) - c * torch.log(c_hat)) - c * surplus)
+    relative = relative + torch.where(moved, at_z - noise_at_z, 0.0)
+    mass = noise * (1 - p_x) + torch.where(moved, kappa, 0.0)
+    return relative, mass, (1 - kappa) * c_hat * (1 - p_x) + kappa * leave
+
+
+def _cross_entropy(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:
+    aim, belief = target.kernel.belief, predicted.kernel.belief
+    if not isinstance(aim, Dirac):
+        raise TypeError(f"cross_entropy needs a target headed for one symbol, got the kernel {type(aim).__name__}")
+    return -belief.log_landing(aim.target[rows], x.flatten()[rows], rows)[0]
+
+
+_ROWS = {"generalized_kl": _generalized_kl, "cross_entropy": _cross_entropy}

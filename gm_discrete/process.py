@@ -1,0 +1,52 @@
+"""What a process is, and how its states travel.
+
+Inside the library every state is a dict of fields, and a state of one field is `{"": x}`. Tensors are packed into such
+dicts, and unpacked, only at the entry points: `GMModel.forward` and `generate`, `simulate`, `conditional_loss` and the
+likelihoods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from gm_discrete.generators import Factor, Generator, Product
+from gm_discrete.paths.base import Path
+
+State = Mapping[str, Tensor]
+"""A state [B, …] of each field, by name."""
+Times = Mapping[str, Tensor]
+"""The time [B] of each field, by name."""
+
+T = TypeVar("T")
+
+
+class Process(Protocol):
+    """A probability path and the generator of a process that follows it: a network, an exact posterior, or your own class.
+
+    `generator(x, t, t_next=None, **conditioning)` returns the generator at the state x and the times t [B], or that of the
+    step from t to t_next. For a `ProductPath` x is a dict of fields; for all other paths it is a tensor.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def generator(self) -> Callable[..., Generator]: ...
+
+
+def pack(value: T | Mapping[str, T]) -> Mapping[str, T]:
+    """A value per field: a dict as it is, anything else as that of the only field, `{"": value}`."""
+    return value if isinstance(value, Mapping) else {"": value}
+
+
+def unpack(state: Mapping[str, T]) -> T | Mapping[str, T]:
+    """The inverse of `pack`: the value of the only field where there is one, else the dict."""
+    return state[""] if "" in state else state
+
+
+def factors(generator: Generator) -> Mapping[str, Factor]:
+    """The generator of each field."""
+    return generator.factors if isinstance(generator, Product) else {"": generator}

@@ -1,0 +1,370 @@
+"""Where a jump lands: rows asked only where needed, laws, and gradients."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gm_discrete.generators import kernels
+from gm_discrete.generators.kernels import (
+    Categorical,
+    Dirac,
+    GatheredLogits,
+    Kernel,
+    Reversal,
+    TensorReadout,
+    categorical_from_prior,
+    chunked,
+    inverse_cdf,
+    map_rows,
+)
+from tests.helpers.distributions import LEAST_P, chi_square
+
+LARGEST = 1 - 2**-53  # of torch's float64 uniforms
+CPU = torch.device("cpu")
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
+
+
+class SpyReadout:
+    """Remembers which rows were asked."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.readout, self.asked = TensorReadout(logits), []
+
+    def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
+        assert head == "tokens"
+        self.asked.append(where.tolist())
+        return self.readout(head, where)
+
+
+def categorical(logits: Tensor, readout: Any = None) -> Categorical:
+    return Categorical(readout or TensorReadout(logits), logits.shape[:-1], logits.shape[-1], CPU)
+
+
+def reversal(logits: Tensor, x: Tensor, prior: Tensor, kappa_t: float, kappa_s: float) -> Reversal:
+    times = (torch.full((len(x), 1), kappa, dtype=torch.float64) for kappa in (kappa_t, kappa_s))
+    return Reversal(categorical(logits), x, prior, *times)
+
+
+# ---- Dirac
+
+
+def test_dirac_lands_on_its_target() -> None:
+    target = torch.tensor([[2, 0, 1]])
+    kernel = Dirac(target, 3)
+    assert kernel.sample(None, torch.tensor([2, 0])).tolist() == [1, 2]
+    assert torch.equal(kernel.probs(), torch.eye(3, dtype=torch.float64)[target])
+
+
+# ---- Categorical
+
+
+def test_categorical_reads_only_the_rows_that_are_asked() -> None:
+    logits = randn(2, 4, 5)
+    spy = SpyReadout(logits)
+    kernel = categorical(logits, spy)
+    assert spy.asked == []
+    where = torch.tensor([6, 1])
+    kernel.sample(rng(), where)
+    rows = kernel.log_probs(where)
+    kernel.log_landing(torch.tensor([0, 1]), torch.tensor([2, 3]), where)
+    assert spy.asked == [[6, 1]] * 3
+    torch.testing.assert_close(rows, logits.flatten(0, 1)[where].log_softmax(1), rtol=0, atol=0)
+
+
+def test_rows_belong_to_the_caller() -> None:
+    logits = randn(1, 2, 3)
+    readout = TensorReadout(logits.clone(), excluded=(1,))
+    for where in (None, torch.tensor([0, 1])):
+        rows = readout("tokens", where)
+        assert bool((rows[:, 1] == -torch.inf).all())
+        rows.zero_()
+        torch.testing.assert_close(readout("tokens", where)[:, [0, 2]], logits[0][:, [0, 2]], rtol=0, atol=0)
+
+
+def test_a_readout_of_the_wrong_shape_is_named() -> None:
+    kernel = Categorical(TensorReadout(torch.zeros(1, 2, 3)), torch.Size([1, 2]), 4, CPU)
+    with pytest.raises(ValueError, match=r"answered \(2, 3\) for 2 positions; expected \[2, vocab_size=4\]"):
+        kernel.log_probs(torch.tensor([0, 1]))
+
+
+def test_log_landing_sums_the_others_instead_of_subtracting_from_1() -> None:
+    """log(1 − k(x)) at k(x) = 1 − 2e-30, where 1 − k(x) would be 0."""
+    logits = torch.tensor([[[0.0, -69.0, -69.0]]], dtype=torch.float64)
+    zero = torch.tensor([0])
+    for kernel in (categorical(logits), Dirac(torch.zeros(1, 1, dtype=torch.long), 3)):
+        log_y, log_leave = kernel.log_landing(torch.tensor([1]), zero, zero)
+        expected = (-69.0, -69 + np.log(2)) if isinstance(kernel, Categorical) else (-np.inf, -np.inf)
+        assert float(log_y) == pytest.approx(expected[0], rel=1e-15)
+        assert float(log_leave) == pytest.approx(expected[1], rel=1e-15)
+
+
+def test_categorical_samples_follow_the_softmax() -> None:
+    law = torch.tensor([0.5, 0.3, 0.0, 0.15, 0.04999, 1e-5], dtype=torch.float64)
+    logits = law.log().expand(300, 1000, 6)
+    drawn = categorical(logits).sample(rng(1), torch.arange(300_000))
+    assert chi_square(torch.bincount(drawn, minlength=6), law) > LEAST_P
+
+
+# ---- inverse CDF
+
+
+def exact_inverse(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The definition: the first symbol whose cumulative probability exceeds u."""
+    cumulative = probs.double().cumsum(-1)
+    return (cumulative <= uniform[:, None] * cumulative[..., -1:]).sum(-1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100, 1001])
+def test_inverse_cdf_is_the_definition(size: int) -> None:
+    """Any u not within 1e-12 of a step of the cumulative sum, where the order of summation may decide."""
+    probs = torch.rand(2000, size, generator=rng(size)).pow(6)  # float32, many orders of magnitude
+    probs[:, torch.rand(size, generator=rng(1)) < 0.3] = 0
+    probs[:, -1] += 1e-3
+    uniform = torch.rand(2000, generator=rng(2), dtype=torch.float64)
+    cumulative = probs.double().cumsum(1)
+    far = ((cumulative / cumulative[:, -1:] - uniform[:, None]).abs() > 1e-12).all(1)
+    assert far.float().mean() > 0.99
+    assert torch.equal(inverse_cdf(probs, uniform)[far], exact_inverse(probs, uniform)[far])
+
+
+def test_a_symbol_of_probability_1e_12_in_a_vocabulary_of_50257_keeps_its_share_of_the_uniforms() -> None:
+    probs = torch.full((1, 50257), 1 / 50257)
+    probs[0, 31415] = 1e-12
+    cumulative = probs.double().cumsum(1)[0]
+    low, high = (float(cumulative[i] / cumulative[-1]) for i in (31414, 31415))
+    inside = torch.tensor([low + share * (high - low) for share in (0.01, 0.5, 0.99)], dtype=torch.float64)
+    drawn = inverse_cdf(probs.expand(3, -1), inside)
+    assert drawn.tolist() == [31415] * 3
+    beside = torch.tensor([low - 1e-14, high + 1e-14], dtype=torch.float64)
+    assert inverse_cdf(probs.expand(2, -1), beside).tolist() == [31414, 31416]
+
+
+@given(
+    weights=st.lists(st.one_of(st.just(0.0), st.floats(1e-30, 1.0)), min_size=1, max_size=40).filter(any),
+    uniform=st.one_of(st.sampled_from([0.0, 2**-53, 0.5, LARGEST]), st.floats(0, LARGEST)),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_no_symbol_without_mass_is_ever_drawn(weights: list[float], uniform: float, dtype: torch.dtype) -> None:
+    probs = torch.tensor([weights], dtype=dtype)
+    u = torch.tensor([uniform], dtype=torch.float64)
+    for drawn in (inverse_cdf(probs, u), categorical_from_prior(probs[0], u)):
+        assert probs[0, int(drawn)] > 0
+    massive = probs[0].nonzero()
+    if uniform == 0:
+        assert int(inverse_cdf(probs, u)) == int(massive[0])
+
+
+@pytest.mark.parametrize("size", [1, 5, 50257])
+def test_the_extreme_uniforms_draw_the_first_and_the_last_symbol_that_has_mass(size: int) -> None:
+    probs = torch.full((2, size), 1 / size)
+    probs[:, : size // 3] = 0
+    probs[:, size - size // 3 :] = 0
+    mass = probs[0].nonzero().squeeze(1)
+    ends = [int(mass[0]), int(mass[-1])]
+    uniform = torch.tensor([0.0, LARGEST], dtype=torch.float64)
+    assert inverse_cdf(probs, uniform).tolist() == ends
+    assert categorical_from_prior(probs[0], uniform).tolist() == ends
+
+
+def test_prior_is_drawn_by_its_probabilities() -> None:
+    prior = torch.tensor([0.0, 0.7, 0.0, 0.29, 0.01, 0.0], dtype=torch.float64)
+    drawn = categorical_from_prior(prior, torch.rand(100, 1000, generator=rng(3), dtype=torch.float64))
+    assert drawn.shape == (100, 1000)
+    assert chi_square(torch.bincount(drawn.flatten(), minlength=6), prior) > LEAST_P
+
+
+# ---- the noise of a position does not depend on which others are asked
+
+
+def some_kernels() -> dict[str, Kernel]:
+    logits, x = randn(3, 5, 4), torch.randint(4, (3, 5), generator=rng(5))
+    prior = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    return {
+        "dirac": Dirac(x, 4),
+        "categorical": categorical(logits),
+        "reversal": reversal(logits, x, prior, 0.3, 0.6),
+        "reversal target": Reversal(Dirac(x, 4), x, prior, torch.full((3, 1), 0.3), torch.full((3, 1), 0.6)),
+    }
+
+
+@pytest.mark.parametrize("name", list(some_kernels()))
+def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) -> None:
+    kernel, everywhere = some_kernels()[name], torch.arange(15)
+    for seed in range(20):
+        drawn = kernel.sample(rng(seed), everywhere)
+        where = torch.randperm(15, generator=rng(seed))[: 1 + seed % 7]
+        assert torch.equal(kernel.sample(rng(seed), where), drawn[where])
+
+
+def test_chunks_draw_what_the_whole_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = some_kernels()["categorical"].sample(rng(0), torch.arange(15))
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 8)  # two rows of four symbols
+    assert torch.equal(some_kernels()["categorical"].sample(rng(0), torch.arange(15)), whole)
+
+
+# ---- gradients
+
+
+def test_gathered_logits_has_the_gradient_of_its_definition() -> None:
+    """(rows[y], rows[x], logsumexp over the symbols other than x), against finite differences in float64.
+
+    The function writes into the rows that it is given, hence the clones.
+    """
+    rows = randn(6, 5).requires_grad_()
+    y, x = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([0, 2, 2, 4, 1, 3])  # y = x among them
+    assert torch.autograd.gradcheck(lambda r: GatheredLogits.apply(r.clone(), y, x), rows)
+    rows = rows.detach()
+    at_y, at_x, others = GatheredLogits.apply(rows.clone(), y, x)
+    for n in range(6):
+        assert float(at_y[n]) == float(rows[n, y[n]])
+        assert float(at_x[n]) == float(rows[n, x[n]])
+        rest = torch.cat([rows[n, : x[n]], rows[n, x[n] + 1 :]])
+        assert float(others[n]) == pytest.approx(float(rest.logsumexp(0)), rel=1e-14)
+
+
+def test_gathered_logits_of_excluded_symbols_have_zero_gradient() -> None:
+    rows = randn(3, 5)
+    rows[:, 4] = -torch.inf
+    rows.requires_grad_()
+    at_y, _, others = GatheredLogits.apply(rows.clone(), torch.tensor([0, 1, 2]), torch.tensor([3, 4, 0]))
+    (at_y + others).sum().backward()
+    assert bool(rows.grad.isfinite().all())
+    assert bool((rows.grad[:, 4] == 0).all())
+
+
+def test_a_belief_that_is_certain_leaves_its_symbol_with_probability_0() -> None:
+    """π = 1[z = x]: log(1 − π(x)) = −∞ and log π(z) = 0, not NaN. Exact posteriors of sure tokens are such beliefs."""
+    rows = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=torch.float64)
+    zero = torch.tensor([0])
+    log_y, log_leave = categorical(rows[None]).log_landing(zero, zero, zero)
+    assert (float(log_y), float(log_leave)) == (0.0, -np.inf)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10**6])
+def test_map_rows_in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Bit for bit, values and gradients, in one call per chunk (and one more for each in backward)."""
+    logits = randn(20, 4).requires_grad_()
+    where, sizes = torch.arange(19, -1, -2), []
+
+    def function(rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return logits[rows].logsumexp(1) * logits[rows, 0]
+
+    expected = function(where)
+    expected_grad = torch.autograd.grad(expected.sum(), logits)[0]
+    sizes.clear()
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 4 * chunk)
+    values = map_rows(function, chunked(where, row_size=4))
+    assert max(sizes) <= chunk
+    assert sum(sizes) == len(where)
+    assert torch.equal(values, expected)
+    assert torch.equal(torch.autograd.grad(values.sum(), logits)[0], expected_grad)
+    with torch.no_grad():
+        assert torch.equal(map_rows(function, chunked(where, row_size=4)), expected)
+
+
+def test_chunks_of_equal_number_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that share the weights must call the head equally often."""
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 12)
+    for asked in (0, 1, 7, 10):
+        chunks = chunked(torch.arange(asked), row_size=4, total=10)
+        assert len(chunks) == 4
+        assert torch.cat(list(chunks)).tolist() == list(range(asked))
+
+
+def test_dropout_in_a_chunk_is_the_same_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 8)
+    weight = torch.ones(10, requires_grad=True)
+    chunks = chunked(torch.arange(10), row_size=4)
+    assert len(chunks) > kernels.KEPT_CHUNKS
+    values = map_rows(lambda rows: torch.nn.functional.dropout(weight[rows], 0.5), chunks)
+    assert torch.equal(torch.autograd.grad(values.sum(), weight)[0], values.detach())
+
+
+@pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf])
+def test_a_law_that_is_no_law_is_named(spoil: float) -> None:
+    readout = TensorReadout(torch.full((1, 2, 4), spoil))
+    kernel = Categorical(readout, torch.Size([1, 2]), 4, torch.device("cpu"))
+    with pytest.raises(FloatingPointError, match="a landing law is not a number or has no mass"):
+        kernel.sample(torch.Generator(), torch.arange(2))
+
+
+# ---- Reversal
+
+PRIORS = {
+    "uniform": [0.25] * 4,
+    "arbitrary": [0.1, 0.2, 0.3, 0.4],
+    "special": [0.5, 0.3, 0.2, 0.0],
+}
+times = pytest.mark.parametrize(("kappa_t", "kappa_s"), [(0.3, 0.6), (0.3, 0.3), (0.01, 0.99), (0.0, 0.2), (0.5, 1.0)])
+
+
+def reversal_by_sum(posterior: Tensor, x: int, prior: Tensor, kappa_t: float, kappa_s: float) -> Tensor:
+    """k(y) = Σ_z π(z) [a(z) p_s(y|z) + (1 − a(z)) 1[y = x]], a(z) = B / (B + κ_t 1[z = x]), term by term."""
+    law, b = torch.zeros_like(prior), (1 - kappa_t) * prior[x]
+    for z, y in itertools.product(range(len(prior)), repeat=2):
+        accepted = b / (b + kappa_t * (z == x))
+        landing = (1 - kappa_s) * prior[y] + kappa_s * (y == z)
+        law[y] += posterior[z] * (accepted * landing + (1 - accepted) * (y == x))
+    return law
+
+
+@times
+@pytest.mark.parametrize("name", PRIORS)
+def test_reversal_kernel_is_the_sum_over_the_data_symbol(name: str, kappa_t: float, kappa_s: float) -> None:
+    prior = torch.tensor(PRIORS[name], dtype=torch.float64)
+    x = (prior > 0).nonzero().T.repeat(2, 1)  # every symbol that a noisy token can hold by chance
+    logits = 2 * randn(*x.shape, 4)
+    logits[1, :, 2] = -30
+    kernel = reversal(logits, x, prior, kappa_t, kappa_s)
+    rows = kernel.probs()
+    posterior = logits.softmax(-1)
+    for b, position in itertools.product(range(2), range(x.shape[1])):
+        expected = reversal_by_sum(posterior[b, position], int(x[b, position]), prior, kappa_t, kappa_s)
+        torch.testing.assert_close(rows[b, position], expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(rows.sum(-1), torch.ones(x.shape, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+@times
+@pytest.mark.parametrize("name", PRIORS)
+def test_reversal_samples_follow_its_probabilities(name: str, kappa_t: float, kappa_s: float) -> None:
+    prior = torch.tensor(PRIORS[name], dtype=torch.float64)
+    for x in (0, 2):
+        states = torch.full((100, 500), x)
+        logits = torch.tensor([0.0, 1.0, 0.5, -1.0], dtype=torch.float64)
+        law = reversal(logits.expand(1, 1, 4), states[:1, :1], prior, kappa_t, kappa_s).probs()[0, 0]
+        kernel = reversal(logits.expand(100, 500, 4), states, prior, kappa_t, kappa_s)
+        drawn = kernel.sample(rng(x), torch.arange(50_000))
+        assert chi_square(torch.bincount(drawn, minlength=4), law) > LEAST_P
+
+
+def test_reversal_of_a_certain_belief_is_that_of_the_dirac() -> None:
+    prior = torch.tensor(PRIORS["arbitrary"], dtype=torch.float64)
+    x, z = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 3, 2, 1]])
+    kappas = torch.tensor([[0.3]]).double(), torch.tensor([[0.6]]).double()
+    logits = torch.full((1, 4, 4), -torch.inf, dtype=torch.float64).scatter(2, z[..., None], 0.0)
+    expected = Reversal(Dirac(z, 4), x, prior, *kappas).probs()
+    torch.testing.assert_close(Reversal(categorical(logits), x, prior, *kappas).probs(), expected, rtol=0, atol=1e-15)
+
+
+def test_reversal_rows_keep_float32_precision() -> None:
+    prior = torch.tensor(PRIORS["arbitrary"], dtype=torch.float64)
+    x, logits = torch.tensor([[0, 1, 2, 3]]), randn(1, 4, 4)
+    double = reversal(logits, x, prior, 0.3, 0.6).probs()
+    single = reversal(logits.float(), x, prior, 0.3, 0.6).probs()
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=0)  # eight units in the last place of float32
