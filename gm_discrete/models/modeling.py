@@ -292,7 +292,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
             raise ValueError("clean is of models with a block_size: others see all of x, and nothing else")
         reading = HiddenStates(self, x, t, attention_mask, None, class_labels, clean)
         without = HiddenStates(self, x, t, attention_mask, None, None, clean)
-        return marginal(path, self, x, t, t_next, reading, without, logits_processor, guidance_scale, guidance)
+        return marginal(path, self, x, t, t_next, reading, without, logits_processor, guidance_scale)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""

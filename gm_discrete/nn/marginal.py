@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Generator, Jump
+from gm_discrete.generators import Generator
 from gm_discrete.nn.readout import HiddenStates, LazyReadout
-from gm_discrete.samplers.guidance import classifier_free
 
 if TYPE_CHECKING:
     from gm_discrete.models.modeling import GMModel
@@ -26,41 +25,25 @@ def marginal(
     without: HiddenStates,
     processor: Any = None,
     guidance_scale: float | None = None,
-    guidance: str | None = None,
     window: tuple[int, int] | None = None,
 ) -> Generator:
     """The marginal generator at x, of what the heads say about the readings' states, guided towards the class.
 
     Args:
         without: the reading that does not see the class.
-        guidance: `"raw"` for R_c^γ R_u^{1−γ} of rates (see `samplers.guidance`), else u + γ (c − u) of the heads' outputs.
+        guidance_scale: γ; the heads' outputs are u + γ (c − u).
         window: (start, stop), the positions of the readings' states that are x.
     """
-    raw = guidance == "raw" and guidance_scale not in (None, 1.0)
-    scale, own = (None, None) if raw else (guidance_scale, processor)
-
-    def of(reading: HiddenStates) -> Generator:
-        readout = LazyReadout(
-            model, reading.x, t, processor=own, guidance_scale=scale, reading=reading, reading_without=without
-        )
-        return path.marginal(readout if window is None else Window(readout, *window), x, t, t_next)
-
-    if not raw:
-        return of(reading)
-    if reading.class_labels is None:
-        raise ValueError("guidance_scale needs class_labels to guide towards")
-    conditional, unconditional = of(reading), of(without)
-    if not isinstance(conditional, Jump) or not isinstance(unconditional, Jump) or x.is_floating_point():
-        raise ValueError('guidance="raw" is of jumps between symbols; use "normalized"')
-
-    def process(rows: Tensor, where: Tensor) -> Tensor:
-        """The processors see the law that is drawn from, once, and not the two that it is made of."""
-        place = where if window is None else outside(where, reading.x.shape[1], *window)
-        sequence = place // reading.x.shape[1]
-        return processor(reading.x[sequence], rows, time=t[sequence], position=place)
-
-    scale = float(guidance_scale or 0)
-    return classifier_free(conditional, unconditional, scale, x, None if processor is None else process)
+    readout = LazyReadout(
+        model,
+        reading.x,
+        t,
+        processor=processor,
+        guidance_scale=guidance_scale,
+        reading=reading,
+        reading_without=without,
+    )
+    return path.marginal(readout if window is None else Window(readout, *window), x, t, t_next)
 
 
 class Window:
