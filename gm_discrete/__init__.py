@@ -67,13 +67,16 @@ from gm_discrete.samplers import (
 )
 
 if TYPE_CHECKING:
+    from gm_discrete.generation import AllowedTokens, Blocks
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
+    "AllowedTokens",
     "Bins",
+    "Blocks",
     "ClassifierGuidance",
     "CondOTSchedule",
     "Corrector",
@@ -134,11 +137,17 @@ __all__ = [
     "time_grid",
 ]
 
-_FROM_MODELS = ("GMConfig", "GMGenerationConfig", "GMModel")
+_LAZY = {
+    "AllowedTokens": "generation",
+    "Blocks": "generation",
+    "GMConfig": "models",
+    "GMGenerationConfig": "models",
+    "GMModel": "models",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The model classes, imported on first access: they bring transformers along."""
-    if name in _FROM_MODELS:
-        return getattr(import_module("gm_discrete.models"), name)
+    """The model classes and their options, imported on first access: they bring transformers along."""
+    if name in _LAZY:
+        return getattr(import_module(f"gm_discrete.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypedDict
 
@@ -16,21 +16,17 @@ from gm_discrete.generation.blocks import Blocks
 from gm_discrete.paths import Path
 from gm_discrete.paths.euclidean import Weights
 from gm_discrete.samplers import SPACINGS, Corrector, Sampler, time_grid
+from gm_discrete.samplers.simulate import OLD_OPTIONS
 
 logger = logging.get_logger(__name__)
 
 RENAMED = {
-    "max_expected_changes": "is an option of Adaptive: sampler=Adaptive(max_expected_changes={0})",
-    "tolerance": "is an option of Adaptive, Uniformization and DormandPrince: sampler=Adaptive(tolerance={0})",
-    "order": "is an option of TauLeaping and EntropyBounded: sampler=TauLeaping(order={0})",
-    "order_temperature": "is an option of TauLeaping: sampler=TauLeaping(order='confidence', order_temperature={0})",
-    "entropy_bound": "is an option of EntropyBounded: sampler=EntropyBounded(entropy_bound={0})",
-    "method": "is called sampler: sampler={0}",
-    "block_length": "is an option of Blocks: blocks=Blocks({0})",
-    "predictor": "is called guidance: guidance=ClassifierGuidance(log_prob, scale=1.0)",
-    "allowed_symbols": "is a logits processor: logits_processor=[AllowedTokens(mask)]",
+    **OLD_OPTIONS,
+    "block_length": "blocks=Blocks(32)",
+    "predictor": "guidance=ClassifierGuidance(log_prob, scale=1.0)",
+    "allowed_symbols": "logits_processor=[AllowedTokens(mask)]",
 }
-"""Arguments of version 0.1, and how to write them now; {0} stands for the value."""
+"""Arguments of version 0.1, and how they are given now."""
 
 
 class TransformersOptions(TypedDict, total=False):
@@ -121,7 +117,11 @@ class GMGenerationConfig(GenerationConfig):
             refuse_unknown(unknown, "GMGenerationConfig")
         listed = isinstance(grid, Sequence | Tensor) and not isinstance(grid, str)
         self.num_steps, self.grid = num_steps, [float(time) for time in grid] if listed else grid
-        self.sampler, self.corrector, self.blocks = Sampler.of(sampler), _built(Corrector, corrector), _built(Blocks, blocks)
+        self.sampler, self.corrector, self.blocks = (
+            Sampler.of(sampler),
+            _built(Corrector, corrector),
+            _built(Blocks, blocks),
+        )
         self.generators: Weights | Mapping[str, Weights] | None = generators
         self.length, self.seed, self.output_trajectory = length, seed, output_trajectory
         self.max_new_tokens, self.temperature, self.top_k, self.top_p = max_new_tokens, temperature, top_k, top_p
@@ -146,7 +146,9 @@ class GMGenerationConfig(GenerationConfig):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be an integer ≥ {least}")
         if self.grid is not None and not _is_grid(self.grid):
-            raise ValueError(f"grid={self.grid!r} must be one of {', '.join(SPACINGS)}, or increasing times from 0 to 1")
+            raise ValueError(
+                f"grid={self.grid!r} must be one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"
+            )
         if self.temperature is not None and not _is_temperature(self.temperature):
             raise ValueError(f"temperature={self.temperature!r} must be positive, or a pair of positive numbers")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -159,7 +161,9 @@ class GMGenerationConfig(GenerationConfig):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise TypeError(f"{name}={value!r} must be a {kind.__name__} such as {example}, or its dict")
         if self.output_trajectory and not self.return_dict_in_generate:
-            raise ValueError("output_trajectory=True is a part of the output of return_dict_in_generate=True: give both")
+            raise ValueError(
+                "output_trajectory=True is a part of the output of return_dict_in_generate=True: give both"
+            )
 
     def times(self, path: Path, every_step: bool) -> Tensor:
         """The time grid [N + 1].
@@ -171,6 +175,13 @@ class GMGenerationConfig(GenerationConfig):
             return torch.tensor(self.grid, dtype=torch.float64)
         free = self.sampler.chooses_times and not every_step and self.corrector is None
         return time_grid(path, 1 if free else self.num_steps, self.grid)
+
+    def blocks_for(self, block_size: int | None) -> Blocks | None:
+        """How a model with that `block_size` generates: block by block, or (`None`) all positions together."""
+        blocks = Blocks(block_size) if self.blocks is None and block_size is not None else self.blocks
+        if blocks is None or self.use_cache is None:
+            return blocks
+        return Blocks(blocks.length, "exact" if self.use_cache else None)
 
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
@@ -211,15 +222,14 @@ class GMGenerationConfig(GenerationConfig):
         return cls(**{name: getattr(model_config, name, None) for name in names})
 
 
-def refuse_unknown(options: Mapping[str, object], where: str) -> None:
+def refuse_unknown(options: Collection[str], where: str) -> None:
     """
     Raises:
         TypeError: there are options that do not exist, or that version 0.1 had; the message names the new form.
     """
-    for name, value in options.items():
+    for name in options:
         if name in RENAMED:
-            shown = "mask" if isinstance(value, Tensor) else repr(value)
-            raise TypeError(f"{where}: {name}={shown} {RENAMED[name].format(shown)}")
+            raise TypeError(f"{where} takes no argument {name}, as version 0.1 did; it is now given as {RENAMED[name]}")
     if options:
         raise TypeError(f"{where} takes no argument {', '.join(sorted(options))}")
 

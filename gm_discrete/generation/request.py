@@ -104,6 +104,10 @@ class Request:
         Raises:
             ValueError, TypeError: arguments do not fit each other, the path or the model; the message names them.
         """
+        if not isinstance(guidance, ClassifierGuidance | None):
+            raise TypeError(
+                f"guidance={guidance!r} must be a ClassifierGuidance; guidance_scale guides without classifier"
+            )
         fields, blocks = model.config.state_fields, config.blocks_for(model.config.block_size)
         arguments: dict[str, object] = {
             "input_ids": input_ids, "attention_mask": attention_mask, "given": given, "x_0": x_0, "length": length,
@@ -198,7 +202,9 @@ class Request:
         shape, path = self.shapes[""], model.path
         x_0 = None if self.x_0 is None else self.x_0[""]
         if isinstance(path, FinitePath):
-            path.check_source(x_0, torch.empty(shape, dtype=torch.long, device="meta"), torch.empty(shape[0], device="meta"))
+            path.check_source(
+                x_0, torch.empty(shape, dtype=torch.long, device="meta"), torch.empty(shape[0], device="meta")
+            )
             never = {*check_ids(path, model.config.mask_token_id, self.config)}
             for processor in self.logits_processor:
                 if isinstance(processor, AllowedTokens):

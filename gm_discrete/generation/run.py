@@ -62,10 +62,10 @@ def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[
         canvas = Canvas(request.observed[""].state, request.fixed[""], request.attention_mask[""], request.new)
         request.observers.begin(canvas.ids, canvas.prompt_length)
     sampler, banned = request.config.sampler, request.config.bad_words_ids
-    run = _simulated(
-        process, request, state, {name: ~fixed for name, fixed in request.fixed.items()},
-        Avoiding(sampler, banned) if banned else sampler, request.conditioning(),
-    )  # fmt: skip
+    sampler = Avoiding(sampler, banned) if banned else sampler
+    free = {name: torch.ones_like(x, dtype=torch.bool) for name, x in state.items()}
+    free |= {name: ~fixed for name, fixed in request.fixed.items()}
+    run = _simulated(process, request, state, free, sampler, request.conditioning())
     return run, request.attention_mask
 
 

@@ -7,31 +7,29 @@ prints it as Markdown.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gm_discrete.configurable import Configurable, subclasses
+from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.nn.config import GMConfig
 from gm_discrete.paths import FinitePath, Path
-from gm_discrete.samplers import Sampler
-from gm_discrete.samplers.base import CONTINUOUS, DISCRETE, PRODUCT, kind_of, samplers_for
+from gm_discrete.samplers import SAMPLERS, Sampler, kind_of, samplers_for
+from gm_discrete.samplers.base import CONTINUOUS, DISCRETE, PRODUCT
 
 TOKENS = ("masked", "reversal", "mixture", "kinetic")
 """Paths of one discrete field, by their rates."""
 PATHS = (*TOKENS, CONTINUOUS, PRODUCT)
 ORDERED = "tau_leaping in an order"
-SAMPLERS = tuple(
-    name
-    for kind in subclasses(Sampler)
-    if kind.type_name
-    for name in ((kind.type_name, ORDERED) if kind.type_name == "tau_leaping" else (kind.type_name,))
-)
+NAMES = tuple(name for kind in SAMPLERS for name in ((kind, ORDERED) if kind == "tau_leaping" else (kind,)))
 """Samplers by name; tau-leaping in a decoding order counts as one of its own."""
-KEEPING = tuple(name for name in SAMPLERS if name not in (ORDERED, "entropy_bounded"))
+UNORDERED = tuple(name for name in NAMES if name not in (ORDERED, "entropy_bounded"))
 """Samplers that target the model distribution."""
 IMAGES, BLOCKS = "images", "blocks"
-COLUMNS = (*PATHS, IMAGES, *SAMPLERS, BLOCKS)
+COLUMNS = (*PATHS, IMAGES, *NAMES, BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Option:
 
     Attributes:
         name: of an argument of `generate`, or `argument=value` if it is about one of its values.
-        paths: columns of `PATHS` that it fits; samplers: columns of `SAMPLERS`.
+        paths: columns of `PATHS` that it fits; samplers: columns of `NAMES`.
         images, blocks: whether it fits states with an image_shape, and generation in blocks.
         needs: other arguments, or properties of the model, without which it has no meaning.
         excludes: arguments that cannot be given with it.
@@ -49,7 +47,7 @@ class Option:
 
     name: str
     paths: tuple[str, ...] = PATHS
-    samplers: tuple[str, ...] = SAMPLERS
+    samplers: tuple[str, ...] = NAMES
     images: bool = True
     blocks: bool = True
     needs: tuple[str, ...] = ()
@@ -63,7 +61,7 @@ class Option:
 
 def _sampler_option(name: str) -> Option:
     """The row of a sampler, from what its class says that it simulates."""
-    kind = next(kind for kind in subclasses(Sampler) if kind.type_name == name.split()[0])
+    kind = SAMPLERS[name.split()[0]]
     rates = ("masked",) if name == ORDERED else kind.rates or TOKENS
     paths = [path for path in TOKENS if DISCRETE in kind.states and path in rates]
     if name != ORDERED:
@@ -107,16 +105,25 @@ OPTIONS = (
         "use MaskedPath or rates='reversal', with sampler='tau_leaping' or 'euler'",
     ),
     Option("generators", (CONTINUOUS, PRODUCT), cure="discrete states only jump"),
-    Option("corrector=DetailedBalance", TOKENS, KEEPING, excludes=("guidance",), cure="leave it out"),
-    Option("corrector=ReMDM", ("masked",), ("tau_leaping",), excludes=("guidance",), cure="use DetailedBalance()"),
+    Option(
+        "corrector=DetailedBalance", TOKENS, UNORDERED, excludes=("guidance",),
+        cure="correctors are for one discrete field, and a sampler that targets the model distribution: order='random'",
+    ),
+    Option(
+        "corrector=ReMDM", ("masked",), ("tau_leaping",), excludes=("guidance",),
+        cure="it needs a MaskedPath and sampler='tau_leaping' with order='random'",
+    ),
     Option(
         "blocks", ("masked",), images=False, needs=("time_conditioning=False",),
         cure="finished blocks and unfinished ones have no time in common: use MaskedPath and time_conditioning=False",
     ),
-    Option("use_cache", ("masked",), images=False, needs=("block_size",), excludes=("guidance_scale",)),
+    Option(
+        "use_cache", ("masked",), images=False, needs=("block_size",), excludes=("guidance_scale",),
+        cure="only block-causal attention leaves keys and values of finished blocks as they are",
+    ),
     Option("eos_token_id", ("masked",), images=False, needs=("blocks",), cure="give blocks=Blocks(length)"),
     Option("pad_token_id", TOKENS, images=False, cure="only sequences of tokens are padded"),
-    *(_sampler_option(name) for name in SAMPLERS),
+    *(_sampler_option(name) for name in NAMES),
 )  # fmt: skip
 """The rows; an option that is not among them fits everywhere."""
 
@@ -137,32 +144,48 @@ def sampler_column(sampler: Sampler) -> str:
 
 def check_options(
     path: Path,
-    sampler: Sampler,
-    options: Mapping[str, object],
-    properties: Mapping[str, object],
-    image_shape: Sequence[int] | None = None,
-    blocks: Blocks | None = None,
+    model: GMConfig,
+    config: GMGenerationConfig,
+    arguments: Mapping[str, object],
+    blocks: Blocks | None,
 ) -> None:
     """Checks every option of a call against the table.
 
     Args:
-        options: the arguments of the call and of its config by name; those that are `None` are not used.
-        properties: of the model and the call, which options may need; those that are false are missing.
+        arguments: those of `generate` that are not in its config, by name; `None` if not given.
+        blocks: how the model generates in blocks; `None` if it does not.
 
     Raises:
         ValueError: options do not fit the path, the sampler or each other; the message names them, and what does fit.
     """
-    used = {name: value for name, value in options.items() if value is not None}
-    columns = {column_of(path): f"{type(path).__name__} ({_words(path)})"}
-    if sampler_column(sampler) in SAMPLERS:  # a sampler of your own checks itself
-        columns[sampler_column(sampler)] = f"sampler={sampler!r}"
-        used[f"sampler={sampler_column(sampler)}"] = sampler
-    if image_shape:
-        columns[IMAGES] = f"image_shape={list(image_shape)}"
+    used = {name: value for name, value in arguments.items() if value is not None}
+    for name in ("temperature", "top_k", "top_p", "bad_words_ids", "generators", "blocks"):
+        if (value := getattr(config, name)) is not None:
+            used[name] = value
+    if config.guidance_scale not in (None, 1.0):
+        used["guidance_scale"] = config.guidance_scale
+    if config.output_trajectory:
+        used["output_trajectory"] = True
+    if (blocks is not None and blocks.cache) or config.use_cache:
+        used["use_cache"] = True
+    if config.corrector is not None:
+        used[f"corrector={type(config.corrector).__name__}"] = config.corrector
+    columns, sampler = {column_of(path): f"{type(path).__name__} ({_words(path)})"}, sampler_column(config.sampler)
+    if sampler in NAMES:  # a sampler of your own has only its own check
+        columns[sampler] = f"sampler={config.sampler!r}"
+        used[f"sampler={sampler}"] = config.sampler
+    if model.image_shape:
+        columns[IMAGES] = f"image_shape={model.image_shape}"
     if blocks is not None:
         columns[BLOCKS] = f"blocks={blocks!r}"
-    if (corrector := used.pop("corrector", None)) is not None:
-        used[f"corrector={type(corrector).__name__}"] = corrector
+    properties = {
+        "input_ids": "input_ids" in used or column_of(path) == PRODUCT,
+        "class_labels": "class_labels" in used,
+        "blocks": blocks is not None,
+        "num_classes": bool(model.num_classes),
+        "time_conditioning=False": not model.time_conditioning,
+        "block_size": model.block_size is not None,
+    }
     for option in OPTIONS:
         if option.name not in used:
             continue
@@ -173,11 +196,13 @@ def check_options(
                     cure = f"choose one of {', '.join(samplers_for(path))}"
                 raise ValueError(f"{shown} cannot be used with {text}; {cure}")
         for need in option.needs:
-            if not properties.get(need, used.get(need)):
+            if not properties[need]:
                 raise ValueError(f"{shown} needs {need}" + (f"; {cure}" if cure else ""))
         for other in option.excludes:
             if any(name.partition("=")[0] == other for name in used):
                 raise ValueError(f"{shown} cannot be combined with {other}; give one of them")
+    if blocks is not None and model.block_size not in (None, blocks.length):
+        raise ValueError(f"blocks={blocks!r} differs from the block_size={model.block_size} of the model; leave it out")
 
 
 def _words(path: Path) -> str:
@@ -206,7 +231,7 @@ def check_ids(path: FinitePath, mask_token_id: int | None, config: GMGenerationC
     ids: dict[str, Sequence[object]] = {
         "eos_token_id": [] if eos is None else eos if isinstance(eos, list | tuple) else [eos],
         "pad_token_id": [] if pad is None else [pad],
-        "bad_words_ids": sum(banned, []),
+        "bad_words_ids": functools.reduce(operator.iadd, banned, []),
     }
     for name, tokens in ids.items():
         for token in tokens:
@@ -227,7 +252,9 @@ def markdown() -> str:
     lines = [head, "|---" * (len(COLUMNS) + 3) + "|"]
     for option in OPTIONS:
         cells = ["✓" if option.fits(column) else "–" for column in COLUMNS]
-        lines.append("| " + " | ".join([option.name, *cells, ", ".join(option.needs), ", ".join(option.excludes)]) + " |")
+        lines.append(
+            "| " + " | ".join([option.name, *cells, ", ".join(option.needs), ", ".join(option.excludes)]) + " |"
+        )
     return "\n".join(lines)
 
 
