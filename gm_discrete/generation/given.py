@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec, Scaler
-from gm_discrete.nn.config import Field
+from gm_discrete.nn.field import Field
 from gm_discrete.paths import FinitePath
 
 UNOBSERVED = -1

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, MetricPath, MixturePath, UniformPath
+from gm_discrete.nn.readout import LazyReadout, readouts
 
 K, LENGTH = 11, 12
 MASK, PAD = 10, 0
@@ -25,6 +26,12 @@ ONLY_MASKED = ("first_hitting", "entropy_bounded")
 def suits(name: str, sampler: str) -> bool:
     """Whether a sampler simulates the path of that name."""
     return PATHS[name].rates == "masked" or sampler not in ONLY_MASKED
+
+
+def readout(model: GMModel, x: Tensor, t: Tensor, mask: Tensor | None = None, **options: Any) -> LazyReadout:
+    """The readout of a model's only field."""
+    masks = None if mask is None else {"": mask}
+    return readouts(model.network, {"": x}, t, {"": t}, attention_mask=masks, **options)[""]
 
 
 def rng(seed: int = 0) -> torch.Generator:
