@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from gm_discrete.generators import Generator
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.network import Network
 from gm_discrete.nn.readout import Window, readouts
+from gm_discrete.process import State
 from gm_discrete.samplers import Simulation
 
 
@@ -99,7 +100,7 @@ class BlockRun:
 
     def put(self, block: BlockProcess, rows: Tensor, run: Simulation) -> None:
         """Writes a finished block into the canvas, and ends the sequences that have generated an `eos` token."""
-        self.canvas.ids[rows, block.start : block.stop] = run.x[""]
+        self.canvas.ids[rows, block.start : block.stop] = cast(State, run.x)[""]
         self.calls[rows] += run.network_calls
         self.jumps[rows] += run.jumps
         self.error = None if run.error_bound is None else self.error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
+from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.generation.observers import Recorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
 from gm_discrete.generation.request import Model, Request
@@ -38,16 +39,17 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
         run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
     finally:
         model.train(training)
+    x = cast(State, run.x)
     if single:
-        observers.end(run.x[""])
-    end = request.natural(run.x, fields)
+        observers.end(x[""])
+    end = request.natural(x, fields)
     if single and fields[""].image_shape and end[""].dim() == 2:  # images of tokens
         end = {"": end[""].unflatten(1, fields[""].image_shape)}
     samples = cast(Samples, unpack(end))
     if not config.return_dict_in_generate:
         return samples
     if single and not masks and fields[""].path.is_discrete:
-        masks = {"": torch.ones_like(run.x[""])}
+        masks = {"": torch.ones_like(x[""])}
     trajectory = None if observers.recorder is None else observers.recorder.trajectory(end[""], masks.get(""))
     real = cast(Samples, unpack(masks)) if masks else None
     return GMGenerateOutput(samples, run.network_calls, run.jumps, run.error_bound, real, trajectory)
@@ -61,11 +63,9 @@ def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[
     if request.new is not None and request.observers.streamer is not None:
         canvas = Canvas(request.observed[""].state, request.fixed[""], request.attention_mask[""], request.new)
         request.observers.begin(canvas.ids, canvas.prompt_length)
-    sampler, banned = request.config.sampler, request.config.bad_words_ids
-    sampler = Avoiding(sampler, banned) if banned else sampler
     free = {name: torch.ones_like(x, dtype=torch.bool) for name, x in state.items()}
     free |= {name: ~fixed for name, fixed in request.fixed.items()}
-    run = _simulated(process, request, state, free, sampler, request.conditioning())
+    run = _simulated(process, request, state, free, _sampler(request.config), request.conditioning())
     return run, request.attention_mask
 
 
@@ -76,16 +76,14 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
     if request.new is not None:
         canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""], request.new)
         observers.begin(canvas.ids, canvas.prompt_length)
-    canvas.ids, eos, banned = state[""], config.eos_token_id, config.bad_words_ids
+    canvas.ids, eos = state[""], config.eos_token_id
     ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     pads = [pad for pad in (config.pad_token_id, model.config.pad_token_id, *ends) if pad is not None]
     assert blocks is not None
     loop = BlockRun(model.network, canvas, blocks, ends, pads[0] if pads else 0)
     for block, rows in loop.to_fill(request.class_labels):
         here = slice(block.start, block.stop)
-        sampler = config.sampler
-        if banned:
-            sampler = Avoiding(sampler, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
+        sampler = _sampler(config, block.whole[:, : block.start], block.whole[:, block.stop :])
         observers.next_block(canvas.ids, rows, here)
         x, free = {"": canvas.ids[rows, here]}, {"": ~canvas.fixed[rows, here]}
         request.attention_mask = {"": canvas.real}
@@ -104,6 +102,16 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
     )
 
 
+def _sampler(config: GMGenerationConfig, before: Tensor | None = None, after: Tensor | None = None) -> Sampler:
+    """The sampler of a config with its corrector and its banned sequences.
+
+    Args:
+        before, after: tokens on both sides of the state that do not move, and that banned sequences may reach into.
+    """
+    sampler = config.sampler if config.corrector is None else config.corrector.corrected(config.sampler)
+    return Avoiding(sampler, config.bad_words_ids, before, after) if config.bad_words_ids else sampler
+
+
 def _simulated(
     process: Process,
     request: Request,
@@ -119,15 +127,11 @@ def _simulated(
     if config.generators is not None and isinstance(path, EuclideanPath):
         path = path.reweighted(cast(Any, config.generators))  # its grid may be spaced in another way
     grid = config.times(path, observers.needs_grid)
-    run = simulate_state(
-        process, x, grid, request.rng, sampler, free, config.corrector, observed, conditioning=conditioning
-    )
+    run = simulate_state(process, x, grid, request.rng, sampler, free, None, observed, (), conditioning)
     if observers.stopped_at is not None:
         rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)
-        last = simulate_state(
-            process, run.x, rest, request.rng, sampler, free, config.corrector, observed, conditioning=conditioning
-        )
-        run = run.then(last)
+        x = cast(State, run.x)
+        run = run.then(simulate_state(process, x, rest, request.rng, sampler, free, None, observed, (), conditioning))
     return run
 
 

@@ -133,7 +133,14 @@ def test_generation_config__use_cache_is_short_for_blocks_with_a_cache() -> None
 
 OLD = {"guidance": "normalized", "max_new_tokens": 0, "num_steps": 128, "output_trajectory": False,
        "return_dict_in_generate": False, "sampler": "tau_leaping", "use_cache": False}  # fmt: skip
-KEPT = {"bad_words_ids": [[1, 2]], "grid": [0.0, 0.5, 1.0], "seed": 3, "temperature": [1.0, 0.5], "top_k": 5, "top_p": 0.9}
+KEPT = {
+    "bad_words_ids": [[1, 2]],
+    "grid": [0.0, 0.5, 1.0],
+    "seed": 3,
+    "temperature": [1.0, 0.5],
+    "top_k": 5,
+    "top_p": 0.9,
+}
 
 
 @pytest.mark.parametrize(
