@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -14,7 +14,8 @@ from gm_discrete.generators.kernels import chunked
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.network import Network, by_row
 from gm_discrete.paths import EuclideanPath, FinitePath
-from gm_discrete.process import State, Times
+from gm_discrete.paths.at import TimeLike, as_tensor
+from gm_discrete.process import State
 
 LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
 """(sequences [n, L], logits [n, K]) → logits [n, K]; members of a list are also given `time` [n] and `position` [n], the
@@ -125,7 +126,7 @@ class LazyReadout:
         self,
         hidden: HiddenStates,
         field: str,
-        t: Tensor,
+        t: TimeLike,
         processor: LogitsProcessor | None = None,
         unconditional: HiddenStates | None = None,
         guidance_scale: float = 1.0,
@@ -154,7 +155,7 @@ class LazyReadout:
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
         if self.processor is None:
             return rows
-        return self.processor(self.x[sequence], rows, time=t, position=where)  # pyright: ignore[reportArgumentType]
+        return self.processor(self.x[sequence], rows, time=as_tensor(t), position=where)  # pyright: ignore[reportArgumentType]
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
@@ -196,7 +197,7 @@ def readouts(
     network: Network,
     x: State,
     t: Tensor,
-    times: Times,
+    times: Mapping[str, TimeLike],
     processor: LogitsProcessor | None = None,
     guidance_scale: float | None = None,
     *,
