@@ -125,7 +125,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
     @property
     def network(self) -> Network:
         """Backbone and heads. Made anew at each access, as wrappers may have replaced the modules."""
-        return Network(self.config, self.path, self.backbone, self.heads, self.whole_batches)
+        return Network(self.path, self.state_fields, self.groups, self.backbone, self.heads, self.whole_batches)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
@@ -191,7 +191,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
         masks = None if attention_mask is None else pack(attention_mask)
         data = None if labels is None else pack(labels)
-        z, scored = self._checked(x, time, masks, data, class_labels)
+        z, scored = self._checked_batch(x, time, masks, data, class_labels)
         now = {name: path.fields[name].loss_time(at) for name, at in generator_times(path, time).items()}
         read = readouts(
             self.network, x, time, now, attention_mask=masks, class_labels=class_labels,
@@ -227,7 +227,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
             output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
-    def _checked(
+    def _checked_batch(
         self, x: State, t: Tensor, masks: State | None, labels: State | None, class_labels: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Checks a batch, once: nothing below checks it again. Returns (z, scored) of the labels, if there are any.

@@ -268,7 +268,9 @@ def scored_positions(path: Path, z: Any, attention_mask: Any = None, scored: Any
         if values.device.type == "cpu":
             for symbol in path_.excluded:
                 if bool((chosen & (values == symbol)).any()):
-                    raise ValueError(f"z holds the id {symbol}, which never is data of {path_!r}: mark it as not scored")
+                    raise ValueError(
+                        f"z holds the id {symbol}, which never is data of {path_!r}: mark it as not scored"
+                    )
         found[field] = chosen
     if all(chosen.device.type == "cpu" and not bool(chosen.any()) for chosen in found.values()):
         raise ValueError("nothing is left to score: attention_mask and scored leave no entry")

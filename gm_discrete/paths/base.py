@@ -182,9 +182,7 @@ class Path(Configurable, ABC):
         """
         self.check(x, t, names[1])
         if z.shape != x.shape:
-            raise ValueError(
-                f"{names[0]} has shape {tuple(z.shape)}, {names[1]} has {tuple(x.shape)}; they must agree"
-            )
+            raise ValueError(f"{names[0]} has shape {tuple(z.shape)}, {names[1]} has {tuple(x.shape)}; they must agree")
         self.check(z, t, names[0])
 
     def check_source(self, x_0: Tensor | None, z: Tensor, t: Tensor) -> None:
