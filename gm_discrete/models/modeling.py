@@ -32,6 +32,7 @@ from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.network import Network
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.readout import OnRead, readouts
+from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
 from gm_discrete.process import State, pack
@@ -49,6 +50,7 @@ class GMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keys_to_ignore_on_load_missing = [r"^path_tables\."]  # version 0.1 kept the tables in config.json
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -64,6 +66,8 @@ class GMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=0.5)
             if not getattr(module.weight, "_is_hf_initialized", False):
                 module.weight[len(module.weight) // 2] += 1
+        elif isinstance(module, PathTables):
+            module.restore()
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
 
@@ -112,15 +116,23 @@ class GMModel(GMPreTrainedModel):
                 for part, size in field.heads.items()
             }
         )
+        self.path_tables = PathTables(self.path)
         if config.backbone == "dit":
             self._no_split_modules = ["DiTBlock"]  # FSDP refuses names of blocks that a model does not have
         self.whole_batches = False  # see `Network`; set where FSDP shards the weights
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as every `PreTrainedModel`; its path gets the tables that are stored with the weights."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
+        return loaded
+
     @property
     def network(self) -> Network:
         """Backbone and heads. Made anew at each access, as wrappers may have replaced the modules."""
-        return Network(self.config, self.path, self.backbone, self.heads, self.whole_batches)
+        return Network(self.path, self.state_fields, self.groups, self.backbone, self.heads, self.whole_batches)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
@@ -186,21 +198,14 @@ class GMModel(GMPreTrainedModel):
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
         masks = None if attention_mask is None else pack(attention_mask)
         data = None if labels is None else pack(labels)
-        self._check(x, time, masks, data, class_labels)
-        z, scored = None, {}
-        if data is not None:
-            scored = {name: field.loss_mask(data[name]) for name, field in path.fields.items()}
-            z = {
-                name: torch.where(scored[name], data[name], field.fill_unscored(x[name]))
-                for name, field in path.fields.items()
-            }
-        times = generator_times(path, time)
+        z, scored = self._checked_batch(x, time, masks, data, class_labels)
+        now = {name: path.fields[name].loss_time(at) for name, at in generator_times(path, time).items()}
         read = readouts(
-            self.network, x, time, times, attention_mask=masks, class_labels=class_labels,
-            clean=z if config.block_size else None,
+            self.network, x, time, now, attention_mask=masks, class_labels=class_labels,
+            clean=z if config.block_size and data is not None else None,
         )  # fmt: skip
         hidden = next(iter(read.values())).hidden
-        if z is None:
+        if data is None:
             logits, velocity = {}, {}
             for name, readout in read.items():
                 for head in readout.field.heads:
@@ -218,21 +223,22 @@ class GMModel(GMPreTrainedModel):
             # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute it.
             hidden.compute() if "" in x else hidden.final()
             predicted: dict[str, Factor] = {
-                name: field.marginal(read[name], x[name], times[name])  # pyright: ignore[reportAssignmentType]
+                name: field.marginal(read[name], x[name], now[name], check=False)  # pyright: ignore[reportAssignmentType]
                 for name, field in path.fields.items()
             }
             counts = None if num_items_in_batch is None else pack(num_items_in_batch)
             weights = by_field(path, config.loss_weights)
             kinds = by_field(path, divergence or config.divergence)
-            losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights)
+            losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
             parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
             output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
-    def _check(
+    def _checked_batch(
         self, x: State, t: Tensor, masks: State | None, labels: State | None, class_labels: Tensor | None
-    ) -> None:
-        """
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Checks a batch, once: nothing below checks it again. Returns (z, scored) of the labels, if there are any.
+
         Raises:
             ValueError: a tensor is not what the model is made for.
         """
@@ -242,17 +248,22 @@ class GMModel(GMPreTrainedModel):
         for argument, value in (("attention_mask", masks), ("labels", labels)):
             if unknown := (value or {}).keys() - path.fields.keys():
                 raise ValueError(f"{argument} must be by field, of {names}; got {', '.join(sorted(unknown))}")
-        times = path.times(t)
+        z, scored, times = {}, {}, generator_times(path, t)
         for name, field in self.state_fields.items():
             state, where = x[name], f"[{name!r}]" if name else ""
-            field.path.check(state, times[name], path.state_name + where)
+            if labels is None:
+                field.path.check(state, times[name], path.state_name + where)
+            elif name not in labels or labels[name].shape != state.shape:
+                found = f"shape {tuple(labels[name].shape)}" if name in labels else "nothing"
+                raise ValueError(f"labels{where} has {found}; give the shape of the state, {tuple(state.shape)}")
+            else:
+                scored[name] = field.path.loss_mask(labels[name])
+                z[name] = torch.where(scored[name], labels[name], field.path.fill_unscored(state))
+                field.path.check_pair(z[name], state, times[name], (f"labels{where}", path.state_name + where))
             if tuple(state.shape[1:]) != (expected := field.state_shape(state.shape[1])):
                 raise ValueError(
                     f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [B, {str(expected)[1:-1]}]"
                 )
-            if labels is not None and (name not in labels or labels[name].shape != state.shape):
-                found = f"shape {tuple(labels[name].shape)}" if name in labels else "nothing"
-                raise ValueError(f"labels{where} has {found}; give the shape of the state, {tuple(state.shape)}")
             mask = None if masks is None else masks.get(name)
             if mask is not None and field.image_shape:
                 raise ValueError(f"attention_mask{where} is given for an image, which has no padding; leave it out")
@@ -267,6 +278,7 @@ class GMModel(GMPreTrainedModel):
                 )
         if class_labels is not None:
             self.config.check_classes(class_labels, len(t))
+        return z, scored
 
     def generator(
         self,

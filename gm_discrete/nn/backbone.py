@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         times = len(fields) if config.independent_times else 1
         self.time = TimeEmbedding(config.hidden_size, times) if config.time_conditioning else None
         self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
+        self.conditioned = config.time_conditioning or config.num_classes > 0
         last = config.num_hidden_layers - 1
         blocks = [Block(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([*blocks, FeedForward(config)])
@@ -73,7 +74,7 @@ class Backbone(nn.Module):
             bias = create_bidirectional_mask(self.config, hidden, mask)
         else:
             bias, position = block_attention(self.config, hidden, clean is not None, mask, cache)
-        condition = self._condition(time, class_labels, hidden)
+        condition = self._condition(time, class_labels, hidden) if self.conditioned else None
         rotary = rotary_embedding(hidden, self.config, position)
         real = None if mask is None else mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
@@ -88,11 +89,11 @@ class Backbone(nn.Module):
         sequence: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, positions, D] of all positions, or [n, D] of rows that belong to the sequences [n]."""
-        condition = self._condition(time, class_labels, hidden)
+        condition = self._condition(time, class_labels, hidden) if self.conditioned else None
         hidden = self.layers[-1](hidden, condition, sequence=sequence)
         return self.norm(hidden, condition, sequence)[0]
 
-    def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor | None:
+    def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor:
         """The vector that modulates the norms, [B, 1, D]: of the times [B] or [B, M] and the classes [B] (−1: none)."""
         condition = None if self.time is None else self.time(time)
         if self.classes is not None:
@@ -100,7 +101,8 @@ class Backbone(nn.Module):
             labels = torch.full((count,), -1, device=hidden.device) if class_labels is None else class_labels
             by_class = self.classes(torch.where(labels < 0, self.config.num_classes, labels))[:, None]
             condition = by_class if condition is None else condition + by_class
-        return None if condition is None else condition.to(hidden.dtype)
+        assert condition is not None  # `conditioned`
+        return condition.to(hidden.dtype)
 
 
 class Block(GradientCheckpointingLayer):
@@ -131,7 +133,8 @@ class Block(GradientCheckpointingLayer):
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, real, position)
-        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask, cache))
+        update = self.dropout(self.attention(normed, rotary, mask, cache))
+        hidden = hidden + (update if gate is None else gate * update)
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real, position=position)
 
 
@@ -156,7 +159,8 @@ class FeedForward(nn.Module):
         normed, gate = self.norm(hidden, condition, sequence)
         if self.mix is not None:
             normed = self.mix(normed, real, position)
-        return hidden + gate * self.dropout(self.mlp(normed))
+        update = self.dropout(self.mlp(normed))
+        return hidden + (update if gate is None else gate * update)
 
 
 class ZeroLinear(nn.Linear):
@@ -176,30 +180,27 @@ class RMSNorm(nn.RMSNorm):
 class Norm(nn.Module):
     """RMS normalisation, modulated by the time (adaLN, arXiv 2212.09748): shift, scale and, with three parts, a gate.
 
-    The modulation starts at the identity. Returns the normalised states and the gate (1 where the time is not seen).
+    The modulation starts at the identity. Returns the normalised states and the gate, `None` for a gate of 1.
     """
 
     def __init__(self, config: GMConfig, parts: int) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.modulation = (
-            ZeroLinear(config.hidden_size, parts * config.hidden_size)
-            if config.time_conditioning or config.num_classes
-            else None
-        )
+        conditioned = config.time_conditioning or config.num_classes
+        self.modulation = ZeroLinear(config.hidden_size, parts * config.hidden_size) if conditioned else None
         self.parts = parts
 
     def forward(
         self, hidden: Tensor, condition: Tensor | None, sequence: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, D]."""
         normed = self.norm(hidden)
         if self.modulation is None:
-            return normed, 1.0
+            return normed, None
         modulation = self.modulation(condition)
         modulation = modulation if sequence is None else modulation[sequence, 0]
         shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
-        return normed * (1 + scale) + shift, 1 + gate[0] if gate else 1.0
+        return normed * (1 + scale) + shift, 1 + gate[0] if gate else None
 
 
 class Attention(nn.Module):

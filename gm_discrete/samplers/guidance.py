@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.generators.kernels import ROW_ELEMENTS, Kernel, map_rows, require
+from gm_discrete.generators.kernels import Kernel, map_rows, require
+from gm_discrete.generators.rows import ROW_ELEMENTS
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process
 from gm_discrete.samplers.base import discrete
