@@ -73,15 +73,18 @@ class BlockRun:
     """Goes through the blocks of a canvas, keeps their cache, and counts.
 
     Args:
+        causal: whether the model attends only to a block and those before it; its blocks start at multiples of their length.
         eos: tokens that end a sequence; pad: the token after its end.
 
     Attributes:
         calls, jumps, error: [B], summed over the blocks, as in a `Simulation`.
     """
 
-    def __init__(self, network: Network, canvas: Canvas, blocks: Blocks, eos: list[int], pad: int) -> None:
+    def __init__(
+        self, network: Network, canvas: Canvas, blocks: Blocks, causal: bool, eos: list[int], pad: int
+    ) -> None:
         self.network, self.canvas, self.eos, self.pad = network, canvas, eos, pad
-        self.size, self.causal = blocks.length, network.config.block_size is not None
+        self.size, self.causal = blocks.length, causal
         self.cache = BlockCache() if blocks.cache else None
         self.calls = torch.zeros(len(canvas.ids), dtype=torch.long, device=canvas.ids.device)
         self.jumps = torch.zeros_like(self.calls)

@@ -89,7 +89,7 @@ class GMGenerationConfig(GenerationConfig):
         self,
         *,
         num_steps: int = 128,
-        grid: str | Sequence[float] | None = None,
+        grid: str | Sequence[float] | Tensor | None = None,
         sampler: Sampler | str | Mapping[str, Any] = "tau_leaping",
         corrector: Corrector | Mapping[str, Any] | None = None,
         blocks: Blocks | Mapping[str, Any] | None = None,
@@ -115,13 +115,12 @@ class GMGenerationConfig(GenerationConfig):
     ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
         if unknown:
             refuse_unknown(unknown, "GMGenerationConfig")
-        listed = isinstance(grid, Sequence | Tensor) and not isinstance(grid, str)
-        self.num_steps, self.grid = num_steps, [float(time) for time in grid] if listed else grid
-        self.sampler, self.corrector, self.blocks = (
-            Sampler.of(sampler),
-            _built(Corrector, corrector),
-            _built(Blocks, blocks),
-        )
+        if isinstance(grid, Sequence | Tensor) and not isinstance(grid, str):
+            grid = [float(time) for time in grid]
+        self.num_steps, self.grid = num_steps, grid
+        self.sampler = Sampler.of(sampler)
+        self.corrector = Corrector.from_dict(dict(corrector)) if isinstance(corrector, Mapping) else corrector
+        self.blocks = Blocks.from_dict(dict(blocks)) if isinstance(blocks, Mapping) else blocks
         self.generators: Weights | Mapping[str, Weights] | None = generators
         self.length, self.seed, self.output_trajectory = length, seed, output_trajectory
         self.max_new_tokens, self.temperature, self.top_k, self.top_p = max_new_tokens, temperature, top_k, top_p
@@ -137,14 +136,18 @@ class GMGenerationConfig(GenerationConfig):
         Raises:
             ValueError, TypeError: an argument is out of its range; the message names it.
         """
-        wholes = {"num_steps": 1, "length": 1, "top_k": 1, "max_new_tokens": 0, "seed": 0}
-        lengths = self.length if isinstance(self.length, Mapping) else {"length": self.length}
-        for name, value in [*((name, getattr(self, name)) for name in wholes if name != "length"), *lengths.items()]:
-            least = wholes.get(name, 1)
-            if value is None and name not in ("num_steps", "max_new_tokens"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be an integer ≥ {least}")
+        lengths = self.length.values() if isinstance(self.length, Mapping) else [self.length]
+        for name, least, optional, values in (
+            ("num_steps", 1, False, [self.num_steps]),
+            ("length", 1, True, lengths),
+            ("top_k", 1, True, [self.top_k]),
+            ("max_new_tokens", 0, False, [self.max_new_tokens]),
+            ("seed", 0, True, [self.seed]),
+        ):
+            for value in values:
+                whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+                if not whole and not (optional and value is None):
+                    raise ValueError(f"{name}={value!r} must be an integer ≥ {least}")
         if self.grid is not None and not _is_grid(self.grid):
             raise ValueError(
                 f"grid={self.grid!r} must be one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"
@@ -185,15 +188,17 @@ class GMGenerationConfig(GenerationConfig):
 
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
-        changes = {name: value for name, value in changes.items() if value is not None}
-        own = {name: value for name, value in vars(self).items() if name != "_original_object_hash"}
-        if "num_steps" in changes and not isinstance(self.grid, str):
-            own["grid"] = None
-        if "sampler" in changes:
-            own["corrector"] = None
-        if "blocks" in changes:
-            own["use_cache"] = None
-        return GMGenerationConfig(**own | changes)
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        kept: dict[str, Any] = dict(vars(self))
+        del kept["_original_object_hash"]
+        if "num_steps" in given and not isinstance(self.grid, str):
+            kept["grid"] = None
+        if "sampler" in given:
+            kept["corrector"] = None
+        if "blocks" in given:
+            kept["use_cache"] = None
+        kept.update(given)
+        return GMGenerationConfig(**kept)
 
     def to_dict(self) -> dict[str, Any]:
         return {

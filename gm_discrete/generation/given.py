@@ -98,11 +98,6 @@ def _numbers(values: Values, field: Field, label: str) -> tuple[Tensor, Tensor]:
     return torch.where(known, natural, 0.0), known
 
 
-def natural_values(state: Tensor, field: Field) -> Tensor:
-    """A sample in natural units: numbers with a scaler in float64, everything else unchanged."""
-    return field.codec.inverse(state) if isinstance(field.codec, Scaler) else state
-
-
 def _is_mask(value: object) -> bool:
     """Whether it can be a mask: a tensor, or nested lists of booleans."""
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -11,17 +11,18 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteriaList
 from transformers.utils import logging
 
+from gm_discrete.data.scalers import Scaler
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.generation.given import Observed, natural_values
+from gm_discrete.generation.given import Observed
 from gm_discrete.generation.observers import Observers, Streamer
 from gm_discrete.generation.processors import AllowedTokens, logits_processors
 from gm_discrete.generation.validation import check_ids, check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.network import Network
-from gm_discrete.paths import FinitePath
+from gm_discrete.paths import FinitePath, Path
 from gm_discrete.process import Process, State, pack, unpack
 from gm_discrete.samplers import ClassifierGuidance
 
@@ -49,8 +50,10 @@ class Request:
 
     Attributes:
         config: all options.
+        fields: of the state.
         shapes: [B, …] of the state.
         rng: source of all noise.
+        observers: of the run.
         blocks: how to go block by block; `None` to fill all entries together.
         observed: observed values, of the fields that have some.
         fixed: bool, entries that keep their value (observed ones and padding), of the fields that have some.
@@ -60,12 +63,13 @@ class Request:
         class_labels: [B], −1 for none.
         guidance: a classifier that the samples are guided by.
         logits_processor: of the user.
-        observers: of the run.
     """
 
     config: GMGenerationConfig
+    fields: Mapping[str, Field]
     shapes: dict[str, tuple[int, ...]]
     rng: torch.Generator
+    observers: Observers
     blocks: Blocks | None = None
     observed: dict[str, Observed] = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict)
@@ -75,7 +79,6 @@ class Request:
     class_labels: Tensor | None = None
     guidance: ClassifierGuidance | None = None
     logits_processor: Sequence[LogitsProcessor] = ()
-    observers: Observers = field(default_factory=Observers)
 
     @classmethod
     def of(
@@ -108,36 +111,37 @@ class Request:
             raise TypeError(
                 f"guidance={guidance!r} must be a ClassifierGuidance; guidance_scale guides without classifier"
             )
-        fields, blocks = model.config.state_fields, config.blocks_for(model.config.block_size)
+        network, blocks = model.network, config.blocks_for(model.config.block_size)
         arguments: dict[str, object] = {
             "input_ids": input_ids, "attention_mask": attention_mask, "given": given, "x_0": x_0, "length": length,
             "class_labels": class_labels, "guidance": guidance, "logits_processor": logits_processor or None,
             "stopping_criteria": stopping_criteria, "streamer": streamer,
         }  # fmt: skip
         check_options(model.path, model.config, config, {**arguments, **asked}, blocks)
-        if model.network.whole_batches:
+        if network.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise ValueError(f"batch_size={batch_size} must be an integer ≥ 1")
         rng = torch.Generator(device=model.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
-        request = cls(config, {}, rng, blocks, guidance=guidance, logits_processor=logits_processor or ())
-        request.observers = Observers(streamer, stopping_criteria)
+        observers = Observers(streamer, stopping_criteria)
+        request = cls(config, network.fields, {}, rng, observers, blocks)
+        request.guidance, request.logits_processor = guidance, logits_processor or ()
         if input_ids is not None:
             request._observe_prompts(model, input_ids, cast("Tensor | None", attention_mask))
         elif given is not None or attention_mask is not None:
-            request._observe(fields, given, attention_mask, model.device)
+            request._observe(given, attention_mask, model.device)
         if x_0 is not None:
             if not isinstance(x_0, Tensor):
                 raise ValueError(f"x_0 must be a tensor [B, …], got {type(x_0).__name__}")
             request.x_0 = {"": x_0.to(model.device)}
         labels = None if class_labels is None else torch.as_tensor(class_labels)
-        request._set_shapes(model, batch_size, length, 1 if labels is None else labels.numel())
+        request._set_shapes(network.groups, batch_size, length, 1 if labels is None else labels.numel())
         if labels is not None:
             model.config.check_classes(labels, next(iter(request.shapes.values()))[0])
             request.class_labels = labels.to(model.device)
-        if "" in fields:
-            request._check_single(model, fields[""])
+        if "" in network.fields:
+            request._check_single(model.path, network.fields[""])
         return request
 
     def _observe_prompts(self, model: Model, input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -151,8 +155,9 @@ class Request:
         self.observed = {"": Observed(canvas.ids, canvas.ids, canvas.fixed)}
         self.fixed, self.attention_mask, self.new = {"": canvas.fixed}, {"": canvas.real}, canvas.new
 
-    def _observe(self, fields: Mapping[str, Field], given: Any, attention_mask: Any, device: torch.device) -> None:
+    def _observe(self, given: Any, attention_mask: Any, device: torch.device) -> None:
         """Takes natural values and masks of padding, by field."""
+        fields = self.fields
         for name, value in _by_field(given, fields, "given").items():
             self.observed[name] = Observed.of(value, fields[name], name).to(device)
             self.fixed[name] = self.observed[name].mask
@@ -162,50 +167,56 @@ class Request:
             self.attention_mask[name] = mask.to(device)
 
     def _set_shapes(
-        self, model: Model, batch_size: int | None, length: int | Mapping[str, int] | None, default: int
+        self,
+        groups: Sequence[Sequence[str]],
+        batch_size: int | None,
+        length: int | Mapping[str, int] | None,
+        default: int,
     ) -> None:
-        """Sets the shape of every field, by what the arguments say of batch and lengths; their padding becomes fixed."""
-        fields = model.config.state_fields
+        """Sets the shape of every field, from the batch and lengths of the arguments; padding of fields becomes fixed."""
+        fields, usual = self.fields, self.config.length
         asked = length if isinstance(length, Mapping) else dict.fromkeys(fields, length)
-        usual = self.config.length
         usual = usual if isinstance(usual, Mapping) else dict.fromkeys(fields, usual)
         if unknown := {*asked, *usual} - fields.keys():
             raise ValueError(f"length names {', '.join(sorted(unknown))}; the fields are {', '.join(fields)}")
-        named: dict[str, dict[str, Tensor]] = {}  # by field, the tensors of that field and what to call them
-        label = "given" if self.new is None else "input_ids"
-        for text, tensors in (
-            (label, {name: cells.state for name, cells in self.observed.items()}),
-            ("attention_mask", self.attention_mask if self.new is None else {}),
-            ("x_0", self.x_0 or {}),
-        ):
-            for name, tensor in tensors.items():
-                named.setdefault(name, {})[f"{text}[{name!r}]" if name else text] = tensor
-        batches = {text: len(tensor) for tensors in named.values() for text, tensor in tensors.items()}
-        batch = _agreed("batch sizes", batches | ({} if batch_size is None else {"batch_size": batch_size}), default)
-        for group in model.config.groups:  # its fields share their positions
-            lengths = {text: tensor.shape[1] for name in group for text, tensor in named.get(name, {}).items()}
+        tensors = [(name, "given" if self.new is None else "input_ids", o.state) for name, o in self.observed.items()]
+        if self.new is None:
+            tensors += [(name, "attention_mask", mask) for name, mask in self.attention_mask.items()]
+        tensors += [(name, "x_0", x) for name, x in (self.x_0 or {}).items()]
+        batches: dict[str, int] = {}
+        lengths: dict[str, dict[str, int]] = {name: {} for name in fields}
+        for name, argument, tensor in tensors:
+            label = f"{argument}[{name!r}]" if name else argument
+            batches[label], lengths[name][label] = len(tensor), tensor.shape[1]
+        if batch_size is not None:
+            batches["batch_size"] = batch_size
+        batch = _agreed("batch sizes", batches, default)
+        for group in groups:  # its fields share their positions
+            own, found = fields[group[0]].length, {}
             for name in group:
-                if asked.get(name) is not None and not fields[name].image_shape:
-                    lengths[f"length[{name!r}]" if isinstance(length, Mapping) else "length"] = asked[name]
-            own = next((size for name in group if (size := usual.get(name))), fields[group[0]].length)
-            size = _agreed(f"lengths of {', '.join(group)}" if group[0] else "lengths", lengths, own)
-            self.shapes |= {name: (batch, *fields[name].state_shape(size)) for name in group}
+                own, found = usual.get(name) or own, found | lengths[name]
+                size = asked.get(name)
+                if size is not None and not fields[name].image_shape:
+                    found[f"length[{name!r}]" if isinstance(length, Mapping) else "length"] = size
+            size = _agreed(f"lengths of {', '.join(group)}" if group[0] else "lengths", found, own)
+            for name in group:
+                self.shapes[name] = (batch, *fields[name].state_shape(size))
         if self.new is None:  # prompts have taken their padding for fixed already
             for name, mask in self.attention_mask.items():
                 shape = self.shapes[name]
                 padded = (mask == 0).view(*mask.shape, *[1] * (len(shape) - 2)).expand(shape)
                 self.fixed[name] = self.fixed[name] | padded if name in self.fixed else padded
 
-    def _check_single(self, model: Model, field: Field) -> None:
+    def _check_single(self, path: Path, field: Field) -> None:
         """
         Raises:
             ValueError: x_0, a token id or allowed tokens do not fit a state of one field.
         """
-        shape, path = self.shapes[""], model.path
+        shape = self.shapes[""]
         x_0 = None if self.x_0 is None else self.x_0[""]
         if isinstance(path, FinitePath):
             path.check_source(x_0, torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0]))
-            never = {*check_ids(path, model.config.mask_token_id, self.config)}
+            never = check_ids(path, field.excluded, self.config)
             for processor in self.logits_processor:
                 if isinstance(processor, AllowedTokens):
                     free = ~self.fixed[""] if self.fixed else torch.ones(shape, dtype=torch.bool)
@@ -232,24 +243,28 @@ class Request:
             length: positions of the sequences; all by default.
         """
         every = slice(None) if rows is None else rows
-        masks = {name: mask[every, :length] for name, mask in self.attention_mask.items()}
+        masks: dict[str, Tensor] = {}
+        for name, mask in self.attention_mask.items():
+            masks[name] = mask[every, :length]
         if "" in masks and bool(masks[""].all()):
-            masks = {}
-        found: dict[str, Any] = {
+            masks = {}  # attention without a mask is faster
+        return {
             "attention_mask": unpack(masks) if masks else None,
             "class_labels": None if self.class_labels is None else self.class_labels[every],
             "logits_processor": logits_processors(self.config, self.logits_processor, rows),
             "guidance_scale": self.config.guidance_scale,
-            "generators": self.config.generators,
             "on_read": None if self.observers.recorder is None else self.observers.recorder.entropy,
         }
-        return {name: value for name, value in found.items() if value is not None}
 
-    def natural(self, end: State, fields: Mapping[str, Field]) -> dict[str, Tensor]:
+    def natural(self, end: State) -> dict[str, Tensor]:
         """Samples in natural units, with the observed values exactly as they were given."""
-        found = {name: natural_values(x, fields[name]) for name, x in end.items()}
+        found = dict(end)
+        for name in found:
+            codec = self.fields[name].codec
+            if isinstance(codec, Scaler):
+                found[name] = codec.inverse(found[name])
         for name, cells in self.observed.items():
-            if self.new is None:
+            if self.new is None:  # tokens of prompts have not moved
                 found[name] = torch.where(cells.mask, cells.natural.to(found[name].dtype), found[name])
         return found
 
@@ -273,6 +288,7 @@ def _agreed(what: str, sizes: Mapping[str, int], default: int) -> int:
     Raises:
         ValueError: they differ.
     """
-    if len(set(sizes.values())) > 1:
+    found = {*sizes.values()} or {default}
+    if len(found) > 1:
         raise ValueError(f"{what} differ: {', '.join(f'{name} has {size}' for name, size in sizes.items())}; give one")
-    return next(iter(sizes.values()), default)
+    return found.pop()

@@ -29,7 +29,7 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     Returns:
         The samples, in natural units; or a `GMGenerateOutput` if the config asks for it.
     """
-    config, observers, fields = request.config, request.observers, model.config.state_fields
+    config, observers, fields = request.config, request.observers, request.fields
     state, single = request.start(model), "" in fields
     if config.output_trajectory:
         observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
@@ -42,7 +42,7 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     x = cast(State, run.x)
     if single:
         observers.end(x[""])
-    end = request.natural(x, fields)
+    end = request.natural(x)
     if single and fields[""].image_shape and end[""].dim() == 2:  # images of tokens
         end = {"": end[""].unflatten(1, fields[""].image_shape)}
     samples = cast(Samples, unpack(end))
@@ -63,10 +63,11 @@ def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[
     if request.new is not None and request.observers.streamer is not None:
         canvas = Canvas(request.observed[""].state, request.fixed[""], request.attention_mask[""], request.new)
         request.observers.begin(canvas.ids, canvas.prompt_length)
-    free = {name: torch.ones_like(x, dtype=torch.bool) for name, x in state.items()}
-    free |= {name: ~fixed for name, fixed in request.fixed.items()}
-    run = _simulated(process, request, state, free, _sampler(request.config), request.conditioning())
-    return run, request.attention_mask
+    free: dict[str, Tensor] = {}
+    for name, x in state.items():
+        free[name] = ~request.fixed[name] if name in request.fixed else torch.ones_like(x, dtype=torch.bool)
+    conditioning = request.conditioning() | {"generators": request.config.generators}
+    return _simulated(process, request, state, free, _sampler(request.config), conditioning), request.attention_mask
 
 
 def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation, dict[str, Tensor]]:
@@ -80,7 +81,8 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
     ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     pads = [pad for pad in (config.pad_token_id, model.config.pad_token_id, *ends) if pad is not None]
     assert blocks is not None
-    loop = BlockRun(model.network, canvas, blocks, ends, pads[0] if pads else 0)
+    causal = model.config.block_size is not None
+    loop = BlockRun(model.network, canvas, blocks, causal, ends, pads[0] if pads else 0)
     for block, rows in loop.to_fill(request.class_labels):
         here = slice(block.start, block.stop)
         sampler = _sampler(config, block.whole[:, : block.start], block.whole[:, block.stop :])

@@ -7,10 +7,9 @@ prints it as Markdown.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
@@ -54,9 +53,10 @@ class Option:
     excludes: tuple[str, ...] = ()
     cure: str = ""
 
-    def fits(self, column: str) -> bool:
-        """Whether the option can be used where the column applies."""
-        return column in (*self.paths, *self.samplers, *([IMAGES] * self.images), *([BLOCKS] * self.blocks))
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns that the option fits."""
+        return frozenset((*self.paths, *self.samplers, *([IMAGES] * self.images), *([BLOCKS] * self.blocks)))
 
 
 def _sampler_option(name: str) -> Option:
@@ -158,57 +158,56 @@ def check_options(
     Raises:
         ValueError: options do not fit the path, the sampler or each other; the message names them, and what does fit.
     """
-    used = {name: value for name, value in arguments.items() if value is not None}
-    for name in ("temperature", "top_k", "top_p", "bad_words_ids", "generators", "blocks"):
-        if (value := getattr(config, name)) is not None:
-            used[name] = value
-    if config.guidance_scale not in (None, 1.0):
-        used["guidance_scale"] = config.guidance_scale
-    if config.output_trajectory:
-        used["output_trajectory"] = True
-    if (blocks is not None and blocks.cache) or config.use_cache:
-        used["use_cache"] = True
-    if config.corrector is not None:
-        used[f"corrector={type(config.corrector).__name__}"] = config.corrector
-    columns, sampler = {column_of(path): f"{type(path).__name__} ({_words(path)})"}, sampler_column(config.sampler)
-    if sampler in NAMES:  # a sampler of your own has only its own check
-        columns[sampler] = f"sampler={config.sampler!r}"
-        used[f"sampler={sampler}"] = config.sampler
-    if model.image_shape:
-        columns[IMAGES] = f"image_shape={model.image_shape}"
-    if blocks is not None:
-        columns[BLOCKS] = f"blocks={blocks!r}"
+    corrector, sampler = config.corrector, sampler_column(config.sampler)
+    used: dict[str, object] = {
+        **arguments,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "bad_words_ids": config.bad_words_ids,
+        "generators": config.generators,
+        "blocks": config.blocks,
+        "guidance_scale": None if config.guidance_scale == 1 else config.guidance_scale,
+        "output_trajectory": config.output_trajectory or None,
+        "use_cache": config.use_cache or (blocks is not None and blocks.cache is not None) or None,
+        "corrector": corrector,
+        f"corrector={type(corrector).__name__}": corrector,
+        f"sampler={sampler}": config.sampler,
+    }
+    path_column = column_of(path)
+    columns = {path_column: path, sampler: config.sampler, IMAGES: model.image_shape, BLOCKS: blocks}
     properties = {
-        "input_ids": "input_ids" in used or column_of(path) == PRODUCT,
-        "class_labels": "class_labels" in used,
+        "input_ids": used["input_ids"] is not None or path_column == PRODUCT,
+        "class_labels": used["class_labels"] is not None,
         "blocks": blocks is not None,
         "num_classes": bool(model.num_classes),
         "time_conditioning=False": not model.time_conditioning,
         "block_size": model.block_size is not None,
     }
     for option in OPTIONS:
-        if option.name not in used:
+        if (value := used.get(option.name)) is None:
             continue
-        shown, cure = _shown(option.name, used[option.name]), option.cure
-        for column, text in columns.items():
-            if not option.fits(column):
-                if option.name.startswith("sampler="):
-                    cure = f"choose one of {', '.join(samplers_for(path))}"
-                raise ValueError(f"{shown} cannot be used with {text}; {cure}")
+        for column, of in columns.items():
+            if of is not None and column in COLUMNS and column not in option.columns:  # a sampler of yours is no column
+                cure = f"choose one of {', '.join(samplers_for(path))}" if value is config.sampler else option.cure
+                raise ValueError(f"{_shown(option.name, value)} cannot be used with {_words(column, of)}; {cure}")
         for need in option.needs:
             if not properties[need]:
-                raise ValueError(f"{shown} needs {need}" + (f"; {cure}" if cure else ""))
+                cure = f"; {option.cure}" if option.cure else ""
+                raise ValueError(f"{_shown(option.name, value)} needs {need}{cure}")
         for other in option.excludes:
-            if any(name.partition("=")[0] == other for name in used):
-                raise ValueError(f"{shown} cannot be combined with {other}; give one of them")
+            if used[other] is not None:
+                raise ValueError(f"{_shown(option.name, value)} cannot be combined with {other}; give one of them")
     if blocks is not None and model.block_size not in (None, blocks.length):
         raise ValueError(f"blocks={blocks!r} differs from the block_size={model.block_size} of the model; leave it out")
 
 
-def _words(path: Path) -> str:
-    """What the column of a path stands for."""
-    column = column_of(path)
-    return f"{column} states" if column in (CONTINUOUS, PRODUCT) else f"rates={column!r}"
+def _words(column: str, value: object) -> str:
+    """What a column of a call stands for."""
+    if isinstance(value, Path):
+        column = f"{column} states" if column in (CONTINUOUS, PRODUCT) else f"rates={column!r}"
+        return f"{type(value).__name__} ({column})"
+    return f"{'sampler' if column in NAMES else 'image_shape' if column == IMAGES else column}={value!r}"
 
 
 def _shown(name: str, value: object) -> str:
@@ -217,33 +216,36 @@ def _shown(name: str, value: object) -> str:
     return f"{name.partition('=')[0]}={value!r}" if short else name
 
 
-def check_ids(path: FinitePath, mask_token_id: int | None, config: GMGenerationConfig) -> list[int]:
+def check_ids(path: FinitePath, excluded: Sequence[int], config: GMGenerationConfig) -> set[int]:
     """Checks the token ids of a config for a discrete state.
 
+    Args:
+        excluded: tokens that never are data.
+
     Returns:
-        The tokens that are never generated.
+        The tokens that are never generated: the excluded and the banned ones.
 
     Raises:
-        ValueError: an id is not in the vocabulary, or the banned tokens leave none.
+        ValueError: an id is not in the vocabulary, or no token is left.
     """
-    banned = [list(words) for words in config.bad_words_ids or []]
-    eos, pad = config.eos_token_id, config.pad_token_id
-    ids: dict[str, Sequence[object]] = {
-        "eos_token_id": [] if eos is None else eos if isinstance(eos, list | tuple) else [eos],
-        "pad_token_id": [] if pad is None else [pad],
-        "bad_words_ids": functools.reduce(operator.iadd, banned, []),
-    }
-    for name, tokens in ids.items():
-        for token in tokens:
-            if not isinstance(token, int) or not 0 <= token < path.vocab_size:
-                raise ValueError(
-                    f"{name}={getattr(config, name)!r} must hold ids below vocab_size={path.vocab_size}: is this the "
-                    "model's tokenizer?"
-                )
-    never = {mask_token_id, *path.excluded, *(words[0] for words in banned if len(words) == 1)} - {None}
+    never, eos, pad = set(excluded), config.eos_token_id, config.pad_token_id
+    ids: list[tuple[str, object]] = [("pad_token_id", pad)] if pad is not None else []
+    for token in eos if isinstance(eos, Sequence) and not isinstance(eos, str) else [] if eos is None else [eos]:
+        ids.append(("eos_token_id", token))
+    for words in config.bad_words_ids or []:
+        for token in words:
+            ids.append(("bad_words_ids", token))
+        if len(words) == 1:
+            never.add(words[0])
+    for name, token in ids:
+        if not isinstance(token, int) or not 0 <= token < path.vocab_size:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} must hold ids below vocab_size={path.vocab_size}: is this the "
+                "model's tokenizer?"
+            )
     if len(never) >= path.vocab_size:
         raise ValueError(f"bad_words_ids={config.bad_words_ids} leaves no token of the vocabulary; ban fewer")
-    return [token for token in never if token is not None]
+    return never
 
 
 def markdown() -> str:
@@ -251,7 +253,7 @@ def markdown() -> str:
     head = "| option | " + " | ".join(COLUMNS) + " | needs | not with |"
     lines = [head, "|---" * (len(COLUMNS) + 3) + "|"]
     for option in OPTIONS:
-        cells = ["✓" if option.fits(column) else "–" for column in COLUMNS]
+        cells = ["✓" if column in option.columns else "–" for column in COLUMNS]
         lines.append(
             "| " + " | ".join([option.name, *cells, ", ".join(option.needs), ", ".join(option.excludes)]) + " |"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,9 @@ class GMModel(GMPreTrainedModel):
     """
 
     generation_config_class = GMGenerationConfig
-    generation_config: GMGenerationConfig
+    if TYPE_CHECKING:  # transformers sets both, and takes an annotation of `config` for `config_class`
+        config: GMConfig
+        generation_config: GMGenerationConfig
     accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
     _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
 
@@ -352,7 +354,7 @@ class GMModel(GMPreTrainedModel):
             return
         known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:
-            self.generation_config = GMGenerationConfig.from_pretrained(
+            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
                 path, **{key: value for key, value in kwargs.items() if key in known}
             )
         except OSError:
