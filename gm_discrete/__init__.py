@@ -67,7 +67,8 @@ from gm_discrete.samplers import (
 )
 
 if TYPE_CHECKING:
-    from gm_discrete.generation import AllowedTokens, Blocks
+    from gm_discrete.generation.blocks import Blocks
+    from gm_discrete.generation.processors import AllowedTokens
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
 __version__ = "0.1.0"
@@ -138,8 +139,8 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AllowedTokens": "generation",
-    "Blocks": "generation",
+    "AllowedTokens": "generation.processors",
+    "Blocks": "generation.blocks",
     "GMConfig": "models",
     "GMGenerationConfig": "models",
     "GMModel": "models",

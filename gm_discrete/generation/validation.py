@@ -55,22 +55,22 @@ class Option:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """The columns that the option fits."""
-        return frozenset((*self.paths, *self.samplers, *([IMAGES] * self.images), *([BLOCKS] * self.blocks)))
+        """The columns that the option fits; samplers and blocks only if they fit one of its paths."""
+        found = {*self.paths, *(name for name in self.samplers if {*self.paths} & {*_simulated(name)})}
+        found |= {IMAGES} if self.images else set()
+        return frozenset(found | ({BLOCKS} if self.blocks and "masked" in self.paths else set()))
 
 
-def _sampler_option(name: str) -> Option:
-    """The row of a sampler, from what its class says that it simulates."""
+def _simulated(name: str) -> tuple[str, ...]:
+    """The columns of the paths that a sampler simulates, from what its class says."""
     kind = SAMPLERS[name.split()[0]]
     rates = ("masked",) if name == ORDERED else kind.rates or TOKENS
-    paths = [path for path in TOKENS if DISCRETE in kind.states and path in rates]
-    if name != ORDERED:
-        paths += [path for path in (CONTINUOUS, PRODUCT) if path in kind.states]
-    in_blocks = "masked" in paths
-    return Option(f"sampler={name}", tuple(paths), (name,), images=True, blocks=in_blocks)
+    tokens = [path for path in TOKENS if DISCRETE in kind.states and path in rates]
+    return (*tokens, *(kind.states - {DISCRETE} if name != ORDERED else ()))
 
 
 OPTIONS = (
+    *(Option(f"sampler={name}", _simulated(name), (name,)) for name in NAMES),
     Option("input_ids", TOKENS, cure="give the observed values as given"),
     Option(
         "max_new_tokens", TOKENS, images=False, needs=("input_ids",),
@@ -123,9 +123,8 @@ OPTIONS = (
     ),
     Option("eos_token_id", ("masked",), images=False, needs=("blocks",), cure="give blocks=Blocks(length)"),
     Option("pad_token_id", TOKENS, images=False, cure="only sequences of tokens are padded"),
-    *(_sampler_option(name) for name in NAMES),
 )  # fmt: skip
-"""The rows; an option that is not among them fits everywhere."""
+"""The rows; an option that is not among them fits everywhere. An error names the first that does not fit."""
 
 
 def column_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """`GMModel`: a transformer that predicts the generator of a Markov process, as a Hugging Face model.
 
 The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `objective.loss`, and `generate` is
-`generation`. What is here packs the arguments of a call into one form (dicts by field), checks them once, and unpacks.
+`generation.run`. What is here packs the arguments of a call into one form (dicts by field), checks them once, and unpacks.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, LogitsProcessor, PreTrainedModel, StoppingCriteriaList
 from transformers import initialization as init
 
-from gm_discrete import generation
-from gm_discrete.generation import (
-    Blocks,
-    GMGenerationConfig,
-    Request,
-    Streamer,
-    TransformersOptions,
-    refuse_unknown,
-)
+from gm_discrete.generation import run
+from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions, refuse_unknown
+from gm_discrete.generation.observers import Streamer
+from gm_discrete.generation.request import Request
 from gm_discrete.generators import Factor, Generator, Jump, Product
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
@@ -373,9 +369,9 @@ class GMModel(GMPreTrainedModel):
         length: int | Mapping[str, int] | None = None,
         num_steps: int | None = None,
         grid: str | Sequence[float] | Tensor | None = None,
-        sampler: Sampler | str | None = None,
-        corrector: Corrector | None = None,
-        blocks: Blocks | None = None,
+        sampler: Sampler | str | Mapping[str, Any] | None = None,
+        corrector: Corrector | Mapping[str, Any] | None = None,
+        blocks: Blocks | Mapping[str, Any] | None = None,
         guidance: ClassifierGuidance | None = None,
         generators: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -459,7 +455,7 @@ class GMModel(GMPreTrainedModel):
             eos_token_id=options.get("eos_token_id"), pad_token_id=options.get("pad_token_id"),
             max_new_tokens=options.get("max_new_tokens") or None,
         )  # fmt: skip
-        return generation.generate(self, request)
+        return run.generate(self, request)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""

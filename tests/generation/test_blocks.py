@@ -201,8 +201,8 @@ def test_blocks__other_sequences_keep_their_class_and_allowed_tokens(monkeypatch
     allowed = torch.zeros(2, 6, K, dtype=torch.bool)
     allowed[0, :, EOS] = allowed[1, :, 6] = True
     found = model.generate(
-        class_labels=[0, 2], length=6, blocks=Blocks(2), num_steps=1, logits_processor=[AllowedTokens(allowed)], eos_token_id=EOS,
-        pad_token_id=PAD, seed=0,
+        class_labels=[0, 2], length=6, blocks=Blocks(2), num_steps=1, logits_processor=[AllowedTokens(allowed)],
+        eos_token_id=EOS, pad_token_id=PAD, seed=0,
     )  # fmt: skip
     assert found.tolist() == [[EOS, *[PAD] * 5], [6] * 6]
     assert seen == [[0, 2], [2], [2]]

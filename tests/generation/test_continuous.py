@@ -160,6 +160,7 @@ def smooth(name: str) -> GMModel:
     return model
 
 
+@pytest.mark.slow
 def test_generate__samplers_of_a_flow_agree_and_heun_is_more_exact() -> None:
     """All from the same noise, as nothing else is drawn. dopri5 at 1e-6 stands for the solution."""
     pytest.importorskip("torchdiffeq")
@@ -176,6 +177,7 @@ def test_generate__samplers_of_a_flow_agree_and_heun_is_more_exact() -> None:
     assert errors["heun", 80] < 0.2 * errors["euler", 80]
 
 
+@pytest.mark.slow
 def test_generate__dopri5_is_for_flows_alone() -> None:
     pytest.importorskip("torchdiffeq")
     with pytest.raises(TypeError, match="dopri5"):

@@ -19,7 +19,19 @@ from gm_discrete import (
     UniformPath,
 )
 from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square
-from tests.helpers.networks import DISCRETE, LENGTH, MASK, PAD, PATHS, K, constant, frequencies, network, rng, suits
+from tests.helpers.networks import (
+    LENGTH,
+    MASK,
+    PAD,
+    PATHS,
+    K,
+    constant,
+    every_sampler,
+    frequencies,
+    network,
+    rng,
+    suits,
+)
 from tests.helpers.networks import untrained as network_of
 
 every_path = pytest.mark.parametrize("name", PATHS)
@@ -44,7 +56,7 @@ def mask_of(model: GMModel) -> int | None:
 
 
 @every_path
-@pytest.mark.parametrize("sampler", DISCRETE)
+@every_sampler
 @pytest.mark.parametrize("num_steps", [1, 2, 50])
 def test_generate__leaves_no_mask(name: str, sampler: str, num_steps: int) -> None:
     model = network(name)
@@ -62,6 +74,7 @@ def test_generate__leaves_no_mask(name: str, sampler: str, num_steps: int) -> No
         assert not bool((sample == mask_of(model)).any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [*ON_THE_GRID, "adaptive"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_generate__reaches_the_end_of_every_schedule(schedule: Any, sampler: str) -> None:
@@ -227,7 +240,7 @@ def test_generate__network_sees_prompts_at_the_noise_of_the_time(name: str) -> N
 
 
 @every_path
-@pytest.mark.parametrize("sampler", DISCRETE)
+@every_sampler
 def test_generate__every_sampler_keeps_prompts_and_fills_gaps(name: str, sampler: str) -> None:
     """Rows of different length, padded on the right, gaps inside, new positions after; the same seed, the same sample."""
     if not suits(name, sampler):

@@ -104,7 +104,8 @@ def test_given__every_form_of_values_and_masks() -> None:
         ("two lines", {"over": [[1, 2], [3]]}, r"given\['over'\] has rows of different lengths; fill them up with None"),
         ("two lines", {"over": [[1, 9]]}, r"given\['over'\] holds ids outside of 0 to 5"),
         ("picture", {"image": torch.zeros(1, 3, 4, 5)}, r"given\['image'\] has shape \[1, 3, 4, 5\]; the model takes"),
-        ("notes", {"pitch": [[1, 2]], "gap": torch.zeros(1, 3, 2)}, r"pitch, gap.*given\['pitch'\] has 2, given\['gap'\] has 3"),
+        ("notes", {"pitch": [[1, 2]], "gap": torch.zeros(1, 3, 2)},
+         r"pitch, gap.*given\['pitch'\] has 2, given\['gap'\] has 3"),
     ],
 )  # fmt: skip
 def test_given__values_that_do_not_fit_are_named(name: str, given: Any, error: str) -> None:
@@ -199,6 +200,7 @@ def untrained(independent: bool = False) -> GMModel:
     return GMModel(GMConfig(path=path, fields=fields, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", PRODUCTS)
 def test_generate__samples_keep_digits_and_bounds_of_scalers(sampler: str) -> None:
     sample: Any = untrained().generate(batch_size=200, num_steps=6, sampler=sampler, seed=2)

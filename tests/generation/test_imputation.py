@@ -21,6 +21,7 @@ BIAS = 0.018
 """That of `test_product_laws.py`, for 100 steps."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MaskedPath(4), UniformPath(3)], ids=["masked", "uniform"])
 @pytest.mark.parametrize("weights", [{"flow": 1.0}, {"flow": 0.5, "jump": 0.5}], ids=["flow", "jumps"])
 def test_noised_observations__imputed_values_have_their_conditional_distribution(

@@ -21,7 +21,7 @@ from gm_discrete.samplers import Avoiding
 from gm_discrete.samplers.banned import by_length, completing
 from gm_discrete.samplers.banned import occurrences as found_by_length
 from tests.helpers.distributions import LEAST_P, chi_square
-from tests.helpers.networks import DISCRETE, LENGTH, MASK, PATHS, K, network, rng, suits
+from tests.helpers.networks import LENGTH, MASK, PATHS, K, every_sampler, network, rng, suits
 
 
 def occurrences(x: Tensor, sequences: list[list[int]]) -> Tensor:
@@ -42,7 +42,7 @@ def some_allowed() -> Tensor:
 
 
 @every_path
-@pytest.mark.parametrize("sampler", DISCRETE)
+@every_sampler
 def test_allowed_tokens__no_other_is_sampled(name: str, sampler: str) -> None:
     if not suits(name, sampler):
         return
@@ -129,6 +129,7 @@ def test_occurrences__are_found_where_they_overlap() -> None:
 BANNED = [[1, 2], [3], [4, 5, 4], [6, 6]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masked", "mask is 3"])
 @pytest.mark.parametrize(
     "options",

@@ -20,11 +20,11 @@ from gm_discrete import (
     ReMDM,
     time_grid,
 )
-from gm_discrete.generation import Trajectory
+from gm_discrete.models import Trajectory
 from tests.helpers import continuous
-from tests.helpers.networks import DISCRETE, LENGTH, MASK, PAD, PATHS, K, network, suits, untrained
+from tests.helpers.networks import LENGTH, MASK, PAD, PATHS, K, every_sampler, network, suits, untrained
 
-CONTINUOUS = ("tau_leaping", "euler", "heun", "adaptive", "dopri5")
+CONTINUOUS = ("tau_leaping", "euler", "heun", "adaptive", pytest.param("dopri5", marks=pytest.mark.slow))
 STEPS_TAKEN = 6
 
 
@@ -40,7 +40,7 @@ def entropy(law: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("sampler", DISCRETE)
+@every_sampler
 def test_trajectory__every_sampler_is_recorded_from_start_to_end(name: str, sampler: str) -> None:
     if not suits(name, sampler):
         pytest.skip("it is not for this path")
@@ -70,7 +70,7 @@ def test_trajectory__every_sampler_is_recorded_from_start_to_end(name: str, samp
     assert not bool(found.fixed.any())
 
 
-@pytest.mark.parametrize("sampler", DISCRETE)
+@every_sampler
 def test_trajectory__recording_changes_no_sample(sampler: str) -> None:
     name = "mixture" if suits("mixture", sampler) else "masked"
     model, options = network(name), {"batch_size": 3, "num_steps": STEPS_TAKEN, "seed": 1, "sampler": sampler}

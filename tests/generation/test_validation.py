@@ -43,6 +43,7 @@ from tests.helpers import continuous, product_models
 from tests.helpers.networks import DISCRETE, K, causal, network, suits, untrained
 from tests.helpers.networks import PATHS as NETWORKS
 
+SLOW = {"sampler=uniformization", "sampler=dopri5", "uniformization", "dopri5"}
 TOKEN_NETWORKS = {"masked": "masked", "reversal": "reversal", "mixture": "mixture", "kinetic": "metric"}
 
 
@@ -69,7 +70,7 @@ def model_for(option: Option, path: str, images: bool) -> GMModel:
 
 def arguments(option: Option, path: str, images: bool) -> dict[str, Any]:
     """A value of the option, and the arguments that it needs where it fits."""
-    fits = option.fits(path) and (option.fits(IMAGES) or not images)
+    fits = path in option.columns and (IMAGES in option.columns or not images)
     prompt = torch.ones(1, 4, dtype=torch.long)
     values: dict[str, Any] = {
         "input_ids": prompt, "max_new_tokens": 2, "length": 3, "temperature": 0.5, "top_k": 2, "top_p": 0.5,
@@ -116,13 +117,19 @@ def cells() -> list[Any]:
     found = []
     for option in OPTIONS:
         found += [(option, path, path) for path in PATHS]
-        found += [(option, path, IMAGES) for path in ("masked", "reversal", "continuous") if option.fits(path)]
-        found += [(option, "masked", BLOCKS)] if option.fits("masked") else []
+        found += [(option, path, IMAGES) for path in ("masked", "reversal", "continuous") if path in option.columns]
+        found += [(option, "masked", BLOCKS)] if "masked" in option.columns else []
         for column in NAMES:
-            paths = [path for path in PATHS if option.fits(path) and SAMPLER_ROWS[column].fits(path)]
+            paths = [path for path in PATHS if path in option.columns and path in SAMPLER_ROWS[column].columns]
             if not option.name.startswith("sampler=") and column != "dopri5":
                 found += [(option, path, column) for path in paths[:1]]
-    return [pytest.param(*cell, id=f"{cell[0].name}-{cell[1]}-{cell[2]}") for cell in found]
+    return [
+        pytest.param(
+            option, path, column, id=f"{option.name}-{path}-{column}",
+            marks=pytest.mark.slow if {option.name, column} & SLOW else (),
+        )
+        for option, path, column in found
+    ]  # fmt: skip
 
 
 SAMPLER_ROWS = {name: next(option for option in OPTIONS if option.name == f"sampler={name}") for name in NAMES}
@@ -140,7 +147,7 @@ def test_options__fit_where_the_table_says_so(option: Option, path: str, column:
         call["sampler"] = sampler_of(column)
     if column == BLOCKS and "blocks" not in call and model.config.block_size is None:
         call["blocks"] = Blocks(2)
-    if option.fits(path) and option.fits(column):
+    if path in option.columns and column in option.columns:
         assert model.generate(**call) is not None
         return
     with pytest.raises(ValueError, match=rf"^{option.name.partition('=')[0]}"):
@@ -152,8 +159,8 @@ def test_options__every_cell_is_tried() -> None:
     tried = {(cell.values[0].name, cell.values[2]) for cell in cells()}
     for option in OPTIONS:
         for column in COLUMNS:
-            reachable = column in PATHS or any(option.fits(path) for path in ("masked", "continuous"))
-            if column not in NAMES and reachable and (column != BLOCKS or option.fits("masked")):
+            reachable = column in PATHS or any(path in option.columns for path in ("masked", "continuous"))
+            if column not in NAMES and reachable and (column != BLOCKS or "masked" in option.columns):
                 assert (option.name, column) in tried
 
 
@@ -173,7 +180,7 @@ def test_sampler_rows__are_the_samplers_that_fit_the_path(name: str) -> None:
     path = NETWORKS[name]
     fitting = {sampler for sampler in DISCRETE if suits(name, sampler)}
     assert set(samplers_for(path)) == fitting
-    rows = {name for name, row in SAMPLER_ROWS.items() if row.fits(column_of(path))}
+    rows = {name for name, row in SAMPLER_ROWS.items() if column_of(path) in row.columns}
     assert rows - {ORDERED} == fitting
     assert (ORDERED in rows) == (path.rates == "masked")
 

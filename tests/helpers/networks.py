@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -20,6 +21,9 @@ PATHS = {
 }
 DISCRETE = ("tau_leaping", "euler", "trapezoidal", "first_hitting", "uniformization", "adaptive", "entropy_bounded")
 """Samplers of discrete states."""
+every_sampler = pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow) if name == "uniformization" else name for name in DISCRETE]
+)
 ONLY_MASKED = ("first_hitting", "entropy_bounded")
 
 
