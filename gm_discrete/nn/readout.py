@@ -54,7 +54,7 @@ class HiddenStates:
 
     @cached_property
     def layout(self) -> tuple[dict[str, tuple[int, int]], int]:
-        """First position and number of positions of each field, and the number of all positions. Groups follow one another."""
+        """First position and number of positions of each field, and the number of all positions."""
         spans, start = {}, 0
         for group in self.network.groups:
             length = self.network.fields[group[0]].positions(self.x[group[0]])
@@ -154,7 +154,8 @@ class LazyReadout:
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
         if self.processor is None:
             return rows
-        return self.processor(self.x[sequence], rows, time=as_tensor(t), position=where)  # pyright: ignore[reportArgumentType]
+        more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
+        return self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
