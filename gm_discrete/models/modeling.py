@@ -20,14 +20,14 @@ from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions, refuse_unknown
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
-from gm_discrete.generators import Factor, Generator, Jump, Product
+from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.network import Network
+from gm_discrete.nn.readout import LazyReadout, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
-from gm_discrete.nn.readout import OnRead, readouts
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
@@ -136,7 +136,7 @@ class GMModel(GMPreTrainedModel):
         return self.backbone.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embed_tokens = value
+        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.heads["tokens"]
@@ -183,70 +183,77 @@ class GMModel(GMPreTrainedModel):
             ValueError: an argument does not fit the model; the message names it.
         """
         path, config = self.path, self.config
-        states = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
-        if [name for name, state in states.items() if state is not None] != [path.state_name]:
-            given = ", ".join(name for name, state in states.items() if state is not None) or "none"
-            raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {given}")
-        x = pack(states[path.state_name])
+        given = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
+        given = {name: state for name, state in given.items() if state is not None}
+        if given.keys() != {path.state_name}:
+            found = ", ".join(given) or "none"
+            raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
+        x = pack(given[path.state_name])
         if time is None:
             if labels is not None or config.time_conditioning or not isinstance(path, MaskedPath):
                 raise ValueError(
-                    "time is missing: pass time=t, of shape [B] or, of independent times, [B, M], in [0, 1]"
+                    "time is missing: pass time=t in [0, 1], of shape [B] or, of independent times, [B, M]"
                 )
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
-        masks = None if attention_mask is None else pack(attention_mask)
+        masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack(labels)
-        z, scored = self._checked_batch(x, time, masks, data, class_labels)
-        now = {name: path.fields[name].loss_time(at) for name, at in generator_times(path, time).items()}
-        read = readouts(
-            self.network, x, time, now, attention_mask=masks, class_labels=class_labels,
-            clean=z if config.block_size and data is not None else None,
-        )  # fmt: skip
-        hidden = next(iter(read.values())).hidden
-        if data is None:
-            logits, velocity = {}, {}
-            for name, readout in read.items():
-                for head in readout.field.heads:
-                    if head in ("tokens", "belief"):
-                        logits[name] = readout(head).unflatten(0, x[name].shape)
-                    elif head == "flow":
-                        velocity[name] = readout(head)
-            single = "" in x
-            output = GMModelOutput(
-                logits=logits.get("") if single else logits,
-                velocity=velocity.get("") if single else velocity,
-                last_hidden_state=hidden.final(),
-            )
-        else:
-            # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute it.
-            hidden.compute() if "" in x else hidden.final()
-            predicted: dict[str, Factor] = {
-                name: field.marginal(read[name], x[name], now[name], check=False)  # pyright: ignore[reportAssignmentType]
-                for name, field in path.fields.items()
-            }
-            counts = None if num_items_in_batch is None else pack(num_items_in_batch)
-            weights = by_field(path, config.loss_weights)
-            kinds = by_field(path, divergence or config.divergence)
-            losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
-            parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
-            output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
+        z, scored = self._checked_batch(x, times, masks, data, class_labels)
+        now = {}  # values of the schedules at the times, computed once for all that follows
+        for name, field in path.fields.items():
+            now[name] = field.loss_time(times[name])
+        clean = z if config.block_size and labels is not None else None
+        heads = readouts(self.network, x, time, now, attention_mask=masks, class_labels=class_labels, clean=clean)
+        if labels is None:
+            output = self._head_outputs(heads)
+            return output if return_dict is not False else output.to_tuple()
+        # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute what they share.
+        hidden = heads[next(iter(heads))].hidden
+        hidden.compute() if len(x) == 1 else hidden.final()
+        predicted: dict[str, Any] = {}
+        for name, field in path.fields.items():
+            predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
+        counts = None if num_items_in_batch is None else pack(num_items_in_batch)
+        kinds, weights = by_field(path, divergence or config.divergence), by_field(path, config.loss_weights)
+        losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
+        parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
+        output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
+    def _head_outputs(self, heads: Mapping[str, LazyReadout]) -> GMModelOutput:
+        """The outputs of all heads, at all entries."""
+        logits, velocity = {}, {}
+        for name, readout in heads.items():
+            for head in readout.field.heads:
+                if head in ("tokens", "belief"):
+                    logits[name] = readout(head).unflatten(0, readout.x.shape)
+                elif head == "flow":
+                    velocity[name] = readout(head)
+        hidden = next(iter(heads.values())).hidden.final()
+        if "" in heads:
+            return GMModelOutput(None, logits.get(""), velocity.get(""), hidden)
+        return GMModelOutput(None, logits, velocity, hidden)
+
     def _checked_batch(
-        self, x: State, t: Tensor, masks: State | None, labels: State | None, class_labels: Tensor | None
+        self,
+        x: State,
+        times: Mapping[str, Tensor],
+        masks: State | None,
+        labels: State | None,
+        class_labels: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Checks a batch, once: nothing below checks it again. Returns (z, scored) of the labels, if there are any.
 
         Raises:
             ValueError: a tensor is not what the model is made for.
         """
-        path, names = self.path, ", ".join(self.state_fields)
+        path = self.path
         if x.keys() != path.fields.keys():
-            raise ValueError(f"{path.state_name} must be a dict with the fields {names}; got {', '.join(sorted(x))}")
+            found = ", ".join(sorted(x))
+            raise ValueError(f"{path.state_name} must be a dict with the fields {', '.join(path.fields)}; got {found}")
         for argument, value in (("attention_mask", masks), ("labels", labels)):
-            if unknown := (value or {}).keys() - path.fields.keys():
-                raise ValueError(f"{argument} must be by field, of {names}; got {', '.join(sorted(unknown))}")
-        z, scored, times = {}, {}, generator_times(path, t)
+            if value is not None and (unknown := value.keys() - x.keys()):
+                raise ValueError(f"{argument} must be by field, of {', '.join(x)}; got {', '.join(sorted(unknown))}")
+        z, scored = {}, {}
         for name, field in self.state_fields.items():
             state, where = x[name], f"[{name!r}]" if name else ""
             if labels is None:
@@ -258,9 +265,11 @@ class GMModel(GMPreTrainedModel):
                 scored[name] = field.path.loss_mask(labels[name])
                 z[name] = torch.where(scored[name], labels[name], field.path.fill_unscored(state))
                 field.path.check_pair(z[name], state, times[name], (f"labels{where}", path.state_name + where))
-            if tuple(state.shape[1:]) != (expected := field.state_shape(state.shape[1])):
+            expected = field.state_shape(state.shape[1])
+            if state.shape[1:] != expected:
+                expected = ", ".join(str(size) for size in ("B", *expected))
                 raise ValueError(
-                    f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [B, {str(expected)[1:-1]}]"
+                    f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [{expected}]"
                 )
             mask = None if masks is None else masks.get(name)
             if mask is not None and field.image_shape:
@@ -270,12 +279,12 @@ class GMModel(GMPreTrainedModel):
                     f"attention_mask{where} has shape {tuple(mask.shape)}; give [B, L] = {tuple(state.shape[:2])}"
                 )
         for group in self.groups:
-            if len(lengths := {self.state_fields[name].positions(x[name]) for name in group}) > 1:
+            if len(group) > 1 and len(lengths := {x[name].shape[1] for name in group}) > 1:
                 raise ValueError(
                     f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions; give one number"
                 )
         if class_labels is not None:
-            self.config.check_classes(class_labels, len(t))
+            self.config.check_classes(class_labels, len(next(iter(x.values()))))
         return z, scored
 
     def generator(

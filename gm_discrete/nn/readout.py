@@ -58,7 +58,7 @@ class HiddenStates:
 
     @cached_property
     def layout(self) -> tuple[dict[str, tuple[int, int]], int]:
-        """First position and number of positions of each field, and the number of all positions. Groups follow one another."""
+        """First position and number of positions of each field, and the number of all positions."""
         spans, start = {}, 0
         for group in self.network.groups:
             length = self.network.fields[group[0]].positions(self.x[group[0]])
@@ -159,7 +159,8 @@ class LazyReadout:
             return cast(EuclideanPath, field.path).output(head, rows, x, t)
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
         if self.processor is not None:
-            rows = self.processor(self.x[sequence], rows, time=as_tensor(t), position=where)  # pyright: ignore[reportArgumentType]
+            more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
+            rows = self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
         if self.on_read is not None:
             self.on_read(rows, sequence)
         return rows

@@ -14,8 +14,8 @@ from gm_discrete.paths import Path
 class PathTables(nn.Module):
     """The tables of a path (`Path.tables`) as buffers, such as the embeddings of a `MetricPath`.
 
-    A path that is built from JSON knows only their shapes. It gets its tables when the buffers are loaded. Buffers keep their
-    precision where a model is cast: rounded distances would define another path.
+    A path that is built from JSON knows only their shapes. It gets its tables when the buffers are loaded. Buffers keep
+    their precision where a model is cast: rounded distances would define another path.
 
     Args:
         path: its tables are copied, if it has them already.

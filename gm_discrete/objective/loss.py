@@ -63,12 +63,11 @@ def conditional_loss(
     Raises:
         ValueError, TypeError: an argument does not fit the path; the message names it.
 
-    >>> from gm_discrete import ExactModel, UniformTimeSampler
-    >>> data = torch.tensor([[0, 1], [1, 0]])
-    >>> process = ExactModel(MaskedPath(3), data)  # the posterior of two sequences of two tokens
-    >>> loss = conditional_loss(process, data, rng=torch.Generator().manual_seed(0))
-    >>> bool(loss >= 0)
-    True
+    >>> from gm_discrete import ExactModel, MaskedPath
+    >>> z = torch.tensor([[0, 1], [1, 0]])
+    >>> posterior = ExactModel(MaskedPath(3), z)  # of data that is one of these two sequences
+    >>> conditional_loss(posterior, z, rng=torch.Generator().manual_seed(0)) >= 0
+    tensor(True)
     """
     model: Any = unwrapped(process)
     path: Path = model.path
@@ -79,9 +78,11 @@ def conditional_loss(
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
     if isinstance(process, nn.Module):
-        labels = unpack({name: field.mask_labels(state[name], chosen[name]) for name, field in path.fields.items()})
+        labels = {}
+        for name, field in path.fields.items():
+            labels[name] = field.mask_labels(state[name], chosen[name])
         choice = {} if divergence is None else {"divergence": divergence}
-        return process(**{path.state_name: unpack(x)}, time=t, labels=labels, **conditioning, **choice).loss
+        return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=by_field(path, divergence)))
 
@@ -106,7 +107,8 @@ def corrupt(
         z, scored: data and bool of its shape, by field.
         x_0: sources of a coupled path.
     """
-    batch, device = next((len(value), value.device) for value in z.values())
+    first = next(iter(z.values()))
+    batch, device = len(first), first.device
     rows = slice(rank * batch, (rank + 1) * batch)
     t = draw_times(path, batch * world_size, rng, device, time_sampler)
     x, times = {}, path.times(t)
@@ -189,27 +191,26 @@ def field_divergences(
     if missing := path.fields.keys() - generators.keys():
         raise TypeError(f"the model's generator lacks {', '.join(missing)}; the path has {', '.join(path.fields)}")
     found: dict[str, dict[str, Tensor]] = {}
-    times, raw = now or {name: path.fields[name].at(at) for name, at in generator_times(path, t).items()}, path.times(t)
+    times, evaluated = path.times(t), generator_times(path, t)
     for name, field in path.fields.items():
-        predicted, state, here = generators[name], x[name], times[name]
-        kinds = (divergence or {}).get(name) or field.default_divergence
+        state, here = x[name], field.at(evaluated[name]) if now is None else now[name]
+        kinds: Any = (divergence or {}).get(name) or field.default_divergence
+        kinds = kinds if isinstance(kinds, Mapping) else {"jump": kinds}
         target = field.conditional(z[name], state, here, check=now is None)
-        pairs: dict[str, tuple[Any, Any]] = {"jump": (target, predicted)}
-        if isinstance(target, Superposition):
-            parts = predicted.parts if isinstance(predicted, Superposition) else {}
-            if missing := kinds.keys() - parts.keys():
-                raise TypeError(f"the model's generator lacks {', '.join(missing)}, which the path trains")
-            pairs = {part: (target.parts[part], parts[part]) for part in kinds}
-        else:
-            kinds = {"jump": kinds}
+        aims: Any = target.parts if isinstance(target, Superposition) else {"jump": target}
+        guess: Any = generators[name]
+        guesses = guess.parts if isinstance(guess, Superposition) else {"jump": guess}
+        if missing := kinds.keys() - guesses.keys():
+            raise TypeError(f"the model's generator lacks {', '.join(missing)}, which the path trains")
         shape, units, found[name] = (-1, *[1] * (state.dim() - 1)), field.units(here), {}
-        open_ = scored[name] & (raw[name] < 1).view(shape)
-        for part, (aim, guess) in pairs.items():
+        open_ = scored[name] & (times[name] < 1).view(shape)
+        for part, kind in kinds.items():
+            aim, guess = aims[part], guesses[part]
             if part in units:  # else they are in it
                 unit = units[part].view(shape)
                 unit = unit if field.is_discrete else unit.to(state.dtype)
                 aim, guess = aim.per(unit), guess.per(unit)
-            found[name][part] = bregman.divergence(aim, guess, state, where=open_, kind=kinds[part])
+            found[name][part] = bregman.divergence(aim, guess, state, where=open_, kind=kind)
     return found
 
 

@@ -66,7 +66,7 @@ class Path(Configurable, ABC):
         return t if isinstance(t, At) else At(t)
 
     def loss_time(self, t: TimeLike) -> At:
-        """As `at`, for generators that are only compared with each other: they are in `units` where that has a closed form."""
+        """As `at`, for generators that are compared with each other: they are in `units` where that has a closed form."""
         return self.at(t)
 
     @abstractmethod
