@@ -19,7 +19,7 @@ from gm_discrete.generators.kernels import Kernel
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import Chain, Sampler, discrete, leaving, needs_network, posterior
-from gm_discrete.samplers.euclidean import advance, pace
+from gm_discrete.samplers.euclidean import advance, keep, pace
 
 SURVEY = 32
 """Of a longer sequence, the number of unsettled tokens is estimated at so many positions, not read at all of them."""
@@ -110,9 +110,7 @@ class _Leap:
         self.chain, self.posteriors, self.t, self.end = chain, posteriors, t, end
         self.x = {name: x[name] for name in posteriors}
         self.active = t < end
-        self.positions = {
-            name: chain.free[name] & (posterior.over(end).chance > 0) for name, posterior in posteriors.items()
-        }
+        self.positions = {name: chain.free[name] & (found.over(end).chance > 0) for name, found in posteriors.items()}
         self.likely = torch.zeros_like(self.active)  # sequences whose network output the step will probably need
         self.read = torch.zeros_like(self.active)
 
@@ -131,13 +129,13 @@ class _Leap:
 
         def until() -> Tensor:
             part = (max_expected_changes / (n * self.unsettled()).sqrt()).clamp(max=1)  # ∞ where all is settled
-            ends = [_after(chain.path.fields[name].schedule, self.t, self.end, part) for name in self.x]
+            ends = [_after(chain.schedule(name), self.t, self.end, part) for name in self.x]
             return torch.stack(ends).amin(0)
 
         first, events, open_ = until(), torch.zeros_like(self.t), torch.zeros_like(self.active)
-        for name, posterior in self.posteriors.items():
-            events = events + (posterior.over(first).chance * self.positions[name]).sum(1)
-            open_ |= needs_network(posterior.belief, self.x[name], self.positions[name]).any(1)
+        for name, found in self.posteriors.items():
+            events = events + (found.over(first).chance * self.positions[name]).sum(1)
+            open_ |= needs_network(found.belief, self.x[name], self.positions[name]).any(1)
         self.likely = (events > math.log(2)) | ~open_  # an event is likelier than none, or masks are counted
         for name in numbers:
             self.likely |= chain.movable(name)
@@ -146,25 +144,25 @@ class _Leap:
 
     def unsettled(self) -> Tensor:
         """E, [B], of all fields as last known."""
-        known = [
-            torch.where(self.positions[name].any(1), self.chain.remember(name, TokenMemory).unsettled, 0.0)
-            for name in self.x
-        ]
-        return torch.stack(known).sum(0)
+        total = torch.zeros_like(self.t)
+        for name, positions in self.positions.items():
+            known = self.chain.remember(name, TokenMemory).unsettled
+            total = total if known is None else total + torch.where(positions.any(1), known, 0.0)
+        return total
 
     def look(self, sequences: Tensor) -> None:
         """Finds E anew in these sequences."""
-        for name, posterior in self.posteriors.items():
+        for name, found in self.posteriors.items():
             memory, positions = self.chain.remember(name, TokenMemory), self.positions[name]
             asked = positions & sequences[:, None]
-            found, read = _unsettled(posterior.belief, self.x[name], asked, self.chain)
-            memory.unsettled = torch.where(asked.any(1), found, memory.unsettled)
+            unsettled, read = _unsettled(found.belief, self.x[name], asked, self.chain)
+            memory.unsettled = keep(memory.unsettled, unsettled, asked.any(1))
             self.read |= read
 
     def land(self, until: Tensor) -> dict[str, Tensor]:
         """The fields after the step to the times `until` [B]."""
         chain = self.chain
-        jumps = {name: posterior.over(until) for name, posterior in self.posteriors.items()}
+        jumps = {name: found.over(until) for name, found in self.posteriors.items()}
         events = {name: chain.events(jump.chance, name) for name, jump in jumps.items()}
         moving = torch.stack([event.any(1) for event in events.values()]).any(0)
         read = self.read

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.configurable import Configurable, subclasses
-from gm_discrete.generators import Factor, Jump, Posterior
+from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
@@ -153,10 +153,9 @@ class Chain:
             raise TypeError(f"this sampler needs a path; {type(self.process).__name__} has no attribute .path")
         return path
 
-    @property
-    def schedule(self) -> Schedule:
-        """The schedule κ of a state with one discrete field."""
-        return self.path.schedule  # pyright: ignore[reportAttributeAccessIssue]
+    def schedule(self, name: str = "") -> Schedule:
+        """The schedule κ of a discrete field."""
+        return self.path.fields[name].schedule  # pyright: ignore[reportAttributeAccessIssue]
 
     # Evaluating the process
 
@@ -255,8 +254,8 @@ class Chain:
         return self._memory.setdefault((name, kind), kind())
 
 
-def discrete(generator: Factor) -> Jump:
-    """The generator of a discrete field.
+def discrete(generator: Generator) -> Jump:
+    """The generator of a discrete field, as the jump that it must be.
 
     Raises:
         TypeError: it is no jump.

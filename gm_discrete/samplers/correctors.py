@@ -138,7 +138,7 @@ class ReMDM(Corrector):
 
     def step(self, sampler: Sampler, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         path: Any = chain.path
-        state, schedule, masked = x[""], chain.schedule, x[""] == path.mask_token_id
+        state, schedule, masked = x[""], chain.schedule(), x[""] == path.mask_token_id
         kappa, kappa_next = schedule.kappa(t[""])[:, None], schedule.kappa(t_next[""])[:, None]
         sigma = self.eta * torch.where(kappa > 0, (1 - kappa_next) / kappa, 0.0).clamp(max=1)
         reveal = (kappa_next - (1 - sigma) * kappa) / (1 - kappa)

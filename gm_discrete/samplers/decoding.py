@@ -89,8 +89,8 @@ class EntropyBounded(Sampler):
             chosen = masks & (cost <= self.entropy_bound).gather(1, at)
             chain.count(going)
             state = chain.jumped(state, torch.where(chosen, drawn, state))
-            left = chain.schedule.complement(now) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
-            now = torch.where(going, chain.schedule.inverse(1 - left), now)
+            left = chain.schedule().complement(now) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
+            now = torch.where(going, chain.schedule().inverse(1 - left), now)
             reached.time = now
 
 
@@ -105,7 +105,7 @@ def reveal(chain: Chain, x: State, t: Times, t_next: Times, order: str, order_te
     count = ((jump.chance * masks).sum(1) + chain.uniform(len(state))).floor()
     drawn, score, _ = draw(chain, jump, masks & (count > 0)[:, None], order)
     if order_temperature:
-        heat = order_temperature * chain.schedule.complement(t[""])[:, None]
+        heat = order_temperature * chain.schedule().complement(t[""])[:, None]
         score = score - heat * torch.log(-torch.log1p(-chain.uniform(*state.shape)))
     chain.count(count > 0)
     return chain.jumped(state, torch.where(masks & (place(score) < count[:, None]), drawn, state))

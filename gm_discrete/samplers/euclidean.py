@@ -140,16 +140,19 @@ def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t:
 
 
 def _growth(memory: JumpMemory, rate: Tensor, t: Tensor, t_next: Tensor) -> Tensor | None:
-    """∫ ((1 − t)/(1 − s))^p ds over [t, t_next], p the power with which the rates of those grew that did not jump before.
+    """∫ ((1 − t)/(1 − s))^p ds over [t, t_next], [B, …]: the effective duration of a step in which rates grow with power p.
 
-    With p = 3 grow those of a state far from where it belongs, while z is known; 1/(1 − t) is all that is left of it where
-    z is as uncertain as x is noisy. p is found from the sums over each sequence. NaN in the first step and the last.
+    p is that with which the rates of a sequence grew over the last step, summed over the entries that did not jump: 3 where
+    z is known and the state is far from it, 1 where z is as uncertain as x is noisy. Of a few entries the growth is mostly
+    chance; so one more is added to them, whose rate grows with p = 1. NaN in the first step and the last.
     """
     if memory.rate is None or memory.stayed is None or memory.time is None:
         return None
     before = (memory.rate * memory.stayed).flatten(1).sum(1, dtype=torch.float64)
     ratio = (rate * memory.stayed).flatten(1).sum(1, dtype=torch.float64) / before
-    p = (ratio.log() / ((1 - memory.time) / (1 - t)).log()).nan_to_num(nan=3.0, neginf=0.0).clamp(0, 3)
+    seen = (ratio.log() / ((1 - memory.time) / (1 - t)).log()).nan_to_num(nan=1.0, neginf=0.0, posinf=3.0).clamp(0, 3)
+    number = memory.stayed.flatten(1).sum(1)
+    p = (number * seen + 1) / (number + 1)
     left, power = (1 - t_next) / (1 - t), 1 - p
     part = torch.where(power.abs() < 1e-6, -left.log(), (1 - left**power) / power)  # which is 0/0 at p = 1
     duration = torch.where(t_next < 1, (1 - t) * part, torch.nan)
@@ -227,7 +230,8 @@ def pace(
         def total(values: Tensor) -> Tensor:
             return (free * values).flatten(1).sum(1)
 
-        size = (total(x.square()) / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+        # One more entry of unit size: a sequence of a few small numbers does not need tiny steps.
+        size = ((total(x.square()) + 1) / (count + 1)).sqrt()
         bent = (total(slope.square()) / count).sqrt()
         changed = total((rate - memory.rate).abs()) / taken + total(rate.square())
         length = jump_length(generator, size)

@@ -144,8 +144,7 @@ class ClassifierGuidance:
         if rates not in ("masked", "reversal"):
             raise ValueError(
                 f"ClassifierGuidance needs the rates of a time reversal, not rates={rates!r}: otherwise a token leaves at "
-                f"the same rate whatever it is, and Bayes' rule does not hold; use a MaskedPath or rates='reversal' in place "
-                f"of {path!r}"
+                "the same rate whatever it is, and Bayes' rule does not hold; use a MaskedPath or rates='reversal'"
             )
 
     def guided(self, process: Process) -> GuidedProcess:

@@ -38,7 +38,7 @@ class Simulation:
         states: the states at `save_at`, in its order.
     """
 
-    x: Tensor | State
+    x: Any
     times: Tensor
     network_calls: Tensor
     jumps: Tensor

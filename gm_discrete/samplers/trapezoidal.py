@@ -33,7 +33,7 @@ class Trapezoidal(Sampler):
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         if bool((t_next[""] >= 1).any()):
             return TauLeaping().step(chain, x, t, t_next)
-        schedule = chain.schedule
+        schedule = chain.schedule()
         left, left_next = schedule.complement(t[""]), schedule.complement(t_next[""])
         inner = schedule.inverse(1 - left * (left_next / left) ** self.theta)
         start = chain.posterior(x, t)
