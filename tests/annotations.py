@@ -1,7 +1,7 @@
 """Counts parameters that are annotated as bare `Any`: `python tests/annotations.py` prints them by file.
 
-A parameter counts if its annotation is `Any` itself, not if `Any` stands inside of another type. `*args` and `**kwargs` count
-like every other parameter; `self` and `cls` do not count.
+A parameter counts if its annotation is `Any` itself, not if `Any` stands inside of another type. `*args` and `**kwargs`
+count like every other parameter; `self` and `cls` do not count.
 """
 
 from __future__ import annotations
