@@ -2,8 +2,9 @@
 
     python benchmarks/blocks.py --threads 2 --output blocks.json
 
-One network with random weights writes `--lengths` new symbols in blocks of `--block-size`, `--steps` steps a block, with
-`use_cache` and without, taking turns; the median of the rounds is reported. Both give the same symbols, which is checked.
+One network with random weights generates `--lengths` new symbols in blocks of `--block-size`, `--steps` steps a block, with
+`Blocks(cache="exact")` and without cache, taking turns; the median of the rounds is reported. That both give the same
+symbols is checked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from measure import environment, interleaved, markdown, medians, network, network_arguments, parse, report
 
-from gm_discrete import MaskedPath
+from gm_discrete import Blocks, MaskedPath
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser, argv, lengths=[16, 32], block_size=8, steps=4)
     longest = argparse.Namespace(**vars(args) | {"length": max(args.lengths)})
     model = network(MaskedPath(args.vocab_size), longest, block_size=args.block_size)
+    blocks = {"uncached": Blocks(args.block_size), "cached": Blocks(args.block_size, cache="exact")}
     results = []
     for length in args.lengths:
         options = {"batch_size": args.batch_size, "length": length, "num_steps": args.steps, "seed": args.seed}
         sides = {
-            "uncached": lambda options=options: model.generate(**options),
-            "cached": lambda options=options: model.generate(**options, use_cache=True),
+            side: lambda options=options, blocks=blocks: model.generate(**options, blocks=blocks)
+            for side, blocks in blocks.items()
         }
         same = float((sides["uncached"]() == sides["cached"]()).double().mean())  # and both are warm
         rounds = interleaved(sides, args.pairs, args.device)

@@ -3,19 +3,18 @@
     python benchmarks/generation.py --models runs/gcide_small runs/shakespeare --judge smollm2 --threads 1 \\
         --output generation.json --figure benchmarks/figures/generation.png
 
-Every row samples each model in one way, as `generate` is told to. Its columns:
+Every row samples each model with other options of `generate`. Its columns:
 
     perplexity     of the texts under the judge, a causal language model, ± its standard error over texts
     entropy        of the symbols of a sample, in nats, mean ± standard error; it grows with `--length`
-    TV             total variation between the law of `--ngram` successive symbols in all samples and in held-out text
+    TV             total variation distance of the distributions of `--ngram` successive symbols in samples and held-out text
     calls          of the network per sample
-    CPU s          processor time per sample, which other work on the machine disturbs less than it does the clock
+    CPU s          processor time per sample, which other work on the machine disturbs less than elapsed time
 
-Low perplexity with an entropy below that of the data is repetition or blandness. TV is about the law, as far as so few
-symbols show it, and has noise: as many blocks of the data have the value that stands beside the data, which is held-out
-text in blocks as long and as many. Text and its split are those in the `run.json` that `recipes/text.py` leaves with a
-model. `--records` joins what runs with other `--rows` or `--models` have written. Every row has the same seed, so that it
-does not depend on which others there are.
+Low perplexity with an entropy below that of the data is repetition or blandness. TV compares distributions, as far as so
+few symbols can, and has noise: its value for as many held-out blocks of the data stands in the row of the data. Text and its
+split are those in the `run.json` that `recipes/text.py` leaves with a model. `--records` joins what runs with other `--rows`
+or `--models` have written. Every row has the same seed, so that it does not depend on which others there are.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ from perplexity import fingerprint, held_out, load_judge, sample, score
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from gm_discrete import GMModel
+from gm_discrete import Adaptive, DetailedBalance, EntropyBounded, GMModel, ReMDM, TauLeaping
+from gm_discrete.configurable import Configurable
 from gm_discrete.data import check_tokenizer
 
 Options = dict[str, Any]
@@ -44,26 +44,23 @@ ROWS: dict[str, dict[str, Options]] = {
     "tau-leaping": {f"{n} steps": {"num_steps": n} for n in (8, 16, 32, 64, 128)},
     "first hitting": {"": {"sampler": "first_hitting"}},
     "trapezoidal": {f"{n} steps": {"sampler": "trapezoidal", "num_steps": n} for n in (8, 16, 32)},
-    "adaptive": {f"M = {m:g}": {"sampler": "adaptive", "max_expected_changes": m} for m in (8.0, 2.0, 0.5)},
-    "order confidence": {f"{n} steps": {"num_steps": n, "order": "confidence"} for n in (16, 32, 64)},
-    "entropy bounded": {
-        f"ε = {bound:g}": {"sampler": "entropy_bounded", "entropy_bound": bound} for bound in (8.0, 2.0, 0.5, 0.1, 0.05)
-    },
+    "adaptive": {f"M = {m:g}": {"sampler": Adaptive(max_expected_changes=m)} for m in (8.0, 2.0, 0.5)},
+    "order confidence": {f"{n} steps": {"num_steps": n, "sampler": TauLeaping("confidence")} for n in (16, 32, 64)},
+    "entropy bounded": {f"ε = {bound:g}": {"sampler": EntropyBounded(bound)} for bound in (8.0, 2.0, 0.5, 0.1, 0.05)},
     "temperature": {
         f"{heat}, 32 steps": {"num_steps": 32, "temperature": value}
         for heat, value in {"0.9": 0.9, "0.8": 0.8, "0.6": 0.6, "0.8 → 0.4": (0.8, 0.4)}.items()
     },
     "noisy confidence": {
-        f"{heat:g}, 32 steps": {"num_steps": 32, "order": "confidence", "order_temperature": heat}
-        for heat in (3.0, 1.0, 0.3)
+        f"{heat:g}, 32 steps": {"num_steps": 32, "sampler": TauLeaping("confidence", heat)} for heat in (3.0, 1.0, 0.3)
     },
-    "ReMDM": {"32 steps": {"num_steps": 32, "corrector": {"type": "remdm"}}},
-    "detailed balance ×1": {"16 steps": {"num_steps": 16, "corrector": {"type": "detailed_balance", "sweeps": 1}}},
-    "order margin": {f"{n} steps": {"num_steps": n, "order": "margin"} for n in (16, 32, 64)},
-    "order entropy": {f"{n} steps": {"num_steps": n, "order": "entropy"} for n in (16, 32, 64)},
+    "ReMDM": {"32 steps": {"num_steps": 32, "corrector": ReMDM()}},
+    "detailed balance ×1": {"16 steps": {"num_steps": 16, "corrector": DetailedBalance(sweeps=1)}},
+    "order margin": {f"{n} steps": {"num_steps": n, "sampler": TauLeaping("margin")} for n in (16, 32, 64)},
+    "order entropy": {f"{n} steps": {"num_steps": n, "sampler": TauLeaping("entropy")} for n in (16, 32, 64)},
 }
 """By name of the curve and of the point on it: arguments of `generate`."""
-OF_MASKS = (
+FOR_MASKS = (
     "first hitting",
     "entropy bounded",
     "ReMDM",
@@ -85,7 +82,7 @@ def counts(tokens: Tensor, ngram: int, symbols: int) -> dict[int, int]:
 
 
 def total_variation(first: Mapping[int, int], second: Mapping[int, int]) -> float:
-    """½ Σ |p − q| of the two laws that counts are proportional to."""
+    """½ Σ |p − q| of the two distributions that the counts are proportional to."""
     p, q = sum(first.values()), sum(second.values())
     return sum(abs(first.get(code, 0) / p - second.get(code, 0) / q) for code in {**first, **second}) / 2
 
@@ -132,7 +129,7 @@ def measured(folder: str, judge: dict[str, Any], args: argparse.Namespace, recor
         for point, options in points.items():
             if not any(re.search(part, f"{curve}, {point}") for part in args.rows):
                 continue
-            if model.path.rates != "masked" and curve in OF_MASKS:
+            if model.path.rates != "masked" and curve in FOR_MASKS:
                 continue
             wall, processor = time.perf_counter(), time.process_time()
             tokens, calls = sample(model, length, args.num_samples, args.batch_size, args.seed, **options)
@@ -144,7 +141,10 @@ def measured(folder: str, judge: dict[str, Any], args: argparse.Namespace, recor
                 tv=total_variation(counts(tokens, args.ngram, symbols), truth),
                 calls=float(calls.double().mean()),
                 **{name: value / args.num_samples for name, value in spent.items()},
-                options=options,
+                options={
+                    name: value.to_dict() if isinstance(value, Configurable) else value
+                    for name, value in options.items()
+                },
             )
 
 

@@ -98,12 +98,12 @@ class Request:
         logits_processor: Sequence[LogitsProcessor] | None = None,
         stopping_criteria: Sequence[StoppingCriteria] | None = None,
         streamer: Streamer | None = None,
-        **asked: object,
+        **explicit: object,
     ) -> Request:
         """The request that the arguments of `generate` describe (see there).
 
         Args:
-            asked: options of the config that were given for this call, and that are refused where they have no effect.
+            explicit: options of the config that were given for this call, and that are refused where they have no effect.
 
         Raises:
             ValueError, TypeError: arguments do not fit each other, the path or the model; the message names them.
@@ -118,7 +118,7 @@ class Request:
             "class_labels": class_labels, "guidance": guidance, "logits_processor": logits_processor or None,
             "stopping_criteria": stopping_criteria, "streamer": streamer,
         }  # fmt: skip
-        check_options(model.path, model.config, config, {**arguments, **asked}, blocks)
+        check_options(model.path, model.config, config, {**arguments, **explicit}, blocks)
         if network.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):

@@ -27,7 +27,7 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     """Samples by simulating the process of the model from t = 0 to t = 1.
 
     Returns:
-        The samples, in natural units; or a `GMGenerateOutput` if the config asks for it.
+        The samples, in natural units; or a `GMGenerateOutput` with `return_dict_in_generate=True`.
     """
     config, observers, fields = request.config, request.observers, request.fields
     state, single = request.start(model), "" in fields
@@ -138,11 +138,11 @@ def _simulated(
 
 
 class NoisedObservations:
-    """A process whose network sees the observed values at the noise level of the time, as in training.
+    """A process whose network is given the observed values at the noise level of the time, as in training.
 
     Masked paths need no such noise: an observed token is as in training, and conditioning on it is exact. For other paths
     the observed values are drawn from p_t(·|value), which is an approximation. With independent times a field that is
-    observed in all entries is shown at its time 1, without noise; what follows is conditioned on it exactly.
+    observed in all entries enters at its time 1, without noise; the rest is conditioned on it exactly.
     """
 
     def __init__(self, process: Process, request: Request) -> None:

@@ -62,7 +62,7 @@ class Option:
 
 
 def _simulated(name: str) -> tuple[str, ...]:
-    """The columns of the paths that a sampler simulates, from what its class says."""
+    """The columns of the paths that a sampler simulates, from the attributes of its class."""
     kind = SAMPLERS[name.split()[0]]
     rates = ("masked",) if name == ORDERED else kind.rates or TOKENS
     tokens = [path for path in TOKENS if DISCRETE in kind.states and path in rates]
@@ -100,7 +100,7 @@ OPTIONS = (
     Option("class_labels", needs=("num_classes",)),
     Option("guidance_scale", needs=("class_labels",)),
     Option(
-        "guidance", ("masked", "reversal"), ("tau_leaping", "euler"), blocks=False, excludes=("corrector",),
+        "guidance", ("masked", "reversal"), ("tau_leaping", ORDERED, "euler"), blocks=False, excludes=("corrector",),
         cure="Bayes' rule holds for the rates of a time reversal, in steps whose jump probability depends on the network: "
         "use MaskedPath or rates='reversal', with sampler='tau_leaping' or 'euler'",
     ),
@@ -133,7 +133,7 @@ def column_of(path: Path) -> str:
     if kind != DISCRETE:
         return kind
     rates = getattr(path, "rates", None)
-    return rates if rates in TOKENS else "kinetic"  # a path of your own has rates by transport unless it says otherwise
+    return rates if rates in TOKENS else "kinetic"  # a user's path has rates by transport by default
 
 
 def sampler_column(sampler: Sampler) -> str:

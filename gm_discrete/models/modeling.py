@@ -397,7 +397,7 @@ class GMModel(GMPreTrainedModel):
         Token sequences: without `input_ids`, `batch_size` samples of `length` positions. With them, every mask token inside
         is filled, and so are `max_new_tokens` positions after each prompt (directly after its last token, also if it is
         padded on the right). All other tokens are returned unchanged, and no mask token is left. A masked model conditions
-        on the prompt exactly. For other paths the network sees the prompt noised to the level of the time, as in training,
+        on the prompt exactly. For other paths the prompt enters noised to the level of the time, as in training,
         which is an approximation.
 
         Vectors, images, products: `batch_size` samples [B, L, C] of `length` L, images [B, C, H, W], or a dict by field, in

@@ -188,6 +188,20 @@ def test_generation_config__loads_files_of_version_0_1(
     assert GMModel.from_pretrained(tmp_path / "model").generation_config == GMGenerationConfig(**expected)
 
 
+FOLDERS = sorted(folder for folder in (File(__file__).parents[1] / "data_0_1").iterdir() if folder.is_dir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_generation_config__of_a_model_of_version_0_1_generates(folder: File) -> None:
+    model = GMModel.from_pretrained(folder)
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert model.generation_config.num_steps == written["num_steps"]
+    assert model.generation_config.sampler.type_name == written["sampler"]
+    options: dict[str, Any] = {} if model.config.image_shape else {"length": 3}
+    options |= {"class_labels": [0]} if model.config.num_classes else {}
+    assert model.generate(seed=0, **options) is not None
+
+
 # ---- errors
 
 
