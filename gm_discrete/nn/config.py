@@ -152,6 +152,7 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(f"GMConfig takes no argument {', '.join(sorted(unknown))}")
         path = MaskedPath(self.vocab_size or 2) if self.path is None else self.build_path()
         self.path = path.to_dict()
+        self.__dict__["_path"] = path  # with the tables that its dict only has the shapes of
         size = path.vocab_size if isinstance(path, FinitePath) else 0
         if self.vocab_size not in (0, size):
             raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={size}")
@@ -311,8 +312,13 @@ class GMConfig(PreTrainedConfig):
         if labels.device.type == "cpu" and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(f"class_labels must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}")
 
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if name != "_path"}
+
     def build_path(self) -> FinitePath | EuclideanPath | ProductPath:
         """The path that `config.path` describes."""
+        if "_path" in self.__dict__ and self.__dict__["_path"].to_dict() == self.path:
+            return self.__dict__["_path"]
         if not isinstance(self.path, Path | dict):
             raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
         path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path)

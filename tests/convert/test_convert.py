@@ -218,7 +218,7 @@ def test_a_wrong_conversion_is_seen(tmp_path: File, monkeypatch: pytest.MonkeyPa
     elif broken == "sine and cosine":
         wrong["sigma_map.mlp.0.weight"] = state["sigma_map.mlp.0.weight"].roll(128, 1)
     else:
-        monkeypatch.setattr("gm_discrete.models.backbone.rotate", lambda states, rotary: states)
+        monkeypatch.setattr("gm_discrete.nn.backbone.rotate", lambda states, rotary: states)
     expected = network(state, x, total_noise(tau))[..., :MASK].log_softmax(-1)
     logits = logits_of(converted(tmp_path, "sedd", wrong), x, kappa_of(tau))[..., :MASK].log_softmax(-1)
     assert float((logits - expected)[x == MASK].abs().max()) > MOVED
@@ -319,7 +319,8 @@ def test_parts_of_a_training_that_are_no_network_are_left_out(tmp_path: File, ca
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     with caplog.at_level(logging.INFO):
         convert(tmp_path / "last.ckpt", tmp_path / "model", "duo")
-    assert "left out, as no part of the network: noise.empty, teacher.blocks" in caplog.text
+    assert "left out" in caplog.text
+    assert "noise.empty, teacher.blocks" in caplog.text
 
 
 def test_the_mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> None:
@@ -355,7 +356,7 @@ def test_pickled_code_is_not_run(tmp_path: File, protocol: str) -> None:
         torch.save(content, tmp_path / "last.ckpt")
     else:
         (tmp_path / "last.ckpt").write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(ValueError, match=r"reading it would run code that it brings.*save what is needed"):
+    with pytest.raises(ValueError, match=r"source=.*last\.ckpt.*state_dict"):
         convert(tmp_path / "last.ckpt", tmp_path / "model", "mdlm")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "model").exists()
@@ -382,7 +383,7 @@ def without(*names: str) -> dict[str, Tensor]:
         (
             state_dict(),
             {"family": None},
-            r"family is missing: source does not tell it \(it has no config.json\); give one of",
+            r"family is missing.*no config\.json.*mdlm, sedd-absorb, sedd-uniform, duo",
         ),
         (state_dict(), {"family": "gpt"}, "family='gpt' must be one of mdlm, sedd-absorb, sedd-uniform, duo"),
         (state_dict(), {"family": "sedd-uniform"}, r"no exact counterpart: .* only if s\(y\)/Σs ≥ \(1 − κ\)/K"),
@@ -413,7 +414,7 @@ def test_other_refusals(tmp_path: File) -> None:
         convert(tmp_path / "empty", tmp_path)
     for i, (config, message) in enumerate(
         (
-            ({**CONFIGS["duo"], "causal": True}, "says causal"),
+            ({**CONFIGS["duo"], "causal": True}, "causal=true"),
             ({"model_type": "gpt2"}, "its config.json has model_type='gpt2'"),
             ({**CONFIGS["sedd"], "graph": {"type": "uniform"}}, "family='sedd-uniform' has no exact counterpart"),
         )

@@ -46,7 +46,8 @@ def test_rate_of_a_known_number_is_the_fall_of_the_log_density(schedule: AffineS
     assert 50 < int((expected > 0).sum()) < 250
     torch.testing.assert_close(belief.rate, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(
-        belief.rate, path.reduced_rate(z, (x - path.at(t).shaped(x).alpha * z) / path.at(t).shaped(x).sigma, path.at(t).shaped(x))
+        belief.rate,
+        path.reduced_rate(z, (x - path.at(t).shaped(x).alpha * z) / path.at(t).shaped(x).sigma, path.at(t).shaped(x)),
     )
 
 

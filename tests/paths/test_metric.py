@@ -243,7 +243,7 @@ def test_metric_path__refuses_a_shape_that_is_not_its_own() -> None:
     for name, shape in (("distance", [4, 3]), ("embeddings", [3, 2]), ("embeddings", [4])):
         with pytest.raises(ValueError, match=f"{name} must have the shape"):
             MetricPath(4, **{name: {"shape": shape}})
-    with pytest.raises(ValueError, match="embeddings must be a table of numbers.*rows"):
+    with pytest.raises(ValueError, match=r"embeddings must be a table of numbers.*rows"):
         MetricPath(4, embeddings={"rows": ROWS})
 
 
@@ -267,7 +267,7 @@ def test_product_path__tables_are_named_by_field() -> None:
     assert path.table_shapes() == {"word:embeddings": [4, 2], "place:distance": [4, 4]}
     copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
     assert copy.tables() == {}
-    with pytest.raises(ValueError, match="tables=.*word:embeddings"):
+    with pytest.raises(ValueError, match=r"tables=.*word:embeddings"):
         copy.load_tables({"word:embeddings": torch.tensor(ROWS)})
     copy.load_tables(path.tables())
     assert copy == path
