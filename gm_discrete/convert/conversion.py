@@ -160,12 +160,12 @@ def _is_ours(source: Path) -> bool:
     return config.is_file() and json.loads(config.read_text()).get("model_type") == GMConfig.model_type
 
 
-def _family(given: str | None, known: str | None, checkpoint: Checkpoint) -> str:
+def _family(given: str | None, configured: str | None, checkpoint: Checkpoint) -> str:
     """
     Raises:
         ValueError: the family is missing or unknown, or its networks have no exact counterpart.
     """
-    family = given or known
+    family = given or configured
     if family is None:
         kind = checkpoint.config.get("model_type")
         found = f"its config.json has model_type={kind!r}" if checkpoint.config else "it has no config.json"
@@ -174,8 +174,8 @@ def _family(given: str | None, known: str | None, checkpoint: Checkpoint) -> str
         )
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} must be one of {', '.join(FAMILIES)}")
-    if given and known and given != known:
-        logger.warning("family: %s as given, although config.json has %s", given, known)
+    if given and configured and given != configured:
+        logger.warning("family: %s as given, although config.json has %s", given, configured)
     if family == "sedd-uniform":
         raise ValueError(
             "family='sedd-uniform' has no exact counterpart: a score s(y) of uniform noise corresponds to a posterior of "

@@ -134,18 +134,18 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def heads(state: dict[str, Tensor], given: int | None, known: int | None) -> int:
+def heads(state: dict[str, Tensor], given: int | None, configured: int | None) -> int:
     """The number of attention heads, which the shapes of the parameters do not determine.
 
     Args:
         given: by the user.
-        known: from config.json. The buffer of frequencies, if there is one, must agree.
+        configured: from config.json. The buffer of frequencies, if there is one, must agree.
 
     Raises:
         ValueError: no source has the number, two sources disagree, or the rotary frequencies are unknown ones.
     """
     width, frequencies = state[ROOT].shape[1], state.get(FREQUENCIES)
-    sources = {"num_attention_heads": given, "config.json": known}
+    sources = {"num_attention_heads": given, "config.json": configured}
     if frequencies is not None:
         sources[FREQUENCIES] = width // (2 * len(frequencies))
         exponent = torch.arange(len(frequencies)) / len(frequencies)

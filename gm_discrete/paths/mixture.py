@@ -297,7 +297,7 @@ class MixturePath(TokenMixturePath):
 
     def renoise(self, x: Tensor, t: Tensor, t_back: Tensor, rng: torch.Generator | None = None) -> Tensor:
         if self.coupled:
-            raise ValueError("a path with coupled=True cannot be noised again: x_0 cannot be recovered from x")
+            raise ValueError("a coupled path cannot be noised again: its source x_0 cannot be recovered from x")
         return super().renoise(x, t, t_back, rng)
 
     def _undecided(self, x: Tensor) -> Tensor:
