@@ -217,6 +217,21 @@ def test_product_path__at_is_by_field() -> None:
     path.check(x, now, "x")
 
 
+@pytest.mark.parametrize("name", ["reversal", "belief", "numbers"])
+def test_path__is_compiled_without_a_graph_break(name: str) -> None:
+    """Checks that read values are left out of a compiled graph, and `At` needs no Python that it cannot hold."""
+    path = PATHS[name]
+    x, z = state(path, 1), state(path, 2)
+
+    def target(z: Tensor, x: Tensor, t: Tensor) -> list[Tensor]:
+        now = path.at(t)
+        return [*values(path.conditional(z, x, now)), *path.units(now).values()]
+
+    compiled = torch.compile(target, backend="eager", fullgraph=True)
+    for a, b in zip(compiled(z, x, T), target(z, x, T), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @every_path
 def test_path__check_false_computes_the_same_without_looking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = PATHS[name]
