@@ -167,6 +167,7 @@ def test_binned_belief__kept_rows_equal_those_computed_again(monkeypatch: pytest
     torch.testing.assert_close(pieces.kernel.log_probs(where), whole.kernel.log_probs(where))
 
 
+@pytest.mark.slow
 def test_binned_belief__jumps_carry_its_marginal() -> None:
     """Jumps alone in 400 steps bring N(0, 1) to Σ π_k N(c_k, s²), as a network would: by Kolmogorov–Smirnov."""
     path = GaussianPath({"jump": 1.0}, bins=BINS)

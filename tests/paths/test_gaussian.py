@@ -135,6 +135,7 @@ def test_gaussian_path__conditional_jump_by_its_action(schedule: AffineSchedule,
     assert float(slopes(x, weight, density, t).abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize(("t", "weights"), [(0.0, ALL), (0.5, MOVING), (0.93, MOVING)])
 def test_gaussian_path__marginal_superposition_solves_the_kolmogorov_equation(
@@ -168,6 +169,7 @@ def test_gaussian_path__marginal_drifts_of_smooth_data_solve_the_kolmogorov_equa
         assert float(residual(part, x, weight, density, t).abs().max()) < 1e-9
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("t", [0.1, 0.7])
 def test_gaussian_path__marginal_jump_of_smooth_data_solves_the_kolmogorov_equation(
