@@ -53,8 +53,7 @@ class ScheduleAt(At):
         self._values = values or {}
 
     def __getitem__(self, index: Tensor) -> ScheduleAt:
-        values = {name: value[index] for name, value in self._values.items()}
-        return ScheduleAt(self.schedule, self.t[index], values)
+        return ScheduleAt(self.schedule, self.t[index], self._rows(index))
 
     @property
     def kappa(self) -> Tensor:
@@ -72,10 +71,31 @@ class ScheduleAt(At):
     def hazard(self) -> Tensor:
         return self._value("hazard")
 
+    def _rows(self, index: Tensor) -> dict[str, Tensor]:
+        return {name: value[index] for name, value in self._values.items()}
+
     def _value(self, name: str) -> Tensor:
         if name not in self._values:  # not a cached_property, whose lock torch.compile cannot trace
             self._values[name] = getattr(self.schedule, name)(self.t)
         return self._values[name]
+
+
+class KappaAt(ScheduleAt):
+    """Times at which generators are per unit of κ instead of per unit of time: κ' is 1, and the hazard 1/(1 − κ).
+
+    So κ' cancels in closed form, also where it is 0.
+    """
+
+    def __getitem__(self, index: Tensor) -> KappaAt:
+        return KappaAt(self.schedule, self.t[index], self._rows(index))
+
+    @property
+    def derivative(self) -> Tensor:
+        return torch.ones_like(self.complement)
+
+    @property
+    def hazard(self) -> Tensor:
+        return 1 / self.complement
 
 
 class AffineAt(At):
