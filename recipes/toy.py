@@ -42,7 +42,7 @@ from gm_discrete import (
     superpose,
 )
 from gm_discrete.objective.bregman import DIVERGENCES
-from gm_discrete.paths import EuclideanPath
+from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
 
 
@@ -152,11 +152,11 @@ class PlainGaussianPath(GaussianPath):
 
     type_name = "plain_gaussian"
 
-    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def output(self, head: str, raw: Tensor, x: Tensor, t: TimeLike) -> Tensor:
         return raw
 
-    def units(self, t: Tensor) -> Mapping[str, Tensor]:
-        return {**super().units(t), "flow": torch.ones_like(t)}
+    def units(self, t: TimeLike) -> Mapping[str, Tensor]:
+        return {**super().units(t), "flow": torch.ones_like(self.at(t).alpha)}
 
 
 def plain_condot(generators: dict[str, float], bins: int) -> EuclideanPath:

@@ -326,7 +326,7 @@ def test_samplers_of_numbers_are_none_of_symbols(sampler: str) -> None:
         ("flow", {"class_labels": [0]}, r"the model has no classes: GMConfig\(num_classes=…\)"),
         ("flow", {"guidance_scale": 2.0}, "guidance_scale=.* needs class_labels to guide towards"),
         ("flow", {"guidance_scale": -1.0}, "guidance_scale=-1.0 must be ≥ 0, or None"),
-        ("flow", {"generators": {"jump": 1.0}}, "need landing, rate, which this path's model does not state"),
+        ("flow", {"generators": {"jump": 1.0}}, "need landing, rate, which are not outputs"),
         ("flow", {"generators": {"flow": 0.5}}, "must have weights ≥ 0 of sum 1 at all times"),
         ("masked", {"generators": {"jump": 1.0}}, "weights of a Euclidean path's superposition"),
         ("flow", {"tolerance": 0.1}, "tolerance is an option of .*, not of 'tau_leaping'"),

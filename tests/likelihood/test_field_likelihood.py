@@ -83,7 +83,7 @@ def test_of_a_network() -> None:
 def test_of_fields_of_one_kind() -> None:
     """Without a field of the other kind one time will do."""
     path = ProductPath(kind=MaskedPath(4), other=MaskedPath(4))
-    model = ExactProductModel(path, {"kind": torch.arange(3)[:, None], "other": torch.arange(3)[:, None]}, law=LAW)
+    model = ExactProductModel(path, {"kind": torch.arange(3)[:, None], "other": torch.arange(3)[:, None]}, weights=LAW)
     z = {"kind": torch.tensor([[0], [1], [2]]), "other": torch.tensor([[0], [1], [2]])}
     found = field_likelihood(model, z, num_samples=2, rng=rng())
     # Of the pair only the first symbol to show tells anything; of two draws one has both masked, of weight 2/2, two terms.

@@ -155,5 +155,5 @@ def test_weights_of_a_superposition_are_of_numbers() -> None:
     model = GMModel(GMConfig(path=UniformPath(4), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(ValueError, match="symbols only jump"):
         model.generator(torch.zeros(2, 3, dtype=torch.long), HALF.double(), generators={"jump": 1.0})
-    with pytest.raises(ValueError, match=r"need .*landing.*, which this path's model does not state"):
+    with pytest.raises(ValueError, match=r"need .*landing.*, which are not outputs"):
         network("flow").generator(torch.zeros(2, 5, 2), HALF.double(), generators={"jump": 1.0})

@@ -126,7 +126,7 @@ def test_images_have_no_padding_and_one_shape() -> None:
     [
         ({"d": {"flow": 1.0}}, "generators names d; the fields are cut, price, depth, table"),
         ({"cut": {"jump": 1.0}}, "generators are given for 'cut', a field of symbols, which only jump"),
-        ({"depth": {"jump": 1.0}}, "need .*which this path's model does not state"),
+        ({"depth": {"jump": 1.0}}, "need .*which are not outputs"),
     ],
 )
 def test_weights_of_generators_are_those_of_numbers(generators: dict[str, Any], message: str) -> None:
