@@ -1,4 +1,4 @@
-"""Error of the samplers of numbers against network calls, where the marginal generator is known.
+"""Error of the samplers of continuous states against network calls, where the marginal generator is known.
 
     python benchmarks/discretisation.py --threads 1 --output discretisation.json --plot benchmarks/figures/discretisation.png
     python benchmarks/discretisation.py --peers --threads 1 --output peers.json
@@ -10,8 +10,8 @@ at the end. Samples of the law itself have a distance, too, the `noise` (measure
 quadrature, so that √(KS² − noise²) is the `error` that is compared.
 
 Methods of one call a step are run on each spacing; `heun`, which takes two, on the path's own. Adaptive steps and dopri5
-are given tolerances. The ratio compares them to the best of all fixed grids at the same number of calls, found between its
-budgets on straight lines of the logarithms.
+are given tolerances; their calls are means over the sequences. The ratio compares them to the best of all fixed grids at
+the same number of calls, found between its budgets on straight lines of the logarithms.
 
 With `--peers` instead: the flow alone, of one and the same velocity function, by this library, flow_matching's `ODESolver`
 and torchdiffeq's `odeint`, with which the examples of torchcfm sample (it has no solver of its own). KS at equal calls with
@@ -36,6 +36,7 @@ from measure import environment, interleaved, markdown, medians, report
 from torch import Tensor
 
 from gm_discrete import (
+    Adaptive,
     CondOTSchedule,
     ExactGaussianModel,
     GaussianPath,
@@ -134,13 +135,14 @@ def curves(law: Law, kind: str, args: argparse.Namespace, noise: float) -> Curve
         own = spacing is None and method != "heun"
         times = torch.tensor([0, 0.5, 1.0]) if own else time_grid(model.path, int(setting), spacing)
         middle = int((times < 0.5).sum())
-        run = simulate(
-            model, x_0, times, rng, method, tolerance=setting if own else None, save_at=[middle], return_info=True
-        )
+        sampler = {"type": method, "tolerance": setting} if own else method
+        run = simulate(model, x_0, times, rng, sampler, save_at=[middle], return_info=True)
         end = law.distance(run.x, 1.0)
         error = math.sqrt(max(end**2 - noise**2, 0.0))
         between = law.distance(run.states[0], float(times[middle]))
-        found.setdefault(label, []).append(Point(setting, int(run.network_calls[0]), between, end, error))
+        found.setdefault(label, []).append(
+            Point(setting, round(float(run.network_calls.double().mean())), between, end, error)
+        )
     return found
 
 
@@ -280,8 +282,8 @@ def peers(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         quality[name] = {str(calls): law.distance(solve(x_0, max(calls // each, 1)), end) for calls in args.calls}
     controlled: dict[str, list[float]] = {}
     for tolerance in args.tolerances:
-        run = simulate(exact, x_0, [0.0, end], None, "adaptive", tolerance=tolerance, return_info=True)
-        controlled[f"{tolerance:g}"] = [int(run.network_calls[0]), law.distance(run.x, end)]
+        run = simulate(exact, x_0, [0.0, end], None, Adaptive(tolerance=tolerance), return_info=True)
+        controlled[f"{tolerance:g}"] = [float(run.network_calls.double().mean()), law.distance(run.x, end)]
     seconds: dict[str, dict[str, float]] = {}
     for batch in args.batch_sizes:
         timed = steps_of(network(args), torch.randn(batch, args.length, args.channels), end)

@@ -1,19 +1,20 @@
-"""Error of the samplers' final law against network calls, on chains whose law can be summed.
+"""Error of the samplers' final distribution against network calls, on chains whose distribution can be summed.
 
     python benchmarks/laws.py --threads 1 --output laws.json --plot benchmarks/figures/laws.png
 
-The exact posterior of a law over K^L sequences stands in for the network, so that the total variation TV between the law
-that a sampler draws from and the data law is the sampler's own error. It is held against two prices, means per sequence:
+The exact posterior of a distribution over K^L sequences stands in for the network, so that the total variation TV between
+the distribution that a sampler draws from and that of the data is the sampler's own error. It is held against two prices,
+means per sequence:
 
     steps    evaluations if the network is run on every sequence whenever a step may need it (what the budgets count),
     calls    evaluations that the library makes: none for a sequence in which nothing happens.
 
-They differ wherever steps are fine: masks cost at most L calls however fine the grid, mixture rates about L log N. Step
-doubling and the peer run the network in every step: for them steps are calls. So they are for exact methods, which know
-when a jump comes. Long sequences have an event in every step, and steps are what they pay.
+They differ wherever steps are fine: masks cost at most L calls however fine the grid, mixture rates about L log N. The peer
+runs the network in every step: for it steps are calls. So they are for exact methods, which know when a jump comes. Long
+sequences have an event in every step, and steps are what they pay.
 
-The laws of fixed grids are products of step matrices made of the library's own generators: no sampling, no noise, and the
-calls are exact too. Everything else is simulated. The TV of n samples of p from p itself is on average about
+The distributions of fixed grids are products of step matrices made of the library's own generators: no sampling, no noise,
+and the calls are exact too. Everything else is simulated. The TV of n samples of p from p itself is on average about
 
     noise = ½ Σ_x √(2 p(x) (1 − p(x)) / (π n)),
 
@@ -46,12 +47,25 @@ from measure import environment, markdown, report
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gm_discrete import MaskedPath, MetricPath, MixturePath, UniformPath, simulate
+from gm_discrete import (
+    Adaptive,
+    Corrector,
+    DetailedBalance,
+    EntropyBounded,
+    MaskedPath,
+    MetricPath,
+    MixturePath,
+    ReMDM,
+    TauLeaping,
+    UniformPath,
+    simulate,
+    time_grid,
+)
 from gm_discrete.generators import Jump
 from gm_discrete.generators.transport import Extrapolated
 from gm_discrete.paths import FinitePath, TokenMixturePath
 from gm_discrete.paths.check import ExactModel
-from gm_discrete.samplers import SPACINGS, BackwardNoise, Corrector, DetailedBalance, EtaNoise, ReMDM, time_grid
+from gm_discrete.samplers import SPACINGS
 
 SYMBOLS = 3
 ORDERED = [[float(abs(x - z)) for z in range(SYMBOLS)] for x in range(SYMBOLS)]
@@ -64,23 +78,23 @@ PATHS: dict[str, Callable[[], FinitePath]] = {
 }
 CORRECTORS: dict[str, Corrector] = {
     "detailed balance ×1": DetailedBalance(1), "detailed balance ×3": DetailedBalance(3),
-    "backward noise": BackwardNoise(), "eta noise": EtaNoise(), "ReMDM": ReMDM(),
+    "ReMDM": ReMDM(),
 }  # fmt: skip
 ORDERS = {f"order {name}": name for name in ("confidence", "margin", "entropy")}
-OWN_STEPS = ("adaptive", "step doubling", "first hitting", "uniformization", "entropy bounded")
+OWN_STEPS = ("adaptive", "first hitting", "uniformization", "entropy bounded")
 MIXED = "mixed batch, uniform, mixture rates"
 FIRST_ORDER, SECOND_ORDER = (
     [f"{method}, {spacing}" for method in methods for spacing in SPACINGS]
     for methods in (("tau-leaping", "Euler"), ("trapezoidal",))
 )
-COMPARED = (*FIRST_ORDER[: len(SPACINGS)], *SECOND_ORDER, "step doubling", "flow_matching")
+COMPARED = (*FIRST_ORDER[: len(SPACINGS)], *SECOND_ORDER, "flow_matching")
 PRICES = ("steps", "calls")
 FINE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Calls of the fixed grids that are interpolated between, beside the budgets of the tables."""
 BATCH = 25_000
 """Sequences simulated at a time: their joint with 81 data points then takes 16 MiB."""
 QUICK: dict[str, Any] = {
-    "lengths": [2], "budgets": [2, 4, 8], "samples": 2000, "expected_changes": [1.0, 0.25], "tolerances": [0.1],
+    "lengths": [2], "budgets": [2, 4, 8], "samples": 2000, "expected_changes": [1.0, 0.25],
     "mixed_steps": 8, "entropy_bounds": [0.001],
 }  # fmt: skip
 
@@ -128,7 +142,7 @@ def chain(path: FinitePath, length: int) -> Enumerated:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a method: M, the tolerance, or the number of steps.
+    """One setting of a method: M, ε, or the number of steps.
 
     `error` is √(TV² − noise²), `None` where that is below the noise; `error_bound` the library's, of an exact method.
     """
@@ -282,17 +296,14 @@ def monte_carlo(model: Enumerated, args: argparse.Namespace, rng: torch.Generato
     path, run = model.path, partial(simulated, model, args.samples, rng)
     mixture, masked = isinstance(path, TokenMixturePath), path.rates == "masked"
     curves: Curves = {
-        "adaptive": [run(m, method="adaptive", max_expected_changes=m) for m in args.expected_changes],
-        "uniformization": [run(0, method="uniformization")],
+        "adaptive": [run(m, sampler=Adaptive(m)) for m in args.expected_changes],
+        "uniformization": [run(0, sampler="uniformization")],
     }
     if masked:
-        curves["first hitting"] = [run(0, method="first_hitting")]
-    else:
-        curves["step doubling"] = [run(tol, method="step_doubling", tolerance=tol) for tol in args.tolerances]
+        curves["first hitting"] = [run(0, sampler="first_hitting")]
     middling = [steps for steps in args.budgets if 4 <= steps <= 64]
-    curves["stratified hazard"] = [run(steps, time_grid(path, steps), method="stratified_hazard") for steps in middling]
     for name, corrector in CORRECTORS.items():
-        if isinstance(corrector, DetailedBalance) or (masked if isinstance(corrector, ReMDM) else mixture):
+        if masked or isinstance(corrector, DetailedBalance):
             few = [steps for steps in middling if steps <= 16]
             curves[name] = [run(steps, time_grid(path, steps), corrector=corrector) for steps in few]
     if mixture:
@@ -301,15 +312,15 @@ def monte_carlo(model: Enumerated, args: argparse.Namespace, rng: torch.Generato
 
 
 def decoding_orders(model: Enumerated, args: argparse.Namespace) -> Curves:
-    """What need not keep the law. The random numbers are of its own, so that the other figures do not depend on it."""
+    """What need not preserve the distribution. It has its own random numbers, so that other figures do not depend on it."""
     run = partial(simulated, model, args.samples, torch.Generator().manual_seed(args.seed))
     budgets = [steps for steps in args.budgets if steps <= 16]  # with L steps and more every token is alone
     curves = {
-        name: [run(steps, time_grid(model.path, steps), order=order) for steps in budgets]
+        name: [run(steps, time_grid(model.path, steps), sampler=TauLeaping(order)) for steps in budgets]
         for name, order in ORDERS.items()
     }
     bounds = args.entropy_bounds
-    return curves | {"entropy bounded": [run(ε, method="entropy_bounded", entropy_bound=ε) for ε in bounds]}
+    return curves | {"entropy bounded": [run(ε, sampler=EntropyBounded(ε)) for ε in bounds]}
 
 
 # Sequences of different length and difficulty in one batch
@@ -333,7 +344,7 @@ def mixed_batch(args: argparse.Namespace, rng: torch.Generator) -> Curves:
             points.append(Point(steps, steps, sum(calls for _, calls in laws) / len(groups), tv, error=tv))
     curves["adaptive"] = []
     for m in args.expected_changes:
-        each = [simulated(group, args.samples, rng, m, method="adaptive", max_expected_changes=m) for group in groups]
+        each = [simulated(group, args.samples, rng, m, sampler=Adaptive(m)) for group in groups]
         steps, calls, tv, noise = (
             sum(getattr(p, key) for p in each) / len(each) for key in ("steps", "calls", "tv", "noise")
         )
@@ -431,15 +442,15 @@ def law_tables(cases: Sequence[Curves], budgets: Sequence[int]) -> list[str]:
 
 # Picture
 
-BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"  # Okabe and Ito
+BLUE, GREEN, RED, PINK = "#0072B2", "#009E73", "#D55E00", "#CC79A7"  # Okabe and Ito
 LOOKS: dict[str, tuple[str, str, str]] = {  # colour, line, marker
-    "adaptive": (RED, "-", "o"), "step doubling": (ORANGE, "-", "s"), "stratified hazard": (SKY, "-", "v"),
+    "adaptive": (RED, "-", "o"),
     "tau-leaping, linear": (BLUE, "-", ""), "tau-leaping, quadratic": (BLUE, "--", ""),
-    "tau-leaping, logarithmic": (BLUE, ":", ""), "Euler, linear": ("0.5", "-", ""),
+    "tau-leaping, geometric": (BLUE, ":", ""), "Euler, linear": ("0.5", "-", ""),
     "trapezoidal, linear": (GREEN, "-", ""), "trapezoidal, quadratic": (GREEN, "--", ""),
-    "trapezoidal, logarithmic": (GREEN, ":", ""), "flow_matching": ("black", "-", "x"),
+    "trapezoidal, geometric": (GREEN, ":", ""), "flow_matching": ("black", "-", "x"),
     "detailed balance ×1": (PINK, "-", "1"), "detailed balance ×3": (PINK, "--", "2"),
-    "backward noise": (PINK, ":", "3"), "eta noise": (PINK, "-.", "4"), "ReMDM": (PINK, "-", "+"),
+    "ReMDM": (PINK, "-", "+"),
     "uniformization": ("black", "", "*"), "first hitting": ("black", "", "D"),
 }  # fmt: skip
 
@@ -490,7 +501,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100_000, help="of each simulated law")
     changes = [2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125]
     parser.add_argument("--expected-changes", type=float, nargs="+", default=changes, help="M of adaptive")
-    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01, 0.003])
     parser.add_argument("--entropy-bounds", type=float, nargs="+", default=[2.0, 0.5, 0.1, 0.05], help="ε, in nats")
     parser.add_argument("--mixed-steps", type=int, default=64, help="most steps of a common grid")
     parser.add_argument("--price", choices=PRICES, default="steps", help="of the picture")

@@ -20,7 +20,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from flow_matching.path import MixtureDiscreteProbPath
@@ -43,8 +42,8 @@ from measure import (
 )
 from torch import Tensor
 
-from gm_discrete import GMModel, simulate
-from gm_discrete.samplers import GRID_FREE, STEPS
+from gm_discrete import Adaptive, GMModel, Sampler, Uniformization, simulate
+from gm_discrete.samplers import SAMPLERS, samplers_for
 
 
 class DenseModel(ModelWrapper):
@@ -68,22 +67,22 @@ class Sides:
         peer_path = MixtureDiscreteProbPath(PolynomialConvexScheduler(1.0))
         self.solver = MixtureDiscreteEulerSolver(DenseModel(self.model), peer_path, args.vocab_size)
 
-    def ours(self, steps: int, method: str = "tau_leaping", **options: Any) -> Tensor:
-        return simulate(self.model, self.x_0, torch.linspace(0, 1, steps + 1), self._rng(), method, **options)
+    def ours(self, steps: int, sampler: str | Sampler = "tau_leaping") -> Tensor:
+        return simulate(self.model, self.x_0, torch.linspace(0, 1, steps + 1), self._rng(), sampler)
 
     def peer(self, steps: int) -> Tensor:
         torch.manual_seed(self.seed)  # it knows the global generator only
         return self.solver.sample(self.x_0, step_size=None, time_grid=torch.linspace(0, 1, steps + 1))
 
-    def recorded(self, *run: Any, **options: Any) -> tuple[list[tuple], list[Tensor]]:
-        """The arguments of every call of the backbone and of the head in the run `ours(*run, **options)`."""
+    def recorded(self, steps: int, sampler: str | Sampler = "tau_leaping") -> tuple[list[tuple], list[Tensor]]:
+        """The arguments of every call of the backbone and of the head in the run `ours(steps, sampler)`."""
         calls: list[tuple] = []
         rows: list[Tensor] = []
         hooks = [
             self.model.backbone.register_forward_pre_hook(lambda _, given: calls.append(given)),
             self.model.heads["tokens"].register_forward_pre_hook(lambda _, given: rows.append(given[0])),
         ]
-        self.ours(*run, **options)
+        self.ours(steps, sampler)
         for hook in hooks:
             hook.remove()
         return calls, rows
@@ -140,33 +139,21 @@ def compare(path_name: str, args: argparse.Namespace) -> list[dict]:
     return results
 
 
-SUITED = {
-    "masked": ("tau_leaping", "euler", "ancestral", "trapezoidal", "adaptive", "first_hitting", "entropy_bounded"),
-    "uniform": (
-        "tau_leaping",
-        "euler",
-        "trapezoidal",
-        "stratified_hazard",
-        "adaptive",
-        "step_doubling",
-        "uniformization",
-    ),
-}
-"""Samplers of the paths' rates."""
-
-
 @torch.no_grad()
 def compare_methods(path_name: str, args: argparse.Namespace) -> list[dict]:
     """One entry for each sampler that suits the path, on the first number of steps where it has a grid."""
     sides, results = Sides(path_name, args), []
-    for method in (method for method in args.methods if method in SUITED[path_name]):
-        steps = 1 if method in GRID_FREE else args.steps[0]
-        options = {"max_expected_changes": args.max_expected_changes} if method == "adaptive" else {}
-        if method in ("uniformization", "step_doubling"):
-            options = {"tolerance": args.tolerance}
-        calls, rows = sides.recorded(steps, method, **options)
+    for method in (method for method in args.methods if method in samplers_for(sides.model.path)):
+        steps, options = 1 if SAMPLERS[method].chooses_times else args.steps[0], {}
+        if method == "adaptive":
+            options, sampler = {"max_expected_changes": args.max_expected_changes}, Adaptive(args.max_expected_changes)
+        elif method == "uniformization":
+            options, sampler = {"tolerance": args.tolerance}, Uniformization(args.tolerance)
+        else:
+            sampler = Sampler.of(method)
+        calls, rows = sides.recorded(steps, sampler)
         functions: dict[str, Callable[[], object]] = {
-            "ours": lambda steps=steps, method=method, options=options: sides.ours(steps, method, **options),
+            "ours": lambda steps=steps, sampler=sampler: sides.ours(steps, sampler),
             "backbone": lambda calls=calls: [sides.backbone(*given) for given in calls],
             "head": lambda rows=rows: [sides.model.heads["tokens"](hidden) for hidden in rows],
         }
@@ -213,9 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--steps", type=int, nargs="+", default=[16, 32, 128, 1024], help="numbers of steps, increasing"
     )
     parser.add_argument("--peer-steps", type=int, default=32, help="most steps for which the peer is run")
-    parser.add_argument("--methods", nargs="+", choices=list(STEPS), help="samplers to time in place of the peer")
+    parser.add_argument("--methods", nargs="+", choices=list(SAMPLERS), help="samplers to time in place of the peer")
     parser.add_argument("--max-expected-changes", type=float, default=8.0, help="of adaptive")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="of uniformization and step_doubling")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="of uniformization")
     args = parse(parser, argv, steps=[2, 4, 8], peer_steps=4)
     if args.methods:
         results = [result for path_name in args.paths for result in compare_methods(path_name, args)]

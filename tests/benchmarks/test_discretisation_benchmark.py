@@ -15,7 +15,10 @@ pytest.importorskip("torchdiffeq", reason="of dopri5, an extra: pip install gm_d
 Script = Callable[[str], ModuleType]
 
 
-def test_quick_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_discretisation_benchmark__quick_run(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module, output, plot = script("discretisation"), tmp_path / "new" / "errors.json", tmp_path / "errors.png"
     module.main(["--quick", "--schedules", "condot", "--threads", "1", "--output", str(output), "--plot", str(plot)])
     record = json.loads(output.read_text())
@@ -42,7 +45,8 @@ def test_quick_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(len({line.count("|") for line in block}) == 1 for block in blocks)
 
 
-def test_peers(script: Script, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_discretisation_benchmark__peers(script: Script, tmp_path: Path) -> None:
     pytest.importorskip(
         "flow_matching.solver", reason="the peer, an extra: pip install flow_matching", exc_type=ImportError
     )
@@ -60,7 +64,7 @@ def test_peers(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["line", "plane"])
-def test_the_law_is_that_of_the_path(script: Script, data: str) -> None:
+def test_discretisation_benchmark__distribution_is_that_of_the_path(script: Script, data: str) -> None:
     module, t, n = script("discretisation"), 0.6, 4000
     law, rng = module.Law(data, CondOTSchedule()), torch.Generator().manual_seed(0)
     model = law.model(module.KINDS["flow"])
@@ -72,7 +76,7 @@ def test_the_law_is_that_of_the_path(script: Script, data: str) -> None:
     assert law.distance(simulate(model, x_0, torch.linspace(0, t, 101).double(), rng), t) < bound
 
 
-def test_the_best_fixed_grid_is_found_between_its_budgets(script: Script) -> None:
+def test_discretisation_benchmark__the_best_fixed_grid_is_found_between_its_budgets(script: Script) -> None:
     module = script("discretisation")
     curves = {
         "heun": [module.Point(n, n, 0, 0, 1 / n) for n in (4, 16)],

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from gm_discrete.samplers import STEPS
+from gm_discrete import MaskedPath
+from gm_discrete.samplers import samplers_for
 
 pytest.importorskip(
     "flow_matching.solver", reason="the peer, an extra: pip install flow_matching", exc_type=ImportError
@@ -29,7 +30,8 @@ def run(script: Script, name: str, output: Path, *arguments: str) -> dict:
     return record
 
 
-def test_sampling(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_sampling_benchmark__quick_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(script, "sampling", tmp_path / "new" / "sampling.json", "--steps", "2", "8", "--peer-steps", "4")
     masked = [result for result in record["results"] if result["path"] == "masked"]
     uniform = [result for result in record["results"] if result["path"] == "uniform"]
@@ -47,24 +49,31 @@ def test_sampling(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert table.count("| ~") == 2
 
 
-def test_samplers_against_their_own_floor(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = run(script, "sampling", tmp_path / "methods.json", "--steps", "4", "--methods", *STEPS)
+@pytest.mark.slow
+def test_sampling_benchmark__samplers_against_their_own_floor(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run(
+        script, "sampling", tmp_path / "methods.json", "--steps", "4", "--methods", *samplers_for(MaskedPath(3))
+    )
     results = {(result["path"], result["method"]): result for result in record["results"]}
-    assert {method for _, method in results} == STEPS.keys()
+    assert {method for _, method in results} == set(samplers_for(MaskedPath(3)))
     assert results["masked", "first_hitting"]["calls_per_sample"] == LENGTH
     assert results["uniform", "trapezoidal"]["calls_per_sample"] <= 7  # two for each step but the last
     assert all(result["ours_s"] > 0 and result["backbone_s"] > 0 for result in record["results"])
     assert capsys.readouterr().out.count("first_hitting") == 2  # the command and the row
 
 
-def test_blocks(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_blocks_benchmark__quick_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(script, "blocks", tmp_path / "blocks.json", "--lengths", "12", "24")
     assert [result["length"] for result in record["results"]] == [12, 24]
     assert all(result["same"] == 1 and result["cached"] > 0 < result["uncached"] for result in record["results"])
     assert capsys.readouterr().out.count("100.00%") == 2
 
 
-def test_training(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_training_benchmark__quick_run(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(script, "training", tmp_path / "training.json", "--optimizer", "--pairs", "2")
     masked, uniform = record["results"]
     assert 0 < masked["scored_positions"] < uniform["scored_positions"] == BATCH * LENGTH
@@ -75,7 +84,8 @@ def test_training(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.count("| masked |") == 1
 
 
-def test_peak_memory_is_that_of_the_call(script: Script) -> None:
+@pytest.mark.slow
+def test_measure__peak_memory_is_that_of_the_call(script: Script) -> None:
     measure = script("measure")
     size = 2**26
     peak = measure.in_fresh_process(measure.peak_memory, AllocateTwice(size), "cpu")
@@ -94,7 +104,7 @@ class AllocateTwice:
             del blocks
 
 
-def test_unknown_arguments_are_refused(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_benchmark__unknown_arguments_are_refused(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script("sampling").main(["--step", "2"])
     assert "--step" in capsys.readouterr().err

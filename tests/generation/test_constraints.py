@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from gm_discrete.samplers.steps import tau_leaping
 from torch import Tensor
 
 from gm_discrete import ClassifierGuidance, MaskedPath, simulate
@@ -12,7 +13,6 @@ from gm_discrete.generation.processors import AllowedSymbols, BannedSequences, T
 from gm_discrete.samplers import STEPS, avoiding
 from gm_discrete.samplers.banned import by_length, completing
 from gm_discrete.samplers.banned import occurrences as found_by_length
-from gm_discrete.samplers.steps import tau_leaping
 from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square
 from tests.helpers.networks import LENGTH, MASK, PATHS, K, network, rng, suits
 

@@ -1,4 +1,4 @@
-"""Exact laws to hold against the library: chains, quadrature in κ, one-step matrices of the samplers, and the χ² test."""
+"""Exact distributions to hold against the library: chains, quadrature in κ, one-step matrices of samplers, the χ² test."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Blur(FinitePath):
     From an even start its support is everything; from a start in the middle the support grows, and differs with z.
     """
 
-    def __init__(self, start: Sequence[float], schedule: Schedule | None = None, rates: str = "kinetic") -> None:
-        super().__init__(3, schedule, rates)
+    def __init__(self, start: Sequence[float], schedule: Schedule | None = None) -> None:
+        super().__init__(3, schedule)
         self.start = start
 
     def law(self, kappa: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def frequencies(model: EnumeratedChain, x: Tensor) -> Tensor:
 
 
 def p_value(model: EnumeratedChain, x: Tensor, law: Tensor) -> float:
-    """Of the χ² test of the states x [B, L] against a law [X]."""
+    """p-value of the χ² test of the states x [B, L] against a distribution [X]."""
     return chi_square(frequencies(model, x), law)
 
 
@@ -206,28 +206,18 @@ def posterior(model: EnumeratedChain, t: float) -> Tensor:
 def general_moves(model: EnumeratedChain, t: float, s: float, euler: bool) -> Tensor:
     """Probability that a token with known z moves from x to y in the step, from `p_t` and `p_s` alone: [z, x, y].
 
-    kinetic: [q(y) − p(y) q(x)/p(x)]₊; positive part: [Δ(y) − Δ(x)]₊ / (S p(x)), but kinetic for a z of which some x would
-    send on more than it has, and in a step that ends at t = 1. Euler: (s − t) times the rates, in which ṗ stands for
-    Δ = q − p; ṗ is a difference over 2e-6, for a relative error near 1e-9.
+    [q(y) − p(y) q(x)/p(x)]₊. Euler: (s − t) times the rates, in which ṗ stands for Δ = q − p; ṗ is a difference over 2e-6,
+    for a relative error near 1e-9.
     """
     p, q = token_law(model, t), token_law(model, s)
     change = (s - t) * (token_law(model, t + 1e-6) - token_law(model, t - 1e-6)) / 2e-6 if euler else q - p
-    support = (p > 0) | ((change if euler else q) > 0)
-    sizes, p, change, support = support.sum(1).tolist(), p.tolist(), change.tolist(), support.tolist()
+    p, change = p.tolist(), change.tolist()
     symbols = range(len(p))
     moves = torch.zeros(len(p), len(p), len(p), dtype=torch.float64)
-
-    def sent(z: int, x: int) -> list[float]:
-        return [support[z][y] * max(change[z][y] - change[z][x], 0.0) / sizes[z] for y in symbols]
-
     for z in symbols:
-        kinetic = model.path.rates == "kinetic" or s == 1
-        if not euler:
-            kinetic = kinetic or any(support[z][x] and sum(sent(z, x)) > p[z][x] for x in symbols)
         for x in [x for x in symbols if p[z][x] > 0]:
             ratio = change[z][x] / p[z][x]
-            row = [change[z][y] - p[z][y] * ratio for y in symbols] if kinetic else [f / p[z][x] for f in sent(z, x)]
-            moves[z, x] = torch.tensor([max(flow, 0.0) for flow in row])
+            moves[z, x] = torch.tensor([max(change[z][y] - p[z][y] * ratio, 0.0) for y in symbols])
             moves[z, x, x] = 0.0
     return moves
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import (
+    Adaptive,
     Bins,
     ExactProductModel,
     GaussianPath,
@@ -23,7 +24,7 @@ from gm_discrete import (
     UniformPath,
     simulate,
 )
-from gm_discrete.samplers import PRODUCT_STEPS
+from gm_discrete.samplers import samplers_for
 from tests.helpers.distributions import LEAST_P, EnumeratedChain, chain, chi_square, draw, p_value, sampler_laws
 from tests.helpers.euclid import kolmogorov, noise_of_ks, numbers, rng
 from tests.helpers.symbol_and_number import Mixed
@@ -50,12 +51,11 @@ def two_fields(model: EnumeratedChain, independent: bool = False) -> ExactProduc
 
 NAMES = ["masked", "uniform reversal", "uniform mixture", "prior mixture"]
 COARSE = [(name, method) for name in NAMES for method in ("tau_leaping", "euler", "heun")]
-COARSE += [(name, "ancestral") for name in NAMES if not name.endswith("mixture")]
 
 
 @pytest.mark.parametrize(("name", "method"), COARSE)
 @pytest.mark.parametrize("steps", [1, 4])
-def test_two_fields_have_the_law_of_two_tokens(name: str, method: str, steps: int) -> None:
+def test_samplers__two_fields_have_the_distribution_of_two_tokens(name: str, method: str, steps: int) -> None:
     """At t = 1/2 and at t = 1. Heun's steps of symbols are leaps, and Euler starts at 0.02, where rates are finite."""
     model = chain(name, 2, SquaredSineSchedule())
     first = 0.02 if method == "euler" else 0.0
@@ -70,7 +70,7 @@ def test_two_fields_have_the_law_of_two_tokens(name: str, method: str, steps: in
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_law_of_two_tokens_is_no_other(name: str) -> None:
+def test_tau_leaping__fields_that_move_in_turn_have_another_distribution(name: str) -> None:
     """What the test above would see: the second field moved by the new state of the first has another law of one step."""
     model, times = chain(name, 2, SquaredSineSchedule()), [0.3, 0.8]
     start = model.joint_marginal(0.3)
@@ -82,18 +82,19 @@ def test_the_law_of_two_tokens_is_no_other(name: str) -> None:
     assert p_value(model, joined(x), law) < LEAST_P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masked", "uniform reversal", "uniform mixture"])
-def test_adaptive_steps_of_two_fields_have_the_law_of_the_data(name: str) -> None:
+def test_adaptive__two_fields_have_the_distribution_of_the_data(name: str) -> None:
     """Of M = 0.02 the law is within 0.001 (as 300 000 samples show, of M = 0.1 within 0.004); 20 000 have 0.006 of noise."""
     model = chain(name, 2)
     x_0 = split(draw(model, model.joint_marginal(0.0), 20_000, 1))
-    x = simulate(two_fields(model), x_0, [0.0, 0.5, 1.0], rng(2), "adaptive", max_expected_changes=0.02, save_at=[1, 2],
+    x = simulate(two_fields(model), x_0, [0.0, 0.5, 1.0], rng(2), Adaptive(max_expected_changes=0.02), save_at=[1, 2],
                  return_info=True).states  # fmt: skip
     for state, t in zip(x, (0.5, 1.0), strict=True):
         assert p_value(model, joined(state), model.joint_marginal(t)) > LEAST_P
 
 
-def test_the_order_of_fields_is_no_matter() -> None:
+def test_simulate__order_of_fields_does_not_matter() -> None:
     """That of the path decides about the columns of times, that of the state about nothing but the draws."""
     model = chain("uniform mixture", 2)
     times = [0.0, 0.5, 1.0]
@@ -128,15 +129,16 @@ def distances(law: Mixed, x: dict[str, Tensor], t: float) -> list[tuple[float, i
     return [(kolmogorov(part, law.sizes_given(k, t))[0], len(part)) for k, part in parts if len(part)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BIAS)
 @pytest.mark.parametrize("name", MIXED)
-def test_a_symbol_and_a_number_have_their_joint_law(name: str, method: str) -> None:
+def test_samplers__a_symbol_and_a_number_have_their_joint_distribution(name: str, method: str) -> None:
     law = mixed(name)
     adaptive = method == "adaptive"
     grid = [0.0, 0.5, 1.0] if adaptive else torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
-    options: Any = {"max_expected_changes": 0.05} if adaptive else {}
-    result = simulate(law.model, law.start(NUMBER), grid, rng(2), method, save_at=[len(grid) // 2, -1],
-                      return_info=True, **options)  # fmt: skip
+    sampler = Adaptive(max_expected_changes=0.05) if adaptive else method
+    result = simulate(law.model, law.start(NUMBER), grid, rng(2), sampler, save_at=[len(grid) // 2, -1],
+                      return_info=True)  # fmt: skip
     for x, t in zip(result.states, (0.5, 1.0), strict=True):
         assert law.p_value(x, t) > LEAST_P
         for distance, count in distances(law, x, t):
@@ -155,10 +157,11 @@ def curve(first: str, steps: int) -> dict[str, Tensor]:
     return {name: early if name == first else late for name in ("kind", "size")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tau_leaping", "euler", "heun"])
 @pytest.mark.parametrize("first", ["kind", "size"])
 @pytest.mark.parametrize("name", ["mask × flow", "uniform × superposition"])
-def test_one_field_after_the_other_has_the_same_law(name: str, first: str, method: str) -> None:
+def test_samplers__one_field_after_the_other_has_the_same_distribution(name: str, first: str, method: str) -> None:
     """In between, the first is data and the second noise that did not move, not by a bit."""
     law, steps = mixed(name, True), 50
     x_0 = law.start(NUMBER)
@@ -178,7 +181,7 @@ def test_one_field_after_the_other_has_the_same_law(name: str, first: str, metho
         assert distance < noise_of_ks(count) + BIAS["tau_leaping"]
 
 
-def test_a_bent_curve_has_the_law_of_its_two_times() -> None:
+def test_heun__a_bent_curve_has_the_distribution_of_its_two_times() -> None:
     """t = s², s of the other: at s = 1/2 the joint law at (1/4, 1/2), and at the end that of the data."""
     law = mixed("mask × flow", True)
     s = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
@@ -192,7 +195,7 @@ def test_a_bent_curve_has_the_law_of_its_two_times() -> None:
                 assert kolmogorov(part, law.sizes_given(k, t, time))[0] < noise_of_ks(len(part)) + BIAS["heun"]
 
 
-def test_imputation_follows_the_conditional_law() -> None:
+def test_samplers__imputation_follows_the_conditional_distribution() -> None:
     """A field that is fixed, at its own time 1 throughout: the other has its law given it."""
     law, n = mixed("mask × flow", True), 10_000
     one, s = torch.ones(STEPS + 1, dtype=torch.float64), torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
@@ -209,5 +212,5 @@ def test_imputation_follows_the_conditional_law() -> None:
     assert chi_square(counts, given / given.sum()) > LEAST_P
 
 
-def test_every_method_is_held_against_a_law() -> None:
-    assert set(PRODUCT_STEPS) == {method for _, method in COARSE} | set(BIAS)
+def test_samplers__every_one_of_products_is_held_against_a_distribution() -> None:
+    assert set(samplers_for(ProductPath(a=MaskedPath(3)))) == {method for _, method in COARSE} | set(BIAS)

@@ -40,7 +40,9 @@ def actions(generator: Any, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)])
 @pytest.mark.parametrize("pair", [("flow", "jump"), ("diffusion", "jump"), ("flow", "diffusion")])
-def test_its_generator_is_the_superposition_of_the_path(pair: tuple[str, str], weights: tuple[float, float]) -> None:
+def test_superpose__generator_is_the_superposition_of_the_path(
+    pair: tuple[str, str], weights: tuple[float, float]
+) -> None:
     """Velocities, squared scales, rates and what they do to functions: of two models apart, and of one path with both."""
     first, second = ({name: 1.0} for name in pair)
     model = superpose(exact(first), exact(second), weights)
@@ -55,7 +57,7 @@ def test_its_generator_is_the_superposition_of_the_path(pair: tuple[str, str], w
     assert shares == {kind: pytest.approx(own.get(kind.lower(), 0.0)) for kind in shares}
 
 
-def test_steps_are_those_of_the_path() -> None:
+def test_superpose__steps_are_those_of_the_path() -> None:
     """With the noise of one generator: what `over` and an interval make of it is drawn alike, adaptive steps included."""
     model = superpose(exact({"flow": 1.0}), exact({"jump": 1.0}), (0.3, 0.7))
     whole = exact({"flow": 0.3, "jump": 0.7})
@@ -75,7 +77,7 @@ def test_steps_are_those_of_the_path() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=lambda schedule: schedule.type_name)
-def test_flow_and_jump_apart_have_the_law_of_the_path_together(schedule: Any) -> None:
+def test_superpose__flow_and_jump_have_the_distribution_of_the_path(schedule: Any) -> None:
     """Kolmogorov–Smirnov at an intermediate and the final time, 5,000 numbers. The jump alone errs by the length of its
     steps: of 100 steps the error is far below the noise of the sample."""
     model = superpose(exact({"flow": 1.0}, schedule=schedule), exact({"jump": 1.0}, schedule=schedule), (0.4, 0.6))
@@ -89,7 +91,7 @@ def test_flow_and_jump_apart_have_the_law_of_the_path_together(schedule: Any) ->
     assert float((run.jumps > 0).double().mean()) > 0.3
 
 
-def test_two_networks_are_one_process() -> None:
+def test_superpose__two_networks_are_one_process() -> None:
     """With classes, conditioning and generators passed to both."""
     networks = []
     for seed, weights in enumerate(({"flow": 1.0}, {"jump": 1.0})):
@@ -114,7 +116,7 @@ def test_two_networks_are_one_process() -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.5, 1.5), (1.0,), (0.2, 0.3, 0.5)])
-def test_weights_that_make_no_mixture_are_named(weights: Any) -> None:
+def test_superpose__weights_that_are_no_mixture_are_named(weights: Any) -> None:
     with pytest.raises(ValueError, match=r"weights=\[.*\] must be two numbers ≥ 0 of sum 1"):
         superpose(exact({"flow": 1.0}), exact({"jump": 1.0}), weights)
 
@@ -135,12 +137,12 @@ class Follower:
         (EuclideanMixturePath(), EuclideanMixturePath(low=-2.0)),
     ],
 )
-def test_models_of_different_paths_are_named(first: Any, second: Any) -> None:
-    with pytest.raises(ValueError, match=r"the models follow different paths, .*: their mixture follows neither"):
+def test_superpose__different_paths_are_named(first: Any, second: Any) -> None:
+    with pytest.raises(ValueError, match="the paths differ"):
         superpose(Follower(first), Follower(second))
 
 
-def test_what_need_not_agree() -> None:
+def test_superpose__predictions_and_bins_may_differ() -> None:
     """How a network states its part, and which part it is, has nothing to do with the path."""
     first = GaussianPath({"flow": 1.0}, prediction="data", data_std=0.5)
     second = GaussianPath({"jump": 1.0}, bins=Bins(-2, 2, 16), noise=0.3)
@@ -148,12 +150,12 @@ def test_what_need_not_agree() -> None:
 
 
 @pytest.mark.parametrize("path", [MaskedPath(5), None])
-def test_models_of_symbols_are_named(path: Any) -> None:
-    with pytest.raises(ValueError, match="is no Euclidean path, whose generators could be superposed"):
+def test_superpose__discrete_paths_are_named(path: Any) -> None:
+    with pytest.raises(ValueError, match="has no generators that could be superposed"):
         superpose(exact({"flow": 1.0}), Follower(path))
 
 
-def test_numbers_are_those_of_the_exact_model() -> None:
+def test_exact_gaussian_model__mean_velocity_at_0() -> None:
     """The stand-in of these tests: the mean of the data given nothing is that of the mixture."""
     generator = exact({"flow": 1.0}).generator(torch.zeros(1, 1, dtype=torch.float64), times(0.0, 1))
     velocity: Any = next(part for _, part in terms(generator))

@@ -1,0 +1,92 @@
+"""The Dormand–Prince method of ordinary differential equations, for pure flows."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gm_discrete.generators import Flow, terms
+from gm_discrete.process import State, Times
+from gm_discrete.samplers.base import CONTINUOUS, Chain, Sampler
+from gm_discrete.samplers.euclidean import bounds, drift, euler_maruyama, like, within
+
+STAGES: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (1 / 5, (1 / 5,)),
+    (3 / 10, (3 / 40, 9 / 40)),
+    (4 / 5, (44 / 45, -56 / 15, 32 / 9)),
+    (8 / 9, (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729)),
+    (1.0, (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656)),
+    (1.0, (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
+)
+"""(c, a) of each stage after the first; the last one is the solution of fifth order."""
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+"""Weights of the stages in the difference of the solutions of fifth and of fourth order."""
+
+
+class DormandPrince(Sampler):
+    """A pure flow by the Dormand–Prince pair with step control, to t = 1 − ε, and one Euler step more.
+
+    Every sequence has steps of its own. A step is accepted where the root mean square of the estimated error over the
+    sequence's entries, relative to tolerance · (1 + |x|), is at most 1. ε is the path's `stop`. Dormand and Prince 1980.
+
+    Args:
+        tolerance: relative and absolute.
+
+    Raises:
+        TypeError: the generator is more than a flow.
+    """
+
+    type_name: ClassVar[str] = "dopri5"
+    chooses_times: ClassVar[bool] = True
+    states: ClassVar[frozenset[str]] = frozenset({CONTINUOUS})
+
+    def __init__(self, tolerance: float = 1e-5) -> None:
+        if not tolerance > 0:
+            raise ValueError(f"tolerance={tolerance} must be positive")
+        self.tolerance = float(tolerance)
+
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        state, now, end = x[""], t[""], t_next[""]
+        stop = torch.full_like(end, 1 - getattr(chain.path, "stop", 0.005))
+        until = torch.where(end >= 1, torch.maximum(stop, now), end)
+        state = self.solve(chain, state, now, until)
+        if bool((until >= end).all()):
+            return {"": state}
+        generator = chain.generators({"": state}, {"": until}, t_next)[""]
+        return {"": euler_maruyama(chain, "", state, generator, until, end)}
+
+    def solve(self, chain: Chain, x: Tensor, now: Tensor, until: Tensor) -> Tensor:
+        """The solution at the times `until` [B] of the flow that starts at (x, now)."""
+        free, step = chain.free[""], torch.full_like(now, self.tolerance**0.2)
+        if not bool((now < until).any()):
+            return x
+        first = _velocity(chain, x, now, now < until)
+        while bool((active := now < until).any()):
+            h = torch.minimum(step, until - now)
+            slopes, y = [first], x
+            for c, weights in STAGES:
+                y = x + like(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
+                slopes.append(_velocity(chain, y, torch.minimum(now + c * h, until), active))
+            estimate = like(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
+            relative = estimate / (self.tolerance * (1 + torch.maximum(x.abs(), y.abs())))
+            count = free.flatten(1).sum(1).clamp(min=1)
+            ratio = ((free * relative.square()).flatten(1).sum(1) / count).sqrt().double()
+            accepted = active & (ratio <= 1)
+            rows = accepted.view(-1, *[1] * (x.dim() - 1))
+            x, first = torch.where(rows, y, x), torch.where(rows, slopes[-1], first)
+            now = torch.where(accepted, torch.where(h < step, until, now + h), now)
+            step = torch.where(active, h * (0.9 * ratio.clamp(min=1e-9) ** -0.2).clamp(0.2, 10), step)
+        return x
+
+
+def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> Tensor:
+    """The flow at (x, t), 0 at entries that may not move."""
+    generator = chain.generators({"": x}, {"": t})[""]
+    if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
+        raise TypeError(
+            "dopri5 solves flows only; the generator also jumps or diffuses: use sampler='heun' or 'adaptive'"
+        )
+    chain.count(chain.movable("") & active)
+    return torch.where(chain.free[""], drift(generator, within(x, bounds(generator))), 0.0)
