@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gm_discrete.data.collator import TokenCollator
 from gm_discrete.evaluation.entropy import unigram_entropy
-from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.likelihood import Likelihood
 
 
 class GenerativePerplexity(evaluate.Metric):
@@ -81,7 +81,7 @@ class GenerativePerplexity(evaluate.Metric):
 
 
 @torch.no_grad()
-def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_length: int) -> LikelihoodBound:
+def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_length: int) -> Likelihood:
     """−log p of each text and how many of its tokens were scored; exact, where diffusion models have a bound."""
     windows = [
         (index, {"input_ids": text[start : start + max_length]})
@@ -100,4 +100,4 @@ def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_
         losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
         nats.index_add_(0, torch.tensor(indices), losses.sum(1).double().cpu())
         num_tokens.index_add_(0, torch.tensor(indices), (targets >= 0).sum(1).cpu())
-    return LikelihoodBound(nats, num_tokens)
+    return Likelihood(nats, num_tokens)

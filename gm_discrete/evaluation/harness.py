@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gm_discrete.data import check_tokenizer
-from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
+from gm_discrete.likelihood import Likelihood, likelihood_bound
 from gm_discrete.likelihood.any_order import any_order_bound, any_order_likelihood
 from gm_discrete.models import GMModel
 from gm_discrete.paths import FinitePath, MaskedPath
@@ -244,7 +244,7 @@ class GMHarness(TemplateLM):
         z = torch.tensor([context + tokens], device=self.model.device)
         common: dict[str, Any] = {"scored": self._behind(z, len(context)), "batch_size": self.batch_size}
         if len(tokens) <= self.exact_up_to:
-            bound: LikelihoodBound = any_order_likelihood(self.model, z, max_scored=self.exact_up_to, **common)
+            bound: Likelihood = any_order_likelihood(self.model, z, max_scored=self.exact_up_to, **common)
         elif self.num_orders:
             bound = any_order_bound(self.model, z, num_orders=self.num_orders, rng=rng, **common)
         else:

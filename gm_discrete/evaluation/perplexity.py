@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from gm_discrete.data.collator import IGNORED
-from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
+from gm_discrete.likelihood import Likelihood, likelihood_bound
 
 
 class BoundPerplexity(evaluate.Metric):
@@ -51,7 +51,7 @@ class BoundPerplexity(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, nats: Sequence[float], num_tokens: Sequence[int], num_characters: Sequence[int | None]
     ) -> dict[str, float]:
-        bound = LikelihoodBound(torch.tensor(nats, dtype=torch.float64), torch.tensor(num_tokens))
+        bound = Likelihood(torch.tensor(nats, dtype=torch.float64), torch.tensor(num_tokens))
         summary = {
             "bits_per_token": bound.bits_per_token,
             "stderr": bound.stderr,
@@ -75,7 +75,7 @@ def evaluate_bound(
     rng: torch.Generator | None = None,
     estimator: str = "auto",
     accelerator: Accelerator | None = None,
-) -> LikelihoodBound:
+) -> Likelihood:
     """The likelihood bound of every sequence of `dataloader`, in its order.
 
     Args:
@@ -111,7 +111,7 @@ def evaluate_bound(
         bounds.append(bound)
     if not bounds:
         raise ValueError("dataloader is empty; give at least one batch")
-    return LikelihoodBound.cat(bounds)
+    return Likelihood.cat(bounds)
 
 
 def count_characters(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[int]:

@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound, evaluate_matching
-from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMConfig, GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler, corrupt, drop_classes
 from gm_discrete.paths import EuclideanPath, FinitePath, ProductPath
@@ -270,7 +270,7 @@ class GMTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def bound(self, dataset: Any = None) -> LikelihoodBound:
+    def bound(self, dataset: Any = None) -> Likelihood:
         """The likelihood bound of a data set (the evaluation set by default), at averaged weights where there are any."""
         dataloader = self.get_eval_dataloader(dataset)
         rng = self._rng(0, 0, self.args.process_index)

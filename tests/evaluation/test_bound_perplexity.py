@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gm_discrete import LikelihoodBound, MaskedPath
+from gm_discrete import Likelihood, MaskedPath
 from gm_discrete.data import ImageCollator, TokenCollator, character_tokenizer
 from gm_discrete.evaluation import BoundPerplexity, count_characters, evaluate_bound
 from gm_discrete.generators import Jump
@@ -110,7 +110,7 @@ def test_standard_error_matches_the_spread_of_repetitions() -> None:
     torch.manual_seed(0)
     lengths = torch.randint(5, 50, (400, 100)).double()
     nats = lengths * 2 + lengths.sqrt() * torch.randn(400, 100).double()
-    bounds = [LikelihoodBound(*row) for row in zip(nats, lengths, strict=True)]
+    bounds = [Likelihood(*row) for row in zip(nats, lengths, strict=True)]
     spread = torch.tensor([bound.bits_per_token for bound in bounds]).std()
     claimed = torch.tensor([bound.stderr for bound in bounds]).mean()
     # The spread of 400 repetitions is itself known to 1/√800 = 3.5 %; four of those.
