@@ -24,7 +24,8 @@ class Likelihood:
         num_tokens: scored tokens or entries of each example, [B].
         kind: what `nats` is. `"masked"`, `"reversal"`, `"mixture"` or `"kinetic"`: a bound for the jump process with these
             rates. `"any_order"`: exact, for a masked model. `"flow"`: by the change of variables, for a flow.
-            `"fields"`: the flow's for continuous fields plus bounds for discrete ones.
+            `"fields"`: the flow's for continuous fields plus bounds for discrete ones. `"autoregressive"`: exact, for a
+            causal language model.
         draws: the S Monte Carlo draws whose means are `nats`, [B, S], where they are kept.
         fields: the share of each field, [B]; for products.
         entries: the share of each entry, [B, N]; for flows. If entries depend on each other, only their sum has a meaning.
