@@ -9,21 +9,27 @@ T = TypeVar("T")
 
 
 class Configurable:
-    """A value rebuilt from `{"type": name, **arguments of its constructor}`.
+    """A value that travels as `{"type": type_name, **arguments of its constructor}`.
 
-    A subclass names itself with `type_name`; its constructor's arguments are read back from attributes of the same name.
+    A subclass has a `type_name`, and stores each argument of its constructor in an attribute of the same name.
+
+    >>> from gm_discrete.paths.schedules import PowerSchedule, Schedule
+    >>> PowerSchedule(3).to_dict()
+    {'type': 'power', 'n': 3.0}
+    >>> Schedule.from_dict({"type": "power", "n": 3.0})
+    PowerSchedule(n=3.0)
     """
 
     type_name: ClassVar[str] = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"type": …, argument: value, …}`, made of JSON values only."""
+        """`{"type": …, argument: value, …}`, of JSON values only."""
         arguments = {name: _plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
         return {"type": self.type_name, **arguments}
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
-        """The object that `to_dict` described.
+        """The object that `to_dict` describes.
 
         Raises:
             ValueError: no subclass has that `type`, or the arguments are not those of its constructor.

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=LogitNormalTimeSampler() if options.times == "logit_normal" else UniformTimeSampler(),
+        time_sampler=LogitNormalTimeSampler() if options.times == "logit_normal" else UniformTimeSampler(),
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=collate,

@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=FieldTimeSampler(law) if options.independent_times else law,
+        time_sampler=FieldTimeSampler(law) if options.independent_times else law,
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=collate,

@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=times,
+        time_sampler=times,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,

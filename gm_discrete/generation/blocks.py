@@ -11,8 +11,7 @@ from torch import Tensor
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generators import Generator
 from gm_discrete.nn.blocks import BlockCache
-from gm_discrete.nn.marginal import marginal
-from gm_discrete.nn.readout import HiddenStates
+from gm_discrete.nn.readout import Window, readouts
 from gm_discrete.samplers import Simulation
 
 if TYPE_CHECKING:
@@ -42,17 +41,16 @@ class Block:
         t_next: Tensor | None = None,
         attention_mask: Tensor | None = None,
         class_labels: Tensor | None = None,
-        **guidance: Any,
+        logits_processor: Any = None,
+        guidance_scale: float | None = None,
     ) -> Generator:
         """That of the block at x [B, stop − start]; attention_mask [B, T] is of the whole sequences."""
-        whole = self.around(x)
-        reading = HiddenStates(self.model, whole, t, attention_mask, None, class_labels, cache=self.cache)
-        without = HiddenStates(self.model, whole, t, attention_mask)
-        logits_processor, scale = guidance.pop("logits_processor", None), guidance.pop("guidance_scale", None)
-        window = self.start, self.stop
-        return marginal(
-            self.path, self.model, x, t, t_next, reading, without, logits_processor, scale, window=window, **guidance
-        )
+        masks = None if attention_mask is None else {"": attention_mask}
+        read = readouts(
+            self.model.network, {"": self.around(x)}, t, {"": t}, logits_processor, guidance_scale,
+            attention_mask=masks, class_labels=class_labels, cache=self.cache,
+        )  # fmt: skip
+        return self.path.marginal(Window(read[""], self.start, self.stop), x, t, t_next)
 
 
 class Blocks:
@@ -111,7 +109,8 @@ class Blocks:
         if self.cache.length < start:
             symbols = self.canvas.ids[rows, self.cache.length : start]
             labels = None if class_labels is None else class_labels[rows]
-            self.model.encode(symbols, None, self.canvas.real[rows, :start], labels, cache=self.cache)
+            real = {"": self.canvas.real[rows, :start]}
+            self.model.network.hidden({"": symbols}, None, real, labels, cache=self.cache)
             self.cache = self.cache.grown()
             self.calls[rows] += 1
         return self.cache

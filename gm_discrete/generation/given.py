@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Scaler
 from gm_discrete.generators import Generator
-from gm_discrete.nn.config import Field
+from gm_discrete.nn.field import Field
 from gm_discrete.paths import FinitePath, ProductPath
 
 UNKNOWN = -1

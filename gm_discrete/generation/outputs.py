@@ -1,4 +1,4 @@
-"""What `GMModel` and its `generate` return."""
+"""What `generate` returns."""
 
 from __future__ import annotations
 
@@ -7,27 +7,6 @@ from typing import Any
 
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
-
-
-@dataclass
-class GMModelOutput(ModelOutput):
-    """Output of `GMModel`.
-
-    Attributes:
-        loss: conditional generator matching loss, where labels were given.
-        logits: of the posterior of the data symbols, [B, L, K], or of the bins of numbers, [*x's shape, bins]; `None` with
-            labels, as the loss reads them in chunks and only where it needs them, and where no head states a posterior.
-        velocity: of a Euclidean path whose flow has a head: what that states, in the state's shape; `None` with labels.
-        last_hidden_state: [B, positions, D]; `None` with labels.
-        field_losses: of a product with labels: the loss of each field, before its weight. logits and velocity are then by
-            field as well.
-    """
-
-    loss: Tensor | None = None
-    logits: Any = None
-    velocity: Any = None
-    last_hidden_state: Tensor | None = None
-    field_losses: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

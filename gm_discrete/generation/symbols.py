@@ -50,7 +50,6 @@ class Request:
             "logits_processor": self.watch.behind(self.config.processors(self.logits_processor, allowed)),
             "class_labels": None if self.labels is None else self.labels[rows],
             "guidance_scale": self.config.guidance_scale,
-            "guidance": None if self.config.guidance == "normalized" else self.config.guidance,
         }
 
 

@@ -26,12 +26,13 @@ from gm_discrete.generators.kernels import Kernel
 
 @dataclass(frozen=True)
 class DominatingProcess:
-    """Rings that dominate a jump process: at rate weight · G'(t) at each position, and every jump is at a ring.
+    """Poisson process whose rate, weight · G'(t) at each position, is at least the jump rate there: for exact simulation.
 
-    Between two rings of total weight w passes an Exp(w) amount of G, which turns exact simulation into ringing and asking.
+    Every jump is one of its events, so that a network is evaluated at these candidate events only, and each is accepted or
+    not (thinning). Between two events of total weight w, G grows by an Exp(w) amount.
 
     Attributes:
-        weight: [B, L], float64, of the state that the clock was made for.
+        weight: [B, L], float64, at the current state.
         cumulative_rate: G, increasing, [B] → [B]; may be −∞ at t = 0 and ∞ at t = 1.
         time: its inverse.
         rate: its derivative G', in 1/time.
@@ -44,7 +45,7 @@ class DominatingProcess:
 
 
 class Posterior(Protocol):
-    """A belief about the data symbols at (x, t), and all that its path makes of it without asking the network again."""
+    """The posterior of the data symbols at (x, t), and the generators that its path makes of it without the network."""
 
     @property
     def belief(self) -> Kernel:
@@ -52,11 +53,11 @@ class Posterior(Protocol):
         ...
 
     def over(self, t_next: Tensor, belief: Kernel | None = None) -> Jump:
-        """The generator of the step [t, t_next], of this belief or of another one in its place."""
+        """The generator of the step [t, t_next], from this posterior or from `belief` in its place."""
         ...
 
     def corrector(self) -> Jump:
-        """A generator that leaves p_t invariant: at rate 1, x^i is drawn anew from p_t(·|z), z ~ π."""
+        """A generator that leaves p_t invariant: at rate 1, x^i is redrawn from p_t(·|z), z ~ π."""
         ...
 
 
@@ -65,16 +66,24 @@ class Jump:
     """A jump process on sequences of symbols, or on the coordinates of a Euclidean state.
 
     Attributes:
-        intensity: rate of candidate events per position, float64 [B, L], in 1/time. A candidate may land where it stands.
+        intensity: rate of candidate events per position, float64 [B, L], in 1/time. A candidate may land where it started.
         kernel: where it lands.
-        probability: of at least one candidate in the interval that the generator was asked for, float64 [B, L]; `None`
-            if it was asked for a point in time.
-        posterior: the belief that a path made the generator of; `None` if no path made it.
+        probability: of at least one candidate event in the interval [t, t_next], float64 [B, L]; `None` without `t_next`.
+        posterior: the posterior that a path made the generator from; `None` if no path made it.
         joint: whether all entries of a state jump at once, with the probability of the first.
-        guessed: whether `probability` rests on a guess of how the intensity of those that stay grows within the interval,
-            in place of which a sampler may put what it has seen.
-        length: about how far a jump between numbers leads, [B]; what a missed one costs.
-        read: which sequences the network was asked about for the probability already, [B]; none if `None`.
+        guessed: whether `probability` assumes how the intensity at a fixed state grows within the interval; a sampler may
+            use an estimate of its own instead.
+        length: typical distance of a jump between real numbers, [B]; the error that a missed jump causes.
+        read: [B], for which sequences computing the probability has evaluated the network already; none if `None`.
+
+    >>> from gm_discrete.generators.kernels import Dirac
+    >>> x = torch.tensor([[0, 1]])
+    >>> jump = Jump(intensity=torch.tensor([[2.0, 3.0]]), kernel=Dirac(torch.tensor([[1, 1]]), vocab_size=2))
+    >>> jump.rates(x)[0]
+    tensor([[-2.,  2.],
+            [ 0.,  0.]], dtype=torch.float64)
+    >>> jump.action(lambda y: y.sum(1).double(), x)
+    tensor([2.], dtype=torch.float64)
     """
 
     intensity: Tensor
@@ -88,19 +97,19 @@ class Jump:
 
     @property
     def chance(self) -> Tensor:
-        """`probability`, of a generator that was asked for an interval.
+        """`probability`, which must be there.
 
         Raises:
-            ValueError: it has none.
+            ValueError: the generator has none.
         """
         if self.probability is None:
-            raise ValueError("the generator ignored t_next: its jump has no interval probability")
+            raise ValueError("probability is missing: the process's generator ignored t_next")
         return self.probability
 
     def rates(self, x: Tensor) -> Tensor:
         """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum."""
         here = x.unsqueeze(-1)
-        idle = self.intensity.unsqueeze(-1) == 0  # an idle position may have no kernel at all
+        idle = self.intensity.unsqueeze(-1) == 0  # there the kernel may be undefined
         rates = torch.where(idle, 0.0, self.intensity.unsqueeze(-1) * self.kernel.probs()).scatter(-1, here, 0.0)
         return rates.scatter(-1, here, -rates.sum(-1, keepdim=True))
 
@@ -113,7 +122,7 @@ class Jump:
         batch, size = len(x), x[0].numel()
         everywhere = torch.arange(x.numel(), device=x.device)
         landings, weights = self.kernel.nodes(everywhere)  # [B·size, Q]
-        idle = self.intensity.flatten()[:, None] == 0  # an idle position may have no kernel at all
+        idle = self.intensity.flatten()[:, None] == 0  # there the kernel may be undefined
         rates = torch.where(idle, 0.0, self.intensity.flatten()[:, None] * weights).view(batch, size, -1)
         neighbours = x.flatten(1)[:, None, None].repeat(1, size, rates.shape[2], 1)
         neighbours[:, torch.arange(size), :, torch.arange(size)] = (
@@ -125,13 +134,17 @@ class Jump:
 
 @dataclass(frozen=True)
 class Flow:
-    """Motion along a velocity.
+    """Deterministic motion along a velocity.
 
     Attributes:
         velocity: u, of the state's shape, in 1/time.
-        mean: the mean velocity over the interval that the generator was asked for, which carries x to its end with the
-            belief about the data frozen; `None` if it was asked for a point in time.
-        bounds: (low, high), beyond which it does not lead but for the length of a step, which is reflected there.
+        mean: the mean velocity over the interval [t, t_next] with the posterior of the data frozen, which carries x to the
+            end of the interval; `None` without `t_next`.
+        bounds: (low, high), at which a step that leads beyond them is reflected.
+
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> Flow(velocity=-x).action(lambda y: y.square().sum(1), x)
+    tensor([-10.])
     """
 
     velocity: Tensor
@@ -149,13 +162,17 @@ class Flow:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Drift and noise.
+    """A diffusion: drift and noise.
 
     Attributes:
-        scale: g, in 1/√time; what broadcasts to the state's shape. Of an interval, the root of the mean of g².
+        scale: g, in 1/√time; broadcasts to the state's shape. For an interval, the root of the mean of g².
         drift: b, of the state's shape, in 1/time; 0 by default.
-        mean: the mean drift over the interval that the generator was asked for, as of a `Flow`.
+        mean: the mean drift over the interval [t, t_next], as for a `Flow`.
         bounds: (low, high) at which it is reflected, if there are any.
+
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> Diffusion(scale=torch.tensor(2.0)).action(lambda y: y.square().sum(1), x)
+    tensor([8.])
     """
 
     scale: Tensor
@@ -187,9 +204,17 @@ class Superposition:
     """L = Σ_k w_k L_k of generators that solve the same path.
 
     Attributes:
-        parts: the L_k by name, unscaled: what a divergence looks at.
+        parts: the L_k by name, unscaled; a loss compares these.
         weights: w_k [B], by the same names.
-        over: t_next [B] → the generator of the step [t, t_next], without asking a network again; `None` if no path made it.
+        over: t_next [B] → the generator of the step [t, t_next], without evaluating a network again; `None` if no path made
+            the superposition.
+
+    >>> x, half = torch.tensor([[1.0, 2.0]]), torch.tensor([0.5])
+    >>> both = Superposition(
+    ...     {"flow": Flow(-x), "diffusion": Diffusion(torch.tensor(2.0))}, {"flow": half, "diffusion": half}
+    ... )
+    >>> both.action(lambda y: y.square().sum(1), x)
+    tensor([-1.])
     """
 
     parts: Mapping[str, Factor]
@@ -212,6 +237,11 @@ class Product:
 
     Attributes:
         factors: the L^m by field.
+
+    >>> x = {"a": torch.tensor([[1.0]]), "b": torch.tensor([[2.0]])}
+    >>> product = Product({name: Flow(-state) for name, state in x.items()})
+    >>> product.action(lambda y: (y["a"] * y["b"]).sum(1).double(), x)
+    tensor([-4.], dtype=torch.float64)
     """
 
     factors: Mapping[str, Factor]
@@ -234,31 +264,32 @@ class Product:
 
 
 Factor = Jump | Flow | Diffusion | Superposition
-"""Of one field."""
+"""The generator of one field."""
 Generator = Factor | Product
 
 
 def over(generator: Factor, t_next: Tensor) -> Factor:
-    """The generator of the step [t, t_next] of one that was asked for the point t, without asking a network again.
+    """The generator of the step [t, t_next], from the generator at time t, without evaluating a network again.
 
     Raises:
-        TypeError: no path made it.
+        TypeError: no path made the generator.
     """
     if isinstance(generator, Jump) and generator.posterior is not None:
         return generator.posterior.over(t_next)
     if isinstance(generator, Superposition) and generator.over is not None:
         return generator.over(t_next)
     raise TypeError(
-        f"a {type(generator).__name__} that no path made has no step of its own: use path.marginal(readout, x, t, t_next)"
+        f"generator={type(generator).__name__} was not made by a path, and has no step [t, t_next]: make it with "
+        "path.marginal(readout, x, t, t_next)"
     )
 
 
 def terms(
     generator: Generator, weight: Tensor | float = 1.0
 ) -> Iterator[tuple[Tensor | float, Jump | Flow | Diffusion]]:
-    """(weight, generator) of everything that the generator of one field is the sum of, superpositions of them included."""
+    """(weight, generator) for each term of the generator of one field, with nested superpositions expanded."""
     if isinstance(generator, Product):
-        raise TypeError("the terms of a product are those of its factors")
+        raise TypeError("generator is a Product: take the terms of each of its factors")
     if not isinstance(generator, Superposition):
         yield weight, generator
         return

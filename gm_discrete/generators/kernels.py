@@ -1,40 +1,55 @@
-"""Where a jump lands: distributions over the K symbols at every position, evaluated only where they are asked.
+"""Kernels: where a jump lands, as distributions over the K symbols at every position, evaluated only where needed.
 
 Positions are addressed by `where`, a long tensor [n] of indices into the flattened [B·L] positions (`None`: all of them,
-in order), so that choosing the positions costs one `nonzero` a step and every later selection is plain indexing. The
-probability of the symbols is looked up in *rows* [n, K], which come into being for those n positions only.
+in order), so that choosing the positions costs one `nonzero` a step and every later selection is plain indexing.
+Probabilities are *rows* [n, K], computed for those n positions only.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-ROW_ELEMENTS = 2**25
-"""Rows are processed in chunks of at most this many elements (128 MiB in float32)."""
+from gm_discrete.generators.rows import categorical_from_prior, chunked, inverse_cdf, map_rows, require
 
-KEPT_CHUNKS = 4
-"""Up to so many chunks are kept for backward; if there are more, they are recomputed there."""
+__all__ = [
+    "BeliefKernel",
+    "Categorical",
+    "Dirac",
+    "GatheredLogits",
+    "Kernel",
+    "Readout",
+    "Reversal",
+    "TensorReadout",
+    "categorical_from_prior",
+    "chunked",
+    "inverse_cdf",
+    "map_rows",
+    "require",
+]
 
 
 class Readout(Protocol):
-    """What a network says about a state, on demand: `readout("tokens", where)` → fresh logits [n, K], the caller's own."""
+    """The outputs of a network at a state, on demand: `readout("tokens", where)` → logits [n, K].
+
+    Logits must be a new tensor at every call, because kernels write into it. A readout may have a method `prepare(where)`,
+    which runs the network once for all positions that will be needed, and returns them in chunks.
+    """
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor: ...
 
 
 class TensorReadout:
-    """A readout whose logits [B, L, K] are known beforehand, e.g. those of an exact posterior.
+    """A readout of given logits, e.g. those of an exact posterior.
 
     Args:
         logits: [B, L, K].
-        excluded: symbols that no data holds; their logits are read as −∞.
+        excluded: symbols that never occur in data; their logits become −∞.
     """
 
     def __init__(self, logits: Tensor, excluded: Sequence[int] = ()) -> None:
@@ -48,24 +63,6 @@ class TensorReadout:
         return rows
 
 
-def chunked(where: Tensor, row_size: int, total: int | None = None) -> Sequence[Tensor]:
-    """The positions in chunks of few enough rows; with `total`, in as many as that number of positions would need."""
-    if total is None:
-        return where.split(max(1, ROW_ELEMENTS // row_size))
-    return where.tensor_split(-(-total * row_size // ROW_ELEMENTS))
-
-
-def map_rows(function: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Tensor:
-    """`function` [n, …] of all chunks; if they are many, none of their [n, K] tensors outlives its chunk."""
-    if len(chunks) == 1:
-        return function(chunks[0])
-    if torch.is_grad_enabled() and len(chunks) > KEPT_CHUNKS:
-        parts = [checkpoint(function, chunk, use_reentrant=False) for chunk in chunks]
-    else:
-        parts = [function(chunk) for chunk in chunks]
-    return torch.cat(parts)  # type: ignore[arg-type]  # checkpoint is annotated as returning Any | None
-
-
 class Kernel(ABC):
     """A distribution over `vocab_size` symbols at each of the positions of a state of shape [B, L]."""
 
@@ -73,7 +70,7 @@ class Kernel(ABC):
     vocab_size: int
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        """Landing symbols [n]. The noise of a position does not depend on which others are asked."""
+        """Landing symbols [n]. The noise of a position does not depend on which others are in `where`."""
         chunks = self.prepare(where)
         noise = self._uniform(rng, where).split([len(rows) for rows in chunks])
         return torch.cat([inverse_cdf(self.log_probs(rows).exp(), u) for rows, u in zip(chunks, noise, strict=True)])
@@ -83,11 +80,14 @@ class Kernel(ABC):
         """log k(y) for every symbol y: rows [n, K]."""
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        """Announces the positions that will be asked for, so that the network runs once, and cuts them into chunks."""
+        """Runs the network once for all positions that will be needed, and returns them in chunks of bounded memory."""
         return chunked(where, self.vocab_size)
 
     def log_landing(self, y: Tensor, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        """(log k(y), log(1 − k(x))), each [n] in float64; the second is summed over the others, never subtracted from 1."""
+        """(log k(y), log(1 − k(x))), each [n] in float64.
+
+        The second is the sum over the other symbols: 1 − k(x) would cancel where k(x) is nearly 1.
+        """
         rows = self.log_probs(where)
         log_y = rows.gather(1, y[:, None]).squeeze(1)
         log_leave = rows.scatter(1, x[:, None], -torch.inf).logsumexp(1)
@@ -99,16 +99,16 @@ class Kernel(ABC):
 
     @property
     def belief(self) -> Kernel:
-        """The belief about the data symbol that the kernel was made of; by itself a kernel is one."""
+        """The posterior of the data symbol that the kernel was made of; by default the kernel itself."""
         return self
 
     def probs(self) -> Tensor:
-        """The dense view k [B, L, K], for those who want to look."""
+        """k at every position, [B, L, K]: for inspection, as it is dense."""
         everywhere = torch.arange(self.shape.numel(), device=self.device)
         return self.log_probs(everywhere).exp().unflatten(0, self.shape)
 
     def nodes(self, where: Tensor) -> tuple[Tensor, Tensor]:
-        """Landings and their probabilities, [n, Q] each: what a sum over the kernel runs over."""
+        """Landings and their probabilities, [n, Q] each, for sums over the kernel."""
         symbols = torch.arange(self.vocab_size, device=self.device)
         return symbols.expand(len(where), -1), self.log_probs(where).exp()
 
@@ -124,7 +124,13 @@ class Kernel(ABC):
 
 
 class Dirac(Kernel):
-    """k(y) = 1[y = target]: the jump of a conditional mixture path, straight to its data symbol."""
+    """k(y) = 1[y = target]: the jump of a conditional mixture path, straight to its data symbol.
+
+    >>> kernel = Dirac(torch.tensor([[2, 0]]), vocab_size=3)
+    >>> kernel.probs()[0]
+    tensor([[0., 0., 1.],
+            [1., 0., 0.]], dtype=torch.float64)
+    """
 
     def __init__(self, target: Tensor, vocab_size: int) -> None:
         self.target = target.flatten()  # [B·L]
@@ -144,10 +150,15 @@ class Dirac(Kernel):
 
 
 class Categorical(Kernel):
-    """k = softmax(logits), lazily: it holds a readout, and logits come into being only where they are asked.
+    """k = softmax(logits), lazily: it holds a readout, and computes logits only where they are needed.
 
     Args:
-        excluded: symbols of which the readout is known to say that their probability is 0.
+        readout: the logits, on demand.
+        shape: of the state, [B, L].
+        vocab_size: K.
+        device: of the logits.
+        head: name of the readout's output.
+        excluded: symbols whose probability in the readout is 0.
     """
 
     def __init__(
@@ -179,7 +190,7 @@ class Categorical(Kernel):
         rows = self.readout(self.head, where)
         if rows.shape != (len(where), self.vocab_size):
             raise ValueError(
-                f"the readout answered {tuple(rows.shape)} for {len(where)} positions; "
+                f"readout returned {tuple(rows.shape)} for {len(where)} positions; "
                 f"expected [{len(where)}, vocab_size={self.vocab_size}]"
             )
         return rows
@@ -200,7 +211,7 @@ class Categorical(Kernel):
 
 
 class BeliefKernel(Kernel):
-    """A kernel that is made of a belief about the data symbols at a state x, and asks for nothing else."""
+    """A kernel that is computed from a belief: the posterior of the data symbols given the state x."""
 
     _belief: Kernel
     x: Tensor
@@ -218,7 +229,7 @@ class BeliefKernel(Kernel):
 
 
 class Reversal(BeliefKernel):
-    """Landing law of the thinned reversal step on x ~ p_t, for the prior p0 and a belief π about the data symbol z:
+    """Landing distribution of the thinned reversal step at x ~ p_t, for the prior p0 and a belief π about the data symbol z:
 
         k(y) = E_{z~π}[ a(z) p_s(y|z) + (1 − a(z)) 1[y = x] ],   a(z) = B / (B + κ_t 1[z = x]),   B = (1 − κ_t) p0(x),
 
@@ -274,8 +285,8 @@ class Reversal(BeliefKernel):
 class GatheredLogits(torch.autograd.Function):
     """rows [n, K] → (rows[y], rows[x], logsumexp of rows over the symbols other than x), each [n].
 
-    One exponential of the rows serves forward and backward, where autograd would keep and scan several copies. It takes
-    possession of the rows and writes into them, as a readout's rows are the caller's own.
+    One exponential of the rows serves forward and backward, where autograd would keep and scan several copies. It writes
+    into the rows, which the `Readout` protocol allows.
     """
 
     @staticmethod
@@ -297,47 +308,3 @@ class GatheredLogits(torch.autograd.Function):
         grad = weights * grad_others[:, None]
         grad.scatter_add_(1, torch.stack([y, x], 1), torch.stack([grad_y, grad_x], 1))
         return grad, None, None
-
-
-def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Symbols [n] with law `probs` [n, K] from one float64 uniform [n] each.
-
-    The cumulative sum runs in float64 over sums of blocks, then inside the one block that was hit, so that every symbol
-    keeps its probability to float64 of the total although no [n, K] float64 tensor exists.
-    """
-    size = probs.shape[1]
-    block = max(1, int(size**0.5))
-    whole = size // block * block
-    blocks = [probs[:, :whole].unflatten(1, (-1, block)).sum(2, dtype=torch.float64)]
-    blocks.append(probs[:, whole:].sum(1, keepdim=True, dtype=torch.float64))
-    coarse = torch.cat(blocks, 1).cumsum(1)
-    total = coarse[:, -1]
-    require((total > 0).all(), FloatingPointError, _NO_LAW)
-    # A product rounded up to the total would lie behind the last symbol.
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    hit = torch.searchsorted(coarse, target[:, None], right=True)  # [n, 1]
-    before = torch.nn.functional.pad(coarse, (1, 0)).gather(1, hit).squeeze(1)
-    symbols = hit * block + torch.arange(block, device=probs.device)  # [n, block]
-    fine = torch.where(symbols < size, probs.gather(1, symbols.clamp(max=size - 1)), 0.0).double().cumsum(1)
-    inside = torch.searchsorted(fine, (target - before)[:, None], right=True)
-    last = (fine[:, -1:] > fine).sum(1, keepdim=True)  # last symbol of the block that has mass, against rounding
-    return (hit * block + torch.minimum(inside, last)).squeeze(1)
-
-
-_NO_LAW = "a landing law is not a number or has no mass: look at the model's weights and the logits processors"
-
-
-def require(condition: Tensor, error: type[Exception], message: str) -> None:
-    """Raises the error unless the condition holds; on a GPU asynchronously, where waiting for it would stall the device."""
-    if condition.device.type == "cuda":
-        torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
-    elif not bool(condition):
-        raise error(message)
-
-
-def categorical_from_prior(prior: Tensor, uniform: Tensor) -> Tensor:
-    """Symbols with law `prior` [K], one for each float64 uniform, of the uniforms' shape."""
-    cumulative = prior.double().cumsum(0)
-    total = cumulative[-1]
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)

@@ -1,6 +1,6 @@
-"""Where a Euclidean jump lands: the jump that carries the Gaussian path N(αz, σ²), in closed form, and laws over bins.
+"""Where a jump between real numbers lands: the jump of the Gaussian path N(αz, σ²), in closed form, and bins.
 
-Of p_t(x|z) = N(αz, σ²) with w = (x − αz)/σ, h = −σ'/σ and ζ = −(α'/σ') z,
+For p_t(x|z) = N(αz, σ²) with w = (x − αz)/σ, h = −σ'/σ and ζ = −(α'/σ') z,
 
     ∂_t log p_t(x|z) = h (1 + ζw − w²).
 
@@ -25,13 +25,14 @@ BISECTIONS = 44
 """w is found to 2⁻⁴⁴ of an interval that is at least 2 wide."""
 
 ROUNDING = 1e-6
-"""What numbers in float32 may be beyond their range, or off a sum of 1, of which they are a part."""
+"""Tolerance for numbers in float32: relative to the range that they must lie in, or to the sum 1."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it, modulo 1, are evenly spread: the second coordinate of a lattice for quadrature."""
 
 
 def roots(zeta: Tensor) -> tuple[Tensor, Tensor]:
-    """(w₋, w₊), between which the density rises; w₋ w₊ = −1, which spares the cancellation."""
+    """(w₋, w₊), between which the density grows; computed by w₋ w₊ = −1, where the difference would cancel."""
     far = (zeta.abs() + (zeta * zeta + 4).sqrt()) / 2
     return torch.where(zeta >= 0, -1 / far, -far), torch.where(zeta >= 0, far, 1 / far)
 
@@ -49,7 +50,7 @@ def total_gain(zeta: Tensor) -> Tensor:
 
 
 def landing_quantile(u: Tensor, zeta: Tensor) -> Tensor:
-    """The w at which the gain has reached the part u of its total, by bisection."""
+    """The w at which the gain has reached the fraction u of its total, by bisection."""
     low, high = roots(zeta)
     aim = u * total_gain(zeta) + _antiderivative(low, zeta)
     for _ in range(BISECTIONS):
@@ -64,11 +65,17 @@ def _antiderivative(w: Tensor, zeta: Tensor) -> Tensor:
 
 
 class Bins(Configurable):
-    """Equal bins of [low, high], over which a network states a law of a number.
+    """Equal bins of [low, high], over which a network predicts the distribution of a number.
 
     Args:
         low, high: ends, low < high.
-        number: of bins.
+        number: how many bins.
+
+    >>> bins = Bins(-1.0, 1.0, number=4)
+    >>> bins.index(torch.tensor([-0.9, 0.1]))
+    tensor([0, 2])
+    >>> bins.centers(torch.device("cpu"))
+    tensor([-0.7500, -0.2500,  0.2500,  0.7500], dtype=torch.float64)
     """
 
     type_name = "bins"
@@ -77,7 +84,7 @@ class Bins(Configurable):
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bins need low < high, got low={low} and high={high}")
         if number < 2:
-            raise ValueError(f"number={number} of bins must be at least 2")
+            raise ValueError(f"number={number} must be at least 2 bins")
         self.low, self.high, self.number = float(low), float(high), int(number)
 
     @property
@@ -86,7 +93,7 @@ class Bins(Configurable):
 
     @property
     def std(self) -> float:
-        """Standard deviation of a number that is uniform in one bin."""
+        """Standard deviation of a number that is uniform within one bin."""
         return self.width / math.sqrt(12)
 
     def centers(self, device: torch.device) -> Tensor:
@@ -98,11 +105,11 @@ class Bins(Configurable):
         return torch.linspace(self.low, self.high, self.number + 1, dtype=torch.float64, device=device)
 
     def index(self, value: Tensor) -> Tensor:
-        """The bin of each value, long; values outside belong to the outermost bins."""
+        """The bin of each value, long; values outside of [low, high] are put into the outermost bins."""
         return ((value - self.low) / self.width).long().clamp(0, self.number - 1)
 
     def value(self, index: Tensor, u: Tensor) -> Tensor:
-        """The point at the part u of each bin."""
+        """The point at the fraction u of each bin."""
         return self.low + (index + u) * self.width
 
 
@@ -112,7 +119,7 @@ class Landing(BeliefKernel):
     Its probabilities are those of the cells.
 
     Args:
-        belief: law over the cells at each coordinate.
+        belief: distribution over the cells at each coordinate.
         x: state; only its shape and device are used.
         values: (cells [n], uniforms [n], where [n]) → z [n].
         land: (z [n], uniforms [n], where [n]) → landing [n], the quantile of J(·|z).
@@ -149,79 +156,10 @@ class Landing(BeliefKernel):
         return points, weights.reshape(len(where), -1)
 
 
-class BinnedLanding(BeliefKernel):
-    """A law over bins of the landing itself, and uniform inside of each bin.
-
-    Args:
-        belief: law over the bins at each coordinate.
-        x: state; only its shape and device are used.
-        bins: of the landing.
-    """
-
-    def __init__(self, belief: Kernel, x: Tensor, bins: Bins) -> None:
-        self._belief, self.x, self.bins = belief, x, bins
-        self.shape, self.vocab_size = x.shape, bins.number
-
-    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        return self.bins.value(self.belief.sample(rng, where), self._uniform(rng, where))
-
-    def log_probs(self, where: Tensor) -> Tensor:
-        return self.belief.log_probs(where)
-
-    def nodes(self, where: Tensor) -> tuple[Tensor, Tensor]:
-        points = self.bins.value(
-            torch.arange(self.vocab_size, device=self.device), torch.tensor(0.5, dtype=torch.float64)
-        )
-        return points.expand(len(where), -1), self.log_probs(where).double().exp()
-
-
-class KnownLanding(Kernel):
-    """J(·|z) of known z, and the masses that it has in bins of the landing.
-
-    Args:
-        z: data; zeta, alpha, sigma: ζ = −(α'/σ') z, α and σ at the time of landing, each of z's shape.
-        bins: of the landing, for `log_probs`.
-    """
-
-    def __init__(self, z: Tensor, zeta: Tensor, alpha: Tensor, sigma: Tensor, bins: Bins) -> None:
-        self.z, self.zeta, self.alpha, self.sigma = (v.double().flatten() for v in (z, zeta, alpha, sigma))
-        self.bins, self.shape, self.vocab_size = bins, z.shape, bins.number
-
-    @property
-    def device(self) -> torch.device:
-        return self.z.device
-
-    def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
-        return self._at(self._uniform(rng, where), where)
-
-    def _at(self, u: Tensor, where: Tensor) -> Tensor:
-        center, sigma, zeta = self.alpha[where] * self.z[where], self.sigma[where], self.zeta[where]
-        if u.dim() > 1:
-            center, sigma, zeta = center[:, None], sigma[:, None], zeta[:, None]
-        return center + sigma * landing_quantile(u, zeta)
-
-    def masses(self, where: Tensor) -> Tensor:
-        """∫ over each bin of J(y|z) dy, rows [n, bins]; what lies outside of the bins counts to the outermost ones."""
-        edges = self.bins.edges(self.device).clone()
-        edges[0], edges[-1] = -torch.inf, torch.inf
-        center, sigma, zeta = (self.alpha * self.z)[where, None], self.sigma[where, None], self.zeta[where, None]
-        reached = gain((edges - center) / sigma, zeta)
-        # Next to its roots the gain is flat, and rounding may take away what a bin there has.
-        return reached.diff(dim=1).clamp(min=0) / reached[:, -1:]
-
-    def log_probs(self, where: Tensor) -> Tensor:
-        return self.masses(where).log()
-
-    def nodes(self, where: Tensor, number: int = 400) -> tuple[Tensor, Tensor]:
-        u = (torch.arange(number, dtype=torch.float64, device=self.device) + 0.5) / number
-        points = self._at(u.expand(len(where), -1), where)
-        return points, torch.full_like(points, 1 / number)
-
-
 def check_within(bins: Bins, value: Tensor, name: str) -> None:
     """
     Raises:
-        ValueError: a value lies outside of the bins (looked at on the CPU only; elsewhere it would stall the device).
+        ValueError: a value lies outside of the bins (checked on the CPU only, as it would stall other devices).
     """
     if value.device.type == "cpu" and value.numel():
         low, high = float(value.min()), float(value.max())

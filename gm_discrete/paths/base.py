@@ -1,41 +1,56 @@
-"""Probability paths: how a data point is noised, and which generators carry that noising back to data."""
+"""Probability paths: how a data point is noised, and which generators turn that noise back into data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
-from gm_discrete.generators.kernels import require
+from gm_discrete.generators.kernels import Readout
+from gm_discrete.generators.rows import require
+from gm_discrete.paths.at import At, TimeLike, as_tensor
 
 
 class Path(Configurable, ABC):
     """A conditional probability path p_t(·|z), from the prior at t = 0 to the data point z at t = 1.
 
-    The marginal path is p_t = E_z p_t(·|z). Averaging a generator of p_t(·|z) over the posterior of z given x gives a
-    generator of p_t (Generator Matching, proposition 1); a network that stands for that posterior gives the prediction.
+    The marginal path is p_t = E_z p_t(·|z). Averaging a generator of p_t(·|z) over the posterior of z given x yields a
+    generator of p_t (Generator Matching, proposition 1); with a network's output in place of the posterior, it is the
+    prediction. Times may be tensors [B] or `path.at(t)`, whose values of the schedule several calls then share.
     """
 
     default_divergence: str | Mapping[str, str]
-    """The loss that a model is trained with unless told otherwise; by part where generators are superposed."""
+    """The loss used by default; by part where generators are superposed."""
     state_name = "input_ids"
-    """What a noisy state is called where a network or a batch takes it."""
+    """Name of the noisy state in batches and as an argument of `GMModel.forward`."""
     latest = 1.0
-    """The part of the path after which no training time is drawn."""
+    """Training times are drawn from [0, latest]."""
     spacing: str
-    """How a grid of times is spaced unless told otherwise (see `samplers.time_grid`)."""
+    """Default spacing of a time grid (see `samplers.time_grid`)."""
+    stop = 0.0
+    """ε: the last sampling step goes from t = 1 − ε to the data. Positive for Euclidean paths, whose generators diverge at
+    t = 1; 0 for discrete ones."""
 
     is_discrete: bool
     """Whether states are symbols (long) or numbers (floating point). Undefined for a `ProductPath`, which may hold both."""
+    rates = ""
+    """Which of the jump generators of a discrete path is used, such as `"masked"`; empty for all other paths."""
+    excluded: tuple[int, ...] = ()
+    """Symbols that never occur in data."""
+    coupled = False
+    """Whether every example comes with its own x_0."""
+    independent_times = False
+    """Whether every field of a state has a time of its own."""
+
+    # Fields and times
 
     @property
     def fields(self) -> Mapping[str, Path]:
-        """The path of each field of a state: of a single field, named "", this one."""
+        """The path of each field of a state; a path of a single field is `{"": self}`."""
         return {"": self}
 
     def times(self, t: Tensor) -> dict[str, Tensor]:
@@ -46,10 +61,15 @@ class Path(Configurable, ABC):
         """The inverse of `times`."""
         return times[""]
 
-    @property
+    def at(self, t: TimeLike) -> At:
+        """The times t [B] with the values of the path's schedule there, each computed once."""
+        return t if isinstance(t, At) else At(t)
+
     @abstractmethod
-    def heads(self) -> Mapping[str, int]:
-        """What a network has to state, by name: numbers per token, or per coordinate of a Euclidean state."""
+    def time(self, u: Tensor) -> Tensor:
+        """The time at which the fraction u in [0, 1] of the path is passed; float64."""
+
+    # Distributions
 
     @abstractmethod
     def prior(
@@ -58,51 +78,122 @@ class Path(Configurable, ABC):
         """x_0 ~ p_0 of the given shape [B, …]."""
 
     @abstractmethod
-    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
-        """x_t ~ p_t(·|z) for data z [B, …] at times t [B]; x_0 are the sources of a coupled path, and of no other."""
+    def sample(
+        self,
+        z: Tensor,
+        t: Tensor,
+        rng: torch.Generator | None = None,
+        x_0: Tensor | None = None,
+        *,
+        check: bool = True,
+    ) -> Tensor:
+        """x_t ~ p_t(·|z) for data z [B, …] at times t [B].
+
+        Args:
+            x_0: sources, for coupled paths only.
+            check: whether to check the arguments; callers that have done so pass False.
+        """
+
+    # Generators
 
     @abstractmethod
-    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Generator:
+    def conditional(
+        self, z: Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None, *, check: bool = True
+    ) -> Generator:
         """The target: the generator of p_t(·|z) at x, in closed form. With `t_next`, that of the step [t, t_next]."""
 
     @abstractmethod
-    def marginal(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Generator:
-        """The prediction: the generator of p_t at x, from what a network (or an exact posterior) says of z given x."""
+    def marginal(
+        self, readout: Readout | Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None, *, check: bool = True
+    ) -> Generator:
+        """The prediction: the generator of p_t at x, from the output of a network (or of an exact posterior)."""
+
+    # Networks and losses
+
+    @property
+    @abstractmethod
+    def heads(self) -> Mapping[str, int]:
+        """Outputs that a network must have, by name: how many numbers per token, or per coordinate of a Euclidean state."""
 
     @abstractmethod
-    def time(self, u: Tensor) -> Tensor:
-        """The time at which the part u in [0, 1] of the path is passed; float64."""
-
-    @abstractmethod
-    def units(self, t: Tensor) -> Mapping[str, Tensor]:
-        """Units [B], by part, in which generators are of order 1 at all times: what divergences are taken in."""
+    def units(self, t: TimeLike) -> Mapping[str, Tensor]:
+        """Units [B], by part of the generator, in which it is of order 1 at all times; divergences are taken in them."""
 
     @abstractmethod
     def loss_mask(self, labels: Tensor) -> Tensor:
-        """bool, of the labels' shape: which are data, and not marked as "not scored"."""
+        """bool, of the labels' shape: True where the loss counts, False where labels are marked as unscored."""
 
     @abstractmethod
     def mask_labels(self, z: Tensor, scored: Tensor) -> Tensor:
-        """Labels: the data z, marked where they are not scored."""
+        """Labels: the data z, with the unscored positions marked."""
 
     def fill_unscored(self, x: Tensor) -> Tensor:
-        """The state, where it stands for data that nobody looks at."""
+        """Valid placeholder data made of the state x, for the positions that the loss leaves out."""
         return x
 
+    # Tables, which are too large for JSON
+
+    def tables(self) -> dict[str, Tensor]:
+        """Large tensors that define the path beside `to_dict`, such as the embeddings of a `MetricPath`; mostly none.
+
+        `to_dict` holds only their shapes. Whoever stores the path stores these too, and passes them to `load_tables`.
+        """
+        return {}
+
+    def table_shapes(self) -> dict[str, list[int]]:
+        """The shape of each of `tables()`, known before `load_tables` too."""
+        return {}
+
+    def load_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Sets the tables of a path that was built from its `to_dict`.
+
+        Raises:
+            ValueError: names or shapes are not those of `table_shapes()`.
+        """
+        expected, found = self.table_shapes(), {name: list(table.shape) for name, table in tables.items()}
+        if found != expected:
+            raise ValueError(f"tables={found} must have the names and shapes {expected}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Path) or not super().__eq__(other):
+            return False
+        mine, others = self.tables(), other.tables()
+        return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+
+    __hash__ = Configurable.__hash__
+
+    # Checks
+
     @abstractmethod
-    def check(self, state: Tensor, t: Tensor, name: str) -> None:
+    def check(self, state: Tensor, t: TimeLike, name: str) -> None:
         """
         Raises:
-            ValueError: a state or a time is none of this path.
+            ValueError: the state or the times do not fit this path; the message begins with `name`.
         """
+
+    def check_pair(self, z: Tensor, x: Tensor, t: TimeLike) -> None:
+        """
+        Raises:
+            ValueError: data z or state x do not fit this path, or differ in shape.
+        """
+        self.check(x, t, "x")
+        if z.shape != x.shape:
+            raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
+        self.check(z, t, "z")
 
     def check_source(self, x_0: Tensor | None, z: Tensor, t: Tensor) -> None:
         """
         Raises:
-            ValueError: a coupled path got no sources of z's shape, or another path got some.
+            ValueError: x_0 is missing for a coupled path or not of z's shape, or is given for another path.
         """
-        if x_0 is not None:
-            raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
+        if not self.coupled:
+            if x_0 is not None:
+                raise ValueError("x_0 is given, but the path is not coupled: make it MixturePath(…, coupled=True)")
+            return
+        if x_0 is None or x_0.shape != z.shape:
+            found = "nothing" if x_0 is None else f"shape {tuple(x_0.shape)}"
+            raise ValueError(f"a coupled path needs x_0, the sources, of z's shape {tuple(z.shape)}; got {found}")
+        self.check(x_0, t, "x_0")
 
 
 def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
@@ -110,17 +201,23 @@ def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.dev
     return torch.rand(tuple(shape), generator=rng, device=rng.device if rng else device, dtype=torch.float64).to(device)
 
 
-def check_times(t: Tensor, state: Tensor) -> None:
+def device_of(device: torch.device | str | None, rng: torch.Generator | None) -> torch.device:
+    """The device on which to draw: the one asked for, else that of the random generator, else the CPU."""
+    return torch.device(device if device is not None else rng.device if rng is not None else "cpu")
+
+
+def check_times(t: TimeLike, state: Tensor) -> None:
     """
     Raises:
         ValueError: t is not of shape [B] within [0, 1].
     """
+    t = as_tensor(t)
     if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
         found = tuple(t.shape) if isinstance(t, Tensor) else t
         raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
-    if torch.compiler.is_compiling():  # a look at the values would cut the graph in two
+    if torch.compiler.is_compiling():  # reading the values would break the graph in two
         return
-    if t.device.type != "cpu":  # a look at the values would stall the device
+    if t.device.type != "cpu":  # reading the values would stall the device
         require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
     elif t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got {t.min():.6g} to {t.max():.6g}")
+        raise ValueError(f"t must lie in [0, 1] (0: prior, 1: data), got {t.min():.6g} to {t.max():.6g}")

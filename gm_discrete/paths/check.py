@@ -1,4 +1,4 @@
-"""Proofs by number: the exact posterior of a law that can be enumerated, and the Kolmogorov equation of a path."""
+"""Numerical checks of paths on small state spaces: the exact posterior by enumeration, and the Kolmogorov equation."""
 
 from __future__ import annotations
 
@@ -14,28 +14,39 @@ from gm_discrete.generators import Jump
 from gm_discrete.paths.finite import FinitePath
 
 MOST_STATES = 4096
-"""The generator of more states is a matrix of more than 128 MiB."""
+"""With more states the generator is a matrix of more than 128 MiB."""
 
 
 class ExactModel:
-    """The exact posterior of a data law in place of a network: π(k|x) = P(z^i = k | X_t = x) by Bayes' rule over all z.
+    """A process with the exact posterior in place of a network: π(k|x) = P(z^i = k | X_t = x) by Bayes' rule over all z.
 
-    A model for `simulate`, `conditional_loss` and `likelihood_bound`, whose results can then be held against the truth.
+    Use it in `simulate`, `conditional_loss` and `likelihood_bound`, to compare their results with the truth.
 
     Args:
-        path: any path of tokens.
+        path: any path on symbols.
         data: sequences z [Z, L].
-        law: their probabilities [Z]; even by default.
+        weights: their probabilities [Z], or numbers proportional to them; equal by default.
         x_0: the source [Z, L] of each, for a coupled path.
+
+    >>> from gm_discrete import MaskedPath
+    >>> model = ExactModel(MaskedPath(3), data=torch.tensor([[0, 0], [1, 1]]), weights=torch.tensor([3.0, 1.0]))
+    >>> x, t = torch.tensor([[2, 2], [2, 1]]), torch.tensor([0.5, 0.5])
+    >>> model.logits(x, t).exp()[:, 0]
+    tensor([[0.7500, 0.2500, 0.0000],
+            [0.0000, 1.0000, 0.0000]], dtype=torch.float64)
     """
 
-    def __init__(self, path: FinitePath, data: Tensor, law: Tensor | None = None, x_0: Tensor | None = None) -> None:
+    def __init__(
+        self, path: FinitePath, data: Tensor, weights: Tensor | None = None, x_0: Tensor | None = None
+    ) -> None:
         self.path, self.data, self.x_0 = path, data, x_0
         path.check_source(x_0, data, torch.zeros(len(data), device=data.device))
-        weights = torch.ones(len(data), dtype=torch.float64) if law is None else law.double()
+        weights = torch.ones(len(data), dtype=torch.float64) if weights is None else weights.double()
         if weights.shape != (len(data),) or not bool((weights >= 0).all()) or not bool(weights.sum() > 0):
-            raise ValueError(f"law must hold a probability for each of the {len(data)} data points")
-        self.law = (weights / weights.sum()).to(data.device)
+            raise ValueError(
+                f"weights={weights.tolist()} must hold a probability for each of the {len(data)} data points"
+            )
+        self.weights = (weights / weights.sum()).to(data.device)
 
     def likelihood(self, x: Tensor, t: Tensor) -> Tensor:
         """p_t(x|z) for states x [B, L] at times t [B] and every data point: [B, Z]."""
@@ -49,8 +60,8 @@ class ExactModel:
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """log π [B, L, K]; arbitrary where x is impossible."""
-        joint = self.likelihood(x, t) * self.law
-        joint = torch.where(joint.sum(1, keepdim=True) > 0, joint, self.law)
+        joint = self.likelihood(x, t) * self.weights
+        joint = torch.where(joint.sum(1, keepdim=True) > 0, joint, self.weights)
         return self.logits_of(joint / joint.sum(1, keepdim=True))
 
     def logits_of(self, posterior: Tensor) -> Tensor:
@@ -69,22 +80,23 @@ class ExactModel:
         return torch.tensor(list(itertools.product(range(self.path.vocab_size), repeat=length)))
 
     def index(self, x: Tensor) -> Tensor:
-        """Place of the states x [B, L] among `states()`, [B]."""
+        """Index of the states x [B, L] in `states()`, [B]."""
         return (x * self.path.vocab_size ** torch.arange(x.shape[1] - 1, -1, -1, device=x.device)).sum(1)
 
     def marginal(self, t: float) -> Tensor:
-        """p_t over `states()`; at t = 1 the data law."""
+        """p_t over `states()`; at t = 1 the data distribution."""
         states = self.states()
-        return self.likelihood(states, torch.full((len(states),), t, dtype=torch.float64)) @ self.law
+        return self.likelihood(states, torch.full((len(states),), t, dtype=torch.float64)) @ self.weights
 
 
 @dataclass(frozen=True)
 class KolmogorovResidual:
-    """By how much the Kolmogorov equation is missed, as max_x |p_b(x) − p_a(x) − ∫_a^b (R_t p_t)(x) dt| of each interval.
+    """The residual of the Kolmogorov equation, max_x |p_b(x) − p_a(x) − ∫_a^b (R_t p_t)(x) dt| for each interval [a, b].
 
     Attributes:
-        times: [N + 1]. conditional: [N], of p_t(·|z) with the conditional rates, the worst z.
-        marginal: [N], of p_t with the rates averaged over the exact posterior, for sequences with a random data law.
+        times: ends of the intervals, [N + 1].
+        conditional: [N], of p_t(·|z) with the conditional rates, the worst z.
+        marginal: [N], of p_t with the rates averaged over the exact posterior, for sequences with random probabilities.
     """
 
     times: Tensor
@@ -93,7 +105,7 @@ class KolmogorovResidual:
 
     @property
     def worst(self) -> float:
-        """The greatest of all; that of a path and rates which belong together is rounding and quadrature."""
+        """The greatest residual; it is the error of rounding and quadrature if the rates carry the path."""
         return float(torch.cat([self.conditional, self.marginal]).max())
 
     def __repr__(self) -> str:
@@ -104,17 +116,21 @@ class KolmogorovResidual:
 def check_kolmogorov(
     path: FinitePath, times: Tensor | None = None, length: int = 2, nodes: int = 12, seed: int = 0
 ) -> KolmogorovResidual:
-    """Integrates dp/dt = R p numerically: do the rates of a path carry its p_t(x|z), and those of the posterior its p_t?
+    """Integrates dp/dt = R p numerically, to check that a path's rates carry its p_t(x|z), and the marginal rates its p_t.
 
     Args:
-        path: one of the library's or of your own, with K^length at most 4096.
+        path: one of the library's or your own, with K^length at most 4096.
         times: ends of the intervals [N + 1]; by default 12 of them between κ = 0.02 and 0.98.
         length: L of the marginal check.
         nodes: of the Gauss-Legendre rule on each interval. Rates with kinks need more.
-        seed: of the random data law.
+        seed: of the random data distribution.
+
+    >>> from gm_discrete import UniformPath
+    >>> check_kolmogorov(UniformPath(3)).worst < 1e-10
+    True
     """
-    if getattr(path, "coupled", False):
-        raise ValueError("a coupled path has a law for each source: check MixturePath(…) without coupling")
+    if path.coupled:
+        raise ValueError("path must have coupled=False: the distribution of a coupled path depends on its sources")
     if path.vocab_size**length > MOST_STATES:
         raise ValueError(
             f"vocab_size^length = {path.vocab_size}^{length} exceeds {MOST_STATES} states: check a smaller one"
@@ -126,9 +142,9 @@ def check_kolmogorov(
         raise ValueError(f"times={times.tolist()} must increase, at least two of them, and nodes={nodes} be positive")
     every = torch.tensor([symbol for symbol in range(path.vocab_size) if symbol not in path.excluded])
     data = torch.tensor(list(itertools.product(every.tolist(), repeat=length)))
-    law = torch.rand(len(data), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
-    model = ExactModel(path, data, law)
-    _check_law(path, every, times)
+    weights = torch.rand(len(data), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
+    model = ExactModel(path, data, weights)
+    _check_probs(path, every, times)
     states, symbols = model.states(), torch.arange(path.vocab_size)
     z, x = every.repeat_interleave(path.vocab_size)[:, None], symbols.repeat(len(every))[:, None]
     conditional, marginal = [], []
@@ -147,7 +163,7 @@ def check_kolmogorov(
     return KolmogorovResidual(times, torch.tensor(conditional), torch.tensor(marginal))
 
 
-def _check_law(path: FinitePath, z: Tensor, times: Tensor) -> None:
+def _check_probs(path: FinitePath, z: Tensor, times: Tensor) -> None:
     start, *inner, end = (path.probs(z, _times(t, z)) for t in (0.0, *times.tolist(), 1.0))
     if any(p.shape != (len(z), path.vocab_size) for p in (start, *inner, end)):
         raise ValueError(f"probs of {path!r} must have the shape [n, K], got {list(start.shape)}")
@@ -172,11 +188,13 @@ def _times(t: float, states: Tensor) -> Tensor:
 
 
 def _matrix(model: ExactModel, rates: Tensor) -> Tensor:
-    """The generator matrix of sequences [to, from], of the token rates [X, L, K] at every state."""
+    """The generator matrix of sequences [to, from], from the token rates [X, L, K] at every state."""
     states, columns = model.states(), torch.arange(len(rates))
     matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
     for position, symbol in itertools.product(range(states.shape[1]), range(rates.shape[2])):
         neighbours = states.clone()
-        neighbours[:, position] = symbol  # the diagonal, minus the row's sum, is the move to where one stands
+        neighbours[:, position] = (
+            symbol  # where the token has this symbol already, the rate is the diagonal: minus the row's sum
+        )
         matrix[model.index(neighbours), columns] += rates[:, position, symbol]
     return matrix

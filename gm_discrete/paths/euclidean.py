@@ -1,8 +1,7 @@
-"""What paths of Euclidean states share: a superposition of generators, its weights, and what is asked of a state."""
+"""What paths of real numbers share: a superposition of generators, its weights, and checks of a state."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -12,24 +11,25 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Factor, Superposition
-from gm_discrete.generators.kernels import require
 from gm_discrete.generators.landings import ROUNDING, Bins
+from gm_discrete.generators.rows import require
+from gm_discrete.paths.at import TimeLike, as_tensor
 from gm_discrete.paths.base import Path, check_times
 
 Weights = Mapping[str, float | Sequence[float]]
-"""By generator: a number, or numbers at evenly spaced times from 0 to 1 with straight lines between them."""
+"""Weight of each generator: a number, or numbers at evenly spaced times from 0 to 1, interpolated linearly."""
 
 
 class EuclideanPath(Path):
-    """A path on real numbers, independently per coordinate given z, with generators that may be superposed.
+    """A path on real numbers, independent per coordinate given z, with generators that may be superposed.
 
     States are floating-point tensors [B, L, C] or [B, C, H, W]; the path itself takes any shape [B, …].
 
     Args:
-        generators: weights of the parts of the superposition that is sampled, of sum 1 at all times.
+        generators: weights of the generators in the superposition that is sampled, of sum 1 at all times.
         num_channels: C.
-        bins: over which a network states a law of numbers; needed for the jump.
-        stop: ε. The last step goes from 1 − ε to the data: jumps (and rates) without bound lie there.
+        bins: over which a network predicts distributions of numbers; needed for the jump.
+        stop: ε. The last step goes from 1 − ε to the data, because the rate of jumps is unbounded on [1 − ε, 1].
 
     Raises:
         ValueError, TypeError: an argument is out of its range; the message names it.
@@ -45,7 +45,7 @@ class EuclideanPath(Path):
         if num_channels < 1:
             raise ValueError(f"num_channels={num_channels} must be at least 1")
         if not 0 < stop < 0.5:
-            raise ValueError(f"stop={stop} must lie in (0, 0.5): the last step starts at t = 1 − stop")
+            raise ValueError(f"stop={stop} must lie in (0, 0.5): the last step goes from t = 1 − stop to the data")
         if not isinstance(bins, Bins | dict | None):
             raise TypeError(f"bins={bins!r} must be Bins(low, high, number)")
         self.num_channels, self.stop = int(num_channels), float(stop)
@@ -56,9 +56,9 @@ class EuclideanPath(Path):
             raise TypeError(f'generators={generators!r} must be weights by name, such as {{"flow": 0.5, "jump": 0.5}}')
         if unknown := generators.keys() - set(self.known_generators):
             raise ValueError(
-                f"generators {', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
+                f"generators={', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
             )
-        # In the order of the class: that of JSON is another one, and a model's heads come in it.
+        # In the order of the class, which is that of a model's heads: JSON may have reordered the dict.
         chosen = {name: generators[name] for name in self.known_generators if name in generators}
         plain = {
             name: [float(w) for w in weight] if isinstance(weight, Sequence) else float(weight)
@@ -70,23 +70,22 @@ class EuclideanPath(Path):
         )
         at = torch.stack([_line(w, torch.tensor(nodes, dtype=torch.float64, device="cpu")) for w in plain.values()])
         if float(at.min()) < 0 or not torch.allclose(at.sum(0), torch.ones_like(at[0]), atol=ROUNDING):
-            raise ValueError(
-                f"generators={plain} must have weights ≥ 0 of sum 1 at all times: each part solves the path by itself, "
-                "and only such a mixture does too"
-            )
+            raise ValueError(f"generators={plain} must have weights ≥ 0 of sum 1 at all times")
         return plain
 
     def weights(self, t: Tensor) -> dict[str, Tensor]:
-        """By generator, the weight at times t [B]."""
+        """The weight of each generator at times t [B]."""
         return {name: _line(weight, t) for name, weight in self.generators.items()}
 
     def reweighted(self, generators: Weights) -> EuclideanPath:
-        """The same path, sampled with other weights of its generators; those that were learned can be chosen from."""
+        """The same path, sampled with other weights of its generators, among those that the model has outputs for."""
         changed = copy(self)
         changed.generators = self._checked(generators)
         if not changed.heads.keys() <= self.heads.keys():
             missing = ", ".join(sorted(changed.heads.keys() - self.heads.keys()))
-            raise ValueError(f"generators={dict(generators)} need {missing}, which this path's model does not state")
+            raise ValueError(
+                f"generators={dict(generators)} need the outputs {missing}, which a model of this path lacks"
+            )
         return changed
 
     @property
@@ -112,35 +111,34 @@ class EuclideanPath(Path):
         return z.masked_fill(~scored, torch.nan)
 
     @abstractmethod
-    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """What a head states, made of a network's output of unit size: of x's shape, or rows [n, size] at entries x [n]."""
+    def output(self, head: str, raw: Tensor, x: Tensor, t: TimeLike) -> Tensor:
+        """Scales the raw output of a network, of unit size, to what the head stands for.
+
+        Args:
+            raw: of x's shape; or rows [n, size], with x and t [n] those of the entries.
+        """
 
     @abstractmethod
-    def normalized(self, x: Tensor, t: Tensor) -> Tensor:
-        """The state as a network should see it: of unit size at all times."""
+    def normalized(self, x: Tensor, t: TimeLike) -> Tensor:
+        """The state as network input, scaled to unit size at all times."""
 
-    def check(self, state: Tensor, t: Tensor, name: str) -> None:
+    def check(self, state: Tensor, t: TimeLike, name: str) -> None:
         if not isinstance(state, Tensor) or not state.is_floating_point() or state.dim() < 2:
             found = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else repr(state)
             raise ValueError(f"{name} must be a floating-point tensor [B, L, C] or [B, C, H, W], got {found}")
         check_times(t, state)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # reading the values would break the graph in two
             return
         if state.device.type != "cpu":
             require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite")
         elif not bool(state.isfinite().all()):
             raise ValueError(f"{name} holds numbers that are not finite (NaN or infinity)")
 
-    def check_pair(self, z: Tensor, x: Tensor, t: Tensor) -> None:
-        """Checks data and state."""
-        self.check(x, t, "x")
-        if z.shape != x.shape:
-            raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
-        self.check(z, t, "z")
+    def check_pair(self, z: Tensor, x: Tensor, t: TimeLike) -> None:
+        super().check_pair(z, x, t)
+        t = as_tensor(t)
         if t.device.type == "cpu" and bool((t >= 1).any()):
-            raise ValueError(
-                "generators of p_t(·|z) have no value at t = 1, where all noise is gone: give times below 1"
-            )
+            raise ValueError(f"t={float(t.max()):g}: the generators of p_t(·|z) diverge at t = 1; give times below 1")
 
 
 def superposed(
@@ -151,7 +149,7 @@ def superposed(
     finisher: str,
     over: Callable[[Tensor], Superposition],
 ) -> Superposition:
-    """The parts with their weights; a step that ends at t = 1 is the finisher's alone."""
+    """The superposition of the parts; a step that ends at t = 1 is taken by the part `finisher` alone."""
     last = torch.zeros_like(t, dtype=torch.bool) if t_next is None else t_next >= 1
     chosen = {name: torch.where(last, 0.0, weights[name]) if name in weights else torch.zeros_like(t) for name in parts}
     chosen[finisher] = torch.where(last, 1.0, chosen[finisher])
@@ -167,13 +165,8 @@ def _line(weight: float | Sequence[float], t: Tensor) -> Tensor:
     if not isinstance(weight, Sequence):
         return torch.full_like(t, weight)
     if len(weight) < 2:
-        raise ValueError(f"weights over time need values at two times at least, got {list(weight)}")
+        raise ValueError(f"weights over time need at least two values, got {list(weight)}")
     heights = torch.tensor(list(weight), dtype=t.dtype, device=t.device)
     place = t * (len(weight) - 1)
     left = place.long().clamp(0, len(weight) - 2)
     return heights[left] + (place - left) * (heights[left + 1] - heights[left])
-
-
-def normal_tail(bound: float) -> float:
-    """P(|ε| > bound) of a standard normal number."""
-    return math.erfc(bound / math.sqrt(2))

@@ -1,4 +1,4 @@
-"""The mixture path p_t(x|z) = (1 − κ) U[low, high] + κ δ_z of numbers, and three generators that carry it.
+"""The mixture path p_t(x|z) = (1 − κ) U[low, high] + κ δ_z of real numbers, and three generators that solve it.
 
 With h = κ'/(1 − κ), D = high − low, and per coordinate:
 
@@ -6,23 +6,24 @@ With h = κ'/(1 − κ), D = high − low, and per coordinate:
     flow        u(x|z) = h (x − low − D 1[x > z])                               0 at x = z
     diffusion   g²(x|z) = 2h [½(z − low)² + D [x − z]₊ − ½(x − low)²]           no drift, reflecting at low and high
 
-A particle that has come to z stays there. For study: the three have one and the same law at every time, and no other
-generator in common. Source: Generator Matching (Holderrieth et al., ICLR 2025), table of generators of the mixture path.
+A particle that has reached z stays there. The path shows what the theory says: three processes of different kinds have
+the same marginal distribution at every time. Source: Generator Matching (Holderrieth et al., ICLR 2025), table of
+generators of the mixture path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
-from gm_discrete.generators.kernels import Categorical, Dirac, Kernel
+from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
 from gm_discrete.generators.landings import ROUNDING, Bins, Landing, check_within
-from gm_discrete.paths.base import uniform
+from gm_discrete.paths.at import ScheduleAt, TimeLike, as_tensor
+from gm_discrete.paths.base import device_of, uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.schedules import LinearSchedule, Schedule
 
@@ -32,9 +33,9 @@ class EuclideanMixturePath(EuclideanPath):
 
     Args:
         generators: weights of `"jump"`, `"flow"` and `"diffusion"`, of sum 1.
-        low, high: of the uniform prior; data must lie within.
-        block: noise all coordinates of a state together, or each by itself. In a block the landing of a jump does not
-            depend on x (a fresh draw of the data): for exact posteriors, not for networks with bins.
+        low, high: ends of the uniform prior; data must lie within.
+        block: whether all coordinates of a state are noised together, or each by itself. In a block the landing of a jump
+            is a new data point, independent of x: for exact posteriors, not for networks with bins.
         num_channels, bins, stop: as for `GaussianPath`; bins of the data.
         schedule: κ.
     """
@@ -49,8 +50,8 @@ class EuclideanMixturePath(EuclideanPath):
         high: float = 1.0,
         block: bool = False,
         num_channels: int = 1,
-        bins: Bins | dict[str, Any] | None = None,
-        schedule: Schedule | dict[str, Any] | None = None,
+        bins: Bins | dict | None = None,
+        schedule: Schedule | dict | None = None,
         stop: float = 0.005,
     ) -> None:
         super().__init__(generators or {"jump": 1.0}, num_channels, bins or Bins(low, high), stop)
@@ -78,17 +79,28 @@ class EuclideanMixturePath(EuclideanPath):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        device = torch.device(device if device is not None else rng.device if rng is not None else "cpu")
-        return (self.low + (self.high - self.low) * uniform(shape, rng, device)).float()
+        return (self.low + (self.high - self.low) * uniform(shape, rng, device_of(device, rng))).float()
 
-    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
-        self.check_source(x_0, z, t)
-        self.check(z, t, "z")
+    def at(self, t: TimeLike) -> ScheduleAt:
+        return t if isinstance(t, ScheduleAt) else ScheduleAt(self.schedule, as_tensor(t))
+
+    def sample(
+        self,
+        z: Tensor,
+        t: Tensor,
+        rng: torch.Generator | None = None,
+        x_0: Tensor | None = None,
+        *,
+        check: bool = True,
+    ) -> Tensor:
+        if check:
+            self.check_source(x_0, z, t)
+            self.check(z, t, "z")
         shape = (len(z), *[1] * (z.dim() - 1)) if self.block else z.shape
         kept = uniform(shape, rng, z.device) < shaped(self.schedule.kappa(t), z)
         return torch.where(kept, z, self.prior(z.shape, rng, z.device).to(z.dtype))
 
-    def check(self, state: Tensor, t: Tensor, name: str) -> None:
+    def check(self, state: Tensor, t: TimeLike, name: str) -> None:
         super().check(state, t, name)
         if state.device.type == "cpu" and state.numel():
             low, high = float(state.min()), float(state.max())
@@ -98,10 +110,13 @@ class EuclideanMixturePath(EuclideanPath):
                     f"{name} goes from {low:.4g} to {high:.4g}, beyond the path's low={self.low} and high={self.high}"
                 )
 
-    def conditional(self, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
-        self.check_pair(z, x, t)
-        if "jump" in self.generators:
-            check_within(self.bins, z, "z")
+    def conditional(
+        self, z: Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None, *, check: bool = True
+    ) -> Superposition:
+        if check:
+            self.check_pair(z, x, t)
+            if "jump" in self.generators:
+                check_within(self.bins, z, "z")
         away = (x != z).to(x.dtype)
         if self.block:
             away = away.flatten(1).amax(1).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
@@ -111,7 +126,9 @@ class EuclideanMixturePath(EuclideanPath):
         kernel = self._landing(Dirac(self.bins.index(z), self.bins.number), x, lambda cells, u, where: flat[where])
         return self.generator(flow, spread.clamp(min=0) * away, away, kernel, x, t, t_next)
 
-    def marginal(self, readout: Any, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+    def marginal(
+        self, readout: Readout | Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None, *, check: bool = True
+    ) -> Superposition:
         """The prediction.
 
         Args:
@@ -119,10 +136,14 @@ class EuclideanMixturePath(EuclideanPath):
                 logit of λ/h, the probability that the number is still noise, each of x's shape; `"landing"` → logits of the
                 bins [n, bins] at the entries `where` of the flattened state. Only what the path's generators need.
             x, t, t_next: state, times [B], and the end of the step.
+            check: whether to check x and t.
         """
-        self.check(x, t, "x")
+        if check:
+            self.check(x, t, "x")
         if self.block:
-            raise ValueError("a network with bins states a law for each coordinate, none for a block: use block=False")
+            raise ValueError("block=True: a network with bins predicts each coordinate by itself; use block=False")
+        if isinstance(readout, Tensor):
+            raise TypeError(f"readout must be a function of the head, {', '.join(self.heads)}; got a tensor")
         flow = readout("flow") if "flow" in self.generators else None
         spread = readout("diffusion").exp() if "diffusion" in self.generators else None
         away = kernel = None
@@ -139,53 +160,48 @@ class EuclideanMixturePath(EuclideanPath):
         away: Tensor | None,
         kernel: Kernel | None,
         x: Tensor,
-        t: Tensor,
-        t_next: Tensor | None = None,
+        t: TimeLike,
+        t_next: TimeLike | None = None,
     ) -> Superposition:
-        """The generator made of u/h, g²/h, λ/h and the law of landings.
+        """The generator made of u/h, g²/h, λ/h and the distribution of landings.
 
-        Over an interval the hazard is its mean over it. On the way to t = 1, where it is infinite, only the jump moves; a
-        flow or a diffusion without a jump stays where it is, with the part 1 − κ(1 − ε) of the law not yet there.
+        Over an interval the hazard is its mean. In a step to t = 1, where it is infinite, only the jump moves; a flow or a
+        diffusion without a jump stays where it is, and the mass 1 − κ(1 − ε) does not reach the data.
         """
-        hazard, probability = self.schedule.hazard(t), None
-        jumped = None if t_next is None else self.schedule.jump_probability(t, t_next)
-        if t_next is not None and jumped is not None:
-            mean = -torch.log1p(-jumped) / (t_next - t)
+        now, end = self.at(t), None if t_next is None else as_tensor(t_next)
+        t, hazard, probability, jumped = now.t, now.hazard, None, None
+        if end is not None:
+            jumped = self.schedule.jump_probability(t, end)
+            mean = -torch.log1p(-jumped) / (end - t)
             hazard = torch.where(jumped < 1, mean, 0.0)
-        rate, parts = shaped(hazard, x), {}
+        rate, rate_now, parts = shaped(hazard, x), shaped(now.hazard, x), {}
         if flow is not None and "flow" in self.generators:
-            velocity = shaped(self.schedule.hazard(t), x) * flow
-            parts["flow"] = Flow(velocity, None if t_next is None else rate * flow, (self.low, self.high))
+            parts["flow"] = Flow(rate_now * flow, None if end is None else rate * flow, (self.low, self.high))
         if spread is not None and "diffusion" in self.generators:
             parts["diffusion"] = Diffusion((rate * spread).sqrt(), bounds=(self.low, self.high))
         if away is not None and kernel is not None and "jump" in self.generators:
             if jumped is not None:
                 probability = shaped(jumped, x) * away
-            intensity, length = (
-                shaped(self.schedule.hazard(t), x) * away,
-                torch.full_like(t, (self.high - self.low) / 2),
-            )
-            parts["jump"] = Jump(intensity, kernel, probability, joint=self.block, length=length)
+            length = torch.full_like(t, (self.high - self.low) / 2)
+            parts["jump"] = Jump(rate_now * away, kernel, probability, joint=self.block, length=length)
         every: dict[str, Factor] = parts
         finisher = "jump" if "jump" in every else next(iter(every))
-        again = partial(self.generator, flow, spread, away, kernel, x, t)
-        return superposed(every, self.weights(t), t, t_next, finisher, again)
+        again = partial(self.generator, flow, spread, away, kernel, x, now)
+        return superposed(every, self.weights(t), t, end, finisher, again)
 
-    def _landing(self, belief: Kernel, x: Tensor, values: Any) -> Landing:
+    def _landing(self, belief: Kernel, x: Tensor, values: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Landing:
         return Landing(belief, x, values, lambda z, u, where: z)
 
-    def units(self, t: Tensor) -> Mapping[str, Tensor]:
-        hazard, width = self.schedule.hazard(t), (self.high - self.low) / 2
-        units = {"flow": hazard * width * self._spread(t), "diffusion": hazard * width**2, "jump": hazard}
+    def units(self, t: TimeLike) -> Mapping[str, Tensor]:
+        now, width = self.at(t), (self.high - self.low) / 2
+        hazard = now.hazard
+        units = {"flow": hazard * width * now.complement.sqrt(), "diffusion": hazard * width**2, "jump": hazard}
         return {name: units[name] for name in self.generators}
 
-    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The flow's head states D/2 √(1 − κ) · raw, so that the best `raw` is of unit size: what has come to z, the part κ,
-        stands still."""
-        return raw * shaped(self._spread(t) * (self.high - self.low) / 2, x) if head == "flow" else raw
+    def output(self, head: str, raw: Tensor, x: Tensor, t: TimeLike) -> Tensor:
+        """The flow is D/2 √(1 − κ) · raw, so that the best `raw` is of unit size: the fraction κ, which is at z, stands
+        still."""
+        return raw * shaped(self.at(t).complement.sqrt() * (self.high - self.low) / 2, x) if head == "flow" else raw
 
-    def _spread(self, t: Tensor) -> Tensor:
-        return self.schedule.complement(t).sqrt()
-
-    def normalized(self, x: Tensor, t: Tensor) -> Tensor:
+    def normalized(self, x: Tensor, t: TimeLike) -> Tensor:
         return (2 * x - self.low - self.high) / (self.high - self.low)

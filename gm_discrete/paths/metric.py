@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,28 @@ from gm_discrete.paths.schedules import Schedule
 class MetricPath(FinitePath):
     """p_t(x|z) = p0(x) e^{−β d(x, z)} / Σ_y p0(y) e^{−β d(y, z)}, β = c (κ/(1 − κ))^a, so that β(0) = 0 and β(1) = ∞.
 
-    Candidate events ring at the rate β'(t) max_z d(x, z) and are thinned by z ~ π, so that the clock knows no network and
-    a position costs O(K).
+    Candidate events have the rate β'(t) max_z d(x, z), which needs no network, and are thinned by z ~ π: O(K) a position.
+
+    The distances, or the embeddings that define them, are a table of the path: `to_dict` holds only its shape. A path built
+    from such a dict needs `load_tables` before its probabilities can be computed. A `GMModel` stores the table with its
+    weights, and loads it.
 
     Args:
         vocab_size: K.
         distance: d [K, K], `distance[x][z]`, 0 on the diagonal and positive elsewhere; or:
-        embeddings: different rows [K, D], in float32, with d(x, z) = ‖e_x − e_z‖^power.
-        normalize: bring the embeddings to unit length first.
+        embeddings: K different rows [K, D], stored in float32, with d(x, z) = ‖e_x − e_z‖^power.
+        normalize: whether to scale the embeddings to unit length first.
         power: of the embeddings' distance.
         prior: p0 [K], positive; uniform by default.
         schedule: κ.
         c, a: how fast β grows.
-        rates: `"kinetic"`, or `"positive_part"`.
+        rates: `"kinetic"`; there are no others.
+
+    >>> path = MetricPath(3, embeddings=[[0.0], [1.0], [2.0]])
+    >>> path.probs(torch.tensor([0]), torch.tensor([0.5]))
+    tensor([[0.7214, 0.2654, 0.0132]], dtype=torch.float64)
+    >>> path.to_dict()["embeddings"], path.tables()["embeddings"].shape
+    ({'shape': [3, 1]}, torch.Size([3, 1]))
     """
 
     type_name = "metric"
@@ -53,6 +62,8 @@ class MetricPath(FinitePath):
         a: float = 1.0,
         rates: str = "kinetic",
     ) -> None:
+        if rates == "positive_part":
+            raise ValueError("rates='positive_part' is no longer supported: use 'kinetic', which carries the same path")
         super().__init__(vocab_size, schedule, rates)
         for name, value in (("power", power), ("c", c), ("a", a)):
             if not 0 < value < math.inf:
@@ -64,41 +75,65 @@ class MetricPath(FinitePath):
         if len(weights) != vocab_size or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
             raise ValueError(f"prior must hold vocab_size={vocab_size} positive probabilities of sum 1")
         self._prior, self._weights = (None if prior is None else weights), weights
-        self._embedded = distance is None
-        name, rows = ("embeddings", _table(embeddings).float()) if distance is None else ("distance", _table(distance))
-        wanted = [vocab_size, rows.shape[-1] if self._embedded else vocab_size]
-        if list(rows.shape) != wanted or not bool(rows.isfinite().all()):
-            raise ValueError(f"{name} must be finite of shape {wanted}, got {list(rows.shape)}")
-        self._given, self._rows = rows, rows.double()
-        if self._embedded:
-            self._check_embeddings()
-        elif bool((rows.diagonal() != 0).any()) or not bool((rows + rows.new_ones(vocab_size).diag() > 0).all()):
-            raise ValueError("distance must be 0 from a symbol to itself and positive between two symbols")
-
-    def _check_embeddings(self) -> None:
-        if self.normalize:
-            lengths = self._rows.norm(dim=1, keepdim=True)
-            if not bool((lengths > 0).all()):
-                raise ValueError("embeddings hold a row of length 0, which cannot be normalised")
-            self._rows = self._rows / lengths
-        if len(self._rows.unique(dim=0)) < self.vocab_size:
-            raise ValueError("embeddings hold the same row twice: distances between two symbols must be positive")
-
-    def distances(self, z: Tensor) -> Tensor:
-        """d(x, z) for symbols z [n] and every x: rows [n, K]."""
-        rows = self._tensors(z.device)[0]
-        if not self._embedded:
-            return rows.T[z]
-        if self.power == 2:  # |a|² + |b|² − 2ab rounds; what is nothing but rounding is no distance
-            squares = rows.square().sum(1)
-            values = (squares[z, None] + squares - 2 * rows[z] @ rows.T).clamp(min=torch.finfo(rows.dtype).tiny)
+        self._name, value = ("embeddings", embeddings) if distance is None else ("distance", distance)
+        self._given: Tensor | None = None  # the table as it was given
+        self._rows: Tensor | None = None  # the same in float64, and normalised
+        if isinstance(value, dict) and value.keys() == {"shape"}:
+            self._shape = [int(size) for size in value["shape"]]
+            self._check_shape(self._shape)
         else:
-            values = torch.cdist(rows[z], rows, compute_mode="donot_use_mm_for_euclid_dist") ** self.power
-        return values.scatter(1, z[:, None], 0.0)
+            table = _tensor(value, self._name)
+            self._shape = list(table.shape)
+            self._set(table)
+
+    # The table
+
+    def tables(self) -> dict[str, Tensor]:
+        return {} if self._given is None else {self._name: self._given}
+
+    def table_shapes(self) -> dict[str, list[int]]:
+        return {self._name: list(self._shape)}
+
+    def load_tables(self, tables: Mapping[str, Tensor]) -> None:
+        super().load_tables(tables)
+        self._set(tables[self._name].detach().cpu())
+
+    def _set(self, table: Tensor) -> None:
+        self._check_shape(list(table.shape))
+        given = table.float() if self._embedded else table.double()
+        rows = given.double()
+        if not bool(rows.isfinite().all()):
+            raise ValueError(f"{self._name} must be finite; it holds NaN or infinity")
+        if not self._embedded:
+            if bool((rows.diagonal() != 0).any()) or not bool((rows + rows.new_ones(len(rows)).diag() > 0).all()):
+                raise ValueError("distance must be 0 from a symbol to itself and positive between two symbols")
+        elif self.normalize:
+            lengths = rows.norm(dim=1, keepdim=True)
+            if not bool((lengths > 0).all()):
+                raise ValueError("embeddings hold a row of length 0, which normalize=True cannot scale to length 1")
+            rows = rows / lengths
+        if self._embedded and len(rows.unique(dim=0)) < self.vocab_size:
+            raise ValueError("embeddings hold the same row twice: distances between two symbols must be positive")
+        self._given, self._rows = given, rows
+        self._cache.clear()
+
+    def _check_shape(self, shape: list[int]) -> None:
+        wanted = [self.vocab_size, shape[-1] if self._embedded and shape else self.vocab_size]
+        if shape != wanted:
+            raise ValueError(f"{self._name} must have the shape {wanted}, got {shape}")
+
+    @property
+    def _embedded(self) -> bool:
+        return self._name == "embeddings"
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows of the distance or the embeddings, log p0 [K], a bound on max_z d(x, z) [K])."""
+        """(rows of the distance or the embeddings, log p0 [K], a bound on max_z d(x, z) [K]) on the device."""
         if ("tensors", device) not in self._cache:
+            if self._rows is None:
+                raise ValueError(
+                    f"this MetricPath was built from a config, which holds only the shape {self._shape} of its "
+                    f"{self._name}: call path.load_tables({{{self._name!r}: …}}), or use the path of a loaded GMModel"
+                )
             rows = self._rows.to(device)
             if not self._embedded:
                 reach = rows.amax(1)
@@ -109,14 +144,29 @@ class MetricPath(FinitePath):
             self._cache["tensors", device] = rows, prior, reach
         return self._cache["tensors", device]
 
+    def distances(self, z: Tensor) -> Tensor:
+        """d(x, z) for symbols z [n] and every x: rows [n, K]."""
+        rows = self._tensors(z.device)[0]
+        if not self._embedded:
+            return rows.T[z]
+        if self.power == 2:  # |a|² + |b|² − 2ab rounds; distances must stay positive all the same
+            squares = rows.square().sum(1)
+            values = (squares[z, None] + squares - 2 * rows[z] @ rows.T).clamp(min=torch.finfo(rows.dtype).tiny)
+        else:
+            values = torch.cdist(rows[z], rows, compute_mode="donot_use_mm_for_euclid_dist") ** self.power
+        return values.scatter(1, z[:, None], 0.0)
+
+    # The path
+
     def beta(self, t: Tensor) -> Tensor:
         """β = c (κ/(1 − κ))^a."""
         return self.c * (self.schedule.kappa(t) / self.schedule.complement(t)) ** self.a
 
     def beta_derivative(self, t: Tensor) -> Tensor:
         """β' = c a (κ/(1 − κ))^(a−1) κ'/(1 − κ)², in 1/time."""
-        odds = self.schedule.kappa(t) / self.schedule.complement(t)
-        rate = self.c * self.a * odds ** (self.a - 1) * self.schedule.derivative(t) / self.schedule.complement(t) ** 2
+        now = self.at(t)
+        odds = now.kappa / now.complement
+        rate = self.c * self.a * odds ** (self.a - 1) * now.derivative / now.complement**2
         return torch.where(rate.isnan(), torch.inf, rate)
 
     def probs(self, z: Tensor, t: Tensor) -> Tensor:
@@ -131,21 +181,14 @@ class MetricPath(FinitePath):
 
     def intensity(self, x: Tensor, t: Tensor) -> Tensor:
         """β' max_z d(x, z) ≥ Σ_y β' p_t(y|z) [d(x, z) − d(y, z)]₊."""
-        if self.rates != "kinetic":
-            return super().intensity(x, t)
         return self.beta_derivative(t)[:, None] * self._tensors(x.device)[2][x]
 
     def event_probability(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """1 − e^{−(β(s) − β(t)) max_z d(x, z)}, which bounds the kinetic flow out of x over the step as well."""
-        if self.rates != "kinetic":
-            return super().event_probability(x, t, t_next)
+        """1 − e^{−(β(s) − β(t)) max_z d(x, z)}, which also bounds the probability of moving in the step."""
         passed = torch.where(t_next > t, self.beta(t_next) - self.beta(t), 0.0)
         return -torch.expm1(-passed[:, None] * self._tensors(x.device)[2][x])
 
     def dominating_process(self, x: Tensor) -> DominatingProcess:
-        if self.rates != "kinetic":
-            return super().dominating_process(x)
-
         def time(beta: Tensor) -> Tensor:
             odds = (beta / self.c) ** (1 / self.a)
             return self.schedule.inverse((odds / (1 + odds)).nan_to_num(1.0).clamp(max=1 - 2**-53))
@@ -159,11 +202,12 @@ class MetricPath(FinitePath):
         return -tilt.clamp(max=CERTAIN)
 
     def to_dict(self) -> dict[str, Any]:
+        shape = {"shape": list(self._shape)}
         return {
             "type": self.type_name,
             "vocab_size": self.vocab_size,
-            "distance": None if self._embedded else _plain(self._given),
-            "embeddings": _plain(self._given) if self._embedded else None,
+            "distance": None if self._embedded else shape,
+            "embeddings": shape if self._embedded else None,
             "normalize": self.normalize,
             "power": self.power,
             "prior": self._prior,
@@ -174,31 +218,22 @@ class MetricPath(FinitePath):
         }
 
     def __repr__(self) -> str:
-        of = "embeddings" if self._embedded else "distance"
-        return f"MetricPath(vocab_size={self.vocab_size}, {of}=…, schedule={self.schedule!r}, rates={self.rates!r})"
+        return f"MetricPath(vocab_size={self.vocab_size}, {self._name}=…, schedule={self.schedule!r})"
 
 
-LARGE = 2**16
-"""A table of more numbers stands in a config as base64 of its bytes: a tenth of the size, and read at once."""
+def _tensor(value: Any, name: str) -> Tensor:
+    """A table of numbers on the CPU: models are built under the device "meta" when they are loaded, paths must not be.
 
-
-def _table(value: Any) -> Tensor:
-    """A float64 or float32 tensor on the CPU (never "meta", under which models are built when they are loaded)."""
+    Version 0.1 wrote tables into its JSON, as lists or as base64 of their bytes.
+    """
     if isinstance(value, dict):
+        if not {"base64", "dtype", "shape"} <= value.keys():
+            raise ValueError(
+                f"{name} must be a table of numbers, or {{'shape': [K, …]}}; got a dict of {sorted(value)}"
+            )
         content = np.frombuffer(base64.b64decode(value["base64"]), dtype=value["dtype"]).reshape(value["shape"])
         return torch.tensor(content, device="cpu")
     try:
         return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"distance and embeddings must be tables of numbers: {error}") from error
-
-
-def _plain(rows: Tensor) -> Any:
-    if rows.numel() <= LARGE:
-        return rows.tolist()
-    content = rows.numpy().astype(f"<f{rows.element_size()}")
-    return {
-        "dtype": content.dtype.str,
-        "shape": list(content.shape),
-        "base64": base64.b64encode(content.tobytes()).decode(),
-    }
+        raise ValueError(f"{name} must be a table of numbers: {error}") from error

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import DominatingProcess, Jump
-from gm_discrete.generators.kernels import Kernel, Reversal, categorical_from_prior
-from gm_discrete.paths.base import uniform
+from gm_discrete.generators.kernels import Kernel, Reversal
+from gm_discrete.generators.rows import categorical_from_prior
+from gm_discrete.paths.at import TimeLike
+from gm_discrete.paths.base import device_of, uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
 from gm_discrete.paths.schedules import Schedule
 
 
 class TokenMixturePath(FinitePath):
-    """What all mixture paths share, in closed form. A subclass sets the prior p0 over the K symbols."""
+    """Base class of mixture paths, in closed form. Subclasses define the prior p0 over the K symbols."""
 
     known_rates = ("reversal", "mixture")
     default_divergence = "generalized_kl"
@@ -48,12 +50,21 @@ class TokenMixturePath(FinitePath):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        device = torch.device(device if device is not None else rng.device if rng is not None else "cpu")
+        device = device_of(device, rng)
         return categorical_from_prior(self.prior_probs(device), uniform(shape, rng, device))
 
-    def sample(self, z: Tensor, t: Tensor, rng: torch.Generator | None = None, x_0: Tensor | None = None) -> Tensor:
-        self.check(z, t, "z")
-        self.check_source(x_0, z, t)
+    def sample(
+        self,
+        z: Tensor,
+        t: Tensor,
+        rng: torch.Generator | None = None,
+        x_0: Tensor | None = None,
+        *,
+        check: bool = True,
+    ) -> Tensor:
+        if check:
+            self.check(z, t, "z")
+            self.check_source(x_0, z, t)
         kept = uniform(z.shape, rng, z.device) < self.schedule.kappa(t)[:, None]
         return torch.where(kept, z, self.prior(z.shape, rng, z.device) if x_0 is None else x_0)
 
@@ -72,16 +83,15 @@ class TokenMixturePath(FinitePath):
         kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
         return complement * self.prior_probs(belief.device) + kappa * belief
 
-    def generator(self, belief: Kernel, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
-        kappa, kappa_next = (
-            self.schedule.kappa(t)[:, None],
-            self.schedule.kappa(t if t_next is None else t_next)[:, None],
-        )
-        hazard, probability = self.schedule.hazard(t)[:, None], None
+    def generator(self, belief: Kernel, x: Tensor, t: TimeLike, t_next: TimeLike | None = None) -> Jump:
+        now = self.at(t)
+        end = now if t_next is None else self.at(t_next)
+        hazard, probability = now.hazard[:, None], None
         if t_next is not None:
-            probability = self.schedule.jump_probability(t, t_next)[:, None]
+            probability = self.schedule.jump_probability(now.t, end.t)[:, None]
         kernel = belief
         if self.rates == "reversal":  # candidate events, thinned by the kernel
+            kappa, kappa_next = now.kappa[:, None], end.kappa[:, None]
             kernel = Reversal(belief, x, self.prior_probs(x.device), kappa, kappa_next)
             hazard = torch.where(kappa > 0, hazard / kappa, torch.inf)
             if probability is not None:
@@ -91,15 +101,15 @@ class TokenMixturePath(FinitePath):
             intensity=torch.where(undecided, hazard, 0.0),
             kernel=kernel,
             probability=None if probability is None else torch.where(undecided, probability, 0.0),
-            posterior=PathPosterior(self, belief, x, t),
+            posterior=PathPosterior(self, belief, x, now),
         )
 
     def _undecided(self, x: Tensor) -> Tensor:
-        """Where something is left to happen: a symbol outside the prior's support can only be the data symbol itself."""
+        """Where a token may still move: a symbol outside the prior's support is the data symbol itself, and stays."""
         return self.prior_probs(x.device)[x] > 0
 
     def dominating_process(self, x: Tensor) -> DominatingProcess:
-        """Rings at rate 1 per undecided token in G = −log(1 − κ), for reversal rates in G = logit κ: the candidates."""
+        """Candidate events at rate 1 per undecided token in G = −log(1 − κ), for reversal rates in G = logit κ."""
         schedule, reversal = self.schedule, self.rates == "reversal"
 
         def cumulative_rate(t: Tensor) -> Tensor:
@@ -115,16 +125,16 @@ class TokenMixturePath(FinitePath):
 
         return DominatingProcess(self._undecided(x).double(), cumulative_rate, time, rate)
 
-    def evidence(self, x: Tensor, t: Tensor) -> Tensor:
-        """log(p_t(x|z = x) / p_t(x|z ≠ x)) = log(1 + κ / ((1 − κ) p0(x))), [B, L]: what x itself says about z = x.
+    def evidence(self, x: Tensor, t: TimeLike) -> Tensor:
+        """log(p_t(x|z = x) / p_t(x|z ≠ x)) = log(1 + κ / ((1 − κ) p0(x))), [B, L]: the evidence of x for z = x.
 
-        Added to the logit of x, it turns a network's belief about z given the *other* tokens into the posterior π.
+        Added to the logit of x, it turns a network's prediction of z given the *other* tokens into the posterior π.
         """
-        odds = self.schedule.complement(t)[:, None] * self.prior_probs(x.device)[x]
-        kappa = self.schedule.kappa(t)[:, None]
-        return torch.where(odds > 0, torch.log1p(kappa / odds), CERTAIN).clamp(max=CERTAIN)
+        now = self.at(t)
+        odds = now.complement[:, None] * self.prior_probs(x.device)[x]
+        return torch.where(odds > 0, torch.log1p(now.kappa[:, None] / odds), CERTAIN).clamp(max=CERTAIN)
 
-    def add_evidence(self, rows: Tensor, x: Tensor, t: Tensor, excluded: Sequence[int] = ()) -> Tensor:
+    def add_evidence(self, rows: Tensor, x: Tensor, t: TimeLike, excluded: Sequence[int] = ()) -> Tensor:
         symbols, logits = x[:, None], self.evidence(x[:, None], t).to(rows.dtype)
         for symbol in excluded:
             symbols = torch.nn.functional.pad(symbols, (0, 1), value=symbol)
@@ -139,12 +149,19 @@ class TokenMixturePath(FinitePath):
 
 
 class MaskedPath(TokenMixturePath):
-    """Masked (absorbing) diffusion: p0 = 1[x = mask], and no data symbol is the mask.
+    """Masked (absorbing) diffusion: p0 = 1[x = mask], and the mask never occurs in data.
 
     Args:
         vocab_size: K, the mask included.
         mask_token_id: the mask's id; the last one by default.
         schedule: κ.
+
+    >>> path = MaskedPath(5)
+    >>> z, t = torch.tensor([[0, 1, 2, 3]]), torch.tensor([0.5])
+    >>> path.sample(z, t, torch.Generator().manual_seed(0))
+    tensor([[4, 1, 4, 3]])
+    >>> path.prior((1, 4))
+    tensor([[4, 4, 4, 4]])
     """
 
     type_name = "masked"
@@ -164,13 +181,17 @@ class MaskedPath(TokenMixturePath):
 
 
 class UniformPath(TokenMixturePath):
-    """Uniform diffusion: p0 uniform over the symbols that are not special.
+    """Uniform diffusion: p0 is uniform over the symbols that are not special.
 
     Args:
         vocab_size: K.
         schedule: κ.
         rates: `"reversal"`, whose likelihood bound is tight for the exact posterior, or `"mixture"`.
-        special_token_ids: symbols (mask, padding, …) without prior mass; data may hold them.
+        special_token_ids: symbols (mask, padding, …) without prior mass; they may occur in data.
+
+    >>> path = UniformPath(4, special_token_ids=[3])
+    >>> path.probs(torch.tensor([0]), torch.tensor([0.25]))
+    tensor([[0.5000, 0.2500, 0.2500, 0.0000]], dtype=torch.float64)
     """
 
     type_name = "uniform"
@@ -196,19 +217,24 @@ class UniformPath(TokenMixturePath):
 
 
 class MixturePath(TokenMixturePath):
-    """Mixture path with any prior over the symbols, or from a source sequence x_0 that every example brings along.
+    """Mixture path with any prior over the symbols, or from a source sequence x_0 that comes with every example.
 
     Coupled: p_t(x|z, x_0) = (1 − κ) 1[x = x_0] + κ 1[x = z], for pairs of data and source: a corruption of z, another
     language, a draft. The model then turns sources into data; its bound is one on −log p(z|x_0).
 
     Args:
         vocab_size: K.
-        prior: probabilities [K], non-negative, of sum 1. Of a coupled path the law of a source's symbols, by which a
-            symbol's evidence is weighed; uniform by default.
+        prior: probabilities [K], non-negative, of sum 1. For a coupled path the frequencies of the source's symbols, by
+            which the evidence of a symbol is weighed; uniform by default.
         schedule: κ.
-        rates: `"reversal"`, whose likelihood bound is tight for the exact posterior, or `"mixture"`; the default is the
-            former, and the latter for a coupled path, whose noise cannot be drawn without its source.
+        rates: `"reversal"` (the default), whose likelihood bound is tight for the exact posterior, or `"mixture"`. A
+            coupled path has `"mixture"`, because its noise cannot be drawn without the source.
         coupled: whether x_0 comes with the example.
+
+    >>> path = MixturePath(3, prior=[0.5, 0.25, 0.25])
+    >>> z = torch.zeros(1, 1, dtype=torch.long)
+    >>> path.conditional(z, x=z + 1, t=torch.tensor([0.5])).rates(z + 1)[0]
+    tensor([[ 3., -4.,  1.]], dtype=torch.float64)
     """
 
     type_name = "mixture"
@@ -248,14 +274,14 @@ class MixturePath(TokenMixturePath):
 
         Args:
             counts: how often each of the K symbols was seen. The one more keeps every symbol reachable.
-            never: symbols that are no noise: padding, masks.
+            never: symbols that the noise never takes: padding, masks.
         """
         numbers, barred = torch.as_tensor(counts, dtype=torch.float64).tolist(), set(never)
         weights = [0.0 if k in barred else count + 1 for k, count in enumerate(numbers)]
         total = math.fsum(weights)
         if not total or min(numbers) < 0 or not barred <= set(range(len(numbers))):
             raise ValueError(
-                "counts must be non-negative; `never` must hold ids below their number, and leave a symbol"
+                f"counts must be non-negative, and never={list(never)} hold ids below {len(numbers)} and leave a symbol"
             )
         return cls(len(weights), [weight / total for weight in weights], schedule, rates)
 
@@ -266,12 +292,12 @@ class MixturePath(TokenMixturePath):
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
         if self.coupled:
-            raise ValueError("a coupled path starts from the source that comes with each example: give x_0")
+            raise ValueError("a path with coupled=True has no prior: it starts from the source of each example, x_0")
         return super().prior(shape, rng, device)
 
     def renoise(self, x: Tensor, t: Tensor, t_back: Tensor, rng: torch.Generator | None = None) -> Tensor:
         if self.coupled:
-            raise ValueError("a coupled path cannot be noised again: its noise is the source, which x does not tell")
+            raise ValueError("a path with coupled=True cannot be noised again: x_0 cannot be recovered from x")
         return super().renoise(x, t, t_back, rng)
 
     def _undecided(self, x: Tensor) -> Tensor:

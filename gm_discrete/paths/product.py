@@ -1,27 +1,32 @@
 """Product paths p_t(x|z) = Π_m p_t(x^m|z^m) on states of several fields, each with a path of its own.
 
 The generator of a product path is the sum over its factors, L = Σ_m L^m (Generator Matching, proposition 5): each moves its
-own field by the factor's conditional generator, averaged over the posterior of z^m given *all* fields, which a network reads
-together. Given z the fields are independent; in the marginal path they are not.
+own field by the factor's conditional generator, averaged over the posterior of z^m given *all* fields, which are the input
+of one network. Given z the fields are independent; in the marginal path they are not.
 
-With independent times t = (t¹, t², …) the path is p_t(x|z) = Π_m p_{t^m}(x^m|z^m): at t^m = 0 field m tells nothing, at
-t^m = 1 it is known. Along any curve from (0, …) to (1, …), the rates times dt^m/ds carry it, so that one model gives any
-subset of fields given any other.
+With independent times t = (t¹, t², …) the path is p_t(x|z) = Π_m p_{t^m}(x^m|z^m): at t^m = 0 field m is pure noise, at
+t^m = 1 it is observed. Along any curve from (0, …) to (1, …) the rates times dt^m/ds carry the path, so that one model
+samples any subset of the fields conditioned on any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Product
+from gm_discrete.generators import Generator, Product
+from gm_discrete.generators.kernels import Readout
+from gm_discrete.paths.at import At, TimeLike
 from gm_discrete.paths.base import Path
 
 State = Mapping[str, Tensor]
 """A tensor for each field, [B, …]."""
+
+FieldTimes = Tensor | Mapping[str, TimeLike]
+"""Times [B] or [B, M] of a product, or those of each field by name (`ProductPath.times`, `ProductPath.at`)."""
 
 RESERVED = ("factors", "independent_times", "type")
 
@@ -38,7 +43,15 @@ class ProductPath(Path):
         paths: the path of each field, by its name.
 
     Raises:
-        ValueError, TypeError: there is no field, a name cannot be one, or a path is none of a single field.
+        ValueError, TypeError: there is no field, a field has an invalid name, or a path that is itself a product.
+
+    >>> from gm_discrete import GaussianPath, MaskedPath
+    >>> path = ProductPath(carat=GaussianPath(), cut=MaskedPath(6))
+    >>> x = path.prior({"carat": (2, 1, 1), "cut": (2, 1)})
+    >>> x["cut"].tolist()
+    [[5], [5]]
+    >>> path.heads
+    {'carat:flow': 1, 'cut:tokens': 6}
     """
 
     type_name = "product"
@@ -60,11 +73,13 @@ class ProductPath(Path):
         for name, path in given.items():
             path = Path.from_dict(path) if isinstance(path, dict) else path
             if not name or "." in name or ":" in name or name in RESERVED:
-                raise ValueError(f"{name!r} cannot be the name of a field: it is empty, reserved, or holds '.' or ':'")
+                raise ValueError(
+                    f"{name!r} cannot be the name of a field: it is empty, reserved, or contains '.' or ':'"
+                )
             if not isinstance(path, Path) or isinstance(path, ProductPath):
                 raise TypeError(f"field {name!r} has {path!r}; give the path of a single field")
-            if getattr(path, "coupled", False):
-                raise ValueError(f"field {name!r} has a coupled path, whose sources a product has no place for")
+            if path.coupled:
+                raise ValueError(f"field {name!r} has coupled=True: coupled paths cannot be fields of a product")
             self.factors[name] = path
         self.independent_times = bool(independent_times)
 
@@ -90,7 +105,7 @@ class ProductPath(Path):
         return u.double()
 
     def times(self, t: Tensor) -> dict[str, Tensor]:
-        """By field, the times [B] among t, [B] or [B, M].
+        """The times [B] of each field, from t of shape [B] or [B, M].
 
         Raises:
             ValueError: t has another shape.
@@ -103,7 +118,7 @@ class ProductPath(Path):
         return dict(zip(self.factors, t.unbind(1), strict=True))
 
     def joined(self, times: Mapping[str, Tensor]) -> Tensor:
-        """The t that holds the given times by field.
+        """The inverse of `times`.
 
         Raises:
             ValueError: they differ, and the path has no independent times.
@@ -115,7 +130,12 @@ class ProductPath(Path):
             raise ValueError("the fields share one time: give one grid, or train with independent_times=True")
         return columns[0]
 
-    # The law
+    def at(self, t: FieldTimes) -> dict[str, At]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The times [B] of each field with the values of its schedule there, each computed once."""
+        times: Mapping[str, TimeLike] = self.times(t) if isinstance(t, Tensor) else t
+        return {name: path.at(times[name]) for name, path in self.factors.items()}
+
+    # Distributions
 
     def prior(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -128,53 +148,69 @@ class ProductPath(Path):
         return {name: path.prior(shape[name], rng, device) for name, path in self.factors.items()}
 
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, z: State, t: Tensor, rng: torch.Generator | None = None, x_0: None = None
+        self, z: State, t: Tensor, rng: torch.Generator | None = None, x_0: None = None, *, check: bool = True
     ) -> dict[str, Tensor]:
-        self._check_names(z, "z")
+        if check:
+            self._check_names(z, "z")
         if x_0 is not None:
-            raise ValueError("x_0 is given, but no field of a product is coupled")
+            raise ValueError("x_0 is given, but the fields of a product are not coupled")
         times = self.times(t)
-        return {name: path.sample(z[name], times[name], rng) for name, path in self.factors.items()}
+        return {name: path.sample(z[name], times[name], rng, check=check) for name, path in self.factors.items()}
 
     # Generators
 
     def conditional(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, z: State, x: State, t: Tensor, t_next: Tensor | None = None
+        self, z: State, x: State, t: FieldTimes, t_next: FieldTimes | None = None, *, check: bool = True
     ) -> Product:
-        self._check_names(z, "z")
-        self._check_names(x, "x")
-        return self._product(lambda name, path, *times: path.conditional(z[name], x[name], *times), t, t_next)
+        if check:
+            self._check_names(z, "z")
+            self._check_names(x, "x")
+
+        def factor(name: str, path: Path, now: TimeLike, end: TimeLike | None) -> Generator:
+            return path.conditional(z[name], x[name], now, end, check=check)
+
+        return self._product(factor, t, t_next)
 
     def marginal(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, readout: Mapping[str, Any], x: State, t: Tensor, t_next: Tensor | None = None
+        self,
+        readout: Mapping[str, Readout | Tensor],
+        x: State,
+        t: FieldTimes,
+        t_next: FieldTimes | None = None,
+        *,
+        check: bool = True,
     ) -> Product:
         """The prediction, from the readout of each field (see the `marginal` of its path)."""
-        self._check_names(x, "x")
-        self._check_names(readout, "readout")
-        return self._product(lambda name, path, *times: path.marginal(readout[name], x[name], *times), t, t_next)
+        if check:
+            self._check_names(x, "x")
+            self._check_names(readout, "readout")
 
-    def _product(self, factor: Any, t: Tensor, t_next: Tensor | None) -> Product:
-        now, then = self.times(t), None if t_next is None else self.times(t_next)
-        return Product(
-            {
-                name: factor(name, path, now[name], None if then is None else then[name])
-                for name, path in self.factors.items()
-            }
-        )
+        def factor(name: str, path: Path, now: TimeLike, end: TimeLike | None) -> Generator:
+            return path.marginal(readout[name], x[name], now, end, check=check)
 
-    # What networks work with
+        return self._product(factor, t, t_next)
+
+    def _product(self, factor: _FactorOf, t: FieldTimes, t_next: FieldTimes | None) -> Product:
+        now, end = self.at(t), None if t_next is None else self.at(t_next)
+        found: dict[str, Any] = {
+            name: factor(name, path, now[name], None if end is None else end[name])
+            for name, path in self.factors.items()
+        }
+        return Product(found)
+
+    # Networks and losses
 
     @property
     def heads(self) -> dict[str, int]:
-        """By `field:head`."""
+        """Named `field:head`."""
         return {f"{name}:{head}": size for name, path in self.factors.items() for head, size in path.heads.items()}
 
     @property
     def default_divergence(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return {name: path.default_divergence for name, path in self.factors.items()}
 
-    def units(self, t: Tensor) -> dict[str, Tensor]:
-        times = self.times(t)
+    def units(self, t: FieldTimes) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        times = self.at(t)
         return {
             f"{name}:{part}": unit
             for name, path in self.factors.items()
@@ -190,22 +226,46 @@ class ProductPath(Path):
     def fill_unscored(self, x: State) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {name: path.fill_unscored(x[name]) for name, path in self.factors.items()}
 
-    def check(self, state: State, t: Tensor, name: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def tables(self) -> dict[str, Tensor]:
+        """Named `field:table`."""
+        return {
+            f"{field}:{name}": table for field, path in self.factors.items() for name, table in path.tables().items()
+        }
+
+    def table_shapes(self) -> dict[str, list[int]]:
+        return {
+            f"{field}:{name}": shape
+            for field, path in self.factors.items()
+            for name, shape in path.table_shapes().items()
+        }
+
+    def load_tables(self, tables: Mapping[str, Tensor]) -> None:
+        super().load_tables(tables)
+        for field, path in self.factors.items():
+            path.load_tables({name: tables[f"{field}:{name}"] for name in path.table_shapes()})
+
+    # Checks
+
+    def check(self, state: State, t: FieldTimes, name: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_names(state, name)
-        times = self.times(t)
+        times = self.times(t) if isinstance(t, Tensor) else t
         for field, path in self.factors.items():
             path.check(state[field], times[field], f"{name}[{field!r}]")
 
-    def check_known(self, value: Any, name: str) -> None:
+    def check_known(self, value: object, name: str) -> None:
         """
         Raises:
-            ValueError: a dict of some of the fields, such as masks, is none, or names others.
+            ValueError: the value, such as masks for some of the fields, is no dict or names unknown fields.
         """
         if value is not None and (not isinstance(value, Mapping) or value.keys() - self.factors.keys()):
             found = ", ".join(sorted(value)) if isinstance(value, Mapping) else type(value).__name__
             raise ValueError(f"{name} must be a dict by field, of {', '.join(self.factors)}; got {found}")
 
-    def _check_names(self, state: Any, name: str) -> None:
+    def _check_names(self, state: object, name: str) -> None:
         if not isinstance(state, Mapping) or state.keys() != self.factors.keys():
             found = ", ".join(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"{name} must be a dict with the fields {', '.join(self.factors)}; got {found}")
+
+
+class _FactorOf(Protocol):
+    def __call__(self, name: str, path: Path, now: TimeLike, end: TimeLike | None) -> Generator: ...

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.generators.kernels import ROW_ELEMENTS, Kernel, map_rows, require
+from gm_discrete.generators.kernels import Kernel, map_rows, require
+from gm_discrete.generators.rows import ROW_ELEMENTS
 
 Weight = Callable[[Tensor], Tensor]
 """Positions [n] → w(y) for every symbol y there, rows [n, K]."""

@@ -24,7 +24,7 @@ def beliefs(schedule: AffineSchedule, t: Tensor, std: Tensor) -> tuple[GaussianP
     center = 2 * torch.rand(len(t), generator=rng(2), dtype=torch.float64) - 1
     deviation = ((schedule.alpha(t) * std) ** 2 + schedule.sigma(t) ** 2).sqrt()
     x = schedule.alpha(t) * center + 2 * deviation * torch.randn(len(t), generator=rng(1), dtype=torch.float64)
-    return path, x, center, NormalBelief(x, center, std, path.at(t, x))
+    return path, x, center, NormalBelief(x, center, std, path.at(t).shaped(x))
 
 
 def leaving(path: GaussianPath, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def test_rate_of_a_known_number_is_the_fall_of_the_log_density(schedule: AffineS
     assert 50 < int((expected > 0).sum()) < 250
     torch.testing.assert_close(belief.rate, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(
-        belief.rate, path.reduced_rate(z, (x - path.at(t, x).alpha * z) / path.at(t, x).sigma, path.at(t, x))
+        belief.rate, path.reduced_rate(z, (x - path.at(t).shaped(x).alpha * z) / path.at(t).shaped(x).sigma, path.at(t).shaped(x))
     )
 
 
@@ -56,7 +56,7 @@ def test_rate_and_leavers_are_those_of_the_normal_law(schedule: AffineSchedule) 
     t = torch.cat([numbers(0.0), 0.99 * torch.rand(59, generator=rng(4), dtype=torch.float64)])
     std = 0.02 + 0.6 * torch.rand(60, generator=rng(5), dtype=torch.float64)
     path, x, center, belief = beliefs(schedule, t, std)
-    now = path.at(t[:, None], x[:, None])
+    now = path.at(t).shaped(x[:, None])
     z = center[:, None] + std[:, None] * torch.linspace(-10, 10, 20_001, dtype=torch.float64)
     noise = (x[:, None] - now.alpha * z) / now.sigma
     law = (-((z - center[:, None]) ** 2) / (2 * std[:, None] ** 2) - noise**2 / 2).softmax(1)
@@ -92,8 +92,8 @@ def test_rates_are_numbers_everywhere(schedule: AffineSchedule, dtype: torch.dty
         numbers(0, -0.0, 0.5, path.latest),
     ]  # fmt: skip
     x, center, std, t = (v.flatten() for v in torch.meshgrid(*axes, indexing="ij"))
-    exact = NormalBelief(x, center, std, path.at(t, x))
-    belief = NormalBelief(x.to(dtype), center.to(dtype), std.to(dtype), path.at(t, x).to(dtype))
+    exact = NormalBelief(x, center, std, path.at(t).shaped(x))
+    belief = NormalBelief(x.to(dtype), center.to(dtype), std.to(dtype), path.at(t).shaped(x.to(dtype)))
     assert belief.rate.dtype == dtype
     assert bool((belief.rate >= 0).all())
     torch.testing.assert_close(belief.rate.double(), exact.rate, rtol=1e-3, atol=2e-4)
@@ -157,7 +157,7 @@ def test_rows_that_are_kept_are_those_that_are_read_again(monkeypatch: pytest.Mo
     x, t = torch.randn(3, 4, generator=rng(8)).double(), numbers(0.1, 0.5, 0.9)
     whole = path.marginal(stated(path, x, t), x, t).parts["jump"]
     assert whole.kernel.belief.rows is not None
-    monkeypatch.setattr("gm_discrete.kernels.ROW_ELEMENTS", 10)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 10)
     monkeypatch.setattr("gm_discrete.paths.gaussian.CACHED", 7)
     pieces = path.marginal(stated(path, x, t), x, t).parts["jump"]
     assert pieces.kernel.belief.rows is None
@@ -218,7 +218,7 @@ def test_those_who_leave_late_are_found() -> None:
     """In float64 the law of z is exact also where next to nobody leaves, far in the one or the other tail."""
     path = GaussianPath({"jump": 1.0})
     x, t = numbers(0.4, 0.8, -0.4, 0.2), times(0.5, 4)
-    belief = NormalBelief(x, numbers(1.0, 1.0, -1.0, 0.0), 0.1, path.at(t, x))
+    belief = NormalBelief(x, numbers(1.0, 1.0, -1.0, 0.0), 0.1, path.at(t).shaped(x))
     assert belief.rate.tolist() == pytest.approx([2.8e-5, 1.3e-11, 2.8e-5, 8.4e-7], rel=0.05)
     for u in (1e-6, 0.3, 0.999):
         z = belief.leaver(torch.full_like(x, u))

@@ -11,19 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gm_discrete.generators import kernels
-from gm_discrete.generators.kernels import (
-    Categorical,
-    Dirac,
-    GatheredLogits,
-    Kernel,
-    Reversal,
-    TensorReadout,
-    categorical_from_prior,
-    chunked,
-    inverse_cdf,
-    map_rows,
-)
+from gm_discrete.generators.kernels import Categorical, Dirac, GatheredLogits, Kernel, Reversal, TensorReadout
+from gm_discrete.generators.rows import KEPT_CHUNKS, categorical_from_prior, chunked, inverse_cdf, map_rows
 from tests.helpers.distributions import LEAST_P, chi_square
 
 LARGEST = 1 - 2**-53  # of torch's float64 uniforms
@@ -212,7 +201,7 @@ def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) 
 
 def test_chunks_draw_what_the_whole_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = some_kernels()["categorical"].sample(rng(0), torch.arange(15))
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 8)  # two rows of four symbols
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 8)  # two rows of four symbols
     assert torch.equal(some_kernels()["categorical"].sample(rng(0), torch.arange(15)), whole)
 
 
@@ -267,7 +256,7 @@ def test_map_rows_in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mon
     expected = function(where)
     expected_grad = torch.autograd.grad(expected.sum(), logits)[0]
     sizes.clear()
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 4 * chunk)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 4 * chunk)
     values = map_rows(function, chunked(where, row_size=4))
     assert max(sizes) <= chunk
     assert sum(sizes) == len(where)
@@ -279,7 +268,7 @@ def test_map_rows_in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mon
 
 def test_chunks_of_equal_number_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that share the weights must call the head equally often."""
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 12)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 12)
     for asked in (0, 1, 7, 10):
         chunks = chunked(torch.arange(asked), row_size=4, total=10)
         assert len(chunks) == 4
@@ -287,10 +276,10 @@ def test_chunks_of_equal_number_whatever_is_asked(monkeypatch: pytest.MonkeyPatc
 
 
 def test_dropout_in_a_chunk_is_the_same_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 8)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 8)
     weight = torch.ones(10, requires_grad=True)
     chunks = chunked(torch.arange(10), row_size=4)
-    assert len(chunks) > kernels.KEPT_CHUNKS
+    assert len(chunks) > KEPT_CHUNKS
     values = map_rows(lambda rows: torch.nn.functional.dropout(weight[rows], 0.5), chunks)
     assert torch.equal(torch.autograd.grad(values.sum(), weight)[0], values.detach())
 

@@ -20,7 +20,6 @@ from gm_discrete import (
     SquaredSineSchedule,
     UniformPath,
 )
-from gm_discrete.generators import kernels
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, TensorReadout
 from gm_discrete.generators.transport import Elsewhere, Extrapolated, Renewal, Transport, moves
 from tests.helpers.distributions import LEAST_P, chi_square
@@ -57,7 +56,7 @@ def coarse(schedule=None, rates: str = "kinetic") -> Staged:
     return Staged([0.0] * 6 + [1.0], middle, schedule, rates, excluded=(4, 5, 6))
 
 
-KINETIC: dict[str, Any] = {
+LAWS: dict[str, Any] = {
     "mixture": MixturePath(4, [0.4, 0.3, 0.2, 0.1], PowerSchedule(2), rates="mixture"),
     "masked": MaskedPath(4, schedule=CosineSchedule()),
     "metric": MetricPath(4, distance=DISTANCE, prior=[0.1, 0.2, 0.3, 0.4], schedule=CosineSchedule()),
@@ -65,14 +64,7 @@ KINETIC: dict[str, Any] = {
     "blurred": blurred(SquaredSineSchedule()),
     "coarse": coarse(),
 }
-SPREAD: dict[str, Any] = {
-    "metric spread": MetricPath(4, distance=DISTANCE, prior=[0.1, 0.2, 0.3, 0.4], rates="positive_part"),
-    "blurred spread": blurred(rates="positive_part"),
-    "coarse spread": coarse(rates="positive_part"),
-}
-LAWS = KINETIC | SPREAD
 every_law = pytest.mark.parametrize("name", LAWS)
-every_kinetic = pytest.mark.parametrize("name", KINETIC)
 
 
 def times(t: float, n: int) -> Tensor:
@@ -108,7 +100,7 @@ def laws_at(law: Any, t: float) -> tuple[Tensor, Tensor]:
 # ---- the flows
 
 
-@every_kinetic
+@every_law
 @settings(max_examples=25)
 @given(start=st.one_of(st.just(0.0), st.floats(1e-100, 1)), end=st.floats(1e-100, 1))
 def test_kinetic_step_of_any_length_carries_p_t_to_p_s(name: str, start: float, end: float) -> None:
@@ -123,53 +115,16 @@ def test_kinetic_step_of_any_length_carries_p_t_to_p_s(name: str, start: float, 
     torch.testing.assert_close(torch.einsum("zx,zxy->zy", p, step), q, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", SPREAD)
-@pytest.mark.parametrize(("t", "s"), [(0.3, 0.32), (0.55, 0.57), (0.1, 0.3), (0.5, 0.95), (0.8, 0.801)])
-def test_spread_step_carries_p_t_to_p_s(name: str, t: float, s: float) -> None:
-    """[Δ(y) − Δ(x)]₊ / (S p(x)) for a z of which every symbol has enough to send on, the kinetic flow for others."""
-    law = LAWS[name]
-    p, q = laws_at(law, t)[0], laws_at(law, s)[0]
-    change, support = q - p, (p > 0) | (q > 0)
-    spread = (change[:, None] - change[:, :, None]).clamp(min=0) * support[:, None]
-    spread = spread / (support.sum(1)[:, None, None] * p[:, :, None])
-    possible, raw = p > 0, spread.sum(2)
-    kinetic = q[:, None] - p[:, None] * (q / p)[:, :, None]
-    kinetic = kinetic.clamp(min=0) * (1 - torch.eye(law.vocab_size))
-    fits = torch.where(support, raw.nan_to_num(0.0), 0.0).amax(1) <= 1
-    rows = all_moves(law, t, s)
-    expected = torch.where(fits[:, None, None], spread, kinetic)
-    torch.testing.assert_close(rows[possible], expected[possible], rtol=0, atol=1e-14)
-    step = rows + torch.diag_embed(1 - rows.sum(2))
-    torch.testing.assert_close(torch.einsum("zx,zxy->zy", p, step), q, rtol=0, atol=1e-14)
-    if s - t == pytest.approx(0.02):
-        assert bool(fits.any())
-
-
-@pytest.mark.parametrize("s", [0.01, 0.1, 0.3])
-def test_spread_step_carries_a_prior_that_sits_on_one_symbol(s: float) -> None:
-    """From t = 0, where symbols that the law is about to reach have no mass to send on."""
-    law = LAWS["coarse spread"]
-    rows = all_moves(law, 0.0, s)
-    step = rows + torch.diag_embed(1 - rows.sum(2))
-    carried = torch.einsum("zx,zxy->zy", laws_at(law, 0.0)[0], step)
-    torch.testing.assert_close(carried, laws_at(law, s)[0], rtol=0, atol=1e-14)
-
-
 @every_law
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
 def test_net_flow_is_the_one_that_names_the_rates(name: str, t: float) -> None:
-    """p(x) R(x → y) − p(y) R(y → x) is p(x) ṗ(y) − p(y) ṗ(x) for kinetic rates and (ṗ(y) − ṗ(x))/S for the others; one of
-    the two directions is 0, and either flow solves the Kolmogorov equation."""
+    """p(x) R(x → y) − p(y) R(y → x) is p(x) ṗ(y) − p(y) ṗ(x); one of the two directions is 0, and the flow solves the
+    Kolmogorov equation."""
     law = LAWS[name]
     p, slope = laws_at(law, t)
     flow = torch.where((p > 0)[..., None], p[..., None] * all_moves(law, t), 0.0)
     net = flow - flow.mT
-    if law.rates == "positive_part":
-        support = ((p > 0) | (slope > 0)).double()
-        expected = (slope[:, None] - slope[:, :, None]) * support[:, None] * support[:, :, None]
-        expected = expected / support.sum(1)[:, None, None]
-    else:
-        expected = p[:, :, None] * slope[:, None] - p[:, None] * slope[:, :, None]
+    expected = p[:, :, None] * slope[:, None] - p[:, None] * slope[:, :, None]
     scale = float(slope.abs().max())
     torch.testing.assert_close(net, expected, rtol=0, atol=1e-14 * scale)
     assert float(torch.minimum(flow, flow.mT).max()) < 1e-15 * scale
@@ -228,10 +183,9 @@ def test_who_arrives_at_the_end_is_at_the_data_symbol(name: str, t: float) -> No
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["coarse", "coarse spread"])
-def test_an_impossible_symbol_is_left_for_the_law_itself(name: str) -> None:
+def test_an_impossible_symbol_is_left_for_the_law_itself() -> None:
     """p_t(x|z) = 0, as only a wrong belief has it: a step draws from p_s(·|z), and rates are where the law grows."""
-    law, t, s = LAWS[name], 0.4, 0.6
+    law, t, s = LAWS["coarse"], 0.4, 0.6
     p, slope = laws_at(law, t)
     q = laws_at(law, s)[0]
     here = torch.eye(law.vocab_size, dtype=torch.bool)
@@ -278,10 +232,8 @@ CLOCKS: dict[str, Any] = {
     "masked": MaskedPath(4, schedule=SquaredSineSchedule()),
     "metric": MetricPath(4, distance=DISTANCE, c=0.5, a=2, schedule=CosineSchedule()),
     "metric slow start": MetricPath(4, distance=DISTANCE, a=0.5),
-    "metric spread": SPREAD["metric spread"],
-    "blurred": KINETIC["blurred"],
-    "blurred spread": SPREAD["blurred spread"],
-    "coarse": KINETIC["coarse"],
+    "blurred": LAWS["blurred"],
+    "coarse": LAWS["coarse"],
 }
 CLOSED = ["mixture", "reversal", "masked", "metric", "metric slow start"]  # the others are tabulated
 KAPPAS = torch.tensor([1e-6, 0.01, 0.1, 0.3, 0.49, 0.72, 0.9, 0.99, 1 - 1e-6], dtype=torch.float64)
@@ -455,7 +407,7 @@ def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) 
 def test_chunks_change_nothing(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     everywhere = torch.arange(15)
     drawn, rows = some_kernels()[name].sample(rng(4), everywhere), some_kernels()[name].log_probs(everywhere)
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", elements)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
     assert torch.equal(some_kernels()[name].sample(rng(4), everywhere), drawn)
     torch.testing.assert_close(some_kernels()[name].log_probs(everywhere), rows, rtol=1e-13, atol=1e-14)
 
@@ -470,7 +422,7 @@ def test_laws_sum_to_1_and_are_what_is_drawn(name: str) -> None:
         assert chi_square(counts, law[position]) > LEAST_P / 15
 
 
-@pytest.mark.parametrize("name", ["metric", "blurred spread", "coarse"])
+@pytest.mark.parametrize("name", ["metric", "blurred", "coarse"])
 @pytest.mark.parametrize("s", [None, 0.5])
 def test_gradient_of_the_landing_law_reaches_the_belief(name: str, s: float | None) -> None:
     """Against finite differences and against the gradient of a dense sum; finite where a landing is impossible."""
@@ -535,7 +487,7 @@ def test_renewal_is_the_mean_law_of_the_belief(name: str) -> None:
     torch.testing.assert_close(rows, belief(logits, law).probs() @ p, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["mixture", "metric", "blurred spread", "coarse"])
+@pytest.mark.parametrize("name", ["mixture", "metric", "blurred", "coarse"])
 def test_corrector_is_in_detailed_balance_with_the_exact_posterior(name: str) -> None:
     """p_t(x) G(x → y) = p_t(y) G(y → x) for sequences that differ in one token: p_t is left invariant."""
     law, t = LAWS[name], 0.45
@@ -603,7 +555,7 @@ def test_elsewhere_is_the_law_given_a_change() -> None:
 
 
 @pytest.mark.parametrize("path", [UniformPath(4), UniformPath(4, rates="mixture"), MaskedPath(4), LAWS["metric"],
-                                  LAWS["blurred spread"]], ids=repr)  # fmt: skip
+                                  LAWS["blurred"]], ids=repr)  # fmt: skip
 def test_one_belief_serves_every_question_about_its_state(path: Any) -> None:
     """`posterior` reads the network once: the step, the clock and the corrector come from the belief that is there."""
     x, t, s = torch.tensor([[0, 3]]), times(0.3, 1), times(0.6, 1)

@@ -72,11 +72,8 @@ class Blur(FinitePath):
 # name → path of a schedule; data holds all 3 symbols. Their laws are `EnumeratedChain.definition` or `.sources`.
 GENERAL_PATHS: dict[str, Callable[[Schedule | None], Any]] = {
     "metric kinetic": lambda s: MetricPath(3, DISTANCE, schedule=s, **METRIC),
-    "metric positive_part": lambda s: MetricPath(3, DISTANCE, schedule=s, rates="positive_part", **METRIC),
     "blur kinetic": lambda s: Blur([1 / 3, 1 / 3, 1 / 3], s),
-    "blur positive_part": lambda s: Blur([1 / 3, 1 / 3, 1 / 3], s, rates="positive_part"),
     "growing kinetic": lambda s: Blur([0.0, 1.0, 0.0], s),
-    "growing positive_part": lambda s: Blur([0.0, 1.0, 0.0], s, rates="positive_part"),
     "coupled": lambda s: MixturePath(3, schedule=s, coupled=True),
 }
 ALL_PATHS = [*PATHS, *GENERAL_PATHS]

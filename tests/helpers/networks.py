@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, MetricPath, MixturePath, UniformPath
+from gm_discrete.nn.readout import LazyReadout, readouts
 
 K, LENGTH = 11, 12
 MASK, PAD = 10, 0
@@ -26,6 +27,12 @@ def suits(name: str, method: str) -> bool:
     if method == "ancestral":
         return rates in ("masked", "reversal")
     return method not in (NOT_MASKED if rates == "masked" else ONLY_MASKED)
+
+
+def readout(model: GMModel, x: Tensor, t: Tensor, mask: Tensor | None = None, **options: Any) -> LazyReadout:
+    """The readout of a model's only field."""
+    masks = None if mask is None else {"": mask}
+    return readouts(model.network, {"": x}, t, {"": t}, attention_mask=masks, **options)[""]
 
 
 def rng(seed: int = 0) -> torch.Generator:

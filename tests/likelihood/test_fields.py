@@ -86,7 +86,7 @@ def test_field_likelihood__of_a_network() -> None:
 def test_field_likelihood__of_discrete_fields_alone_needs_no_independent_times() -> None:
     """Without continuous fields one time is enough."""
     path = ProductPath(kind=MaskedPath(4), other=MaskedPath(4))
-    model = ExactProductModel(path, {"kind": torch.arange(3)[:, None], "other": torch.arange(3)[:, None]}, law=LAW)
+    model = ExactProductModel(path, {"kind": torch.arange(3)[:, None], "other": torch.arange(3)[:, None]}, weights=LAW)
     z = {"kind": torch.tensor([[0], [1], [2]]), "other": torch.tensor([[0], [1], [2]])}
     found = field_likelihood(model, z, num_samples=2, rng=rng())
     # Only the first of the pair to be revealed carries information; of two draws one has both masked: weight 2/2, two terms.

@@ -40,15 +40,12 @@ PATHS: dict[str, Any] = {
     "prior reversal": lambda s: MixturePath(3, PRIOR, s),
     "prior mixture": lambda s: MixturePath(3, PRIOR, s, rates="mixture"),
     "metric": lambda s: MetricPath(4, distance=DISTANCE, prior=[0.1, 0.2, 0.3, 0.4], schedule=s),
-    "metric spread": lambda s: MetricPath(4, distance=DISTANCE, schedule=s, c=0.1, rates="positive_part"),
     "embeddings": lambda s: MetricPath(3, embeddings=[[0.0, 1], [1, 0.5], [-1, 0]], normalize=True, c=0.2, schedule=s),
     "embeddings to the power 1, a = 1/2": lambda s: MetricPath(
         3, embeddings=[[0.0], [1], [3]], power=1, a=0.5, schedule=s
     ),
     "own": lambda s: blurred(s),
-    "own spread": lambda s: blurred(s, "positive_part"),
     "own with impossible symbols": lambda s: coarse(s),
-    "own with impossible symbols, spread": lambda s: coarse(s, "positive_part"),
 }
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -126,8 +123,8 @@ def test_states_and_index_agree() -> None:
 
 def test_data_is_even_unless_told_otherwise_and_weights_need_not_sum_to_1() -> None:
     path, data = UniformPath(3), torch.tensor([[0], [1]])
-    assert ExactModel(path, data).law.tolist() == [0.5, 0.5]
-    assert ExactModel(path, data, torch.tensor([3, 1])).law.tolist() == [0.75, 0.25]
+    assert ExactModel(path, data).weights.tolist() == [0.5, 0.5]
+    assert ExactModel(path, data, torch.tensor([3, 1])).weights.tolist() == [0.75, 0.25]
 
 
 def test_more_states_than_a_matrix_can_hold_are_refused() -> None:
@@ -194,10 +191,9 @@ class Broken(MetricPath):
 
 
 @pytest.mark.parametrize("fault", ["half", "sign", "swapped", "late"])
-@pytest.mark.parametrize("rates", ["kinetic", "positive_part"])
-def test_wrong_rates_are_found(fault: str, rates: str) -> None:
+def test_wrong_rates_are_found(fault: str) -> None:
     """Half the intensity, −ṗ in place of ṗ, d(z, x) in place of d(x, z), the rates of another time."""
-    path = Broken(4, distance=DISTANCE, rates=rates)
+    path = Broken(4, distance=DISTANCE)
     ends = torch.tensor([0.1, 0.2, 0.4, 0.7], dtype=torch.float64)
     assert check_kolmogorov(path, ends, length=1).worst < 1e-10
     path.fault = fault

@@ -23,7 +23,6 @@ from gm_discrete import (
     conditional_loss,
     simulate,
 )
-from gm_discrete.generators import kernels
 from gm_discrete.generators.transport import moves
 from gm_discrete.paths import Path
 from tests.generators.test_transport import CPU, DISTANCE, Staged, blurred, coarse
@@ -31,9 +30,7 @@ from tests.helpers.distributions import LEAST_P, chi_square
 
 OWN: dict[str, Staged] = {
     "blurred": blurred(CosineSchedule()),
-    "blurred spread": blurred(rates="positive_part"),
     "coarse": coarse(PowerSchedule(2)),
-    "coarse spread": coarse(rates="positive_part"),
 }
 PATHS: dict[str, Any] = OWN | {
     "masked": MaskedPath(4, mask_token_id=1),
@@ -125,7 +122,7 @@ def test_mean_law_is_the_mean_over_the_belief(name: str, monkeypatch: pytest.Mon
         z = torch.arange(path.vocab_size)
         expected = belief[n] @ path.probs(z, t[n].repeat(len(z)))
         torch.testing.assert_close(rows[n], expected, rtol=1e-13, atol=1e-16)
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 1)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 1)
     torch.testing.assert_close(path.mean_probs(belief, t), rows, rtol=1e-13, atol=1e-16)
     assert path.mean_probs(belief[:0], t[:0]).shape == (0, path.vocab_size)
 
@@ -135,7 +132,7 @@ def test_noise_is_the_same_in_chunks_and_for_single_precision_times(name: str, m
     path, z, t = OWN[name], torch.arange(4).repeat(3, 2), torch.tensor([0.0, 0.5, 1.0])
     whole = path.sample(z, t, rng(5))
     assert torch.equal(path.sample(z, t.double(), rng(5)), whole)
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 9)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 9)
     assert torch.equal(path.sample(z, t, rng(5)), whole)
 
 
@@ -276,8 +273,7 @@ def test_one_step_of_a_single_token_ends_in_the_data_law(name: str) -> None:
     path = OWN[name]
     symbols = torch.tensor([s for s in range(path.vocab_size) if s not in path.excluded])
     model = ExactModel(path, symbols[:, None], torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    grid = [0.0, 1.0] if path.rates == "positive_part" else [0.0, 0.4, 1.0]
-    x = simulate(model, path.prior((20_000, 1), rng(3)), grid, rng(4))
+    x = simulate(model, path.prior((20_000, 1), rng(3)), [0.0, 0.4, 1.0], rng(4))
     law = torch.zeros(path.vocab_size, dtype=torch.float64).index_copy(0, symbols, model.law)
     assert chi_square(torch.bincount(x[:, 0], minlength=path.vocab_size), law) > LEAST_P
 
@@ -291,7 +287,7 @@ def test_a_path_without_a_law_cannot_be_made() -> None:
     ("build", "error", "message"),
     [
         (lambda: Staged([1.0], [[1.0]]), ValueError, "vocab_size=1 must be at least 2"),
-        (lambda: blurred(rates="reversal"), ValueError, "rates='reversal' must be 'kinetic' or 'positive_part'"),
+        (lambda: blurred(rates="reversal"), ValueError, "rates='reversal' must be 'kinetic'"),
         (lambda: blurred("cosine"), TypeError, r"must be a Schedule, such as CosineSchedule\(\)"),
         (lambda: blurred({"type": "cubic"}), ValueError, "type='cubic' names no Schedule"),
     ],

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Flow, Superposition
-from gm_discrete.generators.landings import Bins, KnownLanding, roots
+from gm_discrete.generators.jump_heads import KnownLanding
+from gm_discrete.generators.landings import Bins, roots
 from gm_discrete.paths import GaussianPath, Path
 from gm_discrete.paths.exact import ExactGaussianModel
 from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule, TrigonometricSchedule

@@ -1,5 +1,6 @@
 """p_t(x|z) ∝ p0(x) e^{−β(t) d(x, z)}: distances and configs, laws from end to end, losses, and the cost of many symbols."""
 
+import base64
 import json
 import math
 from typing import Any
@@ -20,15 +21,16 @@ from gm_discrete import (
     GMConfig,
     GMModel,
     LinearSchedule,
+    MaskedPath,
     MetricPath,
     PowerSchedule,
+    ProductPath,
     SquaredSineSchedule,
     bregman,
     conditional_loss,
     likelihood_bound,
     simulate,
 )
-from gm_discrete.generators import kernels
 from gm_discrete.generators.kernels import Dirac
 from gm_discrete.paths import Path
 from tests.generators.test_transport import CPU, DISTANCE
@@ -41,7 +43,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.
 
 PATHS: dict[str, MetricPath] = {
     "distance": MetricPath(4, distance=DISTANCE, prior=PRIOR, schedule=CosineSchedule()),
-    "distance, spread": MetricPath(4, distance=DISTANCE, rates="positive_part", c=0.3),
+    "uniform prior": MetricPath(4, distance=DISTANCE, c=0.3),
     "embeddings": MetricPath(4, embeddings=ROWS, c=0.5, a=2),
     "normalised": MetricPath(4, embeddings=ROWS, normalize=True, power=1.0, prior=PRIOR, schedule=PowerSchedule(2)),
 }
@@ -140,15 +142,23 @@ def test_normalising_is_for_embeddings() -> None:
 # ---- configs and errors
 
 
+def from_config(path: MetricPath) -> MetricPath:
+    """The path of `to_dict` after a round trip through JSON, with its table loaded beside it."""
+    copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
+    assert isinstance(copy, MetricPath)
+    copy.load_tables(path.tables())
+    return copy
+
+
 @every_path
 @every_schedule
-def test_path_travels_through_json(name: str, schedule: Any) -> None:
-    config = PATHS[name].to_dict() | {"schedule": schedule.to_dict()}
-    path = MetricPath.from_dict(config)
-    copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
+def test_metric_path__travels_as_json_and_a_table(name: str, schedule: Any) -> None:
+    given = PATHS[name]
+    path = Path.from_dict(given.to_dict() | {"schedule": schedule.to_dict()})
+    path.load_tables(given.tables())
+    copy = from_config(path)
     assert copy == path
     assert hash(copy) == hash(path)
-    assert isinstance(copy, MetricPath)
     t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     assert torch.equal(copy.table(t), path.table(t))
     x = torch.arange(4)[None]
@@ -156,21 +166,113 @@ def test_path_travels_through_json(name: str, schedule: Any) -> None:
     assert "MetricPath(vocab_size=4" in repr(path)
 
 
-@pytest.mark.parametrize("name", ["distance", "embeddings"])
-def test_a_large_table_travels_through_json_bit_for_bit(name: str) -> None:
-    """As base64 beyond 2¹⁶ numbers: distances in float64, embeddings in float32."""
-    rows = torch.rand(300, 300, generator=rng(), dtype=torch.float64) + 0.1
-    rows.fill_diagonal_(0)
+@pytest.mark.parametrize(("name", "columns"), [("distance", 300), ("embeddings", 40)])
+def test_metric_path__json_holds_only_the_shape_of_its_table(name: str, columns: int) -> None:
+    rows = torch.rand(300, columns, generator=rng(), dtype=torch.float64) + 0.1
+    if name == "distance":
+        rows.fill_diagonal_(0)
     path = MetricPath(300, **{name: rows})
-    text = json.dumps(path.to_dict())
-    assert len(text) < 11 * 90_000  # 8 bytes each, in base64
-    copy = Path.from_dict(json.loads(text))
-    assert copy == path
-    z = torch.tensor([0, 17, 299])
+    config = path.to_dict()
+    assert config[name] == {"shape": [300, columns]}
+    assert len(json.dumps(config)) < 400
+    assert path.tables().keys() == path.table_shapes().keys() == {name}
+    assert path.tables()[name].dtype == (torch.float64 if name == "distance" else torch.float32)
+    assert path.table_shapes()[name] == [300, columns]
+    copy, z = from_config(path), torch.tensor([0, 17, 299])
     assert torch.equal(copy.distances(z), path.distances(z))
     if name == "distance":
         assert torch.equal(copy.distances(z), rows.T[z])
     assert MetricPath(300, **{name: rows + 0.01 * rows.square()}) != path
+
+
+@every_path
+def test_metric_path__without_its_table_has_shapes_but_no_probabilities(name: str) -> None:
+    path = Path.from_dict(PATHS[name].to_dict())
+    assert path.heads == {"tokens": 4}
+    assert path.tables() == {}
+    assert path.table_shapes() == PATHS[name].table_shapes()
+    assert path != PATHS[name]
+    assert path == Path.from_dict(PATHS[name].to_dict())
+    assert "vocab_size=4" in repr(path)
+    x, t = torch.arange(4)[None], times(0.5, 1)
+    for use in (
+        lambda: path.prior((1, 4)),
+        lambda: path.sample(x, t),
+        lambda: path.conditional(x, x, t),
+        lambda: path.dominating_process(x),
+        lambda: path.add_evidence(torch.zeros(4, 4), x[0], times(0.5, 4)),
+    ):
+        with pytest.raises(ValueError, match=r"only the shape \[4, \d\].*load_tables"):
+            use()
+
+
+@every_path
+def test_metric_path__load_tables_replaces_all_that_was_computed_before(name: str) -> None:
+    """Probabilities, rates and the dominating process are kept per device, and must be those of the new table."""
+    other = "embeddings" if "embeddings" in PATHS[name].tables() else "distance"
+    path, x, t = from_config(PATHS[name]), torch.arange(4)[None], times(0.5, 1)
+    before = path.table(t), path.intensity(x, t), path.dominating_process(x).weight
+    table = PATHS[name].tables()[other]
+    path.load_tables({other: 2 * table + (0 if other == "distance" else torch.eye(4, 2))})
+    for old, new in zip(before, (path.table(t), path.intensity(x, t), path.dominating_process(x).weight), strict=True):
+        assert not torch.allclose(old, new)
+    path.load_tables({other: table})
+    assert torch.equal(path.table(t), before[0])
+    assert path == PATHS[name]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({}, r"tables=\{\}.*embeddings.*\[4, 2\]"),
+        ({"distance": torch.rand(4, 4)}, r"tables=\{'distance': \[4, 4\]\}.*embeddings"),
+        ({"embeddings": torch.rand(4, 3)}, r"tables=\{'embeddings': \[4, 3\]\}.*\[4, 2\]"),
+        ({"embeddings": torch.rand(4, 2), "more": torch.rand(1)}, "more"),
+        ({"embeddings": torch.full((4, 2), math.nan)}, "embeddings must be finite"),
+        ({"embeddings": torch.ones(4, 2)}, "embeddings hold the same row twice"),
+    ],
+)
+def test_metric_path__refuses_tables_that_are_not_its_own(tables: dict[str, torch.Tensor], message: str) -> None:
+    path = MetricPath(4, embeddings=ROWS)
+    with pytest.raises(ValueError, match=message):
+        path.load_tables(tables)
+    assert path == MetricPath(4, embeddings=ROWS)  # unchanged
+
+
+def test_metric_path__refuses_a_shape_that_is_not_its_own() -> None:
+    for name, shape in (("distance", [4, 3]), ("embeddings", [3, 2]), ("embeddings", [4])):
+        with pytest.raises(ValueError, match=f"{name} must have the shape"):
+            MetricPath(4, **{name: {"shape": shape}})
+    with pytest.raises(ValueError, match="embeddings must be a table of numbers.*rows"):
+        MetricPath(4, embeddings={"rows": ROWS})
+
+
+@pytest.mark.parametrize("name", ["distance", "embeddings"])
+def test_metric_path__reads_tables_in_the_json_of_0_1(name: str) -> None:
+    """A list of lists, or the bytes in base64: distances in float64, embeddings in float32."""
+    rows = torch.tensor(DISTANCE if name == "distance" else ROWS, dtype=torch.float64) / 3
+    path = MetricPath(4, **{name: rows})
+    given = path.tables()[name]
+    content = given.numpy().astype(f"<f{given.element_size()}")
+    encoded = base64.b64encode(content.tobytes()).decode()
+    forms = [given.tolist(), {"dtype": content.dtype.str, "shape": list(content.shape), "base64": encoded}]
+    for form in forms:
+        copy = Path.from_dict(json.loads(json.dumps(path.to_dict() | {name: form, "rates": "kinetic"})))
+        assert copy == path
+        assert torch.equal(copy.tables()[name], given)
+
+
+def test_product_path__tables_are_named_by_field() -> None:
+    path = ProductPath(word=MetricPath(4, embeddings=ROWS), other=MaskedPath(3), place=MetricPath(4, distance=DISTANCE))
+    assert path.table_shapes() == {"word:embeddings": [4, 2], "place:distance": [4, 4]}
+    copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
+    assert copy.tables() == {}
+    with pytest.raises(ValueError, match="tables=.*word:embeddings"):
+        copy.load_tables({"word:embeddings": torch.tensor(ROWS)})
+    copy.load_tables(path.tables())
+    assert copy == path
+    assert MaskedPath(3).tables() == MaskedPath(3).table_shapes() == {}
+    MaskedPath(3).load_tables({})
 
 
 def test_lists_and_tensors_are_the_same_path() -> None:
@@ -183,7 +285,7 @@ def test_lists_and_tensors_are_the_same_path() -> None:
 
 
 def test_paths_that_differ_are_not_equal() -> None:
-    ways = [{}, {"c": 2}, {"a": 2}, {"prior": PRIOR}, {"rates": "positive_part"}, {"schedule": CosineSchedule()}]
+    ways = [{}, {"c": 2}, {"a": 2}, {"prior": PRIOR}, {"schedule": CosineSchedule()}]
     paths = [MetricPath(4, distance=DISTANCE, **way) for way in ways]
     paths += [MetricPath(4, embeddings=ROWS, **way) for way in ({}, {"normalize": True}, {"power": 1})]
     assert all(a != b for i, a in enumerate(paths) for b in paths[:i])
@@ -194,11 +296,11 @@ def test_paths_that_differ_are_not_equal() -> None:
     [
         ({}, "give distance .* or embeddings .*, one of them"),
         ({"distance": DISTANCE, "embeddings": ROWS}, "one of them"),
-        ({"distance": [[0, 1], [1, 0]]}, r"distance must be finite of shape \[4, 4\], got \[2, 2\]"),
-        ({"distance": torch.rand(4, 3)}, r"distance must be finite of shape \[4, 4\], got \[4, 3\]"),
-        ({"embeddings": torch.rand(3, 2)}, r"embeddings must be finite of shape \[4, 2\], got \[3, 2\]"),
+        ({"distance": [[0, 1], [1, 0]]}, r"distance must have the shape \[4, 4\], got \[2, 2\]"),
+        ({"distance": torch.rand(4, 3)}, r"distance must have the shape \[4, 4\], got \[4, 3\]"),
+        ({"embeddings": torch.rand(3, 2)}, r"embeddings must have the shape \[4, 2\], got \[3, 2\]"),
         ({"embeddings": torch.full((4, 2), math.nan)}, "embeddings must be finite"),
-        ({"embeddings": torch.rand(4)}, "embeddings must be finite of shape"),
+        ({"embeddings": torch.rand(4)}, "embeddings must have the shape"),
         ({"distance": 1 - 0.5 * torch.eye(4)}, "distance must be 0 from a symbol to itself"),
         ({"distance": torch.zeros(4, 4)}, "positive between two symbols"),
         ({"distance": torch.eye(4) - 1}, "positive between two symbols"),
@@ -213,7 +315,8 @@ def test_paths_that_differ_are_not_equal() -> None:
         ),
         ({"distance": DISTANCE, "prior": [1.0]}, "prior must hold vocab_size=4"),
         ({"distance": DISTANCE, "prior": [0.5] * 4}, "of sum 1"),
-        ({"distance": DISTANCE, "rates": "mixture"}, "rates='mixture' must be 'kinetic' or 'positive_part'"),
+        ({"distance": DISTANCE, "rates": "mixture"}, "rates='mixture' must be 'kinetic'"),
+        ({"distance": DISTANCE, "rates": "positive_part"}, "rates='positive_part'"),
         ({"embeddings": [[0.0, 1], [1], [2, 2], [3, 1]]}, "embeddings"),
         ({"distance": [0.0, 1, 2, 3]}, "distance"),
     ],
@@ -274,10 +377,9 @@ def test_closed_derivative_is_that_of_the_law(name: str, t: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("a", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("rates", ["kinetic", "positive_part"])
-def test_the_start_has_a_number_for_a_rate(schedule: Any, a: float, rates: str) -> None:
+def test_the_start_has_a_number_for_a_rate(schedule: Any, a: float) -> None:
     """0, finite or +∞ (where an Euler step leaps instead), never 0/0."""
-    path, x = MetricPath(4, distance=DISTANCE, schedule=schedule, a=a, rates=rates), torch.arange(4)[None]
+    path, x = MetricPath(4, distance=DISTANCE, schedule=schedule, a=a), torch.arange(4)[None]
     jump = path.marginal(torch.zeros(1, 4, 4), x, times(0.0, 1))
     assert not bool(jump.intensity.isnan().any())
     step = path.marginal(torch.zeros(1, 4, 4), x, times(0.0, 1), times(1.0, 1))
@@ -300,11 +402,7 @@ def test_an_infinite_or_undefined_rate_at_the_start_loses_no_jumps(schedule: Any
 def test_simulated_single_tokens_have_the_law_of_the_path(name: str, method: str) -> None:
     """L = 1, where the step of a kinetic path is exact: at an intermediate time and at the end."""
     model = chain(name, 1)
-    if method == "uniformization" and "spread" in name:
-        pytest.skip("positive-part rates from symbols that are hardly possible are beyond any clock")
-    grid = [0.0, 0.3, 0.5, 1.0] if method == "tau_leaping" and "spread" not in name else [0.0, 0.02, 0.04, 1.0]
-    if method == "uniformization":
-        grid = [0.0, 0.5, 1.0]
+    grid = [0.0, 0.5, 1.0] if method == "uniformization" else [0.0, 0.3, 0.5, 1.0]
     middle = len(grid) - 2
     n = 20_000 if method == "tau_leaping" else 4_000
     info = simulate(model, model.path.prior((n, 1), rng(5)), grid, rng(6), method, save_at=[middle], return_info=True)
@@ -441,7 +539,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return [x, step, *losses, *torch.autograd.grad(losses[0].sum() + losses[1].sum(), rows)]
 
     whole = everything()
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 95)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 95)
     for a, b in zip(whole, everything(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # float32 logits, summed in other groups
 

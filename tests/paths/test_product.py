@@ -298,7 +298,7 @@ def test_two_fields_of_symbols_by_enumeration() -> None:
     paths = {"a": UniformPath(3), "b": MaskedPath(3, schedule=SquaredSineSchedule())}
     product, t, s = ProductPath(paths, independent_times=True), 0.4, 0.7
     data = {"a": torch.tensor([[0], [1], [2], [1]]), "b": torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0]])}
-    model = ExactProductModel(product, data, law=LAW)
+    model = ExactProductModel(product, data, weights=LAW)
     b = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     x = {"a": torch.arange(3).repeat_interleave(9)[:, None], "b": b.repeat(3, 1)}
     table = torch.rand(3, 3, 3, generator=rng(3), dtype=torch.float64)

@@ -45,7 +45,7 @@ def joined(x: dict[str, Tensor]) -> Tensor:
 def two_fields(model: EnumeratedChain, independent: bool = False) -> ExactProductModel:
     """The chain of two tokens as a product of two fields."""
     path = ProductPath(a=model.path, b=model.path, independent_times=independent)
-    return ExactProductModel(path, split(model.data), law=model.law)
+    return ExactProductModel(path, split(model.data), weights=model.law)
 
 
 NAMES = ["masked", "uniform reversal", "uniform mixture", "prior mixture"]
