@@ -75,7 +75,7 @@ def field_likelihood(
         raise TypeError(f"field_likelihood needs a ProductPath, not {path!r}: use likelihood_bound or flow_likelihood")
     discrete = discrete_fields(path)
     continuous = [name for name in path.fields if name not in discrete]
-    if discrete and continuous and not getattr(path, "independent_times", False):
+    if discrete and continuous and not path.independent_times:
         raise ValueError(
             f"the fields share one time, and no likelihood is known for continuous fields ({', '.join(continuous)}) that "
             f"flow while discrete ones ({', '.join(discrete)}) jump; train with independent_times=True"
