@@ -41,7 +41,7 @@ from gm_discrete.evaluation import (
     evaluate_bound,
     materialize_smollm2,
 )
-from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.likelihood import Likelihood
 
 
 def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
@@ -78,7 +78,7 @@ def bound(model: GMModel, tokenizer: PreTrainedTokenizerBase, blocks: Tensor, ar
     characters = count_characters(tokenizer, blocks)
     metric = BoundPerplexity(keep_in_memory=True)
     metric.add_batch(nats=found.nats.tolist(), num_tokens=found.num_tokens.tolist(), num_characters=characters)
-    per_character = LikelihoodBound(found.nats.cpu(), torch.tensor(characters))
+    per_character = Likelihood(found.nats.cpu(), torch.tensor(characters))
     return {
         **(metric.compute() or {}),
         "bits_per_character_stderr": per_character.stderr,

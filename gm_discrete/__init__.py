@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
 from gm_discrete.generators.landings import Bins
 from gm_discrete.likelihood import (
-    FieldLikelihood,
-    FlowLikelihood,
-    LikelihoodBound,
+    Likelihood,
     any_order_bound,
     any_order_likelihood,
     field_likelihood,
@@ -88,12 +86,10 @@ __all__ = [
     "ExactModel",
     "ExactProductModel",
     "ExponentialSchedule",
-    "FieldLikelihood",
     "FieldTimeSampler",
     "FinitePath",
     "FirstHitting",
     "Flow",
-    "FlowLikelihood",
     "GMConfig",
     "GMGenerationConfig",
     "GMModel",
@@ -101,7 +97,7 @@ __all__ = [
     "Heun",
     "Jump",
     "KolmogorovResidual",
-    "LikelihoodBound",
+    "Likelihood",
     "LinearSchedule",
     "LogitNormalTimeSampler",
     "MaskedPath",
@@ -136,9 +132,22 @@ __all__ = [
 
 _FROM_MODELS = ("GMConfig", "GMGenerationConfig", "GMModel")
 
+_RENAMED = {
+    "FieldLikelihood": "Likelihood, which field_likelihood returns",
+    "FieldTimes": "FieldTimeSampler",
+    "FlowLikelihood": "Likelihood, which flow_likelihood returns; its .nats is −log p",
+    "LikelihoodBound": "Likelihood",
+    "LogitNormalTimes": "LogitNormalTimeSampler",
+    "UniformTimes": "UniformTimeSampler",
+    "flow_log_likelihood": "flow_likelihood, whose .nats is −log p",
+}
+"""What to use in place of names of version 0.1."""
+
 
 def __getattr__(name: str) -> Any:
-    """The model classes, imported on first access: they bring transformers along."""
+    """The model classes, imported on first access: they import transformers."""
     if name in _FROM_MODELS:
         return getattr(import_module("gm_discrete.models"), name)
+    if name in _RENAMED:  # an AttributeError would lose its message in `from gm_discrete import …`
+        raise ImportError(f"gm_discrete.{name} was renamed: use {_RENAMED[name]}")
     raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")

@@ -53,7 +53,7 @@ from gm_discrete.data import (
     truncate,
 )
 from gm_discrete.evaluation import count_characters
-from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.likelihood import Likelihood
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.pictures import animate, plot_trajectory
 from gm_discrete.training import GMTrainer, last_complete_checkpoint
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     bound = trainer.bound()
     characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation]
-    per_character = LikelihoodBound(bound.nats.cpu(), torch.tensor(characters))
+    per_character = Likelihood(bound.nats.cpu(), torch.tensor(characters))
     metrics = {
         "bits_per_character": per_character.bits_per_token,
         "bits_per_character_stderr": per_character.stderr,

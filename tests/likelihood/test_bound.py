@@ -12,7 +12,6 @@ from gm_discrete import (
     CosineSchedule,
     GMConfig,
     GMModel,
-    LikelihoodBound,
     MaskedPath,
     PowerSchedule,
     UniformPath,
@@ -34,7 +33,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("name", TIGHT)
 @pytest.mark.parametrize("schedule", [None, CosineSchedule()], ids=["linear", "cosine"])
-def test_bound_of_the_exact_posterior_is_the_entropy(name: str, schedule: Schedule | None) -> None:
+def test_likelihood_bound__of_the_exact_posterior_is_the_entropy(name: str, schedule: Schedule | None) -> None:
     """For every z the integral is −log p(z), and its mean the entropy, to 1e-8. The schedule cancels."""
     model = chain(name, 2 if name.startswith("special") else 3, schedule)
     bound = exact_bound(model, 80 if model.path.rates == "masked" else 200)
@@ -76,7 +75,7 @@ def history_gap(model: Any, nodes: int) -> float:
 
 
 @pytest.mark.parametrize("name", GAPS)
-def test_mixture_rate_bound_exceeds_the_entropy_by_what_histories_know(name: str) -> None:
+def test_likelihood_bound__of_mixture_rates_exceeds_the_entropy_by_the_information_in_histories(name: str) -> None:
     model = chain(name)
     gap = float(exact_bound(model, 60) @ model.law) - model.entropy
     assert gap > 0.5
@@ -98,15 +97,15 @@ def time_free_bound(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["masked", "mask is 1"])
-def test_time_free_identity_holds_for_a_wrong_model(name: str) -> None:
+def test_likelihood_bound__is_the_time_free_sum_for_a_wrong_model(name: str) -> None:
     model = chain(name, 3, PowerSchedule(2), Wrong)
     expected = time_free_bound(model)
     torch.testing.assert_close(exact_bound(model, 40), expected, rtol=1e-10, atol=0)
     assert float(expected @ model.law) > model.entropy + 0.1
 
 
-def test_bound_of_a_wrong_model_lies_above_the_entropy() -> None:
-    """A bound, whatever the network says: D ≥ 0 is what separates it from the exact one."""
+def test_likelihood_bound__of_a_wrong_model_lies_above_the_entropy() -> None:
+    """A bound for every network: it exceeds the exact one by D ≥ 0."""
     for name in (*TIGHT, *GAPS):
         model = chain(name, 2, kind=WrongInTime)
         assert float(exact_bound(model, 60) @ model.law) > model.entropy + 0.05
@@ -120,7 +119,7 @@ def test_bound_of_a_wrong_model_lies_above_the_entropy() -> None:
     ("name", "estimator"),
     [(name, "time") for name in PATHS] + [("masked", "mask_count"), ("mask is 1", "mask_count")],
 )
-def test_estimators_are_unbiased(name: str, estimator: str, kind: Any) -> None:
+def test_likelihood_bound__estimators_are_unbiased(name: str, estimator: str, kind: Any) -> None:
     """The mean over 4000 copies of one z is within 4.5 standard errors of the integral, at a precision of 4 %.
 
     The integrand has a tail of index 2 (1/(1 − κ) with probability 1 − κ); the test is by the self-normalised mean, where
@@ -138,7 +137,7 @@ def test_estimators_are_unbiased(name: str, estimator: str, kind: Any) -> None:
     assert bound.num_tokens.tolist() == [2] * 4000
 
 
-def test_any_number_of_samples_has_the_same_mean() -> None:
+def test_likelihood_bound__any_number_of_samples_has_the_same_mean() -> None:
     """Strata are aligned at random, so that one draw is as unbiased as eight."""
     model = chain("masked", 3)
     z = model.data[5].expand(4000, -1)
@@ -149,7 +148,7 @@ def test_any_number_of_samples_has_the_same_mean() -> None:
             assert abs(error) < SIGMAS * float(bound.nats.std()) / math.sqrt(4000)
 
 
-def test_mask_count_is_the_default_for_masking_and_varies_less() -> None:
+def test_likelihood_bound__mask_count_is_the_default_for_masking_and_varies_less() -> None:
     """One draw a sequence: the random number of masks is most of the variance."""
     model = chain("masked", 3, kind=Wrong)
     z = model.data[torch.multinomial(model.law, 2000, replacement=True, generator=rng(3))]
@@ -161,7 +160,7 @@ def test_mask_count_is_the_default_for_masking_and_varies_less() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["time", "mask_count"])
-def test_scored_tokens_are_bounded_given_the_others(estimator: str) -> None:
+def test_likelihood_bound__scored_tokens_are_bounded_given_the_others(estimator: str) -> None:
     """−log p(z_S | z without S), for rows of different S: by `scored`, by an attention mask, and by both."""
     model = chain("masked", 3)
     joint = model.law.view(3, 3, 3)
@@ -185,7 +184,7 @@ def test_scored_tokens_are_bounded_given_the_others(estimator: str) -> None:
             assert abs(float(nats.mean() - exact)) <= SIGMAS * float(nats.std()) / math.sqrt(4000) + 1e-12
 
 
-def test_the_bound_is_reproducible_and_reads_networks_in_evaluation_mode() -> None:
+def test_likelihood_bound__is_reproducible_and_evaluates_networks_in_evaluation_mode() -> None:
     config = GMConfig(
         path=MaskedPath(7), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, hidden_dropout=0.5
     )
@@ -201,7 +200,7 @@ def test_the_bound_is_reproducible_and_reads_networks_in_evaluation_mode() -> No
 
 
 @pytest.mark.parametrize("path", [MaskedPath(7), UniformPath(7)], ids=["masked", "uniform"])
-def test_padding_never_enters_the_bound(path: Any) -> None:
+def test_likelihood_bound__does_not_depend_on_padding(path: Any) -> None:
     model = GMModel(GMConfig(path=path, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, conv_kernel_size=3))
     for parameter in model.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng(9))
@@ -214,80 +213,29 @@ def test_padding_never_enters_the_bound(path: Any) -> None:
     assert bounds[0].num_tokens.tolist() == [5, 3]
 
 
-# ---- what is reported
-
-
-def test_units() -> None:
-    bound = LikelihoodBound(torch.tensor([2.0, 4.0]).double(), torch.tensor([3, 5]))
-    assert bound.bits_per_token == pytest.approx(6 / 8 / math.log(2), rel=1e-14)
-    assert bound.perplexity == pytest.approx(math.exp(6 / 8), rel=1e-14)
-
-
-def test_stderr_of_equal_lengths_is_that_of_a_mean() -> None:
-    nats = torch.randn(50, generator=rng(11), dtype=torch.float64).exp()
-    bound = LikelihoodBound(nats, torch.full((50,), 7))
-    assert bound.stderr == pytest.approx(float(nats.std()) / math.sqrt(50) / (7 * math.log(2)), rel=1e-12)
-    assert math.isnan(LikelihoodBound(nats[:1], torch.tensor([7])).stderr)
-
-
-def test_stderr_of_unequal_lengths_is_that_of_the_bootstrap() -> None:
-    """Linearisation against 4000 resamples of 400 sequences, whose own error is 1 %: within 6 %."""
-    lengths = torch.randint(1, 40, (400,), generator=rng(12))
-    nats = lengths * (1 + 0.3 * torch.randn(400, generator=rng(13), dtype=torch.float64))
-    bound = LikelihoodBound(nats, lengths)
-    drawn = torch.randint(400, (4000, 400), generator=rng(14))
-    resampled = nats[drawn].sum(1) / lengths[drawn].sum(1) / math.log(2)
-    assert bound.stderr == pytest.approx(float(resampled.std()), rel=0.06)
-    naive = float((nats / lengths).std()) / math.sqrt(400) / math.log(2)
-    assert bound.stderr != pytest.approx(naive, rel=0.1)
-
-
-def test_cat_is_the_bound_of_all_sequences_together() -> None:
-    parts = [
-        LikelihoodBound(torch.rand(n, generator=rng(n)).double(), torch.arange(1, n + 1), "masked") for n in (2, 3, 1)
-    ]
-    whole = LikelihoodBound.cat(parts)
-    assert whole.nats.tolist() == [v for part in parts for v in part.nats.tolist()]
-    assert whole.num_tokens.tolist() == [1, 2, 1, 2, 3, 1]
-    assert whole.kind == "masked"
-
-
-def test_bounds_that_do_not_belong_together_are_not_joined() -> None:
-    bound = LikelihoodBound(torch.ones(2), torch.ones(2), "masked")
-    with pytest.raises(ValueError, match=r"cannot join bounds of kinds \['masked', 'mixture'\]"):
-        LikelihoodBound.cat([bound, LikelihoodBound(torch.ones(2), torch.ones(2), "mixture")])
-    with pytest.raises(ValueError, match="cannot join"):
-        LikelihoodBound.cat([])
-
-
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "match"),
     [
-        ("masked", {"estimator": "elbo"}, "estimator='elbo': choose 'auto', 'time'"),
-        ("uniform reversal", {"estimator": "mask_count"}, r"estimator='mask_count': .*\(with a MaskedPath\)"),
-        ("masked", {"num_samples": 0}, "num_samples=0 must be at least 1"),
-        ("masked", {"attention_mask": torch.ones(1, 2)}, "attention_mask has shape"),
-        ("masked", {"scored": torch.ones(1, 2)}, "scored has shape"),
+        ("masked", {"estimator": "elbo"}, "estimator='elbo'"),
+        ("uniform reversal", {"estimator": "mask_count"}, "estimator='mask_count' .*MaskedPath"),
+        ("masked", {"num_samples": 0}, "num_samples=0"),
+        ("masked", {"attention_mask": torch.ones(1, 2)}, "attention_mask"),
+        ("masked", {"scored": torch.ones(1, 2)}, "scored"),
     ],
 )
-def test_bad_arguments_are_named(name: str, options: dict, message: str) -> None:
+def test_likelihood_bound__bad_arguments_are_named(name: str, options: dict, match: str) -> None:
     model = chain(name)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=match):
         likelihood_bound(model, model.data, **options)
 
 
-def test_data_outside_the_vocabulary_is_named() -> None:
+def test_likelihood_bound__data_outside_the_vocabulary_is_named() -> None:
     model = chain("masked")
     for estimator in ("time", "mask_count"):
-        with pytest.raises(ValueError, match=r"holds ids from \d to 9; vocab_size=4"):
+        with pytest.raises(ValueError, match=r"9.*vocab_size=4"):
             likelihood_bound(model, torch.full((2, 3), 9), estimator=estimator)
 
 
-def test_a_bound_prints_its_figures_and_not_its_tensors() -> None:
-    bound = LikelihoodBound(torch.tensor([8.0, 12.0]).double() * math.log(2), torch.tensor([4, 4]), "masked")
-    assert repr(bound) == "LikelihoodBound(2.5000 ± 0.5000 bits per token, 2 sequences, 8 tokens, kind='masked')"
-
-
-def test_data_that_is_no_batch_is_named() -> None:
-    with pytest.raises(ValueError, match=r"z must have shape \[B, L\], got \(3,\)"):
+def test_likelihood_bound__data_without_a_batch_dimension_is_named() -> None:
+    with pytest.raises(ValueError, match=r"z .*\(3,\)"):
         likelihood_bound(chain("masked"), torch.tensor([0, 1, 2]))

@@ -24,7 +24,7 @@ from tests.helpers.distributions import SIGMAS, Wrong, WrongInTime, chain, exact
 
 
 def by_orders(model: Any, z: Tensor, positions: tuple[int, ...]) -> float:
-    """−log of the mean over all orders of the product of what the model says, one position at a time."""
+    """−log of the mean over all orders of the product of the model's probabilities, one position at a time."""
     products = []
     for order in itertools.permutations(positions):
         x, product = z.clone(), torch.zeros((), dtype=torch.float64)
@@ -40,7 +40,7 @@ def by_orders(model: Any, z: Tensor, positions: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize("name", ["masked", "mask is 1"])
 @pytest.mark.parametrize("length", [1, 3, 4])
-def test_of_the_exact_posterior_it_is_the_law(name: str, length: int) -> None:
+def test_any_order_likelihood__of_the_exact_posterior_is_exact(name: str, length: int) -> None:
     model = chain(name, length)
     found = any_order_likelihood(model, model.data)
     torch.testing.assert_close(found.nats, -model.law.log(), rtol=0, atol=1e-10)
@@ -48,8 +48,8 @@ def test_of_the_exact_posterior_it_is_the_law(name: str, length: int) -> None:
     assert found.num_tokens.tolist() == [length] * len(model.data)
 
 
-def test_of_a_wrong_model_it_is_the_mean_over_orders() -> None:
-    """A law, whatever the network says; below the bound, which takes the logarithm of every order by itself."""
+def test_any_order_likelihood__of_a_wrong_model_is_the_mean_over_orders() -> None:
+    """It sums to 1 for every network, and lies below the bound, which takes the logarithm of every order by itself."""
     model = chain("masked", 3, kind=Wrong)
     found = any_order_likelihood(model, model.data, batch_size=7).nats
     assert float((-found).exp().sum()) == pytest.approx(1, abs=1e-12)
@@ -59,7 +59,7 @@ def test_of_a_wrong_model_it_is_the_mean_over_orders() -> None:
     assert float(gap.min()) > 0.01
 
 
-def test_it_is_the_law_of_what_is_sampled_one_by_one() -> None:
+def test_any_order_likelihood__is_that_of_first_hitting_samples() -> None:
     """χ² of 4000 samples of `first_hitting`, at p > 1e-5."""
     model = chain("masked", 2, kind=Wrong)
     law = (-any_order_likelihood(model, model.data).nats).exp()
@@ -71,7 +71,7 @@ def test_it_is_the_law_of_what_is_sampled_one_by_one() -> None:
     assert float(torch.special.gammaincc(torch.tensor(4.0).double(), statistic / 2)) > 1e-5
 
 
-def test_positions_are_scored_given_the_others() -> None:
+def test_any_order_likelihood__scored_positions_are_given_the_others() -> None:
     model = chain("masked", 3, kind=Wrong)
     z = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 1], [0, 2, 0]])
     scored = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 1]]).bool()
@@ -88,7 +88,7 @@ def test_positions_are_scored_given_the_others() -> None:
 # ---- the bound
 
 
-def one_order(model: Any, z: Tensor, num_orders: int) -> float:
+def mean_over_tuples(model: Any, z: Tensor, num_orders: int) -> float:
     """E[−log (1/M) Σ_m w_m] over all M-tuples of orders of three positions."""
     weights = []
     for order in itertools.permutations(range(3)):
@@ -102,11 +102,11 @@ def one_order(model: Any, z: Tensor, num_orders: int) -> float:
     return float((math.log(num_orders) - rows.logsumexp(1)).mean())
 
 
-def test_more_orders_are_a_tighter_bound() -> None:
+def test_any_order_bound__more_orders_are_tighter() -> None:
     """Means of 4000 repetitions against the sum over all tuples of orders; for one order that is the plain bound."""
     model, z = chain("masked", 3, kind=Wrong), torch.tensor([[0, 1, 2]])
     exact = float(any_order_likelihood(model, z).nats)
-    expected = [one_order(model, z[0], num_orders) for num_orders in (1, 2, 4)]
+    expected = [mean_over_tuples(model, z[0], num_orders) for num_orders in (1, 2, 4)]
     assert expected[0] > expected[1] + 0.01 > expected[2] + 0.02 > exact + 0.02
     assert expected[0] == pytest.approx(float(exact_bound(model, 40)[5]), abs=1e-6)
     for num_orders, value in zip((1, 2, 4), expected, strict=True):
@@ -115,7 +115,7 @@ def test_more_orders_are_a_tighter_bound() -> None:
         assert float(bound.nats_stderr) < 0.02
 
 
-def test_a_network_that_sees_the_time_is_told_it() -> None:
+def test_any_order_bound__evaluates_a_time_dependent_model_at_the_jump_times() -> None:
     """Σ_z E w = 1, and one order is the plain bound, integrated over the time: within 4.5 standard errors."""
     model = chain("masked", 2, kind=WrongInTime)
     bound = any_order_bound(model, model.data, num_orders=1, num_samples=5000, rng=rng(4))
@@ -125,11 +125,11 @@ def test_a_network_that_sees_the_time_is_told_it() -> None:
     error = math.sqrt(float(weights.var(1).sum()) / weights.shape[1])
     assert abs(float(weights.mean(1).sum()) - 1) < SIGMAS * error
     assert error < 0.02
-    with pytest.raises(ValueError, match=r"this network sees the time.*use any_order_bound"):
+    with pytest.raises(ValueError, match="any_order_bound"):
         any_order_likelihood(model, model.data)
 
 
-def test_paired_rows_share_their_orders() -> None:
+def test_any_order_bound__paired_rows_share_their_orders() -> None:
     model = chain("masked", 3, kind=Wrong)
     z = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 1]])
     paired, alone = (
@@ -150,7 +150,7 @@ def network(**config: Any) -> GMModel:
     return model
 
 
-def test_networks_are_read_in_evaluation_mode_and_in_batches() -> None:
+def test_any_order_likelihood__evaluates_networks_in_evaluation_mode_and_in_batches() -> None:
     model, z = network(hidden_dropout=0.5).train(), torch.tensor([[0, 1, 2, 3], [3, 3, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     read = []
@@ -166,7 +166,7 @@ def test_networks_are_read_in_evaluation_mode_and_in_batches() -> None:
     assert model.training
 
 
-def test_orders_that_have_revealed_the_same_share_a_row() -> None:
+def test_any_order_bound__orders_that_have_revealed_the_same_share_a_row() -> None:
     """Of 500 orders of 4 positions every set of 0 to 3 is met once: 15 rows."""
     model, read = network(), []
     model.backbone.register_forward_hook(lambda _, __, states: read.append(len(states)))
@@ -178,29 +178,29 @@ def test_orders_that_have_revealed_the_same_share_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "options", "message"),
+    ("function", "options", "match"),
     [
         (
             any_order_likelihood,
             {"max_scored": 2},
-            r"3 scored positions need 2\^3 network rows; max_scored=2: score fewer",
+            "3 scored positions.*max_scored=2",
         ),
-        (any_order_likelihood, {"batch_size": 0}, "batch_size=0 must be at least 1"),
-        (any_order_bound, {"num_orders": 0}, "num_orders=0 must be at least 1"),
-        (any_order_bound, {"num_samples": 0}, "num_samples=0 must be at least 1"),
-        (any_order_bound, {"scored": torch.ones(1, 2)}, "scored has shape"),
+        (any_order_likelihood, {"batch_size": 0}, "batch_size=0"),
+        (any_order_bound, {"num_orders": 0}, "num_orders=0"),
+        (any_order_bound, {"num_samples": 0}, "num_samples=0"),
+        (any_order_bound, {"scored": torch.ones(1, 2)}, "scored"),
     ],
 )
-def test_bad_arguments_are_named(function: Any, options: dict, message: str) -> None:
+def test_any_order__bad_arguments_are_named(function: Any, options: dict, match: str) -> None:
     model = chain("masked")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=match):
         function(model, model.data, **options)
 
 
-def test_only_masks_have_orders() -> None:
+def test_any_order__needs_a_masked_path() -> None:
     model = GMModel(GMConfig(path=UniformPath(5), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     for function in (any_order_likelihood, any_order_bound):
-        with pytest.raises(TypeError, match="has none: use likelihood_bound"):
+        with pytest.raises(TypeError, match=r"UniformPath\(.*likelihood_bound"):
             function(model, torch.zeros(1, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="this network sees the time"):
+    with pytest.raises(ValueError, match="any_order_bound"):
         any_order_likelihood(network(time_conditioning=True), torch.zeros(1, 3, dtype=torch.long))
