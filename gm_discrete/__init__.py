@@ -65,13 +65,17 @@ from gm_discrete.samplers import (
 )
 
 if TYPE_CHECKING:
+    from gm_discrete.generation.blocks import Blocks
+    from gm_discrete.generation.processors import AllowedTokens
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
+    "AllowedTokens",
     "Bins",
+    "Blocks",
     "ClassifierGuidance",
     "CondOTSchedule",
     "Corrector",
@@ -130,14 +134,24 @@ __all__ = [
     "time_grid",
 ]
 
-_FROM_MODELS = ("GMConfig", "GMGenerationConfig", "GMModel")
+_LAZY = {
+    "AllowedTokens": "generation.processors",
+    "Blocks": "generation.blocks",
+    "GMConfig": "models",
+    "GMGenerationConfig": "models",
+    "GMModel": "models",
+}
 
 _RENAMED = {
+    "BackwardNoise": "DetailedBalance or ReMDM",
+    "EtaNoise": "DetailedBalance or ReMDM",
     "FieldLikelihood": "Likelihood, which field_likelihood returns",
     "FieldTimes": "FieldTimeSampler",
     "FlowLikelihood": "Likelihood, which flow_likelihood returns; its .nats is −log p",
     "LikelihoodBound": "Likelihood",
     "LogitNormalTimes": "LogitNormalTimeSampler",
+    "Predictor": "ClassifierGuidance",
+    "PredictorGuided": "ClassifierGuidance(…).guided(process)",
     "UniformTimes": "UniformTimeSampler",
     "flow_log_likelihood": "flow_likelihood, whose .nats is −log p",
 }
@@ -145,9 +159,9 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> Any:
-    """The model classes, imported on first access: they import transformers."""
-    if name in _FROM_MODELS:
-        return getattr(import_module("gm_discrete.models"), name)
+    """The model classes and their options, imported on first access: they import transformers."""
+    if name in _LAZY:
+        return getattr(import_module(f"gm_discrete.{_LAZY[name]}"), name)
     if name in _RENAMED:  # an AttributeError would lose its message in `from gm_discrete import …`
-        raise ImportError(f"gm_discrete.{name} was renamed: use {_RENAMED[name]}")
+        raise ImportError(f"gm_discrete.{name} was renamed or removed: use {_RENAMED[name]}")
     raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")

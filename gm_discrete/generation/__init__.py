@@ -1,1 +1,1 @@
-"""From a request to samples."""
+"""`generate`: from a request to samples."""

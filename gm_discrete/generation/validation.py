@@ -1,177 +1,263 @@
-"""Which arguments of `generate` fit each other, the path and the model: looked at together, before anything runs."""
+"""Which options of `generate` fit which path, state and sampler: one table, checked before anything runs.
+
+    python -m gm_discrete.generation.validation
+
+prints it as Markdown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-import torch
-from torch import Tensor
-
+from gm_discrete.configurable import Configurable
+from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.config import GMConfig
-from gm_discrete.paths import EuclideanPath, ProductPath
-from gm_discrete.samplers import EUCLIDEAN_STEPS, ORDERS, PRODUCT_STEPS, STEPS, check_predictor
+from gm_discrete.paths import FinitePath, Path
+from gm_discrete.samplers import SAMPLERS, Sampler, kind_of, samplers_for
+from gm_discrete.samplers.base import CONTINUOUS, DISCRETE, PRODUCT
 
-TILTED = ("tau_leaping", "ancestral", "euler")
-"""Samplers of jumps whose probability the network decides."""
-
-
-def fitting_samplers(path: Any) -> tuple[str, ...]:
-    """The samplers that simulate a path."""
-    if isinstance(path, ProductPath):
-        return tuple(PRODUCT_STEPS)
-    if isinstance(path, EuclideanPath):
-        return tuple(EUCLIDEAN_STEPS)
-    unfit = {"step_doubling"} if path.rates == "masked" else {"first_hitting", "entropy_bounded"}
-    if path.rates not in ("masked", "reversal"):
-        unfit.add("ancestral")
-    return tuple(name for name in STEPS if name not in unfit)
+TOKENS = ("masked", "reversal", "mixture", "kinetic")
+"""Paths of one discrete field, by their rates."""
+PATHS = (*TOKENS, CONTINUOUS, PRODUCT)
+ORDERED = "tau_leaping in an order"
+NAMES = tuple(name for kind in SAMPLERS for name in ((kind, ORDERED) if kind == "tau_leaping" else (kind,)))
+"""Samplers by name; tau-leaping in a decoding order counts as one of its own."""
+UNORDERED = tuple(name for name in NAMES if name not in (ORDERED, "entropy_bounded"))
+"""Samplers that target the model distribution."""
+IMAGES, BLOCKS = "images", "blocks"
+COLUMNS = (*PATHS, IMAGES, *NAMES, BLOCKS)
 
 
-def check_fit(
-    path: Any,
+@dataclass(frozen=True)
+class Option:
+    """One row of the table.
+
+    Attributes:
+        name: of an argument of `generate`, or `argument=value` if it is about one of its values.
+        paths: columns of `PATHS` that it fits; samplers: columns of `NAMES`.
+        images, blocks: whether it fits states with an image_shape, and generation in blocks.
+        needs: other arguments, or properties of the model, without which it has no meaning.
+        excludes: arguments that cannot be given with it.
+        cure: what to do instead.
+    """
+
+    name: str
+    paths: tuple[str, ...] = PATHS
+    samplers: tuple[str, ...] = NAMES
+    images: bool = True
+    blocks: bool = True
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    cure: str = ""
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns that the option fits; samplers and blocks only if they fit one of its paths."""
+        found = {*self.paths, *(name for name in self.samplers if {*self.paths} & {*_simulated(name)})}
+        found |= {IMAGES} if self.images else set()
+        return frozenset(found | ({BLOCKS} if self.blocks and "masked" in self.paths else set()))
+
+
+def _simulated(name: str) -> tuple[str, ...]:
+    """The columns of the paths that a sampler simulates, from what its class says."""
+    kind = SAMPLERS[name.split()[0]]
+    rates = ("masked",) if name == ORDERED else kind.rates or TOKENS
+    tokens = [path for path in TOKENS if DISCRETE in kind.states and path in rates]
+    return (*tokens, *(kind.states - {DISCRETE} if name != ORDERED else ()))
+
+
+OPTIONS = (
+    *(Option(f"sampler={name}", _simulated(name), (name,)) for name in NAMES),
+    Option("input_ids", TOKENS, cure="give the observed values as given"),
+    Option(
+        "max_new_tokens", TOKENS, images=False, needs=("input_ids",),
+        cure="length is the number of positions of samples without a prompt",
+    ),
+    Option(
+        "attention_mask", (*TOKENS, PRODUCT), images=False, needs=("input_ids",),
+        cure="only prompts, and the fields of a product, are padded",
+    ),
+    Option("given", (CONTINUOUS, PRODUCT), cure="give tokens as input_ids, with mask tokens where they are to be filled"),
+    Option(
+        "x_0", ("mixture", CONTINUOUS), blocks=False, excludes=("given",),
+        cure="only the process of a continuous or a coupled path, MixturePath(…, coupled=True), starts from a given state",
+    ),
+    Option("length", images=False, excludes=("input_ids",), cure="max_new_tokens adds positions to a prompt"),
+    Option("temperature", (*TOKENS, PRODUCT), cure="only discrete states have a posterior with a temperature"),
+    Option("top_k", (*TOKENS, PRODUCT), cure="only discrete states have a posterior to truncate"),
+    Option("top_p", (*TOKENS, PRODUCT), cure="only discrete states have a posterior to truncate"),
+    Option(
+        "bad_words_ids", ("masked",),
+        cure="tokens of other paths change together until the end; logits_processor=[AllowedTokens(mask)] fits them",
+    ),
+    Option("logits_processor", TOKENS, cure="temperature, top_k and top_p apply to the discrete fields of a product"),
+    Option("stopping_criteria", (*TOKENS, CONTINUOUS), cure="choose num_steps"),
+    Option("streamer", (*TOKENS, CONTINUOUS), cure="leave it out"),
+    Option("output_trajectory", (*TOKENS, CONTINUOUS), cure="leave it out"),
+    Option("class_labels", needs=("num_classes",)),
+    Option("guidance_scale", needs=("class_labels",)),
+    Option(
+        "guidance", ("masked", "reversal"), ("tau_leaping", "euler"), blocks=False, excludes=("corrector",),
+        cure="Bayes' rule holds for the rates of a time reversal, in steps whose jump probability depends on the network: "
+        "use MaskedPath or rates='reversal', with sampler='tau_leaping' or 'euler'",
+    ),
+    Option("generators", (CONTINUOUS, PRODUCT), cure="discrete states only jump"),
+    Option(
+        "corrector=DetailedBalance", TOKENS, UNORDERED, excludes=("guidance",),
+        cure="correctors are for one discrete field, and a sampler that targets the model distribution: order='random'",
+    ),
+    Option(
+        "corrector=ReMDM", ("masked",), ("tau_leaping",), excludes=("guidance",),
+        cure="it needs a MaskedPath and sampler='tau_leaping' with order='random'",
+    ),
+    Option(
+        "blocks", ("masked",), images=False, needs=("time_conditioning=False",),
+        cure="finished blocks and unfinished ones have no time in common: use MaskedPath and time_conditioning=False",
+    ),
+    Option(
+        "use_cache", ("masked",), images=False, needs=("block_size",), excludes=("guidance_scale",),
+        cure="only block-causal attention leaves keys and values of finished blocks as they are",
+    ),
+    Option("eos_token_id", ("masked",), images=False, needs=("blocks",), cure="give blocks=Blocks(length)"),
+    Option("pad_token_id", TOKENS, images=False, cure="only sequences of tokens are padded"),
+)  # fmt: skip
+"""The rows; an option that is not among them fits everywhere. An error names the first that does not fit."""
+
+
+def column_of(path: Path) -> str:
+    """The column of a path: the rates of a discrete one, else the kind of its states."""
+    kind = kind_of(path)
+    if kind != DISCRETE:
+        return kind
+    rates = getattr(path, "rates", None)
+    return rates if rates in TOKENS else "kinetic"  # a path of your own has rates by transport unless it says otherwise
+
+
+def sampler_column(sampler: Sampler) -> str:
+    """The column of a sampler."""
+    return ORDERED if sampler.type_name == "tau_leaping" and not sampler.keeps_distribution else sampler.type_name
+
+
+def check_options(
+    path: Path,
     model: GMConfig,
     config: GMGenerationConfig,
-    given: Mapping[str, Any],
-    class_labels: Any,
-    asked: Mapping[str, Any],
+    arguments: Mapping[str, object],
+    blocks: Blocks | None,
 ) -> None:
-    """
+    """Checks every option of a call against the table.
+
     Args:
-        given: the arguments that are of states of one kind, by name.
-        asked: arguments that a saved config may hold for other calls, but that are not to be given for nothing.
+        arguments: those of `generate` that are not in its config, by name; `None` if not given.
+        blocks: how the model generates in blocks; `None` if it does not.
 
     Raises:
-        ValueError: arguments do not fit; the message names them, and what does.
+        ValueError: options do not fit the path, the sampler or each other; the message names them, and what does fit.
     """
-    samplers = fitting_samplers(path)
-    if config.sampler not in samplers:
-        raise ValueError(f"sampler={config.sampler!r} does not fit {path!r}; choose one of {', '.join(samplers)}")
-    several, numbers = isinstance(path, ProductPath), isinstance(path, EuclideanPath)
-    if several:
-        fit = {"given", "attention_mask"}
-        _refuse(given, given.keys() - fit, "of states with a single field; give what is known as given")
-    elif numbers:
-        symbols = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "bad_words_ids")}
-        of_numbers = {"x_0", "given", "streamer", "stopping_criteria", "output_trajectory"}
-        symbols |= {name: value for name, value in {**given, **asked}.items() if name not in {*of_numbers, "guidance"}}
-        _refuse(symbols, symbols, "of symbols, and this model is of numbers")
-    else:
-        _refuse(given, ("given",), "of numbers and of several fields; give symbols as input_ids, with masks to fill")
-        _check_ids(path, model, config)
-    if config.generators is not None and not several and not numbers:
-        raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
-    masked = getattr(path, "rates", "") == "masked"
-    if not masked and config.order not in (None, "random"):
-        others = [name for name in ORDERS if name != "random"]
-        raise ValueError(
-            f"order={config.order!r} does not fit {path!r}, which has no masks to choose from; of the orders only 'random' "
-            f"fits ({', '.join(others)} are of a MaskedPath), with one of the samplers {', '.join(samplers)}"
-        )
-    if not masked and config.bad_words_ids:
-        raise ValueError(
-            f"bad_words_ids does not fit {path!r}: its symbols may change until the end, together; a MaskedPath fits, and "
-            "allowed_symbols fits any path of symbols"
-        )
-    guided = config.guidance_scale not in (None, 1.0)
-    if guided and class_labels is None:
-        raise ValueError(f"guidance_scale={config.guidance_scale} needs class_labels to guide towards")
-    if asked.get("guidance") is not None and config.guidance_scale is None:
-        raise ValueError(f"guidance={config.guidance!r} says how to guide; give guidance_scale to say how much")
-    raw = guided and config.guidance == "raw"
-    if raw and (several or numbers):
-        raise ValueError("guidance='raw' multiplies rates between symbols, and this model has none; use 'normalized'")
-    predictor = given.get("predictor") is not None
-    if predictor:
-        check_predictor(path)
-    if (raw or predictor) and config.sampler not in TILTED:
-        raise ValueError(
-            f"sampler={config.sampler!r} follows the path's clock, which guided rates leave; choose one of "
-            f"{', '.join(name for name in TILTED if name in samplers)}" + (", or guidance='normalized'" if raw else "")
-        )
-    if (raw or predictor) and config.corrector is not None:
-        raise ValueError(
-            f"corrector={config.corrector} mends the path's law, which guided rates leave: give one of them"
-        )
-    if raw and not masked and config.processors(given.get("logits_processor"), given.get("allowed_symbols")):
-        raise ValueError(
-            f"guidance='raw' on {path!r} knows no logits processors, temperature, top_k, top_p or allowed_symbols, as its "
-            "jumps land on noise; guidance='normalized', or a MaskedPath, fits"
-        )
-    in_blocks = config.block_length or model.block_size
-    if in_blocks:
-        if not masked or model.time_conditioning or model.image_shape:
-            raise ValueError(
-                f"block_length={in_blocks} needs a MaskedPath of sequences and time_conditioning=False: blocks that are "
-                "done and blocks that are not have no time in common"
-            )
-        if model.block_size not in (None, in_blocks):
-            raise ValueError(f"block_length={in_blocks} differs from block_size={model.block_size} of the model")
-        _refuse(given, ("x_0", "predictor"), "not of generation in blocks")
-    elif asked.get("eos_token_id") is not None:
-        raise ValueError(
-            f"eos_token_id={asked['eos_token_id']} ends sequences that are generated in blocks: give block_length"
-        )
-    if config.use_cache and model.block_size is None:
-        raise ValueError(
-            "use_cache=True needs a model with a block_size: only block-causal attention leaves keys and values as they are"
-        )
-    if config.use_cache and guided:
-        raise ValueError(
-            f"use_cache=True keeps what one network says, and guidance_scale={config.guidance_scale} asks two"
-        )
-
-
-def _check_ids(path: Any, model: GMConfig, config: GMGenerationConfig) -> None:
-    """
-    Raises:
-        ValueError: an id is none of the vocabulary, or the words that are banned leave no symbol.
-    """
-    banned = [list(words) for words in config.bad_words_ids or []]
-    eos = config.eos_token_id
-    ids = {
-        "eos_token_id": [] if eos is None else [eos] if isinstance(eos, int) else list(eos),
-        "pad_token_id": [] if config.pad_token_id is None else [config.pad_token_id],
-        "bad_words_ids": [symbol for words in banned for symbol in words],
+    corrector, sampler = config.corrector, sampler_column(config.sampler)
+    used: dict[str, object] = {
+        **arguments,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "bad_words_ids": config.bad_words_ids,
+        "generators": config.generators,
+        "blocks": config.blocks,
+        "guidance_scale": None if config.guidance_scale == 1 else config.guidance_scale,
+        "output_trajectory": config.output_trajectory or None,
+        "use_cache": config.use_cache or (blocks is not None and blocks.cache is not None) or None,
+        "corrector": corrector,
+        f"corrector={type(corrector).__name__}": corrector,
+        f"sampler={sampler}": config.sampler,
     }
-    for name, symbols in ids.items():
-        if not all(isinstance(symbol, int) and 0 <= symbol < path.vocab_size for symbol in symbols):
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} must hold ids below vocab_size={path.vocab_size}: is this the model's "
-                "tokenizer?"
-            )
-    none = {model.mask_token_id, *path.excluded, *(words[0] for words in banned if len(words) == 1)} - {None}
-    if len(none) >= path.vocab_size:
-        raise ValueError(f"bad_words_ids={config.bad_words_ids} leaves no symbol of the vocabulary")
+    path_column = column_of(path)
+    columns = {path_column: path, sampler: config.sampler, IMAGES: model.image_shape, BLOCKS: blocks}
+    properties = {
+        "input_ids": used["input_ids"] is not None or path_column == PRODUCT,
+        "class_labels": used["class_labels"] is not None,
+        "blocks": blocks is not None,
+        "num_classes": bool(model.num_classes),
+        "time_conditioning=False": not model.time_conditioning,
+        "block_size": model.block_size is not None,
+    }
+    for option in OPTIONS:
+        if (value := used.get(option.name)) is None:
+            continue
+        for column, of in columns.items():
+            if of is not None and column in COLUMNS and column not in option.columns:  # a sampler of yours is no column
+                cure = f"choose one of {', '.join(samplers_for(path))}" if value is config.sampler else option.cure
+                raise ValueError(f"{_shown(option.name, value)} cannot be used with {_words(column, of)}; {cure}")
+        for need in option.needs:
+            if not properties[need]:
+                cure = f"; {option.cure}" if option.cure else ""
+                raise ValueError(f"{_shown(option.name, value)} needs {need}{cure}")
+        for other in option.excludes:
+            if used[other] is not None:
+                raise ValueError(f"{_shown(option.name, value)} cannot be combined with {other}; give one of them")
+    if blocks is not None and model.block_size not in (None, blocks.length):
+        raise ValueError(f"blocks={blocks!r} differs from the block_size={model.block_size} of the model; leave it out")
 
 
-def _refuse(given: Mapping[str, Any], names: Iterable[str], why: str) -> None:
-    if unfit := [name for name in given if name in set(names) and given[name] is not None]:
-        raise ValueError(f"{', '.join(unfit)}: {why}")
+def _words(column: str, value: object) -> str:
+    """What a column of a call stands for."""
+    if isinstance(value, Path):
+        column = f"{column} states" if column in (CONTINUOUS, PRODUCT) else f"rates={column!r}"
+        return f"{type(value).__name__} ({column})"
+    return f"{'sampler' if column in NAMES else 'image_shape' if column == IMAGES else column}={value!r}"
 
 
-def check_allowed(allowed: Any, free: Tensor, vocab_size: int, excluded: Iterable[int]) -> Tensor:
-    """`allowed_symbols` as bool [L, K] or [B, L, K], without symbols that no data holds.
+def _shown(name: str, value: object) -> str:
+    """An option and its value, where that is short."""
+    short = isinstance(value, str | int | float | Configurable | list | tuple) and len(repr(value)) < 100
+    return f"{name.partition('=')[0]}={value!r}" if short else name
+
+
+def check_ids(path: FinitePath, excluded: Sequence[int], config: GMGenerationConfig) -> set[int]:
+    """Checks the token ids of a config for a discrete state.
 
     Args:
-        free: bool [B, L], what is to be filled.
+        excluded: tokens that never are data.
+
+    Returns:
+        The tokens that are never generated: the excluded and the banned ones.
 
     Raises:
-        ValueError: it has another shape, or leaves a position without a symbol.
+        ValueError: an id is not in the vocabulary, or no token is left.
     """
-    allowed = torch.as_tensor(allowed, device=free.device)
-    shapes = (*free.shape[1:], vocab_size), (*free.shape, vocab_size)
-    if allowed.dtype != torch.bool or tuple(allowed.shape) not in shapes:
-        raise ValueError(
-            f"allowed_symbols must be bool [L, K] or [B, L, K] = {list(shapes[1])}; got {allowed.dtype} of shape "
-            f"{list(allowed.shape)}"
+    never, eos, pad = set(excluded), config.eos_token_id, config.pad_token_id
+    ids: list[tuple[str, object]] = [("pad_token_id", pad)] if pad is not None else []
+    for token in eos if isinstance(eos, Sequence) and not isinstance(eos, str) else [] if eos is None else [eos]:
+        ids.append(("eos_token_id", token))
+    for words in config.bad_words_ids or []:
+        for token in words:
+            ids.append(("bad_words_ids", token))
+        if len(words) == 1:
+            never.add(words[0])
+    for name, token in ids:
+        if not isinstance(token, int) or not 0 <= token < path.vocab_size:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} must hold ids below vocab_size={path.vocab_size}: is this the "
+                "model's tokenizer?"
+            )
+    if len(never) >= path.vocab_size:
+        raise ValueError(f"bad_words_ids={config.bad_words_ids} leaves no token of the vocabulary; ban fewer")
+    return never
+
+
+def markdown() -> str:
+    """The table: ✓ where an option can be used, – where it is refused."""
+    head = "| option | " + " | ".join(COLUMNS) + " | needs | not with |"
+    lines = [head, "|---" * (len(COLUMNS) + 3) + "|"]
+    for option in OPTIONS:
+        cells = ["✓" if column in option.columns else "–" for column in COLUMNS]
+        lines.append(
+            "| " + " | ".join([option.name, *cells, ", ".join(option.needs), ", ".join(option.excludes)]) + " |"
         )
-    allowed = allowed.clone()
-    allowed[..., list(excluded)] = False
-    if bool((free & ~allowed.any(-1)).any()):
-        row, column = (free & ~allowed.any(-1)).nonzero()[0].tolist()
-        raise ValueError(
-            f"allowed_symbols leaves no symbol at position {column} of sequence {row}, which is to be filled"
-        )
-    return allowed
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

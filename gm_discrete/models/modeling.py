@@ -1,36 +1,38 @@
 """`GMModel`: a transformer that predicts the generator of a Markov process, as a Hugging Face model.
 
 The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `objective.loss`, and `generate` is
-`generation`. What is here packs the arguments of a call into one form (dicts by field), checks them once, and unpacks.
+`generation.run`. What is here packs the arguments of a call into one form (dicts by field), checks them once, and unpacks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LogitsProcessor, PreTrainedModel, StoppingCriteriaList
 from transformers import initialization as init
 
-from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.generation.fields import FieldsMixin
-from gm_discrete.generation.numbers import NumbersMixin
-from gm_discrete.generation.run import GMGenerationMixin
-from gm_discrete.generation.symbols import SymbolsMixin
+from gm_discrete.generation import run
+from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions, refuse_unknown
+from gm_discrete.generation.observers import Streamer
+from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.network import Network
-from gm_discrete.nn.readout import LazyReadout, LogitsProcessor, readouts
+from gm_discrete.nn.readout import LazyReadout, OnRead, readouts
+from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
 from gm_discrete.process import State, pack
+from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
 
 
 class GMPreTrainedModel(PreTrainedModel):
@@ -66,7 +68,7 @@ class GMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
+class GMModel(GMPreTrainedModel):
     """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C], images [B, C, H, W],
     or states of several such fields.
 
@@ -87,6 +89,9 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
     """
 
     generation_config_class = GMGenerationConfig
+    if TYPE_CHECKING:  # transformers sets both, and takes an annotation of `config` for `config_class`
+        config: GMConfig
+        generation_config: GMGenerationConfig
     accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
     _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
 
@@ -288,12 +293,13 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
         t: Tensor,
         t_next: Tensor | None = None,
         attention_mask: Tensor | State | None = None,
-        logits_processor: LogitsProcessor | None = None,
+        logits_processor: Processor | None = None,
         class_labels: Tensor | None = None,
         guidance_scale: float | None = None,
         generators: Mapping[str, Any] | None = None,
         network_time: Tensor | None = None,
         clean: Tensor | None = None,
+        on_read: OnRead | None = None,
     ) -> Generator:
         """The marginal generator at x, or that of the step [t, t_next].
 
@@ -308,6 +314,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
             network_time: the times that the network is conditioned on, if they differ from t: [B, M], 1 for observed
                 fields, 0 for unobserved ones.
             clean: for block-causal attention: the data [B, L] whose blocks precede each block of x; x itself by default.
+            on_read: observes the posteriors that are evaluated (see `nn.readout.OnRead`).
         """
         path, state = self.path, pack(x)
         if clean is not None and not self.config.block_size:
@@ -319,7 +326,7 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
         read = readouts(
             self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
             attention_mask=None if attention_mask is None else pack(attention_mask), class_labels=class_labels,
-            clean=None if clean is None else pack(clean),
+            clean=None if clean is None else pack(clean), on_read=on_read,
         )  # fmt: skip
         found: dict[str, Any] = {}
         for name, field in path.fields.items():
@@ -332,6 +339,132 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
                 field = cast(EuclideanPath, field).reweighted(weights[name])
             found[name] = field.marginal(read[name], state[name], times[name], None if then is None else then[name])
         return found[""] if "" in found else Product(found)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True: transformers creates, loads and saves a generation config."""
+        return True
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GMGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: Any,
+        path: str,
+        **kwargs: Any,
+    ) -> None:
+        """Called by `from_pretrained`: loads `generation_config.json`, if there is one."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+            return
+        known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+                path, **{key: value for key, value in kwargs.items() if key in known}
+            )
+        except OSError:
+            self.generation_config = GMGenerationConfig()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | Mapping[str, Tensor] | None = None,
+        given: Any = None,
+        x_0: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
+        batch_size: int | None = None,
+        length: int | Mapping[str, int] | None = None,
+        num_steps: int | None = None,
+        grid: str | Sequence[float] | Tensor | None = None,
+        sampler: Sampler | str | Mapping[str, Any] | None = None,
+        corrector: Corrector | Mapping[str, Any] | None = None,
+        blocks: Blocks | Mapping[str, Any] | None = None,
+        guidance: ClassifierGuidance | None = None,
+        generators: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: Streamer | None = None,
+        generation_config: GMGenerationConfig | None = None,
+        output_trajectory: bool | None = None,
+        **options: Unpack[TransformersOptions],
+    ) -> Any:
+        """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
+
+        Token sequences: without `input_ids`, `batch_size` samples of `length` positions. With them, every mask token inside
+        is filled, and so are `max_new_tokens` positions after each prompt (directly after its last token, also if it is
+        padded on the right). All other tokens are returned unchanged, and no mask token is left. A masked model conditions
+        on the prompt exactly. For other paths the network sees the prompt noised to the level of the time, as in training,
+        which is an approximation.
+
+        Vectors, images, products: `batch_size` samples [B, L, C] of `length` L, images [B, C, H, W], or a dict by field, in
+        natural units where a field has a codec. Observed values (`given`) are returned unchanged, and the rest is sampled
+        conditioned on them.
+
+        Args:
+            input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
+            attention_mask: 0 where padded; for a product path a dict by field.
+            given: observed values of a continuous state, NaN where unobserved, or a pair of values and a mask, true where
+                observed; for a product path a dict by field of such values (see `generation.given.Observed.of`). Fields
+                that are observed in all entries condition a model with independent times exactly; everything else observed
+                is noised to the level of the time.
+            x_0: the state to start from, in place of a draw from the prior: sources [B, L] of a coupled path, or noise of a
+                continuous path.
+            class_labels: long [B], −1 for no class.
+            batch_size: number of samples; by default that of the other arguments, or 1.
+            length: positions of samples without prompt, or a dict by field; by default the length of training.
+            num_steps, grid, sampler, corrector, blocks, generators, seed, output_trajectory: see `GMGenerationConfig`.
+            guidance: a classifier of noisy states, towards whose class the jump rates are tilted.
+            logits_processor: list of functions (sequences [n, L], logits [n, K]) → logits for n positions to fill, applied
+                before temperature, top-k and top-p; the sequences are noisy states. A processor with arguments `time` and
+                `position` is also given the times [n] and the indices [n] into the flattened states. `AllowedTokens` limits
+                which tokens a position may hold.
+            stopping_criteria: evaluated on the sequences after every step. When they hold for all, one last step goes to
+                t = 1; in generation by blocks the current block is the last.
+            streamer: receives (`put`) the prompts, if they have equal lengths and no gaps, and then the samples; a streamer
+                with `put_draft` also every intermediate state that differs from the one before. By blocks in generation by
+                blocks.
+            generation_config: in place of the model's; arguments of the call go before it.
+            options: the names that transformers' `generate` has, with its meaning: max_new_tokens, temperature, top_k,
+                top_p, guidance_scale, use_cache, eos_token_id, pad_token_id, bad_words_ids, return_dict_in_generate (see
+                `GMGenerationConfig`).
+
+        Raises:
+            ValueError: arguments are out of range, or do not fit each other, the path or the model; the message names them.
+            TypeError: an argument does not exist, or has the wrong type.
+
+        Returns:
+            The samples, or a `GMGenerateOutput` with `return_dict_in_generate=True`.
+
+        >>> import torch
+        >>> from gm_discrete import Adaptive, GMConfig, GMModel, MaskedPath
+        >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        >>> model.generate(batch_size=3, length=4, num_steps=8).shape
+        torch.Size([3, 4])
+        >>> prompt = torch.tensor([[1, 4, 2]])  # 4 is the mask token
+        >>> sample = model.generate(prompt, max_new_tokens=2, sampler=Adaptive(max_expected_changes=2.0))
+        >>> sample[0, [0, 2]].tolist(), sample.shape, bool((sample == 4).any())
+        ([1, 2], torch.Size([1, 5]), False)
+        """
+        config = self.generation_config if generation_config is None else generation_config
+        if not isinstance(config, GMGenerationConfig):
+            raise TypeError(f"generation_config is a {type(config).__name__}; give a GMGenerationConfig")
+        if unknown := options.keys() - TransformersOptions.__annotations__.keys():
+            refuse_unknown(sorted(unknown), "generate")
+        changes = dict(
+            options, length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
+            generators=generators, seed=seed, output_trajectory=output_trajectory,
+        )  # fmt: skip
+        request = Request.of(
+            self, config.updated(changes), input_ids=input_ids, attention_mask=attention_mask, given=given, x_0=x_0,
+            class_labels=class_labels, batch_size=batch_size, length=length, guidance=guidance,
+            logits_processor=logits_processor, stopping_criteria=stopping_criteria, streamer=streamer,
+            eos_token_id=options.get("eos_token_id"), pad_token_id=options.get("pad_token_id"),
+            max_new_tokens=options.get("max_new_tokens") or None,
+        )  # fmt: skip
+        return run.generate(self, request)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""

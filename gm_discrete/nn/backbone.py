@@ -106,10 +106,9 @@ class Backbone(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """x + attention(mix(norm(x))), then (but for the last block) the feed-forward network.
+    """x + attention(mix(norm(x))), then (except in the last block) the feed-forward network.
 
-    Both are gated by the time where the model sees it. `mix` looks at the nearest neighbours, if the model has a local
-    convolution, and is the identity if not.
+    With time conditioning both are gated. `mix` is the local convolution, if the model has one, else the identity.
     """
 
     def __init__(self, config: GMConfig, index: int, feed_forward: bool) -> None:
@@ -139,7 +138,7 @@ class Block(GradientCheckpointingLayer):
 
 
 class FeedForward(nn.Module):
-    """x + mlp(mix(norm(x))): position by position where it does not mix."""
+    """x + mlp(mix(norm(x))); without `mix` it works on each position by itself."""
 
     def __init__(self, config: GMConfig, conv_kernel_size: int = 0) -> None:
         super().__init__()
@@ -164,14 +163,14 @@ class FeedForward(nn.Module):
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: so does all that writes into the residual stream, modulates, or states a belief.
+    """A linear layer that starts at zero: used where the output enters the residual stream, modulates it, or is a head's.
 
-    Every block is the identity at first, and the first belief is uniform.
+    So every block is the identity at initialisation, and the first predictions are uniform.
     """
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) · weight, with the weight in the precision of x: torch's fused kernel takes no other."""
+    """x / rms(x) · weight, with the weight cast to the precision of x, which torch's fused kernel requires."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
@@ -269,10 +268,9 @@ class MLP(nn.Module):
 
 
 class LocalConvolution(nn.Module):
-    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution of the states of the nearest positions of a field,
-    without padding.
+    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution over the nearest positions of a field, padding left out.
 
-    What predicts a masked symbol is mostly next to it, and attention takes long to find that out.
+    A masked symbol depends mostly on its neighbours, which attention takes long to learn.
     """
 
     def __init__(self, config: GMConfig) -> None:
@@ -280,7 +278,7 @@ class LocalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.conv_kernel_size, config.hidden_size))
 
     def forward(self, hidden: Tensor, real: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """position: [L], the place of each within its field, where there is more than one."""
+        """real: [B, L, 1], 0 where padded; position: [L], the place of each within its field, if there are several."""
         hidden = hidden if real is None else hidden * real
         radius, length = len(self.weight) // 2, hidden.shape[1]
         padded = F.pad(hidden, (0, 0, radius, radius))
@@ -290,7 +288,7 @@ class LocalConvolution(nn.Module):
             if j == radius:
                 continue
             neighbour = padded[:, j : j + length]
-            if position is not None:  # whose end is next to the beginning of another
+            if position is not None:  # the end of a field is next to the beginning of another
                 there = F.pad(position, (radius, radius), value=-len(weight))[j : j + length]
                 neighbour = neighbour * (there == position + j - radius)[:, None]
             mixed = mixed + neighbour * weight[j]
@@ -298,7 +296,10 @@ class LocalConvolution(nn.Module):
 
 
 def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim], computed anew: no buffer to lose."""
+    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim].
+
+    Computed anew in each call: `from_pretrained` leaves non-persistent buffers without values.
+    """
     head_dim = config.hidden_size // config.num_attention_heads
     position = torch.arange(hidden.shape[1], device=hidden.device) if position is None else position
     position = position.float()
@@ -308,7 +309,7 @@ def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None =
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
+    """Rotates the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
     cos, sin = rotary
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat([-second, first], dim=-1) * sin

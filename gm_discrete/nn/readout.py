@@ -21,6 +21,10 @@ LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
 """(sequences [n, L], logits [n, K]) → logits [n, K]; members of a list are also given `time` [n] and `position` [n], the
 entries of the flattened state, if they take them."""
 
+OnRead = Callable[[Tensor, Tensor], None]
+"""Observes the posteriors that a readout evaluates: called with logits [n, K], after all processors, and the sequences [n]
+of the entries."""
+
 
 class HiddenStates:
     """Hidden states of a batch, computed on first access for each sequence, and at most once.
@@ -119,6 +123,7 @@ class LazyReadout:
         processor: maps the logits of a discrete field before they are used.
         unconditional: hidden states without the class, if there is guidance.
         guidance_scale: γ of classifier-free guidance: every head's output is u + γ (c − u), c with and u without the class.
+        on_read: observes the posteriors of a discrete field.
     """
 
     def __init__(
@@ -129,6 +134,7 @@ class LazyReadout:
         processor: LogitsProcessor | None = None,
         unconditional: HiddenStates | None = None,
         guidance_scale: float = 1.0,
+        on_read: OnRead | None = None,
     ) -> None:
         self.hidden, self.name, self.x, self.t = hidden, field, hidden.x[field], t
         self.field = hidden.network.fields[field]
@@ -136,7 +142,7 @@ class LazyReadout:
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
         self.unconditional = None if unconditional is None else LazyReadout(unconditional, field, t)
-        self.scale = guidance_scale
+        self.scale, self.on_read = guidance_scale, on_read
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of a head in float32: rows [n, size] of the entries `where` of the flattened state (all by default),
@@ -152,10 +158,12 @@ class LazyReadout:
         if not field.path.is_discrete:
             return cast(EuclideanPath, field.path).output(head, rows, x, t)
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
-        if self.processor is None:
-            return rows
-        more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
-        return self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
+        if self.processor is not None:
+            more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
+            rows = self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
+        if self.on_read is not None:
+            self.on_read(rows, sequence)
+        return rows
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
@@ -209,12 +217,14 @@ def readouts(
     class_labels: Tensor | None = None,
     clean: State | None = None,
     cache: BlockCache | None = None,
+    on_read: OnRead | None = None,
 ) -> dict[str, LazyReadout]:
     """The readout of each field. They share one evaluation of the backbone, and with guidance one more without the class.
 
     Args:
         t: times of the network, [B] or [B, M]; times: those of the generators, by field.
         guidance_scale: γ; `None` and 1 are no guidance.
+        on_read: observes the posteriors of discrete fields.
 
     Raises:
         ValueError: there is guidance, but no class.
@@ -227,7 +237,7 @@ def readouts(
         unconditional = HiddenStates(network, x, t, attention_mask, clean=clean)
     found = {}
     for name in x:
-        found[name] = LazyReadout(hidden, name, times[name], processor, unconditional, scale)
+        found[name] = LazyReadout(hidden, name, times[name], processor, unconditional, scale, on_read)
     return found
 
 

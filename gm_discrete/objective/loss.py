@@ -63,12 +63,11 @@ def conditional_loss(
     Raises:
         ValueError, TypeError: an argument does not fit the path; the message names it.
 
-    >>> from gm_discrete import ExactModel, UniformTimeSampler
-    >>> data = torch.tensor([[0, 1], [1, 0]])
-    >>> process = ExactModel(MaskedPath(3), data)  # the posterior of two sequences of two tokens
-    >>> loss = conditional_loss(process, data, rng=torch.Generator().manual_seed(0))
-    >>> bool(loss >= 0)
-    True
+    >>> from gm_discrete import ExactModel, MaskedPath
+    >>> z = torch.tensor([[0, 1], [1, 0]])
+    >>> posterior = ExactModel(MaskedPath(3), z)  # of data that is one of these two sequences
+    >>> conditional_loss(posterior, z, rng=torch.Generator().manual_seed(0)) >= 0
+    tensor(True)
     """
     model: Any = unwrapped(process)
     path: Path = model.path

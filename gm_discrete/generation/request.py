@@ -1,0 +1,294 @@
+"""What is to be generated: the observed values, the entries to fill, and what the network is conditioned on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, cast
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteriaList
+from transformers.utils import logging
+
+from gm_discrete.data.scalers import Scaler
+from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.canvas import Canvas
+from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.generation.given import Observed
+from gm_discrete.generation.observers import Observers, Streamer
+from gm_discrete.generation.processors import AllowedTokens, logits_processors
+from gm_discrete.generation.validation import check_ids, check_options
+from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.field import Field
+from gm_discrete.nn.network import Network
+from gm_discrete.paths import FinitePath, Path
+from gm_discrete.process import Process, State, pack, unpack
+from gm_discrete.samplers import ClassifierGuidance
+
+logger = logging.get_logger(__name__)
+
+
+class Model(Process, Protocol):
+    """A process with a network, as `GMModel` is one."""
+
+    config: GMConfig
+    training: bool
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+
+@dataclass
+class Request:
+    """One call of `generate`. States and masks are dicts by field; the only field of a model without several is "".
+
+    Attributes:
+        config: all options.
+        fields: of the state.
+        shapes: [B, …] of the state.
+        rng: source of all noise.
+        observers: of the run.
+        blocks: how to go block by block; `None` to fill all entries together.
+        observed: observed values, of the fields that have some.
+        fixed: bool, entries that keep their value (observed ones and padding), of the fields that have some.
+        attention_mask: [B, L], 0 where padded, of the fields that have padding.
+        new: bool [B, L], positions after the prompts; `None` without prompts.
+        x_0: the state to start from; `None` for a draw from the prior.
+        class_labels: [B], −1 for none.
+        guidance: a classifier that the samples are guided by.
+        logits_processor: of the user.
+    """
+
+    config: GMGenerationConfig
+    fields: Mapping[str, Field]
+    shapes: dict[str, tuple[int, ...]]
+    rng: torch.Generator
+    observers: Observers
+    blocks: Blocks | None = None
+    observed: dict[str, Observed] = field(default_factory=dict)
+    fixed: dict[str, Tensor] = field(default_factory=dict)
+    attention_mask: dict[str, Tensor] = field(default_factory=dict)
+    new: Tensor | None = None
+    x_0: State | None = None
+    class_labels: Tensor | None = None
+    guidance: ClassifierGuidance | None = None
+    logits_processor: Sequence[LogitsProcessor] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        config: GMGenerationConfig,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | Mapping[str, Tensor] | None = None,
+        given: Any = None,
+        x_0: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
+        batch_size: int | None = None,
+        length: int | Mapping[str, int] | None = None,
+        guidance: ClassifierGuidance | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: Streamer | None = None,
+        **asked: object,
+    ) -> Request:
+        """The request that the arguments of `generate` describe (see there).
+
+        Args:
+            asked: options of the config that were given for this call, and that are refused where they have no effect.
+
+        Raises:
+            ValueError, TypeError: arguments do not fit each other, the path or the model; the message names them.
+        """
+        if not isinstance(guidance, ClassifierGuidance | None):
+            raise TypeError(
+                f"guidance={guidance!r} must be a ClassifierGuidance; guidance_scale guides without classifier"
+            )
+        network, blocks = model.network, config.blocks_for(model.config.block_size)
+        arguments: dict[str, object] = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "given": given, "x_0": x_0, "length": length,
+            "class_labels": class_labels, "guidance": guidance, "logits_processor": logits_processor or None,
+            "stopping_criteria": stopping_criteria, "streamer": streamer,
+        }  # fmt: skip
+        check_options(model.path, model.config, config, {**arguments, **asked}, blocks)
+        if network.whole_batches:
+            raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise ValueError(f"batch_size={batch_size} must be an integer ≥ 1")
+        rng = torch.Generator(device=model.device)
+        rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
+        observers = Observers(streamer, stopping_criteria)
+        request = cls(config, network.fields, {}, rng, observers, blocks)
+        request.guidance, request.logits_processor = guidance, logits_processor or ()
+        if input_ids is not None:
+            request._observe_prompts(model, input_ids, cast("Tensor | None", attention_mask))
+        elif given is not None or attention_mask is not None:
+            request._observe(given, attention_mask, model.device)
+        if x_0 is not None:
+            if not isinstance(x_0, Tensor):
+                raise ValueError(f"x_0 must be a tensor [B, …], got {type(x_0).__name__}")
+            request.x_0 = {"": x_0.to(model.device)}
+        labels = None if class_labels is None else torch.as_tensor(class_labels)
+        request._set_shapes(network.groups, batch_size, length, 1 if labels is None else labels.numel())
+        if labels is not None:
+            model.config.check_classes(labels, next(iter(request.shapes.values()))[0])
+            request.class_labels = labels.to(model.device)
+        if "" in network.fields:
+            request._check_single(model.path, network.fields[""])
+        return request
+
+    def _observe_prompts(self, model: Model, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Takes prompts as observed values: everything but mask tokens."""
+        config, pad = model.config, self.config.pad_token_id
+        canvas = Canvas.of_prompts(
+            model.path, input_ids.to(model.device) if isinstance(input_ids, Tensor) else input_ids, attention_mask,
+            self.config.max_new_tokens, config.mask_token_id, config.pad_token_id if pad is None else pad,
+            align_left=self.blocks is not None,
+        )  # fmt: skip
+        self.observed = {"": Observed(canvas.ids, canvas.ids, canvas.fixed)}
+        self.fixed, self.attention_mask, self.new = {"": canvas.fixed}, {"": canvas.real}, canvas.new
+
+    def _observe(self, given: Any, attention_mask: Any, device: torch.device) -> None:
+        """Takes natural values and masks of padding, by field."""
+        fields = self.fields
+        for name, value in _by_field(given, fields, "given").items():
+            self.observed[name] = Observed.of(value, fields[name], name).to(device)
+            self.fixed[name] = self.observed[name].mask
+        for name, mask in _by_field(attention_mask, fields, "attention_mask").items():
+            if mask.dim() != 2 or fields[name].image_shape:
+                raise ValueError(f"attention_mask[{name!r}] has shape {tuple(mask.shape)}; it is [B, L] for a sequence")
+            self.attention_mask[name] = mask.to(device)
+
+    def _set_shapes(
+        self,
+        groups: Sequence[Sequence[str]],
+        batch_size: int | None,
+        length: int | Mapping[str, int] | None,
+        default: int,
+    ) -> None:
+        """Sets the shape of every field, from the batch and lengths of the arguments; padding of fields becomes fixed."""
+        fields, usual = self.fields, self.config.length
+        asked = length if isinstance(length, Mapping) else dict.fromkeys(fields, length)
+        usual = usual if isinstance(usual, Mapping) else dict.fromkeys(fields, usual)
+        if unknown := {*asked, *usual} - fields.keys():
+            raise ValueError(f"length names {', '.join(sorted(unknown))}; the fields are {', '.join(fields)}")
+        tensors = [(name, "given" if self.new is None else "input_ids", o.state) for name, o in self.observed.items()]
+        if self.new is None:
+            tensors += [(name, "attention_mask", mask) for name, mask in self.attention_mask.items()]
+        tensors += [(name, "x_0", x) for name, x in (self.x_0 or {}).items()]
+        batches: dict[str, int] = {}
+        lengths: dict[str, dict[str, int]] = {name: {} for name in fields}
+        for name, argument, tensor in tensors:
+            label = f"{argument}[{name!r}]" if name else argument
+            batches[label], lengths[name][label] = len(tensor), tensor.shape[1]
+        if batch_size is not None:
+            batches["batch_size"] = batch_size
+        batch = _agreed("batch sizes", batches, default)
+        for group in groups:  # its fields share their positions
+            own, found = fields[group[0]].length, {}
+            for name in group:
+                own, found = usual.get(name) or own, found | lengths[name]
+                size = asked.get(name)
+                if size is not None and not fields[name].image_shape:
+                    found[f"length[{name!r}]" if isinstance(length, Mapping) else "length"] = size
+            size = _agreed(f"lengths of {', '.join(group)}" if group[0] else "lengths", found, own)
+            for name in group:
+                self.shapes[name] = (batch, *fields[name].state_shape(size))
+        if self.new is None:  # prompts have taken their padding for fixed already
+            for name, mask in self.attention_mask.items():
+                shape = self.shapes[name]
+                padded = (mask == 0).view(*mask.shape, *[1] * (len(shape) - 2)).expand(shape)
+                self.fixed[name] = self.fixed[name] | padded if name in self.fixed else padded
+
+    def _check_single(self, path: Path, field: Field) -> None:
+        """
+        Raises:
+            ValueError: x_0, a token id or allowed tokens do not fit a state of one field.
+        """
+        shape = self.shapes[""]
+        x_0 = None if self.x_0 is None else self.x_0[""]
+        if isinstance(path, FinitePath):
+            path.check_source(x_0, torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0]))
+            never = check_ids(path, field.excluded, self.config)
+            for processor in self.logits_processor:
+                if isinstance(processor, AllowedTokens):
+                    free = ~self.fixed[""] if self.fixed else torch.ones(shape, dtype=torch.bool)
+                    processor.check(free, path.vocab_size, never)
+        elif x_0 is not None and x_0.shape != shape:
+            raise ValueError(f"x_0 has shape {tuple(x_0.shape)}; the model takes [B, {str(shape[1:])[1:-1]}]")
+        if shape[1] > field.length and not field.image_shape:
+            logger.warning_once(f"{shape[1]} positions; the model is made for max_position_embeddings={field.length}")
+
+    def start(self, model: Model) -> dict[str, Tensor]:
+        """The state at t = 0: x_0 or a draw from the prior, with the observed values in their place."""
+        if self.x_0 is None:
+            state = dict(pack(model.path.prior(unpack(self.shapes), self.rng, model.device)))  # pyright: ignore
+        else:
+            state = dict(self.x_0)
+        for name, cells in self.observed.items():
+            state[name] = torch.where(self.fixed[name], cells.state.to(state[name].dtype), state[name])
+        return state
+
+    def conditioning(self, rows: Tensor | None = None, length: int | None = None) -> dict[str, Any]:
+        """The arguments of `model.generator` beside state and time, for all sequences or for the rows [n] of the batch.
+
+        Args:
+            length: positions of the sequences; all by default.
+        """
+        every = slice(None) if rows is None else rows
+        masks: dict[str, Tensor] = {}
+        for name, mask in self.attention_mask.items():
+            masks[name] = mask[every, :length]
+        if "" in masks and bool(masks[""].all()):
+            masks = {}  # attention without a mask is faster
+        return {
+            "attention_mask": unpack(masks) if masks else None,
+            "class_labels": None if self.class_labels is None else self.class_labels[every],
+            "logits_processor": logits_processors(self.config, self.logits_processor, rows),
+            "guidance_scale": self.config.guidance_scale,
+            "on_read": None if self.observers.recorder is None else self.observers.recorder.entropy,
+        }
+
+    def natural(self, end: State) -> dict[str, Tensor]:
+        """Samples in natural units, with the observed values exactly as they were given."""
+        found = dict(end)
+        for name in found:
+            codec = self.fields[name].codec
+            if isinstance(codec, Scaler):
+                found[name] = codec.inverse(found[name])
+        for name, cells in self.observed.items():
+            if self.new is None:  # tokens of prompts have not moved
+                found[name] = torch.where(cells.mask, cells.natural.to(found[name].dtype), found[name])
+        return found
+
+
+def _by_field(value: Any, fields: Mapping[str, Field], name: str) -> Mapping[str, Any]:
+    """The value of each field: for a single field the value itself.
+
+    Raises:
+        ValueError: it is no dict of the model's fields.
+    """
+    if value is None or "" in fields:
+        return {} if value is None else {"": value}
+    if not isinstance(value, Mapping) or value.keys() - fields.keys():
+        raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
+    return value
+
+
+def _agreed(what: str, sizes: Mapping[str, int], default: int) -> int:
+    """The size that all arguments agree on; the default if none gives one.
+
+    Raises:
+        ValueError: they differ.
+    """
+    found = {*sizes.values()} or {default}
+    if len(found) > 1:
+        raise ValueError(f"{what} differ: {', '.join(f'{name} has {size}' for name, size in sizes.items())}; give one")
+    return found.pop()
