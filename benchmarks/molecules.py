@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gm_discrete.data.molecules import SYMBOL
 from measure import environment, markdown, report, seconds
 from perplexity import fingerprint
 from torch import Tensor
@@ -33,7 +34,6 @@ from transformers import AutoTokenizer
 
 from gm_discrete import GMModel
 from gm_discrete.data import check_tokenizer, load_text, scaffold_tokens
-from gm_discrete.data.molecules import SYMBOL
 from gm_discrete.evaluation import molecules
 
 WAYS = '[{"num_steps": 8}, {"num_steps": 16}, {"num_steps": 32}, {"num_steps": 56}, {"sampler": "first_hitting"}]'

@@ -34,11 +34,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from gm_discrete.data.packaged import require
 from measure import environment, markdown
 
 from gm_discrete import GMModel
 from gm_discrete.data import decode_rows, load_table
-from gm_discrete.data.packaged import require
 from gm_discrete.data.scalers import Categories, decimals
 from gm_discrete.evaluation import tables as metrics
 
