@@ -88,9 +88,9 @@ class Sides:
             hook.remove()
         return calls, rows
 
-    def backbone(self, x: Tensor, t: Tensor, mask: Tensor | None = None, _: None = None) -> Tensor:
-        """Final hidden states of every position."""
-        return self.model.finish(self.model.encode(x, t, mask), t)
+    def backbone(self, *call: Any) -> Tensor:
+        """Final hidden states of every position, in a recorded call of the backbone."""
+        return self.model.network.finish(self.model.backbone(*call), call[1])
 
     def _rng(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed)

@@ -41,7 +41,7 @@ from measure import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from gm_discrete import conditional_loss
+from gm_discrete import UniformTimeSampler, conditional_loss
 from gm_discrete.objective import corrupt
 
 SIDES = ("ours", "floor", "peer")
@@ -55,13 +55,15 @@ class Sides:
         self.model = network(self.path, args).train()
         symbols, shape = args.vocab_size - 1, (args.batch_size, args.length)  # never the mask
         self.z = torch.randint(symbols, shape, generator=self._rng(), device=args.device)
-        self.x, self.t = corrupt(self.path, self.z, torch.ones_like(self.z, dtype=torch.bool), self._rng())
+        whole = {"": torch.ones_like(self.z, dtype=torch.bool)}
+        x, self.t = corrupt(self.path, {"": self.z}, whole, self._rng(), UniformTimeSampler())
+        self.x = x[""]
         self.scored = (self.path.conditional(self.z, self.x, self.t).intensity > 0).flatten().nonzero().squeeze(1)
         self.peer_path = MixtureDiscreteProbPath(PolynomialConvexScheduler(1.0))
         self.peer_loss = MixturePathGeneralizedKL(self.peer_path)
 
     def ours(self) -> Tensor:
-        return conditional_loss(self.model, self.z, rng=self._rng())
+        return conditional_loss(self.model, self.z, rng=self._rng(), time_sampler=UniformTimeSampler())
 
     def peer(self) -> Tensor:
         torch.manual_seed(self.seed)  # it knows the global generator only
@@ -74,7 +76,8 @@ class Sides:
         return self.peer_loss(self.model(input_ids=x, time=t).logits, self.z, x, t)
 
     def floor(self) -> Tensor:
-        hidden = self.model.finish(self.model.encode(self.x, self.t), self.t)
+        network = self.model.network
+        hidden = network.finish(network.hidden({"": self.x}, self.t), self.t)
         return F.cross_entropy(
             self.model.heads["tokens"](hidden.flatten(0, 1)[self.scored]), self.z.flatten()[self.scored]
         )

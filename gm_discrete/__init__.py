@@ -46,33 +46,47 @@ from gm_discrete.paths.schedules import (
     TrigonometricSchedule,
 )
 from gm_discrete.samplers import (
-    BackwardNoise,
+    Adaptive,
     ClassifierGuidance,
-    ClassifierGuided,
+    Corrector,
     DetailedBalance,
-    EtaNoise,
+    DormandPrince,
+    EntropyBounded,
+    Euler,
+    FirstHitting,
+    Heun,
     ReMDM,
+    Sampler,
+    Simulation,
+    TauLeaping,
+    Trapezoidal,
+    Uniformization,
     simulate,
     superpose,
     time_grid,
 )
 
 if TYPE_CHECKING:
+    from gm_discrete.generation import AllowedTokens, Blocks
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BackwardNoise",
+    "Adaptive",
+    "AllowedTokens",
     "Bins",
+    "Blocks",
     "ClassifierGuidance",
-    "ClassifierGuided",
     "CondOTSchedule",
+    "Corrector",
     "CosineSchedule",
     "DetailedBalance",
     "Diffusion",
-    "EtaNoise",
+    "DormandPrince",
+    "EntropyBounded",
     "EuclideanMixturePath",
+    "Euler",
     "ExactGaussianModel",
     "ExactModel",
     "ExactProductModel",
@@ -80,12 +94,14 @@ __all__ = [
     "FieldLikelihood",
     "FieldTimeSampler",
     "FinitePath",
+    "FirstHitting",
     "Flow",
     "FlowLikelihood",
     "GMConfig",
     "GMGenerationConfig",
     "GMModel",
     "GaussianPath",
+    "Heun",
     "Jump",
     "KolmogorovResidual",
     "LikelihoodBound",
@@ -98,11 +114,16 @@ __all__ = [
     "Product",
     "ProductPath",
     "ReMDM",
+    "Sampler",
+    "Simulation",
     "SquaredSineSchedule",
     "Superposition",
+    "TauLeaping",
+    "Trapezoidal",
     "TrigonometricSchedule",
     "UniformPath",
     "UniformTimeSampler",
+    "Uniformization",
     "any_order_bound",
     "any_order_likelihood",
     "bregman",
@@ -116,11 +137,17 @@ __all__ = [
     "time_grid",
 ]
 
-_FROM_MODELS = ("GMConfig", "GMGenerationConfig", "GMModel")
+_LAZY = {
+    "AllowedTokens": "generation",
+    "Blocks": "generation",
+    "GMConfig": "models",
+    "GMGenerationConfig": "models",
+    "GMModel": "models",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The model classes, imported on first access: they bring transformers along."""
-    if name in _FROM_MODELS:
-        return getattr(import_module("gm_discrete.models"), name)
+    """The model classes and their options, imported on first access: they bring transformers along."""
+    if name in _LAZY:
+        return getattr(import_module(f"gm_discrete.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")

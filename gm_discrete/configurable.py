@@ -28,7 +28,7 @@ class Configurable:
         Raises:
             ValueError: no subclass has that `type`, or the arguments are not those of its constructor.
         """
-        known = {kind.type_name: kind for kind in _subclasses(cls) if vars(kind).get("type_name")}
+        known = {kind.type_name: kind for kind in subclasses(cls) if vars(kind).get("type_name")}
         name = config.get("type")
         if name not in known:
             raise ValueError(f"type={name!r} names no {cls.__name__}; known: {', '.join(sorted(known))}")
@@ -49,8 +49,9 @@ class Configurable:
         return f"{type(self).__name__}({arguments})"
 
 
-def _subclasses(cls: type[T]) -> list[type[T]]:
-    return [cls, *(kind for child in cls.__subclasses__() for kind in _subclasses(child))]
+def subclasses(cls: type[T]) -> list[type[T]]:
+    """The class and all that inherit from it."""
+    return [cls, *(kind for child in cls.__subclasses__() for kind in subclasses(child))]
 
 
 def _plain(value: Any) -> Any:

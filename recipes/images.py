@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=time_sampler(options.times),
+        time_sampler=time_sampler(options.times),
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=ImageCollator(levels=options.levels if discrete else None),

@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=FieldTimeSampler(times) if options.independent_times else times,
+        time_sampler=FieldTimeSampler(times) if options.independent_times else times,
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=collate,

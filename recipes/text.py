@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = GMTrainer(
         model,
         training,
-        times=time_sampler(options.times, options.times_mean, options.times_std),
+        time_sampler=time_sampler(options.times, options.times_mean, options.times_std),
         train_dataset=train_rows,
         eval_dataset=validation,
         processing_class=tokenizer,

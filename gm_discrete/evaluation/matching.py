@@ -10,8 +10,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gm_discrete.objective import clamp_time, corrupt, field_parts, field_weight, parts_of_loss
-from gm_discrete.paths import ProductPath
+from gm_discrete.objective import (
+    UniformTimeSampler,
+    by_field,
+    corrupt,
+    field_divergences,
+    generator_times,
+    total_loss,
+)
+from gm_discrete.process import factors, pack, unpack
 
 
 @torch.no_grad()
@@ -55,36 +62,34 @@ def evaluate_matching(
     if not sums:
         raise ValueError("dataloader is empty; give at least one batch")
     values = {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
-    return {"loss": sum(field_weight(config.loss_weights, name) * value for name, value in values.items()), **values}
+    total = total_loss({name: torch.tensor(value) for name, value in values.items()}, config.loss_weights)
+    return {"loss": float(total), **values}
 
 
 def _sums(
     model: Any, batch: Mapping[str, Any], num_samples: int, rng: torch.Generator | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """By part, or by field of a product: the divergences of each example [B], summed, and its number of scored entries."""
-    path, config, labels = model.path, model.config, batch["labels"]
-    several = isinstance(path, ProductPath)
-    scored: Any = path.loss_mask(labels)
-    state = batch[path.state_name]
-    names = ("class_labels", "attention_mask") if several else ("class_labels",) if config.num_classes else ()
-    given = {name: batch[name] for name in names if name in batch}
-    z: Any
-    if several:
-        z = {name: torch.where(scored[name], labels[name], state[name]) for name in state}
-    else:
-        z = torch.where(scored, labels, state)
+    path, config = model.path, model.config
+    labels, state = pack(batch["labels"]), pack(batch[path.state_name])
+    scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
+    z = {name: torch.where(scored[name], labels[name], state[name]) for name in state}
+    given = {name: batch[name] for name in ("class_labels", "attention_mask") if name in batch}
+    weights, kinds = by_field(path, config.loss_weights), by_field(path, config.divergence)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     for _ in range(num_samples):
-        x, t = corrupt(path, z, scored, rng)
+        x, t = corrupt(path, z, scored, rng, UniformTimeSampler())
+        now = generator_times(path, t)
+        generator = model.generator(unpack(x), path.joined(now), network_time=t, **given)
         found: dict[str, tuple[Any, Any]] = {}
-        if several:
-            times = {name: clamp_time(path.factors[name], time) for name, time in path.times(t).items()}
-            generator = model.generator(x, path.joined(times), network_time=t, **given)
-            values = field_parts(path, generator, z, x, t, scored, config.divergence, config.loss_weights)
-            found = {name: (value, scored[name]) for name, value in values.items()}
-        else:
-            parts = parts_of_loss(path, model.generator(x, t, **given), z, x, t, scored, config.divergence)
-            found = {name: (value, scored) for name, value in parts.items()}
+        for name, parts in field_divergences(path, factors(generator), z, x, t, scored, kinds).items():
+            if not name:
+                found |= {part: (values, scored[name]) for part, values in parts.items()}
+                continue
+            inner = weights.get(name)
+            inner = inner if isinstance(inner, Mapping) else {}
+            total = torch.stack([inner.get(part, 1.0) * values for part, values in parts.items()]).sum(0)
+            found[name] = (total, scored[name])
         for name, pair in found.items():
             before: Any = sums.get(name, (0.0, 0.0))
             sums[name] = tuple(old + new.flatten(1).double().sum(1) for old, new in zip(before, pair, strict=True))  # pyright: ignore

@@ -1,117 +1,127 @@
-"""Generation block by block: each is filled from t = 0 to t = 1 before those behind it are looked at."""
+"""Generation block by block: each block is filled from t = 0 to t = 1 before the network is evaluated on the next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from gm_discrete.configurable import Configurable
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generators import Generator
 from gm_discrete.nn.blocks import BlockCache
-from gm_discrete.nn.marginal import marginal
-from gm_discrete.nn.readout import HiddenStates
+from gm_discrete.nn.network import Network
+from gm_discrete.nn.readout import Window, readouts
 from gm_discrete.samplers import Simulation
 
-if TYPE_CHECKING:
-    from gm_discrete.models.modeling import GMModel
 
+class Blocks(Configurable):
+    """Semi-autoregressive generation: blocks of `length` positions are sampled from left to right.
 
-class Block:
-    """The model as a process on the positions from `start` to `stop` of sequences whose other symbols stand still.
+    For masked models that are not conditioned on the time. With attention in both directions, later positions are masked
+    while a block is filled. A model with a `block_size` attends only to the block and those before it (block diffusion,
+    Arriola et al. 2025, arXiv 2503.09573), and always generates in blocks of that size.
 
     Args:
-        whole: [B, T], the sequences; with block-causal attention T = stop, as nothing behind is seen.
-        cache: of the blocks before `start`, if they are not to be read again.
+        length: positions of a block.
+        cache: `"exact"` keeps keys and values of finished blocks, for models with a `block_size`, whose network output it
+            does not change but for rounding. `None` keeps nothing.
+
+    >>> from gm_discrete import Blocks, GMConfig, GMModel, MaskedPath
+    >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    >>> model.generate(length=6, num_steps=4, blocks=Blocks(2), seed=0).shape
+    torch.Size([1, 6])
     """
 
-    def __init__(self, model: GMModel, whole: Tensor, start: int, stop: int, cache: BlockCache | None = None) -> None:
-        self.model, self.whole, self.start, self.stop, self.cache = model, whole, start, stop, cache
-        self.path: Any = model.path
+    type_name: ClassVar[str] = "blocks"
 
-    def around(self, x: Tensor) -> Tensor:
-        """The sequences with x in place of the block."""
-        return torch.cat([self.whole[:, : self.start], x, self.whole[:, self.stop :]], 1)
-
-    def generator(
-        self,
-        x: Tensor,
-        t: Tensor,
-        t_next: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        class_labels: Tensor | None = None,
-        **guidance: Any,
-    ) -> Generator:
-        """That of the block at x [B, stop − start]; attention_mask [B, T] is of the whole sequences."""
-        whole = self.around(x)
-        reading = HiddenStates(self.model, whole, t, attention_mask, None, class_labels, cache=self.cache)
-        without = HiddenStates(self.model, whole, t, attention_mask)
-        logits_processor, scale = guidance.pop("logits_processor", None), guidance.pop("guidance_scale", None)
-        window = self.start, self.stop
-        return marginal(
-            self.path, self.model, x, t, t_next, reading, without, logits_processor, scale, window=window, **guidance
-        )
+    def __init__(self, length: int, cache: str | None = None) -> None:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"Blocks: length={length!r} must be an integer ≥ 1")
+        if cache not in (None, "exact"):
+            raise ValueError(f"Blocks: cache={cache!r} must be 'exact' or None")
+        self.length, self.cache = length, cache
 
 
-class Blocks:
-    """Goes through the blocks of a canvas, and counts.
+class BlockProcess:
+    """The process of a model on the positions from `start` to `stop` of sequences whose other tokens do not move.
 
     Args:
-        size: positions of a block.
-        eos, pad: the symbols at which a sequence ends, and the one that is put behind; no sequence ends early without.
-        use_cache: whether to keep what the blocks that are done have told.
+        whole: [B, T], the sequences; for block-causal attention T = stop, as later positions are not attended to.
+        cache: keys and values of the blocks before `start`, if they are kept.
+    """
+
+    def __init__(self, network: Network, whole: Tensor, start: int, stop: int, cache: BlockCache | None = None) -> None:
+        self.network, self.whole, self.start, self.stop, self.cache = network, whole, start, stop, cache
+        self.path = network.path
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
+        """The generator of the block at x [B, stop − start]; the conditioning belongs to the whole sequences."""
+        whole = torch.cat([self.whole[:, : self.start], x, self.whole[:, self.stop :]], 1)
+        mask = conditioning.pop("attention_mask", None)
+        found = readouts(
+            self.network, {"": whole}, t, {"": t}, cache=self.cache,
+            attention_mask=None if mask is None else {"": mask}, **conditioning,
+        )  # fmt: skip
+        return self.path.marginal(Window(found[""], self.start, self.stop), x, t, t_next)
+
+
+class BlockRun:
+    """Goes through the blocks of a canvas, keeps their cache, and counts.
+
+    Args:
+        eos: tokens that end a sequence; pad: the token after its end.
 
     Attributes:
-        calls, jumps, error: [B], of all blocks, as of a `Simulation`.
+        calls, jumps, error: [B], summed over the blocks, as in a `Simulation`.
     """
 
-    def __init__(self, model: GMModel, canvas: Canvas, size: int, eos: list[int], pad: int, use_cache: bool) -> None:
-        self.model, self.canvas, self.eos, self.pad = model, canvas, eos, pad
-        self.size, self.causal = size, model.config.block_size is not None
-        self.cache = BlockCache() if use_cache else None
+    def __init__(self, network: Network, canvas: Canvas, blocks: Blocks, eos: list[int], pad: int) -> None:
+        self.network, self.canvas, self.eos, self.pad = network, canvas, eos, pad
+        self.size, self.causal = blocks.length, network.config.block_size is not None
+        self.cache = BlockCache() if blocks.cache else None
         self.calls = torch.zeros(len(canvas.ids), dtype=torch.long, device=canvas.ids.device)
         self.jumps = torch.zeros_like(self.calls)
         self.error: Tensor | None = torch.zeros_like(self.calls, dtype=torch.float64)
-        self.cached = torch.arange(len(canvas.ids), device=canvas.ids.device)  # the rows that the cache is of
+        self.cached = torch.arange(len(canvas.ids), device=canvas.ids.device)  # the rows that the cache holds
 
-    def to_fill(self, class_labels: Tensor | None) -> Iterator[tuple[Block, Tensor]]:
-        """The blocks one after another, each with the rows [n] that it is of: those that have not ended and are not full."""
+    def to_fill(self, class_labels: Tensor | None) -> Iterator[tuple[BlockProcess, Tensor]]:
+        """The blocks from left to right, each with its rows [n]: the sequences that have not ended and are not full."""
         canvas = self.canvas
         for start, stop in canvas.spans(self.size, self.causal):
             rows = (~canvas.fixed[:, start:]).any(1).nonzero().flatten()
             if not bool((~canvas.fixed[rows, start:stop]).any()):
                 continue
             whole = canvas.ids[rows, : stop if self.causal else None]
-            cache = self._cache_until(start, rows, class_labels)
-            yield Block(self.model, whole, start, stop, cache), rows
+            yield BlockProcess(self.network, whole, start, stop, self._cache_until(start, rows, class_labels)), rows
 
-    def put(self, block: Block, rows: Tensor, run: Simulation) -> None:
-        """What became of a block."""
-        self.canvas.ids[rows, block.start : block.stop] = run.x
+    def put(self, block: BlockProcess, rows: Tensor, run: Simulation) -> None:
+        """Writes a finished block into the canvas, and ends the sequences that have generated an `eos` token."""
+        self.canvas.ids[rows, block.start : block.stop] = run.x[""]
         self.calls[rows] += run.network_calls
         self.jumps[rows] += run.jumps
-        self.error = None if run.error_bound is None or self.error is None else self.error
+        self.error = None if run.error_bound is None else self.error
         if self.error is not None and run.error_bound is not None:
             self.error[rows] += run.error_bound
         self.canvas.end_at(self.eos, rows, block.start, block.stop, self.pad)
 
-    def stop(self, block: Block) -> None:
-        """Ends with this block the sequences that something is left to fill of."""
+    def stop(self, block: BlockProcess) -> None:
+        """Ends with this block the sequences that still have places to fill."""
         rows = (~self.canvas.fixed[:, block.stop :]).any(1).nonzero().flatten()
         self.canvas.cut(torch.full_like(rows, block.stop), rows, self.pad)
 
     def _cache_until(self, start: int, rows: Tensor, class_labels: Tensor | None) -> BlockCache | None:
-        """What the blocks before `start` tell, of the rows; those that are not kept yet are read."""
+        """Keys and values of all blocks before `start`, of the rows; blocks that are not kept yet are encoded first."""
         if self.cache is None:
             return None
         self.cache = self.cache.rows(torch.searchsorted(self.cached, rows))
         self.cached = rows
         if self.cache.length < start:
-            symbols = self.canvas.ids[rows, self.cache.length : start]
+            tokens = {"": self.canvas.ids[rows, self.cache.length : start]}
             labels = None if class_labels is None else class_labels[rows]
-            self.model.encode(symbols, None, self.canvas.real[rows, :start], labels, cache=self.cache)
+            self.network.hidden(tokens, None, {"": self.canvas.real[rows, :start]}, labels, cache=self.cache)
             self.cache = self.cache.grown()
             self.calls[rows] += 1
         return self.cache

@@ -1,204 +1,292 @@
-"""What `generate` does unless told otherwise: `generation_config.json`."""
+"""The defaults of `generate`: `generation_config.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig
+from transformers.utils import logging
 
-from gm_discrete.generation.processors import AllowedSymbols, BannedSequences, TemperatureSchedule
+from gm_discrete.configurable import Configurable
+from gm_discrete.generation.blocks import Blocks
 from gm_discrete.paths import Path
-from gm_discrete.samplers import EUCLIDEAN_STEPS, GRID_FREE, SPACINGS, STEPS, Corrector, make_step, time_grid
+from gm_discrete.paths.euclidean import Weights
+from gm_discrete.samplers import SPACINGS, Corrector, Sampler, time_grid
+from gm_discrete.samplers.simulate import OLD_OPTIONS
 
-STEP_OPTIONS = ("max_expected_changes", "tolerance", "order", "order_temperature", "entropy_bound")
+logger = logging.get_logger(__name__)
+
+RENAMED = {
+    **OLD_OPTIONS,
+    "block_length": "blocks=Blocks(32)",
+    "predictor": "guidance=ClassifierGuidance(log_prob, scale=1.0)",
+    "allowed_symbols": "logits_processor=[AllowedTokens(mask)]",
+}
+"""Arguments of version 0.1, and how they are given now."""
+
+
+class TransformersOptions(TypedDict, total=False):
+    """The options of `generate` that transformers' own `generate` has, too; they have the same meaning."""
+
+    max_new_tokens: int | None
+    temperature: float | Sequence[float] | None
+    top_k: int | None
+    top_p: float | None
+    guidance_scale: float | None
+    use_cache: bool | None
+    eos_token_id: int | Sequence[int] | None
+    pad_token_id: int | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    return_dict_in_generate: bool | None
 
 
 class GMGenerationConfig(GenerationConfig):
     """Defaults of `generate`, saved as `generation_config.json` beside the weights.
 
-    top_k, top_p and temperature are off unless set: any of them changes the law that is sampled.
+    top_k, top_p and temperature are off by default: each of them changes the distribution of the samples.
 
     Args:
-        num_steps: N, steps of the grid.
-        grid: how it is spaced, `"linear"` or `"quadratic"` in κ, `"logarithmic"` or `"geometric"` (see `time_grid`; the
-            path's own by default), or all times from 0 to 1, in place of `num_steps`.
-        sampler: on that grid `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`. The others
-            choose their own times, and look at the grid only for a streamer, stopping criteria, a trajectory or a corrector:
-            `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"step_doubling"`, `"entropy_bounded"`.
-            Of numbers: `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and, for a flow alone, `"dopri5"`.
-        max_expected_changes: of `"adaptive"`: how many tokens may change in a step, on average.
-        tolerance: of `"uniformization"`, `"step_doubling"`, `"dopri5"`, and `"adaptive"` steps of numbers.
-        order: which masks go first: `"random"`, the law of the model, or `"confidence"`, `"margin"`, `"entropy"`, which
-            leave it, of `"tau_leaping"` and `"entropy_bounded"` on masked paths (see `samplers.decoding`).
-        order_temperature: of `"tau_leaping"` in such an order: Gumbel noise of its scores, annealed to 0; none by default.
-        entropy_bound: ε of `"entropy_bounded"` in nats, 0.1 by default.
-        block_length: positions that are filled before those behind them are looked at (semi-autoregressive generation), of
-            masked models that do not see the time; a model's own `block_size` by default. A block runs from t = 0 to t = 1.
-        use_cache: of models with a `block_size`: keep keys and values of the blocks that are done. Changes no law.
-        guidance_scale: γ of classifier-free guidance towards `class_labels`; 1 (none) by default.
-        guidance: `"normalized"` (the default), π ∝ π_c^γ π_u^{1−γ} at the path's hazard, or `"raw"`, rates R_c^γ R_u^{1−γ},
-            which also change the speed, of the samplers `"tau_leaping"`, `"euler"` and `"ancestral"`.
-        generators: weights of a superposition, in place of those of the path.
-        corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`, or the dict of its `to_dict()`.
-        temperature, top_k, top_p: applied to the posterior π of the data symbols, before the rates. A pair of temperatures
-            is a schedule, linear in the time from t = 0 to t = 1.
-        bad_words_ids: sequences of symbols that may not occur; of masked paths.
-        length: positions of an unconditional sample; the model's `max_position_embeddings` by default.
-        max_new_tokens: positions to fill behind each prompt; 0 by default (only its mask symbols are filled).
-        seed: of all noise; drawn from torch's global generator by default.
-        return_dict_in_generate: return a `GMGenerateOutput` instead of the sequences.
-        output_trajectory: put a `Trajectory` of all states into it; samplers with times of their own then stop at the grid.
-        pad_token_id: symbol behind shorter sequences; the model's own by default.
-        eos_token_id: where it is generated behind a prompt, a sequence generated in blocks ends; else kept for the record.
-        bos_token_id: as in the tokenizer; kept for the record.
+        num_steps: N, steps of the time grid.
+        grid: spacing of the grid, `"linear"` or `"quadratic"` in κ or `"geometric"` (see `time_grid`; by default the path's
+            own), or all times from 0 to 1 in place of `num_steps`.
+        sampler: a `Sampler`, or its name for one with default options: `"tau_leaping"`, `"euler"`, `"heun"`,
+            `"trapezoidal"`, `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"entropy_bounded"`, `"dopri5"`. Samplers
+            that choose their own times use the grid only for a streamer, stopping criteria, a trajectory or a corrector.
+            `python -m gm_discrete.generation.validation` prints which sampler fits which path.
+        corrector: `DetailedBalance` or `ReMDM`.
+        blocks: `Blocks(length)` fills the positions block by block (semi-autoregressive generation); by default only models
+            with a `block_size` do, in blocks of that size.
+        generators: weights of a superposition, in place of those of the path; for a product path by field.
+        length: positions of a sample without prompt, or a dict by field; by default the length that the model is trained at.
+        seed: of all noise; by default drawn from torch's global generator.
+        output_trajectory: return a `Trajectory` of all states; needs `return_dict_in_generate=True`.
+        max_new_tokens: positions to fill after each prompt; 0 by default, which fills only the mask tokens inside.
+        temperature: divides the logits of the posterior π of the data tokens, before it becomes rates. A pair is a schedule,
+            linear in time from t = 0 to t = 1.
+        top_k, top_p: truncate π, after the temperature.
+        guidance_scale: γ of classifier-free guidance towards `class_labels`, π ∝ π_c^γ π_u^{1−γ}; 1 (off) by default.
+        use_cache: keep keys and values of finished blocks, for models with a `block_size`; short for
+            `blocks=Blocks(block_size, cache="exact")`.
+        eos_token_id: ends a sequence that is generated in blocks when it is generated after the prompt.
+        pad_token_id: token after shorter sequences; by default the model's own.
+        bos_token_id: as in the tokenizer; not used.
+        bad_words_ids: sequences of token ids that may not occur, for masked paths.
+        return_dict_in_generate: return a `GMGenerateOutput` in place of the samples.
+
+    >>> from gm_discrete import Adaptive, GMGenerationConfig
+    >>> config = GMGenerationConfig(num_steps=32, sampler=Adaptive(max_expected_changes=2.0), top_p=0.9)
+    >>> config.to_dict()["sampler"]
+    {'type': 'adaptive', 'max_expected_changes': 2.0, 'tolerance': 0.002}
+    >>> GMGenerationConfig.from_dict(config.to_dict()) == config
+    True
     """
 
-    def __init__(self, **kwargs: Any) -> None:  # not the parent's, whose other arguments would be promises
-        self.num_steps: int = kwargs.pop("num_steps", 128)
-        self.grid: str | list[float] | None = kwargs.pop("grid", None)
-        self.sampler: str = kwargs.pop("sampler", "tau_leaping")
-        self.max_expected_changes: float | None = kwargs.pop("max_expected_changes", None)
-        self.tolerance: float | None = kwargs.pop("tolerance", None)
-        corrector = kwargs.pop("corrector", None)
-        self.corrector: dict[str, Any] | None = corrector.to_dict() if isinstance(corrector, Corrector) else corrector
-        self.order: str | None = kwargs.pop("order", None)
-        self.order_temperature: float | None = kwargs.pop("order_temperature", None)
-        self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
-        self.block_length: int | None = kwargs.pop("block_length", None)
-        self.use_cache: bool = kwargs.pop("use_cache", False)
-        self.guidance_scale: float | None = kwargs.pop("guidance_scale", None)
-        self.guidance: str = kwargs.pop("guidance", "normalized")
-        self.generators: dict[str, Any] | None = kwargs.pop("generators", None)
-        self.temperature: float | Sequence[float] | None = kwargs.pop("temperature", None)
-        self.top_k: int | None = kwargs.pop("top_k", None)
-        self.top_p: float | None = kwargs.pop("top_p", None)
-        self.bad_words_ids: list[list[int]] | None = kwargs.pop("bad_words_ids", None)
-        self.length: int | None = kwargs.pop("length", None)
-        self.max_new_tokens: int = kwargs.pop("max_new_tokens", 0)
-        self.seed: int | None = kwargs.pop("seed", None)
-        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
-        self.output_trajectory: bool = kwargs.pop("output_trajectory", False)
-        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
-        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
-        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
-        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
-        self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
-        self._from_model_config: bool = kwargs.pop("_from_model_config", False)
-        self._original_object_hash: int | None = None
-        if kwargs:
-            raise ValueError(f"GMGenerationConfig takes no argument {', '.join(sorted(kwargs))}")
+    def __init__(
+        self,
+        *,
+        num_steps: int = 128,
+        grid: str | Sequence[float] | None = None,
+        sampler: Sampler | str | Mapping[str, Any] = "tau_leaping",
+        corrector: Corrector | Mapping[str, Any] | None = None,
+        blocks: Blocks | Mapping[str, Any] | None = None,
+        generators: Mapping[str, Any] | None = None,
+        length: int | Mapping[str, int] | None = None,
+        seed: int | None = None,
+        output_trajectory: bool = False,
+        max_new_tokens: int = 0,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        use_cache: bool | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
+        return_dict_in_generate: bool = False,
+        transformers_version: str | None = None,
+        _commit_hash: str | None = None,
+        _from_model_config: bool = False,
+        **unknown: object,
+    ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
+        if unknown:
+            refuse_unknown(unknown, "GMGenerationConfig")
+        listed = isinstance(grid, Sequence | Tensor) and not isinstance(grid, str)
+        self.num_steps, self.grid = num_steps, [float(time) for time in grid] if listed else grid
+        self.sampler, self.corrector, self.blocks = (
+            Sampler.of(sampler),
+            _built(Corrector, corrector),
+            _built(Blocks, blocks),
+        )
+        self.generators: Weights | Mapping[str, Weights] | None = generators
+        self.length, self.seed, self.output_trajectory = length, seed, output_trajectory
+        self.max_new_tokens, self.temperature, self.top_k, self.top_p = max_new_tokens, temperature, top_k, top_p
+        self.guidance_scale, self.use_cache = guidance_scale, use_cache
+        self.eos_token_id, self.pad_token_id, self.bos_token_id = eos_token_id, pad_token_id, bos_token_id
+        self.bad_words_ids, self.return_dict_in_generate = bad_words_ids, return_dict_in_generate
+        self.transformers_version, self._commit_hash = transformers_version, _commit_hash
+        self._from_model_config, self._original_object_hash = _from_model_config, None
         self.validate()
 
-    def validate(self, *_: Any, **__: Any) -> None:
+    def validate(self, *_: object, **__: object) -> None:
         """
         Raises:
-            ValueError: an argument is out of its range; the message names it.
+            ValueError, TypeError: an argument is out of its range; the message names it.
         """
-        known = STEPS | EUCLIDEAN_STEPS
-        for name, valid, rule in (
-            ("num_steps", _is_int(self.num_steps, 1), "an integer ≥ 1"),
-            ("grid", _is_grid(self.grid), f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
-            ("sampler", self.sampler in known, f"one of {', '.join(known)}"),
-            ("max_expected_changes", _is_positive(self.max_expected_changes), "positive, or None"),
-            ("tolerance", _is_positive(self.tolerance), "positive, or None"),
-            ("guidance_scale", self.guidance_scale is None or self.guidance_scale >= 0, "≥ 0, or None"),
-            ("guidance", self.guidance in ("normalized", "raw"), "'normalized' or 'raw'"),
-            ("temperature", _is_temperature(self.temperature), "positive, a pair of such, or None"),
-            ("bad_words_ids", _are_sequences(self.bad_words_ids), "a list of lists of ids, or None"),
-            ("block_length", self.block_length is None or _is_int(self.block_length, 1), "an integer ≥ 1, or None"),
-            ("top_k", self.top_k is None or _is_int(self.top_k, 1), "an integer ≥ 1, or None"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or None"),
-            ("length", self.length is None or _is_int(self.length, 1), "an integer ≥ 1, or None"),
-            ("max_new_tokens", _is_int(self.max_new_tokens, 0), "an integer ≥ 0"),
-            ("seed", self.seed is None or _is_int(self.seed, 0), "an integer ≥ 0, or None"),
-        ):
-            if not valid:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
+        wholes = {"num_steps": 1, "length": 1, "top_k": 1, "max_new_tokens": 0, "seed": 0}
+        lengths = self.length if isinstance(self.length, Mapping) else {"length": self.length}
+        for name, value in [*((name, getattr(self, name)) for name in wholes if name != "length"), *lengths.items()]:
+            least = wholes.get(name, 1)
+            if value is None and name not in ("num_steps", "max_new_tokens"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer ≥ {least}")
+        if self.grid is not None and not _is_grid(self.grid):
+            raise ValueError(
+                f"grid={self.grid!r} must be one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"
+            )
+        if self.temperature is not None and not _is_temperature(self.temperature):
+            raise ValueError(f"temperature={self.temperature!r} must be positive, or a pair of positive numbers")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p!r} must be in (0, 1]")
+        if self.guidance_scale is not None and not self.guidance_scale >= 0:
+            raise ValueError(f"guidance_scale={self.guidance_scale!r} must be ≥ 0; 1 is no guidance")
+        if self.bad_words_ids is not None and not _are_sequences(self.bad_words_ids):
+            raise ValueError(f"bad_words_ids={self.bad_words_ids!r} must be a list of lists of token ids")
+        for name, kind, example in (("corrector", Corrector, "ReMDM()"), ("blocks", Blocks, "Blocks(32)")):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise TypeError(f"{name}={value!r} must be a {kind.__name__} such as {example}, or its dict")
         if self.output_trajectory and not self.return_dict_in_generate:
-            raise ValueError("output_trajectory=True needs return_dict_in_generate=True, as a part of that output")
-        self.step()
+            raise ValueError(
+                "output_trajectory=True is a part of the output of return_dict_in_generate=True: give both"
+            )
 
-    def step(self, several: bool = False) -> Any:
-        """The step that sampler, corrector and options make, of states with several fields if told so."""
-        options = {name: getattr(self, name) for name in STEP_OPTIONS}
-        return make_step(self.sampler, self.corrector, several, **options)
+    def times(self, path: Path, every_step: bool) -> Tensor:
+        """The time grid [N + 1].
 
-    def times(self, path: Path, watched: bool) -> Tensor:
-        """The grid [N + 1]; [0, 1] for samplers that choose their own times, unless watched or corrected there."""
-        if isinstance(self.grid, Sequence) and not isinstance(self.grid, str):
+        Args:
+            every_step: whether the states at the times of the grid are needed even if the sampler chooses its own times.
+        """
+        if self.grid is not None and not isinstance(self.grid, str):
             return torch.tensor(self.grid, dtype=torch.float64)
-        own = self.sampler in GRID_FREE and not watched and self.corrector is None
-        return time_grid(path, 1 if own else self.num_steps, self.grid)
+        free = self.sampler.chooses_times and not every_step and self.corrector is None
+        return time_grid(path, 1 if free else self.num_steps, self.grid)
 
-    def processors(
-        self, given: LogitsProcessorList | None = None, allowed: Tensor | None = None
-    ) -> LogitsProcessorList | None:
-        """The given processors, and behind them what is ruled out, temperature, top-k and top-p."""
-        processors = LogitsProcessorList(given or [])
-        if allowed is not None:
-            processors.append(AllowedSymbols(allowed))
-        if self.bad_words_ids:
-            processors.append(BannedSequences(self.bad_words_ids))
-        if isinstance(self.temperature, Sequence):
-            processors.append(TemperatureSchedule(*self.temperature))
-        elif self.temperature not in (None, 1.0):
-            processors.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k is not None:
-            processors.append(TopKLogitsWarper(self.top_k))
-        if self.top_p not in (None, 1.0):
-            processors.append(TopPLogitsWarper(float(self.top_p)))
-        return processors or None
+    def blocks_for(self, block_size: int | None) -> Blocks | None:
+        """How a model with that `block_size` generates: block by block, or (`None`) all positions together."""
+        blocks = Blocks(block_size) if self.blocks is None and block_size is not None else self.blocks
+        if blocks is None or self.use_cache is None:
+            return blocks
+        return Blocks(blocks.length, "exact" if self.use_cache else None)
+
+    def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
+        """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        own = {name: value for name, value in vars(self).items() if name != "_original_object_hash"}
+        if "num_steps" in changes and not isinstance(self.grid, str):
+            own["grid"] = None
+        if "sampler" in changes:
+            own["corrector"] = None
+        if "blocks" in changes:
+            own["use_cache"] = None
+        return GMGenerationConfig(**own | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: value.to_dict() if isinstance(value, Configurable) else value
+            for name, value in super().to_dict().items()
+        }
 
     def to_diff_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in self.to_dict().items() if value is not None}
+        return {name: value for name, value in self.to_dict().items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> GMGenerationConfig:
+        """The config that `to_dict` of this version or of version 0.1 described."""
+        return super().from_dict(from_0_1(config_dict), **kwargs)  # pyright: ignore[reportReturnType]
+
+    def update(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Sets the attributes that exist, and returns the others; see `GenerationConfig.update`."""
+        kinds = {"sampler": Sampler, "corrector": Corrector, "blocks": Blocks}
+        kwargs |= {name: _built(kind, kwargs[name]) for name, kind in kinds.items() if name in kwargs}
+        return super().update(*args, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GMGenerationConfig:
+        names: tuple[Literal["pad_token_id", "bos_token_id", "eos_token_id"], ...]
         names = ("pad_token_id", "bos_token_id", "eos_token_id")
         return cls(**{name: getattr(model_config, name, None) for name in names})
 
-    def updated(self, **changes: Any) -> GMGenerationConfig:
-        """A copy with the changes that are not `None`; unknown names are refused. Another sampler starts without options."""
-        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        if changes.get("num_steps") is not None and isinstance(self.grid, list):
-            own["grid"] = None
-        if changes.get("sampler") not in (None, self.sampler):
-            own |= dict.fromkeys((*STEP_OPTIONS, "corrector"))
-        if changes.get("order") == "random":
-            own["order_temperature"] = None
-        return GMGenerationConfig(**own | {key: value for key, value in changes.items() if value is not None})
+
+def refuse_unknown(options: Collection[str], where: str) -> None:
+    """
+    Raises:
+        TypeError: there are options that do not exist, or that version 0.1 had; the message names the new form.
+    """
+    for name in options:
+        if name in RENAMED:
+            raise TypeError(f"{where} takes no argument {name}, as version 0.1 did; it is now given as {RENAMED[name]}")
+    if options:
+        raise TypeError(f"{where} takes no argument {', '.join(sorted(options))}")
 
 
-def _is_temperature(value: Any) -> bool:
-    if isinstance(value, Sequence):
-        return len(value) == 2 and all(part is not None and _is_positive(part) for part in value)
-    return _is_positive(value)
+def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `generation_config.json` of version 0.1 as those of this version; newer ones are not changed.
+
+    Version 0.1 wrote the options of samplers side by side with all others. What this version has no more is replaced by what
+    comes closest, with a warning.
+    """
+    options = dict(options)
+    if isinstance(options.get("guidance"), str) and options.pop("guidance") == "raw":
+        logger.warning("guidance='raw' does not exist any more; guidance_scale acts on the posterior")
+    if options.get("use_cache") is False:
+        del options["use_cache"]
+    flat = ("max_expected_changes", "tolerance", "order", "order_temperature", "entropy_bound")
+    own = {name: value for name in flat if (value := options.pop(name, None)) is not None}
+    if isinstance(name := options.get("sampler", "tau_leaping"), str):
+        if own.get("order") == "random" and name != "entropy_bounded":
+            del own["order"]
+        if name in (gone := {"step_doubling": "adaptive", "stratified_hazard": "tau_leaping"}):
+            logger.warning(f"sampler={name!r} does not exist any more; {gone[name]!r} takes its place")
+            name, own = gone[name], {}
+        options["sampler"] = {"type": "tau_leaping" if name == "ancestral" else name, **own}
+    if (length := options.pop("block_length", None)) is not None:
+        options["blocks"] = Blocks(length).to_dict()
+    if (options.get("corrector") or {}).get("type") in ("backward_noise", "eta_noise"):
+        logger.warning(f"corrector={options.pop('corrector')} does not exist any more; none takes its place")
+    if options.get("grid") == "logarithmic":
+        logger.warning("grid='logarithmic' does not exist any more; the path's own spacing takes its place")
+        del options["grid"]
+    return options
 
 
-def _are_sequences(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, Sequence)
-        and all(isinstance(words, Sequence) and words and all(_is_int(word, 0) for word in words) for words in value)
-    )
+def _built(kind: type[Sampler] | type[Corrector] | type[Blocks], value: Any) -> Any:
+    """The object that a name or a dict stands for; anything else is returned as it is."""
+    if isinstance(value, str) and issubclass(kind, Sampler):
+        return kind.of(value)
+    return kind.from_dict(dict(value)) if isinstance(value, Mapping) else value
 
 
-def _is_positive(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
-
-
-def _is_grid(value: Any) -> bool:
-    if value is None or isinstance(value, str):
-        return value is None or value in SPACINGS
-    if not isinstance(value, Sequence):
-        return False
-    times = list(value)
+def _is_grid(value: object) -> bool:
+    """Whether it is the name of a spacing, or increasing times from 0 to 1."""
+    if not isinstance(value, list):
+        return value in SPACINGS
+    times = value
     return len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
 
 
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_temperature(value: object) -> bool:
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2 else [value]
+    return all(isinstance(part, int | float) and not isinstance(part, bool) and part > 0 for part in values)
+
+
+def _are_sequences(value: object) -> bool:
+    """Whether it is a list of non-empty lists of ids."""
+    return isinstance(value, Sequence) and all(
+        isinstance(words, Sequence) and words and all(type(word) is int and word >= 0 for word in words)
+        for words in value
+    )

@@ -1,46 +1,28 @@
-"""What `GMModel` and its `generate` return."""
+"""What `generate` returns."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-
-@dataclass
-class GMModelOutput(ModelOutput):
-    """Output of `GMModel`.
-
-    Attributes:
-        loss: conditional generator matching loss, where labels were given.
-        logits: of the posterior of the data symbols, [B, L, K], or of the bins of numbers, [*x's shape, bins]; `None` with
-            labels, as the loss reads them in chunks and only where it needs them, and where no head states a posterior.
-        velocity: of a Euclidean path whose flow has a head: what that states, in the state's shape; `None` with labels.
-        last_hidden_state: [B, positions, D]; `None` with labels.
-        field_losses: of a product with labels: the loss of each field, before its weight. logits and velocity are then by
-            field as well.
-    """
-
-    loss: Tensor | None = None
-    logits: Any = None
-    velocity: Any = None
-    last_hidden_state: Tensor | None = None
-    field_losses: dict[str, Tensor] | None = None
+Samples = Tensor | Mapping[str, Tensor]
+"""Token ids [B, L], vectors [B, L, C] or images [B, C, H, W]; for a product path a dict of these by field."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A run of N steps, on the CPU.
+    """The states of a run of N steps, on the CPU.
 
     Attributes:
-        times: [N + 1] float64, from 0 to 1; in the b-th block of a generation by blocks b + t.
-        states: [N + 1, …], the states at these times, each of the shape of the sequences: long symbols, or numbers.
-        jumps: [N, B], entries that a step has changed, seen from its two ends. Of numbers that flow these are all of them.
-        entropy: [N, B] float64, in nats: mean entropy of the posteriors that were read in the step, after temperature,
-            top-k and top-p; NaN where none was. `None` of numbers.
-        fixed: bool, of the shape of the sequences: what was given, and padding.
+        times: [N + 1] float64, from 0 to 1. In generation by blocks, block b contributes the times b + t.
+        states: [N + 1, …], the state at each of these times, in the shape of the samples.
+        jumps: [N, B], entries that differ between the two ends of a step. In a continuous state that flows, all of them do.
+        entropy: [N, B] float64, in nats: mean entropy of the posteriors evaluated in the step, after temperature, top-k and
+            top-p; NaN where none was evaluated. `None` for continuous states.
+        fixed: bool, in the shape of the samples: observed entries and padding.
     """
 
     times: Tensor
@@ -55,17 +37,17 @@ class GMGenerateOutput(ModelOutput):
     """Output of `generate(return_dict_in_generate=True)`.
 
     Attributes:
-        sequences: [B, L], or what else `generate` returns.
-        network_calls: [B], evaluations of the network that each sequence needed.
-        jumps: [B], changes of a symbol.
-        error_bound: [B], what an exact sampler cut off, in total variation; `None` for the others.
-        attention_mask: [B, L], 0 where the sequence is padded.
-        trajectory: how the sequences came about, with `output_trajectory=True`.
+        sequences: the samples, as `generate` returns them without `return_dict_in_generate`.
+        network_calls: [B], network evaluations that each sample needed.
+        jumps: [B], changes of an entry by jumps.
+        error_bound: [B], for exact samplers a bound on the total variation that truncation costs; `None` for the others.
+        attention_mask: [B, L], 0 where a sequence is padded; for a product path by field; `None` for continuous states.
+        trajectory: the states on the way, with `output_trajectory=True`.
     """
 
-    sequences: Any = None
+    sequences: Samples | None = None
     network_calls: Tensor | None = None
     jumps: Tensor | None = None
     error_bound: Tensor | None = None
-    attention_mask: Any = None
+    attention_mask: Samples | None = None
     trajectory: Trajectory | None = None

@@ -1,22 +1,25 @@
-"""Logits processors of noisy sequences: they know the position and the time at which a symbol is drawn.
+"""Logits processors that also depend on the position and the time at which a token is drawn.
 
-`LogitsProcessorList` hands `time` [n] and `position` [n], an index into the flattened [B·L] state, to the processors that
-take them. All act on the posterior π of the data symbols, before the rates: the hazard stays that of the path.
+A `LogitsProcessorList` passes `time` [n] and `position` [n], an index into the flattened [B·L] state, to the processors that
+take arguments of these names. All processors act on the posterior π of the data tokens, before it becomes rates: the hazard
+stays that of the path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.samplers.banned import by_length, completing
 
 
 class TemperatureSchedule(LogitsProcessor):
-    """log π / τ(t) with τ linear in the time: from `start` at t = 0 to `end` at t = 1.
+    """Divides the logits by a temperature that changes linearly from `start` at t = 0 to `end` at t = 1.
 
     Args:
         start, end: positive.
@@ -25,46 +28,82 @@ class TemperatureSchedule(LogitsProcessor):
     def __init__(self, start: float, end: float) -> None:
         self.start, self.end = start, end
 
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # the list passes arguments by name
         self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
     ) -> Tensor:
         temperature = self.start + (self.end - self.start) * time
         return scores / temperature[:, None].to(scores.dtype)
 
 
-class AllowedSymbols(LogitsProcessor):
-    """π(y) = 0 for the symbols y that a position may not hold.
+class AllowedTokens(LogitsProcessor):
+    """Sets π(y) = 0 for the tokens y that a position may not hold.
 
     Args:
-        allowed: bool [L, K] or [B, L, K].
+        mask: bool [L, K] or [B, L, K], true where a token is allowed. L counts the prompt and the new positions. Rows of
+            positions that are not filled are not used.
+
+    >>> import torch
+    >>> from gm_discrete import AllowedTokens, GMConfig, GMModel, MaskedPath
+    >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    >>> mask = torch.zeros(3, 5, dtype=torch.bool)
+    >>> mask[0, 2] = mask[1, 0] = mask[2, 3] = True
+    >>> model.generate(length=3, num_steps=2, logits_processor=[AllowedTokens(mask)])
+    tensor([[2, 0, 3]])
     """
 
-    def __init__(self, allowed: Tensor) -> None:
-        self.allowed = allowed
+    def __init__(self, mask: Tensor) -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3):
+            found = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"AllowedTokens: mask={found} must be a bool tensor [L, K] or [B, L, K]")
+        self.mask = mask
 
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # the list passes arguments by name
         self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
     ) -> Tensor:
-        length = input_ids.shape[1]
-        row, column = position // length, position % length
-        allowed = self.allowed[column] if self.allowed.dim() == 2 else self.allowed[row, column]
-        return scores.masked_fill(~allowed, -torch.inf)
+        row, column = position // input_ids.shape[1], position % input_ids.shape[1]
+        allowed = self.mask.to(scores.device)
+        return scores.masked_fill(~(allowed[column] if allowed.dim() == 2 else allowed[row, column]), -torch.inf)
+
+    def rows(self, rows: Tensor) -> AllowedTokens:
+        """The processor for some of the sequences."""
+        return self if self.mask.dim() == 2 else AllowedTokens(self.mask[rows.to(self.mask.device)])
+
+    def check(self, free: Tensor, vocab_size: int, excluded: Iterable[int]) -> None:
+        """Checks the mask against the positions to fill.
+
+        Args:
+            free: bool [B, L], true where a position is to be filled.
+            excluded: tokens that are never generated.
+
+        Raises:
+            ValueError: the mask has another shape, or allows no token at a position that is to be filled.
+        """
+        shape = (*free.shape, vocab_size)
+        if tuple(self.mask.shape) not in (shape, shape[1:]):
+            raise ValueError(
+                f"AllowedTokens: mask of shape {list(self.mask.shape)} must be [L, K] or [B, L, K] = {list(shape)}"
+            )
+        allowed = self.mask.to(free.device).clone()
+        allowed[..., list(excluded)] = False
+        if bool((none := free & ~allowed.any(-1)).any()):
+            row, column = none.nonzero()[0].tolist()
+            raise ValueError(f"AllowedTokens: mask allows no token at position {column} of sequence {row}; allow one")
 
 
 class BannedSequences(LogitsProcessor):
-    """π_i(y) = 0 where y at i would complete a sequence of symbols that may not occur, with those that stand there already.
+    """Sets π_i(y) = 0 where the token y at position i would complete a banned sequence with the tokens around it.
 
-    By itself this holds only where symbols are drawn one at a time: two that are drawn together can complete a sequence that
-    neither completes alone. `generate(bad_words_ids=…)` sees to that as well.
+    This suffices where tokens are drawn one at a time. Two that are drawn together can complete a sequence that neither
+    completes alone; `generate(bad_words_ids=…)` masks such tokens again (see `samplers.banned`).
 
     Args:
-        sequences: of symbols, each of at least one.
+        sequences: of token ids, each of at least one.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.words = by_length(sequences)
 
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # transformers passes on what is named here
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # the list passes arguments by name
         self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
     ) -> Tensor:
         column, banned = position % input_ids.shape[1], torch.zeros_like(scores, dtype=torch.bool)
@@ -74,3 +113,27 @@ class BannedSequences(LogitsProcessor):
                 row, word = completing(input_ids, column, words, place).nonzero(as_tuple=True)
                 banned[row, words[word, place]] = True
         return scores.masked_fill(banned, -torch.inf)
+
+
+def logits_processors(
+    config: GMGenerationConfig, processors: Sequence[LogitsProcessor], rows: Tensor | None = None
+) -> LogitsProcessorList | None:
+    """The user's processors, then banned sequences, temperature, top-k and top-p; `None` if there are none.
+
+    Args:
+        rows: the sequences [n] of the batch that are sampled; all of them by default.
+    """
+    found = LogitsProcessorList(processors)
+    if rows is not None:
+        found = LogitsProcessorList([p.rows(rows) if isinstance(p, AllowedTokens) else p for p in processors])
+    if config.bad_words_ids:
+        found.append(BannedSequences(config.bad_words_ids))
+    if isinstance(config.temperature, Sequence):
+        found.append(TemperatureSchedule(*config.temperature))
+    elif config.temperature not in (None, 1.0):
+        found.append(TemperatureLogitsWarper(float(config.temperature)))
+    if config.top_k is not None:
+        found.append(TopKLogitsWarper(config.top_k))
+    if config.top_p not in (None, 1.0):
+        found.append(TopPLogitsWarper(float(config.top_p)))
+    return found or None

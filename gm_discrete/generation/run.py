@@ -1,241 +1,165 @@
-"""`generate`: from a prompt, a text with gaps, a class, or nothing at all to finished sequences, vectors and images."""
+"""The loop of `generate`: from the state at t = 0 to samples, all entries together or block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.generation.observers import Observers
-from gm_discrete.generation.outputs import GMGenerateOutput
-from gm_discrete.generation.validation import check_allowed, check_fit
-from gm_discrete.nn.config import GMConfig
-from gm_discrete.paths import EuclideanPath, ProductPath
-from gm_discrete.samplers import ClassifierGuidance, Corrector, Simulation, simulate
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    Base = PreTrainedModel
-else:
-    Base = object
+from gm_discrete.generation.blocks import BlockRun
+from gm_discrete.generation.canvas import Canvas
+from gm_discrete.generation.observers import Recorder
+from gm_discrete.generation.outputs import GMGenerateOutput, Samples
+from gm_discrete.generation.request import Model, Request
+from gm_discrete.generators import Generator
+from gm_discrete.paths import EuclideanPath, Path
+from gm_discrete.process import Process, State, pack, unpack
+from gm_discrete.samplers import Sampler, Simulation
+from gm_discrete.samplers.banned import Avoiding
+from gm_discrete.samplers.simulate import simulate_state
 
 
-class GMGenerationMixin(Base):
-    """The generation methods of `GMModel`."""
+@torch.no_grad()
+def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
+    """Samples by simulating the process of the model from t = 0 to t = 1.
 
-    config: GMConfig
-    path: Any
-    whole_batches: bool
-    generation_config: GMGenerationConfig
-    _generate_fields: Any
-    _generate_numbers: Any
-    _generate_symbols: Any
-    _canvas: Any
-
-    def adjust_generation_fn(
-        self,
-        generation_config: GMGenerationConfig | None,
-        from_auto_class: bool,
-        from_pipeline: Any,
-        path: str,
-        **kwargs: Any,
-    ) -> None:
-        """Called by `from_pretrained` to load `generation_config.json`, if there is one."""
-        if generation_config is not None:
-            self.generation_config = generation_config
-            return
-        known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-        try:
-            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
-                path, **{key: value for key, value in kwargs.items() if key in known}
-            )
-        except OSError:
-            self.generation_config = GMGenerationConfig()
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        attention_mask: Any = None,
-        x_0: Tensor | None = None,
-        given: Any = None,
-        class_labels: Tensor | Sequence[int] | None = None,
-        batch_size: int | None = None,
-        length: Any = None,
-        max_new_tokens: int | None = None,
-        num_steps: int | None = None,
-        grid: str | Sequence[float] | None = None,
-        sampler: str | None = None,
-        max_expected_changes: float | None = None,
-        tolerance: float | None = None,
-        order: str | None = None,
-        order_temperature: float | None = None,
-        entropy_bound: float | None = None,
-        corrector: Corrector | dict[str, Any] | None = None,
-        block_length: int | None = None,
-        use_cache: bool | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        guidance_scale: float | None = None,
-        guidance: str | None = None,
-        predictor: ClassifierGuidance | None = None,
-        generators: dict[str, Any] | None = None,
-        temperature: float | Sequence[float] | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        allowed_symbols: Tensor | None = None,
-        bad_words_ids: Sequence[Sequence[int]] | None = None,
-        logits_processor: LogitsProcessorList | None = None,
-        stopping_criteria: StoppingCriteriaList | None = None,
-        streamer: Any = None,
-        generation_config: GMGenerationConfig | None = None,
-        return_dict_in_generate: bool | None = None,
-        output_trajectory: bool | None = None,
-    ) -> Any:
-        """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
-
-        Of a product path: `batch_size` samples as a dict by field, in natural values where a field has a codec, of the
-        `length` of each field or a dict by field. What is `given` comes back as it was, and the rest is drawn given it. Of a
-        Euclidean path: `batch_size` samples [B, L, C] of `length` L; of a model with an `image_shape` images
-        [B, C, H, W], of numbers or of symbols. Both by class where `class_labels` are given. Of sequences of symbols:
-
-        Without `input_ids`: `batch_size` samples of `length` positions. With them: every mask symbol inside is a place to
-        fill, and `max_new_tokens` more places follow each prompt (where it ends, if it is padded on the right). All other
-        symbols come back as they were, and no mask symbol is left. What is known conditions a masked model exactly. With
-        another prior the network is shown it at the noise of the time, as in training: an approximation.
-
-        With `block_length`, and always with a model that has a `block_size`, positions are filled block by block, each from
-        t = 0 to t = 1. A sequence ends with the block in which an `eos_token_id` was put behind its prompt: what follows
-        that is padding, and the sequences that go on are computed alone.
-
-        Args:
-            input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
-            x_0: of a coupled path: the sources [B, L'] from which to start, L' with the new positions. Without `input_ids`
-                every position is free. Of a Euclidean path: the state to start from, in place of one from the prior.
-            given: what is known. Of a product a dict by field of natural values, NaN, −1 or None where unknown, or of pairs
-                of values and a mask of what is known (see `given.cells`). Of a Euclidean path such numbers or a pair. A
-                model with independent times is told of fields that are known in all cells; everything else that is known is
-                shown at the noise of the time.
-            class_labels: long [B], −1 for no class.
-            predictor: of a condition from noisy states, towards which the rates are tilted (`samplers.ClassifierGuidance`).
-            allowed_symbols: bool [L, K] or [B, L, K], symbols that a position may hold: L counts the prompt and what is new,
-                before a sequence ends early.
-            logits_processor: called as `processor(sequences [n, L], logits [n, K])` for n positions to fill, before
-                temperature, top-k and top-p. The sequences are the noisy states. A processor with the further arguments
-                `time` and `position` is told the times [n] and the indices [n] into the flattened states.
-            stopping_criteria: called with the sequences after every step; once it holds for all, one last step finishes,
-                in blocks that of the block, which is then the last.
-            streamer: its `put` receives the prompts first, if they are as long as each other and without gaps; then its
-                `put_draft` every unfinished state that differs from the one before, and its `put` the end, both of what
-                follows the prompts; in blocks both block by block.
-            generation_config: in place of the model's; the other arguments are those of `GMGenerationConfig` and go first.
-
-        Raises:
-            ValueError, TypeError: arguments are out of range, or do not fit each other, the path or the model; the message
-                names them, and what does fit.
-
-        Returns:
-            Sequences [B, L], vectors [B, L, C] or images [B, C, H, W], or a dict of these; or a `GMGenerateOutput`.
-        """
-        defaults = self.generation_config if generation_config is None else generation_config
-        if not isinstance(defaults, GMGenerationConfig):
-            raise TypeError(f"generation_config is a {type(defaults).__name__}; give a GMGenerationConfig")
-        several = isinstance(self.path, ProductPath)
-        config = defaults.updated(
-            length=None if several else length,
-            max_new_tokens=max_new_tokens, num_steps=num_steps, grid=_listed(grid), sampler=sampler,
-            max_expected_changes=max_expected_changes, tolerance=tolerance, order=order,
-            order_temperature=order_temperature, entropy_bound=entropy_bound, corrector=corrector,
-            block_length=block_length, use_cache=use_cache, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
-            guidance_scale=guidance_scale, guidance=guidance, generators=generators, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed, bad_words_ids=bad_words_ids, output_trajectory=output_trajectory,
-            return_dict_in_generate=return_dict_in_generate,
-        )  # fmt: skip
-        if self.whole_batches:
-            raise ValueError("the weights are sharded over processes: load the saved model and generate with that")
-        of_one = {
-            "input_ids": input_ids, "logits_processor": logits_processor, "max_new_tokens": max_new_tokens or None,
-            "x_0": x_0, "streamer": streamer, "stopping_criteria": stopping_criteria, "predictor": predictor,
-            "allowed_symbols": allowed_symbols, "output_trajectory": config.output_trajectory or None,
-        }  # fmt: skip
-        check_fit(
-            self.path, self.config, config, {**of_one, "attention_mask": attention_mask, "given": given}, class_labels,
-            {"guidance": guidance, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id},
-        )  # fmt: skip
-        labels = None if class_labels is None else torch.as_tensor(class_labels)
-        if labels is not None and input_ids is None and x_0 is None and given is None:
-            batch_size = batch_size or labels.numel()
-        rng = torch.Generator(device=self.device)
-        rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
-        training = self.training
-        self.eval()
-        try:
-            if several:
-                given_length = config.length if length is None else length
-                return self._generate_fields(config, given, attention_mask, labels, batch_size, given_length, rng)
-            watch = Observers(streamer, stopping_criteria)
-            if isinstance(self.path, EuclideanPath):
-                return self._generate_numbers(config, given, x_0, labels, batch_size, length, watch, rng)
-            canvas, source = self._canvas(config, input_ids, attention_mask, x_0, batch_size, length, max_new_tokens)
-            allowed = None
-            if allowed_symbols is not None:
-                never = [*self.path.excluded, self.config.mask_token_id]
-                never += [words[0] for words in config.bad_words_ids or [] if len(words) == 1]
-                never = [symbol for symbol in never if symbol is not None]
-                allowed = check_allowed(allowed_symbols, ~canvas.fixed, self.config.vocab_size, never)
-            return self._generate_symbols(
-                config, canvas, source, labels, logits_processor, allowed, predictor, watch, rng
-            )
-        finally:
-            self.train(training)
-
-    def _checked(self, labels: Tensor | None, batch: int) -> Tensor | None:
-        """Classes [B] on the model's device."""
-        if labels is None:
-            return None
-        self.config.check_classes(labels, batch)
-        return labels.to(self.device)
-
-    def _simulated(
-        self,
-        model: Any,
-        path: Any,
-        state: Tensor,
-        fixed: Tensor | None,
-        config: GMGenerationConfig,
-        step: Any,
-        watch: Observers,
-        rng: torch.Generator,
-        conditioning: dict[str, Any],
-    ) -> Simulation:
-        """The whole process from t = 0 to t = 1; in one step from where the stopping criteria hold."""
-        times = config.times(path, watch.of_grid)
-        run = simulate(model, state, times, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
-        if watch.stopped_at is not None:
-            rest = torch.tensor([watch.stopped_at, 1.0], dtype=torch.float64)
-            last = simulate(model, run.x, rest, rng, step, fixed, on_step=watch, return_info=True, **conditioning)
-            run = run.then(last)
-        return run
-
-    def _answer(
-        self, config: GMGenerationConfig, end: Tensor, run: Simulation, real: Tensor | None, watch: Observers
-    ) -> Any:
-        """What `generate` returns."""
-        if self.config.image_shape:
-            end = end.unflatten(1, self.config.image_shape) if end.dim() == 2 else end
-        if not config.return_dict_in_generate:
-            return end
-        trajectory = None if watch.recorder is None else watch.recorder.trajectory(end, real)
-        return GMGenerateOutput(end, run.network_calls, run.jumps, run.error_bound, real, trajectory)
+    Returns:
+        The samples, in natural units; or a `GMGenerateOutput` if the config asks for it.
+    """
+    config, observers, fields = request.config, request.observers, model.config.state_fields
+    state, single = request.start(model), "" in fields
+    if config.output_trajectory:
+        observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
+    training = model.training
+    model.train(False)
+    try:
+        run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
+    finally:
+        model.train(training)
+    if single:
+        observers.end(run.x[""])
+    end = request.natural(run.x, fields)
+    if single and fields[""].image_shape and end[""].dim() == 2:  # images of tokens
+        end = {"": end[""].unflatten(1, fields[""].image_shape)}
+    samples = cast(Samples, unpack(end))
+    if not config.return_dict_in_generate:
+        return samples
+    if single and not masks and fields[""].path.is_discrete:
+        masks = {"": torch.ones_like(run.x[""])}
+    trajectory = None if observers.recorder is None else observers.recorder.trajectory(end[""], masks.get(""))
+    real = cast(Samples, unpack(masks)) if masks else None
+    return GMGenerateOutput(samples, run.network_calls, run.jumps, run.error_bound, real, trajectory)
 
 
-def _listed(grid: Any) -> Any:
-    """Times as a list, anything else as it is."""
-    return [float(time) for time in grid] if isinstance(grid, Sequence | Tensor) and not isinstance(grid, str) else grid
+def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation, dict[str, Tensor]]:
+    """All entries together, from t = 0 to t = 1; with the attention masks of the samples."""
+    process: Process = model if request.guidance is None else request.guidance.guided(model)
+    if request.observed:
+        process = NoisedObservations(process, request)
+    if request.new is not None and request.observers.streamer is not None:
+        canvas = Canvas(request.observed[""].state, request.fixed[""], request.attention_mask[""], request.new)
+        request.observers.begin(canvas.ids, canvas.prompt_length)
+    sampler, banned = request.config.sampler, request.config.bad_words_ids
+    sampler = Avoiding(sampler, banned) if banned else sampler
+    free = {name: torch.ones_like(x, dtype=torch.bool) for name, x in state.items()}
+    free |= {name: ~fixed for name, fixed in request.fixed.items()}
+    run = _simulated(process, request, state, free, sampler, request.conditioning())
+    return run, request.attention_mask
+
+
+def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation, dict[str, Tensor]]:
+    """Block by block, each from t = 0 to t = 1, for the sequences that have not ended; with their attention mask."""
+    config, observers, blocks = request.config, request.observers, request.blocks
+    canvas = Canvas.empty(request.shapes[""], model.device)
+    if request.new is not None:
+        canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""], request.new)
+        observers.begin(canvas.ids, canvas.prompt_length)
+    canvas.ids, eos, banned = state[""], config.eos_token_id, config.bad_words_ids
+    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pads = [pad for pad in (config.pad_token_id, model.config.pad_token_id, *ends) if pad is not None]
+    assert blocks is not None
+    loop = BlockRun(model.network, canvas, blocks, ends, pads[0] if pads else 0)
+    for block, rows in loop.to_fill(request.class_labels):
+        here = slice(block.start, block.stop)
+        sampler = config.sampler
+        if banned:
+            sampler = Avoiding(sampler, banned, block.whole[:, : block.start], block.whole[:, block.stop :])
+        observers.next_block(canvas.ids, rows, here)
+        x, free = {"": canvas.ids[rows, here]}, {"": ~canvas.fixed[rows, here]}
+        request.attention_mask = {"": canvas.real}
+        run = _simulated(block, request, x, free, sampler, request.conditioning(rows, block.whole.shape[1]))
+        loop.put(block, rows, run)
+        unfinished = (~canvas.fixed[:, block.stop :]).any(1)
+        if observers.stopped_at is not None or observers.met(canvas.ids[:, : block.stop], ~unfinished):
+            loop.stop(block)
+            break
+        observers.put(canvas.ids[:, : block.stop])
+    length = int(canvas.real.any(0).sum())  # columns after it are padding in every row
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return (
+        Simulation({"": canvas.ids[:, :length]}, times, loop.calls, loop.jumps, loop.error),
+        {"": canvas.real[:, :length]},
+    )
+
+
+def _simulated(
+    process: Process,
+    request: Request,
+    x: State,
+    free: State,
+    sampler: Sampler,
+    conditioning: Mapping[str, Any],
+) -> Simulation:
+    """The process from t = 0 to t = 1; if the stopping criteria hold at some time, with one last step from there."""
+    config, observers = request.config, request.observers
+    observed = observers if "" in x else None  # products have no observers
+    path: Path = process.path
+    if config.generators is not None and isinstance(path, EuclideanPath):
+        path = path.reweighted(cast(Any, config.generators))  # its grid may be spaced in another way
+    grid = config.times(path, observers.needs_grid)
+    run = simulate_state(
+        process, x, grid, request.rng, sampler, free, config.corrector, observed, conditioning=conditioning
+    )
+    if observers.stopped_at is not None:
+        rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)
+        last = simulate_state(
+            process, run.x, rest, request.rng, sampler, free, config.corrector, observed, conditioning=conditioning
+        )
+        run = run.then(last)
+    return run
+
+
+class NoisedObservations:
+    """A process whose network sees the observed values at the noise level of the time, as in training.
+
+    Masked paths need no such noise: an observed token is as in training, and conditioning on it is exact. For other paths
+    the observed values are drawn from p_t(·|value), which is an approximation. With independent times a field that is
+    observed in all entries is shown at its time 1, without noise; what follows is conditioned on it exactly.
+    """
+
+    def __init__(self, process: Process, request: Request) -> None:
+        self.process, self.path, self.rng = process, process.path, request.rng
+        self.source = request.x_0
+        self.values = {name: cells.state for name, cells in request.observed.items()}
+        self.fixed = {name: request.fixed[name] for name in request.observed}
+        self.whole = {name: fixed.flatten(1).all(1) for name, fixed in self.fixed.items()}
+
+    def generator(self, x: Any, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
+        """The generator of the process at the state with noised observations."""
+        state, times = dict(pack(x)), self.path.times(t)
+        network_times, independent = dict(times), getattr(self.path, "independent_times", False)
+        for name, fixed in self.fixed.items():
+            path, values = self.path.fields[name], self.values[name].to(state[name].dtype)
+            noised = values
+            if getattr(path, "rates", None) != "masked":
+                noised = path.sample(values, times[name], self.rng, None if self.source is None else self.source[name])
+            if independent:
+                whole = self.whole[name]
+                noised = torch.where(whole.view(-1, *[1] * (values.dim() - 1)), values, noised)
+                network_times[name] = torch.where(whole, 1.0, times[name])
+            state[name] = torch.where(fixed, noised, state[name])
+        if independent:
+            conditioning["network_time"] = self.path.joined(network_times)
+        return self.process.generator(unpack(state), t, t_next, **conditioning)

@@ -196,21 +196,3 @@ class Extrapolated(Kernel):
     def log_probs(self, where: Tensor) -> Tensor:
         rows = self._weights(where)
         return (rows / rows.sum(1, keepdim=True)).log()
-
-
-class Elsewhere(Kernel):
-    """k(y) / (1 − k(x)) for y ≠ x: where a jump lands that is known to change the symbol."""
-
-    def __init__(self, kernel: Kernel, x: Tensor) -> None:
-        self.kernel, self.x = kernel, x.flatten()
-        self.shape, self.vocab_size = x.shape, kernel.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
-    def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        return self.kernel.prepare(where)
-
-    def log_probs(self, where: Tensor) -> Tensor:
-        return self.kernel.log_probs(where).scatter(1, self.x[where, None], -torch.inf).log_softmax(1)

@@ -1,36 +1,45 @@
-"""`GMModel`: a transformer that outputs the generator of a Markov process on sequences."""
+"""`GMModel`: a transformer that predicts the generator of a Markov process, as a Hugging Face model.
+
+The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `objective.loss`, and `generate` is
+`generation`. What is here packs the arguments of a call into one form (dicts by field), checks them once, and unpacks.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LogitsProcessor, PreTrainedModel, StoppingCriteriaList
 from transformers import initialization as init
 
-from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.generation.fields import FieldsMixin
-from gm_discrete.generation.numbers import NumbersMixin
-from gm_discrete.generation.outputs import GMModelOutput
-from gm_discrete.generation.run import GMGenerationMixin
-from gm_discrete.generation.symbols import SymbolsMixin
-from gm_discrete.generators import Generator, Jump
+from gm_discrete import generation
+from gm_discrete.generation import (
+    Blocks,
+    GMGenerationConfig,
+    Request,
+    Streamer,
+    TransformersOptions,
+    refuse_unknown,
+)
+from gm_discrete.generators import Factor, Generator, Jump, Product
+from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
-from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
-from gm_discrete.nn.marginal import marginal
-from gm_discrete.nn.readout import HiddenStates, LazyReadout
-from gm_discrete.objective import matching_loss
-from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, ProductPath
-from gm_discrete.paths.euclidean import Weights
+from gm_discrete.nn.network import Network
+from gm_discrete.nn.readout import LogitsProcessor as Processor
+from gm_discrete.nn.readout import OnRead, readouts
+from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
+from gm_discrete.paths import EuclideanPath, MaskedPath
+from gm_discrete.process import State, pack
+from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
 
 
 class GMPreTrainedModel(PreTrainedModel):
-    """What loading, saving and wrapping need to know."""
+    """Settings and initialisation that loading, saving and wrapping a model use."""
 
     config_class = GMConfig
     base_model_prefix = "backbone"
@@ -59,45 +68,64 @@ class GMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreTrainedModel):
-    """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C] or images [B, C, H, W].
+class GMModel(GMPreTrainedModel):
+    """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C], images [B, C, H, W],
+    or states of several such fields.
 
-    Of tokens the head states a belief about each data symbol; `path.add_evidence`, what the noisy symbol itself says, is
-    added to its logits, so that the sum is the posterior π and stays one as κ → 1. `path.marginal` turns π into rates. Of
-    numbers there is a head for each thing that the path's generators are made of (`path.heads`).
+    For tokens the head predicts z_i from all *other* tokens; `path.add_evidence` adds the log-likelihood of the noisy symbol
+    x_i to its logits, so that the sum is the posterior π of z_i, and stays one as κ → 1. `path.marginal` turns π into a
+    generator. For continuous fields there is a head for each quantity that their generators are made of (`path.heads`).
+
+    Args:
+        config: path and sizes.
+
+    >>> config = GMConfig(path=MaskedPath(5), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = GMModel(config)
+    >>> x, t = torch.tensor([[0, 4, 2]]), torch.tensor([0.5])  # 4 is the mask
+    >>> model(input_ids=x, time=t).logits.softmax(-1)[0, 1].round(decimals=2)
+    tensor([0.2500, 0.2500, 0.2500, 0.2500, 0.0000], grad_fn=<RoundBackward1>)
+    >>> model(input_ids=x, time=t, labels=torch.tensor([[0, 1, 2]])).loss.shape
+    torch.Size([])
     """
 
     generation_config_class = GMGenerationConfig
+    generation_config: GMGenerationConfig
     accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
     _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
-        self.path: Any = config.build_path()
-        self.state_fields = config.state_fields
-        self.groups = config.groups if isinstance(self.path, ProductPath) else []
+        self.path = config.build_path()
+        self.state_fields, self.groups = config.state_fields, config.groups
         self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
         if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
-            raise ValueError("tie_word_embeddings needs symbols with a position of their own")
+            raise ValueError(
+                "tie_word_embeddings=True needs one discrete field with a position for each symbol; leave it out"
+            )
         head = nn.Linear if config.tie_word_embeddings else ZeroLinear
         self.heads = nn.ModuleDict(
             {
-                f"{field}:{name}" if field else name: head(
-                    config.hidden_size, part.slots * size, bias=config.backbone == "dit"
+                f"{name}:{part}" if name else part: head(
+                    config.hidden_size, field.slots * size, bias=config.backbone == "dit"
                 )
-                for field, part in self.state_fields.items()
-                for name, size in part.path.heads.items()
+                for name, field in self.state_fields.items()
+                for part, size in field.heads.items()
             }
         )
         if config.backbone == "dit":
             self._no_split_modules = ["DiTBlock"]  # FSDP refuses names of blocks that a model does not have
-        self.whole_batches = False  # sharded over processes, which must make equal calls, a readout runs every sequence
+        self.whole_batches = False  # see `Network`; set where FSDP shards the weights
         self.post_init()
+
+    @property
+    def network(self) -> Network:
+        """Backbone and heads. Made anew at each access, as wrappers may have replaced the modules."""
+        return Network(self.config, self.path, self.backbone, self.heads, self.whole_batches)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
 
-    def set_input_embeddings(self, value: Any) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
@@ -106,201 +134,324 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.heads["tokens"] = new_embeddings
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+    def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
-
-    def encode(
-        self,
-        x: Any,
-        t: Tensor | None,
-        attention_mask: Any = None,
-        class_labels: Tensor | None = None,
-        clean: Tensor | None = None,
-        cache: BlockCache | None = None,
-    ) -> Tensor:
-        """States [B, L, D] behind the last attention, of the states x [B, …] at the times t [B]; of a product by field.
-
-        `clean` and `cache` are of block-causal attention (see `Backbone`).
-        """
-        if isinstance(self.path, ProductPath) and t is not None:
-            times = self.path.times(t)
-            x = {
-                name: path.normalized(x[name], times[name]) if isinstance(path, EuclideanPath) else x[name]
-                for name, path in self.path.factors.items()
-            }
-        elif isinstance(self.path, EuclideanPath) and t is not None:
-            x = self.path.normalized(x, t)
-        blocks = {} if self.config.block_size is None else {"clean": clean, "cache": cache}
-        return self.backbone(x, t, attention_mask, class_labels, **blocks)
-
-    def finish(
-        self, states: Tensor, t: Tensor | None, sequence: Tensor | None = None, class_labels: Tensor | None = None
-    ) -> Tensor:
-        """Final hidden states [n, D] of the states [n, D] of positions in the sequences [n]; or [B, L, D] of all."""
-        return self.backbone.finish(states, t, sequence, class_labels)
-
-    def add_evidence(self, logits: Tensor, x: Tensor, t: Tensor, path: FinitePath | None = None) -> Tensor:
-        """Posterior logits [n, K] from those of the head, the symbols x [n] that stand there and their times t [n]."""
-        path = self.path if path is None else path
-        assert isinstance(path, FinitePath)
-        mask = None if isinstance(self.path, ProductPath) else self.config.mask_token_id  # no data symbol is the mask
-        excluded = {*path.excluded, *(() if mask is None else (mask,))}
-        return path.add_evidence(logits, x, t, tuple(excluded))
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         time: Tensor | None = None,
-        attention_mask: Any = None,
-        labels: Any = None,
-        num_items_in_batch: Any = None,
+        attention_mask: Tensor | State | None = None,
+        labels: Tensor | State | None = None,
+        num_items_in_batch: Tensor | float | Mapping[str, Tensor | float] | None = None,
         divergence: Any = None,
         return_dict: bool | None = None,
         *,
         input_values: Tensor | None = None,
-        fields: Mapping[str, Tensor] | None = None,
+        fields: State | None = None,
         class_labels: Tensor | None = None,
     ) -> GMModelOutput | tuple:
-        """What the heads say, or the loss where labels are given.
+        """The outputs of the heads at noisy states x, or the loss if labels are given.
 
         Args:
-            input_ids: noisy symbols x [B, L]; of images [B, C·H·W].
-            time: t [B] in [0, 1]; may be left out by a masked model that does not see it, unless labels are given.
+            input_ids: noisy tokens x [B, L]; of images [B, C·H·W].
+            time: t [B] in [0, 1], or [B, M] for fields with independent times. May be left out for a masked model without
+                time conditioning, unless labels are given.
             attention_mask: [B, L], 0 where padded.
-            labels: clean data of the state's shape; -100, of numbers NaN, where not scored.
+            labels: clean data of the state's shape; −100 (NaN for continuous states) where an entry is not scored.
             num_items_in_batch: what the summed loss is divided by; the number of scored entries by default.
             divergence: in place of `config.divergence`.
-            input_values: in place of `input_ids` on a Euclidean path: x [B, L, C] or [B, C, H, W].
-            fields: in place of `input_ids` on a product path: x by field. attention_mask, labels, num_items_in_batch and
-                divergence are then by field, too, and `time` may be [B, M].
+            input_values: in place of `input_ids` for a continuous path: x [B, L, C] or [B, C, H, W].
+            fields: in place of `input_ids` for a product path: x by field. attention_mask, labels, num_items_in_batch and
+                divergence are then by field, too.
             class_labels: long [B], −1 for no class.
 
         Returns:
-            `.loss` (see `objective.matching_loss`) with labels, else `.logits` [B, L, K] or `.velocity`.
+            With labels `.loss`, else `.logits` or `.velocity` (see `GMModelOutput`).
+
+        Raises:
+            ValueError: an argument does not fit the model; the message names it.
         """
-        given = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
-        x: Any = given.pop(self.path.state_name)
-        if x is None or any(other is not None for other in given.values()):
-            raise ValueError(f"give the state as {self.path.state_name}, which is what {self.path!r} needs")
-        if isinstance(self.path, ProductPath):
-            output = self._forward_fields(
-                self.path, x, time, attention_mask, labels, num_items_in_batch, divergence, class_labels
-            )
-            return output if return_dict is not False else output.to_tuple()
+        path, config = self.path, self.config
+        states = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
+        if [name for name, state in states.items() if state is not None] != [path.state_name]:
+            given = ", ".join(name for name, state in states.items() if state is not None) or "none"
+            raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {given}")
+        x = pack(states[path.state_name])
         if time is None:
-            if labels is not None or self.config.time_conditioning or not isinstance(self.path, MaskedPath):
-                raise ValueError("time is missing: pass time=t, of shape [B], in [0, 1]")
-            time = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        self._check(x, time, attention_mask, labels, class_labels)
-        data, scored = x, None
-        if labels is not None:
-            scored = self.path.loss_mask(labels)
-            data = torch.where(scored, labels, self.path.fill_unscored(x))
-        clean = data if self.config.block_size and scored is not None else None
-        states = self.encode(x, time, attention_mask, class_labels, clean)
-        readout = LazyReadout(self, x, time, states=states, class_labels=class_labels)
-        if scored is not None:
-            loss = matching_loss(
-                self.path, self.path.marginal(readout, x, time), data, x, time, scored,
-                num_items_in_batch, divergence or self.config.divergence, self.config.loss_weights,
-            )  # fmt: skip
-            output = GMModelOutput(loss=loss)
+            if labels is not None or config.time_conditioning or not isinstance(path, MaskedPath):
+                raise ValueError(
+                    "time is missing: pass time=t, of shape [B] or, of independent times, [B, M], in [0, 1]"
+                )
+            time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
+        masks = None if attention_mask is None else pack(attention_mask)
+        data = None if labels is None else pack(labels)
+        self._check(x, time, masks, data, class_labels)
+        z, scored = None, {}
+        if data is not None:
+            scored = {name: field.loss_mask(data[name]) for name, field in path.fields.items()}
+            z = {
+                name: torch.where(scored[name], data[name], field.fill_unscored(x[name]))
+                for name, field in path.fields.items()
+            }
+        times = generator_times(path, time)
+        read = readouts(
+            self.network, x, time, times, attention_mask=masks, class_labels=class_labels,
+            clean=z if config.block_size else None,
+        )  # fmt: skip
+        hidden = next(iter(read.values())).hidden
+        if z is None:
+            logits, velocity = {}, {}
+            for name, readout in read.items():
+                for head in readout.field.heads:
+                    if head in ("tokens", "belief"):
+                        logits[name] = readout(head).unflatten(0, x[name].shape)
+                    elif head == "flow":
+                        velocity[name] = readout(head)
+            single = "" in x
+            output = GMModelOutput(
+                logits=logits.get("") if single else logits,
+                velocity=velocity.get("") if single else velocity,
+                last_hidden_state=hidden.final(),
+            )
         else:
-            hidden = self.finish(states, time, class_labels=class_labels)
-            said: dict[str, Tensor] = {}
-            for head in self.path.heads:
-                if head in ("tokens", "belief"):
-                    said["logits"] = readout(head).unflatten(0, x.shape)
-                elif head == "flow":
-                    said["velocity"] = readout(head)
-            output = GMModelOutput(None, said.get("logits"), said.get("velocity"), hidden)
+            # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute it.
+            hidden.compute() if "" in x else hidden.final()
+            predicted: dict[str, Factor] = {
+                name: field.marginal(read[name], x[name], times[name])  # pyright: ignore[reportAssignmentType]
+                for name, field in path.fields.items()
+            }
+            counts = None if num_items_in_batch is None else pack(num_items_in_batch)
+            weights = by_field(path, config.loss_weights)
+            kinds = by_field(path, divergence or config.divergence)
+            losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights)
+            parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
+            output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
     def _check(
-        self,
-        x: Tensor,
-        t: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        class_labels: Tensor | None,
+        self, x: State, t: Tensor, masks: State | None, labels: State | None, class_labels: Tensor | None
     ) -> None:
         """
         Raises:
             ValueError: a tensor is not what the model is made for.
         """
-        self.path.check(x, t, self.path.state_name)
-        config = self.config
-        expected = self.state_fields[""].state_shape(x.shape[1] if x.dim() > 1 else 0)
-        if tuple(x.shape[1:]) != expected and (config.image_shape or not config.vocab_size):
-            raise ValueError(
-                f"{self.path.state_name} has shape {tuple(x.shape)}; the model takes [B, {str(expected)[1:-1]}]"
-            )
-        for name, tensor, shape in (
-            ("attention_mask", attention_mask, x.shape[:2]),
-            ("labels", labels, x.shape),
-        ):
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {self.path.state_name} has {tuple(x.shape)}")
-        if attention_mask is not None and config.image_shape:
-            raise ValueError("attention_mask is of sequences: images have no padding")
+        path, names = self.path, ", ".join(self.state_fields)
+        if x.keys() != path.fields.keys():
+            raise ValueError(f"{path.state_name} must be a dict with the fields {names}; got {', '.join(sorted(x))}")
+        for argument, value in (("attention_mask", masks), ("labels", labels)):
+            if unknown := (value or {}).keys() - path.fields.keys():
+                raise ValueError(f"{argument} must be by field, of {names}; got {', '.join(sorted(unknown))}")
+        times = path.times(t)
+        for name, field in self.state_fields.items():
+            state, where = x[name], f"[{name!r}]" if name else ""
+            field.path.check(state, times[name], path.state_name + where)
+            if tuple(state.shape[1:]) != (expected := field.state_shape(state.shape[1])):
+                raise ValueError(
+                    f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [B, {str(expected)[1:-1]}]"
+                )
+            if labels is not None and (name not in labels or labels[name].shape != state.shape):
+                found = f"shape {tuple(labels[name].shape)}" if name in labels else "nothing"
+                raise ValueError(f"labels{where} has {found}; give the shape of the state, {tuple(state.shape)}")
+            mask = None if masks is None else masks.get(name)
+            if mask is not None and field.image_shape:
+                raise ValueError(f"attention_mask{where} is given for an image, which has no padding; leave it out")
+            if mask is not None and mask.shape != state.shape[:2]:
+                raise ValueError(
+                    f"attention_mask{where} has shape {tuple(mask.shape)}; give [B, L] = {tuple(state.shape[:2])}"
+                )
+        for group in self.groups:
+            if len(lengths := {self.state_fields[name].positions(x[name]) for name in group}) > 1:
+                raise ValueError(
+                    f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions; give one number"
+                )
         if class_labels is not None:
-            config.check_classes(class_labels, len(x))
+            self.config.check_classes(class_labels, len(t))
 
     def generator(
         self,
-        x: Any,
+        x: Tensor | State,
         t: Tensor,
         t_next: Tensor | None = None,
-        attention_mask: Any = None,
-        logits_processor: Any = None,
+        attention_mask: Tensor | State | None = None,
+        logits_processor: Processor | None = None,
         class_labels: Tensor | None = None,
         guidance_scale: float | None = None,
-        guidance: str | None = None,
-        generators: Weights | None = None,
+        generators: Mapping[str, Any] | None = None,
         network_time: Tensor | None = None,
         clean: Tensor | None = None,
+        on_read: OnRead | None = None,
     ) -> Generator:
-        """The marginal generator at x, or that of the step [t, t_next]. Of symbols it runs nothing until looked at.
+        """The marginal generator at x, or that of the step [t, t_next].
+
+        For discrete states evaluation is lazy: the network runs when a kernel is first sampled or its log_probs are read.
 
         Args:
+            x: states [B, …], of a product by field; t, t_next: times [B], or [B, M] of independent times.
+            attention_mask: [B, L], 0 where padded.
+            logits_processor: maps (sequences [n, L], logits [n, K]) to logits.
             class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance, 1 for none.
-            guidance: `"normalized"` (the hazard is kept) or `"raw"` (rates are multiplied; see `samplers.guidance`).
-            generators: other weights of a superposition (see `EuclideanPath.reweighted`); of a product by field.
-            told: of a product with independent times: those that the network is told, [B, M], where a field is known (1) or
-                unknown (0) that is at another time of its generator.
-            clean: of block-causal attention: the data [B, L] whose blocks a block of x sees before it; x's own by default.
+            generators: other weights of a superposition (see `EuclideanPath.reweighted`); for a product by field.
+            network_time: the times that the network is conditioned on, if they differ from t: [B, M], 1 for observed
+                fields, 0 for unobserved ones.
+            clean: for block-causal attention: the data [B, L] whose blocks precede each block of x; x itself by default.
+            on_read: observes the posteriors that are evaluated (see `nn.readout.OnRead`).
         """
-        path = self.path
-        if isinstance(path, ProductPath):
-            return self._product(
-                path,
-                x,
-                t,
-                t_next,
-                attention_mask,
-                logits_processor,
-                class_labels,
-                guidance_scale,
-                generators,
-                network_time,
-            )
-        if generators is not None:
-            if not isinstance(path, EuclideanPath):
-                raise ValueError("generators are weights of a Euclidean path's superposition; symbols only jump")
-            path = path.reweighted(generators)
+        path, state = self.path, pack(x)
         if clean is not None and not self.config.block_size:
-            raise ValueError("clean is of models with a block_size: others see all of x, and nothing else")
-        reading = HiddenStates(self, x, t, attention_mask, None, class_labels, clean)
-        without = HiddenStates(self, x, t, attention_mask, None, None, clean)
-        return marginal(path, self, x, t, t_next, reading, without, logits_processor, guidance_scale, guidance)
+            raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
+        weights = by_field(path, generators)
+        if unknown := weights.keys() - path.fields.keys():
+            raise ValueError(f"generators names {', '.join(sorted(unknown))}; the fields are {', '.join(path.fields)}")
+        times, then = path.times(t), None if t_next is None else path.times(t_next)
+        read = readouts(
+            self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
+            attention_mask=None if attention_mask is None else pack(attention_mask), class_labels=class_labels,
+            clean=None if clean is None else pack(clean), on_read=on_read,
+        )  # fmt: skip
+        found: dict[str, Any] = {}
+        for name, field in path.fields.items():
+            if name in weights:
+                if field.is_discrete:
+                    raise ValueError(
+                        f"generators={generators} weighs the parts of a superposition, and {field!r} has a jump alone; "
+                        "leave it out for discrete fields"
+                    )
+                field = cast(EuclideanPath, field).reweighted(weights[name])
+            found[name] = field.marginal(read[name], state[name], times[name], None if then is None else then[name])
+        return found[""] if "" in found else Product(found)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True: transformers creates, loads and saves a generation config."""
+        return True
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GMGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: Any,
+        path: str,
+        **kwargs: Any,
+    ) -> None:
+        """Called by `from_pretrained`: loads `generation_config.json`, if there is one."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+            return
+        known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            self.generation_config = GMGenerationConfig.from_pretrained(
+                path, **{key: value for key, value in kwargs.items() if key in known}
+            )
+        except OSError:
+            self.generation_config = GMGenerationConfig()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | Mapping[str, Tensor] | None = None,
+        given: Any = None,
+        x_0: Tensor | None = None,
+        class_labels: Tensor | Sequence[int] | None = None,
+        batch_size: int | None = None,
+        length: int | Mapping[str, int] | None = None,
+        num_steps: int | None = None,
+        grid: str | Sequence[float] | Tensor | None = None,
+        sampler: Sampler | str | None = None,
+        corrector: Corrector | None = None,
+        blocks: Blocks | None = None,
+        guidance: ClassifierGuidance | None = None,
+        generators: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: Streamer | None = None,
+        generation_config: GMGenerationConfig | None = None,
+        output_trajectory: bool | None = None,
+        **options: Unpack[TransformersOptions],
+    ) -> Any:
+        """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
+
+        Token sequences: without `input_ids`, `batch_size` samples of `length` positions. With them, every mask token inside
+        is filled, and so are `max_new_tokens` positions after each prompt (directly after its last token, also if it is
+        padded on the right). All other tokens are returned unchanged, and no mask token is left. A masked model conditions
+        on the prompt exactly. For other paths the network sees the prompt noised to the level of the time, as in training,
+        which is an approximation.
+
+        Vectors, images, products: `batch_size` samples [B, L, C] of `length` L, images [B, C, H, W], or a dict by field, in
+        natural units where a field has a codec. Observed values (`given`) are returned unchanged, and the rest is sampled
+        conditioned on them.
+
+        Args:
+            input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
+            attention_mask: 0 where padded; for a product path a dict by field.
+            given: observed values of a continuous state, NaN where unobserved, or a pair of values and a mask, true where
+                observed; for a product path a dict by field of such values (see `generation.given.Observed.of`). Fields
+                that are observed in all entries condition a model with independent times exactly; everything else observed
+                is noised to the level of the time.
+            x_0: the state to start from, in place of a draw from the prior: sources [B, L] of a coupled path, or noise of a
+                continuous path.
+            class_labels: long [B], −1 for no class.
+            batch_size: number of samples; by default that of the other arguments, or 1.
+            length: positions of samples without prompt, or a dict by field; by default the length of training.
+            num_steps, grid, sampler, corrector, blocks, generators, seed, output_trajectory: see `GMGenerationConfig`.
+            guidance: a classifier of noisy states, towards whose class the jump rates are tilted.
+            logits_processor: list of functions (sequences [n, L], logits [n, K]) → logits for n positions to fill, applied
+                before temperature, top-k and top-p; the sequences are noisy states. A processor with arguments `time` and
+                `position` is also given the times [n] and the indices [n] into the flattened states. `AllowedTokens` limits
+                which tokens a position may hold.
+            stopping_criteria: evaluated on the sequences after every step. When they hold for all, one last step goes to
+                t = 1; in generation by blocks the current block is the last.
+            streamer: receives (`put`) the prompts, if they have equal lengths and no gaps, and then the samples; a streamer
+                with `put_draft` also every intermediate state that differs from the one before. By blocks in generation by
+                blocks.
+            generation_config: in place of the model's; arguments of the call go before it.
+            options: the names that transformers' `generate` has, with its meaning: max_new_tokens, temperature, top_k,
+                top_p, guidance_scale, use_cache, eos_token_id, pad_token_id, bad_words_ids, return_dict_in_generate (see
+                `GMGenerationConfig`).
+
+        Raises:
+            ValueError: arguments are out of range, or do not fit each other, the path or the model; the message names them.
+            TypeError: an argument does not exist, or has the wrong type.
+
+        Returns:
+            The samples, or a `GMGenerateOutput` with `return_dict_in_generate=True`.
+
+        >>> import torch
+        >>> from gm_discrete import Adaptive, GMConfig, GMModel, MaskedPath
+        >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        >>> model.generate(batch_size=3, length=4, num_steps=8).shape
+        torch.Size([3, 4])
+        >>> prompt = torch.tensor([[1, 4, 2]])  # 4 is the mask token
+        >>> sample = model.generate(prompt, max_new_tokens=2, sampler=Adaptive(max_expected_changes=2.0))
+        >>> sample[0, [0, 2]].tolist(), sample.shape, bool((sample == 4).any())
+        ([1, 2], torch.Size([1, 5]), False)
+        """
+        config = self.generation_config if generation_config is None else generation_config
+        if not isinstance(config, GMGenerationConfig):
+            raise TypeError(f"generation_config is a {type(config).__name__}; give a GMGenerationConfig")
+        if unknown := options.keys() - TransformersOptions.__annotations__.keys():
+            refuse_unknown(sorted(unknown), "generate")
+        changes = dict(
+            options, length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
+            generators=generators, seed=seed, output_trajectory=output_trajectory,
+        )  # fmt: skip
+        request = Request.of(
+            self, config.updated(changes), input_ids=input_ids, attention_mask=attention_mask, given=given, x_0=x_0,
+            class_labels=class_labels, batch_size=batch_size, length=length, guidance=guidance,
+            logits_processor=logits_processor, stopping_criteria=stopping_criteria, streamer=streamer,
+            eos_token_id=options.get("eos_token_id"), pad_token_id=options.get("pad_token_id"),
+            max_new_tokens=options.get("max_new_tokens") or None,
+        )  # fmt: skip
+        return generation.generate(self, request)
 
     def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""
         generator = self.generator(x, t, attention_mask=attention_mask)
         if not isinstance(generator, Jump):
-            raise TypeError(
-                f"only jumps between symbols have a rate matrix; {self.path!r} has none, but its fields may"
-            )
+            raise TypeError(f"only discrete states have a rate matrix, and {self.path!r} has none; its fields may")
         return generator.rates(x)
 
 

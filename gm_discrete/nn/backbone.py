@@ -1,9 +1,6 @@
-"""The transformer: reads the whole noisy state, in both directions, and returns hidden states [B, L, D]."""
+"""The transformer: noisy state → hidden states [B, positions, D], with attention in both directions."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +9,27 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gm_discrete.nn.blocks import BlockCache, block_mask
+from gm_discrete.nn.blocks import BlockCache, block_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
-from gm_discrete.nn.layout import Layout
+from gm_discrete.process import State
 
 
 class Backbone(nn.Module):
-    """Embedding and blocks, up to the last attention; what follows works on each position by itself and is `finish`.
+    """Embedding and blocks, up to the last attention. What follows it works on each position by itself, and is `finish`.
 
-    So the last feed-forward network, like the head, runs only for the positions that are asked about.
+    So the last feed-forward network, like the head, runs only at the positions whose output is needed.
     """
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config
         fields = config.state_fields
-        self.layouts = {name: Layout(field) for name, field in fields.items()}
+        # A single field has no embedding of several: its parameters keep the names that other transformers give them.
         if "" in fields:
             self.embed_tokens, self.embed_places = embedding(fields[""], config), places(fields[""], config)
         else:
-            self.embed_tokens, self.embed_places = FieldsEmbedding(config, fields, self.layouts), None
+            self.embed_tokens, self.embed_places = FieldsEmbedding(config), None
         times = len(fields) if config.independent_times else 1
         self.time = TimeEmbedding(config.hidden_size, times) if config.time_conditioning else None
         self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
@@ -43,86 +40,60 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        x: Any,
+        x: State,
         time: Tensor | None,
-        attention_mask: Any = None,
+        attention_mask: State | None = None,
         class_labels: Tensor | None = None,
-        clean: Tensor | None = None,
+        clean: State | None = None,
         cache: BlockCache | None = None,
     ) -> Tensor:
-        """States [B, L, D] behind the last attention, for `finish`. Numbers enter normalised (`path.normalized`).
-
-        Of a product x and attention_mask are dicts by field, and L counts the positions of all.
+        """Hidden states [B, positions, D] after the last attention, for `finish`.
 
         Args:
-            clean: of block-causal attention: the sequences [B, L] whose blocks the later ones of x see in place of x's own.
+            x: states by field, continuous ones of unit size (`path.normalized`). Positions are those of all fields.
+            time: [B], or [B, M] of independent times.
+            attention_mask: [B, L] by field, 0 where padded.
+            class_labels: [B], −1 for none.
+            clean: for block-causal attention: the sequences [B, L] whose blocks the later blocks of x attend to.
             cache: of the blocks before x, which is then the rest of the sequence; attention_mask is of all of it.
         """
-        start = 0 if cache is None else cache.length
         if clean is not None:
-            x = torch.cat([x, clean], 1)
+            x = {name: torch.cat([value, clean[name]], 1) for name, value in x.items()}
         if isinstance(self.embed_tokens, FieldsEmbedding):
-            hidden, attention_mask = self.embed_tokens(x, time, attention_mask)
+            hidden, mask, position = self.embed_tokens(x, time, attention_mask)
         else:
-            whole = isinstance(self.embed_tokens, nn.Embedding)
-            hidden = self.embed_tokens(x if whole else self.layouts[""].split(x))  # [B, L, D]
-        if self.embed_places is not None:
-            hidden = hidden + self.embed_places.weight
+            values = x[""] if isinstance(self.embed_tokens, nn.Embedding) else self.config.state_fields[""].split(x[""])
+            hidden = self.embed_tokens(values)  # [B, L, D]
+            hidden = hidden if self.embed_places is None else hidden + self.embed_places.weight
+            mask, position = None if attention_mask is None else attention_mask[""], None
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        position = self.positions(x)
         if self.config.block_size is None:
-            mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+            bias = create_bidirectional_mask(self.config, hidden, mask)
         else:
-            if self.config._attn_implementation not in (None, "sdpa", "eager"):
-                raise ValueError(
-                    f"attn_implementation={self.config._attn_implementation!r} knows no blocks: a model with a block_size "
-                    "takes 'sdpa' or 'eager'"
-                )
-            length = start + hidden.shape[1] // (1 if clean is None else 2)
-            position = torch.arange(start, length, device=hidden.device).repeat(1 if clean is None else 2)
-            mask = block_mask(length, start, self.config.block_size, clean is not None, attention_mask, hidden)
+            bias, position = block_attention(self.config, hidden, clean is not None, mask, cache)
         condition = self._condition(time, class_labels, hidden)
         rotary = rotary_embedding(hidden, self.config, position)
-        real = None if attention_mask is None else attention_mask[..., None].to(hidden.dtype)  # [B, L, 1]
+        real = None if mask is None else mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
-            hidden = block(hidden, rotary, mask, real, condition, position, cache)
+            hidden = block(hidden, rotary, bias, real, condition, position, cache)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
-
-    def positions(self, x: Any) -> Tensor | None:
-        """The place of every position within its field, [L]; `None` where all are of one field, and come in order."""
-        if not isinstance(self.embed_tokens, FieldsEmbedding):
-            return None
-        lengths = self.embed_tokens.lengths(x)
-        device = next(iter(x.values())).device
-        return torch.cat([torch.arange(length, device=device) for length in lengths])
-
-    def length(self, x: Any) -> int:
-        """Number of positions of the states x."""
-        return sum(self.embed_tokens.lengths(x)) if isinstance(x, Mapping) else self.layouts[""].positions(x)  # pyright: ignore
-
-    def offset(self, x: Any, name: str) -> int:
-        """The position at which a field of x starts."""
-        if not isinstance(self.embed_tokens, FieldsEmbedding):
-            return 0
-        lengths, groups = self.embed_tokens.lengths(x), self.embed_tokens.groups
-        return sum(lengths[: next(i for i, group in enumerate(groups) if name in group)])
 
     def finish(
         self,
-        states: Tensor,
+        hidden: Tensor,
         time: Tensor | None,
-        sequence: Tensor | None = None,
         class_labels: Tensor | None = None,
+        sequence: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states of the states [n, D] of positions in the given sequences [n], or of all, [B, L, D]."""
-        condition = self._condition(time, class_labels, states)
-        hidden = self.layers[-1](states, condition, sequence=sequence)
+        """Final hidden states [B, positions, D] of all positions, or [n, D] of rows that belong to the sequences [n]."""
+        condition = self._condition(time, class_labels, hidden)
+        hidden = self.layers[-1](hidden, condition, sequence=sequence)
         return self.norm(hidden, condition, sequence)[0]
 
     def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor | None:
-        """What the blocks see of the times, [B] or [B, M], and the classes [B] (−1: none): [B, 1, D]."""
+        """The vector that modulates the norms, [B, 1, D]: of the times [B] or [B, M] and the classes [B] (−1: none)."""
         condition = None if self.time is None else self.time(time)
         if self.classes is not None:
             count = len(time) if time is not None else len(hidden)

@@ -1,9 +1,9 @@
-"""Block-causal attention: a position sees its own block and the blocks before it, and what it has seen can be kept.
+"""Block-causal attention: a position attends to its own block and those before it, whose keys and values can be kept.
 
 A block diffusion (Arriola et al. 2025, arXiv 2503.09573) writes p(z) = Π_b p(z^b | z^{<b}): each block is noised and
-denoised given the clean blocks before it. In training a sequence is read twice at once, noisy and clean: the noisy block b
-sees itself and the clean blocks < b, the clean block b the clean blocks ≤ b. As the network does not see the time, a block
-that is done reads as a clean one, so that its keys and values never change again.
+denoised conditioned on the clean blocks before it. In training a sequence enters twice at once, noisy and clean: the noisy
+block b attends to itself and to the clean blocks < b, the clean block b to the clean blocks ≤ b. The network is not
+conditioned on the time, so that a finished block has the keys and values of a clean one, and they never change again.
 """
 
 from __future__ import annotations
@@ -13,16 +13,42 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gm_discrete.nn.config import GMConfig
 
-def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: Tensor | None, like: Tensor) -> Tensor:
-    """What is added to the scores of attention, 0 where a query sees a key and −∞ where not: [B or 1, 1, Q, keys].
+
+def block_attention(
+    config: GMConfig, hidden: Tensor, twice: bool, attention_mask: Tensor | None, cache: BlockCache | None
+) -> tuple[Tensor, Tensor]:
+    """(what is added to attention scores, the place of every position in its sequence) of states [B, Q, D].
 
     Args:
-        length: positions of a sequence, which are the keys; start: the first of those that ask.
+        twice: whether the states are those of the noisy sequence and, after it, of the clean one.
+        attention_mask: [B, L] of whole sequences, 0 where padded.
+        cache: of the blocks before the states.
+
+    Raises:
+        ValueError: the attention implementation takes no mask of this form.
+    """
+    if config._attn_implementation not in (None, "sdpa", "eager"):
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} has no block-causal mask: "
+            "a model with a block_size takes 'sdpa' or 'eager'"
+        )
+    start, repeats = 0 if cache is None else cache.length, 2 if twice else 1
+    length = start + hidden.shape[1] // repeats
+    position = torch.arange(start, length, device=hidden.device).repeat(repeats)
+    return block_mask(length, start, config.block_size or 1, twice, attention_mask, hidden), position
+
+
+def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: Tensor | None, like: Tensor) -> Tensor:
+    """What is added to attention scores, 0 where a query attends to a key and −∞ elsewhere: [B or 1, 1, Q, keys].
+
+    Args:
+        length: positions of a sequence, which are the keys; start: the first query.
         size: of a block.
-        twice: whether the clean sequence stands behind the noisy one, in queries and keys.
+        twice: whether queries and keys are the noisy sequence followed by the clean one.
         attention_mask: [B, length], 0 where padded.
-        like: of the scores' type.
+        like: a tensor of the scores' type.
     """
     block = torch.arange(length, device=like.device) // size
     query, key = block[start:, None], block[None]
@@ -33,14 +59,14 @@ def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: 
     seen = seen[None, None]
     if attention_mask is not None:
         real = attention_mask.bool().repeat(1, 2 if twice else 1)
-        # A padded query sees itself alone: one that saw nothing would be no number.
+        # A padded query attends to itself alone: the softmax over no key at all is NaN.
         itself = torch.eye(seen.shape[3], dtype=torch.bool, device=like.device)[-seen.shape[2] :]
         seen = seen & real[:, None, None] | itself
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, torch.finfo(like.dtype).min)
 
 
 class BlockCache:
-    """Keys and values of the blocks that are done, by layer.
+    """Keys and values of the finished blocks, by layer.
 
     Args:
         layers: (keys, values) by layer, each [B, heads, length, head_dim].
@@ -48,23 +74,23 @@ class BlockCache:
 
     def __init__(self, layers: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
         self.layers = dict(layers or {})
-        self.read: dict[int, tuple[Tensor, Tensor]] = {}
+        self.latest: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def length(self) -> int:
-        """Number of positions that are kept."""
+        """Number of positions in the cache."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
     def joined(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """What is kept of a layer, and behind it the keys and values [B, heads, S, head_dim] of what is read now."""
+        """A layer's cached keys and values, followed by those of the current positions [B, heads, S, head_dim]."""
         if layer in self.layers:
             key, value = (torch.cat([old, new], 2) for old, new in zip(self.layers[layer], (key, value), strict=True))
-        self.read[layer] = key, value
+        self.latest[layer] = key, value
         return key, value
 
     def grown(self) -> BlockCache:
-        """The cache that also keeps what was read last."""
-        return BlockCache(self.read)
+        """The cache with the positions of the last forward call appended."""
+        return BlockCache(self.latest)
 
     def rows(self, rows: Tensor) -> BlockCache:
         """The cache of some of the sequences."""

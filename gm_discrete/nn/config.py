@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
-from gm_discrete.nn.checks import check_codec, check_weights, chosen_divergence, image_positions
-from gm_discrete.paths import EuclideanPath, FinitePath, MaskedPath, Path, ProductPath
+from gm_discrete.nn.field import Field
+from gm_discrete.paths import FinitePath, MaskedPath, Path
 
-# What transformers itself passes to a config's constructor beside the fields of the class.
-_FROM_TRANSFORMERS = {
-    "model_type", "name_or_path", "attn_implementation", "experts_implementation", "output_attentions", "torch_dtype",
-    "num_labels", "per_layer_config", "tie_last_hidden_states", "_name_or_path", "_commit_hash",
-    "_attn_implementation", "_attn_implementation_internal", "_experts_implementation_internal", "output_hidden_states",
-    "use_cache",  # the Trainer sets it on every config
-}  # fmt: skip
+_ALSO_FROM_TRANSFORMERS = ("use_cache", "tie_last_hidden_states")
+"""Keys that transformers passes to every config, or writes to config.json, without declaring them as attributes."""
 
 
-@dataclass(frozen=True)
-class Field:
-    """One field of a state, or the whole of one that has a single field.
-
-    Attributes:
-        path: its own.
-        length: positions at which the model is trained, and `generate`'s default.
-        image_shape, patch_size: of images.
-        codec: what turns natural values into a state, and back: a scaler or categories; `None` where they are the same.
-    """
-
-    path: FinitePath | EuclideanPath
-    length: int
-    image_shape: tuple[int, ...] | None = None
-    patch_size: int = 1
-    codec: Codec | None = None
-
-    @property
-    def vocab_size(self) -> int:
-        """K of symbols, 0 of numbers."""
-        return self.path.vocab_size if isinstance(self.path, FinitePath) else 0
-
-    @property
-    def num_channels(self) -> int:
-        """Entries per position of states that are no images: 1 for symbols."""
-        return self.path.num_channels if isinstance(self.path, EuclideanPath) else 1
-
-    @property
-    def slots(self) -> int:
-        """Entries that share a position."""
-        return math.prod((self.image_shape[0], self.patch_size**2)) if self.image_shape else self.num_channels
-
-    def state_shape(self, length: int) -> tuple[int, ...]:
-        """Shape of one state of the given number of positions."""
-        if self.image_shape is None:
-            return (length,) if self.vocab_size else (length, self.num_channels)
-        return (math.prod(self.image_shape),) if self.vocab_size else self.image_shape
+def _is_from_transformers(key: str) -> bool:
+    """Whether transformers itself gives this key to a config: a private one, or one that its base class declares."""
+    declared = hasattr(PreTrainedConfig, key) or hasattr(PreTrainedConfig, f"_{key}")
+    return key.startswith("_") or declared or key in _ALSO_FROM_TRANSFORMERS
 
 
 class GMConfig(PreTrainedConfig):
@@ -147,37 +109,122 @@ class GMConfig(PreTrainedConfig):
     eos_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        unknown = kwargs.keys() - _FROM_TRANSFORMERS
-        if unknown:
+        if unknown := {key for key in kwargs if not _is_from_transformers(key)}:
             raise ValueError(f"GMConfig takes no argument {', '.join(sorted(unknown))}")
-        path = MaskedPath(self.vocab_size or 2) if self.path is None else self.build_path()
+        if not isinstance(self.path, Path | dict | None):
+            raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
+        path = MaskedPath(self.vocab_size or 2) if self.path is None else self.path
+        path = path if isinstance(path, Path) else Path.from_dict(path)
         self.path = path.to_dict()
-        size = path.vocab_size if isinstance(path, FinitePath) else 0
+        self._check_tokens(path)
+        fields = self._checked_fields(path)
+        # Not a dataclass field, and not in `to_dict`: derived from the arguments once, and used wherever a path is needed.
+        self.__dict__["_built"] = (self.path, path, fields, self._checked_groups(fields))
+        self.max_position_embeddings = sum(fields[group[0]].length for group in self.groups)
+        self._check_loss(fields)
+        self._check_network(fields)
+        super().__post_init__(**kwargs)
+
+    def _check_tokens(self, path: Path) -> None:
+        size = cast(FinitePath, path).vocab_size if "" in path.fields and path.is_discrete else 0
+        mask = path.mask_token_id if isinstance(path, MaskedPath) else None
         if self.vocab_size not in (0, size):
-            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={size}")
-        self.vocab_size = size
-        masked = isinstance(path, MaskedPath)
-        if masked and self.mask_token_id not in (None, path.mask_token_id):
-            raise ValueError(f"mask_token_id={self.mask_token_id} differs from the path's {path.mask_token_id}")
-        self.mask_token_id = path.mask_token_id if masked else self.mask_token_id
+            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={size}; leave it out")
+        if mask is not None and self.mask_token_id not in (None, mask):
+            raise ValueError(f"mask_token_id={self.mask_token_id} differs from the path's {mask}; leave it out")
+        self.vocab_size, self.mask_token_id = size, self.mask_token_id if mask is None else mask
         for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(self, name)
             if token is not None and not 0 <= token < max(size, 1):
                 raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
-        self.divergence = chosen_divergence(path, self.divergence)
-        check_weights(path, self.loss_weights)
-        if isinstance(path, ProductPath):
-            self._check_fields(path)
-        elif self.fields is not None or self.aligned is not None:
-            raise ValueError("fields and aligned are of a ProductPath; this path has a single field")
-        self._check_images(path)
+
+    def _checked_fields(self, path: Path) -> dict[str, Field]:
+        """The fields of the path, by name; writes `fields` and `image_shape` back as JSON values."""
+        if "" in path.fields:
+            if self.fields is not None or self.aligned is not None:
+                raise ValueError(
+                    "fields and aligned describe a ProductPath, and this path has a single field; leave them out"
+                )
+            shape = None if self.image_shape is None else tuple(int(size) for size in self.image_shape)
+            self.image_shape = None if shape is None else list(shape)
+            masks = () if self.mask_token_id is None else (self.mask_token_id,)
+            length = self.max_position_embeddings
+            return {"": Field(path, length, shape, self.patch_size, excluded=masks)}
+        if self.image_shape is not None:
+            raise ValueError(
+                f"image_shape={self.image_shape} of a product belongs to a field: fields={{name: {{'image_shape': …}}}}"
+            )
+        given = {name: dict(options) for name, options in (self.fields or {}).items()}
+        if unknown := given.keys() - path.fields.keys():
+            raise ValueError(f"fields names {', '.join(sorted(unknown))}; the path has {', '.join(path.fields)}")
+        fields = {name: Field.from_options(name, part, given.get(name, {})) for name, part in path.fields.items()}
+        self.fields = {name: {**given.get(name, {}), "length": field.length} for name, field in fields.items()}
+        for options in self.fields.values():
+            if isinstance(options.get("codec"), Configurable):
+                options["codec"] = options["codec"].to_dict()
+            if options.get("image_shape") is not None:
+                options["image_shape"] = [int(size) for size in options["image_shape"]]
+        return fields
+
+    def _checked_groups(self, fields: Mapping[str, Field]) -> list[list[str]]:
+        """The names of fields that share positions, in the order of their first ones; of all others each by itself."""
+        aligned = [list(group) for group in self.aligned or []]
+        named = [name for group in aligned for name in group]
+        if set(named) - fields.keys() or len(set(named)) < len(named):
+            raise ValueError(f"aligned={aligned} must be lists of fields, each in one at most")
+        for group in aligned:
+            if len({fields[name].length for name in group}) > 1 or any(fields[name].image_shape for name in group):
+                raise ValueError(
+                    f"aligned={aligned}: fields {', '.join(group)} share positions; give all of them one length"
+                )
+        self.aligned = aligned if self.fields is not None else None
+        by_name = {name: group for group in aligned for name in group}
+        return [by_name.get(name, [name]) for name in fields if by_name.get(name, [name])[0] == name]
+
+    def _check_loss(self, fields: Mapping[str, Field]) -> None:
+        weights, choice = self.loss_weights or {}, self.divergence
+        if "" in fields:
+            self.divergence = fields[""].chosen_divergence(choice)
+            fields[""].check_loss_weights(weights)
+            return
+        if not isinstance(choice, Mapping | None) or set(choice or ()) - fields.keys():
+            raise ValueError(f"divergence={choice!r} must be a dict by field, of {', '.join(fields)}")
+        self.divergence = {name: field.chosen_divergence((choice or {}).get(name)) for name, field in fields.items()}
+        for name, weight in weights.items():
+            if name in fields and isinstance(weight, Mapping):
+                fields[name].check_loss_weights(weight)
+            elif name not in fields or not weight >= 0:
+                raise ValueError(f"loss_weights={weights} must be weights ≥ 0 of {', '.join(fields)}")
+
+    def _check_network(self, fields: Mapping[str, Field]) -> None:
+        masked = "" in fields and isinstance(fields[""].path, MaskedPath)
+        if self.backbone not in ("gm", "dit"):
+            raise ValueError(f"backbone={self.backbone!r} must be 'gm' or 'dit'")
+        known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)
+        self.hidden_act = self.hidden_act or known[0]
+        if self.hidden_act not in known:
+            raise ValueError(f"hidden_act={self.hidden_act!r} must be {' or '.join(map(repr, known))}")
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be an even multiple of num_attention_heads={self.num_attention_heads}"
             )
-        self._check_backbone(path)
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for none")
+        if self.num_classes < 0 or not 0 <= self.class_dropout < 1:
+            raise ValueError(
+                f"num_classes={self.num_classes} and class_dropout={self.class_dropout} must lie in [0, ∞) and [0, 1)"
+            )
+        least, most = self.noise_range = [float(noise) for noise in self.noise_range]
+        if not 0 <= least < most < math.inf or self.condition_size < 1:
+            raise ValueError(
+                f"noise_range={self.noise_range} must be 0 ≤ least < greatest, and condition_size={self.condition_size} ≥ 1"
+            )
+        if self.backbone == "dit":
+            if not ("" in fields and fields[""].path.is_discrete):
+                raise ValueError("backbone='dit' takes a path of one discrete field: use backbone='gm'")
+            for name in ("image_shape", "num_classes", "conv_kernel_size", "tie_word_embeddings"):
+                if getattr(self, name):
+                    raise ValueError(f"backbone='dit' has no {name}; got {getattr(self, name)}: use backbone='gm'")
         if not self.intermediate_size:
             gated = self.hidden_act == "swiglu"
             self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32 if gated else 4 * self.hidden_size
@@ -189,106 +236,45 @@ class GMConfig(PreTrainedConfig):
             plain = self.backbone == "gm" and not self.image_shape and not self.conv_kernel_size
             if not masked or self.time_conditioning or not plain:
                 raise ValueError(
-                    "block_size is of a MaskedPath of sequences with backbone='gm', time_conditioning=False and "
-                    "conv_kernel_size=0: a block tells the later ones of its symbols and those before it alone"
+                    f"block_size={self.block_size} requires a MaskedPath, backbone='gm', time_conditioning=False, "
+                    "conv_kernel_size=0 and no image_shape"
                 )
-        super().__post_init__(**kwargs)
 
-    def _check_backbone(self, path: Path) -> None:
-        if self.backbone not in ("gm", "dit"):
-            raise ValueError(f"backbone={self.backbone!r} must be 'gm' or 'dit'")
-        known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)
-        self.hidden_act = self.hidden_act or known[0]
-        if self.hidden_act not in known:
-            raise ValueError(f"hidden_act={self.hidden_act!r} must be {' or '.join(map(repr, known))}")
-        least, most = self.noise_range = [float(noise) for noise in self.noise_range]
-        if not 0 <= least < most < math.inf or self.condition_size < 1:
-            raise ValueError(
-                f"noise_range={self.noise_range} must be 0 ≤ least < greatest, and condition_size={self.condition_size} ≥ 1"
-            )
-        if self.backbone == "gm":
-            return
-        if not isinstance(path, FinitePath):
-            raise ValueError(f"backbone='dit' reads one field of symbols; the path is {path!r}: use backbone='gm'")
-        for name in ("image_shape", "num_classes", "conv_kernel_size", "tie_word_embeddings"):
-            if getattr(self, name):
-                raise ValueError(f"backbone='dit' has no {name}; got {getattr(self, name)}: use backbone='gm'")
+    # What follows from the arguments
 
-    def _check_images(self, path: Path) -> None:
-        if self.num_classes < 0 or not 0 <= self.class_dropout < 1:
-            raise ValueError(
-                f"num_classes={self.num_classes} and class_dropout={self.class_dropout} must lie in [0, ∞), [0, 1)"
-            )
-        if self.image_shape is None:
-            if self.patch_size != 1:
-                raise ValueError(f"patch_size={self.patch_size} goes with image_shape=[C, H, W]")
-            return
-        if isinstance(path, ProductPath):
-            raise ValueError("image_shape of a product is that of a field: fields={name: {'image_shape': …}}")
-        self.image_shape = [int(size) for size in self.image_shape]
-        self.max_position_embeddings = image_positions(path, self.image_shape, self.patch_size)
-
-    def _check_fields(self, path: ProductPath) -> None:
-        given = {name: dict(options) for name, options in (self.fields or {}).items()}
-        if unknown := given.keys() - path.factors.keys():
-            raise ValueError(f"fields names {', '.join(sorted(unknown))}; the path has {', '.join(path.factors)}")
-        for name, factor in path.factors.items():
-            options = given.setdefault(name, {})
-            if unknown := options.keys() - {"length", "image_shape", "patch_size", "codec"}:
-                raise ValueError(f"fields[{name!r}] takes no {', '.join(sorted(unknown))}")
-            if isinstance(options.get("codec"), Configurable):
-                options["codec"] = options["codec"].to_dict()
-            if options.get("codec") is not None:
-                check_codec(Codec.from_dict(options["codec"]), factor, name)
-            if options.get("image_shape") is not None:
-                options["image_shape"] = [int(size) for size in options["image_shape"]]
-                options["length"] = image_positions(factor, options["image_shape"], options.get("patch_size", 1))
-            if int(options.setdefault("length", 1)) < 1:
-                raise ValueError(f"fields[{name!r}] has length={options['length']}; it must be at least 1")
-        self.fields = given
-        groups = [list(group) for group in self.aligned or []]
-        named = [name for group in groups for name in group]
-        if set(named) - path.factors.keys() or len(set(named)) < len(named):
-            raise ValueError(f"aligned={groups} must be lists of fields, each in one at most")
-        for group in groups:
-            if len({given[name]["length"] for name in group}) > 1 or any(
-                "image_shape" in given[name] for name in group
-            ):
-                raise ValueError(f"aligned fields {', '.join(group)} share positions: give all of them one length")
-        self.aligned = groups
-        self.max_position_embeddings = sum(given[group[0]]["length"] for group in self.groups)
-
-    @property
-    def codecs(self) -> dict[str, Codec]:
-        """The scalers and categories of a product's fields, where they have one."""
-        return {name: field.codec for name, field in self.state_fields.items() if field.codec is not None}
-
-    @property
-    def groups(self) -> list[list[str]]:
-        """The fields of a product by the positions that they share, in the order of their first ones."""
-        names = list(self.build_path().factors)  # pyright: ignore[reportAttributeAccessIssue]
-        of = {name: group for group in self.aligned or [] for name in group}
-        return [of.get(name, [name]) for name in names if of.get(name, [name])[0] == name]
+    def build_path(self) -> Path:
+        """The probability path; built from its dict once."""
+        return self._built[1]
 
     @property
     def state_fields(self) -> dict[str, Field]:
-        """The fields of a product by name; else the whole state, named ""."""
-        path = self.build_path()
-        if not isinstance(path, ProductPath):
-            shape = None if self.image_shape is None else tuple(self.image_shape)
-            return {"": Field(path, self.max_position_embeddings, shape, self.patch_size)}
-        found = {}
-        for name, factor in path.factors.items():
-            options = (self.fields or {})[name]
-            shape, codec = options.get("image_shape"), options.get("codec")
-            found[name] = Field(
-                factor,  # pyright: ignore[reportArgumentType]
-                options["length"],
-                None if shape is None else tuple(shape),
-                options.get("patch_size", 1),
-                None if codec is None else Codec.from_dict(codec),
-            )
-        return found
+        """The fields of a state, by name; a state with a single field has `{"": field}`."""
+        return self._built[2]
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The names of the fields that share positions, in the order in which the transformer takes them."""
+        return self._built[3]
+
+    @property
+    def _built(self) -> tuple[Any, Path, dict[str, Field], list[list[str]]]:
+        if self.__dict__["_built"][0] is not self.path:  # somebody has set another path
+            self.__post_init__()
+        return self.__dict__["_built"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All arguments as JSON values."""
+        built = self.__dict__.pop("_built", None)
+        try:
+            return super().to_dict()
+        finally:
+            if built is not None:
+                self.__dict__["_built"] = built
+
+    @property
+    def codecs(self) -> dict[str, Codec]:
+        """The scalers and categories of the fields that have one."""
+        return {name: field.codec for name, field in self.state_fields.items() if field.codec is not None}
 
     @property
     def independent_times(self) -> bool:
@@ -296,13 +282,13 @@ class GMConfig(PreTrainedConfig):
         return bool(getattr(self.build_path(), "independent_times", False))
 
     def state_shape(self, length: int) -> tuple[int, ...]:
-        """Shape of one state of the given number of positions, where it has a single field."""
+        """Shape of one state of `length` positions, for a model with a single field."""
         return self.state_fields[""].state_shape(length)
 
     def check_classes(self, labels: Tensor, batch: int) -> None:
         """
         Raises:
-            ValueError: the labels are not of shape [batch], or (looked at on the CPU only) not of this model's classes.
+            ValueError: the labels are not of shape [batch], or (on the CPU only) not among the model's classes.
         """
         if not self.num_classes:
             raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
@@ -310,13 +296,3 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{batch}]")
         if labels.device.type == "cpu" and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(f"class_labels must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}")
-
-    def build_path(self) -> FinitePath | EuclideanPath | ProductPath:
-        """The path that `config.path` describes."""
-        if not isinstance(self.path, Path | dict):
-            raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
-        path = self.path if isinstance(self.path, Path) else Path.from_dict(self.path)
-        factors = path.factors.values() if isinstance(path, ProductPath) else (path,)
-        if not all(isinstance(factor, FinitePath | EuclideanPath) for factor in factors):
-            raise TypeError(f"path={path!r} is a path neither of tokens nor of numbers")
-        return path  # pyright: ignore[reportReturnType]

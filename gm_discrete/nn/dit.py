@@ -2,14 +2,14 @@
 
     c = silu(W₂ silu(W₁ [cos ωσ̄, sin ωσ̄])),   (shift, scale, gate) = A c,   x ← x + gate · f((1 + scale) LN(x) + shift)
 
-with f the attention, then the feed-forward network of each block. The network is told the total noise σ̄ = −log κ(t).
+with f the attention, then the feed-forward network of each block. Its condition c is the total noise σ̄ = −log κ(t).
 Sources: Peebles and Xie (arXiv 2212.09748) for the modulation, Lou et al. (arXiv 2310.16834) for the network.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gm_discrete.nn.backbone import Attention, ZeroLinear, rotary_embedding
+from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.config import GMConfig
-from gm_discrete.nn.layout import Layout
 from gm_discrete.paths import FinitePath
+from gm_discrete.process import State
 
 NOISE_FEATURES = 256
 """Cosines, then as many sines, of σ̄, at periods from 2π to 2π · 10⁴."""
@@ -29,15 +30,13 @@ NOISE_FEATURES = 256
 class DiT(nn.Module):
     """Embedding and blocks up to the last attention; `finish` is the rest, position by position, as in `Backbone`.
 
-    Without time conditioning the network is told σ̄ = 0, whatever the time.
+    Without time conditioning the noise is σ̄ = 0 at all times.
     """
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config
-        field = config.state_fields[""]
-        self.layouts = {"": Layout(field)}
-        self.schedule = cast(FinitePath, field.path).schedule
+        self.schedule = cast(FinitePath, config.state_fields[""].path).schedule
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.noise = NoiseEmbedding(config.condition_size)
         last = config.num_hidden_layers - 1
@@ -47,17 +46,22 @@ class DiT(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: State,
         time: Tensor | None,
-        attention_mask: Tensor | None = None,
+        attention_mask: State | None = None,
         class_labels: Tensor | None = None,
+        clean: State | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
-        """States [B, L, D] behind the last attention, of symbols x [B, L] at times [B]."""
-        hidden = self.embed_tokens(x)  # [B, L, D]
+        """Hidden states [B, L, D] after the last attention, of tokens [B, L] at times [B].
+
+        It has no classes and no block-causal attention: class_labels, clean and cache are `None`.
+        """
+        hidden = self.embed_tokens(x[""])  # [B, L, D]
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        mask = create_bidirectional_mask(self.config, hidden, None if attention_mask is None else attention_mask[""])
         condition = self._condition(time, hidden)
         rotary = rotary_embedding(hidden, self.config)
         for block in self.layers[:-1]:
@@ -66,29 +70,18 @@ class DiT(nn.Module):
 
     def finish(
         self,
-        states: Tensor,
+        hidden: Tensor,
         time: Tensor | None,
-        sequence: Tensor | None = None,
         class_labels: Tensor | None = None,
+        sequence: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states of the states [n, D] of positions in the given sequences [n], or of all, [B, L, D]."""
-        condition = self._condition(time, states)
-        hidden = self.layers[-1](states, condition, sequence)
+        """Final hidden states [B, L, D] of all positions, or [n, D] of rows that belong to the sequences [n]."""
+        condition = self._condition(time, hidden)
+        hidden = self.layers[-1](hidden, condition, sequence)
         return self.norm(hidden, condition, sequence)[0]
 
-    def positions(self, x: Any) -> None:
-        """All positions are of one field, and come in order."""
-
-    def length(self, x: Tensor) -> int:
-        """Number of positions of the states x."""
-        return x.shape[1]
-
-    def offset(self, x: Any, name: str) -> int:
-        """The position at which a field of x starts: there is one."""
-        return 0
-
-    def told(self, time: Tensor) -> Tensor:
-        """σ̄ = −log κ at times [B], within the range that the network was trained in; 0 if it sees no time."""
+    def total_noise(self, time: Tensor) -> Tensor:
+        """σ̄ = −log κ at times [B], clamped to the range that the network was trained in; 0 without time conditioning."""
         if not self.config.time_conditioning:
             return torch.zeros_like(time)
         least, most = self.config.noise_range
@@ -97,8 +90,8 @@ class DiT(nn.Module):
     def _condition(self, time: Tensor | None, hidden: Tensor) -> Tensor:
         """c, [B, 1, C]."""
         if time is None:
-            raise ValueError("time is missing: a DiT is told the noise of every sequence")
-        return self.noise(self.told(time))[:, None].to(hidden.dtype)
+            raise ValueError("time is missing: a DiT is conditioned on the noise; pass time=t, of shape [B], in [0, 1]")
+        return self.noise(self.total_noise(time))[:, None].to(hidden.dtype)
 
 
 class NoiseEmbedding(nn.Module):

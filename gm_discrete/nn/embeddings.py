@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_discrete.nn.config import Field, GMConfig
-from gm_discrete.nn.layout import Layout
+from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.field import Field
+from gm_discrete.process import State
 
 TIME_FEATURES = 128
 """Sines and cosines of t, at periods from 2π/1000 to 20π."""
@@ -34,48 +34,48 @@ def places(field: Field, config: GMConfig) -> nn.Embedding | None:
 
 
 class FieldsEmbedding(nn.Module):
-    """Fields one after another, [B, L_1 + L_2 + …, D], those that share their positions summed.
+    """Embeds fields one after another, [B, L_1 + L_2 + …, D]; the embeddings of fields that share positions are summed.
 
-    Every group of fields has a vector of its own, and with independent times each field is told its time.
+    Every group of fields has a vector of its own; with independent times the time of each field is added as well.
     """
 
-    def __init__(self, config: GMConfig, fields: Mapping[str, Field], layouts: Mapping[str, Layout]) -> None:
+    def __init__(self, config: GMConfig) -> None:
         super().__init__()
-        self.groups, self.layouts = config.groups, layouts
-        self.order = list(fields)
-        # The names of fields may be those of attributes of a module.
+        self.config, fields = config, config.state_fields
+        # Prefixed, as the name of a field may be that of an attribute of a module.
         self.entries = nn.ModuleDict({f"of {name}": embedding(field, config) for name, field in fields.items()})
         found = {f"of {name}": places(field, config) for name, field in fields.items()}
         self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
-        self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
+        self.kinds = nn.Embedding(len(config.groups), config.hidden_size)
         self.times = nn.Linear(TIME_FEATURES, config.hidden_size) if config.independent_times else None
 
-    def lengths(self, x: Mapping[str, Tensor]) -> list[int]:
-        """Positions of each group."""
-        return [self.layouts[group[0]].positions(x[group[0]]) for group in self.groups]
-
     def forward(
-        self, x: Mapping[str, Tensor], time: Tensor | None, attention_mask: Mapping[str, Tensor] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(states, attention mask [B, L] or `None`); a position is real if one of its fields is."""
-        parts, masks = [], []
-        for kind, group in enumerate(self.groups):
+        self, x: State, time: Tensor | None, attention_mask: State | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(hidden states, attention mask [B, L] or `None`, place of every position within its field [L]).
+
+        A position is padding only if it is padded in all of its fields.
+        """
+        parts, masks, positions = [], [], []
+        for kind, group in enumerate(self.config.groups):
             hidden = self.kinds.weight[kind]
             for name in group:
                 hidden = hidden + self._embedded(name, x[name], time)
             parts.append(hidden)
-            given = [attention_mask[name].bool() for name in group if name in attention_mask] if attention_mask else []
-            real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-            masks.append(torch.stack(given).any(0) if given else real)
-        return torch.cat(parts, 1), torch.cat(masks, 1).long() if attention_mask else None
+            positions.append(torch.arange(hidden.shape[1], device=hidden.device))
+            if attention_mask:
+                given = [attention_mask[name].bool() for name in group if name in attention_mask]
+                real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+                masks.append(torch.stack(given).any(0) if given else real)
+        return torch.cat(parts, 1), torch.cat(masks, 1).long() if masks else None, torch.cat(positions)
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
         layer = self.entries[f"of {name}"]
-        hidden = layer(x if isinstance(layer, nn.Embedding) else self.layouts[name].split(x))
+        hidden = layer(x if isinstance(layer, nn.Embedding) else self.config.state_fields[name].split(x))
         if f"of {name}" in self.places:
             hidden = hidden + self.places[f"of {name}"].weight  # pyright: ignore[reportOperatorIssue]
         if self.times is not None and time is not None:
-            column = time if time.dim() == 1 else time[:, self.order.index(name)]
+            column = time if time.dim() == 1 else time[:, list(self.config.state_fields).index(name)]
             hidden = hidden + self.times(time_features(column).to(self.times.weight.dtype))[:, None]
         return hidden
 

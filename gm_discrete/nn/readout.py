@@ -1,9 +1,10 @@
-"""What a network says about a state: a promise, kept only where it is asked."""
+"""Lazy evaluation of a network: hidden states of a sequence are computed when an entry of it is first read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,231 +12,243 @@ from transformers import LogitsProcessorList
 
 from gm_discrete.generators.kernels import chunked
 from gm_discrete.nn.blocks import BlockCache
+from gm_discrete.nn.network import Network, by_row
+from gm_discrete.paths import EuclideanPath, FinitePath
+from gm_discrete.process import State, Times
 
-if TYPE_CHECKING:
-    from gm_discrete.models.modeling import GMModel
+LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
+"""(sequences [n, L], logits [n, K]) → logits [n, K]; members of a list are also given `time` [n] and `position` [n], the
+entries of the flattened state, if they take them."""
+
+OnRead = Callable[[Tensor, Tensor], None]
+"""Observes the posteriors that a readout evaluates: called with logits [n, K], after all processors, and the sequences [n]
+of the entries."""
 
 
 class HiddenStates:
-    """Runs the backbone when it is first asked, for the sequences asked about, and never twice for one of them.
+    """Hidden states of a batch, computed on first access for each sequence, and at most once.
 
     Args:
-        model: the network.
-        x: state [B, …], or of a product a dict by field; t: times [B] or [B, M]. None may be written to afterwards.
-        attention_mask: [B, L] or `None`; of a product by field.
-        states: what the backbone says, [B, L, D], where it is known already.
+        network: backbone and heads.
+        x: states [B, …] by field; t: times of the network, [B] or [B, M]. Neither may be written to afterwards.
+        attention_mask: [B, L] by field, 0 where padded.
         class_labels: [B], −1 for none.
-        clean: of block-causal attention: the sequences [B, L] whose blocks come before those of x.
+        clean: for block-causal attention: the sequences [B, L] whose blocks come before those of x.
         cache: of the first blocks of x, which are then not run again.
     """
 
     def __init__(
         self,
-        model: GMModel,
-        x: Any,
+        network: Network,
+        x: State,
         t: Tensor,
-        attention_mask: Any = None,
-        states: Tensor | None = None,
+        attention_mask: State | None = None,
         class_labels: Tensor | None = None,
-        clean: Tensor | None = None,
+        clean: State | None = None,
         cache: BlockCache | None = None,
     ) -> None:
-        self.model, self.x, self.t = model, x, t
+        self.network, self.x, self.t = network, x, t
         self.attention_mask, self.class_labels = attention_mask, class_labels
         self.clean, self.cache = clean, cache
-        self.kept = 0 if cache is None else cache.length  # positions before those of `states`
-        self.states = states
-        self.done: Tensor | None = None  # bool [B], which sequences `states` holds; None for all
-        self.finished: Tensor | None = None
+        self.start = 0 if cache is None else cache.length  # positions that the cache holds, and `states` does not
+        self.states: Tensor | None = None  # [B, positions, D]
+        self.done: Tensor | None = None  # bool [B], the sequences whose `states` are computed; None: all of them
+        self.finished: Tensor | None = None  # after `finish`, of all positions
 
-    def encode(self, sequence: Tensor) -> Tensor:
-        """States [B, L, D], known at least for the given sequences."""
+    @cached_property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """First position and number of positions of each field in the state."""
+        return self.network.spans(self.x)
+
+    @cached_property
+    def length(self) -> int:
+        """Number of positions that are computed for each sequence: those that the cache does not hold."""
+        return sum(self.spans[group[0]][1] for group in self.network.config.groups) - self.start
+
+    def compute(self, sequence: Tensor | None = None) -> Tensor:
+        """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
         if self.states is not None and self.done is None:
             return self.states
-        batch = len(self.t)
-        known = torch.zeros(batch, dtype=torch.bool, device=self.t.device) if self.done is None else self.done
-        asked = torch.zeros_like(known).index_fill(0, sequence, True)
-        todo = (asked & ~known).nonzero().squeeze(1)
-        if self.states is None and (len(todo) == batch or self.model.whole_batches):
-            self.states = self._run(slice(None), self.cache)
+        if self.states is None and (sequence is None or self.network.whole_batches):
+            self.states = self._run(slice(None))
             return self.states
-        length = self.model.backbone.length(self.x) - self.kept
-        nothing = torch.zeros(batch, length, self.model.config.hidden_size)
-        states = nothing.to(self.t.device, self.model.dtype) if self.states is None else self.states
-        if len(todo):  # else nothing is asked, and nothing runs
-            new = self._run(todo, None if self.cache is None else self.cache.rows(todo))
-            states = states.to(new.dtype).index_copy(0, todo, new)
-            self.states, self.done, self.finished = states, known | asked, None
+        batch, device = len(self.t), self.t.device
+        done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
+        needed = torch.ones_like(done) if sequence is None else torch.zeros_like(done).index_fill(0, sequence, True)
+        todo = (needed & ~done).nonzero().squeeze(1)
+        if self.states is None and len(todo) == batch:
+            self.states = self._run(slice(None))
+            return self.states
+        states = self.states
+        if states is None:
+            shape, dtype = (batch, self.length, self.network.config.hidden_size), self.network.dtype
+            states = torch.zeros(shape, dtype=dtype, device=device)
+        if len(todo):  # else nothing runs, and nothing is kept
+            new = self._run(todo)
+            self.states = states = states.to(new.dtype).index_copy(0, todo, new)
+            self.done, self.finished = done | needed, None
         return states
 
-    def _run(self, rows: Any, cache: BlockCache | None) -> Tensor:
-        """What the backbone says of some of the sequences."""
-        values = (self.x, self.attention_mask, self.class_labels, self.clean)
-        x, mask, labels, clean = (_rows(value, rows) for value in values)
-        return self.model.encode(x[:, self.kept :] if self.kept else x, self.t[rows], mask, labels, clean, cache)
+    def _run(self, rows: Tensor | slice) -> Tensor:
+        """The backbone on some of the sequences."""
+        x = {name: value[rows, self.start :] if self.start else value[rows] for name, value in self.x.items()}
+        labels = None if self.class_labels is None else self.class_labels[rows]
+        cache = self.cache if self.cache is None or isinstance(rows, slice) else self.cache.rows(rows)
+        return self.network.hidden(
+            x, self.t[rows], by_row(self.attention_mask, rows), labels, by_row(self.clean, rows), cache
+        )
 
-    def hidden(self, states: Tensor, place: Tensor) -> Tensor:
-        """Final hidden states [n, D] of the positions `place` of the flattened states.
+    def final(self, position: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, positions, D] of all positions, or [n, D] of positions in the flattened states.
 
-        Of a product all are found at once, as its fields ask for most of them, and often for the same.
+        With several fields those of all positions are computed at once and kept: the heads of the fields are read at most
+        positions, and at the same ones where fields are aligned.
         """
-        if not isinstance(self.x, Mapping):
-            return self.model.finish(states.flatten(0, 1)[place], self.t, place // states.shape[1], self.class_labels)
-        return self.everything(states).flatten(0, 1)[place]
-
-    def everything(self, states: Tensor) -> Tensor:
-        """Final hidden states [B, L, D] of all positions."""
-        if not isinstance(self.x, Mapping):
-            return self.model.finish(states, self.t, class_labels=self.class_labels)
+        sequence = None if position is None else position // self.length
+        states = self.compute(sequence)
+        if sequence is not None and position is not None and len(self.x) == 1:
+            return self.network.finish(states.flatten(0, 1)[position], self.t, self.class_labels, sequence)
         if self.finished is None:
-            self.finished = self.model.finish(states, self.t, class_labels=self.class_labels)
-        return self.finished
+            self.finished = self.network.finish(states, self.t, self.class_labels)
+        return self.finished if position is None else self.finished.flatten(0, 1)[position]
 
 
 class LazyReadout:
-    """What the heads of one field say (of the whole state, where it has a single one), read off a `HiddenStates`.
+    """The heads of one field, evaluated where they are read (see `generators.kernels.Readout`).
 
     Args:
-        model: the network.
-        x: state [B, …]; t: times [B]. Neither may be written to afterwards.
-        attention_mask: [B, L] or `None`.
-        processor: maps (sequences [n, L], logits [n, K]) to logits, or a `LogitsProcessorList` of such. Those of the list
-            that take them are also given `time` [n] and `position` [n], the entries in the flattened state.
-        states: what the backbone says, [B, L, D], where it is known already.
-        class_labels: [B], −1 for none.
-        guidance_scale: γ: every head's output is u + γ (c − u), c with the class and u without. γ = 1 is no guidance.
-        field: its name; x and t are then those of the field, and the readings are given.
-        reading, reading_without: of the whole state, with and without the class.
+        hidden: hidden states of the whole state.
+        field: the field's name.
+        t: times [B] of the field's generator. They may differ from those of the network.
+        processor: maps the logits of a discrete field before they are used.
+        unconditional: hidden states without the class, if there is guidance.
+        guidance_scale: γ of classifier-free guidance: every head's output is u + γ (c − u), c with and u without the class.
+        on_read: observes the posteriors of a discrete field.
     """
 
     def __init__(
         self,
-        model: GMModel,
-        x: Tensor,
+        hidden: HiddenStates,
+        field: str,
         t: Tensor,
-        attention_mask: Tensor | None = None,
-        processor: Any = None,
-        states: Tensor | None = None,
-        class_labels: Tensor | None = None,
-        guidance_scale: float | None = None,
-        *,
-        field: str = "",
-        reading: HiddenStates | None = None,
-        reading_without: HiddenStates | None = None,
+        processor: LogitsProcessor | None = None,
+        unconditional: HiddenStates | None = None,
+        guidance_scale: float = 1.0,
+        on_read: OnRead | None = None,
     ) -> None:
-        self.model, self.x, self.t, self.name = model, x, t, field
+        self.hidden, self.name, self.x, self.t = hidden, field, hidden.x[field], t
+        self.field = hidden.network.config.state_fields[field]
+        self.size = self.x[0].numel()  # entries of one state
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
-        self.scale = guidance_scale
-        self.field, self.layout = model.state_fields[field], model.backbone.layouts[field]
-        self.reading = reading or HiddenStates(model, x, t, attention_mask, states, class_labels)
-        self.without: LazyReadout | None = None
-        if guidance_scale not in (None, 1.0):
-            if self.reading.class_labels is None:
-                raise ValueError("guidance_scale needs class_labels to guide towards")
-            reading_without = reading_without or HiddenStates(model, x, t, attention_mask)
-            self.without = LazyReadout(model, x, t, field=field, reading=reading_without)
-
-    @staticmethod
-    def of_fields(
-        model: GMModel,
-        x: Mapping[str, Tensor],
-        t: Tensor,
-        times: Mapping[str, Tensor],
-        processor: Any = None,
-        guidance_scale: float | None = None,
-        **reading: Any,
-    ) -> dict[str, LazyReadout]:
-        """The readouts of all fields of a state, which run the backbone once together.
-
-        Args:
-            t: what the network is told; times: by field [B], those of its generator.
-            reading: other arguments of `HiddenStates`.
-        """
-        whole = HiddenStates(model, x, t, **reading)
-        guided = guidance_scale not in (None, 1.0)
-        without = HiddenStates(model, x, t, reading.get("attention_mask")) if guided else None
-        return {
-            name: LazyReadout(
-                model, state, times[name], None, processor, None, None, guidance_scale,
-                field=name, reading=whole, reading_without=without,
-            )
-            for name, state in x.items()
-        }  # fmt: skip
+        self.unconditional = None if unconditional is None else LazyReadout(unconditional, field, t)
+        self.scale, self.on_read = guidance_scale, on_read
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
-        """What a head says: of tokens the logits of the posterior of the data symbol at the entries `where`, [n, K]; of
-        other heads of more than one number their rows [n, size], of one number all of them, in x's shape. float32."""
-        path: Any = self.field.path
-        if head not in path.heads:
-            raise ValueError(f"head={head!r} is unknown; this model has {', '.join(map(repr, path.heads))}")
-        if path.heads[head] == 1:
-            return path.output(head, self._everywhere(head), self.x, self.t)
-        if where is None:
-            where = torch.arange(self.x.numel(), device=self.x.device)
-        rows, sequence = self._rows(head, where), where // self.x[0].numel()
-        x, t = self.x.flatten()[where], self.t[sequence]
-        if head != "tokens":
-            return path.output(head, rows, x, t)
-        rows = self.model.add_evidence(rows, x, t, path)
-        if self.processor is None:
-            return rows
-        return self.processor(self.x[sequence], rows, time=t, position=where)  # pyright: ignore[reportArgumentType]
+        """The output of a head in float32: rows [n, size] of the entries `where` of the flattened state (all by default),
+        or, if it is one number, that of all entries in x's shape. For tokens, the logits of the posterior of z."""
+        field = self.field
+        if head not in field.heads:
+            raise ValueError(f"head={head!r} is unknown; this model has {', '.join(map(repr, field.heads))}")
+        if field.heads[head] == 1:
+            return cast(EuclideanPath, field.path).output(head, self._all(head), self.x, self.t)
+        where = torch.arange(self.x.numel(), device=self.x.device) if where is None else where
+        sequence = where // self.size
+        rows, x, t = self._rows(head, where, sequence), self.x.flatten()[where], self.t[sequence]
+        if not field.path.is_discrete:
+            return cast(EuclideanPath, field.path).output(head, rows, x, t)
+        rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
+        if self.processor is not None:
+            rows = self.processor(self.x[sequence], rows, time=t, position=where)  # pyright: ignore[reportArgumentType]
+        if self.on_read is not None:
+            self.on_read(rows, sequence)
+        return rows
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks.
+        """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
+        self.hidden.compute(where // self.size)
+        if self.unconditional is not None:
+            self.unconditional.hidden.compute(where // self.size)
+        every = len(self.x) * max(self.field.length * self.field.slots, self.size)
+        return chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
 
-        Of a sharded model every process makes equal calls: the chunks are then as many as all entries would need.
-        """
-        size = self.x[0].numel()
-        self.reading.encode(where // size)
-        if self.without is not None:
-            self.without.prepare(where)
-        every = len(self.x) * max(self.field.length * self.layout.slots, size)
-        return chunked(where, max(self.field.path.heads.values()), every if self.model.whole_batches else None)
+    def _all(self, head: str) -> Tensor:
+        """The raw output of a head of one number, in x's shape."""
+        start, length = self.hidden.spans[self.name]
+        layer = self.hidden.network.head(self.name, head)
+        values = self.field.join(layer(self.hidden.final()[:, start : start + length]).float(), self.x.shape)
+        return values if self.unconditional is None else self.unconditional._all(head).lerp(values, self.scale)
 
-    def _everywhere(self, head: str) -> Tensor:
-        """The output of a head of one number, in x's shape."""
-        states = self.reading.encode(torch.arange(len(self.x), device=self.x.device))
-        start = self.model.backbone.offset(self.reading.x, self.name)
-        hidden = self.reading.everything(states)[:, start : start + self.layout.positions(self.x)]
-        values = self.layout.join(self._head(head)(hidden).float(), self.x.shape)
-        return (
-            values
-            if self.without is None or self.scale is None
-            else self.without._everywhere(head).lerp(values, self.scale)
-        )
-
-    def _rows(self, head: str, where: Tensor) -> Tensor:
-        """The output of a head at the entries `where`, [n, size]."""
-        layout, size = self.layout, self.x[0].numel()
-        sequence = where // size
-        position, slot = layout.place(where % size)
-        states = self.reading.encode(sequence)
-        length = states.shape[1]
-        start = self.model.backbone.offset(self.reading.x, self.name) - self.reading.kept
-        place, inverse = sequence * length + start + position, None
-        whole = len(where) == self.x.numel() and layout.positions(self.x) == length
-        if layout.slots > 1 and whole:  # of every position, which needs no search
-            place, inverse = torch.arange(len(self.x) * length, device=place.device), place
-        elif layout.slots > 1:  # a position is read once for all of its entries
+    def _rows(self, head: str, where: Tensor, sequence: Tensor) -> Tensor:
+        """The raw output of a head at the entries `where` of the sequences [n], [n, size]."""
+        field, slots, total = self.field, self.field.slots, self.hidden.length
+        place, slot = field.place(where % self.size)
+        start, length = self.hidden.spans[self.name]
+        place, inverse = sequence * total + (start - self.hidden.start) + place, None
+        if (
+            slots > 1 and len(where) == self.x.numel() and length == total
+        ):  # every position: no search for the different ones
+            place, inverse = torch.arange(len(self.x) * total, device=place.device), place
+        elif slots > 1:  # a position is evaluated once for all of its entries
             place, inverse = place.unique(return_inverse=True)
-        rows = self._head(head)(self.reading.hidden(states, place))
+        rows = self.hidden.network.head(self.name, head)(self.hidden.final(place))
         if inverse is not None:
-            rows = rows.unflatten(1, (layout.slots, -1))[inverse, slot]
+            rows = rows.unflatten(1, (slots, -1))[inverse, slot]
         rows = rows.float()
-        return (
-            rows
-            if self.without is None or self.scale is None
-            else self.without._rows(head, where).lerp(rows, self.scale)
-        )
-
-    def _head(self, head: str) -> Any:
-        return self.model.heads[f"{self.name}:{head}" if self.name else head]
+        if self.unconditional is None:
+            return rows
+        return self.unconditional._rows(head, where, sequence).lerp(rows, self.scale)
 
 
-def _rows(value: Any, rows: Any) -> Any:
-    """The rows of a tensor, of a dict of tensors, or of nothing."""
-    if isinstance(value, Mapping):
-        return {name: tensor[rows] for name, tensor in value.items()}
-    return None if value is None else value[rows]
+def readouts(
+    network: Network,
+    x: State,
+    t: Tensor,
+    times: Times,
+    processor: LogitsProcessor | None = None,
+    guidance_scale: float | None = None,
+    *,
+    attention_mask: State | None = None,
+    class_labels: Tensor | None = None,
+    clean: State | None = None,
+    cache: BlockCache | None = None,
+    on_read: OnRead | None = None,
+) -> dict[str, LazyReadout]:
+    """The readout of each field. They share one evaluation of the backbone, and with guidance one more without the class.
+
+    Args:
+        t: times of the network, [B] or [B, M]; times: those of the generators, by field.
+        guidance_scale: γ; `None` and 1 are no guidance.
+        on_read: observes the posteriors of discrete fields.
+
+    Raises:
+        ValueError: there is guidance, but no class.
+    """
+    hidden, unconditional = HiddenStates(network, x, t, attention_mask, class_labels, clean, cache), None
+    scale = 1.0 if guidance_scale is None else guidance_scale
+    if scale != 1:
+        if class_labels is None:
+            raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide towards")
+        unconditional = HiddenStates(network, x, t, attention_mask, clean=clean)
+    return {name: LazyReadout(hidden, name, times[name], processor, unconditional, scale, on_read) for name in x}
+
+
+class Window:
+    """A readout of the positions from `start` to `stop` of longer sequences [B, L], for states [B, stop − start]."""
+
+    def __init__(self, readout: LazyReadout, start: int, stop: int) -> None:
+        self.readout, self.start, self.size, self.length = readout, start, stop - start, readout.x.shape[1]
+
+    def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
+        """As `LazyReadout`, of entries of the window."""
+        if where is None:
+            where = torch.arange(len(self.readout.x) * self.size, device=self.readout.x.device)
+        return self.readout(head, self._outside(where))
+
+    def prepare(self, where: Tensor) -> Sequence[Tensor]:
+        """As `LazyReadout.prepare`."""
+        return where.split([len(chunk) for chunk in self.readout.prepare(self._outside(where))])
+
+    def _outside(self, where: Tensor) -> Tensor:
+        """Entries of the window as entries of the sequences."""
+        return where // self.size * self.length + self.start + where % self.size

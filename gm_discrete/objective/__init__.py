@@ -1,23 +1,24 @@
 """The training objective: conditional generator matching, Bregman divergences, time samplers."""
 
 from gm_discrete.objective.loss import (
+    by_field,
+    conditional_loss,
+    conditioning_of,
+    corrupt,
+    drop_classes,
+    field_divergences,
+    field_losses,
+    generator_times,
+    scored_positions,
+    total_loss,
+    unwrapped,
+)
+from gm_discrete.objective.times import (
     FieldTimeSampler,
     LogitNormalTimeSampler,
     TimeSampler,
     UniformTimeSampler,
-    clamp_time,
-    conditional_loss,
-    conditioning_of,
-    corrupt,
     draw_times,
-    drop_classes,
-    field_losses,
-    field_parts,
-    field_weight,
-    matching_loss,
-    parts_of_loss,
-    scored_positions,
-    unwrapped,
 )
 
 __all__ = [
@@ -25,17 +26,16 @@ __all__ = [
     "LogitNormalTimeSampler",
     "TimeSampler",
     "UniformTimeSampler",
-    "clamp_time",
+    "by_field",
     "conditional_loss",
     "conditioning_of",
     "corrupt",
     "draw_times",
     "drop_classes",
+    "field_divergences",
     "field_losses",
-    "field_parts",
-    "field_weight",
-    "matching_loss",
-    "parts_of_loss",
+    "generator_times",
     "scored_positions",
+    "total_loss",
     "unwrapped",
 ]

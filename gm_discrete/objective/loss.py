@@ -1,379 +1,284 @@
 """Conditional generator matching: E_{t, z, x ~ p_t(·|z)} D(F(x|z), F_θ(x)), whose minimiser is the marginal generator.
 
-Times are drawn through κ: with κ uniform, the integrand per unit of κ is the one of the likelihood bound. A bell-shaped
-law spends more draws on the middle of the path, where the network learns most, and changes what is minimised, not what
-is reported (Hong et al. 2026, arXiv 2605.13026).
+The path of a batch: `conditional_loss` checks it and noises it (`corrupt`); the model predicts a generator for each field;
+`field_losses` compares these with the targets, known in closed form, by Bregman divergences; `total_loss` is their weighted
+sum. A network does the last three in its own `forward`, which wrappers for distributed training and mixed precision hook.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gm_discrete.generators import Generator, Product, Superposition
+from gm_discrete.generators import Factor, Superposition
 from gm_discrete.objective import bregman
+from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
-from gm_discrete.paths.product import ProductPath
+from gm_discrete.process import Process, State, Times, factors, pack, unpack
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class UniformTimeSampler:
-    """κ(t) uniform on (0, 1): the loss is then an unbiased estimate of the likelihood bound per position."""
-
-    def quantile(self, u: Tensor) -> Tensor:
-        """κ at the quantile u."""
-        return u
-
-
-@dataclass(frozen=True)
-class LogitNormalTimeSampler:
-    """logit κ(t) ~ N(mean, std²): bell-shaped."""
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std={self.std} must be positive")
-
-    def quantile(self, u: Tensor) -> Tensor:
-        """κ at the quantile u."""
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
-
-
-@dataclass(frozen=True)
-class FieldTimeSampler:
-    """Times [B, M] of a product whose fields have independent ones.
-
-    In a part of the examples all fields share one time; in another they do, too, but each is known (t = 1) with a
-    probability that is itself uniform on (0, 1); in the rest every field has a time of its own. So a model sees most of
-    what it is asked in generation: all fields together, some given others, and other curves.
-
-    Attributes:
-        law: of each time.
-        shared, given: the first two parts.
-    """
-
-    law: UniformTimeSampler | LogitNormalTimeSampler = UniformTimeSampler()
-    shared: float = 1 / 3
-    given: float = 1 / 3
-
-    def __post_init__(self) -> None:
-        if min(self.shared, self.given) < 0 or self.shared + self.given > 1:
-            raise ValueError(f"shared={self.shared} and given={self.given} must be parts of one, ≥ 0 of sum ≤ 1")
-
-    def quantile(self, u: Tensor) -> Tensor:
-        """Of the law of each time."""
-        return self.law.quantile(u)
-
-
-TimeSampler = UniformTimeSampler | LogitNormalTimeSampler | FieldTimeSampler
-
-
-def draw_times(
-    path: Path, batch: int, rng: torch.Generator | None, device: torch.device, times: TimeSampler | None = None
-) -> Tensor:
-    """Stratified times t [B], float64: κ at the quantiles (j + u)/B of the law with one common u, in random order.
-
-    Of Euclidean paths, and of products that share one time, t itself has the law, on [0, `path.latest`]. Of products with
-    independent times they are [B, M] (see `FieldTimeSampler`).
-    """
-    if isinstance(path, ProductPath) and path.independent_times:
-        return _draw_field_times(path, batch, rng, device, times)
-    source = rng.device if rng is not None else device
-    offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
-    order = torch.randperm(batch, generator=rng, device=source)
-    u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
-    return path.time(path.latest * (times or UniformTimeSampler()).quantile(u)).to(device)
-
-
-def _draw_field_times(
-    path: ProductPath, batch: int, rng: torch.Generator | None, device: torch.device, times: TimeSampler | None
-) -> Tensor:
-    mix = times if isinstance(times, FieldTimeSampler) else FieldTimeSampler(times or UniformTimeSampler())
-    own = torch.stack([draw_times(factor, batch, rng, device, mix) for factor in path.factors.values()], 1)
-    one = draw_times(ProductPath(path.factors), batch, rng, device, mix)[:, None]
-    source = rng.device if rng is not None else device
-    kind, share = torch.rand(2, batch, 1, generator=rng, device=source, dtype=torch.float64).to(device)
-    known = torch.rand(own.shape, generator=rng, device=source, dtype=torch.float64).to(device) < share
-    t = torch.where(kind < mix.shared + mix.given, one, own)
-    return torch.where((kind >= mix.shared) & (kind < mix.shared + mix.given) & known, 1.0, t)
-
-
-def corrupt(
-    path: Path,
-    z: Any,
-    scored: Any,
-    rng: torch.Generator | None = None,
-    times: TimeSampler | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    x_0: Tensor | None = None,
-) -> tuple[Any, Tensor]:
-    """(x, t): times [B] and noisy states x ~ p_t(·|z) [B, L], with the entries that are not scored left as they are.
-
-    Of a product z, scored and x are dicts by field. `x_0` [B, L] are the sources of a coupled path.
-
-    The noise is that of the global batch, of which this process holds the rows of its `rank`: with generators in equal
-    states, processes that share a batch draw together what one process would draw for all of it.
-    """
-    first = next(iter(z.values())) if isinstance(path, ProductPath) else z
-    batch = len(first)
-    rows = slice(rank * batch, (rank + 1) * batch)
-    t = draw_times(path, batch * world_size, rng, first.device, times)
-
-    def noised(path: Path, z: Tensor, scored: Tensor, t: Tensor) -> Tensor:
-        everyone = (world_size, *[1] * (z.dim() - 1))
-        sources = None if x_0 is None else x_0.repeat(everyone)
-        return torch.where(scored, path.sample(z.repeat(everyone), t, rng, sources)[rows], z)
-
-    if not isinstance(path, ProductPath):
-        return noised(path, z, scored, t), t[rows]
-    at = path.times(t)
-    return {name: noised(factor, z[name], scored[name], at[name]) for name, factor in path.factors.items()}, t[rows]
-
-
-def matching_loss(
-    path: Path,
-    predicted: Generator,
-    z: Any,
-    x: Any,
-    t: Tensor,
-    scored: Any,
-    num_items: Any = None,
-    divergence: Any = None,
-    weights: Mapping[str, Any] | None = None,
-) -> Tensor:
-    """Mean over the scored entries of Σ_parts w D(F(x|z), F_θ(x)), a float32 scalar; of symbols in nats. Of a product the
-    weighted sum of that of its fields (see `field_losses`).
-
-    Generators are taken in `path.units`, those of symbols per unit of κ. Of a superposition the parts are compared
-    unscaled: what a part weighs in the loss has nothing to do with what it weighs in the process.
-
-    Args:
-        z, x: data and state [B, …]; t: times [B]; scored: bool of their shape.
-        num_items: what the sum is divided by; the number of scored entries by default.
-        divergence: of a `Jump` between symbols one of its kinds, of a superposition kinds by part; the path's by default.
-        weights: w by part, 1 by default; of a product by field.
-    """
-    if isinstance(path, ProductPath):
-        losses = field_losses(path, predicted, z, x, t, scored, num_items, divergence, weights)
-        return torch.stack([field_weight(weights, name) * loss for name, loss in losses.items()]).sum()
-    values = parts_of_loss(path, predicted, z, x, t, scored, divergence)
-    total = torch.stack([(weights or {}).get(name, 1.0) * value.sum() for name, value in values.items()]).sum()
-    count = scored.sum().clamp(min=1) if num_items is None else num_items
-    return (total / count).float()
-
-
-def field_losses(
-    path: ProductPath,
-    predicted: Generator,
-    z: Mapping[str, Tensor],
-    x: Mapping[str, Tensor],
-    t: Tensor,
-    scored: Mapping[str, Tensor],
-    num_items: Mapping[str, Any] | None = None,
-    divergence: Mapping[str, Any] | None = None,
-    weights: Mapping[str, Any] | None = None,
-) -> dict[str, Tensor]:
-    """The matching loss of each field of a product, per scored entry of its own (see `field_parts`).
-
-    Args:
-        num_items, divergence: as of `matching_loss`, by field.
-        weights: by field a number w_m, which is not applied here, or weights of its parts.
-    """
-    losses = {}
-    for name, values in field_parts(path, predicted, z, x, t, scored, divergence, weights).items():
-        count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
-        losses[name] = (values.sum() / count).float()
-    return losses
-
-
-def field_parts(
-    path: ProductPath,
-    predicted: Generator,
-    z: Mapping[str, Tensor],
-    x: Mapping[str, Tensor],
-    t: Tensor,
-    scored: Mapping[str, Tensor],
-    divergence: Mapping[str, Any] | None = None,
-    weights: Mapping[str, Any] | None = None,
-) -> dict[str, Tensor]:
-    """D(F^m(x^m|z^m), F^m_θ(x)) by field, its parts weighed, each of x^m's shape and 0 where it is not scored.
-
-    The marginal generator minimises any weighted sum of them, as the divergences of different factors share no output. A
-    field at its time 1 is given, and there is nothing to learn of it.
-    """
-    if not isinstance(predicted, Product):
-        raise TypeError(f"the path is a product, and the model's generator a {type(predicted).__name__}")
-    found = {}
-    for name, time in path.times(t).items():
-        factor, parts = path.factors[name], (weights or {}).get(name)
-        open_ = (time < 1).view(-1, *[1] * (x[name].dim() - 1)) & scored[name]
-        values = parts_of_loss(
-            factor, predicted.factors[name], z[name], x[name], clamp_time(factor, time), open_,
-            (divergence or {}).get(name),
-        )  # fmt: skip
-        weighed = parts if isinstance(parts, Mapping) else {}
-        found[name] = torch.stack([weighed.get(part, 1.0) * value for part, value in values.items()]).sum(0)
-    return found
-
-
-def field_weight(weights: Mapping[str, Any] | None, name: str) -> float:
-    """w_m of a field: 1 unless a number is given for it."""
-    weight = (weights or {}).get(name, 1.0)
-    return 1.0 if isinstance(weight, Mapping) else float(weight)
-
-
-def clamp_time(path: Path, t: Tensor) -> Tensor:
-    """Times at which the generators of a field have a value: that of one that is known (t = 1) is never looked at, but must
-    not be infinite, as 0 · ∞ in its gradient would be. A hazard of 2³⁰ is finite in every float type but float16."""
-    return t.clamp(max=min(path.latest, 1 - 2**-30))
-
-
-def parts_of_loss(
-    path: Path, predicted: Generator, z: Tensor, x: Tensor, t: Tensor, scored: Tensor, divergence: Any = None
-) -> dict[str, Tensor]:
-    """D(F(x|z), F_θ(x)) by part, each of x's shape and 0 where it is not scored."""
-    target = path.conditional(z, x, t)
-    kinds: Any = divergence or path.default_divergence
-    pairs: dict[str, tuple[Any, Any]] = {"jump": (target, predicted)}
-    if isinstance(target, Superposition):
-        parts = predicted.parts if isinstance(predicted, Superposition) else {}
-        if missing := kinds.keys() - parts.keys():
-            raise TypeError(f"the model's generator lacks {', '.join(sorted(missing))}, which the path learns")
-        pairs = {name: (target.parts[name], parts[name]) for name in kinds}
-    else:
-        kinds = {"jump": kinds}
-    values = {}
-    for name, (aim, guess) in pairs.items():
-        unit = path.units(t)[name].view(-1, *[1] * (x.dim() - 1))
-        unit = unit.to(x.dtype) if x.is_floating_point() else unit
-        values[name] = bregman.divergence(aim.per(unit), guess.per(unit), x, where=scored, kind=kinds[name])
-    return values
+GREATEST_TIME = 1 - 2**-30
+"""Where an observed field (t = 1) is evaluated: its hazard 2³⁰ is finite in every float type but float16."""
 
 
 def conditional_loss(
-    model: Any,
-    z: Any,
-    attention_mask: Any = None,
+    process: Process | nn.Module,
+    z: Tensor | State,
+    attention_mask: Tensor | State | None = None,
     rng: torch.Generator | None = None,
     *,
-    scored: Any = None,
-    times: TimeSampler | None = None,
+    scored: Tensor | State | None = None,
+    time_sampler: TimeSampler | None = None,
     divergence: Any = None,
     x_0: Tensor | None = None,
     class_labels: Tensor | None = None,
 ) -> Tensor:
-    """Conditional generator matching loss of a batch, per scored position (of symbols, in nats) or entry.
+    """Conditional generator matching loss of a batch, per scored entry (for discrete states in nats).
 
-    Draws t and x ~ p_t(·|z). A network computes the loss in its own forward, where wrappers for mixed precision and
-    distributed training can see it; any other object with `.path` and `.generator(x, t)` is asked for its generator.
+    Draws times t and noisy states x ~ p_t(·|z). A network computes the loss in its own `forward`; any other process is
+    evaluated by `.generator(x, t)`.
 
     Args:
-        model: a module called as `model(input_ids=x, time=t, labels=z)` (`input_values` of numbers), or a stand-in such as
-            an exact posterior.
-        z: clean data, long [B, L], or floating-point [B, …] of a Euclidean path; of a product a dict by field, as are then
-            attention_mask and scored.
-        attention_mask: [B, L], 0 where padded: neither noised, nor attended to, nor scored.
+        process: a module called as `model(input_ids=x, time=t, labels=z)` (`input_values` or `fields` for other paths), or
+            anything else with `.path` and `.generator(x, t)`, such as an exact posterior.
+        z: clean data: long [B, L], or floating-point [B, …] for a continuous path; for a product a dict by field, as are
+            then attention_mask and scored.
+        attention_mask: [B, L], 0 where padded: these positions are neither noised, nor attended to, nor scored.
         rng: source of the noise.
-        scored: bool of z's shape, entries to noise and to score; all that are not padded by default.
-        times: law of κ(t), uniform by default.
-        divergence: by default that of the model's config, or of its path (see `matching_loss`).
-        x_0: the sources [B, L] of a coupled path.
-        class_labels: long [B], of a model with classes; a part `config.class_dropout` of them is left out.
+        scored: bool of z's shape, the entries to noise and to score; by default all that are not padded.
+        time_sampler: distribution of the times; `LogitNormalTimeSampler()` by default.
+        divergence: in place of that of the model's config, or of its path (see `bregman.divergence`); by field and part
+            where there are several.
+        x_0: sources [B, L] of a coupled path.
+        class_labels: long [B], for a model with classes; a share `config.class_dropout` of them is dropped.
 
     Returns:
-        Scalar.
+        Scalar, float32.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit the path; the message names it.
+
+    >>> from gm_discrete import ExactModel, UniformTimeSampler
+    >>> data = torch.tensor([[0, 1], [1, 0]])
+    >>> process = ExactModel(MaskedPath(3), data)  # the posterior of two sequences of two tokens
+    >>> loss = conditional_loss(process, data, rng=torch.Generator().manual_seed(0))
+    >>> bool(loss >= 0)
+    True
     """
-    path = unwrapped(model).path
-    scored = scored_positions(path, z, attention_mask, scored)
-    x, t = corrupt(path, z, scored, rng, times, x_0=x_0)
-    given: dict[str, Any] = {"attention_mask": attention_mask}
+    model: Any = unwrapped(process)
+    path: Path = model.path
+    state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))
+    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=None if x_0 is None else pack(x_0))
+    conditioning: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
     if class_labels is not None:
-        dropout = getattr(getattr(unwrapped(model), "config", None), "class_dropout", 0.0)
-        given["class_labels"] = drop_classes(class_labels, dropout, rng)
-    given = {name: value for name, value in given.items() if value is not None}
-    if isinstance(model, nn.Module):
+        dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
+        conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
+    if isinstance(process, nn.Module):
+        labels = unpack({name: field.mask_labels(state[name], chosen[name]) for name, field in path.fields.items()})
         choice = {} if divergence is None else {"divergence": divergence}
-        state = {path.state_name: x}
-        return model(**state, time=t, labels=path.mask_labels(z, scored), **given, **choice).loss
-    return matching_loss(path, model.generator(x, t, **given), z, x, t, scored, divergence=divergence)
+        return process(**{path.state_name: unpack(x)}, time=t, labels=labels, **conditioning, **choice).loss
+    predicted = factors(model.generator(unpack(x), t, **conditioning))
+    return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=by_field(path, divergence)))
+
+
+def corrupt(
+    path: Path,
+    z: State,
+    scored: State,
+    rng: torch.Generator | None = None,
+    time_sampler: TimeSampler | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    x_0: State | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(x, t): noisy states x ~ p_t(·|z), by field, and their times; entries that are not scored stay as they are.
+
+    The noise is that of the global batch, of which this process takes the rows of its `rank`: processes that share a batch
+    and have generators in equal states draw together what one process would draw for all of it.
+
+    Args:
+        z, scored: data and bool of its shape, by field.
+        x_0: sources of a coupled path.
+    """
+    batch, device = next((len(value), value.device) for value in z.values())
+    rows = slice(rank * batch, (rank + 1) * batch)
+    t = draw_times(path, batch * world_size, rng, device, time_sampler)
+    x, times = {}, path.times(t)
+    for name, field in path.fields.items():
+        everyone = (world_size, *[1] * (z[name].dim() - 1))
+        source = None if x_0 is None else x_0[name].repeat(everyone)
+        noisy = field.sample(z[name].repeat(everyone), times[name], rng, source)[rows]
+        x[name] = torch.where(scored[name], noisy, z[name])
+    return x, t[rows]
+
+
+def field_losses(
+    path: Path,
+    generators: Mapping[str, Factor],
+    z: State,
+    x: State,
+    t: Tensor,
+    scored: State,
+    num_items: Mapping[str, Tensor | float] | None = None,
+    divergence: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """Loss of each field: mean over its scored entries of Σ_parts w D(F(x|z), F_θ(x)), float32.
+
+    The marginal generator minimises any weighted sum of them, as the divergences of different fields share no output.
+
+    Args:
+        generators: the prediction F_θ(x) of each field.
+        z, x: data and states [B, …] by field; t: times [B], or [B, M] of independent times.
+        scored: bool of their shape, by field.
+        num_items: what the sum of each field is divided by; the number of its scored entries by default.
+        divergence: by field, of a `Superposition` by part; that of the field's path by default.
+        weights: by field the weight of its loss, which `total_loss` applies, or weights w of its parts, applied here.
+    """
+    losses = {}
+    for name, parts in field_divergences(path, generators, z, x, t, scored, divergence).items():
+        inner = (weights or {}).get(name)
+        inner = inner if isinstance(inner, Mapping) else {}
+        total = torch.stack([inner.get(part, 1.0) * values.sum() for part, values in parts.items()]).sum()
+        count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
+        losses[name] = (total / count).float()
+    return losses
+
+
+def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, Any] | None = None) -> Tensor:
+    """Σ_m w_m loss_m over the fields. A field without a number in `weights` has w_m = 1."""
+    chosen = {name: (weights or {}).get(name, 1.0) for name in losses}
+    return torch.stack(
+        [loss * (1.0 if isinstance(chosen[n], Mapping) else chosen[n]) for n, loss in losses.items()]
+    ).sum()
+
+
+def field_divergences(
+    path: Path,
+    generators: Mapping[str, Factor],
+    z: State,
+    x: State,
+    t: Tensor,
+    scored: State,
+    divergence: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """D(F(x|z), F_θ(x)) by field and part, each of x's shape and 0 where it is not scored, or its field is observed (t = 1).
+
+    Generators are taken in `path.units`, for discrete states per unit of κ. The parts of a superposition are compared
+    unscaled: their weights in the process are not those in the loss.
+
+    Raises:
+        TypeError: the model's generator lacks a field or a part that the path trains.
+    """
+    if missing := path.fields.keys() - generators.keys():
+        raise TypeError(
+            f"the model's generator lacks {', '.join(sorted(missing))}; the path has {', '.join(path.fields)}"
+        )
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, now in generator_times(path, t).items():
+        field, predicted, state = path.fields[name], generators[name], x[name]
+        kinds = (divergence or {}).get(name) or field.default_divergence
+        open_ = scored[name] & (path.times(t)[name] < 1).view(-1, *[1] * (state.dim() - 1))
+        target = field.conditional(z[name], state, now)
+        pairs: dict[str, tuple[Any, Any]] = {"jump": (target, predicted)}
+        if isinstance(target, Superposition):
+            parts = predicted.parts if isinstance(predicted, Superposition) else {}
+            if missing := kinds.keys() - parts.keys():
+                raise TypeError(f"the model's generator lacks {', '.join(sorted(missing))}, which the path trains")
+            pairs = {part: (target.parts[part], parts[part]) for part in kinds}
+        else:
+            kinds = {"jump": kinds}
+        units = field.units(now)
+        found[name] = {}
+        for part, (aim, guess) in pairs.items():
+            unit = units[part].view(-1, *[1] * (state.dim() - 1))
+            unit = unit if field.is_discrete else unit.to(state.dtype)
+            found[name][part] = bregman.divergence(aim.per(unit), guess.per(unit), state, where=open_, kind=kinds[part])
+    return found
+
+
+def generator_times(path: Path, t: Tensor) -> Times:
+    """The time at which the generator of each field is evaluated. Fields with a time of their own may be observed (t = 1):
+    these are evaluated slightly earlier, where hazards are finite. They have no loss, and 0 · ∞ must not be its gradient."""
+    times = path.times(t)
+    if t.dim() == 1:
+        return times
+    return {name: now.clamp(max=min(path.fields[name].latest, GREATEST_TIME)) for name, now in times.items()}
 
 
 def drop_classes(
     class_labels: Tensor, dropout: float, rng: torch.Generator | None, rank: int = 0, world_size: int = 1
 ) -> Tensor:
-    """The labels [B], each −1 (no class) with probability `dropout`; the noise is that of the global batch."""
+    """The labels [B], each replaced by −1 (no class) with probability `dropout`, by noise of the global batch."""
     batch = len(class_labels)
     device = rng.device if rng is not None else class_labels.device
     u = torch.rand(batch * world_size, generator=rng, device=device)[rank * batch : (rank + 1) * batch]
     return torch.where(u.to(class_labels.device) < dropout, -1, class_labels)
 
 
-def scored_positions(path: Path, z: Any, attention_mask: Any, scored: Any = None) -> Any:
-    """bool [B, L]: the positions asked for that are not padded; of a product by field.
+def scored_positions(path: Path, z: Any, attention_mask: Any = None, scored: Any = None) -> Any:
+    """bool of z's shape: the `scored` entries that are not padded. A tensor for a tensor z, else by field.
 
     Raises:
-        ValueError: a mask is not of z's shape, or (looked at on the CPU only, elsewhere it would stall the device) nothing
-            is left to score, or what is scored holds a symbol that no data has, such as the mask.
+        ValueError: a mask does not have z's shape, or (checked on the CPU only, as elsewhere it would stall the device)
+            no entry is left, or a scored entry holds a symbol that data never holds, such as the mask.
     """
-    if isinstance(path, ProductPath):
-        path.check(z, torch.zeros(len(next(iter(z.values()))), device=next(iter(z.values())).device), "z")
-        path.check_known(attention_mask, "attention_mask")
-        path.check_known(scored, "scored")
-        found = {
-            name: _chosen(factor, z[name], (attention_mask or {}).get(name), (scored or {}).get(name))
-            for name, factor in path.factors.items()
-        }
-        _check_any(list(found.values()))
-        return found
-    chosen = _chosen(path, z, attention_mask, scored)
-    _check_any([chosen])
-    return chosen
-
-
-def _check_any(chosen: list[Tensor]) -> None:
-    if chosen[0].device.type == "cpu" and not any(bool(part.any()) for part in chosen):
-        raise ValueError("nothing is left to score: attention_mask and scored leave no position")
-
-
-def _chosen(path: Path, z: Tensor, attention_mask: Tensor | None, scored: Tensor | None) -> Tensor:
-    """`scored_positions` of one field, which may be none."""
-    if z.dim() < 2 or (z.dim() > 2 and not z.is_floating_point()):
-        raise ValueError(f"z must have shape [B, L], got {tuple(z.shape)}")
-    if attention_mask is not None and z.is_floating_point() and z.dim() == 3:
-        attention_mask = attention_mask[..., None].expand(z.shape)
-    for name, mask in (("attention_mask", attention_mask), ("scored", scored)):
-        if mask is not None and mask.shape != z.shape:
-            raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected that of z, {tuple(z.shape)}")
-    real = torch.ones_like(z, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    chosen = real if scored is None else real & scored.bool()
-    if z.device.type == "cpu":
-        for symbol in getattr(path, "excluded", ()):
-            if bool((chosen & (z == symbol)).any()):
+    state = pack(z)
+    masks = {
+        name: pack({} if mask is None else mask)
+        for name, mask in (("attention_mask", attention_mask), ("scored", scored))
+    }
+    for name, value in {**masks, "z": state}.items():
+        if unknown := value.keys() ^ path.fields.keys() if name == "z" else value.keys() - path.fields.keys():
+            raise ValueError(f"{name} must be a dict by field: {', '.join(sorted(unknown))} does not fit {path!r}")
+    found: dict[str, Tensor] = {}
+    for field, values in state.items():
+        if values.dim() < 2 or (values.dim() > 2 and path.fields[field].is_discrete):
+            raise ValueError(f"z must have shape [B, L], got {tuple(values.shape)}")
+        chosen = torch.ones_like(values, dtype=torch.bool)
+        for name, given in masks.items():
+            if (mask := given.get(field)) is None:
+                continue
+            if name == "attention_mask" and values.dim() == 3:  # of vectors [B, L, C]
+                mask = mask[..., None].expand(*mask.shape, values.shape[2])
+            if mask.shape != values.shape:
                 raise ValueError(
-                    f"z holds the id {symbol}, which is no data symbol of {path!r}: clean data has no masks"
+                    f"{name} has shape {tuple(given[field].shape)}; expected that of z, {tuple(values.shape)}"
                 )
-    return chosen
+            chosen = chosen & mask.bool()
+        if values.device.type == "cpu":
+            for symbol in getattr(path.fields[field], "excluded", ()):
+                if bool((chosen & (values == symbol)).any()):
+                    raise ValueError(
+                        f"z holds the id {symbol}, which is no data symbol of {path.fields[field]!r}: mark it as not scored"
+                    )
+        found[field] = chosen
+    if all(chosen.device.type == "cpu" and not bool(chosen.any()) for chosen in found.values()):
+        raise ValueError("nothing is left to score: attention_mask and scored leave no entry")
+    return found if isinstance(z, Mapping) else found[""]
+
+
+def by_field(path: Path, value: Any) -> dict[str, Any]:
+    """An option by field: for a path with a single field, that of the field."""
+    return ({} if value is None else {"": value}) if "" in path.fields else dict(value or {})
 
 
 def conditioning_of(model: Any, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's generator is told beside the state when data z is scored: what is given, and by a block-causal model
-    the data whose blocks come before each block."""
+    """Keyword arguments of the generator of a model when data z is scored: those given that are not `None`, and for a
+    block-causal model the data whose blocks precede each block."""
     clean = z if getattr(getattr(model, "config", None), "block_size", None) else None
     return {name: value for name, value in {**given, "clean": clean}.items() if value is not None}
 
 
 def unwrapped(model: Any) -> Any:
-    """The object with a path: the model, or the module that a wrapper (DDP, torch.compile) holds.
+    """The process itself: the model, or the module in a wrapper (DDP, torch.compile).
 
     Raises:
-        TypeError: there is none.
+        TypeError: it has no path.
     """
     for holder in (model, getattr(model, "module", None), getattr(model, "_orig_mod", None)):
         if isinstance(getattr(holder, "path", None), Path):

@@ -57,13 +57,6 @@ class TokenMixturePath(FinitePath):
         kept = uniform(z.shape, rng, z.device) < self.schedule.kappa(t)[:, None]
         return torch.where(kept, z, self.prior(z.shape, rng, z.device) if x_0 is None else x_0)
 
-    def renoise(self, x: Tensor, t: Tensor, t_back: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """x_b ~ p(x_b | x_t) of the noising process, back to times t_back ≤ t: each token is renewed from p0 with
-        probability 1 − κ_b/κ_t. It needs no network, and carries p_t(·|z) to p_b(·|z) for every z."""
-        kappa, kappa_back = self.schedule.kappa(t), self.schedule.kappa(t_back)
-        renewed = torch.where(kappa > 0, 1 - kappa_back / kappa, 0.0)[:, None]
-        return torch.where(uniform(x.shape, rng, x.device) < renewed, self.prior(x.shape, rng, x.device), x)
-
     def probs(self, z: Tensor, t: Tensor) -> Tensor:
         kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
         return (complement * self.prior_probs(z.device)).scatter_add(1, z[:, None], kappa)
@@ -268,11 +261,6 @@ class MixturePath(TokenMixturePath):
         if self.coupled:
             raise ValueError("a coupled path starts from the source that comes with each example: give x_0")
         return super().prior(shape, rng, device)
-
-    def renoise(self, x: Tensor, t: Tensor, t_back: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        if self.coupled:
-            raise ValueError("a coupled path cannot be noised again: its noise is the source, which x does not tell")
-        return super().renoise(x, t, t_back, rng)
 
     def _undecided(self, x: Tensor) -> Tensor:
         return torch.ones_like(x, dtype=torch.bool) if self.coupled else super()._undecided(x)

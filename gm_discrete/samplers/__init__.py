@@ -1,37 +1,56 @@
-from gm_discrete.samplers.banned import avoiding
-from gm_discrete.samplers.chain import Chain, Step
-from gm_discrete.samplers.correctors import BackwardNoise, Corrector, DetailedBalance, EtaNoise, ReMDM
-from gm_discrete.samplers.decoding import ORDERS
+"""Samplers: `simulate` and its methods, correctors, guidance, grids."""
+
+from gm_discrete.samplers.adaptive import Adaptive
+from gm_discrete.samplers.banned import Avoiding
+from gm_discrete.samplers.base import Chain, Sampler, kind_of, samplers_for
+from gm_discrete.samplers.correctors import Corrector, DetailedBalance, ReMDM
+from gm_discrete.samplers.decoding import ORDERS, EntropyBounded
+from gm_discrete.samplers.dormand_prince import DormandPrince
+from gm_discrete.samplers.euler import Euler
+from gm_discrete.samplers.exact import FirstHitting, Uniformization
 from gm_discrete.samplers.grids import SPACINGS, time_grid
-from gm_discrete.samplers.guidance import ClassifierGuidance, ClassifierGuided, check_predictor
-from gm_discrete.samplers.product import PRODUCT_STEPS, ProductChain, ProductStep
-from gm_discrete.samplers.simulate import EUCLIDEAN_STEPS, GRID_FREE, STEPS, Simulation, make_step, simulate
+from gm_discrete.samplers.guidance import ClassifierGuidance
+from gm_discrete.samplers.heun import Heun
+from gm_discrete.samplers.simulate import Simulation, refuse_old_options, simulate, simulate_state
 from gm_discrete.samplers.superpose import SuperposedModel, superpose
+from gm_discrete.samplers.tau_leaping import TauLeaping
+from gm_discrete.samplers.trapezoidal import Trapezoidal
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    kind.type_name: kind
+    for kind in (
+        TauLeaping, Euler, Trapezoidal, FirstHitting, Uniformization, Adaptive, EntropyBounded, Heun, DormandPrince,
+    )
+}  # fmt: skip
+"""Those of this library, by name."""
 
 __all__ = [
-    "EUCLIDEAN_STEPS",
-    "GRID_FREE",
     "ORDERS",
-    "PRODUCT_STEPS",
+    "SAMPLERS",
     "SPACINGS",
-    "STEPS",
-    "BackwardNoise",
+    "Adaptive",
+    "Avoiding",
     "Chain",
     "ClassifierGuidance",
-    "ClassifierGuided",
     "Corrector",
     "DetailedBalance",
-    "EtaNoise",
-    "ProductChain",
-    "ProductStep",
+    "DormandPrince",
+    "EntropyBounded",
+    "Euler",
+    "FirstHitting",
+    "Heun",
     "ReMDM",
+    "Sampler",
     "Simulation",
-    "Step",
     "SuperposedModel",
-    "avoiding",
-    "check_predictor",
-    "make_step",
+    "TauLeaping",
+    "Trapezoidal",
+    "Uniformization",
+    "kind_of",
+    "refuse_old_options",
+    "samplers_for",
     "simulate",
+    "simulate_state",
     "superpose",
     "time_grid",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gm_discrete.samplers.chain import Chain, Step
-from gm_discrete.samplers.exact import first_hitting
+from gm_discrete.paths.base import Path
+from gm_discrete.process import State, Times
+from gm_discrete.samplers.base import Chain, Sampler
+from gm_discrete.samplers.exact import candidates_one_by_one
 
 
 def by_length(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> list[Tensor]:
@@ -42,37 +45,59 @@ def occurrences(x: Tensor, sequences: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def avoiding(
-    step: Step, sequences: Sequence[Sequence[int]], before: Tensor | None = None, behind: Tensor | None = None
-) -> Step:
-    """The step of a masked path after which none of the sequences stands in a state in which none stood before.
+class Avoiding(Sampler):
+    """A sampler of masked paths after whose steps none of the sequences occurs, if none occurred before.
 
-    Positions whose new symbols make up one together are masked again; what is still masked at t = 1 is then revealed one
-    position at a time, where the logits processor that goes with this can see what it would complete.
+    Positions whose new symbols make up one together are masked again; those still masked at t = 1 are then revealed one at
+    a time, where the logits processor that goes with this rules out symbols that would complete a sequence. It is made for
+    one state, and has no JSON form.
 
     Args:
-        before, behind: symbols [B, …] on both sides of the state that stay as they are.
+        sampler: takes the steps.
+        sequences: lists of ids that may not occur.
+        before, after: symbols [B, …] on both sides of the state that stay as they are.
     """
 
-    kept: list[Tensor] = []
+    def __init__(
+        self,
+        sampler: Sampler,
+        sequences: Sequence[Sequence[int]],
+        before: Tensor | None = None,
+        after: Tensor | None = None,
+    ) -> None:
+        self.sampler, self.sequences, self.before, self.after = sampler, sequences, before, after
+        self._by_length: list[Tensor] | None = None
 
-    def part_of_one(y: Tensor) -> Tensor:
-        words = kept or by_length(sequences, y.device)
-        kept[:] = words
-        parts = [part for part in (before, y, behind) if part is not None]
-        start = 0 if before is None else before.shape[1]
-        return occurrences(torch.cat(parts, 1), words)[:, start : start + y.shape[1]]
+    @property
+    def keeps_distribution(self) -> bool:
+        return self.sampler.keeps_distribution
 
-    def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        y = step(chain, x, t, t_next)
-        while bool((back := part_of_one(y) & (y != x)).any()):
-            y = torch.where(back, x, y)
-        masked = (y == chain.path.mask_token_id) & chain.free
-        if bool((t_next >= 1).any()) and bool(masked.any()):
-            error = chain.error
-            share = 1 - masked.sum(1) / chain.free.sum(1).clamp(min=1)
-            y = first_hitting(chain, y, torch.maximum(chain.path.schedule.inverse(share.double()), t), t_next)
-            chain.error = error  # that of the step: what it drew together is no less off for this
-        return y
+    def check(self, path: Path) -> None:
+        """
+        Raises:
+            ValueError: the path has no masks, or the sampler cannot simulate it.
+        """
+        self.sampler.check(path)
+        if getattr(path, "rates", None) != "masked":
+            raise ValueError(
+                f"{path!r} cannot avoid sequences: its symbols change together until the end; use MaskedPath"
+            )
 
-    return stepped
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        path: Any = chain.path
+        y, now, then = self.sampler.step(chain, x, t, t_next)[""], t[""], t_next[""]
+        while bool((back := self._part_of_one(y) & (y != x[""])).any()):
+            y = torch.where(back, x[""], y)
+        masked = (y == path.mask_token_id) & chain.free[""]
+        if bool((then >= 1).any()) and bool(masked.any()):
+            share = 1 - masked.sum(1) / chain.free[""].sum(1).clamp(min=1)
+            start = torch.maximum(path.schedule.inverse(share.double()), now)
+            y = candidates_one_by_one(chain, y, start, then)
+        return {"": y}
+
+    def _part_of_one(self, y: Tensor) -> Tensor:
+        if self._by_length is None:
+            self._by_length = by_length(self.sequences, y.device)
+        parts = [part for part in (self.before, y, self.after) if part is not None]
+        start = 0 if self.before is None else self.before.shape[1]
+        return occurrences(torch.cat(parts, 1), self._by_length)[:, start : start + y.shape[1]]

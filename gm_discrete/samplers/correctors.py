@@ -1,29 +1,63 @@
-"""Correctors: they turn a step into one that also moves back and forth along p_t, and so mends what steps got wrong.
+"""Correctors: they add to a sampler's step one that moves back and forth along p_t, which reduces its errors.
 
-A corrector is a function from steps to steps. Each generator leaves the path's law alone: in the limit of small steps (and
-of small strength of `DetailedBalance` and `ReMDM`, which act on all tokens at once) the tokens follow p_t as before. But
-they may change their minds more often, for more network evaluations.
+Both preserve the path's distribution in the limit of small steps and of small strength, as they act on all tokens at once.
+Tokens change more often, for more network evaluations.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from gm_discrete.configurable import Configurable
-from gm_discrete.samplers.chain import Chain, Step
-from gm_discrete.samplers.steps import tau_leaping
+from gm_discrete.paths.base import Path
+from gm_discrete.process import State, Times
+from gm_discrete.samplers.base import DISCRETE, Chain, Sampler, kind_of
+from gm_discrete.samplers.tau_leaping import TauLeaping
 
 
 class Corrector(Configurable, ABC):
-    """Makes a step of a step."""
+    """Turns the step of a sampler into a corrected one, for states with one discrete field."""
+
+    def check(self, path: Path, sampler: Sampler) -> None:
+        """
+        Raises:
+            ValueError: the corrector does not fit the path or the sampler.
+        """
+        if kind_of(path) != DISCRETE:
+            raise ValueError(f"corrector={self!r} is for a single discrete field; {path!r} has {kind_of(path)} states")
+        if not sampler.keeps_distribution:
+            raise ValueError(
+                f"corrector={self!r} cannot be combined with sampler={sampler!r}: a corrector assumes that the sampler "
+                "targets the model distribution; use order='random'"
+            )
 
     @abstractmethod
-    def corrected(self, step: Step) -> Step:
-        """The step with its correction."""
+    def step(self, sampler: Sampler, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        """The state at t_next of one at t, by the sampler's step and its correction."""
+
+    def corrected(self, sampler: Sampler) -> Sampler:
+        """The sampler whose steps are corrected."""
+        return Corrected(sampler, self)
+
+
+class Corrected(Sampler):
+    """A sampler with a corrector. It has no JSON form of its own: sampler and corrector have theirs."""
+
+    states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
+
+    def __init__(self, sampler: Sampler, corrector: Corrector) -> None:
+        self.sampler, self.corrector = sampler, corrector
+
+    def check(self, path: Path) -> None:
+        self.sampler.check(path)
+        self.corrector.check(path, self.sampler)
+
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        return self.corrector.step(self.sampler, chain, x, t, t_next)
 
 
 class DetailedBalance(Corrector):
@@ -31,6 +65,17 @@ class DetailedBalance(Corrector):
 
     The generator G(y|x) = E_{z~π} p_t(y|z) is in detailed balance with p_t, on any path (for mixture paths
     (1 − κ) p0(y) + κ π(y)); the forward-backward corrector of Campbell et al. 2022 (arXiv 2205.14987) is one such.
+
+    Args:
+        sweeps: how often.
+        strength: time for which G acts in each sweep.
+
+    >>> import torch
+    >>> from gm_discrete import DetailedBalance, ExactModel, UniformPath, simulate
+    >>> process = ExactModel(UniformPath(3), torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    >>> x_0 = process.path.prior((4, 3))
+    >>> simulate(process, x_0, torch.linspace(0, 1, 9), corrector=DetailedBalance(sweeps=2)).shape
+    torch.Size([4, 3])
     """
 
     type_name = "detailed_balance"
@@ -40,74 +85,24 @@ class DetailedBalance(Corrector):
             raise ValueError(f"sweeps={sweeps} must be at least 1")
         self.sweeps, self.strength = int(sweeps), _positive("strength", strength)
 
-    def corrected(self, step: Step) -> Step:
-        def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-            x = step(chain, x, t, t_next)
-            chain.error = None  # tokens that are drawn anew together leave the law of an exact step
-            if bool((t_next >= 1).any()):  # data is drawn anew as it is
-                return x
-            for _ in range(self.sweeps):
-                events = chain.events(torch.full(x.shape, -math.expm1(-self.strength), device=x.device))
-                chain.calls += events.any(1)
-                x = chain.land(x, chain.posterior(x, t_next).corrector().kernel, events)
-            return x
+    def check(self, path: Path, sampler: Sampler) -> None:
+        super().check(path, sampler)
+        if getattr(path, "coupled", False):
+            raise ValueError(
+                "corrector=DetailedBalance is not defined for coupled paths: the source x_0 cannot be recovered from x"
+            )
 
-        return stepped
-
-
-class _Renoising(Corrector):
-    """Before each step the state is noised, from κ_t to a smaller κ_b; the step then starts at b.
-
-    Noise needs no network: each token is renewed from p0 with probability 1 − κ_b/κ_t. For mixture paths.
-    """
-
-    @abstractmethod
-    def kappa_back(self, kappa: Tensor, kappa_next: Tensor, duration: Tensor) -> Tensor:
-        """κ_b ≤ κ_t for a step from κ_t to κ_s that takes the time `duration`."""
-
-    def corrected(self, step: Step) -> Step:
-        def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-            path = chain.path
-            if not hasattr(path, "renoise"):
-                raise ValueError(f"{type(self).__name__} is for mixture paths; use DetailedBalance here")
-            schedule = path.schedule
-            back = schedule.inverse(self.kappa_back(schedule.kappa(t), schedule.kappa(t_next), t_next - t))
-            back = torch.minimum(back, t)
-            noised = torch.where(chain.free, path.renoise(x, t, back, chain.rng), x)
-            return step(chain, chain.moved(x, noised), back, t_next)
-
-        return stepped
-
-
-class BackwardNoise(_Renoising):
-    """The generator (1 + b) R + b R̄ of the path's rate R and the backward rate R̄(y|x) = (κ'/κ) p0(y): κ_b = κ_t (κ_t/κ_s)^b.
-
-    R̄ solves the Kolmogorov equation backwards in time, so that the sum solves it forwards for every b ≥ 0.
-    """
-
-    type_name = "backward_noise"
-
-    def __init__(self, b: float = 1.0) -> None:
-        self.b = _positive("b", b)
-
-    def kappa_back(self, kappa: Tensor, kappa_next: Tensor, duration: Tensor) -> Tensor:
-        return kappa * (kappa / kappa_next) ** self.b
-
-
-class EtaNoise(_Renoising):
-    """Noise at the constant rate η per token, and data at the rate that balances it: κ_b = κ_t e^{−η (s − t)}.
-
-    For masking: unmask at h + η κ/(1 − κ), mask again at η. For S symbols of uniform noise each z → y has the rate η/S, and
-    y → z the rate (η/S)(1 + (S − 1) κ)/(1 − κ) more. Campbell et al. 2024 (arXiv 2402.04997, section 3).
-    """
-
-    type_name = "eta_noise"
-
-    def __init__(self, eta: float = 1.0) -> None:
-        self.eta = _positive("eta", eta)
-
-    def kappa_back(self, kappa: Tensor, kappa_next: Tensor, duration: Tensor) -> Tensor:
-        return kappa * torch.exp(-self.eta * duration)
+    def step(self, sampler: Sampler, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        state = sampler.step(chain, x, t, t_next)[""]
+        chain.error = None  # tokens that are drawn anew together are not exact
+        if bool((t_next[""] >= 1).any()):  # data stays as it is
+            return {"": state}
+        for _ in range(self.sweeps):
+            events = chain.events(torch.full(state.shape, -math.expm1(-self.strength), device=state.device))
+            posterior = chain.posterior({"": state}, t_next)
+            chain.count(events.any(1))
+            state = chain.land(state, posterior.corrector().kernel, events)
+        return {"": state}
 
 
 class ReMDM(Corrector):
@@ -115,6 +110,16 @@ class ReMDM(Corrector):
     (κ_s − (1 − σ) κ_t)/(1 − κ_t), σ = η min(1, (1 − κ_s)/κ_t).
 
     Given z the step carries p_t to p_s for every σ in that range. Wang et al. 2025 (arXiv 2503.00307, equations 7 and 10).
+
+    Args:
+        eta: η in (0, 1].
+
+    >>> import torch
+    >>> from gm_discrete import ExactModel, MaskedPath, ReMDM, simulate
+    >>> process = ExactModel(MaskedPath(4), torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    >>> x = simulate(process, process.path.prior((4, 3)), torch.linspace(0, 1, 33), corrector=ReMDM(0.1))
+    >>> bool((x == process.path.mask_token_id).any())
+    False
     """
 
     type_name = "remdm"
@@ -124,25 +129,24 @@ class ReMDM(Corrector):
         if eta > 1:
             raise ValueError(f"eta={eta} must be in (0, 1]")
 
-    def corrected(self, step: Step) -> Step:
-        if step is not tau_leaping:
-            raise ValueError('remdm is a step of its own: use it with the method "tau_leaping"')
+    def check(self, path: Path, sampler: Sampler) -> None:
+        super().check(path, sampler)
+        if sampler != TauLeaping():
+            raise ValueError(f"corrector={self!r} is a step of its own: use sampler='tau_leaping', not {sampler!r}")
+        if getattr(path, "rates", None) != "masked":
+            raise ValueError(f"corrector={self!r} needs a MaskedPath, not {path!r}; use DetailedBalance")
 
-        def stepped(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-            path = chain.path
-            if path.rates != "masked":
-                raise ValueError(f'remdm is for masked paths; with rates="{path.rates}" use BackwardNoise')
-            schedule, masked = path.schedule, x == path.mask_token_id
-            kappa, kappa_next = schedule.kappa(t)[:, None], schedule.kappa(t_next)[:, None]
-            sigma = self.eta * torch.where(kappa > 0, (1 - kappa_next) / kappa, 0.0).clamp(max=1)
-            reveal = (kappa_next - (1 - sigma) * kappa) / (1 - kappa)
-            generator = chain.jump(x, t, t_next)
-            events = chain.events(torch.where(masked, reveal, sigma))
-            chain.calls += (events & masked).any(1)
-            landed = chain.land(x, generator.kernel, events & masked)
-            return chain.moved(landed, landed.masked_fill(events & ~masked, path.mask_token_id))
-
-        return stepped
+    def step(self, sampler: Sampler, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        path: Any = chain.path
+        state, schedule, masked = x[""], chain.schedule, x[""] == path.mask_token_id
+        kappa, kappa_next = schedule.kappa(t[""])[:, None], schedule.kappa(t_next[""])[:, None]
+        sigma = self.eta * torch.where(kappa > 0, (1 - kappa_next) / kappa, 0.0).clamp(max=1)
+        reveal = (kappa_next - (1 - sigma) * kappa) / (1 - kappa)
+        jump = chain.jump(x, t, t_next)
+        events = chain.events(torch.where(masked, reveal, sigma))
+        chain.count((events & masked).any(1))
+        landed = chain.land(state, jump.kernel, events & masked)
+        return {"": chain.jumped(landed, landed.masked_fill(events & ~masked, path.mask_token_id))}
 
 
 def _positive(name: str, value: float) -> float:

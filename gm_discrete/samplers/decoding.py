@@ -1,11 +1,11 @@
 """Decoding orders of masked models: which positions a step reveals, when it is not left to chance.
 
-The law of a masked path reveals the masks of a sequence in random order, all orders being equally likely. Whoever reveals
-first what the network is surest of leaves that law: what comes out has no likelihood, and is less varied; of a network that
-is better at some orders than at others it may well read better. (Orders by the state alone, `margin` and `entropy`, keep
-the law where one symbol at a time is drawn from the conditionals of one joint law. Those of a network are of no joint law;
-and `confidence`, which looks at what was drawn, leaves it in any case.) Each order scores the masked positions, and those of
-highest score go first:
+On a masked path the masks of a sequence are revealed in random order, all orders being equally likely. A sampler that
+reveals first what the network is surest of does not sample the model distribution: its samples have no likelihood and are
+less varied, but of a network that is better at some orders than at others they may well read better. (Orders that depend on
+the state alone, `margin` and `entropy`, preserve the distribution where one symbol at a time is drawn from the conditionals
+of one joint distribution; those of a network are conditionals of none. `confidence`, which depends on the symbol that was
+drawn, never does.) Each order scores the masked positions, and those of highest score are revealed first:
 
     confidence   π_i(y_i) of the symbol y_i ~ π_i that was drawn there        Chang et al. 2022 (arXiv 2202.04200)
     margin       π_i's highest probability minus its second highest           Kim et al. 2025 (arXiv 2502.06768)
@@ -14,16 +14,18 @@ highest score go first:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import inverse_cdf, map_rows
-from gm_discrete.samplers.chain import Chain
+from gm_discrete.paths.base import Path
+from gm_discrete.process import State, Times
+from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
 
 Score = Callable[[Tensor, Tensor], Tensor]
 SCORES: dict[str, Score] = {
@@ -35,90 +37,101 @@ SCORES: dict[str, Score] = {
 ORDERS = ("random", *SCORES)
 
 
+@dataclass
+class Reached:
+    """The time [B] that each sequence has reached, which may lie beyond the end of the last step."""
+
+    time: Tensor | None = None
+
+
+class EntropyBounded(Sampler):
+    """Reveals, in the given order, as many positions as Σ_i H(π_i) − max_i H(π_i) ≤ ε allows, and at least one.
+
+    Positions that are revealed at once are drawn as if independent. This costs KL(joint ‖ Π_i π_i) = Σ_i H(π_i) − H, with
+    H ≥ max_i H(π_i) the entropy of their joint distribution under the network: ε bounds it in every step, and the number of
+    steps follows from the text. The time advances with the part that is revealed, κ ← κ + (1 − κ) n/m. Choosing the
+    positions does not preserve the model distribution. Ben-Hamu et al. 2025 (arXiv 2505.24857).
+
+    Args:
+        entropy_bound: ε, in nats.
+        order: in which positions are revealed.
+    """
+
+    type_name: ClassVar[str] = "entropy_bounded"
+    chooses_times: ClassVar[bool] = True
+    states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
+    rates: ClassVar[tuple[str, ...] | None] = ("masked",)
+
+    def __init__(self, entropy_bound: float = 0.1, order: str = "entropy") -> None:
+        check_order(order)
+        if not entropy_bound > 0:
+            raise ValueError(f"entropy_bound={entropy_bound} must be positive, in nats")
+        self.entropy_bound, self.order = float(entropy_bound), order
+
+    @property
+    def keeps_distribution(self) -> bool:
+        return False
+
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        reached = chain.remember("", Reached)
+        now = t[""] if reached.time is None else torch.maximum(t[""], reached.time)
+        state = x[""]
+        while True:
+            jump = chain.jump({"": state}, {"": now}, {"": torch.ones_like(now)})
+            masks = chain.free[""] & (jump.chance > 0) & (now < t_next[""])[:, None]
+            going = masks.any(1)
+            if not bool(going.any()):
+                return {"": state}
+            drawn, score, uncertain = draw(chain, jump, masks, self.order)
+            at = place(score)
+            sorted_ = torch.zeros_like(uncertain).scatter(1, at, uncertain)
+            cost = sorted_.cumsum(1) - sorted_.cummax(1).values
+            chosen = masks & (cost <= self.entropy_bound).gather(1, at)
+            chain.count(going)
+            state = chain.jumped(state, torch.where(chosen, drawn, state))
+            left = chain.schedule.complement(now) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
+            now = torch.where(going, chain.schedule.inverse(1 - left), now)
+            reached.time = now
+
+
+def reveal(chain: Chain, x: State, t: Times, t_next: Times, order: str, order_temperature: float) -> Tensor:
+    """Reveals ⌊m P + u⌋ of the m masks of a sequence, those of highest score; P is the path's (κ_s − κ_t)/(1 − κ_t).
+
+    With one uniform u for each sequence the number has the mean m P of the path, and hardly any variance. To the scores,
+    Gumbel noise of scale `order_temperature` · (1 − κ_t) is added: none in the end, and without limit a random order.
+    """
+    jump, state = chain.jump(x, t, t_next), x[""]
+    masks = chain.free[""] & (jump.chance > 0)
+    count = ((jump.chance * masks).sum(1) + chain.uniform(len(state))).floor()
+    drawn, score, _ = draw(chain, jump, masks & (count > 0)[:, None], order)
+    if order_temperature:
+        heat = order_temperature * chain.schedule.complement(t[""])[:, None]
+        score = score - heat * torch.log(-torch.log1p(-chain.uniform(*state.shape)))
+    chain.count(count > 0)
+    return chain.jumped(state, torch.where(masks & (place(score) < count[:, None]), drawn, state))
+
+
+def check_order(order: str) -> None:
+    """
+    Raises:
+        ValueError: there is no such order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
+
+
+def check_masked(path: Path, order: str) -> None:
+    """
+    Raises:
+        ValueError: the path has no masks to choose from.
+    """
+    if getattr(path, "rates", None) != "masked":
+        raise ValueError(f"order={order!r} chooses which masks are revealed, and {path!r} has none; use order='random'")
+
+
 def entropy(rows: Tensor) -> Tensor:
     """H(π) = −Σ_y π(y) log π(y) of log π [n, K], in nats."""
     return torch.special.entr(rows.exp()).sum(1)
-
-
-def ranked(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, order: str, order_temperature: float) -> Tensor:
-    """Reveals ⌊m P + u⌋ of the m masks of a sequence, those of highest score; P is the path's (κ_s − κ_t)/(1 − κ_t).
-
-    With one uniform u for each sequence the number has the mean m P of the law, and hardly any variance. To the scores,
-    Gumbel noise of scale `order_temperature` · (1 − κ_t) is added: none in the end, and without limit a random order. The
-    choice of the positions leaves the model's law.
-    """
-    jump = masked_jump(chain, x, t, t_next)
-    masks = chain.free & (jump.chance > 0)
-    count = ((jump.chance * masks).sum(1) + chain.uniform(len(x))).floor()
-    drawn, score, _ = draw(chain, jump, masks & (count > 0)[:, None], order)
-    if order_temperature:
-        heat = order_temperature * chain.path.schedule.complement(t)[:, None]
-        score = score - heat * torch.log(-torch.log1p(-chain.uniform(*x.shape)))
-    chain.calls += count > 0
-    return chain.moved(x, torch.where(masks & (place(score) < count[:, None]), drawn, x))
-
-
-def entropy_bounded(
-    chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, entropy_bound: float = 0.1, order: str = "entropy"
-) -> Tensor:
-    """Reveals, in the given order, as many positions as Σ_i H(π_i) − max_i H(π_i) ≤ ε allows, and at least one.
-
-    Positions that are revealed at once are drawn as if independent. What this costs is KL(joint ‖ Π_i π_i) = Σ_i H(π_i) − H,
-    with H ≥ max_i H(π_i) the entropy of their joint law under the network: ε bounds it in every step, and the number of
-    steps follows from the text. The time goes with the part that is revealed, κ ← κ + (1 − κ) n/m. The choice of the
-    positions leaves the model's law. Ben-Hamu et al. 2025 (arXiv 2505.24857).
-    """
-    t = torch.maximum(t, chain.memory.get("reached", t))  # where the last step went beyond its end
-    while True:
-        jump = masked_jump(chain, x, t, torch.ones_like(t))
-        masks = chain.free & (jump.chance > 0) & (t < t_next)[:, None]
-        going = masks.any(1)
-        if not bool(going.any()):
-            return x
-        drawn, score, uncertain = draw(chain, jump, masks, order)
-        at = place(score)
-        sorted_ = torch.zeros_like(uncertain).scatter(1, at, uncertain)
-        cost = sorted_.cumsum(1) - sorted_.cummax(1).values
-        chosen = masks & (cost <= entropy_bound).gather(1, at)
-        chain.calls += going
-        x = chain.moved(x, torch.where(chosen, drawn, x))
-        schedule = chain.path.schedule
-        left = schedule.complement(t) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
-        t = torch.where(going, schedule.inverse(1 - left), t)
-        chain.memory["reached"] = t
-
-
-def masked_jump(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Jump:
-    """The step's generator.
-
-    Raises:
-        ValueError: the path has no masks.
-    """
-    if chain.path.rates != "masked":
-        raise ValueError(
-            f'decoding orders say which masks go first; with rates="{chain.path.rates}" tokens move whenever their clocks '
-            f'ring, and order="random" fits'
-        )
-    return chain.jump(x, t, t_next)
-
-
-def check_decoding(options: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: an option of a decoding order is out of its range, or lacks what it goes with.
-    """
-    order = options.get("order", "random")
-    if order not in ORDERS:
-        raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
-    if not 0 <= options.get("order_temperature", 0.0) < math.inf:
-        raise ValueError(f"order_temperature={options['order_temperature']} must be ≥ 0; 0 is no noise")
-    if options.get("order_temperature") and order == "random":
-        raise ValueError(
-            f"order_temperature={options['order_temperature']} is noise of the scores of an order: give "
-            f"order={', '.join(map(repr, SCORES))}, or no temperature"
-        )
-    if not options.get("entropy_bound", 1.0) > 0:
-        raise ValueError(f"entropy_bound={options['entropy_bound']} must be positive, in nats")
 
 
 def draw(chain: Chain, jump: Jump, masks: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,5 +155,5 @@ def draw(chain: Chain, jump: Jump, masks: Tensor, order: str) -> tuple[Tensor, T
 
 
 def place(score: Tensor) -> Tensor:
-    """The place of each position [B, L] when those of its row are put in order of falling score, from 0."""
+    """The place of each position [B, L] when those of its row are sorted by falling score, from 0."""
     return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

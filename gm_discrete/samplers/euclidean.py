@@ -1,257 +1,251 @@
-"""Steps of Euclidean states, for any superposition of flows, diffusions and jumps.
+"""Moves of continuous fields, for any superposition of flows, diffusions and jumps.
 
 Velocities and squared noises add up with their weights; a jump of weight w happens with probability 1 − (1 − P)^w of the
-interval's own P, and overrides what the drift did to its coordinate. A step that ends at t = 1 is left to the path, which
-gives it to the generator that knows how to finish.
+interval's own P, and overrides what the drift did to its coordinate. In a step that ends at t = 1 the path lets the one
+generator act that leads to the data.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Diffusion, Flow, Generator, Jump, over, terms
-from gm_discrete.samplers.chain import Chain
+from gm_discrete.generators import Diffusion, Factor, Flow, Jump, over, terms
+from gm_discrete.samplers.base import Chain
 
 
-def euler_maruyama(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+@dataclass
+class JumpMemory:
+    """The last step's jump rates [B, …], the time [B] at which they held, and the entries that did not jump."""
+
+    rate: Tensor | None = None
+    time: Tensor | None = None
+    stayed: Tensor | None = None
+
+
+def euler_maruyama(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
     """x + Δ Σ w b + √(Δ Σ w g²) ξ, and then the jumps: one evaluation, of first order.
 
-    Drifts are those of the whole interval with the belief frozen at t: for a flow with CondOT it is the Euler step, with
-    other schedules DDIM's (arXiv 2010.02502). Rates grow as they were seen to in the step before, in the first step as with
-    the belief frozen (see `_grown`), and a jump lands where the path is at t_next.
+    Drifts are those of the whole interval with the posterior frozen at t: for a flow with CondOT it is the Euler step, with
+    other schedules DDIM's (arXiv 2010.02502). Jump rates grow as in the step before (see `_growth`), and a jump lands where
+    the path is at t_next.
     """
-    chain.calls += 1
-    return _step(chain, x, chain.generator(x, t, t_next), t, t_next)
-
-
-def heun(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Drifts by the mean of both ends (second order), jumps as in `tau_leaping`: two evaluations.
-
-    With jumps this is the "mixed" method of Generator Matching. The last step, to t = 1, is that of `tau_leaping`.
-    """
-    if bool((t_next >= 1).any()):
-        return euler_maruyama(chain, x, t, t_next)
-    first = chain.generator(x, t, t_next)
-    tried, noise = predicted(chain, x, first, t, t_next)
-    chain.calls += 2
-    return corrected(chain, x, first, chain.generator(tried, t_next), noise, t, t_next)
+    chain.count(chain.movable(name) & (t < t_next))
+    return moved(chain, name, x, generator, drift(generator, x, mean=True), t, t_next)
 
 
 def predicted(
-    chain: Chain, x: Tensor, generator: Generator, t: Tensor, t_next: Tensor
+    chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor
 ) -> tuple[Tensor, Tensor | float]:
-    """The first half of `heun`: x + Δ b(t) + noise, without jumps, and the noise."""
-    step, variance = _like(t_next - t, x), _noise(generator, x)
+    """The first half of a Heun step: x + Δ b(t) + noise, without jumps; and the noise."""
+    chain.count(chain.movable(name) & (t < t_next))
+    step, variance = like(t_next - t, x), _variance(generator, x)
     noise = 0.0 if variance is None else (step * variance).sqrt() * chain.normal(x)
-    return _within(x + step * _drift(generator, x) + noise, _bounds(generator)), noise
+    return torch.where(chain.free[name], within(x + step * drift(generator, x) + noise, bounds(generator)), x), noise
 
 
 def corrected(
-    chain: Chain, x: Tensor, first: Generator, second: Generator, noise: Tensor | float, t: Tensor, t_next: Tensor
+    chain: Chain,
+    name: str,
+    x: Tensor,
+    first: Factor,
+    second: Factor,
+    noise: Tensor | float,
+    t: Tensor,
+    t_next: Tensor,
 ) -> Tensor:
     """The second half: x + Δ (b(t) + b(t_next))/2 + the same noise, and the jumps of the first generator.
 
-    The noise is not the mean of both ends: where it depends on x, that drifts.
+    The noise is not the mean of both ends: where it depends on x, that would add a drift.
     """
-    moved = x + _like(t_next - t, x) / 2 * (_drift(first, x) + _drift(second, x)) + noise
-    return _jumped(chain, x, _within(moved, _bounds(first)), first, t, t_next)
+    chain.count(chain.movable(name) & (t < t_next))
+    y = x + like(t_next - t, x) / 2 * (drift(first, x) + drift(second, x)) + noise
+    return _jumped(chain, name, x, within(y, bounds(first)), first, t, t_next)
 
 
-def dopri5(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 1e-5) -> Tensor:
-    """A pure flow by the Dormand–Prince pair with step control (package torchdiffeq), to t = 1 − ε, and one step more.
-
-    ε is the path's `stop`. The whole batch is one system; its evaluations count for every state.
-
-    Raises:
-        TypeError: the generator is more than a flow.
-        ImportError: torchdiffeq is not installed.
-    """
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ImportError("dopri5 needs the package torchdiffeq: pip install gm_discrete[ode]") from error
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance} must be positive")
-    start, end = float(t[0]), float(t_next[0])
-    until = min(end, 1 - getattr(getattr(chain.model, "path", None), "stop", 0.005)) if end >= 1 else end
-
-    bounds: tuple[float, float] | None = None
-
-    def velocity(time: Tensor, state: Tensor) -> Tensor:
-        nonlocal bounds
-        generator = chain.generator(_within(state, bounds), time.clamp(max=until).expand(len(x)).double())
-        bounds = _bounds(generator)
-        if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
-            raise TypeError("dopri5 solves flows only; the generator also jumps or diffuses: use heun or adaptive")
-        chain.calls += 1
-        return torch.where(chain.free, _drift(generator, x), 0.0)
-
-    if start < until:
-        times = torch.tensor([start, until], dtype=torch.float64, device=x.device)
-        # A step that led beyond the end would ask for times that no path has.
-        options = {"step_t": times[1:]}
-        solution: Any = odeint(velocity, x, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
-        # The solution's last value is interpolated, which rounds also what does not move.
-        x = torch.where(chain.free, _within(solution[-1].to(x.dtype), bounds), x)
-    return x if until == end else euler_maruyama(chain, x, torch.full_like(t, max(start, until)), t_next)
-
-
-def controlled(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) -> Tensor:
-    """Steps whose length follows from how fast the generator changes: one evaluation each, for every kind.
-
-    Drifts are extrapolated from the step before (Adams–Bashforth, of second order), jumps are those of `tau_leaping`. The
-    whole batch goes at one pace, that of its means, in which there is little chance: nothing is ever drawn again, and a
-    length that depended on what a state had drawn would change the law. Of a step Δ, relative to the size of the state,
-
-        e = ½ Δ rms |Δ(Σ w b)| / rms |x|                           the drift's change,
-        j = ½ Δ (mean |Δ(Σ w λ)| + Δ mean (Σ w λ)²) ℓ / rms |x|    the rate's, and second jumps, which find no room,
-
-    with ℓ the length of a jump. The next step is such that e^(3/2), what the second order leaves of e, and j together are
-    about the tolerance.
-    """
-    while bool((t < t_next).any()):
-        generator = chain.generator(x, t)
-        chain.calls += 1
-        until = pace(chain, x, generator, t, t_next, tolerance)
-        x, t = advance(chain, x, generator, t, until), until
-    return x
-
-
-def pace(chain: Chain, x: Tensor, generator: Generator, t: Tensor, t_next: Tensor, tolerance: float) -> Tensor:
-    """The end of the next step of `controlled`, [B], from the generator of the point t and what memory holds of the last."""
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance} must be positive")
-    stop = getattr(getattr(chain.model, "path", None), "stop", 0.005)
-    memory, free = chain.memory, chain.free
-    count = free.sum().clamp(min=1)
-    step = memory.get("step", torch.full_like(t, tolerance**0.5))
-    drift, rate = _drift(generator, x), _rate(generator, x)
-    memory.pop("slope", None)
-    if "taken" in memory:
-        slope = (drift - memory["drift"]) / _like(memory["taken"], x)
-        size = ((free * x).square().sum() / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-        bent = ((free * slope).square().sum() / count).sqrt()
-        changed = (free * (rate - memory["rate"])).abs().sum() / memory["taken"] + (free * rate).square().sum()
-        needed = (bent / tolerance ** (2 / 3) + changed / count * _length(generator, x) / tolerance) / size
-        step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), step / 2), step * 2)
-        memory["slope"] = slope
-    memory |= {"drift": drift, "rate": rate, "step": step}
-    reach = t + step
-    return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
-
-
-def advance(chain: Chain, x: Tensor, generator: Generator, t: Tensor, until: Tensor) -> Tensor:
-    """The step of `controlled` to the given time, which no one need have proposed."""
-    memory, taken = chain.memory, until - t
-    memory["taken"] = taken
-    # The first step knows of none before it; the last, to t = 1, is the path's own.
-    straight = "slope" not in memory or bool((until >= 1).any())
-    ahead = None if straight else memory["drift"] + _like(taken / 2, x) * memory["slope"]
-    return _step(chain, x, over(generator, until), t, until, ahead)  # pyright: ignore[reportArgumentType]
-
-
-def _step(
-    chain: Chain, x: Tensor, generator: Generator, t: Tensor, t_next: Tensor, drift: Tensor | None = None
-) -> Tensor:
-    """The step of the interval that the generator was asked for, with its mean drift or the given one."""
-    step = _like(t_next - t, x)
-    variance = _noise(generator, x)
-    moved = x + step * (_drift(generator, x, mean=True) if drift is None else drift)
+def moved(chain: Chain, name: str, x: Tensor, generator: Factor, drift: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The step of the interval that the generator was made for, with the given drift."""
+    step, variance = like(t_next - t, x), _variance(generator, x)
+    y = x + step * drift
     if variance is not None:
-        moved = moved + (step * variance).sqrt() * chain.normal(x)
-    return _jumped(chain, x, _within(moved, _bounds(generator)), generator, t, t_next)
+        y = y + (step * variance).sqrt() * chain.normal(x)
+    return _jumped(chain, name, x, within(y, bounds(generator)), generator, t, t_next)
 
 
-def _drift(generator: Generator, x: Tensor, mean: bool = False) -> Tensor:
-    """Σ w b of the flows and diffusions, at the point or in the mean of the interval."""
+def drift(generator: Factor, x: Tensor, mean: bool = False) -> Tensor:
+    """Σ w b of the flows and diffusions, at the point t or in the mean of the interval."""
     total = torch.zeros_like(x)
     for weight, part in terms(generator):
         if isinstance(part, Flow | Diffusion):
             point = part.velocity if isinstance(part, Flow) else part.drift
             value = part.mean if mean and part.mean is not None else point
             if value is not None:
-                total = total + _like(weight, x) * value
+                total = total + like(weight, x) * value
     return total
 
 
-def _noise(generator: Generator, x: Tensor) -> Tensor | None:
+def _variance(generator: Factor, x: Tensor) -> Tensor | None:
     """Σ w g² of the diffusions; `None` without any."""
-    found = [(_like(weight, x), part) for weight, part in terms(generator) if isinstance(part, Diffusion)]
+    found = [(like(weight, x), part) for weight, part in terms(generator) if isinstance(part, Diffusion)]
     if not found:
         return None
     return torch.stack([(weight * part.scale**2).expand(x.shape) for weight, part in found]).sum(0)
 
 
-def _bounds(generator: Generator) -> tuple[float, float] | None:
-    """At which flows and diffusions are reflected, if they are."""
+def bounds(generator: Factor) -> tuple[float, float] | None:
+    """The numbers at which flows and diffusions are reflected, if they are."""
     parts = [part for _, part in terms(generator) if isinstance(part, Flow | Diffusion)]
     return next((part.bounds for part in parts if part.bounds is not None), None)
 
 
-def _rate(generator: Generator, x: Tensor) -> Tensor:
+def jump_rate(generator: Factor, x: Tensor) -> Tensor:
     """Σ w λ of the jumps."""
-    rates = [_like(weight, x) * part.intensity for weight, part in terms(generator) if isinstance(part, Jump)]
+    rates = [like(weight, x) * part.intensity for weight, part in terms(generator) if isinstance(part, Jump)]
     return torch.stack(rates).sum(0) if rates else torch.zeros_like(x)
 
 
-def _length(generator: Generator, x: Tensor) -> Tensor:
-    """Of the longest jumps of the generator; 0 without any."""
-    lengths = [part.length.max() for _, part in terms(generator) if isinstance(part, Jump) and part.length is not None]
-    return torch.stack(lengths).max().to(x.dtype) if lengths else x.new_zeros(())
+def jump_length(generator: Factor, like: Tensor) -> Tensor:
+    """The length of the longest of the generator's jumps, [B] like the tensor; 0 without any."""
+    lengths = [part.length for _, part in terms(generator) if isinstance(part, Jump) and part.length is not None]
+    return torch.stack([length.to(like).expand(like.shape) for length in lengths]).amax(0) if lengths else 0 * like
 
 
-def _jumped(chain: Chain, x: Tensor, moved: Tensor, generator: Generator, t: Tensor, t_next: Tensor) -> Tensor:
-    """The moved state, with the entries that jump at the landings instead; what is not free stays as it was."""
-    state, stayed = torch.where(chain.free, moved, x), chain.free
+def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The state y to which drifts led, but where entries jump the landing instead; what may not move is x."""
+    free = chain.free[name] & like((t < t_next).to(x.dtype), x).bool()
+    state, stayed = torch.where(free, y, x), free
     jumps = [(weight, part) for weight, part in terms(generator) if isinstance(part, Jump)]
     if not jumps:
         return state
-    rate = _rate(generator, x)
-    duration = _grown(chain, rate, t, t_next)
+    memory, rate = chain.remember(name, JumpMemory), jump_rate(generator, x)
+    duration = _growth(memory, rate, t, t_next)
     for weight, part in jumps:
         chance = part.chance.double()
         if part.guessed and duration is not None:
-            chance = -torch.expm1(-part.intensity.double() * duration)
-        chance = 1 - (1 - chance) ** _like(weight, x).double()
+            grown = -torch.expm1(-part.intensity.double() * duration)
+            chance = torch.where(duration.isnan(), chance, grown)
+        chance = 1 - (1 - chance) ** like(weight, x).double()
         if part.joint:
-            events = chain.free & _like(chain.uniform(len(x)) < chance.flatten(1)[:, 0], x).bool()
+            events = free & like((chain.uniform(len(x)) < chance.flatten(1)[:, 0]).to(x.dtype), x).bool()
         else:
-            events = chain.events(chance)
+            events = chain.events(chance, name) & free
         state, stayed = chain.land(state, part.kernel, events), stayed & ~events
-    chain.memory |= {"rate": rate, "since": t, "stayed": stayed}
+    going = t < t_next  # a sequence that waits for the others keeps its memory
+    memory.rate = keep(memory.rate, rate, going)
+    memory.time = keep(memory.time, t, going)
+    memory.stayed = keep(memory.stayed, stayed, going)
     return state
 
 
-def _grown(chain: Chain, rate: Tensor, t: Tensor, t_next: Tensor) -> Tensor | None:
+def _growth(memory: JumpMemory, rate: Tensor, t: Tensor, t_next: Tensor) -> Tensor | None:
     """∫ ((1 − t)/(1 − s))^p ds over [t, t_next], p the power with which the rates of those grew that did not jump before.
 
     With p = 3 grow those of a state far from where it belongs, while z is known; 1/(1 − t) is all that is left of it where
-    z is as uncertain as x is noisy. p is found from the sums over the batch; `None` in the first step and the last.
+    z is as uncertain as x is noisy. p is found from the sums over each sequence. NaN in the first step and the last.
     """
-    memory = chain.memory
-    if "stayed" not in memory or bool((t_next >= 1).any()):
+    if memory.rate is None or memory.stayed is None or memory.time is None:
         return None
-    before = (memory["rate"] * memory["stayed"]).sum(dtype=torch.float64)
-    ratio = (rate * memory["stayed"]).sum(dtype=torch.float64) / before
-    p = (ratio.log() / ((1 - memory["since"]) / (1 - t)).log()).nan_to_num(nan=3.0, neginf=0.0).clamp(0, 3)
+    before = (memory.rate * memory.stayed).flatten(1).sum(1, dtype=torch.float64)
+    ratio = (rate * memory.stayed).flatten(1).sum(1, dtype=torch.float64) / before
+    p = (ratio.log() / ((1 - memory.time) / (1 - t)).log()).nan_to_num(nan=3.0, neginf=0.0).clamp(0, 3)
     left, power = (1 - t_next) / (1 - t), 1 - p
     part = torch.where(power.abs() < 1e-6, -left.log(), (1 - left**power) / power)  # which is 0/0 at p = 1
-    return _like((1 - t) * part, rate.double())
+    duration = torch.where(t_next < 1, (1 - t) * part, torch.nan)
+    return like(duration, rate.double())
 
 
-def _within(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
-    """Reflected at the bounds, if there are any."""
-    if bounds is None:
+def keep(old: Tensor | None, new: Tensor, rows: Tensor) -> Tensor:
+    """The new values [B, …] in these rows (bool [B]), the old ones in the others."""
+    return new if old is None else torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def within(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
+    """Reflected at the limits, if there are any."""
+    if limits is None:
         return x
-    low, width = bounds[0], bounds[1] - bounds[0]
+    low, width = limits[0], limits[1] - limits[0]
     folded = torch.remainder(x - low, 2 * width)
     return low + torch.minimum(folded, 2 * width - folded)
 
 
-def _like(value: Tensor | float, x: Tensor) -> Tensor:
+def like(value: Tensor | float, x: Tensor) -> Tensor:
     """Values [B], shaped to act on x [B, …]."""
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     return value if value.dim() == 0 else value.view(-1, *[1] * (x.dim() - 1))
+
+
+# Steps whose length follows from how fast the generator changes
+
+
+@dataclass
+class PaceMemory:
+    """What `pace` keeps of the last step: drift and rate [B, …] at its start, its length, and the drift's slope.
+
+    A row of `taken` is 0 where no step was taken yet, and one of `curved` is false where the slope is not known yet.
+    """
+
+    step: Tensor | None = None
+    taken: Tensor | None = None
+    drift: Tensor | None = None
+    rate: Tensor | None = None
+    slope: Tensor | None = None
+    curved: Tensor | None = None
+
+
+def pace(
+    chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor, tolerance: float, stop: float
+) -> Tensor:
+    """The end [B] of the next step of a sequence, such that its error, relative to the size of the state, is `tolerance`.
+
+    Drifts are extrapolated from the step before (Adams–Bashforth, of second order), jumps are those of `TauLeaping`. Of a
+    step Δ, by means over the free entries of the sequence,
+
+        e = ½ Δ rms |Δ(Σ w b)| / rms |x|                           the drift's change,
+        j = ½ Δ (mean |Δ(Σ w λ)| + Δ mean (Σ w λ)²) ℓ / rms |x|    the rate's, and second jumps, which find no room,
+
+    with ℓ the length of a jump. The next step is such that e^(3/2), what the second order leaves of e, and j together are
+    about the tolerance. Steps are never drawn again, which would change the distribution.
+
+    Args:
+        generator: at the point t.
+        stop: ε; a step does not go beyond 1 − ε, and from there to 1.
+    """
+    memory, free, going = chain.remember(name, PaceMemory), chain.free[name], t < t_next
+    b, rate = drift(generator, x), jump_rate(generator, x)
+    if memory.step is None or memory.taken is None or memory.drift is None or memory.rate is None:
+        memory.step = torch.full_like(t, tolerance**0.5)
+        memory.taken, memory.curved = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
+        memory.slope = torch.zeros_like(x)
+    else:
+        known = memory.taken > 0
+        taken = torch.where(known, memory.taken, 1.0)
+        slope = (b - memory.drift) / like(taken, x)
+        count = free.flatten(1).sum(1).clamp(min=1)
+
+        def total(values: Tensor) -> Tensor:
+            return (free * values).flatten(1).sum(1)
+
+        size = (total(x.square()) / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+        bent = (total(slope.square()) / count).sqrt()
+        changed = total((rate - memory.rate).abs()) / taken + total(rate.square())
+        length = jump_length(generator, size)
+        needed = (bent / tolerance ** (2 / 3) + changed / count * length / tolerance) / size
+        step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), memory.step / 2), memory.step * 2)
+        memory.step = keep(memory.step, step, known & going)
+        memory.slope, memory.curved = slope, known
+    memory.drift, memory.rate = keep(memory.drift, b, going), keep(memory.rate, rate, going)
+    reach = t + memory.step
+    return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
+
+
+def advance(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, until: Tensor) -> Tensor:
+    """The step to the times `until` [B], which may come before those that `pace` proposed."""
+    memory, step = chain.remember(name, PaceMemory), over(generator, until)
+    b = drift(step, x, mean=True)
+    if memory.slope is not None and memory.drift is not None and memory.curved is not None:
+        ahead = memory.drift + like((until - t) / 2, x) * memory.slope
+        b = torch.where(like((memory.curved & (until < 1)).to(x.dtype), x).bool(), ahead, b)
+    memory.taken = keep(memory.taken, until - t, t < until)
+    return moved(chain, name, x, step, b, t, until)

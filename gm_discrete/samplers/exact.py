@@ -3,98 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generators.kernels import inverse_cdf, require
-from gm_discrete.samplers.chain import Chain
-from gm_discrete.samplers.steps import tau_leaping
+from gm_discrete.process import State, Times
+from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
+from gm_discrete.samplers.tau_leaping import TauLeaping
 
-MOST_RINGS = 1e6
-"""Per token: rates that need more candidates (positive-part ones in rare states) are better stepped."""
+MOST_CANDIDATES = 1e6
+"""Candidate events per token: rates that need more of them are better simulated in steps."""
 
 
-def first_hitting(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+class FirstHitting(Sampler):
     """Masked tokens one by one: with n left, 1 − κ ← (1 − κ) U^{1/n}, and one of the n, drawn evenly, is revealed.
 
     Exact, in as many network evaluations as there are masks. Zheng et al. 2024 (arXiv 2409.02908, algorithm 1), here for
     batches whose sequences have different numbers of masks.
     """
-    rates = chain.path.rates
-    if rates != "masked":
-        raise ValueError(f'first_hitting is for masked paths; with rates="{rates}" use "uniformization"')
-    chain.error = torch.zeros_like(t)
-    return _ring(chain, x, t, t_next)
+
+    type_name: ClassVar[str] = "first_hitting"
+    chooses_times: ClassVar[bool] = True
+    states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
+    rates: ClassVar[tuple[str, ...] | None] = ("masked",)
+
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        chain.error = torch.zeros_like(t[""])
+        return {"": candidates_one_by_one(chain, x[""], t[""], t_next[""])}
 
 
-def uniformization(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, *, tolerance: float = 1e-3) -> Tensor:
-    """Candidate events at the rings of the path's clock, each thinned at its own time.
+class Uniformization(Sampler):
+    """Candidate events of the path's dominating Poisson process, each accepted or rejected at its own time.
 
-    With mixture rates a ring draws a token anew from the posterior, at rate 1 per token in −log(1 − κ). A clock with
-    infinitely many rings near t = 0 (reversal rates) or t = 1 (all but masks) is cut there, and one leap covers the rest.
-    What this costs is bounded in total variation by `tolerance` per sequence and reported as `error_bound`:
+    With mixture rates an event draws a token anew from the posterior, at rate 1 per token in −log(1 − κ). Where the process
+    has infinitely many events near t = 0 (reversal rates) or t = 1 (all but masked paths) it is cut, and one leap covers the
+    rest. This costs at most `tolerance` in total variation per sequence, which is reported as `error_bound`:
 
-        t = 0:  P(Binomial(n, 1 − Σ_x min_z p_ε(x|z)) ≥ 2), as fewer than two tokens that know their z are independent,
+        t = 0:  P(Binomial(n, 1 − Σ_x min_z p_ε(x|z)) ≥ 2), as tokens are independent unless two of them depend on z,
         t = 1:  1 − (min_z p_t(z|z))^n, the probability that a token is not yet its data symbol.
 
-    That a token's rate does not exceed the clock's is checked at every ring. Chen and Ying 2024 (arXiv 2402.08095).
+    That a token's rate does not exceed that of its candidates is checked at every event. Chen and Ying 2024
+    (arXiv 2402.08095).
+
+    Args:
+        tolerance: total variation that may be cut off, in [1e-12, 1).
     """
-    if not 1e-12 <= tolerance < 1:  # below, rounding decides
-        raise ValueError(f"tolerance={tolerance} must lie in [1e-12, 1)")
-    start, end, error = _cuts(chain, x, t, t_next, tolerance)
-    clock = chain.path.dominating_process(x)
-    rings = (clock.cumulative_rate(end) - clock.cumulative_rate(start))[:, None] * clock.weight
-    if chain.path.rates != "masked" and bool((rings > MOST_RINGS).any()):
-        raise ValueError(
-            f"the clock of {chain.path!r} rings more than {MOST_RINGS:.0e} times for a token: use other rates"
-        )
-    if bool((start > t).any()):
-        x = tau_leaping(chain, x, t, start)
-    x = _ring(chain, x, start, end)
-    if bool((end < t_next).any()):
-        x = tau_leaping(chain, x, end, t_next)
-    chain.error = error if chain.error is None else chain.error + error
-    return x
+
+    type_name: ClassVar[str] = "uniformization"
+    chooses_times: ClassVar[bool] = True
+    states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
+
+    def __init__(self, tolerance: float = 1e-3) -> None:
+        if not 1e-12 <= tolerance < 1:  # below, rounding decides
+            raise ValueError(f"tolerance={tolerance} must lie in [1e-12, 1)")
+        self.tolerance = float(tolerance)
+
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        path: Any = chain.path
+        state, now, end = x[""], t[""], t_next[""]
+        start, stop, error = _cuts(chain, state, now, end, self.tolerance)
+        process = path.dominating_process(state)
+        number = (process.cumulative_rate(stop) - process.cumulative_rate(start))[:, None] * process.weight
+        if path.rates != "masked" and bool((number > MOST_CANDIDATES).any()):
+            raise ValueError(
+                f"sampler='uniformization' needs more than {MOST_CANDIDATES:.0e} candidate events for a token of {path!r}; "
+                "choose other rates, or sampler='tau_leaping'"
+            )
+        if bool((start > now).any()):
+            state = TauLeaping().step(chain, {"": state}, t, {"": start})[""]
+        state = candidates_one_by_one(chain, state, start, stop)
+        if bool((stop < end).any()):
+            state = TauLeaping().step(chain, {"": state}, {"": stop}, t_next)[""]
+        chain.error = error if chain.error is None else chain.error + error
+        return {"": state}
 
 
-def _ring(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+def candidates_one_by_one(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """All candidate events between t and t_next."""
-    clock = chain.path.dominating_process(x)
-    now, end = clock.cumulative_rate(t), clock.cumulative_rate(t_next)
+    path: Any = chain.path
+    process = path.dominating_process(x)
+    now, end = process.cumulative_rate(t), process.cumulative_rate(t_next)
     first = torch.arange(len(x), device=x.device) * x.shape[1]
     while True:
-        weight = clock.weight * chain.free
+        weight = process.weight * chain.free[""]
         total = weight.sum(1)
         waiting = -torch.log1p(-chain.uniform(len(x))) / total
         now = torch.where(total > 0, now + waiting, torch.inf)
-        ringing = now < end
-        if not bool(ringing.any()):
+        going = now < end
+        if not bool(going.any()):
             return x
-        time = torch.where(ringing, clock.time(now), t_next)
+        time = torch.where(going, process.time(now), t_next)
         position = inverse_cdf(torch.where(total[:, None] > 0, weight, 1.0), chain.uniform(len(x)))
-        generator = chain.jump(x, time)
-        chosen = (first + position)[ringing]
-        share = (generator.intensity.flatten()[chosen] / weight.flatten()[chosen]) / clock.rate(time)[ringing]
+        jump = chain.jump({"": x}, {"": time})
+        chosen = (first + position)[going]
+        share = (jump.intensity.flatten()[chosen] / weight.flatten()[chosen]) / process.rate(time)[going]
         require((share <= 1 + 1e-9).all(), ValueError, _TOO_SLOW)
-        kept = chain.uniform(len(x))[ringing] < share
-        chain.calls[ringing] += kept
+        kept = chain.uniform(len(x))[going] < share
         events = torch.zeros(x.numel(), dtype=torch.bool, device=x.device).index_put((chosen,), kept).view_as(x)
-        x = chain.land(x, generator.kernel, events)
-        clock = chain.path.dominating_process(x)
+        chain.count(events.any(1))
+        x = chain.land(x, jump.kernel, events)
+        process = path.dominating_process(x)
 
 
 _TOO_SLOW = (
-    "a token's rate exceeds that of the path's clock, so that events were missed: `clock` must bound `intensity`"
+    "a token's rate exceeds that of its candidate events, so that events were missed: `dominating_process` of the path must "
+    "bound `intensity`"
 )
 
 
 def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(start, end, error), [B] each: the times between which the clock is followed, and a bound on what is missed."""
-    path, clock, n = chain.path, chain.path.dominating_process(x), chain.free.sum(1)
+    """(start, end, error), [B] each: the times between which events are simulated, and a bound on what is missed."""
+    path: Any = chain.path
+    process, n = path.dominating_process(x), chain.free[""].sum(1)
     start, end, error = t, t_next, torch.zeros_like(t)
-    if path.rates == "masked":  # every token rings once
+    if path.rates == "masked":  # every token has one event
         return start, end, error
 
     def together(time: Tensor) -> Tensor:
@@ -104,15 +128,15 @@ def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) 
     def unfinished(time: Tensor) -> Tensor:
         return 1 - path.purity(time) ** n
 
-    begins, ends = clock.cumulative_rate(t).isinf(), clock.cumulative_rate(t_next).isinf()
+    begins, ends = process.cumulative_rate(t).isinf(), process.cumulative_rate(t_next).isinf()
     if bool(begins.any()):
         latest = torch.maximum(_bisect(path, lambda time: together(time) <= tolerance / 2, t, -1), t)
-        latest = torch.maximum(latest, clock.time(torch.full_like(t, -torch.inf)))  # a clock may begin later
+        latest = torch.maximum(latest, process.time(torch.full_like(t, -torch.inf)))  # a process may begin later
         start = torch.where(begins, torch.minimum(latest, t_next), t)
         error = error + torch.where(start > t, together(start), 0.0)
     if bool(ends.any()):
         earliest = _bisect(path, lambda time: unfinished(time) <= tolerance / 2, t, 1)
-        earliest = torch.minimum(earliest, clock.time(torch.full_like(t, torch.inf)))
+        earliest = torch.minimum(earliest, process.time(torch.full_like(t, torch.inf)))
         end = torch.where(ends, torch.maximum(torch.minimum(earliest, t_next), start), t_next)
         error = error + torch.where(end < t_next, unfinished(end), 0.0)
     return start, end, torch.where(n > 0, error, 0.0)

@@ -1,48 +1,27 @@
-"""The loop that every sampler shares."""
+"""The loop that all samplers share."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from gm_discrete.samplers.adaptive import adaptive, step_doubling
-from gm_discrete.samplers.chain import Chain, Step
+from gm_discrete.process import Process, State, pack, unpack
+from gm_discrete.samplers.base import Chain, Sampler
 from gm_discrete.samplers.correctors import Corrector
-from gm_discrete.samplers.decoding import check_decoding, entropy_bounded
-from gm_discrete.samplers.euclidean import dopri5, heun
-from gm_discrete.samplers.exact import first_hitting, uniformization
-from gm_discrete.samplers.product import ProductChain, ProductStep, with_options
-from gm_discrete.samplers.steps import ancestral, euler, stratified_hazard, tau_leaping, trapezoidal
 
-EUCLIDEAN_STEPS: dict[str, Step] = {
-    "tau_leaping": tau_leaping,
-    "euler": euler,
-    "heun": heun,
-    "adaptive": adaptive,
-    "dopri5": dopri5,
+OLD_OPTIONS = {
+    "method": "sampler='heun'",
+    "max_expected_changes": "sampler=Adaptive(max_expected_changes=2.0)",
+    "tolerance": "sampler=Adaptive(tolerance=0.001), Uniformization(tolerance=…) or DormandPrince(tolerance=…)",
+    "order": "sampler=TauLeaping(order='confidence') or EntropyBounded(order=…)",
+    "order_temperature": "sampler=TauLeaping(order='confidence', order_temperature=1.0)",
+    "entropy_bound": "sampler=EntropyBounded(entropy_bound=0.1)",
 }
-"""By name, of numbers."""
-STEPS: dict[str, Step] = {
-    "tau_leaping": tau_leaping,
-    "euler": euler,
-    "ancestral": ancestral,
-    "trapezoidal": trapezoidal,
-    "first_hitting": first_hitting,
-    "uniformization": uniformization,
-    "adaptive": adaptive,
-    "step_doubling": step_doubling,
-    "stratified_hazard": stratified_hazard,
-    "entropy_bounded": entropy_bounded,
-}
-"""By name, of symbols."""
-GRID_FREE = ("dopri5", "first_hitting", "uniformization", "adaptive", "step_doubling", "entropy_bounded")
-"""Methods that choose their own times between those of the grid, for which [0, 1] is grid enough."""
+"""Options of version 0.1, and how they are given now."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +29,16 @@ class Simulation:
     """What `simulate` returns with `return_info=True`.
 
     Attributes:
-        x: final state, of x_0's shape.
+        x: final state, of x_0's kind and shape.
         times: the grid [N + 1], or [N + 1, M] of M fields with grids of their own.
         network_calls: [B], evaluations of the network that the sequence needed; none where it had no event.
         jumps: [B], changes of an entry by jumps.
-        error_bound: [B], on the total variation between the law that was sampled and that of the model's process; 0 for
-            first hitting, the part that is cut off for uniformization, `None` for methods that are not exact.
+        error_bound: [B], on the total variation between the distribution that was sampled and the model distribution; 0 for
+            `FirstHitting`, the part that is cut off for `Uniformization`, `None` for samplers that are not exact.
         states: the states at `save_at`, in its order.
     """
 
-    x: Any
+    x: Tensor | State
     times: Tensor
     network_calls: Tensor
     jumps: Tensor
@@ -78,202 +57,193 @@ class Simulation:
 
 @overload
 def simulate(
-    model: Any,
-    x_0: Any,
-    times: Any,
+    process: Process,
+    x_0: Tensor,
+    times: Tensor | Sequence[float],
     rng: torch.Generator | None = None,
-    sampler: str | Step | ProductStep = "tau_leaping",
-    fixed: Any = None,
+    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
+    fixed: Tensor | None = None,
     *,
-    corrector: Corrector | None = None,
-    max_expected_changes: float | None = None,
-    tolerance: float | None = None,
-    order: str | None = None,
-    order_temperature: float | None = None,
-    entropy_bound: float | None = None,
-    save_at: Sequence[int] = (),
-    on_step: Callable[[Any, Any], bool] | None = None,
     return_info: Literal[False] = False,
-    **conditioning: Any,
-) -> Any: ...
+    **options: Any,
+) -> Tensor: ...
 @overload
 def simulate(
-    model: Any,
-    x_0: Any,
-    times: Any,
+    process: Process,
+    x_0: State,
+    times: Tensor | Sequence[float] | Mapping[str, Any],
     rng: torch.Generator | None = None,
-    sampler: str | Step | ProductStep = "tau_leaping",
-    fixed: Any = None,
+    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
+    fixed: State | None = None,
     *,
-    corrector: Corrector | None = None,
-    max_expected_changes: float | None = None,
-    tolerance: float | None = None,
-    order: str | None = None,
-    order_temperature: float | None = None,
-    entropy_bound: float | None = None,
-    save_at: Sequence[int] = (),
-    on_step: Callable[[Any, Any], bool] | None = None,
-    return_info: Literal[True],
-    **conditioning: Any,
-) -> Simulation: ...
-@torch.no_grad()
+    return_info: Literal[False] = False,
+    **options: Any,
+) -> State: ...
+@overload
 def simulate(
-    model: Any,
-    x_0: Any,
-    times: Any,
+    process: Process,
+    x_0: Tensor | State,
+    times: Tensor | Sequence[float] | Mapping[str, Any],
     rng: torch.Generator | None = None,
-    sampler: str | Step | ProductStep = "tau_leaping",
-    fixed: Any = None,
+    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
+    fixed: Tensor | State | None = None,
     *,
-    corrector: Corrector | None = None,
-    max_expected_changes: float | None = None,
-    tolerance: float | None = None,
-    order: str | None = None,
-    order_temperature: float | None = None,
-    entropy_bound: float | None = None,
+    return_info: Literal[True],
+    **options: Any,
+) -> Simulation: ...
+def simulate(
+    process: Process,
+    x_0: Tensor | State,
+    times: Tensor | Sequence[float] | Mapping[str, Any],
+    rng: torch.Generator | None = None,
+    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
+    fixed: Tensor | State | None = None,
+    *,
+    corrector: Corrector | Mapping[str, Any] | None = None,
     save_at: Sequence[int] = (),
     on_step: Callable[[Any, Any], bool] | None = None,
     return_info: bool = False,
     **conditioning: Any,
-) -> Any:
-    """Simulates the process of `model.generator` from the state x_0 at times[0] to times[-1].
+) -> Tensor | State | Simulation:
+    """Simulates a process from the state x_0 at times[0] to times[-1].
 
     Args:
-        model: anything with `.generator(x, t, t_next=None, **conditioning)`; most methods beyond `"tau_leaping"` and
-            `"euler"` also need its `.path`.
-        x_0: initial state, long [B, L], or floating-point [B, …] of a Euclidean path, or of a product a dict by field; not
-            modified.
+        process: anything with `.path` and `.generator(x, t, t_next=None, **conditioning)`: a `GMModel`, an exact posterior,
+            a class of your own.
+        x_0: initial state, long [B, L] of a discrete path, floating-point [B, …] of a continuous one, a dict by field of a
+            product; not modified.
         times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
-            methods choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. Of a
+            samplers choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. Of a
             product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
         rng: source of all noise.
-        sampler: on the grid: `"tau_leaping"`, `"euler"`, `"ancestral"`, `"trapezoidal"`, `"stratified_hazard"`; exact:
-            `"first_hitting"`, `"uniformization"`; of steps that the state decides: `"adaptive"`, `"step_doubling"`,
-            `"entropy_bounded"` (which leaves the law). Of
-            Euclidean states `"tau_leaping"` (or `"euler"`, the same), `"heun"`, `"adaptive"` and for pure flows
-            `"dopri5"`. Of products `"tau_leaping"`, `"euler"`, `"ancestral"`, `"heun"`, `"adaptive"`. Or a step of your own
-            (see `samplers.chain.Step` and `samplers.product.ProductStep`).
+        sampler: `TauLeaping`, `Euler`, `Trapezoidal`, `Heun` on the grid; `FirstHitting`, `Uniformization` (exact);
+            `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
+            `"adaptive"` is short for one with its defaults.
         fixed: bool, of x_0's shape: entries that stay as they are; of a product by field, those left out being free.
-        corrector: `DetailedBalance`, `BackwardNoise`, `EtaNoise` or `ReMDM`.
-        max_expected_changes: M, tokens that change per step of `"adaptive"`, on average.
-        tolerance: of `"uniformization"` (total variation that may be cut off), of `"step_doubling"` and of Euclidean
-            `"adaptive"` steps (error of a step), or of `"dopri5"`.
-        order: of `"tau_leaping"` and `"entropy_bounded"` on masked paths: which masks go first, `"random"` (the law of the
-            model), `"confidence"`, `"margin"` or `"entropy"`, which leave it (see `samplers.decoding`).
-        order_temperature: of `"tau_leaping"` in such an order: noise of its scores, annealed to 0.
-        entropy_bound: ε in nats of `"entropy_bounded"`, 0.1 by default.
+        corrector: `DetailedBalance` or `ReMDM`.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
         conditioning: passed on to the generator where it is not `None`.
 
     Returns:
-        The state at the end, of x_0's shape, or a `Simulation`.
-    """
-    several = isinstance(x_0, Mapping)
-    step: Any = make_step(
-        sampler, corrector, several=several, max_expected_changes=max_expected_changes, tolerance=tolerance,
-        order=order, order_temperature=order_temperature, entropy_bound=entropy_bound,
-    )  # fmt: skip
-    conditioning = {name: value for name, value in conditioning.items() if value is not None}
-    first = next(iter(x_0.values())) if several else x_0
-    if several:
-        if not isinstance(fixed, Mapping | None):
-            raise ValueError(f"fixed must be a dict by field, of {', '.join(x_0)}; got {type(fixed).__name__}")
-        free = {name: _free(state, (fixed or {}).get(name), f"[{name!r}]") for name, state in x_0.items()}
-        if unknown := (fixed or {}).keys() - x_0.keys():
-            raise ValueError(f"fixed names {', '.join(sorted(unknown))}; the fields are {', '.join(x_0)}")
-        chain = ProductChain(model, free, rng, conditioning)
-    else:
-        _check_state(x_0, sampler)
-        chain = Chain(model, _free(x_0, fixed), rng, conditioning)
-    if several and isinstance(times, Mapping) and times.keys() != x_0.keys():
-        raise ValueError(f"times has grids of {', '.join(times)}; the fields are {', '.join(x_0)}")
-    grids = {name: _grid(times[name], rising=False) for name in x_0} if isinstance(times, Mapping) and several else None
-    if grids and len({len(column) for column in grids.values()}) > 1:
-        raise ValueError("the grids of the fields must have equally many times")
-    grid = _grid(times) if grids is None else torch.stack(list(grids.values()), 1)
-    wanted = set(_indices(save_at, len(grid)))
+        The state at the end, of x_0's kind and shape, or a `Simulation`.
 
-    def at(i: int) -> Any:
-        """The times of all sequences at the i-th of the grid, by field where there are several."""
-        column = [
+    Raises:
+        ValueError: an argument is out of its range, or the sampler does not fit the path.
+        TypeError: an option of a sampler is given to `simulate`.
+
+    >>> import torch
+    >>> from gm_discrete import ExactModel, MaskedPath, simulate
+    >>> process = ExactModel(MaskedPath(4), torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x_0 = process.path.prior((1000, 3), rng)
+    >>> run = simulate(process, x_0, [0.0, 1.0], rng, "first_hitting", return_info=True)
+    >>> 400 < int((run.x == torch.tensor([0, 1, 2])).all(1).sum()) < 600
+    True
+    >>> run.network_calls.unique().tolist()
+    [3]
+    """
+    refuse_old_options(conditioning)
+    sampler = Sampler.of(sampler)
+    if isinstance(corrector, Mapping):
+        corrector = Corrector.from_dict(dict(corrector))
+    if not isinstance(corrector, Corrector | None):
+        raise TypeError(f"corrector={corrector!r} must be a Corrector such as DetailedBalance(), or its JSON form")
+    state = pack(x_0)
+    _check_state(process, state)
+    run = simulate_state(
+        process,
+        state,
+        grid_of(times, state),
+        rng,
+        sampler,
+        _free(state, fixed),
+        corrector,
+        None if on_step is None else lambda x, t: on_step(unpack(x), t),
+        save_at,
+        {name: value for name, value in conditioning.items() if value is not None},
+    )
+    run = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])  # pyright: ignore[reportArgumentType]
+    return run if return_info else run.x
+
+
+@torch.no_grad()
+def simulate_state(
+    process: Process,
+    x_0: State,
+    grid: Tensor,
+    rng: torch.Generator | None,
+    sampler: Sampler,
+    free: State,
+    corrector: Corrector | None = None,
+    on_step: Callable[[State, Any], bool] | None = None,
+    save_at: Sequence[int] = (),
+    conditioning: Mapping[str, Any] | None = None,
+) -> Simulation:
+    """`simulate` for states that are dicts of fields, with arguments that are checked already.
+
+    Args:
+        grid: float64 [N + 1], or [N + 1, M] with a column for each field.
+        free: by field, bool: entries that may move.
+    """
+    if corrector is not None:
+        sampler = corrector.corrected(sampler)
+    if getattr(process, "path", None) is not None:
+        sampler.check(process.path)
+    chain = Chain(process, free, rng, conditioning or {})
+    first = next(iter(x_0.values()))
+    wanted = indices(save_at, len(grid))
+
+    def at(i: int) -> dict[str, Tensor]:
+        """The times [B] of each field at the i-th time of the grid."""
+        columns = [
             torch.full((len(first),), s, dtype=torch.float64, device=first.device) for s in grid[i].view(-1).tolist()
         ]
-        if not several:
-            return column[0]
-        return dict(zip(x_0, column if grids else column * len(x_0), strict=True))
+        return dict(zip(x_0, columns * len(x_0) if grid.dim() == 1 else columns, strict=True))
 
     x, now = x_0, at(0)
     saved = {0: x} if 0 in wanted else {}
     for i in range(1, len(grid)):
         then = at(i)
-        x, now = step(chain, x, now, then), then
+        x, now = sampler.step(chain, x, now, then), then
         if i in wanted:
             saved[i] = x
-        if on_step is not None and on_step(x, float(grid[i]) if grids is None else grid[i]):
+        if on_step is not None and on_step(x, float(grid[i]) if grid.dim() == 1 else grid[i]):
             break
-    if not return_info:
-        return x
-    states = [saved[i] for i in _indices(save_at, len(grid)) if i in saved]
+    states = [saved[i] for i in wanted if i in saved]
     return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
 
 
-def _check_state(x_0: Any, sampler: Any) -> None:
-    if not isinstance(x_0, Tensor) or (x_0.dim() != 2 and not (x_0.is_floating_point() and x_0.dim() > 2)):
-        found = tuple(x_0.shape) if isinstance(x_0, Tensor) else repr(x_0)
-        raise ValueError(f"x_0 must be a tensor [B, L] of symbols, or of numbers [B, …]; got {found}")
-    fitting = EUCLIDEAN_STEPS if x_0.is_floating_point() else STEPS
-    if not callable(sampler) and sampler not in fitting:
-        kind = "numbers" if x_0.is_floating_point() else "symbols"
-        raise ValueError(f"sampler={sampler!r} is not for {kind}; choose one of {', '.join(fitting)}")
+def refuse_old_options(options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        TypeError: one of them is an option of a sampler, that has to be given to the sampler itself.
+    """
+    for name in options:
+        if name == "method":
+            raise TypeError("method is called sampler: sampler='heun'")
+        if name in OLD_OPTIONS:
+            kind = OLD_OPTIONS[name].removeprefix("sampler=").split("(")[0]
+            raise TypeError(f"{name} is an option of {kind}: {OLD_OPTIONS[name]}")
 
 
-def _free(x_0: Tensor, fixed: Tensor | None, name: str = "") -> Tensor:
-    if fixed is None:
-        return torch.ones_like(x_0, dtype=torch.bool)
-    if fixed.shape != x_0.shape:
-        raise ValueError(f"fixed{name} has shape {tuple(fixed.shape)}; expected that of x_0, {tuple(x_0.shape)}")
-    return ~fixed.bool()
-
-
-def make_step(
-    sampler: str | Step | ProductStep,
-    corrector: Corrector | dict[str, Any] | None = None,
-    several: bool = False,
-    **options: Any,
-) -> Any:
-    """The step of that name, with those of the options that are not `None`, corrected; of several fields if told so.
+def grid_of(times: Any, x_0: State) -> Tensor:
+    """The grid as float64 [N + 1], or [N + 1, M] where each field has its own.
 
     Raises:
-        ValueError: there is no such sampler, or it has no such option.
+        ValueError: the times do not increase within [0, 1], or are grids of other fields.
     """
-    if several:
-        if corrector is not None:
-            raise ValueError("correctors are of a single field of symbols; states of several fields have none")
-        return with_options(sampler, {name: value for name, value in options.items() if value is not None})  # pyright: ignore
-    known = STEPS | EUCLIDEAN_STEPS
-    if not callable(sampler) and sampler not in known:
-        raise ValueError(f"sampler={sampler!r} is unknown; choose one of {', '.join(known)}")
-    step = sampler if callable(sampler) else known[sampler]
-    options = {name: value for name, value in options.items() if value is not None}
-    if options.get("order") == "random" and step is not entropy_bounded:  # the law, which every sampler follows
-        options.pop("order")
-    check_decoding(options)
-    for name in options:
-        if name not in inspect.signature(step).parameters:
-            able = [other for other in known if name in inspect.signature(known[other]).parameters]
-            raise ValueError(f"{name} is an option of {' and '.join(able)}, not of {sampler!r}")
-    if isinstance(corrector, dict):
-        corrector = Corrector.from_dict(corrector)
-    if not isinstance(corrector, Corrector | None):
-        raise TypeError(f"corrector={corrector!r} must be a corrector such as DetailedBalance(), or its dict")
-    single: Any = partial(step, **options) if options else step
-    if corrector is None:
-        return single
-    if "order" in options or step is entropy_bounded:
-        raise ValueError("a corrector mends what steps do to the law, which decoding orders leave: order='random' fits")
-    return corrector.corrected(single)
+    if not isinstance(times, Mapping):
+        return _grid(times)
+    if times.keys() != x_0.keys():
+        raise ValueError(f"times has grids of {', '.join(times)}; the fields are {', '.join(x_0)}")
+    columns = [_grid(times[name], rising=False) for name in x_0]
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(
+            f"times has grids of {', '.join(str(len(c)) for c in columns)} times; they must be equally many"
+        )
+    return torch.stack(columns, 1)
 
 
 def _grid(times: Any, rising: bool = True) -> Tensor:
@@ -286,7 +256,48 @@ def _grid(times: Any, rising: bool = True) -> Tensor:
     return grid
 
 
-def _indices(save_at: Sequence[int], n: int) -> list[int]:
+def _check_state(process: Process, x_0: State) -> None:
+    """
+    Raises:
+        ValueError: the state is none of the process's path.
+    """
+    path = getattr(process, "path", None)
+    if path is not None and path.fields.keys() != x_0.keys():
+        expected, found = (
+            "a tensor" if "" in fields else f"a dict of {', '.join(fields)}" for fields in (path.fields, x_0)
+        )
+        raise ValueError(f"x_0 must be {expected} for {path!r}; got {found}")
+    for name, x in x_0.items():
+        where = f"x_0[{name!r}]" if name else "x_0"
+        if not isinstance(x, Tensor) or x.dim() < 2 or (x.dim() > 2 and not x.is_floating_point()):
+            found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+            raise ValueError(f"{where} must be a long tensor [B, L] or a floating-point tensor [B, …]; got {found}")
+        if path is not None and path.fields[name].is_discrete == x.is_floating_point():
+            kind = "long" if path.fields[name].is_discrete else "floating-point"
+            raise ValueError(f"{where} must be a {kind} tensor for {path.fields[name]!r}; got {x.dtype}")
+
+
+def _free(x_0: State, fixed: Tensor | State | None) -> State:
+    masks = {} if fixed is None else pack(fixed)
+    if unknown := masks.keys() - x_0.keys():
+        names = (", ".join(sorted(map(str, keys))) or "''" for keys in (unknown, x_0.keys()))
+        raise ValueError("fixed names {}; the fields are {}".format(*names))
+    free = {}
+    for name, x in x_0.items():
+        mask = masks.get(name)
+        if mask is not None and mask.shape != x.shape:
+            where = f"fixed[{name!r}]" if name else "fixed"
+            raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")
+        free[name] = torch.ones_like(x, dtype=torch.bool) if mask is None else ~mask.bool()
+    return free
+
+
+def indices(save_at: Sequence[int], n: int) -> list[int]:
+    """The indices, counted from 0.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
     if not all(-n <= i < n for i in save_at):
         raise ValueError(f"save_at={list(save_at)} must be indices into the {n} times")
     return [i % n for i in save_at]

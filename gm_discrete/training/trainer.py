@@ -25,6 +25,7 @@ from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.models import GMConfig, GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler, corrupt, drop_classes
 from gm_discrete.paths import EuclideanPath, FinitePath, ProductPath
+from gm_discrete.process import pack, unpack
 from gm_discrete.training.checkpoints import (
     checkpoints,
     is_broken,
@@ -66,13 +67,19 @@ class GMTrainer(Trainer):
 
     Args:
         model, args: as for `Trainer`.
-        times: law of κ(t) in training; bell-shaped by default. The reported bound does not depend on it.
+        time_sampler: distribution of κ(t) in training; bell-shaped by default. The reported bound does not depend on it.
         num_eval_samples: draws per sequence in the bound.
         kwargs: the other arguments of `Trainer`. `processing_class` is the tokenizer.
     """
 
     def __init__(
-        self, model: GMModel, args: Any, *, times: TimeSampler | None = None, num_eval_samples: int = 8, **kwargs: Any
+        self,
+        model: GMModel,
+        args: Any,
+        *,
+        time_sampler: TimeSampler | None = None,
+        num_eval_samples: int = 8,
+        **kwargs: Any,
     ) -> None:
         for name in ("model_init", "compute_metrics"):
             if kwargs.get(name) is not None:
@@ -93,7 +100,7 @@ class GMTrainer(Trainer):
         if args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
         super().__init__(model=model, args=args, **kwargs)
-        self.times = times or LogitNormalTimeSampler()
+        self.time_sampler = time_sampler or LogitNormalTimeSampler()
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         if self.is_fsdp_enabled:
@@ -143,12 +150,9 @@ class GMTrainer(Trainer):
         self._noise_step = (now, micro_step + 1 if step == now else 0)
         rng = self._rng(*self._noise_step)
         path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
-        several = isinstance(path, ProductPath)
-        state, labels, factors = inputs[path.state_name], inputs["labels"], path.factors if several else {"": path}
-        if not several:
-            state, labels = {"": state}, {"": labels}
-        scored = {name: factor.loss_mask(labels[name]) for name, factor in factors.items()}
-        data = {name: torch.where(scored[name], labels[name], state[name]) for name in factors}
+        state, labels = pack(inputs[path.state_name]), pack(inputs["labels"])
+        scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
+        data = {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}
         lengths, source = {name: z.shape[1] for name, z in data.items()}, inputs.pop("source_ids", None)
         if world_size > 1:  # every process draws noise of one shape, that of the longest batch
             counts = torch.tensor([list(lengths.values())], device=next(iter(data.values())).device)
@@ -156,28 +160,25 @@ class GMTrainer(Trainer):
             for name, most in zip(lengths, longest.amax(0).tolist(), strict=True):
                 data[name], scored[name] = _padded(data[name], most), _padded(scored[name], most)
                 source = None if source is None else _padded(source, most)
-        whole = (data, scored) if several else (data[""], scored[""])
-        x, t = corrupt(path, *whole, rng, self.times, rank, world_size, source)
-        x = {name: noisy[:, : lengths[name]] for name, noisy in (x if several else {"": x}).items()}
+        sources = None if source is None else pack(source)
+        x, t = corrupt(path, data, scored, rng, self.time_sampler, rank, world_size, sources)
+        x = {name: noisy[:, : lengths[name]] for name, noisy in x.items()}
         if "class_labels" in inputs:
             dropout = self._unwrapped.config.class_dropout
             inputs["class_labels"] = drop_classes(inputs["class_labels"], dropout, rng, rank, world_size)
-        return {**inputs, path.state_name: x if several else x[""], "time": t}
+        return {**inputs, path.state_name: unpack(x), "time": t}
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Scored entries of a step on all processes; of numbers those that are no NaN, of a product by field."""
+        """Scored entries of a step on all processes; by field if there are several."""
         path = self._unwrapped.path
         if isinstance(path, FinitePath) or not batch_samples or "labels" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        several = isinstance(path, ProductPath)
-        factors = path.factors if several else {"": path}
-        labels = [batch["labels"] if several else {"": batch["labels"]} for batch in batch_samples]
-        found = [sum(factor.loss_mask(part[name]).sum() for part in labels) for name, factor in factors.items()]
+        labels = [pack(batch["labels"]) for batch in batch_samples]
+        found = [sum(field.loss_mask(part[name]).sum() for part in labels) for name, field in path.fields.items()]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        by_field = dict(zip(factors, counts.clamp(min=1), strict=True))
-        return by_field if several else by_field[""]
+        return unpack(dict(zip(path.fields, counts.clamp(min=1), strict=True)))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)

@@ -184,7 +184,9 @@ def test_scores_of_uniform_sedd_stem_from_no_belief() -> None:
 def test_before_the_start_of_the_original_it_is_told_that_start(tmp_path: File, name: str) -> None:
     """κ runs from 0; the log-linear noise from κ = ε. Between the two the network is told σ̄ = −log ε."""
     model, (x, _) = converted(tmp_path, name), states(name)
-    seen = [model.encode(x, torch.full((len(x),), kappa).double()) for kappa in (0.0, EPS / 2, EPS, 2 * EPS)]
+    seen = [
+        model.network.hidden({"": x}, torch.full((len(x),), kappa).double()) for kappa in (0.0, EPS / 2, EPS, 2 * EPS)
+    ]
     assert torch.equal(seen[0], seen[1])
     torch.testing.assert_close(seen[1], seen[2], rtol=0, atol=1e-6)
     assert torch.equal(seen[2], seen[3]) == (not model.config.time_conditioning)

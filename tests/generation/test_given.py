@@ -1,4 +1,4 @@
-"""`generate(given=…)`: what is known comes back as it was, is shown as it should be, and conditions the rest."""
+"""`generate(given=…)`: observed values are returned as they were, noised as in training, and condition the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gm_discrete.nn.network import Network
 from torch import Tensor
 
 from gm_discrete import (
@@ -17,11 +18,11 @@ from gm_discrete import (
     ProductPath,
     UniformPath,
 )
-from gm_discrete.samplers import PRODUCT_STEPS
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.euclid import kolmogorov, normal_cdf
 from tests.helpers.product_models import CODECS, Rows, network, rng, row_path
 
+PRODUCTS = ("tau_leaping", "euler", "heun", "adaptive")
 NAN = math.nan
 GIVEN: dict[str, Any] = {
     "cut": ["fair", None, "good"],
@@ -29,7 +30,7 @@ GIVEN: dict[str, Any] = {
     "depth": torch.tensor([61.5, 59.8, NAN], dtype=torch.float64),
     "table": [NAN, 55.123456789012345, 53.0],
 }
-"""None is a category of "cut", as well as what is not known elsewhere."""
+"""None is a category of "cut", and marks an unobserved value elsewhere."""
 
 
 def generate(name: str = "row", **arguments: Any) -> Any:
@@ -37,8 +38,8 @@ def generate(name: str = "row", **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["row", "independent row"])
-@pytest.mark.parametrize("sampler", PRODUCT_STEPS)
-def test_what_is_given_comes_back_to_the_bit(name: str, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", PRODUCTS)
+def test_given__values_are_returned_to_the_bit(name: str, sampler: str) -> None:
     """In natural values, which a scaler in float32 would round; the rest is drawn and follows the codec."""
     sample = generate(name, given=GIVEN, sampler=sampler)
     assert sample["cut"].tolist() == [[1], [2], [0]]
@@ -55,7 +56,7 @@ def test_what_is_given_comes_back_to_the_bit(name: str, sampler: str) -> None:
     assert torch.equal(depth, depth.round(decimals=1))
 
 
-def test_every_way_to_say_what_is_known() -> None:
+def test_given__every_form_of_values_and_masks() -> None:
     """Tensors of the state's shape, ids, pairs with a mask, lists within lists, the mask's id, −1."""
     cells = generate(given=GIVEN)
     same: list[dict[str, Any]] = [
@@ -106,32 +107,32 @@ def test_every_way_to_say_what_is_known() -> None:
         ("notes", {"pitch": [[1, 2]], "gap": torch.zeros(1, 3, 2)}, r"pitch, gap: given.*speak of \[2, 3\] positions"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_given_is_named(name: str, given: Any, error: str) -> None:
+def test_given__values_that_do_not_fit_are_named(name: str, given: Any, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         generate(name, given=given)
 
 
-# ---- what the network is shown
+# ---- the input of the network
 
 
 class Shown:
     """Keeps what enters the network: (x, t)."""
 
-    def __init__(self, model: GMModel) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[dict[str, Tensor], Tensor]] = []
-        encode = model.encode
+        hidden = Network.hidden
 
-        def keep(x: Any, t: Any, *rest: Any) -> Tensor:
+        def keep(network: Network, x: Any, t: Any, *rest: Any) -> Tensor:
             self.calls.append((x, t))
-            return encode(x, t, *rest)
+            return hidden(network, x, t, *rest)
 
-        model.encode = keep  # type: ignore[method-assign]
+        monkeypatch.setattr(Network, "hidden", keep)
 
 
-def test_fields_that_are_known_are_shown_at_their_time_1() -> None:
+def test_given__observed_fields_enter_at_their_time_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are, and only where they are known in all cells; what is not is at the time of the step."""
     model = network("independent row")
-    shown = Shown(model)
+    shown = Shown(monkeypatch)
     model.generate(given={"cut": [None, "fair"], "price": [326.0, NAN]}, num_steps=5, seed=1)
     price = CODECS["price"].transform(torch.tensor([326.0]))  # type: ignore[union-attr]
     assert len(shown.calls) == 5
@@ -145,15 +146,15 @@ def test_fields_that_are_known_are_shown_at_their_time_1() -> None:
         assert torch.equal(x["price"][0, 0], price)
 
 
-def test_a_field_that_is_known_but_for_one_cell_is_not_known() -> None:
+def test_given__a_field_with_one_unobserved_entry_is_noised(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("picture")
-    shown, image = Shown(model), torch.zeros(2, 3, 4, 6)
+    shown, image = Shown(monkeypatch), torch.zeros(2, 3, 4, 6)
     image[1, 0, 0, 0] = NAN
     model.generate(given={"image": image, "caption": [[1, 2, 3], [None, 2, 3]]}, num_steps=2, seed=1)
     assert [t.tolist() for _, t in shown.calls] == [[[1, 1], [0, 0]], [[1, 1], [0.5, 0.5]]]
 
 
-def test_what_is_known_is_not_simulated() -> None:
+def test_given__observed_values_are_not_simulated() -> None:
     """Nothing is asked for where all is given; and it does not count among the jumps."""
     output = generate(given=GIVEN, return_dict_in_generate=True)
     assert output.network_calls.tolist() == [4, 4, 4]
@@ -164,11 +165,11 @@ def test_what_is_known_is_not_simulated() -> None:
     assert output.jumps.tolist() == [0, 0]  # only symbols and prices do
 
 
-def test_what_is_known_in_part_is_shown_at_the_noise_of_the_time() -> None:
+def test_given__values_enter_at_the_noise_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks as they are, which is exact; numbers x_t ~ N(αz, σ²), and other symbols kept with probability κ."""
     n, path = 4000, ProductPath(a=MaskedPath(4), b=UniformPath(5), c=GaussianPath())
     model = network("row", path=path, fields={"a": {"length": 2}, "b": {"length": 2}, "c": {"length": 2}})
-    shown = Shown(model)
+    shown = Shown(monkeypatch)
     given = {"a": torch.tensor([[1, -1]]).expand(n, 2), "b": torch.tensor([[4, -1]]).expand(n, 2),
              "c": torch.tensor([[0.8, NAN]]).view(1, 2, 1).expand(n, 2, 1)}  # fmt: skip
     sample = model.generate(given=given, grid=[0.0, 0.4, 1.0], seed=1)
@@ -181,15 +182,15 @@ def test_what_is_known_in_part_is_shown_at_the_noise_of_the_time() -> None:
     assert all(bool((sample[name][:, 0] == given[name][:, 0]).all()) for name in given)
 
 
-def test_a_field_that_is_known_but_for_its_padding_is_known() -> None:
+def test_given__a_field_observed_but_for_its_padding_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("picture")
-    shown = Shown(model)
+    shown = Shown(monkeypatch)
     mask = torch.tensor([[1, 1, 0]])
     model.generate(given={"caption": [[1, 2, None]]}, attention_mask={"caption": mask}, num_steps=2, seed=1)
     assert all(t[0, 0] == 1 for _, t in shown.calls)
 
 
-# ---- codecs, lengths, and what does not go with fields
+# ---- codecs, lengths, and options that do not fit products
 
 
 def untrained(independent: bool = False) -> GMModel:
@@ -198,8 +199,8 @@ def untrained(independent: bool = False) -> GMModel:
     return GMModel(GMConfig(path=path, fields=fields, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
 
 
-@pytest.mark.parametrize("sampler", PRODUCT_STEPS)
-def test_samples_of_an_untrained_model_keep_digits_and_bounds(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", PRODUCTS)
+def test_generate__samples_keep_digits_and_bounds_of_scalers(sampler: str) -> None:
     sample: Any = untrained().generate(batch_size=200, num_steps=6, sampler=sampler, seed=2)
     price, depth = sample["price"], sample["depth"]
     assert torch.equal(price, price.round())
@@ -211,7 +212,7 @@ def test_samples_of_an_untrained_model_keep_digits_and_bounds(sampler: str) -> N
     assert not torch.equal(sample["table"], sample["table"].round(decimals=3))
 
 
-def test_lengths_of_fields() -> None:
+def test_generate__lengths_of_fields() -> None:
     shapes = lambda sample: {name: tuple(value.shape) for name, value in sample.items()}  # noqa: E731
     assert shapes(generate("two lines")) == {"over": (1, 4), "size": (1, 3, 1), "under": (1, 6)}
     assert shapes(generate("two lines", length=2, batch_size=2)) == {"over": (2, 2), "size": (2, 2, 1), "under": (2, 2)}
@@ -235,7 +236,7 @@ def test_lengths_of_fields() -> None:
             generate("notes", **arguments)
 
 
-def test_padding_is_not_sampled_and_changes_nothing() -> None:
+def test_generate__padding_of_fields_is_not_sampled() -> None:
     """A mask in the padding stays a mask, and asks for nothing."""
     mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
     output = generate("two lines", attention_mask={"over": mask}, return_dict_in_generate=True)
@@ -258,12 +259,12 @@ def test_padding_is_not_sampled_and_changes_nothing() -> None:
         ({"generators": {"cut": {"jump": 1.0}}}, "generators are given for 'cut', a field of symbols"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_with_fields_is_named(arguments: dict[str, Any], message: str) -> None:
+def test_generate__options_that_do_not_fit_a_product_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(**arguments)
 
 
-def test_generators_temperature_and_classes() -> None:
+def test_generate__generators_temperature_and_classes_of_a_product() -> None:
     """Weights by field leave the other fields' generators alone; a temperature near 0 takes the likeliest symbol."""
     model = network("row", num_classes=3)
     plain = model.generate(batch_size=40, num_steps=4, seed=1)
@@ -282,7 +283,7 @@ def test_generators_temperature_and_classes() -> None:
     assert count.sizes == [3] * 4
 
 
-def test_given_numbers_of_a_single_field() -> None:
+def test_given__entries_of_vectors() -> None:
     """A Euclidean model completes vectors; symbols have prompts with masks for it."""
     config = GMConfig(path=GaussianPath(num_channels=2), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                       max_position_embeddings=3)  # fmt: skip
@@ -294,8 +295,13 @@ def test_given_numbers_of_a_single_field() -> None:
     assert bool(sample.isfinite().all())
     pair: Any = model.generate(given=(values.nan_to_num(9.0), known), num_steps=4, seed=1)
     assert torch.equal(pair, sample)
-    with pytest.raises(ValueError, match="given takes the place of x_0, batch_size and length"):
-        model.generate(given=values, batch_size=1)
+    for options, message in (
+        ({"batch_size": 2}, "given has 1, batch_size has 2"),
+        ({"length": 4}, "given has 3, length has 4"),
+        ({"x_0": torch.zeros(1, 3, 2)}, "x_0 cannot be combined with given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(given=values, **options)
     symbols = GMModel(GMConfig(path=MaskedPath(4), hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="give symbols as input_ids, with masks to fill"):
+    with pytest.raises(ValueError, match="given.*input_ids"):
         symbols.generate(given=[[1]])

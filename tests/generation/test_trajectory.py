@@ -1,4 +1,4 @@
-"""`generate(output_trajectory=True)`: every state of the run, what each step changed, and how unsure the network was."""
+"""`generate(output_trajectory=True)`: every state of the run, what each step changed, and the entropy of the posteriors."""
 
 import math
 import weakref
@@ -20,11 +20,11 @@ from gm_discrete import (
     ReMDM,
     time_grid,
 )
-from gm_discrete.models import Trajectory
-from gm_discrete.samplers import EUCLIDEAN_STEPS, STEPS
+from gm_discrete.generation import Trajectory
 from tests.helpers import continuous
-from tests.helpers.networks import LENGTH, MASK, PAD, PATHS, K, network, suits
+from tests.helpers.networks import DISCRETE, LENGTH, MASK, PAD, PATHS, K, network, suits, untrained
 
+CONTINUOUS = ("tau_leaping", "euler", "heun", "adaptive", "dopri5")
 STEPS_TAKEN = 6
 
 
@@ -35,24 +35,18 @@ def run(model: GMModel, **options: Any) -> Any:
     return model.generate(return_dict_in_generate=True, output_trajectory=True, **settings)
 
 
-def untrained(path: Any, **kwargs: Any) -> GMModel:
-    """Zeros in the head: the belief is uniform over the data symbols."""
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": LENGTH}
-    return GMModel(GMConfig(path=path, **sizes | kwargs)).eval()
-
-
 def entropy(law: Tensor) -> float:
     return float(torch.special.entr(law.double()).sum())
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("sampler", STEPS)
-def test_every_sampler_is_recorded_from_its_start_to_its_end_on_the_grid(name: str, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", DISCRETE)
+def test_trajectory__every_sampler_is_recorded_from_start_to_end(name: str, sampler: str) -> None:
     if not suits(name, sampler):
         pytest.skip("it is not for this path")
     model = network(name)
     if sampler == "uniformization" and name == "metric":
-        pytest.skip("too many rings for a test")
+        pytest.skip("too many candidate events for a test")
     out = run(model, sampler=sampler)
     found = out.trajectory
     assert torch.equal(found.times, time_grid(model.path, STEPS_TAKEN))
@@ -67,8 +61,6 @@ def test_every_sampler_is_recorded_from_its_start_to_its_end_on_the_grid(name: s
     lands_once = name in ("masked", "mask is 3") or sampler in (
         "tau_leaping",
         "euler",
-        "ancestral",
-        "stratified_hazard",
     )
     if lands_once:
         assert torch.equal(found.jumps.sum(0), out.jumps)
@@ -78,24 +70,24 @@ def test_every_sampler_is_recorded_from_its_start_to_its_end_on_the_grid(name: s
     assert not bool(found.fixed.any())
 
 
-@pytest.mark.parametrize("sampler", STEPS)
-def test_to_be_recorded_changes_nothing(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", DISCRETE)
+def test_trajectory__recording_changes_no_sample(sampler: str) -> None:
     name = "mixture" if suits("mixture", sampler) else "masked"
     model, options = network(name), {"batch_size": 3, "num_steps": STEPS_TAKEN, "seed": 1, "sampler": sampler}
     grid = time_grid(model.path, STEPS_TAKEN).tolist()
-    plain = model.generate(**options | {"grid": grid})  # of the others only a grid that is told is looked at
+    plain = model.generate(**options | {"grid": grid})  # samplers with times of their own only use a grid that is given
     assert torch.equal(run(model, sampler=sampler).sequences, plain)
 
 
 @pytest.mark.parametrize("corrector", [DetailedBalance(), ReMDM()], ids=lambda corrector: corrector.type_name)
-def test_correctors_are_recorded(corrector: Any) -> None:
+def test_trajectory__correctors_are_recorded(corrector: Any) -> None:
     found = run(network(), num_steps=30, corrector=corrector).trajectory
     masked = found.states == MASK
     assert bool((~masked[:-1] & masked[1:]).any())
     assert not bool(masked[-1].any())
 
 
-def test_prompts_and_padding_are_fixed() -> None:
+def test_trajectory__prompts_and_padding_are_fixed() -> None:
     prompt, real = torch.tensor([[1, 2, 4], [5, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     out = run(network(pad_token_id=PAD), input_ids=prompt, attention_mask=real, max_new_tokens=2)
     assert out.trajectory.fixed.tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]
@@ -103,7 +95,7 @@ def test_prompts_and_padding_are_fixed() -> None:
     assert out.trajectory.jumps.sum(0).tolist() == [2, 2]
 
 
-def test_criteria_end_it_with_one_last_step() -> None:
+def test_trajectory__criteria_end_it_with_one_last_step() -> None:
     def half(input_ids: Tensor, scores: Any) -> Tensor:
         return (input_ids != MASK).sum(1) >= LENGTH // 2
 
@@ -124,7 +116,7 @@ def test_criteria_end_it_with_one_last_step() -> None:
 @pytest.mark.parametrize(
     ("path", "symbols"), [(MaskedPath(K), K - 1), (PATHS["reversal"], K - 1), (PATHS["mixture"], K)], ids=str
 )
-def test_an_untrained_network_is_as_unsure_as_can_be(path: Any, symbols: int) -> None:
+def test_trajectory__entropy_of_an_untrained_network_is_maximal(path: Any, symbols: int) -> None:
     """At t = 0 the symbols of the state are no evidence, so that the posterior is uniform: log K', up to float32."""
     model = untrained(path, mask_token_id=MASK) if symbols < K else untrained(path)
     first = run(model, batch_size=30, sampler="tau_leaping").trajectory.entropy[0]
@@ -134,15 +126,15 @@ def test_an_untrained_network_is_as_unsure_as_can_be(path: Any, symbols: int) ->
 
 
 def sharper(input_ids: Tensor, scores: Tensor) -> Tensor:
-    """Logits 0, 1, 2, … of the data symbols, times one more than a fourth of the symbols that stand there already."""
+    """Logits 0, 1, 2, … of the data tokens, times one more than a fourth of the number of tokens that are not masked."""
     known = (input_ids != MASK).sum(1, keepdim=True)
     ramp = torch.arange(K, device=scores.device).float().masked_fill(torch.arange(K) == MASK, -torch.inf)
     return ramp * (1 + known / 4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_the_entropy_is_that_of_the_laws_that_are_sampled(temperature: float) -> None:
-    """A stand-in whose posterior is known at every state, behind a processor of the user, before the recorder."""
+def test_trajectory__entropy_is_that_of_the_sampled_distributions(temperature: float) -> None:
+    """A posterior that is known at every state, from a processor of the user."""
     model = untrained(MaskedPath(K))
     found = run(
         model, batch_size=20, num_steps=12, temperature=temperature, logits_processor=LogitsProcessorList([sharper])
@@ -157,14 +149,14 @@ def test_the_entropy_is_that_of_the_laws_that_are_sampled(temperature: float) ->
     assert bool((found.entropy[-1].nan_to_num(0) < found.entropy[0].nan_to_num(9)).all())
 
 
-def test_what_is_certain_has_no_entropy() -> None:
+def test_trajectory__entropy_of_top_k_1_is_zero() -> None:
     found = run(network(), top_k=1).trajectory
     assert not bool(found.entropy.nan_to_num(0).any())
     assert not bool(found.entropy.isnan().all())
 
 
-def test_readings_of_one_step_are_averaged() -> None:
-    """Detailed balance also reads symbols that are settled, whose entropy on a masked path is 0."""
+def test_trajectory__entropies_of_one_step_are_averaged() -> None:
+    """Detailed balance also evaluates unmasked tokens, whose entropy on a masked path is 0."""
     model = untrained(MaskedPath(K))
     found = run(model, batch_size=50, num_steps=3, corrector=DetailedBalance(strength=5.0)).trajectory
     inner = found.entropy[1]
@@ -172,7 +164,7 @@ def test_readings_of_one_step_are_averaged() -> None:
     assert bool((inner < 0.95 * math.log(K - 1)).all())
 
 
-def test_processors_may_ask_for_times_and_positions() -> None:
+def test_logits_processors__get_times_and_positions() -> None:
     seen: list[tuple[float, int, int]] = []
 
     class Asking(LogitsProcessor):
@@ -186,18 +178,18 @@ def test_processors_may_ask_for_times_and_positions() -> None:
     assert sorted(seen) == [(float(found.times[step]), row, place) for step, row, place in changes]
 
 
-def test_guided_rows_are_counted_once() -> None:
-    """With γ both readouts are asked, but one law is sampled from."""
+def test_trajectory__guided_posteriors_are_counted_once() -> None:
+    """With γ two outputs are evaluated, but one posterior is sampled from."""
     model = untrained(MaskedPath(K), num_classes=2)
     guided = run(model, class_labels=[0, 1, 1], guidance_scale=2.0).trajectory.entropy
     plain = run(model, class_labels=[0, 1, 1]).trajectory.entropy
     torch.testing.assert_close(guided, plain, equal_nan=True)
 
 
-# ---- images, numbers, several fields
+# ---- images, continuous states, products
 
 
-def test_images_of_symbols_keep_their_shape() -> None:
+def test_trajectory__images_of_tokens_keep_their_shape() -> None:
     out = run(continuous.network("masked"), batch_size=2, num_steps=3)
     found = out.trajectory
     assert found.states.shape == (4, *out.sequences.shape) == (4, 2, 3, 4, 6)
@@ -206,11 +198,11 @@ def test_images_of_symbols_keep_their_shape() -> None:
     assert found.entropy.shape == (3, 2)
 
 
-@pytest.mark.parametrize("sampler", EUCLIDEAN_STEPS)
+@pytest.mark.parametrize("sampler", CONTINUOUS)
 @pytest.mark.parametrize("name", ["flow", "belief on images"])
-def test_numbers_have_no_entropy(name: str, sampler: str) -> None:
+def test_trajectory__continuous_states_have_no_entropy(name: str, sampler: str) -> None:
     if sampler == "dopri5" and name != "flow":
-        pytest.skip("it is of flows")
+        pytest.skip("it is for flows")
     if sampler == "dopri5":
         pytest.importorskip("torchdiffeq")
     model = continuous.network(name)
@@ -224,17 +216,17 @@ def test_numbers_have_no_entropy(name: str, sampler: str) -> None:
     assert bool((found.jumps == start[0].numel()).all())  # everything flows
 
 
-def test_several_fields_are_refused() -> None:
+def test_trajectory__products_are_refused() -> None:
     path = ProductPath(word=MaskedPath(4), tone=MaskedPath(5))
     model = GMModel(GMConfig(path=path, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="output_trajectory: of states with a single field"):
+    with pytest.raises(ValueError, match="output_trajectory=True.*product"):
         model.generate(length=3, return_dict_in_generate=True, output_trajectory=True)
 
 
-# ---- what is kept, and what is refused
+# ---- memory and errors
 
 
-def test_without_it_no_state_is_held() -> None:
+def test_trajectory__without_it_no_state_is_held() -> None:
     held: list[int] = []
     states: list[Any] = []
 
@@ -252,8 +244,8 @@ def test_without_it_no_state_is_held() -> None:
         assert held[-1] == 19 if options else max(held) <= 2
 
 
-def test_it_needs_the_output_to_be_in() -> None:
-    message = "output_trajectory=True needs return_dict_in_generate=True"
+def test_trajectory__needs_return_dict_in_generate() -> None:
+    message = "output_trajectory=True.*return_dict_in_generate=True"
     with pytest.raises(ValueError, match=message):
         network().generate(output_trajectory=True)
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import Bins, EuclideanMixturePath, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath
-from gm_discrete.nn.readout import LazyReadout
+from tests.helpers.networks import readout
 
 SYMBOLS = 4
 COLOUR: dict[str, Any] = {"image_shape": [3, 4, 6], "patch_size": 2}
@@ -195,11 +195,11 @@ class Rows:
 
     def __init__(self, model: GMModel) -> None:
         self.sizes: list[int] = []
-        model.backbone.register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0])))
+        model.backbone.register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0][""])))
 
 
 def what_is_said(model: GMModel, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
     """All outputs of all heads, [B, numbers]."""
-    readout = LazyReadout(model, x, t, **kwargs)
+    heads = readout(model, x, t, **kwargs)
     with torch.no_grad():
-        return torch.cat([readout(head).reshape(len(x), -1) for head in sorted(model.path.heads)], 1)
+        return torch.cat([heads(head).reshape(len(x), -1) for head in sorted(model.path.heads)], 1)

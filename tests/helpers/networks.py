@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, MetricPath, MixturePath, UniformPath
+from gm_discrete.nn.readout import LazyReadout, readouts
 
 K, LENGTH = 11, 12
 MASK, PAD = 10, 0
@@ -17,15 +18,20 @@ PATHS = {
     "prior": MixturePath(K, [0.05] * 5 + [0.125] * 6),
     "metric": MetricPath(K, distance=(torch.arange(K)[:, None] - torch.arange(K)).abs().double()),
 }
-ONLY_MASKED, NOT_MASKED = ("first_hitting", "entropy_bounded"), ("step_doubling",)
+DISCRETE = ("tau_leaping", "euler", "trapezoidal", "first_hitting", "uniformization", "adaptive", "entropy_bounded")
+"""Samplers of discrete states."""
+ONLY_MASKED = ("first_hitting", "entropy_bounded")
 
 
-def suits(name: str, method: str) -> bool:
+def suits(name: str, sampler: str) -> bool:
     """Whether a sampler simulates the path of that name."""
-    rates = PATHS[name].rates
-    if method == "ancestral":
-        return rates in ("masked", "reversal")
-    return method not in (NOT_MASKED if rates == "masked" else ONLY_MASKED)
+    return PATHS[name].rates == "masked" or sampler not in ONLY_MASKED
+
+
+def readout(model: GMModel, x: Tensor, t: Tensor, mask: Tensor | None = None, **options: Any) -> LazyReadout:
+    """The readout of a model's only field."""
+    masks = None if mask is None else {"": mask}
+    return readouts(model.network, {"": x}, t, {"": t}, attention_mask=masks, **options)[""]
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -43,6 +49,29 @@ def network(name: str = "masked", seed: int = 1, **kwargs: Any) -> GMModel:
         for parameter in model.parameters():
             parameter.copy_(0.25 * torch.randn(parameter.shape, generator=noise) + (parameter.dim() == 1))
     return model.eval()
+
+
+def untrained(path: Any, **kwargs: Any) -> GMModel:
+    """Zeros in the head: the posterior of a mask is uniform over the data symbols."""
+    settings = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": LENGTH}
+    return GMModel(GMConfig(path=path, **settings | kwargs)).eval()
+
+
+def constant(belief: list[float]) -> GMModel:
+    """A masked model with the same posterior of the data symbols at every position."""
+    model = untrained(MaskedPath(len(belief) + 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.register_buffer("belief", torch.tensor([*belief, 0.0]).log(), persistent=False)
+    model.heads.tokens.register_forward_hook(lambda _, args, output: output + model.belief)
+    return model
+
+
+def frequencies(model: GMModel, **options: Any) -> Tensor:
+    """How often each token occurs in 10,000 sampled positions."""
+    sample = model.generate(batch_size=200, length=50, num_steps=4, seed=0, **options)
+    return torch.bincount(sample.flatten(), minlength=model.config.vocab_size)
 
 
 BLOCK = 4

@@ -66,7 +66,7 @@ def small_trainer(
     return GMTrainer(
         model or small_model(),
         TrainingArguments(output_dir=str(folder), **settings | arguments),
-        times=times,
+        time_sampler=times,
         num_eval_samples=num_eval_samples,
         train_dataset=rows() if data is None else data,
         eval_dataset=eval_dataset,

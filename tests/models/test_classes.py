@@ -13,7 +13,6 @@ from gm_discrete import (
     GaussianPath,
     conditional_loss,
 )
-from gm_discrete.nn.readout import LazyReadout
 from gm_discrete.objective import corrupt, drop_classes
 from tests.helpers.continuous import (
     CASES,
@@ -29,6 +28,7 @@ from tests.helpers.continuous import (
     rng,
     what_is_said,
 )
+from tests.helpers.networks import readout
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_number = pytest.mark.parametrize("name", NUMBERS)
@@ -70,8 +70,8 @@ def test_the_loss_is_that_of_the_class(name: str) -> None:
     if name != "uniform":
         parts = parts_by_hand(model, name, z, x, t, class_labels=CLASSES)
         assert float(loss.detach()) == pytest.approx(float(sum(p.mean() for p in parts.values())), rel=1e-4)
-    corrupted = corrupt(model.path, z, torch.ones_like(z, dtype=torch.bool), rng(5))
-    expected = call(model, *corrupted, labels=z, class_labels=CLASSES).loss
+    corrupted, time = corrupt(model.path, {"": z}, {"": torch.ones_like(z, dtype=torch.bool)}, rng(5))
+    expected = call(model, corrupted[""], time, labels=z, class_labels=CLASSES).loss
     assert torch.equal(conditional_loss(model, z, rng=rng(5), class_labels=CLASSES), expected)
 
 
@@ -115,7 +115,7 @@ def test_guidance_extrapolates_what_heads_say(name: str, scale: float) -> None:
             for labels, gamma in ((None, None), (CLASSES, None), (CLASSES, scale))
         )
         if name in SYMBOLIC:
-            log_pi = [LazyReadout(model, x, t, class_labels=c, guidance_scale=g)("tokens").log_softmax(-1)
+            log_pi = [readout(model, x, t, class_labels=c, guidance_scale=g)("tokens").log_softmax(-1)
                       for c, g in ((None, None), (CLASSES, None), (CLASSES, scale))]  # fmt: skip
             line = (log_pi[0] + scale * (log_pi[1] - log_pi[0]).nan_to_num()).log_softmax(-1)
             torch.testing.assert_close(log_pi[2].exp(), line.exp(), rtol=1e-4, atol=1e-5)
@@ -135,9 +135,9 @@ def test_guidance_extrapolates_what_heads_say(name: str, scale: float) -> None:
                 line = torch.lerp(*log_pi[:2], scale).log_softmax(-1)
                 torch.testing.assert_close(log_pi[2], line, rtol=1e-4, atol=1e-4)
     rows.sizes.clear()
-    readout = LazyReadout(model, x, t, class_labels=CLASSES, guidance_scale=scale)
+    heads = readout(model, x, t, class_labels=CLASSES, guidance_scale=scale)
     for head in model.path.heads:
-        readout(head)
+        heads(head)
     assert rows.sizes == ([5] if scale == 1 else [5, 5])
 
 

@@ -21,7 +21,6 @@ from gm_discrete import (
     conditional_loss,
 )
 from gm_discrete.generators import kernels
-from gm_discrete.nn.readout import LazyReadout
 from gm_discrete.objective import corrupt
 from tests.helpers.continuous import (
     CASES,
@@ -44,6 +43,7 @@ from tests.helpers.continuous import (
     to_entries,
     what_is_said,
 )
+from tests.helpers.networks import readout
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_number = pytest.mark.parametrize("name", NUMBERS)
@@ -172,7 +172,7 @@ def test_shapes(name: str) -> None:
     model, z = network(name), data(name)
     x, t = noisy(model, z)
     output = call(model, x, t)
-    positions = z[0].numel() // model.backbone.layouts[""].slots
+    positions = z[0].numel() // model.state_fields[""].slots
     assert output.last_hidden_state.shape == (5, positions, 32)
     assert output.loss is None
     if name in SYMBOLIC:
@@ -193,7 +193,7 @@ def test_shapes(name: str) -> None:
             torch.testing.assert_close(velocity, hazard * output.velocity, **ROUNDING)
         with pytest.raises(TypeError, match="only jumps between symbols have a rate matrix"):
             model.rates(x, t)
-    sizes = {head: model.backbone.layouts[""].slots * size for head, size in model.path.heads.items()}
+    sizes = {head: model.state_fields[""].slots * size for head, size in model.path.heads.items()}
     assert {head: layer.out_features for head, layer in model.heads.items()} == sizes
     named = call(model, x, t, labels=z)
     assert named.loss.shape == ()
@@ -216,7 +216,7 @@ def test_rows_are_those_of_the_whole_in_whatever_order(name: str) -> None:
     for where in ([3], [3, last - 1], list(range(x.numel())), [last, 0, 7, 7], torch.randperm(x.numel()).tolist()):
         rows = torch.tensor(where)
         for head, expected in whole.items():
-            found = LazyReadout(model, x, t)(head, rows)
+            found = readout(model, x, t)(head, rows)
             torch.testing.assert_close(found, expected[rows], rtol=1e-4, atol=1e-4)
 
 
@@ -224,10 +224,10 @@ def test_rows_are_those_of_the_whole_in_whatever_order(name: str) -> None:
 def test_heads_of_one_number_say_what_the_path_makes_of_them(name: str) -> None:
     model, (x, t) = network(name), noisy(network(name), data(name))
     raw = heads_of(model, name, x, t)
-    readout = LazyReadout(model, x, t)
+    heads = readout(model, x, t)
     for head, size in model.path.heads.items():
         if size == 1:
-            torch.testing.assert_close(readout(head), model.path.output(head, raw[head], x, t), **ROUNDING)  # type: ignore
+            torch.testing.assert_close(heads(head), model.path.output(head, raw[head], x, t), **ROUNDING)  # type: ignore
 
 
 def test_tokens_that_share_a_position_keep_their_own_evidence() -> None:
@@ -243,12 +243,12 @@ def test_tokens_that_share_a_position_keep_their_own_evidence() -> None:
 def test_the_network_runs_once_for_all_heads_of_a_state(name: str) -> None:
     model, (x, t) = network(name), noisy(network(name), data(name))
     rows = Rows(model)
-    readout = LazyReadout(model, x, t)
+    heads = readout(model, x, t)
     assert rows.sizes == []
     for _ in range(2):
         for head in model.path.heads:
-            readout(head)
-            readout(head, torch.tensor([0, x.numel() - 1]))
+            heads(head)
+            heads(head, torch.tensor([0, x.numel() - 1]))
     assert rows.sizes == [5]
 
 
@@ -267,9 +267,9 @@ def test_a_generator_and_its_landings_are_one_call(name: str) -> None:
 def test_images_of_symbols_run_where_they_are_asked(name: str) -> None:
     model, (x, t) = network(name), noisy(network(name), data(name))
     rows, size = Rows(model), x[0].numel()
-    readout = LazyReadout(model, x, t)
+    heads = readout(model, x, t)
     for where, expected in (([0, 5], [1]), ([size + 3, 1], [1, 1]), ([size + 9, 2], [1, 1]), ([4 * size], [1, 1, 1])):
-        readout("tokens", torch.tensor(where))
+        heads("tokens", torch.tensor(where))
         assert rows.sizes == expected
 
 
@@ -313,8 +313,8 @@ def test_what_is_not_scored_is_left_out(name: str) -> None:
 def test_conditional_loss_is_the_loss_of_its_own_noise(name: str) -> None:
     model, z = network(name), data(name)
     loss = conditional_loss(model, z, rng=rng(5))
-    x, t = corrupt(model.path, z, torch.ones_like(z, dtype=torch.bool), rng(5))
-    assert torch.equal(loss, call(model, x, t, labels=z).loss)
+    x, t = corrupt(model.path, {"": z}, {"": torch.ones_like(z, dtype=torch.bool)}, rng(5))
+    assert torch.equal(loss, call(model, x[""], t, labels=z).loss)
     stand_in = conditional_loss(Dense(model, name), z, rng=rng(5))
     torch.testing.assert_close(stand_in, loss, rtol=1e-4, atol=1e-5)
 

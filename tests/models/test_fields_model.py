@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from gm_discrete import Bins, GaussianPath, GMModel, MaskedPath, ProductPath, UniformPath, conditional_loss
-from gm_discrete.objective import clamp_time, corrupt, matching_loss
+from gm_discrete.objective import corrupt, field_losses, generator_times
 from tests.helpers.product_models import CASES, CODECS, at, data, network, noisy, rng, said
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -139,9 +139,9 @@ def by_hand(model: GMModel, z: Any, x: Any, t: Tensor, scored: Any) -> dict[str,
     found = {}
     for name, time in model.path.times(t).items():
         path, open_ = model.path.factors[name], scored[name] & (time < 1).view(-1, *[1] * (z[name].dim() - 1))
-        kinds, weights = model.config.divergence[name], (model.config.loss_weights or {}).get(name)
-        inner = weights if isinstance(weights, dict) else None
-        found[name] = matching_loss(path, generator.factors[name], z[name], x[name], time, open_, 1, kinds, inner)
+        kinds, weights = {"": model.config.divergence[name]}, {"": (model.config.loss_weights or {}).get(name, 1.0)}
+        one, state = {"": generator.factors[name]}, ({"": z[name]}, {"": x[name]})
+        found[name] = field_losses(path, one, *state, time, {"": open_}, {"": 1}, kinds, weights)[""]
     return found
 
 
@@ -181,10 +181,8 @@ def test_the_conditional_loss_draws_and_asks(name: str) -> None:
         path = model.path
 
         def generator(self, x: Any, t: Tensor) -> Any:
-            times = {field: clamp_time(path, time) for (field, time), path in zip(
-                self.path.times(t).items(), self.path.factors.values(), strict=True)}  # fmt: skip
             told = t if self.path.independent_times else None
-            return model.generator(x, self.path.joined(times), network_time=told)
+            return model.generator(x, self.path.joined(generator_times(self.path, t)), network_time=told)
 
     loss = conditional_loss(model, z, rng=rng(8))
     torch.testing.assert_close(conditional_loss(Standin(), z, rng=rng(8)), loss, **ROUNDING)

@@ -44,6 +44,14 @@ def seen_by(model: GMModel, position: int) -> list[int]:
     return found
 
 
+def encode(
+    model: GMModel, x: Tensor, t: Tensor, mask: Tensor | None = None, clean: Tensor | None = None, cache: Any = None
+) -> Tensor:
+    """Hidden states after the last attention."""
+    masks, clean_state = (None if value is None else {"": value} for value in (mask, clean))
+    return model.network.hidden({"": x}, t, masks, clean=clean_state, cache=cache)
+
+
 def test_a_position_sees_its_block_and_those_before_it() -> None:
     model = causal()
     for position in range(LENGTH):
@@ -57,11 +65,11 @@ def test_training_reads_every_block_behind_clean_ones(implementation: str) -> No
     model = causal(attn_implementation=implementation)
     z = data()
     x, t = noisy(model, z)
-    hidden = model.encode(x, t, clean=z)
+    hidden = encode(model, x, t, clean=z)
     for start, stop in spans:
         alone = torch.cat([z[:, :start], x[:, start:stop]], 1)
-        torch.testing.assert_close(hidden[:, start:stop], model.encode(alone, t)[:, start:], rtol=0, atol=1e-5)
-    assert not torch.allclose(hidden[:, BLOCK:], model.encode(x, t)[:, BLOCK:], atol=1e-3)  # noisy blocks in front
+        torch.testing.assert_close(hidden[:, start:stop], encode(model, alone, t)[:, start:], rtol=0, atol=1e-5)
+    assert not torch.allclose(hidden[:, BLOCK:], encode(model, x, t)[:, BLOCK:], atol=1e-3)  # noisy blocks in front
 
 
 def test_the_loss_is_that_of_the_blocks_behind_clean_ones() -> None:
@@ -83,8 +91,8 @@ def test_padding_is_not_seen() -> None:
     x, t = noisy(model, z)
     x = torch.where(mask == 0, PAD, x)
     other, clean = torch.where(mask == 0, 5, x), torch.where(mask == 0, 6, z)
-    first = model.encode(x, t, mask, clean=z)
-    torch.testing.assert_close(first[:, :-3], model.encode(other, t, mask, clean=clean)[:, :-3])
+    first = encode(model, x, t, mask, clean=z)
+    torch.testing.assert_close(first[:, :-3], encode(model, other, t, mask, clean=clean)[:, :-3])
     assert first.isfinite().all()
     assert model(input_ids=x, time=t, labels=torch.where(mask == 0, -100, z), attention_mask=mask).loss.isfinite()
 
@@ -139,13 +147,13 @@ def test_cached_and_uncached_logits_agree(implementation: str, padded: bool) -> 
     for start, stop in spans:
         x, _ = noisy(model, z, 0.5)
         whole = torch.cat([z[:, :start], x[:, start:stop]], 1)
-        expected = model.finish(model.encode(whole, t, mask[:, :stop])[:, start:], t)
-        found = model.finish(model.encode(whole[:, start:], t, mask[:, :stop], cache=cache), t)
+        expected = model.network.finish(encode(model, whole, t, mask[:, :stop])[:, start:], t)
+        found = model.network.finish(encode(model, whole[:, start:], t, mask[:, :stop], cache=cache), t)
         real = mask[:, start:stop].bool()
         torch.testing.assert_close(
             model.heads["tokens"](found)[real], model.heads["tokens"](expected)[real], rtol=0, atol=1e-5
         )
-        model.encode(z[:, start:stop], t, mask[:, :stop], cache=cache)
+        encode(model, z[:, start:stop], t, mask[:, :stop], cache=cache)
         cache = cache.grown()
         assert cache.length == stop
 
@@ -156,8 +164,8 @@ def test_a_cache_of_other_symbols_shows() -> None:
     answers = []
     for before in (z, (z + 1) % (K - 1)):
         cache = BlockCache()
-        model.encode(before[:, :BLOCK], t, cache=cache)
-        answers.append(model.encode(z[:, BLOCK : 2 * BLOCK], t, cache=cache.grown()))
+        encode(model, before[:, :BLOCK], t, cache=cache)
+        answers.append(encode(model, z[:, BLOCK : 2 * BLOCK], t, cache=cache.grown()))
     assert not torch.allclose(*answers, atol=1e-2)
 
 
@@ -166,10 +174,10 @@ def test_a_cache_can_be_filled_in_parts_or_at_once_and_has_rows() -> None:
     z, t = data(), torch.full((5,), 0.5).double()
     parts = BlockCache()
     for start, stop in spans[:2]:
-        model.encode(z[:, start:stop], t, cache=parts)
+        encode(model, z[:, start:stop], t, cache=parts)
         parts = parts.grown()
     once = BlockCache()
-    model.encode(z[:, : 2 * BLOCK], t, cache=once)
+    encode(model, z[:, : 2 * BLOCK], t, cache=once)
     once, rows = once.grown(), torch.tensor([3, 1])
     for layer in parts.layers:
         for part, whole in zip(parts.layers[layer], once.layers[layer], strict=True):

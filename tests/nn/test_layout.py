@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gm_discrete import GaussianPath, GMConfig, MaskedPath
-from gm_discrete.nn.layout import Layout
+from gm_discrete.nn.field import Field
 
 NUMBERS, SYMBOLS = "numbers", "symbols"
 SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
@@ -24,11 +24,11 @@ SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 every_shape = pytest.mark.parametrize("name", SHAPES)
 
 
-def layout(name: str) -> Layout:
+def layout(name: str) -> Field:
     kind, shape, options = SHAPES[name]
     channels = (options.get("image_shape") or [shape[-1]])[0 if options else -1]
     path = MaskedPath(80) if kind == SYMBOLS else GaussianPath(num_channels=channels)
-    return Layout(GMConfig(path=path, hidden_size=8, num_attention_heads=2, **options).state_fields[""])
+    return GMConfig(path=path, hidden_size=8, num_attention_heads=2, **options).state_fields[""]
 
 
 def states(name: str, rows: int = 2) -> torch.Tensor:

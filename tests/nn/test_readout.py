@@ -6,9 +6,8 @@ from torch import Tensor
 
 from gm_discrete import GMModel, bregman, conditional_loss, likelihood_bound, simulate
 from gm_discrete.generators import kernels
-from gm_discrete.nn.readout import LazyReadout
 from gm_discrete.samplers import GRID_FREE, STEPS
-from tests.helpers.networks import LENGTH, PATHS, K, data, network, noisy, rng, suits
+from tests.helpers.networks import LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
 
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -18,7 +17,7 @@ class Rows:
 
     def __init__(self, model: GMModel) -> None:
         self.sizes: list[int] = []
-        model.backbone.register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0])))
+        model.backbone.register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0][""])))
 
 
 class Dense:
@@ -50,16 +49,16 @@ def test_nothing_runs_before_it_is_asked_and_nothing_twice(name: str) -> None:
     model, z = network(name), data(name)
     x, t = noisy(model, z)
     rows = Rows(model)
-    readout = LazyReadout(model, x, t)
+    said = readout(model, x, t)
     with torch.no_grad():
         model.generator(x, t, torch.ones_like(t))
     assert rows.sizes == []
     for where, expected in (([0, 5], [1]), ([13, 30, 1], [1, 2]), ([14, 2], [1, 2]), ([59, 20], [1, 2, 1])):
-        readout("tokens", torch.tensor(where))
+        said("tokens", torch.tensor(where))
         assert rows.sizes == expected
-    readout("tokens")
+    said("tokens")
     assert sum(rows.sizes) == len(z)  # the one that was left
-    readout("tokens")
+    said("tokens")
     assert sum(rows.sizes) == len(z)
 
 
@@ -67,9 +66,9 @@ def test_a_readout_of_everything_is_one_call() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
     rows = Rows(model)
-    readout = LazyReadout(model, x, t)
-    assert readout("tokens").shape == (5 * LENGTH, K)
-    readout("tokens", torch.tensor([3]))
+    said = readout(model, x, t)
+    assert said("tokens").shape == (5 * LENGTH, K)
+    said("tokens", torch.tensor([3]))
     assert rows.sizes == [5]
 
 
@@ -79,9 +78,9 @@ def test_a_sharded_model_runs_whole_batches() -> None:
     x, t = noisy(model, z)
     model.whole_batches = True
     rows = Rows(model)
-    readout = LazyReadout(model, x, t)
+    said = readout(model, x, t)
     for where in ([], [3], [40]):
-        readout("tokens", torch.tensor(where, dtype=torch.long))
+        said("tokens", torch.tensor(where, dtype=torch.long))
     assert rows.sizes == [5]
 
 
@@ -104,9 +103,10 @@ def test_a_sharded_model_calls_its_head_equally_often(monkeypatch: pytest.Monkey
 def test_states_that_are_known_are_not_computed() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
-    states = model.encode(x, t)
+    said = readout(model, x, t)
+    said.hidden.compute()
     rows = Rows(model)
-    logits = LazyReadout(model, x, t, states=states)("tokens", torch.tensor([4, 50]))
+    logits = said("tokens", torch.tensor([4, 50]))
     assert rows.sizes == []
     torch.testing.assert_close(logits, model(input_ids=x, time=t).logits.flatten(0, 1)[[4, 50]])
 
@@ -117,9 +117,9 @@ def test_the_last_feed_forward_network_runs_where_it_is_asked(name: str) -> None
     x, t = noisy(model, z)
     sizes: list[int] = []
     model.backbone.layers[-1].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[:-1].numel()))
-    readout = LazyReadout(model, x, t)
+    said = readout(model, x, t)
     for where in ([3, 40, 41], [7]):
-        readout("tokens", torch.tensor(where))
+        said("tokens", torch.tensor(where))
     assert sizes == [3, 1]
 
 
@@ -130,7 +130,7 @@ def test_padding_masks_follow_their_sequences() -> None:
     mask[1, 5:] = mask[3, :4] = 0
     with torch.no_grad():
         dense = model(input_ids=x, time=t, attention_mask=mask).logits
-        lazy = LazyReadout(model, x, t, mask)("tokens", torch.tensor([3 * LENGTH + 6, LENGTH + 2]))
+        lazy = readout(model, x, t, mask)("tokens", torch.tensor([3 * LENGTH + 6, LENGTH + 2]))
     torch.testing.assert_close(lazy, torch.stack([dense[3, 6], dense[1, 2]]), rtol=1e-4, atol=1e-4)
 
 
@@ -144,16 +144,16 @@ def test_processors_see_the_noisy_sequences_and_the_logits_of_the_positions_aske
         return logits.index_fill(1, torch.tensor(2), -torch.inf)
 
     where = torch.tensor([3, 17, 5])
-    logits = LazyReadout(model, x, t, processor=processor)("tokens", where)
+    logits = readout(model, x, t, processor=processor)("tokens", where)
     assert torch.equal(seen[0][0], x[[0, 1, 0]])
-    torch.testing.assert_close(seen[0][1], LazyReadout(model, x, t)("tokens", where))
+    torch.testing.assert_close(seen[0][1], readout(model, x, t)("tokens", where))
     assert bool((logits[:, 2] == -torch.inf).all())
 
 
 def test_an_unknown_head_is_named() -> None:
     model, z = network(), data()
     with pytest.raises(ValueError, match="head='velocity' is unknown; this model has 'tokens'"):
-        LazyReadout(model, z, torch.zeros(5))("velocity")
+        readout(model, z, torch.zeros(5))("velocity")
 
 
 # ---- lazy = dense

@@ -20,7 +20,7 @@ from gm_discrete import (
     UniformTimeSampler,
     conditional_loss,
 )
-from gm_discrete.objective import corrupt, draw_times, matching_loss, scored_positions, unwrapped
+from gm_discrete.objective import corrupt, draw_times, field_losses, scored_positions, unwrapped
 from tests.helpers.distributions import SIGMAS, chain, exact_bound
 
 CPU = torch.device("cpu")
@@ -55,6 +55,11 @@ class StandIn:
 
 def batch(rows: int = 6, length: int = 8) -> Tensor:
     return torch.randint(6, (rows, length), generator=rng(2))
+
+
+def noised(path: Any, z: Tensor, scored: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    x, t = corrupt(path, {"": z}, {"": scored}, *options)
+    return x[""], t
 
 
 # ---- times
@@ -98,12 +103,12 @@ def test_bad_time_laws_are_named(std: float) -> None:
 def test_processes_draw_together_what_one_would_draw(name: str, world_size: int) -> None:
     path, z = PATHS[name], batch(6)
     scored = torch.ones_like(z, dtype=torch.bool)
-    x, t = corrupt(path, z, scored, rng(5), LogitNormalTimeSampler())
+    x, t = noised(path, z, scored, rng(5), LogitNormalTimeSampler())
     size = 6 // world_size
     parts = []
     for rank in range(world_size):
         rows = slice(rank * size, (rank + 1) * size)
-        parts.append(corrupt(path, z[rows], scored[rows], rng(5), LogitNormalTimeSampler(), rank, world_size))
+        parts.append(noised(path, z[rows], scored[rows], rng(5), LogitNormalTimeSampler(), rank, world_size))
     assert torch.equal(torch.cat([part[0] for part in parts]), x)
     assert torch.equal(torch.cat([part[1] for part in parts]), t)
     assert len(set(t.tolist())) == 6
@@ -114,7 +119,7 @@ def test_only_scored_entries_are_noised(name: str) -> None:
     z = batch(50)
     scored = torch.rand(z.shape, generator=rng(3)) < 0.5
     before = z.clone()
-    x, _ = corrupt(PATHS[name], z, scored, rng())
+    x, _ = noised(PATHS[name], z, scored, rng())
     assert torch.equal(x[~scored], z[~scored])
     assert float((x != z)[scored].float().mean()) > 0.3
     assert torch.equal(z, before)
@@ -157,11 +162,11 @@ def test_labels_of_minus_100_are_not_scored_but_seen(name: str) -> None:
     """The loss of some positions is that of all with the others left out of the sum; what stands there still matters."""
     model, z = network(name), batch()
     scored = torch.rand(z.shape, generator=rng(6)) < 0.5
-    x, t = corrupt(model.path, z, scored, rng(7))
+    x, t = noised(model.path, z, scored, rng(7))
     labels = z.masked_fill(~scored, -100)
     loss = model(input_ids=x, time=t, labels=labels).loss.detach()
     predicted = model.generator(x, t)
-    expected = matching_loss(model.path, predicted, z, x, t, scored)
+    expected = field_losses(model.path, {"": predicted}, {"": z}, {"": x}, t, {"": scored})[""]
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0)
     changed = torch.where(scored, x, (x + 1) % 6)
     assert float(model(input_ids=changed, time=t, labels=labels).loss.detach()) != pytest.approx(float(loss), rel=1e-4)
@@ -185,7 +190,7 @@ def test_num_items_in_batch_divides_the_sum(name: str) -> None:
     labels = z.clone()
     labels[0, 2:] = labels[3, 6:] = -100
     scored = labels != -100
-    x, t = corrupt(model.path, z, scored, rng(8))
+    x, t = noised(model.path, z, scored, rng(8))
     whole = model(input_ids=x, time=t, labels=labels).loss
     parts = [
         model(input_ids=x[rows], time=t[rows], labels=labels[rows], num_items_in_batch=scored.sum()).loss
@@ -232,7 +237,7 @@ def test_mean_loss_times_length_is_the_bound(name: str, schedule: Any) -> None:
     noise, losses = rng(10), []
     for _ in range(200):
         z = model.data[torch.multinomial(model.law, 100, replacement=True, generator=noise)]
-        losses.append(float(conditional_loss(model, z, rng=noise)) * model.length)
+        losses.append(float(conditional_loss(model, z, rng=noise, time_sampler=UniformTimeSampler())) * model.length)
     mean, stderr = torch.tensor(losses).mean(), torch.tensor(losses).std() / math.sqrt(200)
     assert abs(float(mean) - exact) < SIGMAS * float(stderr)
     assert float(stderr) < 0.05 * exact

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from gm_discrete.samplers.steps import trapezoidal
 from torch import Tensor
 
 from gm_discrete import (
@@ -21,7 +22,6 @@ from gm_discrete import (
     UniformPath,
     simulate,
 )
-from gm_discrete.samplers.steps import trapezoidal
 from tests.helpers.chains import index_of
 from tests.helpers.distributions import (
     ALL_PATHS,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from gm_discrete.samplers.steps import tau_leaping, trapezoidal
 from torch import Tensor
 
 from gm_discrete import DetailedBalance, Jump, MaskedPath, UniformPath, simulate
 from gm_discrete.generators.kernels import Categorical, TensorReadout
 from gm_discrete.samplers import STEPS, Chain
-from gm_discrete.samplers.steps import tau_leaping, trapezoidal
 from tests.helpers.distributions import ALL_PATHS, PATHS, Lookup, chain, draw, rng
 
 EVERYWHERE = ("tau_leaping", "euler", "trapezoidal", "uniformization", "adaptive", "stratified_hazard")

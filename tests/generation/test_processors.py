@@ -1,4 +1,4 @@
-"""What may stand where: allowed symbols, sequences that may not occur, heat that comes and goes; guidance in `generate`."""
+"""Logits processors: allowed tokens, banned sequences, temperatures; and guidance by a classifier."""
 
 import itertools
 from typing import Any
@@ -7,14 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete import ClassifierGuidance, MaskedPath, simulate
-from gm_discrete.generation.processors import AllowedSymbols, BannedSequences, TemperatureSchedule
-from gm_discrete.samplers import STEPS, avoiding
+from gm_discrete import (
+    AllowedTokens,
+    Blocks,
+    ClassifierGuidance,
+    EntropyBounded,
+    MaskedPath,
+    TauLeaping,
+    simulate,
+)
+from gm_discrete.generation.processors import BannedSequences, TemperatureSchedule
+from gm_discrete.samplers import Avoiding
 from gm_discrete.samplers.banned import by_length, completing
 from gm_discrete.samplers.banned import occurrences as found_by_length
-from gm_discrete.samplers.steps import tau_leaping
-from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square
-from tests.helpers.networks import LENGTH, MASK, PATHS, K, network, rng, suits
+from tests.helpers.distributions import LEAST_P, chi_square
+from tests.helpers.networks import DISCRETE, LENGTH, MASK, PATHS, K, network, rng, suits
 
 
 def occurrences(x: Tensor, sequences: list[list[int]]) -> Tensor:
@@ -31,51 +38,71 @@ def some_allowed() -> Tensor:
     return allowed
 
 
-# Allowed symbols
+# ---- allowed tokens
 
 
 @every_path
-@pytest.mark.parametrize("sampler", list(STEPS))
-def test_only_allowed_symbols_come_out(name: str, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", DISCRETE)
+def test_allowed_tokens__no_other_is_sampled(name: str, sampler: str) -> None:
     if not suits(name, sampler):
         return
     model, allowed = network(name), some_allowed()
     if name == "mask is 3":
         allowed = torch.cat([allowed[:, :3], torch.zeros(LENGTH, 1, dtype=torch.bool), allowed[:, 3:-1]], 1)
-    x = model.generate(batch_size=20, num_steps=3, sampler=sampler, allowed_symbols=allowed, seed=0)
+    x = model.generate(batch_size=20, num_steps=3, sampler=sampler, logits_processor=[AllowedTokens(allowed)], seed=0)
     assert allowed[torch.arange(LENGTH), x].all()
     assert not allowed[torch.arange(LENGTH), model.generate(batch_size=20, num_steps=3, sampler=sampler, seed=0)].all()
 
 
-def test_allowed_symbols_of_each_sequence() -> None:
+def test_allowed_tokens__by_sequence() -> None:
     model = network("masked")
     allowed = torch.zeros(2, LENGTH, K, dtype=torch.bool)
     allowed[0, :, 4] = allowed[1, :, 6] = True
-    for options in ({}, {"block_length": 5}):
-        x = model.generate(batch_size=2, num_steps=4, allowed_symbols=allowed, **options)
+    for options in ({}, {"blocks": Blocks(5)}):
+        x = model.generate(batch_size=2, num_steps=4, logits_processor=[AllowedTokens(allowed)], **options)
         assert x.tolist() == [[4] * LENGTH, [6] * LENGTH]
 
 
-def test_prompts_need_not_be_allowed() -> None:
+def test_allowed_tokens__prompts_need_not_be_allowed() -> None:
     model = network("masked")
     allowed = torch.zeros(6, K, dtype=torch.bool)
     allowed[2:, 5] = True
-    assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=4, allowed_symbols=allowed).tolist() == [
-        [1, 2, 5, 5, 5, 5]
-    ]
+    assert model.generate(
+        torch.tensor([[1, 2]]), max_new_tokens=4, logits_processor=[AllowedTokens(allowed)]
+    ).tolist() == [[1, 2, 5, 5, 5, 5]]
 
 
-def test_what_is_allowed_keeps_its_proportions() -> None:
+def test_allowed_tokens__keep_their_proportions() -> None:
     scores = torch.log(torch.tensor([[0.2, 0.3, 0.5]]))
     allowed = torch.tensor([[True, False, True]])
-    found = AllowedSymbols(allowed)(torch.zeros(1, 1, dtype=torch.long), scores, torch.zeros(1), torch.zeros(1).long())
+    found = AllowedTokens(allowed)(torch.zeros(1, 1, dtype=torch.long), scores, torch.zeros(1), torch.zeros(1).long())
     torch.testing.assert_close(found.softmax(1), torch.tensor([[2 / 7, 0, 5 / 7]]))
 
 
-# Sequences that may not occur
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        (torch.ones(3, K, dtype=torch.bool), r"mask of shape \[3, 11\]"),
+        (torch.ones(12, K), r"mask=torch.float32 \[12, 11\]"),
+        (torch.zeros(12, K, dtype=torch.bool), "position 0 of sequence 0"),
+    ],
+)
+def test_allowed_tokens__mask_is_checked(allowed: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network("masked").generate(logits_processor=[AllowedTokens(allowed)])
 
 
-def test_completing_looks_to_both_sides() -> None:
+def test_allowed_tokens__mask_token_is_not_allowed() -> None:
+    allowed = torch.zeros(12, K, dtype=torch.bool)
+    allowed[:, K - 1] = True
+    with pytest.raises(ValueError, match="position 0 of sequence 0"):
+        network("masked").generate(logits_processor=[AllowedTokens(allowed)])
+
+
+# ---- banned sequences
+
+
+def test_completing__looks_to_both_sides() -> None:
     x = torch.tensor([[1, 2, 9, 4, 9]])
     at = torch.tensor([2])
     assert completing(x, at, torch.tensor([[1, 2, 3]]), 2).tolist() == [[True]]
@@ -86,7 +113,7 @@ def test_completing_looks_to_both_sides() -> None:
     assert completing(x, first, torch.tensor([[1, 3]]), 1).tolist() == [[False]]
 
 
-def test_occurrences_are_found_wherever_they_overlap() -> None:
+def test_occurrences__are_found_where_they_overlap() -> None:
     x = torch.tensor([[1, 2, 1, 2, 1, 3], [3, 3, 3, 1, 1, 1]])
     assert occurrences(x, [[1, 2, 1]]).tolist() == [[True] * 5 + [False], [False] * 6]
     assert occurrences(x, [[3, 3], [1, 1, 1, 1]]).tolist() == [[False] * 6, [True] * 3 + [False] * 3]
@@ -101,14 +128,14 @@ BANNED = [[1, 2], [3], [4, 5, 4], [6, 6]]
     "options",
     [
         {"num_steps": 1}, {"num_steps": 4}, {"sampler": "first_hitting"},
-        {"sampler": "entropy_bounded", "entropy_bound": 9.0},
-        {"order": "confidence", "num_steps": 3}, {"sampler": "trapezoidal", "num_steps": 3},
+        {"sampler": EntropyBounded(entropy_bound=9.0)},
+        {"sampler": TauLeaping(order="confidence"), "num_steps": 3}, {"sampler": "trapezoidal", "num_steps": 3},
         {"corrector": {"type": "remdm"}, "num_steps": 5}, {"corrector": {"type": "detailed_balance"}, "num_steps": 5},
-        {"block_length": 5, "num_steps": 2},
+        {"blocks": Blocks(5), "num_steps": 2},
     ],
     ids=str,
 )  # fmt: skip
-def test_banned_sequences_never_occur(name: str, options: dict) -> None:
+def test_bad_words_ids__never_occur(name: str, options: dict) -> None:
     model = network(name)
     banned = [[symbol + (symbol >= 3) for symbol in words] for words in BANNED] if name == "mask is 3" else BANNED
     x = model.generate(batch_size=200, length=30, bad_words_ids=banned, seed=0, **options)
@@ -117,22 +144,22 @@ def test_banned_sequences_never_occur(name: str, options: dict) -> None:
     assert occurrences(model.generate(batch_size=200, length=30, seed=0, **options), banned).any()
 
 
-def test_sequences_across_prompts_and_blocks_do_not_occur() -> None:
+def test_bad_words_ids__do_not_occur_across_prompts_and_blocks() -> None:
     model = network("masked")
     prompts = torch.tensor([[9, 4, 5]] * 100)
-    for options in ({}, {"block_length": 1}, {"block_length": 4}):
+    for options in ({}, {"blocks": Blocks(1)}, {"blocks": Blocks(4)}):
         x = model.generate(prompts, max_new_tokens=12, num_steps=2, bad_words_ids=BANNED, seed=0, **options)
         assert not occurrences(x, BANNED).any()
         assert (x[:, :3] == prompts).all()
 
 
-def test_what_a_prompt_holds_is_left_alone() -> None:
+def test_bad_words_ids__prompts_are_kept() -> None:
     model = network("masked")
     x = model.generate(torch.tensor([[1, 2, MASK]]), num_steps=1, bad_words_ids=[[1, 2]], seed=0)
     assert x[0, :2].tolist() == [1, 2]
 
 
-def test_one_at_a_time_the_law_is_that_of_the_process_with_the_words_ruled_out() -> None:
+def test_bad_words_ids__distribution_one_at_a_time_is_that_of_the_restricted_process() -> None:
     """Independent tokens, uniform over {0, 1, 2}, [0, 1] banned: enumerated over the two orders of two positions."""
     path = MaskedPath(4)
 
@@ -161,23 +188,23 @@ def test_one_at_a_time_the_law_is_that_of_the_process_with_the_words_ruled_out()
     x = simulate(Even(), start, [0, 1], rng(), "first_hitting")
     assert chi_square(torch.bincount(3 * x[:, 0] + x[:, 1], minlength=9), law.flatten()) > LEAST_P
     # In one step the two are drawn together, and those that clash once more, one by one.
-    x = simulate(Even(), start, [0, 1], rng(), avoiding(tau_leaping, [[0, 1]]))
+    x = simulate(Even(), start, [0, 1], rng(), Avoiding(TauLeaping(), [[0, 1]]))
     together = torch.full((9,), 1 / 9).double()
     together[1] = 0
     assert chi_square(torch.bincount(3 * x[:, 0] + x[:, 1], minlength=9), together + law.flatten() / 9) > LEAST_P
 
 
-# Temperatures
+# ---- temperatures
 
 
-def test_a_temperature_schedule_is_linear_in_time() -> None:
+def test_temperature_schedule__is_linear_in_time() -> None:
     scores = torch.tensor([[1.0, 2.0]] * 3)
     time = torch.tensor([0.0, 0.25, 1.0]).double()
     found = TemperatureSchedule(0.5, 1.0)(torch.zeros(3, 1).long(), scores, time, torch.arange(3))
     torch.testing.assert_close(found, scores / torch.tensor([[0.5], [0.625], [1.0]]))
 
 
-def test_a_schedule_that_does_not_move_is_a_temperature() -> None:
+def test_temperature_schedule__of_equal_ends_is_a_temperature() -> None:
     model = network("masked")
     one, pair, plain = (
         model.generate(batch_size=4, num_steps=20, seed=0, temperature=value) for value in (0.4, (0.4, 0.4), None)
@@ -186,7 +213,7 @@ def test_a_schedule_that_does_not_move_is_a_temperature() -> None:
     assert not torch.equal(one, plain)
 
 
-def test_the_heat_of_a_schedule_is_where_it_says() -> None:
+def test_temperature_schedule__hot_first_and_cold_last() -> None:
     """Hot first and cold last: what is revealed in the second half of the time is the likelier symbol, and not before."""
     model = network("masked", num_hidden_layers=1)
     model.backbone.layers[0].attention.output.weight.data.zero_()  # every position by itself
@@ -203,54 +230,10 @@ def test_the_heat_of_a_schedule_is_where_it_says() -> None:
     assert agree[first].double().mean() < 0.3
 
 
-# Guidance in generate
+# ---- guidance
 
 
-@pytest.mark.parametrize("block_length", [None, 6])
-def test_raw_guidance_reveals_faster_than_normalized(block_length: int | None) -> None:
-    model = network("masked", num_classes=3)
-    options: Any = {"class_labels": [1] * 40, "num_steps": 12, "seed": 0, "block_length": block_length}
-    options |= {"return_dict_in_generate": True, "output_trajectory": True}
-    plain = model.generate(**options)
-    gone = {}
-    for guidance in ("normalized", "raw"):
-        found = model.generate(**options, guidance_scale=3.0, guidance=guidance)
-        gone[guidance] = float((found.trajectory.states[2][:, :6] != MASK).double().mean())
-        assert not torch.equal(found.sequences, plain.sequences)
-        assert (found.sequences != MASK).all()
-    usual = float((plain.trajectory.states[2][:, :6] != MASK).double().mean())
-    assert abs(gone["normalized"] - usual) < SIGMAS * (2 * usual * (1 - usual) / 240) ** 0.5
-    assert gone["raw"] > usual + 0.2
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"top_k": 1}, {"top_k": 2}, {"top_p": 0.3}, {"temperature": 0.1}, {"top_k": 1, "order": "confidence"}],
-    ids=str,
-)
-def test_raw_guidance_leaves_no_mask_whatever_is_cut_off(options: dict) -> None:
-    model = network("masked", num_classes=3)
-    x = model.generate(class_labels=[0, 1, 2, 0], guidance_scale=2.0, guidance="raw", num_steps=8, seed=0, **options)
-    assert (x != MASK).all()
-
-
-def test_processors_see_the_guided_law_once() -> None:
-    model, rows = network("masked", num_classes=3), []
-
-    class Count:
-        def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
-            rows.append((input_ids.shape, scores.exp().sum(1), position))
-            return scores
-
-    model.generate(
-        class_labels=[0, 1], guidance_scale=2.0, guidance="raw", num_steps=1, seed=0, logits_processor=[Count()]
-    )
-    assert len(rows) == 1
-    torch.testing.assert_close(rows[0][1], torch.ones(2 * LENGTH, dtype=rows[0][1].dtype))
-    assert rows[0][2].tolist() == list(range(2 * LENGTH))
-
-
-def test_predictors_see_prompts_at_the_noise_of_their_time() -> None:
+def test_classifier_guidance__classifier_sees_prompts_at_the_noise_of_the_time() -> None:
     model, seen = network("reversal"), []
 
     def watch(x: Tensor, t: Tensor) -> Tensor:
@@ -258,31 +241,25 @@ def test_predictors_see_prompts_at_the_noise_of_their_time() -> None:
         return torch.zeros(len(x), dtype=torch.float64)
 
     prompt = torch.arange(8)[None].repeat(50, 1)
-    model.generate(prompt, max_new_tokens=2, num_steps=2, predictor=ClassifierGuidance(watch), seed=0)
+    model.generate(prompt, max_new_tokens=2, num_steps=2, guidance=ClassifierGuidance(watch), seed=0)
     first = next(x for x, t in seen if t == 0 and len(x) == 50)
     assert (first[:, :8] == prompt).double().mean() < 0.3
     last = [x for x, t in seen if t > 0.5 and len(x) == 50][-1]
     assert (last[:, :8] == prompt).double().mean() > 0.5
 
 
-def test_a_predictor_that_rules_out_everything_is_told() -> None:
+def test_classifier_guidance__ruling_out_everything_is_an_error() -> None:
     model = network("masked")
     impossible = ClassifierGuidance(lambda x, t: torch.full((len(x),), -torch.inf, dtype=torch.float64))
-    with pytest.raises(FloatingPointError, match="look at the predictor"):
-        model.generate(num_steps=2, predictor=impossible)
+    with pytest.raises(FloatingPointError, match="rules out every"):
+        model.generate(num_steps=2, guidance=impossible)
     steep = ClassifierGuidance(lambda x, t: -1000.0 * (x != MASK).sum(1).double())
-    assert (model.generate(num_steps=4, predictor=steep) != MASK).all()
-
-
-def test_raw_guidance_of_scale_1_is_none() -> None:
-    model = network("masked", num_classes=3)
-    options: Any = {"class_labels": [1, 2], "num_steps": 8, "seed": 0}
-    assert torch.equal(model.generate(**options, guidance_scale=1.0, guidance="raw"), model.generate(**options))
+    assert (model.generate(num_steps=4, guidance=steep) != MASK).all()
 
 
 @pytest.mark.parametrize("method", ["exact", "taylor"])
 @pytest.mark.parametrize("name", ["masked", "reversal"])
-def test_predictors_pull_towards_their_condition(name: str, method: str) -> None:
+def test_classifier_guidance__pulls_towards_its_condition(name: str, method: str) -> None:
     model = network(name)
 
     def fives(x: Tensor, t: Tensor) -> Tensor:
@@ -292,11 +269,11 @@ def test_predictors_pull_towards_their_condition(name: str, method: str) -> None
         return float((model.generate(batch_size=30, num_steps=12, seed=0, **options) == 5).double().mean())
 
     usual = share()
-    assert share(predictor=ClassifierGuidance(fives, 1.0, method)) > usual + 0.1
-    assert share(predictor=ClassifierGuidance(fives, 0.0, method)) == pytest.approx(usual, abs=0.12)
+    assert share(guidance=ClassifierGuidance(fives, 1.0, method)) > usual + 0.1
+    assert share(guidance=ClassifierGuidance(fives, 0.0, method)) == pytest.approx(usual, abs=0.12)
 
 
-def test_processors_without_a_place_still_work() -> None:
+def test_logits_processors__need_not_take_a_position() -> None:
     model = network("masked")
 
     class Old:
@@ -304,3 +281,15 @@ def test_processors_without_a_place_still_work() -> None:
             return scores.masked_fill(torch.arange(K) != 2, -torch.inf)
 
     assert (model.generate(num_steps=2, logits_processor=[Old()]) == 2).all()
+
+
+def test_logits_processors__are_applied_to_the_guided_posterior_once() -> None:
+    model, rows = network("masked", num_classes=3), []
+
+    class Count:
+        def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+            rows.append(position.tolist())
+            return scores
+
+    model.generate(class_labels=[0, 1], guidance_scale=2.0, num_steps=1, seed=0, logits_processor=[Count()])
+    assert rows == [list(range(2 * LENGTH))]

@@ -1,15 +1,14 @@
-"""Generation block by block: its law, its ends, who looks on, and what the cache changes: nothing."""
+"""Generation block by block: its distribution, the ends of sequences, observers, and a cache that changes nothing."""
 
 from typing import Any
 
 import pytest
 import torch
+from gm_discrete.nn.network import Network
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from gm_discrete import (
-    GMModel,
-)
+from gm_discrete import AllowedTokens, Blocks, GMModel
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.networks import BLOCK, LENGTH, MASK, PAD, K, causal, data, network
 
@@ -21,7 +20,7 @@ def logits(model: GMModel, x: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", ["tau_leaping", "first_hitting", "adaptive", "entropy_bounded"])
-def test_generation_with_and_without_cache_is_the_same(sampler: str) -> None:
+def test_blocks__cache_changes_no_sample(sampler: str) -> None:
     model = causal()
     prompts = data(rows=4, length=5)
     options: Any = {
@@ -39,7 +38,28 @@ def test_generation_with_and_without_cache_is_the_same(sampler: str) -> None:
     assert not torch.equal(plain.sequences, model.generate(prompts, **options | {"seed": 4}).sequences)
 
 
-def test_rows_that_have_ended_leave_the_cache() -> None:
+def test_blocks__cache_changes_the_network_output_by_rounding_alone() -> None:
+    """Logits at the same states with and without the cache, to 1e-5."""
+    model = causal()
+    seen: list[list[Tensor]] = []
+
+    class Look:
+        def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
+            seen[-1].append(scores)
+            return scores
+
+    for cache in (None, "exact"):
+        seen.append([])
+        model.generate(
+            data(rows=4, length=5), max_new_tokens=11, num_steps=3, blocks=Blocks(BLOCK, cache), seed=3,
+            logits_processor=[Look()],
+        )  # fmt: skip
+    assert len(seen[0]) == len(seen[1]) > 5
+    for plain, cached in zip(*seen, strict=True):
+        torch.testing.assert_close(cached, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks__ended_rows_leave_the_cache() -> None:
     model, z = causal(), data(rows=40, length=4)
     options: Any = {"max_new_tokens": 16, "num_steps": 4, "seed": 0, "eos_token_id": EOS, "pad_token_id": PAD}
     plain, cached = (model.generate(z, use_cache=use_cache, **options) for use_cache in (False, True))
@@ -49,11 +69,11 @@ def test_rows_that_have_ended_leave_the_cache() -> None:
     assert not ends.all()
 
 
-# Generation
+# ---- which positions are filled, and what the network sees
 
 
 def told(model: GMModel, symbol_after: dict[int, int]) -> GMModel:
-    """The model, with a logits processor `follows` that knows what follows the symbol on the left, where that is known."""
+    """The model, with a logits processor `follows` that fixes the token after each of those on the left."""
 
     class Follows:
         def __call__(self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor) -> Tensor:
@@ -70,14 +90,14 @@ def told(model: GMModel, symbol_after: dict[int, int]) -> GMModel:
 
 
 @pytest.mark.parametrize("block_size", [None, 1])
-def test_blocks_of_one_position_are_written_from_left_to_right(block_size: int | None) -> None:
+def test_blocks__of_one_position_are_filled_from_left_to_right(block_size: int | None) -> None:
     model = told(network("masked", block_size=block_size), {k: (k + 1) % 9 for k in range(9)})
     prompts = torch.tensor([[2, 5], [0, 8]])
-    found = model.generate(prompts, max_new_tokens=5, block_length=1, logits_processor=[model.follows], seed=0)
+    found = model.generate(prompts, max_new_tokens=5, blocks=Blocks(1), logits_processor=[model.follows], seed=0)
     assert found[:, 2:].tolist() == [[6, 7, 8, 0, 1], [0, 1, 2, 3, 4]]
 
 
-def test_a_block_sees_what_was_written_before_it_and_masks_behind() -> None:
+def test_blocks__network_sees_earlier_blocks_and_masks_after() -> None:
     model = network("masked")
     seen: list[tuple[list[list[int]], list[int]]] = []
 
@@ -87,14 +107,14 @@ def test_a_block_sees_what_was_written_before_it_and_masks_behind() -> None:
             return scores
 
     end = model.generate(
-        torch.tensor([[1, 2]]), max_new_tokens=6, block_length=3, num_steps=1, logits_processor=[Look()], seed=0
+        torch.tensor([[1, 2]]), max_new_tokens=6, blocks=Blocks(3), num_steps=1, logits_processor=[Look()], seed=0
     )
     assert [columns for _, columns in seen] == [[2, 3, 4], [5, 6, 7]]
     assert seen[0][0][0] == [1, 2, *[MASK] * 6]
     assert seen[1][0][0] == [*end[0, :5].tolist(), *[MASK] * 3]
 
 
-def test_block_causal_models_see_nothing_behind() -> None:
+def test_blocks__block_causal_models_see_nothing_after() -> None:
     model, seen = causal(), []
 
     class Look:
@@ -106,16 +126,16 @@ def test_block_causal_models_see_nothing_behind() -> None:
     assert seen == [(8, [6, 7]), (12, [8, 9, 10, 11])]  # blocks start at multiples of their size, wherever prompts end
 
 
-def test_block_causal_models_always_generate_in_blocks() -> None:
+def test_blocks__are_the_default_of_block_causal_models() -> None:
     model = causal()
     one, two = (
         model.generate(length=8, seed=0, num_steps=8),
-        model.generate(length=8, seed=0, num_steps=8, block_length=BLOCK),
+        model.generate(length=8, seed=0, num_steps=8, blocks=Blocks(BLOCK)),
     )
     assert torch.equal(one, two)
 
 
-def test_blocks_have_the_law_of_the_chain_rule() -> None:
+def test_blocks__distribution_is_that_of_the_chain_rule() -> None:
     """Two blocks of one position: p(x_1) p(x_2 | x_1), as the network states them."""
     model = network("masked", block_size=1)
     t = torch.full((1,), 0.5).double()
@@ -130,15 +150,15 @@ def test_blocks_have_the_law_of_the_chain_rule() -> None:
     assert chi_square(torch.bincount(x[:, 0] * (K - 1) + x[:, 1], minlength=(K - 1) ** 2), independent) < LEAST_P
 
 
-# The end of a sequence
+# ---- the end of a sequence
 
 
 @pytest.mark.parametrize("block_size", [None, BLOCK])
-def test_sequences_end_with_eos_and_the_rest_is_padding(block_size: int | None) -> None:
+def test_blocks__eos_ends_a_sequence_and_the_rest_is_padding(block_size: int | None) -> None:
     model = told(network("masked", block_size=block_size), {1: 2, 2: 3, 3: EOS, 4: 5, 5: 6, 6: 1, EOS: 1})
     prompts, mask = torch.tensor([[4, 4], [2, PAD], [3, EOS]]), torch.tensor([[1, 1], [1, 0], [1, 1]])
     found = model.generate(
-        prompts, attention_mask=mask, max_new_tokens=12, block_length=1 if block_size is None else None, num_steps=64,
+        prompts, attention_mask=mask, max_new_tokens=12, blocks=Blocks(1) if block_size is None else None, num_steps=64,
         sampler="first_hitting" if block_size is None else "tau_leaping", logits_processor=[model.follows], seed=0,
         eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True,
     )  # fmt: skip
@@ -157,10 +177,10 @@ def test_sequences_end_with_eos_and_the_rest_is_padding(block_size: int | None) 
         assert (row[:length] != MASK).all()
 
 
-def test_what_ends_early_costs_no_more_calls() -> None:
+def test_blocks__ended_sequences_cost_no_more_calls() -> None:
     model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
     found = model.generate(
-        torch.tensor([[1], [2]]), max_new_tokens=8, block_length=1, num_steps=1, logits_processor=[model.follows],
+        torch.tensor([[1], [2]]), max_new_tokens=8, blocks=Blocks(1), num_steps=1, logits_processor=[model.follows],
         eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True, seed=0,
     )  # fmt: skip
     assert found.sequences.tolist() == [[1, EOS, *[PAD] * 7], [2, 3, 2, 3, 2, 3, 2, 3, 2]]
@@ -168,63 +188,62 @@ def test_what_ends_early_costs_no_more_calls() -> None:
     assert found.jumps.tolist() == [1, 8]
 
 
-def test_the_sequences_that_go_on_keep_what_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks__other_sequences_keep_their_class_and_allowed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ends at once; the class and the allowed symbols of the second are not those of the first."""
     model, seen = network("masked", num_classes=3), []
-    encode = model.encode
+    hidden = Network.hidden
 
-    def recorded(x: Tensor, t: Tensor, mask: Any = None, labels: Tensor | None = None, *rest: Any) -> Tensor:
-        assert labels is not None
+    def recorded(self: Network, x: Any, t: Any, mask: Any = None, labels: Any = None, *rest: Any) -> Tensor:
         seen.append(labels.tolist())
-        return encode(x, t, mask, labels, *rest)
+        return hidden(self, x, t, mask, labels, *rest)
 
-    monkeypatch.setattr(model, "encode", recorded)
+    monkeypatch.setattr(Network, "hidden", recorded)
     allowed = torch.zeros(2, 6, K, dtype=torch.bool)
     allowed[0, :, EOS] = allowed[1, :, 6] = True
     found = model.generate(
-        class_labels=[0, 2], length=6, block_length=2, num_steps=1, allowed_symbols=allowed, eos_token_id=EOS,
+        class_labels=[0, 2], length=6, blocks=Blocks(2), num_steps=1, logits_processor=[AllowedTokens(allowed)], eos_token_id=EOS,
         pad_token_id=PAD, seed=0,
     )  # fmt: skip
     assert found.tolist() == [[EOS, *[PAD] * 5], [6] * 6]
     assert seen == [[0, 2], [2], [2]]
 
 
-def test_without_an_end_every_place_is_filled() -> None:
+def test_blocks__without_eos_every_position_is_filled() -> None:
     model = told(network("masked"), {1: EOS, EOS: 1})
-    options: Any = {"max_new_tokens": 4, "block_length": 1, "logits_processor": [model.follows], "seed": 0}
+    options: Any = {"max_new_tokens": 4, "blocks": Blocks(1), "logits_processor": [model.follows], "seed": 0}
     assert model.generate(torch.tensor([[1]]), **options).tolist() == [[1, EOS, 1, EOS, 1]]
     several = model.generate(torch.tensor([[1]]), eos_token_id=[5, EOS], **options)
     assert several.tolist() == [[1, EOS]]
 
 
-def test_unconditional_samples_in_blocks_have_their_own_length() -> None:
+def test_blocks__unconditional_samples_have_their_own_length() -> None:
     model = network("masked")
-    found = model.generate(batch_size=30, length=LENGTH, block_length=3, num_steps=3, eos_token_id=EOS, pad_token_id=PAD,
+    found = model.generate(batch_size=30, length=LENGTH, blocks=Blocks(3), num_steps=3, eos_token_id=EOS, pad_token_id=PAD,
                            seed=0, return_dict_in_generate=True)  # fmt: skip
     lengths = found.attention_mask.sum(1)
     assert len(lengths.unique()) > 3
     assert found.sequences.shape[1] == lengths.max()
 
 
-def test_gaps_in_prompts_are_filled_and_their_ends_end_nothing() -> None:
+def test_blocks__gaps_in_prompts_are_filled_and_eos_inside_ends_nothing() -> None:
     model = network("masked")
     prompt = torch.tensor([[1, MASK, 3, MASK, 5]])
     allowed = torch.zeros(8, K, dtype=torch.bool)
     allowed[:, EOS] = True
-    found = model.generate(prompt, max_new_tokens=3, block_length=2, eos_token_id=EOS, pad_token_id=PAD,
-                           allowed_symbols=allowed, seed=0)  # fmt: skip
+    found = model.generate(prompt, max_new_tokens=3, blocks=Blocks(2), eos_token_id=EOS, pad_token_id=PAD,
+                           logits_processor=[AllowedTokens(allowed)], seed=0)  # fmt: skip
     assert found.tolist() == [[1, EOS, 3, EOS, 5, EOS]]
 
 
-def test_prompts_padded_on_the_left_move_to_the_start() -> None:
+def test_blocks__prompts_padded_on_the_left_move_to_the_start() -> None:
     model = network("masked")
     left = model.generate(torch.tensor([[PAD, PAD, 4, 6]]), attention_mask=torch.tensor([[0, 0, 1, 1]]),
-                          max_new_tokens=4, block_length=2, seed=1)  # fmt: skip
-    right = model.generate(torch.tensor([[4, 6]]), max_new_tokens=4, block_length=2, seed=1)
+                          max_new_tokens=4, blocks=Blocks(2), seed=1)  # fmt: skip
+    right = model.generate(torch.tensor([[4, 6]]), max_new_tokens=4, blocks=Blocks(2), seed=1)
     assert left[:, :6].tolist() == right.tolist()
 
 
-# Who looks on
+# ---- observers
 
 
 class Pieces:
@@ -245,10 +264,10 @@ class Pieces:
         self.ended += 1
 
 
-def test_streamers_get_block_after_block() -> None:
+def test_blocks__streamers_get_block_after_block() -> None:
     model, streamer = network("masked"), Pieces()
     end = model.generate(
-        torch.tensor([[1, 2]]), max_new_tokens=6, block_length=3, num_steps=8, streamer=streamer, seed=0
+        torch.tensor([[1, 2]]), max_new_tokens=6, blocks=Blocks(3), num_steps=8, streamer=streamer, seed=0
     )
     row = end[0].tolist()
     assert streamer.puts == [row[:2], row[2:5], row[5:]]
@@ -257,7 +276,7 @@ def test_streamers_get_block_after_block() -> None:
     assert streamer.drafts[0] != row[2:5]
 
 
-def test_criteria_see_the_whole_text_and_end_with_their_block() -> None:
+def test_blocks__criteria_see_the_whole_sequence_and_end_with_their_block() -> None:
     seen: list[list[int]] = []
 
     class Second(StoppingCriteria):
@@ -267,7 +286,7 @@ def test_criteria_see_the_whole_text_and_end_with_their_block() -> None:
 
     model = network("masked")
     end = model.generate(
-        torch.tensor([[1, 2]]), max_new_tokens=9, block_length=3, num_steps=30, seed=0,
+        torch.tensor([[1, 2]]), max_new_tokens=9, blocks=Blocks(3), num_steps=30, seed=0,
         stopping_criteria=StoppingCriteriaList([Second()]),
     )  # fmt: skip
     assert [len(row) for row in seen[:2]] == [5, 5]
@@ -275,27 +294,27 @@ def test_criteria_see_the_whole_text_and_end_with_their_block() -> None:
     assert end.shape[1] == 8  # what was not begun is not returned
 
 
-def test_criteria_that_hold_at_the_end_of_a_block_end_with_it() -> None:
+class FirstBlock(StoppingCriteria):
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore
+        return torch.tensor([bool((input_ids[0, 2:6] != MASK).all())])
+
+
+def test_blocks__criteria_that_hold_at_the_end_of_a_block_end_with_it() -> None:
     found = network("masked").generate(
-        torch.tensor([[3, 2]]), max_new_tokens=12, block_length=4, num_steps=2, seed=0,
+        torch.tensor([[3, 2]]), max_new_tokens=12, blocks=Blocks(4), num_steps=2, seed=0,
         stopping_criteria=StoppingCriteriaList([FirstBlock()]),
     )  # fmt: skip
     assert found.shape[1] == 6
     assert (found != MASK).all()
 
 
-class FirstBlock(StoppingCriteria):
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore
-        return torch.tensor([bool((input_ids[0, 2:6] != MASK).all())])
-
-
-def test_criteria_of_sequences_that_have_ended_count_no_more() -> None:
+def test_blocks__criteria_ignore_ended_sequences() -> None:
     class FirstBlockOfTheFirst(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore
             return torch.tensor([input_ids.shape[1] >= 4, False])
 
     model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
-    options: Any = {"max_new_tokens": 8, "block_length": 1, "num_steps": 1, "seed": 0, "pad_token_id": PAD}
+    options: Any = {"max_new_tokens": 8, "blocks": Blocks(1), "num_steps": 1, "seed": 0, "pad_token_id": PAD}
     options |= {
         "logits_processor": [model.follows],
         "stopping_criteria": StoppingCriteriaList([FirstBlockOfTheFirst()]),
@@ -305,31 +324,33 @@ def test_criteria_of_sequences_that_have_ended_count_no_more() -> None:
     assert model.generate(torch.tensor([[2], [1]]), **options).shape[1] == 9
 
 
-def test_streamers_lose_nothing_of_prompts_with_gaps() -> None:
+def test_blocks__streamers_get_all_of_prompts_with_gaps() -> None:
     model, prompt = network("masked"), torch.tensor([[1, 2, 3, 4, 5, 6, MASK, 7, 8, 9, 1, MASK]])
     for block in (model, causal()):
         streamer = Pieces()
-        end = block.generate(prompt, num_steps=2, streamer=streamer, seed=0, block_length=2 if block is model else None)
+        end = block.generate(
+            prompt, num_steps=2, streamer=streamer, seed=0, blocks=Blocks(2) if block is model else None
+        )
         assert [symbol for part in streamer.puts for symbol in part] == end[0].tolist()
 
 
-def test_errors_of_exact_samplers_add_up_over_blocks() -> None:
+def test_blocks__errors_of_exact_samplers_add_up() -> None:
     model = network("masked")
     options: Any = {"length": 8, "seed": 0, "return_dict_in_generate": True}
-    assert model.generate(sampler="first_hitting", block_length=4, **options).error_bound.tolist() == [0.0]
-    assert model.generate(num_steps=2, block_length=4, **options).error_bound is None
+    assert model.generate(sampler="first_hitting", blocks=Blocks(4), **options).error_bound.tolist() == [0.0]
+    assert model.generate(num_steps=2, blocks=Blocks(4), **options).error_bound is None
     assert model.generate(num_steps=2, bad_words_ids=[[1, 2], [3, 4], [9, 9]], **options).error_bound is None
 
 
-def test_an_empty_canvas_comes_back_empty() -> None:
-    found = network("masked").generate(torch.zeros(2, 0, dtype=torch.long), max_new_tokens=0, block_length=4)
+def test_blocks__empty_prompts_stay_empty() -> None:
+    found = network("masked").generate(torch.zeros(2, 0, dtype=torch.long), max_new_tokens=0, blocks=Blocks(4))
     assert found.shape == (2, 0)
 
 
-def test_trajectories_go_through_the_blocks() -> None:
+def test_trajectory__goes_through_the_blocks() -> None:
     model = network("masked")
     found = model.generate(
-        torch.tensor([[1, 2], [3, 4]]), max_new_tokens=6, block_length=3, num_steps=4, seed=0,
+        torch.tensor([[1, 2], [3, 4]]), max_new_tokens=6, blocks=Blocks(3), num_steps=4, seed=0,
         return_dict_in_generate=True, output_trajectory=True,
     )  # fmt: skip
     trajectory = found.trajectory
@@ -343,10 +364,10 @@ def test_trajectories_go_through_the_blocks() -> None:
     assert not trajectory.fixed[:, 2:].any()
 
 
-def test_trajectories_of_rows_that_have_ended_read_nothing_more() -> None:
+def test_trajectory__ended_rows_have_no_entropy() -> None:
     model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
     found = model.generate(
-        torch.tensor([[1], [2]]), max_new_tokens=4, block_length=1, num_steps=1, logits_processor=[model.follows],
+        torch.tensor([[1], [2]]), max_new_tokens=4, blocks=Blocks(1), num_steps=1, logits_processor=[model.follows],
         eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True, output_trajectory=True, seed=0,
     )  # fmt: skip
     assert found.trajectory.entropy.isnan().tolist() == [[False, False], [True, False], [True, False], [True, False]]

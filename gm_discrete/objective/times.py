@@ -1,0 +1,116 @@
+"""Time samplers: distributions of training times t, drawn through κ(t) and stratified over the batch.
+
+With κ uniform, the loss per unit of κ is the integrand of the likelihood bound. A bell-shaped distribution spends more draws
+on the middle of the path, where a network learns most; it changes the weights of the loss, not the reported bound (Hong et
+al. 2026, arXiv 2605.13026).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gm_discrete.paths import Path, ProductPath
+
+
+@dataclass(frozen=True)
+class UniformTimeSampler:
+    """κ(t) uniform on (0, 1): the loss is then an unbiased estimate of the likelihood bound per position.
+
+    >>> UniformTimeSampler().quantile(torch.tensor([0.25, 0.5]))
+    tensor([0.2500, 0.5000])
+    """
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """κ at the quantile u."""
+        return u
+
+
+@dataclass(frozen=True)
+class LogitNormalTimeSampler:
+    """logit κ(t) ~ N(mean, std²): bell-shaped, the default of training.
+
+    >>> LogitNormalTimeSampler(std=0.5).quantile(torch.tensor([0.1, 0.5]))
+    tensor([0.3451, 0.5000])
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std={self.std} must be positive")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """κ at the quantile u."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class FieldTimeSampler:
+    """Times [B, M] for a `ProductPath` with independent times: a mixture of three kinds of examples.
+
+    In a share `shared` of the examples all fields have one common time. In a share `conditional` they do too, except that
+    each field is observed (t = 1) with a probability that is itself uniform on (0, 1). In the rest every field has its own
+    time. Training so covers what generation uses: all fields together, some conditioned on others, and other schedules.
+
+    Attributes:
+        marginal: distribution of every single time.
+        shared, conditional: the first two shares.
+
+    >>> FieldTimeSampler(UniformTimeSampler(), shared=0.5, conditional=0.5).marginal
+    UniformTimeSampler()
+    """
+
+    marginal: UniformTimeSampler | LogitNormalTimeSampler = LogitNormalTimeSampler()
+    shared: float = 1 / 3
+    conditional: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if min(self.shared, self.conditional) < 0 or self.shared + self.conditional > 1:
+            raise ValueError(
+                f"shared={self.shared} and conditional={self.conditional} must be shares of the examples: ≥ 0, of sum ≤ 1"
+            )
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """κ of a single time at the quantile u."""
+        return self.marginal.quantile(u)
+
+
+TimeSampler = UniformTimeSampler | LogitNormalTimeSampler | FieldTimeSampler
+
+
+def draw_times(
+    path: Path, batch: int, rng: torch.Generator | None, device: torch.device, time_sampler: TimeSampler | None = None
+) -> Tensor:
+    """Stratified times t [B], float64: κ at the quantiles (j + u)/B with one common u, in random order.
+
+    For continuous paths, and products whose fields share one time, t itself has the sampler's distribution, scaled to
+    [0, `path.latest`]. For products with independent times the result is [B, M] (see `FieldTimeSampler`).
+
+    Args:
+        time_sampler: `LogitNormalTimeSampler()` by default.
+    """
+    sampler = time_sampler or LogitNormalTimeSampler()
+    if isinstance(path, ProductPath) and path.independent_times:
+        return _draw_field_times(path, batch, rng, device, sampler)
+    source = rng.device if rng is not None else device
+    offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
+    order = torch.randperm(batch, generator=rng, device=source)
+    u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
+    return path.time(path.latest * sampler.quantile(u)).to(device)
+
+
+def _draw_field_times(
+    path: ProductPath, batch: int, rng: torch.Generator | None, device: torch.device, sampler: TimeSampler
+) -> Tensor:
+    mix = sampler if isinstance(sampler, FieldTimeSampler) else FieldTimeSampler(sampler)
+    own = torch.stack([draw_times(field, batch, rng, device, mix) for field in path.fields.values()], 1)
+    one = draw_times(ProductPath(path.factors), batch, rng, device, mix)[:, None]
+    source = rng.device if rng is not None else device
+    kind, share = torch.rand(2, batch, 1, generator=rng, device=source, dtype=torch.float64).to(device)
+    observed = torch.rand(own.shape, generator=rng, device=source, dtype=torch.float64).to(device) < share
+    t = torch.where(kind < mix.shared + mix.conditional, one, own)
+    return torch.where((kind >= mix.shared) & (kind < mix.shared + mix.conditional) & observed, 1.0, t)

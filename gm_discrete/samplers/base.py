@@ -1,0 +1,305 @@
+"""What every sampler is (`Sampler`), and the simulation that it takes a step of (`Chain`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from gm_discrete.configurable import Configurable, subclasses
+from gm_discrete.generators import Factor, Jump, Posterior
+from gm_discrete.generators.kernels import Kernel, map_rows
+from gm_discrete.paths.base import Path
+from gm_discrete.paths.schedules import Schedule
+from gm_discrete.process import Process, State, Times, factors, unpack
+
+DISCRETE, CONTINUOUS, PRODUCT = "discrete", "continuous", "product"
+EVERY_STATE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
+ALIASES = {"ancestral": "tau_leaping"}
+"""Other names of a sampler: with the exact probabilities of the interval, tau-leaping is ancestral sampling."""
+
+Memory = TypeVar("Memory")
+
+
+def kind_of(path: Path) -> str:
+    """`"discrete"`, `"continuous"` or `"product"`: the kind of a path's states."""
+    if "" not in path.fields:
+        return PRODUCT
+    return DISCRETE if path.is_discrete else CONTINUOUS
+
+
+class Sampler(Configurable, ABC):
+    """A rule that carries the state from t to t_next. Subclasses are final, and hold nothing but their options.
+
+    In JSON a sampler is `{"type": type_name, **options}`. To write your own, give `step` and, if it does not simulate every
+    path, `states` and `rates`.
+    """
+
+    type_name: ClassVar[str] = ""
+    chooses_times: ClassVar[bool] = False
+    """Whether it chooses its own times between those of the grid, so that [0, 1] is grid enough."""
+    states: ClassVar[frozenset[str]] = EVERY_STATE
+    """The kinds of states that it can simulate, of "discrete", "continuous" and "product"."""
+    rates: ClassVar[tuple[str, ...] | None] = None
+    """The rates of a discrete path that it needs; `None`: any."""
+
+    @property
+    def keeps_distribution(self) -> bool:
+        """Whether samples follow the model distribution in the limit of small steps; decoding orders do not."""
+        return True
+
+    def check(self, path: Path) -> None:
+        """
+        Raises:
+            ValueError: the sampler cannot simulate this path; the message names those that can.
+        """
+        kind = kind_of(path)
+        unfit = None
+        if kind not in self.states:
+            unfit = f"does not simulate {kind} states"
+        elif kind == DISCRETE and self.rates is not None and getattr(path, "rates", None) not in self.rates:
+            rates = " or ".join(f"rates={name!r}" for name in self.rates)
+            unfit = f"needs a path with {rates}, not rates={getattr(path, 'rates', None)!r}"
+        if unfit:
+            raise ValueError(f"sampler={self.type_name!r} {unfit}; choose one of {', '.join(samplers_for(path))}")
+
+    @abstractmethod
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        """The state at t_next of one at t. Every field moves by the generator at the state x, before any has moved.
+
+        Args:
+            chain: the simulation: evaluates the process, draws all noise, and counts.
+            x: state [B, …] of each field.
+            t, t_next: times [B] of each field.
+        """
+
+    @classmethod
+    def of(cls, sampler: str | Mapping[str, Any] | Sampler) -> Sampler:
+        """The sampler of that name with default options, or of that JSON form; a sampler is returned as it is.
+
+        Raises:
+            ValueError: no sampler has that name; the message lists those that exist.
+            TypeError: it is none of these.
+        """
+        if isinstance(sampler, Sampler):
+            return sampler
+        if isinstance(sampler, str):
+            sampler = {"type": ALIASES.get(sampler, sampler)}
+        if not isinstance(sampler, Mapping):
+            raise TypeError(
+                f'sampler={sampler!r} must be a Sampler such as TauLeaping(), its name, or {{"type": name, …}}'
+            )
+        known = sorted(kind.type_name for kind in subclasses(Sampler) if kind.type_name)
+        if sampler.get("type") not in known:
+            raise ValueError(f"sampler={sampler.get('type')!r} is unknown; choose one of {', '.join(known)}")
+        return Sampler.from_dict(dict(sampler))
+
+
+def samplers_for(path: Path) -> tuple[str, ...]:
+    """The names of the samplers that can simulate the path, with default options."""
+    kind, rates = kind_of(path), getattr(path, "rates", None)
+    return tuple(
+        sorted(
+            sampler.type_name
+            for sampler in subclasses(Sampler)
+            if sampler.type_name and kind in sampler.states
+            if sampler.rates is None or kind != DISCRETE or rates in sampler.rates
+        )
+    )
+
+
+@dataclass
+class Chain:
+    """One simulation: a process, a batch of B states, the noise, and what is counted on the way.
+
+    Attributes:
+        process: what is simulated.
+        free: by field, bool of the state's shape: entries that may move.
+        rng: source of all noise.
+        conditioning: keywords that are passed on to `process.generator`.
+        calls: [B], evaluations of the network that a sequence needed. jumps: [B], changes of an entry by jumps.
+        error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` where none is known.
+    """
+
+    process: Process
+    free: State
+    rng: torch.Generator | None = None
+    conditioning: Mapping[str, Any] = field(default_factory=dict)
+    calls: Tensor = field(init=False)
+    jumps: Tensor = field(init=False)
+    error: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.free.values()))
+        self.calls = torch.zeros(len(first), dtype=torch.long, device=first.device)
+        self.jumps = torch.zeros_like(self.calls)
+        self._counted = torch.zeros_like(self.calls, dtype=torch.bool)  # sequences counted in this evaluation
+        self._memory: dict[tuple[str, type], Any] = {}
+        self._movable: dict[str, tuple[Tensor, bool]] = {}
+
+    @property
+    def path(self) -> Path:
+        """The path of the process.
+
+        Raises:
+            TypeError: it has none.
+        """
+        path = getattr(self.process, "path", None)
+        if path is None:
+            raise TypeError(f"this sampler needs a path; {type(self.process).__name__} has no attribute .path")
+        return path
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule κ of a state with one discrete field."""
+        return self.path.schedule  # pyright: ignore[reportAttributeAccessIssue]
+
+    # Evaluating the process
+
+    def generators(self, x: State, t: Times, t_next: Times | None = None) -> Mapping[str, Factor]:
+        """The generator of each field at (x, t), or of the step [t, t_next], from one evaluation of the process.
+
+        Raises:
+            TypeError: the process has a generator of other fields.
+        """
+        self._counted = torch.zeros_like(self._counted)
+        now, then = self._joined(t), None if t_next is None else self._joined(t_next)
+        generator = self.process.generator(unpack(x), now, then, **self.conditioning)
+        found = factors(generator)
+        if found.keys() != x.keys():
+            raise TypeError(
+                f"the generator of the process is a {type(generator).__name__}, of the fields "
+                f"{', '.join(map(repr, found))}; the state has {', '.join(map(repr, x))}"
+            )
+        return found
+
+    def _joined(self, times: Times) -> Tensor:
+        return times[""] if "" in times else self.path.joined(times)
+
+    def jump(self, x: State, t: Times, t_next: Times | None = None) -> Jump:
+        """The generator of a state with one discrete field."""
+        return discrete(self.generators(x, t, t_next)[""])
+
+    def posterior(self, x: State, t: Times) -> Posterior:
+        """The posterior of the data at (x, t), for a state with one discrete field."""
+        return posterior(self.jump(x, t))
+
+    def count(self, sequences: Tensor) -> None:
+        """Counts one network call for these sequences (bool [B]), once for each evaluation of the process."""
+        self.calls += sequences & ~self._counted
+        self._counted = self._counted | sequences
+
+    def count_events(self, jump: Jump, events: Tensor) -> None:
+        """Counts one network call for the sequences with an event, and those evaluated for the probability of one."""
+        needed = events.flatten(1).any(1)
+        self.count(needed if jump.read is None else needed | jump.read)
+
+    # What may move
+
+    def movable(self, name: str) -> Tensor:
+        """bool [B]: which sequences have a free entry in the field."""
+        return self._mobility(name)[0]
+
+    def moves(self, name: str, t: Tensor, t_next: Tensor) -> bool:
+        """Whether the field has anything to do in the step: a free entry, and time to move."""
+        if not self._mobility(name)[1]:
+            return False
+        return len(self.free) == 1 or bool((t_next > t).any())  # the time of a single field never stands still
+
+    def _mobility(self, name: str) -> tuple[Tensor, bool]:
+        if name not in self._movable:  # computed once, as looking at it makes a GPU wait
+            rows = self.free[name].flatten(1).any(1)
+            self._movable[name] = rows, bool(rows.any())
+        return self._movable[name]
+
+    # Noise
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Float64 uniforms in [0, 1)."""
+        device = self.rng.device if self.rng is not None else self.calls.device
+        return torch.rand(shape, generator=self.rng, device=device, dtype=torch.float64).to(self.calls.device)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Standard normal numbers of x's shape and precision."""
+        device = self.rng.device if self.rng is not None else x.device
+        return torch.randn(x.shape, generator=self.rng, device=device, dtype=x.dtype).to(x.device)
+
+    def events(self, probability: Tensor, name: str = "") -> Tensor:
+        """Which free entries of a field have an event, bool of its shape; entries are independent."""
+        free = self.free[name]
+        return (self.uniform(*free.shape) < probability) & free
+
+    # Jumps
+
+    def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:
+        """The field's state after jumps at the events, drawn from the kernel there only."""
+        where = events.flatten().nonzero().squeeze(1)
+        if len(where) == 0:
+            return x
+        landings = kernel.sample(self.rng, where).to(x.dtype)
+        return self.jumped(x, x.flatten().index_put((where,), landings).view_as(x))
+
+    def jumped(self, x: Tensor, x_next: Tensor) -> Tensor:
+        """`x_next`, after counting the entries in which it differs from x as jumps."""
+        self.jumps += (x_next != x).flatten(1).sum(1)
+        return x_next
+
+    # Memory
+
+    def remember(self, name: str, kind: type[Memory]) -> Memory:
+        """The memory that a method keeps of a field from one step to the next; at first `kind()`."""
+        return self._memory.setdefault((name, kind), kind())
+
+
+def discrete(generator: Factor) -> Jump:
+    """The generator of a discrete field.
+
+    Raises:
+        TypeError: it is no jump.
+    """
+    if not isinstance(generator, Jump):
+        raise TypeError(
+            f"discrete states move by jumps; the generator of the process is a {type(generator).__name__}: give a "
+            "floating-point state, or a process with a Jump"
+        )
+    return generator
+
+
+def posterior(jump: Jump) -> Posterior:
+    """The posterior of the data that a path made the jump of.
+
+    Raises:
+        TypeError: no path made it.
+    """
+    if jump.posterior is None:
+        raise TypeError("this sampler needs generators made by a path: path.marginal(readout, x, t, t_next)")
+    return jump.posterior
+
+
+def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability 1 − k(x) of landing elsewhere, [B, L], and the sequences whose network output it takes, [B].
+
+    A masked position always changes when it jumps, so that the network need not be evaluated there.
+
+    Args:
+        positions: bool [B, L], where it is wanted; it is 0 elsewhere.
+    """
+    open_ = needs_network(kernel, x, positions)
+    values = (positions & ~open_).double()
+    where = open_.flatten().nonzero().squeeze(1)
+    if len(where):
+        flat = x.flatten()
+        leave = map_rows(lambda rows: kernel.leave(flat[rows], rows), kernel.prepare(where))
+        values = values.flatten().index_put((where,), leave).view_as(values)
+    return values, open_.any(1)
+
+
+def needs_network(kernel: Kernel, x: Tensor, positions: Tensor) -> Tensor:
+    """The positions, bool [B, L], without those that hold a symbol which no data holds (a mask): those always change."""
+    for symbol in getattr(kernel, "excluded", ()):
+        positions = positions & (x != symbol)
+    return positions

@@ -1,0 +1,83 @@
+"""Tau-leaping: every field moves once, by the generator at the start of the step.
+
+A step of a discrete field has two stages. First the events: which positions have a candidate jump, a Bernoulli draw whose
+probability does not depend on the network. Then, for those positions only, the landing symbol. (Drawing both at once from
+one categorical over "stay or move to y" needs probabilities far below the 2⁻²⁴ grid of float32 uniforms and lowers the
+entropy of samples.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from torch import Tensor
+
+from gm_discrete.generators import Factor
+from gm_discrete.paths.base import Path
+from gm_discrete.process import State, Times
+from gm_discrete.samplers.base import Chain, Sampler, discrete
+from gm_discrete.samplers.decoding import SCORES, check_masked, check_order, reveal
+from gm_discrete.samplers.euclidean import euler_maruyama
+
+
+class TauLeaping(Sampler):
+    """Jumps with the exact probability of the interval, (κ_s − κ_t)/(1 − κ_t) for mixture rates, and π frozen at t.
+
+    Given the data symbol the step is exact; its error comes only from positions that move together. With the reversal rates
+    it is ancestral sampling, x_s ~ E_{z~π} p(x_s|x_t, z) (D3PM, arXiv 2107.03006, equation 4). A continuous field moves by
+    Euler–Maruyama steps of its flow and diffusion, and a jump overrides these (see `samplers.euclidean`).
+
+    Args:
+        order: which masks of a masked path are revealed first: `"random"`, which samples the model distribution, or
+            `"confidence"`, `"margin"` or `"entropy"`, which do not (see `samplers.decoding`).
+        order_temperature: scale of the Gumbel noise that is added to the scores of such an order, annealed to 0.
+
+    >>> import torch
+    >>> from gm_discrete import ExactModel, MaskedPath, TauLeaping, simulate
+    >>> process = ExactModel(MaskedPath(4), torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    >>> x_0 = process.path.prior((2, 3))
+    >>> x = simulate(process, x_0, torch.linspace(0, 1, 33), sampler=TauLeaping(order="confidence"))
+    >>> x[:, 1].tolist()
+    [1, 1]
+    """
+
+    type_name: ClassVar[str] = "tau_leaping"
+
+    def __init__(self, order: str = "random", order_temperature: float = 0.0) -> None:
+        check_order(order)
+        if not 0 <= order_temperature < math.inf:
+            raise ValueError(f"order_temperature={order_temperature} must be ≥ 0; 0 is no noise")
+        if order_temperature and order == "random":
+            raise ValueError(
+                f"order_temperature={order_temperature} is noise on the scores of an order: give "
+                f"order={' or '.join(map(repr, SCORES))} with it"
+            )
+        self.order, self.order_temperature = order, float(order_temperature)
+
+    @property
+    def keeps_distribution(self) -> bool:
+        return self.order == "random"
+
+    def check(self, path: Path) -> None:
+        super().check(path)
+        if self.order != "random":
+            check_masked(path, self.order)
+
+    def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        if self.order != "random":
+            return {"": reveal(chain, x, t, t_next, self.order, self.order_temperature)}
+        generators = chain.generators(x, t, t_next)
+        return {name: leap(chain, name, x[name], generators[name], t[name], t_next[name]) for name in x}
+
+
+def leap(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
+    """One field after the step that its generator was made for."""
+    if not chain.moves(name, t, t_next):
+        return x
+    if x.is_floating_point():
+        return euler_maruyama(chain, name, x, generator, t, t_next)
+    jump = discrete(generator)
+    events = chain.events(jump.chance, name)
+    chain.count_events(jump, events)
+    return chain.land(x, jump.kernel, events)
