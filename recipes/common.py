@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
+from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
 
 matplotlib.use("Agg")
@@ -103,9 +104,9 @@ def time_sampler(times: str, mean: float = 0.0, std: float = 1.0) -> LogitNormal
     return LogitNormalTimeSampler(mean, std) if times == "logit_normal" else UniformTimeSampler()
 
 
-def parse_sampler(sampler: str) -> str | dict[str, Any]:
-    """A sampler for `generate`: a name such as "tau_leaping", or JSON, {"type": "adaptive", "max_expected_changes": 2}."""
-    return json.loads(sampler) if sampler.lstrip().startswith("{") else sampler
+def parse_sampler(sampler: str) -> Sampler:
+    """A sampler by name, such as "tau_leaping", or from JSON, {"type": "adaptive", "max_expected_changes": 2}."""
+    return Sampler.of(json.loads(sampler) if sampler.lstrip().startswith("{") else sampler)
 
 
 def trainer_options(options: OptimizerOptions, training: TrainingArguments) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def show_sample(options: TextArguments, tokenizer: Tokenizer, output: Path, devi
     text = tokenizer.decode(sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length)
     (output / "sample.txt").write_text(text)
     animate(sample.trajectory, tokenizer, output / "sample.gif")
-    masks = model.config.mask_token_id if model.path.rates == "masked" else None
+    masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None
     plot_trajectory(sample.trajectory, output / "trajectory.png", masks)
     print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
 

@@ -1,5 +1,7 @@
 """From files to batches: loading of text, images and tables, tokenizers, packing, encodings of columns, collators."""
 
+from typing import TYPE_CHECKING
+
 from gm_discrete.data.collator import TokenCollator
 from gm_discrete.data.encoding import decode_rows, encode_rows, encoded_dataset, fit_codecs, natural_values
 from gm_discrete.data.field_collator import SequenceCollator, TableCollator, decode_sequences
@@ -59,8 +61,9 @@ _MOVED = {
     "write_midi",
 }
 
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
-def __getattr__(name: str) -> None:
-    if name in _MOVED:
-        raise ImportError(f"{__name__}.{name} moved out of the library, to recipes/datasets in its repository")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> None:
+        if name in _MOVED:
+            raise ImportError(f"{__name__}.{name} moved out of the library, to recipes/datasets in its repository")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

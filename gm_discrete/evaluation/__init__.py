@@ -1,5 +1,7 @@
 """Scores of models and samples: the likelihood bound over a data set, generative perplexity, entropy, matching loss."""
 
+from typing import TYPE_CHECKING
+
 from gm_discrete.evaluation.entropy import SampleEntropy, unigram_entropy
 from gm_discrete.evaluation.generative_perplexity import GenerativePerplexity
 from gm_discrete.evaluation.matching import evaluate_matching
@@ -31,8 +33,9 @@ _MOVED = {
     "train_classifier",
 }
 
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
-def __getattr__(name: str) -> None:
-    if name in _MOVED:
-        raise ImportError(f"{__name__}.{name} moved out of the library, to benchmarks/scores in its repository")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> None:
+        if name in _MOVED:
+            raise ImportError(f"{__name__}.{name} moved out of the library, to benchmarks/scores in its repository")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
