@@ -6,8 +6,8 @@
    molecules of the test split, the score of a perfect model. Molecules end at the first [EOS] of a canvas as long as in
    training. Novelty is against the whole training set. The Fréchet ChemNet distance is missing, because it needs ChemNet.
 2. `--infill` molecules whose scaffolds are in no training molecule: all symbols but those of the scaffold are masked,
-   with the end of the canvas, and filled `--fills` times each. How many fills are valid; how many of these contain the scaffold, are
-   distinct, and equal the original; and the share of unconditional molecules that contain the scaffold.
+   with the end of the canvas, and filled `--fills` times each. How many fills are valid; how many of these contain the
+   scaffold, are distinct, and equal the original; and the share of unconditional molecules that contain the scaffold.
 
 Calls are those counted by `generate`, per molecule: a step without an event needs none. Filters and similarities to the
 test splits take minutes: `--filters`, `--references test,test_scaffolds`.

@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from measure import environment, markdown
+from measure import environment, markdown, report
 
 from gm_discrete import GMModel
 from gm_discrete.data import decode_rows
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/tables"))
     parser.add_argument("--again", action="store_true", help="score the tables in the folder again, without training")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is in the folder")
+    parser.add_argument("--output", type=Path, help="with --table: JSON file with the tables")
     parser.add_argument("--figure", type=Path, help="only draw the methods' tables that are in the folder")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--{option} {', '.join(sorted(unknown))}: there is {', '.join(known)}")
     torch.set_num_threads(args.threads)
     if args.table:
-        print(tables(args.folder))
+        text, record = tables(args.folder), {"benchmark": "tables", "environment": environment("cpu", __file__, argv)}
+        report({**record, "settings": vars(args)}, [text], args.output)
         return
     rows = splits(args)
     if args.figure:
