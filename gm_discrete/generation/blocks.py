@@ -60,9 +60,9 @@ class BlockProcess:
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
         """The generator of the block at x [B, stop − start]; the conditioning belongs to the whole sequences."""
         whole = torch.cat([self.whole[:, : self.start], x, self.whole[:, self.stop :]], 1)
-        mask = conditioning.pop("attention_mask", None)
+        mask, processor = conditioning.pop("attention_mask", None), conditioning.pop("logits_processor", None)
         found = readouts(
-            self.network, {"": whole}, t, {"": t}, cache=self.cache,
+            self.network, {"": whole}, t, {"": t}, processor, cache=self.cache,
             attention_mask=None if mask is None else {"": mask}, **conditioning,
         )  # fmt: skip
         return self.path.marginal(Window(found[""], self.start, self.stop), x, t, t_next)

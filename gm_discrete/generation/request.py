@@ -184,7 +184,9 @@ class Request:
         batch = _agreed("batch sizes", batches | ({} if batch_size is None else {"batch_size": batch_size}), default)
         for group in model.config.groups:  # its fields share their positions
             lengths = {text: tensor.shape[1] for name in group for text, tensor in named.get(name, {}).items()}
-            lengths |= {"length": size for name in group if (size := asked.get(name)) and not fields[name].image_shape}
+            for name in group:
+                if asked.get(name) is not None and not fields[name].image_shape:
+                    lengths[f"length[{name!r}]" if isinstance(length, Mapping) else "length"] = asked[name]
             own = next((size for name in group if (size := usual.get(name))), fields[group[0]].length)
             size = _agreed(f"lengths of {', '.join(group)}" if group[0] else "lengths", lengths, own)
             self.shapes |= {name: (batch, *fields[name].state_shape(size)) for name in group}
@@ -202,9 +204,7 @@ class Request:
         shape, path = self.shapes[""], model.path
         x_0 = None if self.x_0 is None else self.x_0[""]
         if isinstance(path, FinitePath):
-            path.check_source(
-                x_0, torch.empty(shape, dtype=torch.long, device="meta"), torch.empty(shape[0], device="meta")
-            )
+            path.check_source(x_0, torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0]))
             never = {*check_ids(path, model.config.mask_token_id, self.config)}
             for processor in self.logits_processor:
                 if isinstance(processor, AllowedTokens):

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from gm_discrete.nn.network import Network
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gm_discrete import AllowedTokens, Blocks, GMModel
+from gm_discrete.nn.network import Network
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.networks import BLOCK, LENGTH, MASK, PAD, K, causal, data, network
 

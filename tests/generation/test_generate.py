@@ -49,7 +49,7 @@ def mask_of(model: GMModel) -> int | None:
 def test_generate__leaves_no_mask(name: str, sampler: str, num_steps: int) -> None:
     model = network(name)
     if not suits(name, sampler):
-        with pytest.raises(ValueError, match=f"sampler='{sampler}'"):
+        with pytest.raises(ValueError, match=r"^sampler="):
             model.generate(sampler=sampler)
         return
     if sampler not in ON_THE_GRID and num_steps > 1:
@@ -266,12 +266,12 @@ def test_generate__coupled_path_starts_from_its_sources() -> None:
     assert torch.equal(seen[0][:, :2], source[: len(seen[0]), :2])  # the prompt at the noise of t = 0: its source
     with pytest.raises(ValueError, match="x_0"):
         model.generate(batch_size=2)
-    with pytest.raises(ValueError, match="length.* x_0 has 11, length has 3"):
+    with pytest.raises(ValueError, match=r"length.* x_0 has 11, length has 3"):
         model.generate(x_0=source, length=3)
-    with pytest.raises(ValueError, match=r"of z's shape \(1, 2\); got shape \(3, 11\)"):
+    with pytest.raises(ValueError, match="input_ids has 1, x_0 has 3"):
         model.generate(torch.tensor([[1, 2]]), x_0=source)
     for name in ("masked", "prior"):
-        with pytest.raises(ValueError, match="x_0.*coupled"):
+        with pytest.raises(ValueError, match=r"x_0.*coupled"):
             network(name).generate(x_0=source)
 
 

@@ -199,7 +199,7 @@ def test_generate__correctors_cost_calls_and_keep_prompts(name: str, corrector: 
     model, prompt = network(name), torch.tensor([[1, 2, 4]]).expand(4, 3)
     options: dict = {"max_new_tokens": 5, "num_steps": 8, "seed": 1, "return_dict_in_generate": True}
     if name != "masked" and corrector == ReMDM():
-        with pytest.raises(ValueError, match=r"corrector=ReMDM\(eta=1.0\)"):
+        with pytest.raises(ValueError, match=r"corrector=ReMDM\(eta=0.2\)"):
             model.generate(prompt, corrector=corrector, **options)
         return
     plain, mended = model.generate(prompt, **options), model.generate(prompt, corrector=corrector, **options)
@@ -262,7 +262,7 @@ def test_generate__exact_samplers_report_their_error() -> None:
 def test_generate__another_sampler_replaces_that_of_the_config_and_its_corrector() -> None:
     model = network()
     model.generation_config = GMGenerationConfig(corrector=ReMDM())
-    with pytest.raises(ValueError, match="corrector=ReMDM.*sampler=Euler"):
+    with pytest.raises(ValueError, match=r"corrector=ReMDM.*sampler=Euler"):
         model.generate(sampler="euler", num_steps=2, corrector=ReMDM())
     plain = network().generate(sampler="euler", num_steps=2, seed=0)
     assert torch.equal(model.generate(sampler="euler", num_steps=2, seed=0), plain)

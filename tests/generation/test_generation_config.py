@@ -133,6 +133,7 @@ def test_generation_config__use_cache_is_short_for_blocks_with_a_cache() -> None
 
 OLD = {"guidance": "normalized", "max_new_tokens": 0, "num_steps": 128, "output_trajectory": False,
        "return_dict_in_generate": False, "sampler": "tau_leaping", "use_cache": False}  # fmt: skip
+KEPT = {"bad_words_ids": [[1, 2]], "grid": [0.0, 0.5, 1.0], "seed": 3, "temperature": [1.0, 0.5], "top_k": 5, "top_p": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,7 @@ OLD = {"guidance": "normalized", "max_new_tokens": 0, "num_steps": 128, "output_
         ({"corrector": {"strength": 0.5, "sweeps": 2, "type": "detailed_balance"}}, {"corrector": DetailedBalance(2, 0.5)}),
         ({"corrector": {"eta": 0.1, "type": "remdm"}}, {"corrector": ReMDM(0.1)}),
         ({"guidance_scale": 2.0}, {"guidance_scale": 2.0}),
-        ({"bad_words_ids": [[1, 2]], "grid": [0.0, 0.5, 1.0], "seed": 3, "temperature": [1.0, 0.5], "top_k": 5, "top_p": 0.9},
-         {"bad_words_ids": [[1, 2]], "grid": [0.0, 0.5, 1.0], "seed": 3, "temperature": [1.0, 0.5], "top_k": 5, "top_p": 0.9}),
+        (KEPT, KEPT),
         # what does not exist any more is replaced by what comes closest
         ({"sampler": "step_doubling"}, {"sampler": Adaptive()}),
         ({"sampler": "step_doubling", "tolerance": 0.1}, {"sampler": Adaptive()}),

@@ -219,7 +219,7 @@ def test_trajectory__continuous_states_have_no_entropy(name: str, sampler: str) 
 def test_trajectory__products_are_refused() -> None:
     path = ProductPath(word=MaskedPath(4), tone=MaskedPath(5))
     model = GMModel(GMConfig(path=path, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="output_trajectory=True.*product"):
+    with pytest.raises(ValueError, match=r"output_trajectory=True.*product"):
         model.generate(length=3, return_dict_in_generate=True, output_trajectory=True)
 
 
