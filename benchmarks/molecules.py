@@ -1,6 +1,7 @@
 """Quality of molecules of a SMILES model against network calls, and how well the model fills side chains.
 
-    python benchmarks/molecules.py --model runs/moses --ways '[{"num_steps": 16}, {"sampler": "first_hitting"}]'
+    python benchmarks/molecules.py --model runs/moses --ways '[{"num_steps": 16}, {"sampler": "first_hitting"},
+        {"num_steps": 56, "sampler": {"type": "tau_leaping", "order": "confidence"}}]'
 
 1. The scores of MOSES (`benchmarks.scores.molecules`) for each of `--ways`, arguments of `generate`. The first row is
    molecules of the test split, the score of a perfect model. Molecules end at the first [EOS] of a canvas as long as in
@@ -33,6 +34,7 @@ from transformers import AutoTokenizer
 from gm_discrete import GMModel
 from gm_discrete.data import check_tokenizer
 from gm_discrete.data.tokenizers import SMILES_SYMBOL
+from gm_discrete.samplers import Sampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scores import molecules
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     check_tokenizer(tokenizer, vocab_size=model.config.vocab_size, mask_token_id=model.config.mask_token_id)
     for way in args.ways:
-        model.generation_config.updated(**way)  # reports a wrong argument before the first row
+        model.generation_config.updated(arguments_of(way))  # reports a wrong argument before the first row
     training = {text for split in ("train", "validation") for text in smiles(split)}
     references = {name: molecules.MoleculeStatistics.of(smiles(name, args.reference_limit)) for name in args.references}
     patterns = molecules.alerts() if args.filters else None
@@ -66,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = [{"": "test molecules", **scored(smiles("test", args.num_samples))}]
     infilled = []
     for way in args.ways:
-        name = ", ".join(
-            [str(way.get("sampler", "tau_leaping")), *(f"{k} {v}" for k, v in way.items() if k != "sampler")]
-        )
+        name = title(way)
         empty = torch.full(
             (args.num_samples, args.length or model.config.max_position_embeddings), tokenizer.mask_token_id
         )
@@ -85,6 +85,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "infilling": infilled,
     }
     report(record, [table(found) for found in (rows, infilled) if found], args.output)
+
+
+def title(way: Way) -> str:
+    """The row of a way: its sampler and the other arguments."""
+    sampler = way.get("sampler", "tau_leaping")
+    options = {} if isinstance(sampler, str) else {name: value for name, value in sampler.items() if name != "type"}
+    others = options | {name: value for name, value in way.items() if name != "sampler"}
+    first = sampler if isinstance(sampler, str) else str(sampler["type"])
+    return ", ".join([first, *(f"{name} {value}" for name, value in others.items())])
+
+
+def arguments_of(way: Way) -> dict[str, Any]:
+    """The arguments of `generate`, with the sampler as an object."""
+    return {name: Sampler.of(value) if name == "sampler" else value for name, value in way.items()}
 
 
 def smiles(split: str, limit: int | None = None) -> list[str]:
@@ -104,7 +118,9 @@ def generate(
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
             for part in tqdm(canvas.split(args.batch_size), desc=f"{way}", leave=False):
                 seed = args.seed + args.batch_size * len(found)
-                found.append(model.generate(part, max_new_tokens=0, seed=seed, return_dict_in_generate=True, **way))
+                found.append(
+                    model.generate(part, max_new_tokens=0, seed=seed, return_dict_in_generate=True, **arguments_of(way))
+                )
 
     time = seconds(fill, args.device) / len(canvas)
     calls, tokens = (torch.cat([part[name].cpu() for part in found]) for name in ("network_calls", "sequences"))

@@ -64,10 +64,11 @@ def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_molecules_benchmark__a_row_per_sampler(
     benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ways = '[{"num_steps": 2}, {"num_steps": 4, "temperature": 0.5}, {"sampler": "first_hitting"}]'
+    ordered = '{"num_steps": 4, "sampler": {"type": "tau_leaping", "order": "confidence"}, "temperature": 0.5}'
+    ways = f'[{{"num_steps": 2}}, {ordered}, {{"sampler": "first_hitting"}}]'
     record = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters", "--ways", ways)
     real, *rows = record["samples"]
-    names = ["tau_leaping, num_steps 2", "tau_leaping, num_steps 4, temperature 0.5", "first_hitting"]
+    names = ["tau_leaping, num_steps 2", "tau_leaping, order confidence, num_steps 4, temperature 0.5", "first_hitting"]
     assert [row[""] for row in rows] == [row[""] for row in record["infilling"]] == names
     assert real[""] == "test molecules"
     assert (real["valid"], real["novelty"], real["molecules"]) == (1, 1, 14)
