@@ -1,14 +1,18 @@
-"""Imports go downwards only, and `transformers` stays where it belongs."""
+"""Imports go downwards only, form no circle, and leave `transformers` to the parts that need it."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "gm_discrete"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gm_discrete"
 
-# A part may import from the rows below its own. Parts of one row are siblings: at most one way between two of them.
+# A part may import from the rows below its own, never from one above. Parts of one row do not import each other.
 ROWS = [
     {"training", "evaluation", "pictures"},
     {"convert"},
@@ -25,6 +29,7 @@ ROWS = [
     {"configurable"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
+ALLOWED_SIBLINGS = {("training", "evaluation")}  # the trainer evaluates
 TRANSFORMERS = {"nn", "models", "generation", "training", "data", "evaluation"}
 
 
@@ -32,9 +37,13 @@ def part_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imported(file: Path) -> Iterator[str]:
-    """Dotted names of every import in the file, those inside functions and of type checking too."""
-    package = ["gm_discrete", *file.relative_to(PACKAGE).parts[:-1]]
+    """Dotted names of every import in the file, those inside functions and for type checking included."""
+    package = list(file.relative_to(ROOT).parts[:-1])
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -45,46 +54,89 @@ def imported(file: Path) -> Iterator[str]:
 
 
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if part_of(file) != "__init__")
+MODULES = {module_of(file): file for file in PACKAGE.rglob("*.py")}
 EDGES = {
-    (part_of(file), name.split(".")[1]): f"{file.relative_to(PACKAGE.parent)} imports {name}"
+    (part_of(file), name.split(".")[1]): f"{file.relative_to(ROOT)} imports {name}"
     for file in FILES
     for name in imported(file)
     if name.startswith("gm_discrete.")
 }
 
 
-def test_the_walk_sees_the_library() -> None:
+def module_edges() -> dict[str, set[str]]:
+    """module -> the modules of the library that it imports; a name imported from a package counts as the package."""
+    edges: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        found = set()
+        for name in imported(file):
+            target = name if name in MODULES else name.rpartition(".")[0]
+            if target in MODULES and target != module:
+                found.add(target)
+        edges[module] = found
+    return edges
+
+
+def test_layers__the_walk_finds_the_library() -> None:
     assert len(FILES) > 20
-    assert {("models", "objective"), ("paths", "generators"), ("nn", "paths")} <= EDGES.keys()
+    assert {("models", "nn"), ("objective", "generators"), ("nn", "paths")} <= EDGES.keys()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_every_part_has_its_row(file: Path) -> None:
-    assert part_of(file) in RANK, f"{part_of(file)} is in no row of RANK"
+def test_layers__every_part_has_a_row(file: Path) -> None:
+    assert part_of(file) in RANK, f"{part_of(file)} is in no row of ROWS"
 
 
-def test_imports_go_downwards() -> None:
+def test_layers__imports_go_downwards() -> None:
     upwards = [line for (part, other), line in EDGES.items() if part != other and RANK[other] > RANK[part]]
     assert upwards == []
     assert [
         str(file) for file in FILES if "gm_discrete" in imported(file)
-    ] == []  # the whole package is above every part
+    ] == []  # the package itself is above all parts
 
 
-def test_siblings_do_not_import_each_other() -> None:
-    for part, other in EDGES:
-        if part != other and RANK[part] == RANK[other]:
-            assert (other, part) not in EDGES, EDGES[part, other]
-    assert not {other for part, other in EDGES if part == "samplers"} & {"models", "objective"}
+def test_layers__parts_of_one_row_do_not_import_each_other() -> None:
+    siblings = [
+        line
+        for (part, other), line in EDGES.items()
+        if part != other and RANK[part] == RANK[other] and (part, other) not in ALLOWED_SIBLINGS
+    ]
+    assert siblings == []
+
+
+def test_layers__no_circle_between_modules() -> None:
+    """Imports for type checking count. Within a package, `__init__` imports its modules, and they do not import it."""
+    try:
+        TopologicalSorter(module_edges()).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_transformers_and_its_kin_stay_in_the_outer_parts(file: Path) -> None:
+def test_layers__transformers_and_its_kin_stay_in_the_outer_parts(file: Path) -> None:
     foreign = {name.split(".")[0] for name in imported(file)} & {"transformers", "datasets", "accelerate", "evaluate"}
     assert not foreign or part_of(file) in TRANSFORMERS
 
 
-def test_nothing_imports_recipes_benchmarks_or_tests() -> None:
-    outside = {"recipes", "benchmarks", "tests", "reference", "laws"}
+def test_layers__a_path_is_imported_without_transformers() -> None:
+    program = """
+import sys
+from gm_discrete import MaskedPath, conditional_loss, likelihood_bound, simulate
+print([name for name in ("transformers", "datasets", "accelerate", "evaluate") if name in sys.modules])
+from gm_discrete import GMModel
+print("transformers" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True"]
+
+
+def test_layers__the_library_imports_neither_recipes_nor_benchmarks_nor_tests() -> None:
     for file in FILES:
-        assert not {name.split(".")[0] for name in imported(file)} & outside, file
+        assert not {name.split(".")[0] for name in imported(file)} & {"recipes", "benchmarks", "tests"}, file
+
+
+def test_layers__no_mixins_and_a_typing_marker() -> None:
+    classes = [
+        node.name for file in FILES for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name in classes if name.endswith("Mixin")] == []
+    assert (PACKAGE / "py.typed").exists()
