@@ -30,7 +30,10 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from gm_discrete import GMModel, any_order_bound, any_order_likelihood, likelihood_bound
-from gm_discrete.data import check_tokenizer, load_text, pack
+from gm_discrete.data import check_tokenizer, pack
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recipes.datasets import load_text
 
 
 class Counted:

@@ -32,16 +32,19 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from gm_discrete import GMModel
-from gm_discrete.data import TokenCollator, check_tokenizer, load_text, pack
+from gm_discrete.data import TokenCollator, check_tokenizer, pack
 from gm_discrete.evaluation import (
     BoundPerplexity,
     GenerativePerplexity,
     SampleEntropy,
     count_characters,
     evaluate_bound,
-    materialize_smollm2,
 )
 from gm_discrete.likelihood import Likelihood
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.scores.judge import materialize_smollm2
+from recipes.datasets import load_text
 
 
 def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:

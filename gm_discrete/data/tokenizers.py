@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, UNKNOWN, EOS, MASK = "[PAD]", "[UNK]", "[EOS]", "[MASK]"
 METASPACE = "\u2581"
-"""The character that sentencepiece writes for a space."""
+"""What sentencepiece writes for a space."""
+SMILES_SYMBOL = r"\[[^\[\]]*\]|Br|Cl|%\d\d|%\(\d+\)|[\s\S]"
+"""One symbol of SMILES (OpenSMILES 1.0, section 3): an atom in brackets, Br, Cl, a ring closure of two or more digits, or
+any single character: every other atom, bond, branch, dot or ring closure."""
 LINE = 1024
 """Characters of a training line: sentencepiece skips lines of more than 4192 bytes, and a character has at most 4."""
 
@@ -66,6 +69,25 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special_tokens), initial_alphabet=bytes_)
     tokenizer.train_from_iterator(strings(texts), trainer)
     return with_special_tokens(tokenizer)
+
+
+def smiles_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One id per symbol of SMILES, those of `texts` in alphabetical order: `CC(=O)[O-]` is C, C, (, =, O, ), [O-].
+
+    Then come `[UNK]`, for every other symbol, `[PAD]`, `[EOS]` and `[MASK]`.
+
+    Raises:
+        ValueError: there is no symbol.
+    """
+    split = pre_tokenizers.Split(Regex(SMILES_SYMBOL), "isolated")
+    symbols = sorted({symbol for text in strings(texts) for symbol, _ in split.pre_tokenize_str(text)})
+    if not symbols:
+        raise ValueError("texts hold no symbol; pass the SMILES to be tokenised")
+    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, UNKNOWN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Fuse()
+    return with_special_tokens(tokenizer, unk_token=UNKNOWN)
 
 
 def sentencepiece_tokenizer(

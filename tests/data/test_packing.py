@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from gm_discrete.data import TokenCollator, character_tokenizer, load_text, pack, truncate
+from gm_discrete.data import TokenCollator, character_tokenizer, pack, truncate
+from recipes.datasets import load_text
 
 disable_progress_bars()
 TOKENIZER = character_tokenizer(alphabet="abcdefghij[MASK] ")

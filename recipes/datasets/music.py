@@ -1,4 +1,4 @@
-"""Bach's chorales as sequences of notes, and sequences of notes as MIDI files and pictures."""
+"""Bach's chorales as sequences of notes; sequences of notes as MIDI files and piano rolls."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from gm_discrete.data.packaged import cached, drafted, require
+from recipes.datasets.packages import atomic_file, cache_file, require
 
 PARTS = ("soprano", "alto", "tenor", "bass")
 COLUMNS = ("part", "pitch", "onset", "duration")
 MUSIC21 = "music21==10.5.1"
-MELODY = 20
-"""Steps of the soprano by which melodies are told apart: about three phrases."""
+MELODY_LENGTH = 20
+"""Intervals of the soprano that identify a melody: about three phrases."""
 
 
 def load_chorales(split: str = "train", cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """368 four-part chorales of Bach from the package `music21`, a row each, as lists with an entry per note.
+    """368 four-part chorales of Bach from the PyPI package `music21`: one per row, as lists with an entry per note.
 
-    Columns: `part`, soprano to bass; `pitch`, a MIDI number; `onset`, quarter notes since the note before, 0 of notes
-    at once; `duration` in quarter notes. Notes are in order of time, those at once from the soprano to the bass. Tied
-    notes are one, repeats are not played, and grace notes are left out.
+    Columns: `part`, soprano to bass; `pitch`, a MIDI number; `onset`, quarter notes since the previous note, 0 if they
+    start together; `duration` in quarter notes. Notes are sorted by time, and simultaneous ones from soprano to bass.
+    Tied notes are merged, repeats are not played, and grace notes are left out.
 
-    Split 80/10/10 by a fixed seed and by melody: all settings of a melody are in one split. The first call parses the
-    scores, which takes a minute or two, and keeps the notes.
+    Split 80/10/10 at random and by melody: all settings of a melody are in one split. The first call parses the scores,
+    which takes a minute or two, and caches the notes.
 
     Args:
-        cache_dir: where the notes are kept, instead of the cache of Hugging Face.
+        split: "train", "validation" or "test".
+        cache_dir: folder for the notes; the Hugging Face cache by default.
 
     Raises:
         ImportError: `music21` is not installed.
@@ -41,15 +42,15 @@ def load_chorales(split: str = "train", cache_dir: str | os.PathLike[str] | None
     """
     ends = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
     if split not in ends:
-        raise ValueError(f"split={split!r} is none of the chorales; give one of {', '.join(ends)}")
-    file = cached("chorales.json", cache_dir)
+        raise ValueError(f"split={split!r} is not in the chorales; give one of {', '.join(ends)}")
+    file = cache_file("chorales.json", cache_dir)
     if not file.exists():
-        with drafted(file) as draft:
+        with atomic_file(file) as draft:
             draft.write_text(json.dumps(parse_chorales()), "utf-8")
     chorales = json.loads(file.read_text("utf-8"))
     melodies = [_melody(notes) for notes in chorales]
     numbers = {melody: number for number, melody in enumerate(dict.fromkeys(melodies))}
-    # RandomState, because NumPy promises that its permutations stay what they are.
+    # RandomState, because NumPy guarantees that its permutations never change.
     order = np.random.RandomState(0).permutation(len(numbers)) / len(numbers)
     low, high = ends[split]
     chosen = [notes for notes, melody in zip(chorales, melodies, strict=True) if low <= order[numbers[melody]] < high]
@@ -57,7 +58,7 @@ def load_chorales(split: str = "train", cache_dir: str | os.PathLike[str] | None
 
 
 def parse_chorales() -> list[dict[str, list[Any]]]:
-    """The notes of every score of Bach in `music21` that has four parts, in the order of their files' names.
+    """Reads the notes of every four-part score of Bach in `music21`, in the order of file names.
 
     Raises:
         ImportError: `music21` is not installed.
@@ -67,14 +68,14 @@ def parse_chorales() -> list[dict[str, list[Any]]]:
 
     chorales = []
     for file in tqdm(sorted(corpus.getComposer("bach"), key=str), desc="Chorales"):
-        score: Any = converter.parse(file, forceSource=True)  # else it would leave a pickle of every score
+        score: Any = converter.parse(file, forceSource=True)  # the default would cache every score as a pickle
         if len(score.parts) == len(PARTS):
             chorales.append(read_score(score))
     return chorales
 
 
 def read_score(score: Any) -> dict[str, list[Any]]:
-    """A `music21` score of four parts → lists `part`, `pitch`, `onset`, `duration`, as `load_chorales` has them.
+    """Converts a `music21` score of four parts to lists `part`, `pitch`, `onset`, `duration` as in `load_chorales`.
 
     Raises:
         ValueError: it has another number of parts, or no notes.
@@ -99,8 +100,8 @@ def read_score(score: Any) -> dict[str, list[Any]]:
     }
 
 
-def cut(rows: Dataset | Sequence[Mapping[str, Sequence[Any]]], length: int) -> Dataset:
-    """Windows of `length` notes, one after another, the last of a row shorter; each starts at its first note.
+def note_windows(rows: Dataset | Sequence[Mapping[str, Sequence[Any]]], length: int) -> Dataset:
+    """Cuts sequences into consecutive windows of `length` notes, the last of a row shorter; the first onset becomes 0.
 
     Raises:
         ValueError: `length` is not positive, or there are no rows.
@@ -124,7 +125,7 @@ def write_midi(notes: Mapping[str, Sequence[Any]], file: str | os.PathLike[str])
 
     Raises:
         ImportError: `music21` is not installed.
-        ValueError: there are no notes, a list is absent or of another length, or a value is impossible.
+        ValueError: there are no notes, a list is missing or has another length, or a value is out of range.
     """
     require("music21", MUSIC21)
     from music21 import note, stream
@@ -137,19 +138,19 @@ def write_midi(notes: Mapping[str, Sequence[Any]], file: str | os.PathLike[str])
         score.insert(0, track)
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with drafted(target) as draft:
+    with atomic_file(target) as draft:
         score.write("midi", fp=draft)
     return target
 
 
 def piano_roll(notes: Mapping[str, Sequence[Any]], file: str | os.PathLike[str]) -> Path:
-    """Draws lists `part`, `pitch`, `onset`, `duration` of notes, time to the right and pitch upwards, as a PNG.
+    """Draws lists `part`, `pitch`, `onset`, `duration` of notes as a PNG: time to the right, pitch upwards.
 
     Raises:
         ImportError: `matplotlib` is not installed.
-        ValueError: there are no notes, a list is absent or of another length, or a value is impossible.
+        ValueError: there are no notes, a list is missing or has another length, or a value is out of range.
     """
-    require("matplotlib", extra="recipes")
+    require("matplotlib", extra="pictures")
     from matplotlib.figure import Figure
 
     timed = _timed(notes)
@@ -157,11 +158,11 @@ def piano_roll(notes: Mapping[str, Sequence[Any]], file: str | os.PathLike[str])
     figure = Figure(figsize=(min(16.0, max(6.0, end / 4)), 4), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(PARTS):
-        mine = [entry for entry in timed if entry[0] == name]
+        voice = [entry for entry in timed if entry[0] == name]
         axes.barh(
-            [pitch for _, pitch, _, _ in mine],
-            [0.95 * duration for *_, duration in mine],  # so that repeated notes stay apart
-            left=[start for _, _, start, _ in mine],
+            [pitch for _, pitch, _, _ in voice],
+            [0.95 * duration for *_, duration in voice],  # a gap between repeated notes
+            left=[start for _, _, start, _ in voice],
             height=0.8,
             color=f"C{place}",
             label=name,
@@ -170,31 +171,31 @@ def piano_roll(notes: Mapping[str, Sequence[Any]], file: str | os.PathLike[str])
     axes.set_ylabel("MIDI pitch")
     axes.legend(loc="upper right", ncols=len(PARTS), fontsize="small")
     target = Path(file)
-    with drafted(target) as draft:
+    with atomic_file(target) as draft:
         figure.savefig(draft, format="png", dpi=120)
     return target
 
 
 def _timed(notes: Mapping[str, Sequence[Any]]) -> list[tuple[str, int, float, float]]:
-    """(part, pitch, absolute onset, duration) of each note."""
+    """(part, pitch, absolute onset, duration) of each note, checked."""
     sizes = {column: len(notes[column]) for column in COLUMNS if column in notes}
     if len(sizes) < len(COLUMNS) or len(set(sizes.values())) != 1 or not sizes["part"]:
         raise ValueError(f"notes has the lengths {sizes}; give {', '.join(COLUMNS)} of one length, at least 1")
-    for column, right, told in (
+    for column, valid, accepted in (
         ("part", lambda part: part in PARTS, f"one of {', '.join(PARTS)}"),
         ("pitch", lambda pitch: 0 <= pitch <= 127, "0 to 127"),
         ("onset", lambda onset: 0 <= onset < np.inf, "0 or more"),
         ("duration", lambda duration: 0 < duration < np.inf, "more than 0"),
     ):
-        wrong = [value for value in notes[column] if value is None or not right(value)]
+        wrong = [value for value in notes[column] if value is None or not valid(value)]
         if wrong:
-            raise ValueError(f"notes holds the {column} {wrong[0]!r}; it must be {told}")
+            raise ValueError(f"notes holds the {column} {wrong[0]!r}; it must be {accepted}")
     starts = accumulate(map(float, notes["onset"]))
     durations = map(float, notes["duration"])
     return list(zip(notes["part"], map(int, notes["pitch"]), starts, durations, strict=True))
 
 
 def _melody(notes: Mapping[str, Sequence[Any]]) -> tuple[int, ...]:
-    """The soprano's first steps: the same in every key."""
+    """The first intervals of the soprano, which are the same in every key."""
     pitches = [pitch for part, pitch in zip(notes["part"], notes["pitch"], strict=True) if part == PARTS[0]]
-    return tuple(after - before for before, after in pairwise(pitches[: MELODY + 1]))
+    return tuple(after - before for before, after in pairwise(pitches[: MELODY_LENGTH + 1]))

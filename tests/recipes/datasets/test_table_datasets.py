@@ -1,3 +1,5 @@
+"""Packaged tables: diamonds and flights."""
+
 import io
 import subprocess
 import tarfile
@@ -13,17 +15,10 @@ import pytest
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
-from gm_discrete.data import (
-    TableCollator,
-    departure,
-    download_flights,
-    encoded_dataset,
-    fit_codecs,
-    load_table,
-    packaged,
-)
+from gm_discrete.data import TableCollator, encoded_dataset, fit_codecs
 from gm_discrete.data.scalers import Categories, QuantileScaler
-from gm_discrete.data.tables import SPLITS
+from recipes.datasets import departure_columns, download_flights, load_table, packages
+from recipes.datasets.tables import SPLITS
 
 needs_plotnine = pytest.mark.skipif(find_spec("plotnine") is None, reason="plotnine is not installed")
 
@@ -33,11 +28,11 @@ def listed(rows: Dataset | IterableDataset) -> list[dict[str, Any]]:
 
 
 @needs_plotnine
-def test_diamonds_are_split_once_and_for_all() -> None:
+def test_diamonds__always_have_the_same_splits() -> None:
     parts: dict[str, Any] = {split: load_table("diamonds", split) for split in SPLITS}
     assert [len(rows) for rows in parts.values()] == [43_152, 5_394, 5_394]
     everything = [cells for rows in parts.values() for cells in zip(rows["carat"][:], rows["price"][:], strict=True)]
-    lines = (packaged.package_folder("plotnine") / "data/diamonds.csv").read_text("utf-8").splitlines()[1:]
+    lines = (packages.package_folder("plotnine") / "data/diamonds.csv").read_text("utf-8").splitlines()[1:]
     table = [line.split(",") for line in lines]
     assert sorted(everything) == sorted((float(cells[0]), int(cells[6])) for cells in table)
     assert parts["train"]["price"][:3] == [4733, 6424, 5510]
@@ -47,7 +42,7 @@ def test_diamonds_are_split_once_and_for_all() -> None:
 
 
 @needs_plotnine
-def test_columns_of_diamonds_become_seven_numbers_and_three_categories() -> None:
+def test_diamonds__have_seven_numbers_and_three_categories() -> None:
     codecs = fit_codecs(load_table("diamonds"))
     sizes = {name: len(codec) for name, codec in codecs.items() if isinstance(codec, Categories)}
     assert sizes == {"cut": 5, "color": 7, "clarity": 8}
@@ -75,7 +70,7 @@ def write_flights(file: Path, count: int = 1000) -> dict[str, Sequence[Any]]:
     return columns
 
 
-def test_flights_are_split_by_their_place(tmp_path: Path) -> None:
+def test_flights__are_split_by_their_position(tmp_path: Path) -> None:
     columns = write_flights(tmp_path / "gm_discrete/flights.parquet")
     parts = {split: listed(load_table("flights", split, streaming=True, cache_dir=tmp_path)) for split in SPLITS}
     assert [len(rows) for rows in parts.values()] == [800, 100, 100]
@@ -97,7 +92,7 @@ def test_flights_are_split_by_their_place(tmp_path: Path) -> None:
     }
 
 
-def test_a_stream_of_flights_is_encoded_as_it_is_read(tmp_path: Path) -> None:
+def test_flights__a_stream_is_encoded_while_it_is_read(tmp_path: Path) -> None:
     write_flights(tmp_path / "gm_discrete/flights.parquet")
     stream = load_table("flights", streaming=True, cache_dir=tmp_path)
     assert isinstance(stream, IterableDataset)
@@ -115,15 +110,15 @@ def test_a_stream_of_flights_is_encoded_as_it_is_read(tmp_path: Path) -> None:
     assert seen.names == ["Jan"]
 
 
-def test_departure_knows_the_calendar() -> None:
+def test_departure_columns__follow_the_calendar() -> None:
     dates = np.array(["1969-12-31T23:59", "2000-02-29T12:30", "2024-06-01T00:00"], "datetime64[s]")
-    columns = departure(dates)
+    columns = departure_columns(dates)
     assert columns["month"].tolist() == ["Dec", "Feb", "Jun"]
     assert columns["weekday"].tolist() == ["Wed", "Tue", "Sat"]
     assert columns["minute"].tolist() == [1439, 750, 0]
 
 
-def test_flights_come_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_flights__unpacks_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_flights(tmp_path / "source.parquet")
     calls = []
 
@@ -136,9 +131,9 @@ def test_flights_come_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             archive.addfile(info, io.BytesIO(content))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packaged.shutil, "which", lambda name: name)
-    monkeypatch.setattr(packaged.subprocess, "run", run)
-    with pytest.raises(FileNotFoundError, match=r"run gm_discrete\.data\.download_flights\(\) once"):
+    monkeypatch.setattr(packages.shutil, "which", lambda name: name)
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    with pytest.raises(FileNotFoundError, match=r"run recipes\.datasets\.download_flights\(\) once"):
         load_table("flights", cache_dir=tmp_path)
     file = download_flights(tmp_path)
     assert download_flights(tmp_path) == file
@@ -147,41 +142,15 @@ def test_flights_come_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(listed(load_table("flights", cache_dir=tmp_path))) == 800
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_files_and_folders_are_read(tmp_path: Path, suffix: str) -> None:
-    rows = Dataset.from_dict({"height": [number / 2 for number in range(40)], "kind": ["a", "b"] * 20})
-    file = tmp_path / "data" / f"train.{suffix}"
-    file.parent.mkdir()
-    (rows.to_csv if suffix == "csv" else rows.to_parquet)(file)
-    options: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
-    for source in (file, file.parent):
-        train = listed(load_table(source, validation_size=0.25, **options))
-        validation = listed(load_table(source, "validation", validation_size=0.25, **options))
-        assert (len(train), len(validation)) == (30, 10)
-        assert sorted(row["height"] for row in train + validation) == rows["height"][:]
-        assert [row["height"] for row in train] != sorted(row["height"] for row in train)
-    assert len(listed(load_table(file, validation_size=0, **options))) == 40
-    stream = load_table(file, "validation", validation_size=7, streaming=True, **options)
-    assert listed(stream) == listed(rows)[:7]
-    with pytest.raises(ValueError, match=r"split='test' is not in source=.*; it has train"):
-        load_table(file, "test", **options)
-    with pytest.raises(ValueError, match="validation_size=40 must be positive and leave some of the 40 rows"):
-        load_table(file, validation_size=40, **options)
-    with pytest.raises(ValueError, match=r"validation_size=0\.5 of a stream must be a number of rows"):
-        load_table(file, validation_size=0.5, streaming=True, **options)
-
-
-def test_bad_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_table__errors_of_packaged_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    (tmp_path / "table.xls").touch()
-    with pytest.raises(ValueError, match=r"has an unknown suffix; give one of \.csv"):
-        load_table(tmp_path / "table.xls")
-    with pytest.raises(ValueError, match=r"source='someone/nothing' cannot be read .*diamonds, flights, a file"):
+    with pytest.raises(ValueError, match="source='someone/nothing'") as raised:
         load_table("someone/nothing", cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="split='half' is not in source='diamonds'; it has train, validation, test"):
+    assert raised.value.__notes__ == ["Packaged tables: diamonds, flights."]
+    with pytest.raises(ValueError, match=r"split='half' .*source='diamonds'.* train, validation, test"):
         load_table("diamonds", "half")
-    with pytest.raises(ValueError, match="has a validation split; leave validation_size out"):
+    with pytest.raises(ValueError, match=r"source='diamonds' .*validation_size=3"):
         load_table("diamonds", validation_size=3)
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps plotnine"):
         load_table("diamonds")

@@ -1,7 +1,7 @@
-"""Scores of generated molecules as MOSES defines them (arXiv 1811.12823, section 5, and `moses/metrics` of molsets 0.3.1).
+"""Scores of generated molecules as defined by MOSES (arXiv 1811.12823, section 5, and `moses/metrics` of molsets 0.3.1).
 
-Where paper and code differ the code is followed, as the published figures are its. The Fréchet ChemNet distance is not
-here: it needs the weights of ChemNet, which no package brings.
+Where paper and code differ these follow the code, which made the published figures. The Fréchet ChemNet distance is not
+here: it needs the weights of ChemNet.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from gm_discrete.data.molecules import require_rdkit
-from gm_discrete.data.packaged import package_folder
+from recipes.datasets.packages import package_folder, require
 
 RADIUS, BITS = 2, 1024
-"""Of the Morgan fingerprints of MOSES."""
+"""Radius and number of bits of the Morgan fingerprints of MOSES."""
 ELEMENTS = {"C", "N", "S", "O", "F", "Cl", "Br", "H"}
-"""Those that the filters of MOSES let pass."""
+"""Elements that pass the filters of MOSES."""
 ROWS = 4096
 """Molecules compared at a time."""
 
 
 def molecule(smiles: str) -> Any:
-    """The rdkit molecule, or None of a string that is empty, cannot be parsed or breaks the rules of valence."""
-    require_rdkit()
+    """Parses a SMILES; None for a string that is empty, cannot be parsed or breaks the rules of valence."""
+    require("rdkit", extra="scores")
     from rdkit import Chem, rdBase
 
-    with rdBase.BlockLogs():  # which would have a line for every string that is wrong
+    with rdBase.BlockLogs():  # which would print a line for every invalid string
         return Chem.MolFromSmiles(smiles) if smiles else None
 
 
 def canonical(smiles: Iterable[str]) -> list[str | None]:
-    """The canonical SMILES of each string, None of one that is not valid."""
-    require_rdkit()
+    """The canonical SMILES of each string, None for an invalid one."""
+    require("rdkit", extra="scores")
     from rdkit import Chem
 
     found = map(molecule, smiles)
@@ -48,24 +47,24 @@ def canonical(smiles: Iterable[str]) -> list[str | None]:
 
 
 def validity(molecules: Sequence[str | None]) -> float:
-    """#valid / #generated, of what `canonical` gives."""
+    """#valid / #generated, for the output of `canonical`."""
     return sum(found is not None for found in molecules) / len(molecules)
 
 
 def uniqueness(molecules: Sequence[str], k: int) -> float | None:
-    """#distinct / k of the first k canonical SMILES; None of fewer than k."""
+    """#distinct / k of the first k canonical SMILES; None if there are fewer than k."""
     return len(set(molecules[:k])) / k if len(molecules) >= k else None
 
 
 def novelty(molecules: Iterable[str], training: Collection[str]) -> float:
-    """#(G \\ T) / #G of the set G of canonical SMILES and the training set T, canonical too."""
+    """#(G \\ T) / #G for the set G of generated and the training set T of canonical SMILES."""
     distinct = set(molecules)
     return len(distinct.difference(training)) / len(distinct)
 
 
 def fingerprints(molecules: Sequence[str]) -> NDArray[np.uint8]:
     """Morgan fingerprints [N, 1024] of radius 2, as zeros and ones."""
-    require_rdkit()
+    require("rdkit", extra="scores")
     from rdkit.Chem import rdFingerprintGenerator
 
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
@@ -76,7 +75,7 @@ def fingerprints(molecules: Sequence[str]) -> NDArray[np.uint8]:
 def internal_diversity(bits: NDArray[np.uint8], power: int = 1) -> float:
     """IntDiv_p(G) = 1 − 1/|G| Σ_a (1/|G| Σ_b T(a, b)^p)^(1/p), T the Tanimoto similarity of fingerprints.
 
-    The pairs (a, a) count. For p = 2 the paper takes the root of the mean over all pairs, its code that of each a.
+    The pairs (a, a) count. For p = 2 the paper takes the root of the mean over all pairs, its code one root for each a.
     """
     total = sum(
         float((part**power).mean(0).pow(1 / power).sum())
@@ -99,7 +98,7 @@ def nearest_similarity(reference: NDArray[np.uint8], bits: NDArray[np.uint8]) ->
 
 def fragments(molecules: Iterable[str]) -> Counter[str]:
     """How often each BRICS fragment occurs."""
-    require_rdkit()
+    require("rdkit", extra="scores")
     from rdkit import Chem
 
     counts: Counter[str] = Counter()
@@ -110,7 +109,7 @@ def fragments(molecules: Iterable[str]) -> Counter[str]:
 
 def scaffolds(molecules: Iterable[str]) -> Counter[str]:
     """How often each Bemis-Murcko scaffold of two rings or more occurs."""
-    require_rdkit()
+    require("rdkit", extra="scores")
     from rdkit import Chem
     from rdkit.Chem.Scaffolds import MurckoScaffold
 
@@ -119,18 +118,18 @@ def scaffolds(molecules: Iterable[str]) -> Counter[str]:
 
 
 def cosine(reference: Mapping[str, int], counts: Mapping[str, int]) -> float | None:
-    """⟨r, g⟩ / (‖r‖ ‖g‖) of two tables of counts: Frag and Scaf. None if one of them is empty."""
+    """⟨r, g⟩ / (‖r‖ ‖g‖) of two tables of counts: Frag and Scaf of MOSES. None if one of them is empty."""
     norms = math.sqrt(sum(n**2 for n in reference.values()) * sum(n**2 for n in counts.values()))
     return sum(n * reference.get(name, 0) for name, n in counts.items()) / norms if norms else None
 
 
 def alerts() -> list[Any]:
-    """The patterns of the medicinal-chemistry and PAINS filters, read from the package `molsets`.
+    """Reads the patterns of the medicinal-chemistry and PAINS filters from the PyPI package `molsets`.
 
     Raises:
         ImportError: it is not installed.
     """
-    require_rdkit()
+    require("rdkit", extra="scores")
     from rdkit import Chem
 
     folder = package_folder("moses", "molsets==0.3.1") / "metrics"
@@ -140,8 +139,8 @@ def alerts() -> list[Any]:
 
 
 def passes_filters(smiles: str, patterns: Sequence[Any]) -> bool:
-    """No ring of eight atoms or more, no charge, no element but `ELEMENTS`, and none of the patterns of `alerts`."""
-    require_rdkit()
+    """No ring of eight atoms or more, no charge, no element but `ELEMENTS`, and no match of the patterns of `alerts`."""
+    require("rdkit", extra="scores")
     from rdkit import Chem
 
     mol = molecule(smiles)
@@ -155,7 +154,7 @@ def passes_filters(smiles: str, patterns: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class MoleculeStatistics:
-    """What molecules are compared by: fingerprints [N, 1024], counts of fragments and of scaffolds."""
+    """Statistics by which sets of molecules are compared: fingerprints [N, 1024], counts of fragments and of scaffolds."""
 
     bits: NDArray[np.uint8]
     fragments: Counter[str]
@@ -163,7 +162,7 @@ class MoleculeStatistics:
 
     @classmethod
     def of(cls, molecules: Sequence[str]) -> MoleculeStatistics:
-        """Those of SMILES that are valid."""
+        """Computes the statistics of valid SMILES."""
         return cls(fingerprints(molecules), fragments(molecules), scaffolds(molecules))
 
 
@@ -173,16 +172,16 @@ def evaluate_molecules(
     references: Mapping[str, MoleculeStatistics] | None = None,
     patterns: Sequence[Any] | None = None,
 ) -> dict[str, float | None]:
-    """All scores of generated strings under the names that MOSES gives them.
+    """Computes all scores of generated strings, under the names used by MOSES.
 
-    valid; of the valid ones unique@1k and unique@10k (None of fewer), novelty, intdiv, intdiv2, and, where they are asked
-    for, filters and for each reference snn, frag and scaf. All but uniqueness and novelty count repeated molecules again.
+    valid; for the valid ones unique@1k and unique@10k (None if there are fewer), novelty, intdiv, intdiv2; filters if
+    there are `patterns`; snn, frag and scaf for each reference. All but uniqueness and novelty count duplicates.
 
     Args:
-        smiles: as generated, valid or not.
-        training: canonical SMILES; quickest as a set.
+        smiles: generated strings, valid or not.
+        training: canonical SMILES, best as a set.
         references: statistics of test sets by their names.
-        patterns: what `alerts` gives; None leaves the filters out.
+        patterns: those of `alerts`; None skips the filters.
 
     Raises:
         ImportError: rdkit is not installed.
@@ -214,7 +213,7 @@ def evaluate_molecules(
 
 
 def _tanimoto(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> torch.Tensor:
-    """|a ∧ b| / |a ∨ b| of every pair [N, M]; two molecules without a bit are alike."""
+    """|a ∧ b| / |a ∨ b| for every pair, [N, M]; 1 for two molecules without a bit."""
     a, b = torch.from_numpy(left).float(), torch.from_numpy(right).float()
     both = a @ b.T
     either = a.sum(1, keepdim=True) + b.sum(1) - both

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[molecules]")
+pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[scores]")
 from rdkit import Chem, DataStructs
 from rdkit.Chem import AllChem, MACCSkeys
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from scipy.spatial.distance import cosine as cos_distance
 
-from gm_discrete.data import load_text, packaged
-from gm_discrete.evaluation import molecules
-from gm_discrete.evaluation.molecules import MoleculeStatistics, evaluate_molecules
+from benchmarks.scores import molecules
+from benchmarks.scores.molecules import MoleculeStatistics, evaluate_molecules
+from recipes.datasets import load_text, packages
 
 WRONG = ["", "C1CC", "CC(C)(C)(C)C", "[PAD]", "c1cccc1", "C("]
 RIGHT = ["OCC", "CCO", "c1ccccc1", "CC(=O)Nc1ccc(O)cc1", "O=C(NCc1ccccc1)C1CC1"]
@@ -30,23 +30,23 @@ A, B, NONE = [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]
 BITS = np.array([A, B, NONE], dtype=np.uint8)
 
 
-def test_what_is_no_molecule_is_none() -> None:
+def test_canonical__an_invalid_string_is_none() -> None:
     assert molecules.canonical([*WRONG, *RIGHT[:2]]) == [None] * len(WRONG) + ["CCO", "CCO"]
     assert molecules.validity(["CCO", None, None, "C"]) == 0.5
 
 
-def test_uniqueness_is_of_the_first_ones() -> None:
+def test_uniqueness__counts_the_first_k() -> None:
     assert molecules.uniqueness(["C", "C", "CC", "CCC"], 2) == 0.5
     assert molecules.uniqueness(["C", "C", "CC", "CCC"], 4) == 0.75
     assert molecules.uniqueness(["C", "CC"], 3) is None
 
 
-def test_novelty_counts_each_molecule_once() -> None:
+def test_novelty__counts_each_molecule_once() -> None:
     assert molecules.novelty(["C", "C", "C", "CC", "CCC"], {"CC", "O"}) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("rows", [2, 4096])
-def test_similarities_by_hand(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_similarities__by_hand(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """T(a, b) = 1/3, T(a, 0) = T(b, 0) = 0, and what has no bit is like itself."""
     monkeypatch.setattr(molecules, "ROWS", rows)
     assert molecules.internal_diversity(BITS) == pytest.approx(1 - (3 + 2 / 3) / 9, abs=1e-6)  # float32 similarities
@@ -56,7 +56,7 @@ def test_similarities_by_hand(monkeypatch: pytest.MonkeyPatch, rows: int) -> Non
     assert molecules.nearest_similarity(BITS, BITS[:1]) == pytest.approx(1)
 
 
-def test_fingerprints_are_those_of_rdkit() -> None:
+def test_fingerprints__are_those_of_rdkit() -> None:
     bits = molecules.fingerprints(RIGHT)
     vectors = [AllChem.GetMorganFingerprintAsBitVect(Chem.MolFromSmiles(text), 2, nBits=1024) for text in RIGHT]
     assert bits.shape == (len(RIGHT), 1024)
@@ -65,7 +65,7 @@ def test_fingerprints_are_those_of_rdkit() -> None:
     assert molecules.internal_diversity(bits) == pytest.approx(1 - sum(pairs) / len(pairs), abs=1e-6)
 
 
-def test_fragments_and_scaffolds_are_counted() -> None:
+def test_fragments_and_scaffolds__are_counted() -> None:
     amide = "O=C(NCc1ccccc1)C1CC1"
     assert molecules.fragments([amide, amide])["[16*]c1ccccc1"] == 2
     found = molecules.scaffolds([amide, "CCC(NCc1ccccc1)C1CC1", "CC(NCc1ccccc1)C1CC1", "c1ccccc1", "CCO"])
@@ -81,12 +81,12 @@ def test_fragments_and_scaffolds_are_counted() -> None:
         ("CCC#N", False), ("CCO", False), ("CBr", True),
     ],
 )  # fmt: skip
-def test_filters(smiles: str, passes: bool) -> None:
+def test_passes_filters__known_molecules(smiles: str, passes: bool) -> None:
     patterns = [Chem.MolFromSmarts(pattern) for pattern in ("C#N", "[#8]-[#1]")]  # a hydrogen atom of its own
     assert molecules.passes_filters(smiles, patterns) == passes
 
 
-def test_all_scores_together() -> None:
+def test_evaluate_molecules__all_scores() -> None:
     texts = [*WRONG[:2], "OCC", "CCO", "C", "CCCC"]
     references = {"test": MoleculeStatistics.of(["CCO", "O=C(NCc1ccccc1)C1CC1"])}
     scores = evaluate_molecules(texts, {"C"}, references, [Chem.MolFromSmarts("[OX2H]")])
@@ -105,7 +105,7 @@ def test_all_scores_together() -> None:
     assert "filters" not in many
 
 
-def test_without_a_valid_molecule_the_rest_is_unknown() -> None:
+def test_evaluate_molecules__without_a_valid_molecule() -> None:
     scores = evaluate_molecules(WRONG, {"C"}, {"test": MoleculeStatistics.of(["C"])}, [])
     assert scores.pop("valid") == 0
     assert len(scores) == 9
@@ -114,8 +114,8 @@ def test_without_a_valid_molecule_the_rest_is_unknown() -> None:
         evaluate_molecules([], {"C"})
 
 
-def test_without_rdkit_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+def test_molecule_scores__missing_rdkit_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     for call in (
         partial(evaluate_molecules, ["C"], {"C"}),
         partial(molecules.fingerprints, []),
@@ -123,7 +123,7 @@ def test_without_rdkit_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
         partial(molecules.scaffolds, []),
         partial(molecules.fragments, []),
     ):
-        with pytest.raises(ImportError, match=r"pip install rdkit, or: pip install 'gm_discrete\[molecules\]'"):
+        with pytest.raises(ImportError, match=r"pip install rdkit, or: pip install 'gm_discrete\[scores\]'"):
             call()
 
 
@@ -132,7 +132,7 @@ def published() -> dict[str, Any]:
     """The functions of moses/metrics, without the imports of the package, of which some are no longer to be had."""
     if find_spec("moses") is None:
         pytest.skip("molsets is not installed")
-    folder = packaged.package_folder("moses")
+    folder = packages.package_folder("moses")
     names: dict[str, Any] = {
         "np": np, "torch": torch, "Chem": Chem, "AllChem": AllChem, "MACCSkeys": MACCSkeys, "Counter": Counter,
         "MurckoScaffold": MurckoScaffold, "partial": partial, "cos_distance": cos_distance,
@@ -147,7 +147,7 @@ def published() -> dict[str, Any]:
     return names
 
 
-def test_scores_are_those_of_the_published_code(published: dict[str, Any]) -> None:
+def test_molecule_scores__equal_those_of_the_published_code(published: dict[str, Any]) -> None:
     rows: dict[str, Any] = {split: load_text("moses", split) for split in ("train", "test", "test_scaffolds")}
     training, reference = (rows[split][:100]["text"] for split in ("train", "test"))
     texts = [

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gm_discrete.evaluation.tables import (
+from benchmarks.scores.tables import (
     closest_records,
     column_kinds,
     column_shapes,
@@ -33,14 +33,14 @@ def mixed(rows: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame({"a": a, "kind": np.where(a > 0, "up", "down"), "b": b, "tone": tone})
 
 
-def test_numbers_are_numbers_and_all_else_categories() -> None:
+def test_column_kinds__numbers_and_categories() -> None:
     table = pd.DataFrame(
         {"i": [1, 2], "b": [True, False], "f": [0.5, 1.0], "s": ["x", "y"], "c": pd.Categorical([1, 2])}
     )
     assert column_kinds(table) == (["i", "f"], ["b", "s", "c"])
 
 
-def test_column_shapes_of_known_laws() -> None:
+def test_column_shapes__of_known_distributions() -> None:
     real = pd.DataFrame({"n": np.arange(10), "same": np.arange(10), "c": ["u"] * 5 + ["v"] * 5, "new": ["u"] * 10})
     synthetic = pd.DataFrame(
         {"new": ["w"] * 10, "c": ["u"] * 8 + ["v"] * 2, "same": np.arange(10.0)[::-1], "n": np.arange(10) + 3.0}
@@ -49,7 +49,7 @@ def test_column_shapes_of_known_laws() -> None:
     assert column_shapes(real, synthetic) == pytest.approx({"n": 0.7, "same": 1.0, "c": 0.7, "new": 0.0})
 
 
-def test_pair_trends_of_known_laws() -> None:
+def test_pair_trends__of_known_distributions() -> None:
     n = np.arange(100.0)
     kind = np.where(n < 50, "low", "high")
     real = pd.DataFrame({"n": n, "m": n, "flat": 1.0, "kind": kind, "copy": kind})
@@ -67,7 +67,8 @@ def test_pair_trends_of_known_laws() -> None:
     assert moved["n", "kind"] == pytest.approx(0.75)
 
 
-def test_shapes_and_trends_are_those_of_sdmetrics() -> None:
+@pytest.mark.slow
+def test_column_shapes_and_pair_trends__equal_those_of_sdmetrics() -> None:
     pairs = pytest.importorskip("sdmetrics.column_pairs")
     columns = pytest.importorskip("sdmetrics.single_column")
     real, synthetic = mixed(500, 1), mixed(400, 2).assign(tone="dark", b=rng(3).normal(size=400))
@@ -82,7 +83,7 @@ def test_shapes_and_trends_are_those_of_sdmetrics() -> None:
     assert report["column_shapes"] == pytest.approx(np.mean(list(shapes.values())))
 
 
-def test_an_outlier_spoils_the_trends_of_the_report_only() -> None:
+def test_quality_report__depends_on_outliers() -> None:
     """The report cuts each table between its own extremes: one row of 2,000 puts all others of its table into one bin."""
     pytest.importorskip("sdmetrics")
     real, synthetic = mixed(2000, 1), mixed(2000, 2)
@@ -94,21 +95,21 @@ def test_an_outlier_spoils_the_trends_of_the_report_only() -> None:
 
 
 @pytest.mark.parametrize("classifier", ["boosting", "logistic"])
-def test_equal_laws_are_not_told_apart(classifier: str) -> None:
+def test_detection_auc__is_half_for_equal_distributions(classifier: str) -> None:
     pytest.importorskip("sklearn")
     area = detection_auc(mixed(1500, 1), mixed(1000, 2), classifier)
     assert abs(area - 0.5) < 4 / math.sqrt(6 * 1000)  # four standard errors
 
 
 @pytest.mark.parametrize("classifier", ["boosting", "logistic"])
-def test_a_shifted_column_or_a_strange_category_is_seen(classifier: str) -> None:
+def test_detection_auc__detects_a_shift_or_a_new_category(classifier: str) -> None:
     pytest.importorskip("sklearn")
     real, synthetic = mixed(400, 1), mixed(400, 2)
     assert detection_auc(real, synthetic.assign(b=synthetic["b"] + 6), classifier) > 0.99
     assert detection_auc(real, synthetic.assign(tone="grey"), classifier) > 0.99
 
 
-def test_a_lost_dependence_is_seen_by_boosting_only() -> None:
+def test_detection_auc__only_boosting_detects_lost_dependence() -> None:
     pytest.importorskip("sklearn")
     real, synthetic = mixed(1000, 1), mixed(1000, 2)
     synthetic["b"] = rng().permutation(synthetic["b"])
@@ -116,7 +117,7 @@ def test_a_lost_dependence_is_seen_by_boosting_only() -> None:
     assert abs(detection_auc(real, synthetic, "logistic") - 0.5) < 4 / math.sqrt(6 * 1000)
 
 
-def test_detection_takes_a_seed_and_refuses_what_it_does_not_know() -> None:
+def test_detection_auc__seed_and_errors() -> None:
     pytest.importorskip("sklearn")
     real, synthetic = mixed(60, 1), mixed(90, 2)
     areas = [detection_auc(real, synthetic, "logistic", seed=seed) for seed in (0, 0, 1)]
@@ -127,7 +128,7 @@ def test_detection_takes_a_seed_and_refuses_what_it_does_not_know() -> None:
         detection_auc(real, synthetic, folds=99)
 
 
-def test_efficacy_of_real_rows_and_of_noise() -> None:
+def test_efficacy__of_real_rows_and_of_noise() -> None:
     pytest.importorskip("sklearn")
     train, test = mixed(800, 1), mixed(400, 2)
     noise = train.assign(b=rng().permutation(train["b"]), kind=rng(1).permutation(train["kind"]))
@@ -143,7 +144,7 @@ def test_efficacy_of_real_rows_and_of_noise() -> None:
     assert abs(efficacy(noise, test, "kind")["accuracy"] - 0.5) < 0.15  # four standard errors of a guess are 0.1
 
 
-def test_efficacy_of_a_single_class_is_its_share() -> None:
+def test_efficacy__of_a_single_class_is_its_share() -> None:
     pytest.importorskip("sklearn")
     test = pd.DataFrame({"x": np.arange(4.0), "y": ["u", "u", "u", "v"]})
     found = efficacy(test.assign(y="u"), test, "y")
@@ -152,7 +153,7 @@ def test_efficacy_of_a_single_class_is_its_share() -> None:
         efficacy(test, test, "z")
 
 
-def test_closest_records_by_hand() -> None:
+def test_closest_records__by_hand() -> None:
     n = np.arange(101.0)  # quantiles of 1 % and 99 % are 1 and 99: the unit is 98
     train = pd.DataFrame({"n": n, "c": "u"})
     holdout = pd.DataFrame({"n": n + 0.49, "c": "u"})
@@ -164,7 +165,7 @@ def test_closest_records_by_hand() -> None:
     assert found["closer_to_train"] == 1  # at 0 and 0.49 / 196, beside the category
 
 
-def test_copies_have_distance_0() -> None:
+def test_closest_records__copies_have_distance_0() -> None:
     train, holdout = mixed(300, 1), mixed(300, 2)
     found = closest_records(train, holdout, train.sample(200, random_state=0))
     assert (found["median"], found["quantile_5"], found["copies"], found["closer_to_train"]) == (0, 0, 1, 1)
@@ -172,14 +173,14 @@ def test_copies_have_distance_0() -> None:
     assert closest_records(train, train, train)["closer_to_train"] == 0.5  # equal distances
 
 
-def test_independent_rows_are_as_close_to_both() -> None:
+def test_closest_records__independent_rows_are_as_close_to_both() -> None:
     found = closest_records(mixed(4000, 1), mixed(1000, 2), mixed(2000, 3))
     # Rows share neighbours, which are of one set or the other: as if there were 1,000 independent ones at most.
     assert abs(found["closer_to_train"] - 0.5) < 4 * math.sqrt(0.25 / 1000)
     assert found["median"] == pytest.approx(found["holdout_median"], rel=0.2)
 
 
-def test_hidden_cells_are_so_many_of_every_row() -> None:
+def test_hide_cells__hides_the_same_number_in_every_row() -> None:
     table = pd.DataFrame(np.zeros((5000, 5)), columns=list("abcde"))
     hidden = hide_cells(table, 0.4, seed=1)
     assert (hidden.sum(axis=1) == 2).all()
@@ -196,21 +197,21 @@ TRUTH = pd.DataFrame({"a": [0.0, 2.0], "b": [0.0, 10.0], "c": ["u", "v"]})  # de
 HIDDEN = pd.DataFrame({"a": [True, False], "b": [True, False], "c": [True, True]})
 
 
-def test_scores_of_one_filled_table() -> None:
+def test_imputation_scores__of_one_filled_table() -> None:
     filled = TRUTH.assign(a=[3.0, 2.0], b=[20.0, 10.0], c=["u", "u"])  # 3 and 4 deviations from the truth
     found = imputation_scores(TRUTH, HIDDEN, filled, TRUTH)
     assert found.pop("columns") == pytest.approx({"a": 3, "b": 4, "c": 0.5})
     assert found == pytest.approx({"rmse": math.sqrt(12.5), "accuracy": 0.5, "crps": 3.5, "energy": 5})
 
 
-def test_cells_that_are_seen_do_not_count() -> None:
+def test_imputation_scores__observed_cells_do_not_count() -> None:
     filled = TRUTH.assign(a=[0.0, 9.0], b=[0.0, -9.0])
     found = imputation_scores(TRUTH, HIDDEN, filled, TRUTH)
     assert found.pop("columns") == {"a": 0, "b": 0, "c": 1}
     assert found == {"rmse": 0, "accuracy": 1, "crps": 0, "energy": 0}
 
 
-def test_scores_of_draws() -> None:
+def test_imputation_scores__of_draws() -> None:
     draws = [TRUTH.assign(a=[1.0, 2.0], c="v"), TRUTH.assign(a=[-1.0, 2.0]), TRUTH.assign(a=[0.0, 2.0])]
     found = imputation_scores(TRUTH, HIDDEN, draws, TRUTH)
     assert found["columns"] == {"a": 0, "b": 0, "c": 1}  # the mean of the draws, the most frequent of the draws
@@ -220,7 +221,7 @@ def test_scores_of_draws() -> None:
     assert imputation_scores(TRUTH, HIDDEN, votes, TRUTH)["accuracy"] == 0
 
 
-def test_crps_and_energy_are_unbiased() -> None:
+def test_imputation_scores__crps_and_energy_are_unbiased() -> None:
     """Of N(0, 1) at y ~ N(0, 1) the CRPS is 1/√π; the energy score of two such numbers is √π/2 = E‖X − X'‖ / 2."""
     rows = 20_000
     train = pd.DataFrame({"a": [-1.0, 1.0], "b": [-1.0, 1.0]})  # deviation 1
@@ -231,7 +232,7 @@ def test_crps_and_energy_are_unbiased() -> None:
     assert found["energy"] == pytest.approx(math.sqrt(math.pi) / 2, abs=4 * 0.7 / math.sqrt(rows))
 
 
-def test_scores_without_cells_are_nan() -> None:
+def test_imputation_scores__without_cells_are_nan() -> None:
     only = HIDDEN.assign(a=False, b=False)
     found = imputation_scores(TRUTH, only, TRUTH, TRUTH)
     assert found["accuracy"] == 1
@@ -242,7 +243,7 @@ def test_scores_without_cells_are_nan() -> None:
     assert math.isnan(imputation_scores(TRUTH, HIDDEN.assign(c=False), TRUTH, TRUTH)["accuracy"])
 
 
-def test_tables_that_do_not_fit_are_refused() -> None:
+def test_table_scores__tables_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ValueError, match="different columns"):
         column_shapes(TRUTH, TRUTH[["a", "c"]])
     with pytest.raises(ValueError, match="different columns"):
@@ -259,9 +260,9 @@ def test_tables_that_do_not_fit_are_refused() -> None:
         imputation_scores(TRUTH, HIDDEN, [], TRUTH)
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gm_discrete.data.packaged.find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r"pip install scikit-learn, or: pip install 'gm_discrete\[tables\]'"):
+def test_table_scores__a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.datasets.packages.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"pip install scikit-learn, or: pip install 'gm_discrete\[scores\]'"):
         detection_auc(TRUTH, TRUTH)
     with pytest.raises(ImportError, match="pip install sdmetrics"):
         quality_report(TRUTH, TRUTH)

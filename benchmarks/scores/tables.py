@@ -1,6 +1,6 @@
-"""How far synthetic tables are from real ones, and how well hidden cells are filled: pandas tables in, numbers out.
+"""Scores of synthetic tables against real ones, and of imputed cells against hidden ones, for pandas tables.
 
-Columns of numbers are numbers; all others, bool included, are categories. Nothing may be missing, but what a mask hides.
+Numeric columns are numbers; all others, bool included, are categories. Only masked cells may be missing.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gm_discrete.data.packaged import require
+from recipes.datasets.packages import require
 
 CHUNK = 2**24
-"""Distances that are held at once: 128 MB."""
+"""Distances held in memory at once: 128 MB."""
 
 Levels = Mapping[str, Sequence[str]]
-"""Every category that a column can hold."""
+"""All categories of each categorical column."""
 
 
 def column_kinds(table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Names of the columns of numbers, and of those of categories."""
+    """Names of the numeric columns, and of the categorical ones."""
     dtypes = table.dtypes.items()
     numbers = [
         str(name)
@@ -34,7 +34,7 @@ def column_kinds(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def column_shapes(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, float]:
-    """Likeness of each column's law, 1 if equal: 1 − sup |F − G| of numbers, 1 − ½ Σ |p − q| of categories.
+    """Similarity of each column's distribution, 1 if equal: 1 − sup |F − G| of numbers, 1 − ½ Σ |p − q| of categories.
 
     F, G are the empirical distribution functions and p, q the frequencies: KSComplement and TVComplement of SDMetrics
     (docs.sdv.dev/sdmetrics), whose mean over columns is "Column Shapes" of its quality report.
@@ -50,12 +50,12 @@ def column_shapes(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, floa
 
 
 def pair_trends(real: pd.DataFrame, synthetic: pd.DataFrame, *, bins: int = 10) -> dict[tuple[str, str], float]:
-    """Likeness of each pair of columns, 1 if equal: 1 − ½ |ρ − ρ'| of two numbers, 1 − ½ Σ |p − q| of other pairs.
+    """Similarity of each pair of columns, 1 if equal: 1 − ½ |ρ − ρ'| of two numbers, 1 − ½ Σ |p − q| of other pairs.
 
-    ρ are Pearson's correlations, 0 where a column is constant, and p, q the frequencies of pairs; beside a category a
-    number counts as the `bins`-quantile of the real column in which it lies. CorrelationSimilarity and
-    ContingencySimilarity of SDMetrics, whose mean over pairs is "Column Pair Trends"; but its quality report cuts
-    each table between that table's own extremes, so that one outlier shifts all bins of one table (`quality_report`).
+    ρ are Pearson's correlations, 0 where a column is constant, and p, q the frequencies of pairs; paired with a
+    category, a number is replaced by its bin among `bins` quantiles of the real column. CorrelationSimilarity and
+    ContingencySimilarity of SDMetrics, whose mean over pairs is "Column Pair Trends"; but its quality report bins
+    each table between its own extremes, so that one outlier shifts all bins of one table (`quality_report`).
 
     Raises:
         ValueError: as for `column_shapes`.
@@ -81,13 +81,13 @@ def pair_trends(real: pd.DataFrame, synthetic: pd.DataFrame, *, bins: int = 10) 
 
 
 def quality_report(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, float]:
-    """`column_shapes` and `pair_trends` as the quality report of SDMetrics gives them: what papers quote.
+    """`column_shapes` and `pair_trends` as computed by the quality report of SDMetrics, which papers quote.
 
     Raises:
         ImportError: sdmetrics is not installed.
         ValueError: as for `column_shapes`.
     """
-    require("sdmetrics", extra="tables")
+    require("sdmetrics", extra="scores")
     from sdmetrics.reports import QualityReport  # pyright: ignore[reportMissingImports]
 
     numbers, _ = _same_columns(real, synthetic)
@@ -103,22 +103,23 @@ def quality_report(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, flo
 def detection_auc(
     real: pd.DataFrame, synthetic: pd.DataFrame, classifier: str = "boosting", *, folds: int = 5, seed: int = 0
 ) -> float:
-    """Area under the ROC curve of a classifier that tells both tables apart, by cross-validation: ½ is perfect, 1 worst.
+    """Cross-validated area under the ROC curve of a classifier that separates both tables: ½ is perfect, 1 is worst.
 
     A classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545): P(s(synthetic) > s(real)) + ½ P(equal) for
-    its score s of rows that it has not seen, mean over `folds`. As many rows of both are taken as the smaller table has,
-    n; of equal laws the standard error is about 1/√(6n).
+    its score s on held-out rows, averaged over `folds`. Both tables are reduced to the n rows of the smaller one; for equal
+    distributions the standard error is about 1/√(6n).
 
     Args:
-        classifier: "boosting", 100 trees of scikit-learn's `HistGradientBoostingClassifier`, which sees joint laws; or
-            "logistic", a regression on standardised numbers and one-hot categories, as SDMetrics' LogisticDetection:
-            of numbers it sees little more than means.
+        classifier: "boosting", 100 trees of scikit-learn's `HistGradientBoostingClassifier`, sensitive to joint
+            distributions; or
+            "logistic", a regression on standardised numbers and one-hot categories, as in SDMetrics' LogisticDetection:
+            for numbers it is sensitive to little more than means.
 
     Raises:
         ImportError: scikit-learn is not installed.
         ValueError: as for `column_shapes`, `classifier` is unknown, or a table has fewer rows than `folds`.
     """
-    require("sklearn", "scikit-learn", extra="tables")
+    require("sklearn", "scikit-learn", extra="scores")
     from sklearn.metrics import roc_auc_score  # pyright: ignore[reportMissingImports]
     from sklearn.model_selection import StratifiedKFold  # pyright: ignore[reportMissingImports]
 
@@ -141,28 +142,28 @@ def detection_auc(
 
 
 def efficacy(train: pd.DataFrame, test: pd.DataFrame, target: str, *, seed: int = 0) -> dict[str, float]:
-    """How well a model of the column `target` that learns from `train` does on `test`, by 100 steps of boosting.
+    """Scores on `test` a model that predicts the column `target`, trained on `train` by 100 steps of boosting.
 
-    Of a synthetic `train` and a real `test` this is machine-learning efficacy (Esteban et al. 2017, arXiv 1706.02633;
-    Xu et al. 2019, arXiv 1907.00503); the same of a real `train` is what to compare with.
+    With a synthetic `train` and a real `test` this is machine-learning efficacy (Esteban et al. 2017, arXiv 1706.02633;
+    Xu et al. 2019, arXiv 1907.00503); compare it with the same for a real `train`.
 
     Returns:
-        `r2` and `rmse` of a target of numbers, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²; `accuracy` and `macro_f1` of categories,
+        `r2` and `rmse` for a numeric target, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²; `accuracy` and `macro_f1` for categories,
         the mean over the categories of `test` of 2·TP / (2·TP + FP + FN).
 
     Raises:
         ImportError: scikit-learn is not installed.
         ValueError: as for `column_shapes`, or there is no such column.
     """
-    require("sklearn", "scikit-learn", extra="tables")
+    require("sklearn", "scikit-learn", extra="scores")
     from sklearn.metrics import accuracy_score, f1_score, r2_score  # pyright: ignore[reportMissingImports]
 
     numbers, _ = _same_columns(train, test)
     if target not in train.columns:
         raise ValueError(f"target={target!r} is no column; there are {', '.join(map(str, train.columns))}")
-    seen, unseen = (table.drop(columns=target) for table in (train, test))
-    levels = _levels(seen, unseen)
-    x, x_test = _encoded(seen, levels), _encoded(unseen, levels)
+    inputs, test_inputs = (table.drop(columns=target) for table in (train, test))
+    levels = _levels(inputs, test_inputs)
+    x, x_test = _encoded(inputs, levels), _encoded(test_inputs, levels)
     if target in numbers:
         y, y_test = _column(train, target), _column(test, target)
         predicted = _boosting(levels, x.shape[1], None, seed).fit(x, y).predict(x_test)
@@ -181,14 +182,14 @@ def closest_records(
 ) -> dict[str, float]:
     """Distance to the closest record (DCR): are synthetic rows copies of training rows?
 
-    Distances are Gower's (1971), the mean over columns of |a − b| / range and of 1[a ≠ b] of categories, with the range
-    between the 1 % and 99 % quantiles of `train`, which outliers do not stretch.
+    Distances are Gower's (1971), the mean over columns of |a − b| / range for numbers and 1[a ≠ b] for categories. The
+    range is between the 1 % and 99 % quantiles of `train`, which are robust to outliers.
 
     Returns:
         `median` and `quantile_5` of the distances of synthetic rows to their closest training row, and `copies`, the share
-        at distance 0; the same of `holdout`, fresh rows, as `holdout_…`; and `closer_to_train`, the share of synthetic
-        rows that are closer to `train` than to `holdout`, of which as many rows are taken as the smaller has; equal
-        distances count ½, and ½ is what independent rows have (Platzer & Reutterer 2021, arXiv 2104.00635).
+        at distance 0; the same for `holdout` as `holdout_…`; and `closer_to_train`, the share of synthetic rows that are
+        closer to `train` than to `holdout`, both reduced to the size of the smaller. Equal distances count ½; independent
+        rows have ½ (Platzer & Reutterer 2021, arXiv 2104.00635).
 
     Raises:
         ValueError: as for `column_shapes`.
@@ -211,16 +212,18 @@ def closest_records(
 
 
 def hide_cells(table: pd.DataFrame, share: float = 0.4, *, seed: int = 0) -> pd.DataFrame:
-    """Which cells to hide: a table of bools, with round(share · columns) columns of every row, drawn uniformly.
+    """Chooses cells to hide: a table of bools, round(share · columns) columns of every row, drawn uniformly.
 
-    `table.mask(hidden)` is what an imputer is given.
+    `table.mask(hidden)` is the input of an imputer.
 
     Raises:
         ValueError: `share` leaves no column of a row, or hides none.
     """
     count = round(share * table.shape[1])
     if not 0 < count < table.shape[1]:
-        raise ValueError(f"share={share} of {table.shape[1]} columns is {count}; some must be hidden, and some seen")
+        raise ValueError(
+            f"share={share} of {table.shape[1]} columns is {count}; some must be hidden, and some observed"
+        )
     order = np.random.default_rng(seed).random(table.shape).argsort(axis=1).argsort(axis=1)
     return pd.DataFrame(order < count, index=table.index, columns=table.columns)
 
@@ -228,19 +231,19 @@ def hide_cells(table: pd.DataFrame, share: float = 0.4, *, seed: int = 0) -> pd.
 def imputation_scores(
     truth: pd.DataFrame, hidden: pd.DataFrame, filled: pd.DataFrame | Sequence[pd.DataFrame], train: pd.DataFrame
 ) -> dict[str, Any]:
-    """How well hidden cells were filled, by one table or by draws of a law; numbers in units of `train`'s deviations.
+    """Scores of filled cells, by one table or by several draws; numbers in units of `train`'s standard deviations.
 
     Returns:
         - `rmse` of the draws' mean, over all hidden numbers;
         - `accuracy` of the draws' most frequent category, over all hidden categories;
         - `crps`, mean over hidden numbers of E|X − y| − ½ E|X − X'|, and `energy`, mean over rows of E‖X − y‖ − ½ E‖X − X'‖
-          in the row's hidden numbers together (Gneiting & Raftery 2007, eq. 21 and 22), where X, X' are two of the
-          draws: unbiased. Of a single table they are the mean distance from the truth;
+          in the row's hidden numbers together (Gneiting & Raftery 2007, eq. 21 and 22), where X, X' are two different
+          draws, an unbiased estimate. For a single table they are the mean distance from the truth;
         - `columns`: the rmse or accuracy of every column.
-        A score without cells is NaN.
+        A score of no cells is NaN.
 
     Raises:
-        ValueError: the tables differ in shape or columns, or a filled table misses a cell.
+        ValueError: the tables differ in shape or columns, or a filled table lacks a cell.
     """
     draws = [filled] if isinstance(filled, pd.DataFrame) else list(filled)
     numbers, categories = _same_columns(truth, train)
@@ -267,7 +270,7 @@ def imputation_scores(
 
 
 def _same_columns(real: pd.DataFrame, synthetic: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """The kinds of columns, which are the same in both."""
+    """Checks both tables and returns their kinds of columns."""
     kinds, others = column_kinds(real), column_kinds(synthetic)
     if [set(kind) for kind in kinds] != [set(kind) for kind in others]:
         raise ValueError(
@@ -301,14 +304,14 @@ def _codes(table: pd.DataFrame, name: str, levels: Levels) -> np.ndarray:
 
 
 def _encoded(table: pd.DataFrame, levels: Levels) -> np.ndarray:
-    """Numbers, then codes of categories: [rows, columns]."""
+    """Numbers, then codes of categories, [rows, columns]."""
     numbers = sorted(column_kinds(table)[0])
     columns = [_column(table, name) for name in numbers] + [_codes(table, name, levels) for name in levels]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
 def _boosting(levels: Levels, columns: int, classes: np.ndarray | None, seed: int) -> Any:
-    """Trees that know the last columns as categories; a column of more than 255 categories is split like a number."""
+    """Boosted trees whose last columns are categorical; a column of more than 255 categories is split like a number."""
     from sklearn.ensemble import (  # pyright: ignore[reportMissingImports]
         HistGradientBoostingClassifier,
         HistGradientBoostingRegressor,
@@ -353,7 +356,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _ranges(table: pd.DataFrame) -> dict[str, float]:
-    """Between the 1 % and 99 % quantiles, or between the extremes where those are equal; 1 of a constant column."""
+    """The range between the 1 % and 99 % quantiles, or between the extremes if those are equal; 1 for a constant column."""
     found = {}
     for name in column_kinds(table)[0]:
         column = _column(table, name)
@@ -375,7 +378,7 @@ def _nearest(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _votes(truth: pd.DataFrame, draws: Sequence[pd.DataFrame], name: str) -> np.ndarray:
-    """Whether the most frequent of the draws is true; of equally frequent ones the first in the alphabet counts."""
+    """Whether the most frequent category of the draws is true; ties go to the first in alphabetical order."""
     levels = {name: _values(name, truth, *draws)}
     counts = np.zeros((len(truth), len(levels[name])))
     for draw in draws:
@@ -384,7 +387,7 @@ def _votes(truth: pd.DataFrame, draws: Sequence[pd.DataFrame], name: str) -> np.
 
 
 def _energy(error: np.ndarray) -> np.ndarray:
-    """E‖X‖ − ½ E‖X − X'‖ of errors [draws, cases, columns], over pairs of different draws."""
+    """E‖X‖ − ½ E‖X − X'‖ for errors [draws, cases, columns], over pairs of different draws."""
     score = np.linalg.norm(error, axis=-1).mean(0)
     count = len(error)
     for first, second in combinations(range(count), 2):

