@@ -57,9 +57,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
         if fenced(page, "python")
     ],
 )
-def test_documentation__python_blocks_run_in_order(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documentation__python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "documentation"}
