@@ -26,10 +26,8 @@ PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
 OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
 SLOW = {"README", "generation", "images", "numbers", "tables", "text", "training"}
 """Pages that train: more than five seconds on one core."""
-FOREIGN = {
-    "AdamW", "Configurable", "DiffusionGemma", "LogitsProcessorList", "Muon", "PreTrainedModel", "Trainer", "TrainingArguments",
-}  # fmt: skip
-"""Classes of other libraries, and of ours that are in no `__init__`, which the pages name."""
+FOREIGN = {"AdamW", "DiffusionGemma", "LogitsProcessorList", "PreTrainedModel", "TrainingArguments"}
+"""Classes of other libraries that the pages name."""
 
 
 def name_of(page: Path) -> str:
