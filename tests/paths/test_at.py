@@ -148,7 +148,6 @@ def test_affine_at__is_shaped_once_for_a_kind_of_state() -> None:
 
 
 class CountedAffine(TrigonometricSchedule):
-    type_name = "counted affine"
     calls: Counter
 
     def __getattribute__(self, name: str) -> Any:
@@ -158,7 +157,6 @@ class CountedAffine(TrigonometricSchedule):
 
 
 class CountedSchedule(CosineSchedule):
-    type_name = "counted"
     calls: Counter
 
     def __getattribute__(self, name: str) -> Any:

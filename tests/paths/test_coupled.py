@@ -220,7 +220,8 @@ def test_coupled_path__corrupted_tokens_come_from_their_own_source() -> None:
     scored[:, :10] = False
     path = MixturePath(6, coupled=True)
     for rank in (0, 1):
-        x, _ = corrupt(path, z, scored, rng(), rank=rank, world_size=2, x_0=x_0)
+        state, _ = corrupt(path, {"": z}, {"": scored}, rng(), rank=rank, world_size=2, x_0={"": x_0})
+        x = state[""]
         assert bool(((x == z) | (x == x_0)).all())
         assert bool((x[:, :10] == 5).all())
         assert bool((x != z).any(1).any())
