@@ -115,11 +115,15 @@ __all__ = [
 _FROM_MODELS = ("GMConfig", "GMGenerationConfig", "GMModel")
 
 _RENAMED = {
+    "BackwardNoise": "ReMDM or DetailedBalance",
+    "EtaNoise": "ReMDM or DetailedBalance",
     "FieldLikelihood": "Likelihood, which field_likelihood returns",
     "FieldTimes": "FieldTimeSampler",
     "FlowLikelihood": "Likelihood, which flow_likelihood returns; its .nats is −log p",
     "LikelihoodBound": "Likelihood",
     "LogitNormalTimes": "LogitNormalTimeSampler",
+    "Predictor": "ClassifierGuidance",
+    "PredictorGuided": "ClassifierGuidance(…).guided(process)",
     "UniformTimes": "UniformTimeSampler",
     "flow_log_likelihood": "flow_likelihood, whose .nats is −log p",
 }
@@ -131,5 +135,5 @@ def __getattr__(name: str) -> Any:
     if name in _FROM_MODELS:
         return getattr(import_module("gm_discrete.models"), name)
     if name in _RENAMED:  # an AttributeError would lose its message in `from gm_discrete import …`
-        raise ImportError(f"gm_discrete.{name} was renamed: use {_RENAMED[name]}")
+        raise ImportError(f"gm_discrete.{name} is of version 0.1: use {_RENAMED[name]}")
     raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")
