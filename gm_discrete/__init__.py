@@ -143,8 +143,8 @@ _LAZY = {
 }
 
 _RENAMED = {
-    "BackwardNoise": "DetailedBalance or ReMDM",
-    "EtaNoise": "DetailedBalance or ReMDM",
+    "BackwardNoise": "ReMDM or DetailedBalance",
+    "EtaNoise": "ReMDM or DetailedBalance",
     "FieldLikelihood": "Likelihood, which field_likelihood returns",
     "FieldTimes": "FieldTimeSampler",
     "FlowLikelihood": "Likelihood, which flow_likelihood returns; its .nats is −log p",

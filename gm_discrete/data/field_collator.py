@@ -20,7 +20,7 @@ from gm_discrete.data.encoding import (
     record_type,
     with_shape,
 )
-from gm_discrete.data.scalers import Scaler
+from gm_discrete.data.scalers import Codec, Scaler
 
 IGNORED = -100
 """The label of an entry that is not scored, for discrete fields."""
@@ -97,7 +97,7 @@ class SequenceCollator:
 
 
 def decode_sequences(
-    values: Mapping[str, Tensor], codecs: Codecs, attention_mask: Mapping[str, Tensor] | None = None
+    values: Mapping[str, Tensor], codecs: Mapping[str, Codec], attention_mask: Mapping[str, Tensor] | None = None
 ) -> list[dict[str, list[Any]]]:
     """Decodes what `generate` returns for sequences into lists by column, for each sequence.
 

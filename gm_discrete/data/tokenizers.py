@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -120,7 +120,7 @@ def sentencepiece_tokenizer(
     return with_special_tokens(tokenizer, unk_token=UNKNOWN)
 
 
-def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: object) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained(name_or_path, **kwargs)` with padding and mask tokens (see `ensure_mask_token`)."""
     return ensure_mask_token(AutoTokenizer.from_pretrained(name_or_path, **kwargs))
 

@@ -92,7 +92,7 @@ class GMHarness(TemplateLM):
         rolling_context: int = 1,
         generation_batch_size: int = 1,
         max_batch_size: int | None = None,
-        **generation: Any,
+        **generation: object,
     ) -> None:
         super().__init__()
         if isinstance(pretrained, GMModel):
@@ -152,7 +152,7 @@ class GMHarness(TemplateLM):
             continue_final_message=not add_generation_prompt,
         )
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         return self.tokenizer(string, add_special_tokens=bool(add_special_tokens), verbose=False, **kwargs)["input_ids"]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -174,7 +174,7 @@ class GMHarness(TemplateLM):
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
         disable_tqdm: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> list[tuple[float, bool]]:
         found = []
         for key, context, continuation in tqdm(requests, disable=disable_tqdm, desc="Log-likelihoods"):
@@ -221,7 +221,7 @@ class GMHarness(TemplateLM):
         digest = hashlib.sha256(repr((self.seed, list(tokens))).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, arguments: dict[str, object]) -> dict[str, object]:
         """The arguments, checked to be those of `generate`.
 
         Raises:

@@ -91,6 +91,6 @@ def _example_sums(
     return {key: (totals[key], counts[key]) for key in totals}
 
 
-def _on(value: Any, device: torch.device) -> Any:
+def _on(value: Tensor | Mapping[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:
     """A tensor, or a dict of tensors, on the device."""
     return {name: part.to(device) for name, part in value.items()} if isinstance(value, Mapping) else value.to(device)

@@ -169,7 +169,12 @@ def bound_draws(
         targets = {
             name: factor.conditional(_repeated(z[name], count), x[name], t) for name, factor in noise.paths.items()
         }
-        inputs = {name: _repeated(value, count) for name, value in conditioning.items()}
+        inputs = {
+            name: {field: _repeated(part, count) for field, part in value.items()}
+            if isinstance(value, Mapping)
+            else _repeated(value, count)
+            for name, value in conditioning.items()
+        }
         predicted = factors(model.generator(unpack(x), path.joined(times), **inputs))
         for name, target in targets.items():
             loss = bregman.divergence(target, predicted[name], x[name], where=_repeated(scored[name], count))
@@ -261,8 +266,6 @@ def draw_masks(
     return scored & (noise >= kappa), t, torch.where(length > 0, length / masks / schedule.hazard(t), 0.0)
 
 
-def _repeated(value: Any, times: int) -> Any:
-    """The rows [B, …] of a tensor, or of each tensor of a dict, `times` times in a row."""
-    if isinstance(value, Mapping):
-        return {name: _repeated(part, times) for name, part in value.items()}
+def _repeated(value: Tensor, times: int) -> Tensor:
+    """The rows [B, …] of a tensor, `times` times in a row."""
     return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))

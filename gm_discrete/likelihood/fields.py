@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ def field_likelihood(
     num_steps: int = 50,
     trace: str = "hutchinson",
     rng: torch.Generator | None = None,
-    **conditioning: Any,
+    **conditioning: object,
 ) -> Likelihood:
     """Upper bound on −log p(z) for a product path; exact (up to the flow's integration) if all fields are continuous.
 
@@ -117,7 +116,7 @@ class ContinuousFields:
         names: list[str],
         z: State,
         rng: torch.Generator | None,
-        conditioning: Mapping[str, Any],
+        conditioning: Mapping[str, object],
     ) -> None:
         self.model, self.names, self.conditioning = model, names, dict(conditioning)
         paths = [model.path.fields[name] for name in names]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ def flow_likelihood(
     num_steps: int = 100,
     trace: str = "hutchinson",
     rng: torch.Generator | None = None,
-    **conditioning: Any,
+    **conditioning: object,
 ) -> Likelihood:
     """−log p(z) under a flow by the instantaneous change of variables, backwards in time by Heun steps:
 

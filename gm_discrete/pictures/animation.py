@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -211,7 +212,7 @@ def _places(texts: list[str], columns: int) -> list[list[tuple[int, int, str]]]:
     return places
 
 
-def _palette(image: Any) -> Any:
+def _palette(image: ModuleType) -> Any:
     """An image with the palette of all frames: eight shades from each background to its text colour, for smooth letters."""
     pairs = [tuple(bytes.fromhex(colour[1:]) for colour in pair) for pair in {(LABEL, GROUND), *STYLES.values()}]
     shades = [

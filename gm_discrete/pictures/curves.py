@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generation.outputs import Trajectory
 from gm_discrete.pictures.files import needed, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {
     "changed": "#0b83b5",
@@ -97,7 +100,7 @@ def _closed(values: Tensor) -> Tensor:
     return torch.cat([values, values[-1:]])
 
 
-def _band(axis: Any, times: Tensor, values: Tensor, colour: str) -> None:
+def _band(axis: Axes, times: Tensor, values: Tensor, colour: str) -> None:
     """Draws mean and spread at the times that have values."""
     present = ~values.isnan().all(1)
     if not present.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self.parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import nn
+from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -34,6 +35,8 @@ from gm_discrete.training.noise import noisy_inputs, seeded_generator
 from gm_discrete.training.sharding import gathered, prepare_sharding
 
 T = TypeVar("T")
+EvalData: TypeAlias = Dataset | IterableDataset | TorchDataset | Mapping[str, Any]
+"""A data set, or several by name."""
 
 
 class GMTrainer(Trainer):
@@ -156,8 +159,14 @@ class GMTrainer(Trainer):
             counts = self.accelerator.reduce(counts, "sum")
         return unpack(dict(zip(fields, counts.clamp(min=1), strict=True)))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
         finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).all().float(), "sum")
         if int(finite) < self.args.world_size:
@@ -170,7 +179,12 @@ class GMTrainer(Trainer):
             )
         return result
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: object = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """As `Trainer.train`; `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
 
         A run that resumes on a stream reads the stream again up to its position.
@@ -212,12 +226,15 @@ class GMTrainer(Trainer):
                 f"output_dir={self.args.output_dir!r} holds {last} of an earlier run; resume it with "
                 "resume_from_checkpoint=True, or give another output_dir"
             )
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        return super().train(resume_from_checkpoint or None, cast(Any, trial), ignore_keys_for_eval)
 
     # Evaluation
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: EvalData | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Metrics of held-out data, at averaged weights if there are any.
 
@@ -225,7 +242,7 @@ class GMTrainer(Trainer):
         token as loss. Otherwise the matching loss, in all and by part, for several fields by field.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, dict):
+        if isinstance(dataset, Mapping):
             parts = (self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in dataset.items())
             return {key: value for metrics in parts for key, value in metrics.items()}
         if not self._is_discrete:
@@ -243,12 +260,12 @@ class GMTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def bound(self, dataset: Any = None) -> Likelihood:
+    def bound(self, dataset: EvalData | None = None) -> Likelihood:
         """The likelihood bound of a data set (the evaluation set by default), at averaged weights if there are any."""
         return self._evaluated(evaluate_bound, dataset)
 
-    def _evaluated(self, evaluate: Callable[..., T], dataset: Any) -> T:
-        dataloader = self.get_eval_dataloader(dataset)
+    def _evaluated(self, evaluate: Callable[..., T], dataset: EvalData | None) -> T:
+        dataloader = self.get_eval_dataloader(cast(Any, dataset))
         rng = self._rng(0, 0, self.args.process_index)
         with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():
             return evaluate(
@@ -267,7 +284,7 @@ class GMTrainer(Trainer):
             Path(output_dir or self.args.output_dir or ".", "training_args.bin").unlink(missing_ok=True)
         return None
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if not all(bool(weight.isfinite().all()) for weight in self._trained.parameters()):
             raise FloatingPointError(

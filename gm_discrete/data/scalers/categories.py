@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -84,10 +84,10 @@ class Categories(Codec):
         return [self.names[number] for number in numbers]
 
 
-def _name(value: Any) -> Name:
+def _name(value: object) -> Name:
     """The value as a plain Python object, NaN as None."""
     value = value.item() if isinstance(value, np.generic | Tensor) else value
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and math.isnan(value) else cast(Name, value)
 
 
 def _shortened(names: list[Name], most: int = 12) -> str:
