@@ -91,9 +91,9 @@ class Adaptive(Sampler):
             if tokens:
                 leap = _Leap(chain, state, tokens, at, until)
                 until = leap.pace(self.max_expected_changes, numbers)
-                state |= leap.land(until)
-            for name in numbers:
-                state[name] = advance(chain, name, state[name], generators[name], at, until)
+                state = {**state, **leap.land(until)}
+            moved = {name: advance(chain, name, state[name], generators[name], at, until) for name in numbers}
+            state = {**state, **moved}
             now = torch.where(active, until, now)
         return state
 
