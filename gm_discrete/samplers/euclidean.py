@@ -256,12 +256,19 @@ def pace(
     return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
 
 
-def advance(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, until: Tensor) -> Tensor:
-    """The step to the times `until` [B], which may come before those that `pace` proposed."""
+def advance(
+    chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, until: Tensor, straight: Tensor
+) -> Tensor:
+    """The step to the times `until` [B], which may come before those that `pace` proposed.
+
+    Args:
+        straight: bool [B], sequences whose drift has no slope to extrapolate with, since another field has jumped.
+    """
     memory, step = chain.remember(name, PaceMemory), over(generator, until)
     b = drift(step, x, mean=True)
     if memory.slope is not None and memory.drift is not None and memory.curved is not None:
         ahead = memory.drift + like((until - t) / 2, x) * memory.slope
-        b = torch.where(like((memory.curved & (until < 1)).to(x.dtype), x).bool(), ahead, b)
+        curved = memory.curved & (until < 1) & ~straight
+        b = torch.where(curved.view(-1, *[1] * (x.dim() - 1)), ahead, b)
     memory.taken = keep(memory.taken, until - t, t < until)
     return moved(chain, name, x, step, b, t, until)
