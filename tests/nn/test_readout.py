@@ -158,6 +158,7 @@ def test_lazy_readout__an_unknown_head_is_named() -> None:
 # ---- lazy = dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"), [(name, method) for name in PATHS for method in STEPS if suits(name, method)]
 )
