@@ -219,7 +219,7 @@ def test_image_recipe__trains_on_a_stream(image_recipe: ModuleType, arguments: l
     [
         ("path", "diffusion", "path='diffusion' must be gaussian, masked or uniform"),
         ("times", "bell", "times='bell' must be logit_normal or uniform"),
-        ("generators", '{"leap": 1.0}', "generators leap are unknown; choose among flow, diffusion, jump"),
+        ("generators", '{"leap": 1.0}', r"generators.leap "),
         ("generators", '{"flow": 0.7}', "must have weights ≥ 0 of sum 1"),
         ("divergence", '{"jump": "cosh"}', "divergence='cosh' of rates"),
         ("prediction", "pixels", "prediction='pixels' must be 'belief', 'velocity'"),

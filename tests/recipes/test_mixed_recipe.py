@@ -149,7 +149,7 @@ def test_mixed_recipe__trains_on_a_stream(
         ("times", "bell", "times='bell' must be logit_normal or uniform"),
         ("symbols", "blurred", "symbols='blurred' must be 'masked' or 'uniform'"),
         ("scalers", '"cubic"', "scalers='cubic'"),
-        ("generators", '{"leap": 1.0}', "generators leap are unknown"),
+        ("generators", '{"leap": 1.0}', r"generators.leap "),
         ("data", "/nowhere", "/nowhere"),
     ],
 )
