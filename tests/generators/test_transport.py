@@ -21,7 +21,7 @@ from gm_discrete import (
     UniformPath,
 )
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, TensorReadout
-from gm_discrete.generators.transport import Elsewhere, Extrapolated, Renewal, Transport, moves
+from gm_discrete.generators.transport import Extrapolated, Renewal, Transport, moves
 from tests.helpers.distributions import LEAST_P, chi_square
 
 CPU = torch.device("cpu")
@@ -385,7 +385,6 @@ def some_kernels(copies: int = 1) -> dict[str, Kernel]:
         "renewal": Renewal(belief(logits, law), x, now, law),
         "renewal of a mixture": Renewal(belief(logits, LAWS["mixture"]), x, now, LAWS["mixture"]),
         "extrapolated": Extrapolated(belief(logits, law), belief(old, law), 2.0),
-        "elsewhere": Elsewhere(step, x),
     }
 
 
@@ -509,7 +508,7 @@ def test_renewal__is_in_detailed_balance_with_the_exact_posterior(name: str) -> 
     assert float(rates.max()) > 0.01
 
 
-# ---- Extrapolated, Elsewhere
+# ---- Extrapolated
 
 
 def test_extrapolated__is_its_formula() -> None:
@@ -539,16 +538,6 @@ def test_extrapolated__prepares_both_networks() -> None:
     pair = [Categorical(readout, torch.Size([1, 4]), 3, CPU) for readout in readouts]
     Extrapolated(*pair, 2.0).sample(rng(), torch.tensor([1, 3]))
     assert sorted(asked) == ["new[1, 3]", "old[1, 3]"]
-
-
-def test_elsewhere__is_the_distribution_given_a_change() -> None:
-    p = torch.tensor([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]], dtype=torch.float64)
-    x = torch.tensor([[0, 1]])
-    kernel = Elsewhere(Categorical(TensorReadout(p.log()), x.shape, 3, CPU), x)
-    expected = torch.tensor([[0, 2 / 3, 1 / 3], [1 / 9, 0, 8 / 9]], dtype=torch.float64)
-    torch.testing.assert_close(kernel.probs()[0], expected, rtol=1e-14, atol=1e-16)
-    drawn = torch.stack([kernel.sample(rng(seed), torch.arange(2)) for seed in range(200)])
-    assert not bool((drawn == x).any())
 
 
 # ---- what a belief can be asked for

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMModel, bregman, conditional_loss, likelihood_bound, simulate
-from gm_discrete.samplers import GRID_FREE, STEPS
-from tests.helpers.networks import LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
+from gm_discrete.samplers import Sampler
+from tests.helpers.networks import DISCRETE, LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
 
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -160,13 +160,10 @@ def test_lazy_readout__an_unknown_head_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in PATHS for method in STEPS if suits(name, method)]
+    ("name", "method"), [(name, method) for name in PATHS for method in DISCRETE if suits(name, method)]
 )
 def test_simulate__lazy_and_dense_models_draw_the_same_samples(name: str, method: str) -> None:
-    """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step.
-
-    Step doubling hands such a difference on to all later times; there only the calls are counted.
-    """
+    """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step."""
     model = network(name)
     x_0 = model.path.prior((8, LENGTH), rng(5))
     grid = torch.linspace(0, 1, 13, dtype=torch.float64)
@@ -174,9 +171,9 @@ def test_simulate__lazy_and_dense_models_draw_the_same_samples(name: str, method
     lazy = simulate(model, x_0, grid, rng(6), method, return_info=True)
     evaluated = sum(rows.sizes)
     dense = simulate(Dense(model), x_0, grid, rng(6), method)
-    assert torch.equal(lazy.x, dense) or method == "step_doubling"
+    assert torch.equal(lazy.x, dense)
     assert evaluated == int(lazy.network_calls.sum())
-    if method not in GRID_FREE:
+    if not Sampler.of(method).chooses_times:
         assert evaluated <= 8 * 12 * (2 if method == "trapezoidal" else 1)
 
 

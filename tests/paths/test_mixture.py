@@ -303,28 +303,6 @@ def test_mixture_path__probs_and_mean_probs_are_the_mixture(name: str, t: float)
     torch.testing.assert_close(path.mean_probs(belief, times(t, 7)), expected, rtol=0, atol=1e-15)
 
 
-@every_path
-@pytest.mark.parametrize(("t", "back"), [(0.6, 0.2), (1.0, 0.5), (0.5, 0.5), (0.4, 0.0), (0.0, 0.0)])
-def test_mixture_path__renoise_carries_p_t_back_to_p_b(name: str, t: float, back: float) -> None:
-    """For every z, without knowing it: x_t ~ p_t(·|z), renewed, is x_b ~ p_b(·|z). And the token alone: kept with
-    probability κ_b/κ_t, else drawn from p0."""
-    path, n = PATHS[name][0](CosineSchedule()), 10_000
-    z = torch.tensor([0, 2])
-    x = path.sample(z.expand(n, 2), times(t, n), rng(4))
-    again = path.renoise(x, times(t, n), times(back, n), rng(5))
-    p = path.probs(z, times(back, 2))
-    counts = torch.bincount(again[:, 0] * path.vocab_size + again[:, 1], minlength=path.vocab_size**2)
-    assert chi_square(counts, torch.outer(p[0], p[1]).flatten()) > LEAST_P
-    symbol = int(path.prior((1, 1), rng(0)))
-    fixed = torch.full((n, 1), symbol)
-    kappa, kappa_back = (float(path.schedule.kappa(v)) for v in (t, back))
-    kept = kappa_back / kappa if kappa else 1.0
-    law = (1 - kept) * path.prior_probs(torch.device("cpu"))
-    law[symbol] += kept
-    counts = torch.bincount(path.renoise(fixed, times(t, n), times(back, n), rng(6)).flatten(), minlength=len(law))
-    assert chi_square(counts, law) > LEAST_P
-
-
 # ---- the data's own frequencies
 
 
