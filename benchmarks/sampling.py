@@ -90,7 +90,7 @@ class Sides:
 
     def backbone(self, *call: Any) -> Tensor:
         """Final hidden states of every position, in a recorded call of the backbone."""
-        return self.model.network.finish(self.model.backbone(*call), call[1])
+        return self.model.backbone.finish(self.model.backbone(*call), call[1])
 
     def _rng(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed)

@@ -76,8 +76,7 @@ class Sides:
         return self.peer_loss(self.model(input_ids=x, time=t).logits, self.z, x, t)
 
     def floor(self) -> Tensor:
-        network = self.model.network
-        hidden = network.finish(network.hidden({"": self.x}, self.t), self.t)
+        hidden = self.model.backbone.finish(self.model.network.hidden({"": self.x}, self.t), self.t)
         return F.cross_entropy(
             self.model.heads["tokens"](hidden.flatten(0, 1)[self.scored]), self.z.flatten()[self.scored]
         )

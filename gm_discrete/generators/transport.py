@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
 from gm_discrete.generators.kernels import BeliefKernel, Dirac, Kernel
 from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
 

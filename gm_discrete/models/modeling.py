@@ -20,13 +20,14 @@ from gm_discrete.generation.fields import FieldsMixin
 from gm_discrete.generation.numbers import NumbersMixin
 from gm_discrete.generation.run import GMGenerationMixin
 from gm_discrete.generation.symbols import SymbolsMixin
-from gm_discrete.generators import Factor, Generator, Jump, Product
+from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.network import Network
-from gm_discrete.nn.readout import LogitsProcessor, readouts
+from gm_discrete.nn.readout import LazyReadout, LogitsProcessor, readouts
+from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
 from gm_discrete.process import State, pack
@@ -43,6 +44,7 @@ class GMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keys_to_ignore_on_load_missing = [r"^path_tables\."]  # version 0.1 kept the tables in config.json
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -58,6 +60,8 @@ class GMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=0.5)
             if not getattr(module.weight, "_is_hf_initialized", False):
                 module.weight[len(module.weight) // 2] += 1
+        elif isinstance(module, PathTables):
+            module.restore()
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
 
@@ -105,21 +109,29 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
                 for part, size in field.heads.items()
             }
         )
+        self.path_tables = PathTables(self.path)
         if config.backbone == "dit":
             self._no_split_modules = ["DiTBlock"]  # FSDP refuses names of blocks that a model does not have
         self.whole_batches = False  # see `Network`; set where FSDP shards the weights
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as every `PreTrainedModel`; its path gets the tables that are stored with the weights."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
+        return loaded
+
     @property
     def network(self) -> Network:
         """Backbone and heads. Made anew at each access, as wrappers may have replaced the modules."""
-        return Network(self.config, self.path, self.backbone, self.heads, self.whole_batches)
+        return Network(self.path, self.state_fields, self.groups, self.backbone, self.heads, self.whole_batches)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embed_tokens = value
+        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.heads["tokens"]
@@ -166,86 +178,94 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
             ValueError: an argument does not fit the model; the message names it.
         """
         path, config = self.path, self.config
-        states = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
-        if [name for name, state in states.items() if state is not None] != [path.state_name]:
-            given = ", ".join(name for name, state in states.items() if state is not None) or "none"
-            raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {given}")
-        x = pack(states[path.state_name])
+        given = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
+        given = {name: state for name, state in given.items() if state is not None}
+        if given.keys() != {path.state_name}:
+            found = ", ".join(given) or "none"
+            raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
+        x = pack(given[path.state_name])
         if time is None:
             if labels is not None or config.time_conditioning or not isinstance(path, MaskedPath):
                 raise ValueError(
-                    "time is missing: pass time=t, of shape [B] or, of independent times, [B, M], in [0, 1]"
+                    "time is missing: pass time=t in [0, 1], of shape [B] or, of independent times, [B, M]"
                 )
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
-        masks = None if attention_mask is None else pack(attention_mask)
+        masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack(labels)
-        self._check(x, time, masks, data, class_labels)
-        z, scored = None, {}
-        if data is not None:
-            scored = {name: field.loss_mask(data[name]) for name, field in path.fields.items()}
-            z = {
-                name: torch.where(scored[name], data[name], field.fill_unscored(x[name]))
-                for name, field in path.fields.items()
-            }
-        times = generator_times(path, time)
-        read = readouts(
-            self.network, x, time, times, attention_mask=masks, class_labels=class_labels,
-            clean=z if config.block_size else None,
-        )  # fmt: skip
-        hidden = next(iter(read.values())).hidden
-        if z is None:
-            logits, velocity = {}, {}
-            for name, readout in read.items():
-                for head in readout.field.heads:
-                    if head in ("tokens", "belief"):
-                        logits[name] = readout(head).unflatten(0, x[name].shape)
-                    elif head == "flow":
-                        velocity[name] = readout(head)
-            single = "" in x
-            output = GMModelOutput(
-                logits=logits.get("") if single else logits,
-                velocity=velocity.get("") if single else velocity,
-                last_hidden_state=hidden.final(),
-            )
-        else:
-            # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute it.
-            hidden.compute() if "" in x else hidden.final()
-            predicted: dict[str, Factor] = {
-                name: field.marginal(read[name], x[name], times[name])  # pyright: ignore[reportAssignmentType]
-                for name, field in path.fields.items()
-            }
-            counts = None if num_items_in_batch is None else pack(num_items_in_batch)
-            weights = by_field(path, config.loss_weights)
-            kinds = by_field(path, divergence or config.divergence)
-            losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights)
-            parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
-            output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
+        z, scored = self._checked_batch(x, times, masks, data, class_labels)
+        now = {}  # values of the schedules at the times, computed once for all that follows
+        for name, field in path.fields.items():
+            now[name] = field.loss_time(times[name])
+        clean = z if config.block_size and labels is not None else None
+        heads = readouts(self.network, x, time, now, attention_mask=masks, class_labels=class_labels, clean=clean)
+        if labels is None:
+            output = self._head_outputs(heads)
+            return output if return_dict is not False else output.to_tuple()
+        # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute what they share.
+        hidden = heads[next(iter(heads))].hidden
+        hidden.compute() if len(x) == 1 else hidden.final()
+        predicted: dict[str, Any] = {}
+        for name, field in path.fields.items():
+            predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
+        counts = None if num_items_in_batch is None else pack(num_items_in_batch)
+        kinds, weights = by_field(path, divergence or config.divergence), by_field(path, config.loss_weights)
+        losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
+        parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
+        output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
-    def _check(
-        self, x: State, t: Tensor, masks: State | None, labels: State | None, class_labels: Tensor | None
-    ) -> None:
-        """
+    def _head_outputs(self, heads: Mapping[str, LazyReadout]) -> GMModelOutput:
+        """The outputs of all heads, at all entries."""
+        logits, velocity = {}, {}
+        for name, readout in heads.items():
+            for head in readout.field.heads:
+                if head in ("tokens", "belief"):
+                    logits[name] = readout(head).unflatten(0, readout.x.shape)
+                elif head == "flow":
+                    velocity[name] = readout(head)
+        hidden = next(iter(heads.values())).hidden.final()
+        if "" in heads:
+            return GMModelOutput(None, logits.get(""), velocity.get(""), hidden)
+        return GMModelOutput(None, logits, velocity, hidden)
+
+    def _checked_batch(
+        self,
+        x: State,
+        times: Mapping[str, Tensor],
+        masks: State | None,
+        labels: State | None,
+        class_labels: Tensor | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Checks a batch, once: nothing below checks it again. Returns (z, scored) of the labels, if there are any.
+
         Raises:
             ValueError: a tensor is not what the model is made for.
         """
-        path, names = self.path, ", ".join(self.state_fields)
+        path = self.path
         if x.keys() != path.fields.keys():
-            raise ValueError(f"{path.state_name} must be a dict with the fields {names}; got {', '.join(sorted(x))}")
+            found = ", ".join(sorted(x))
+            raise ValueError(f"{path.state_name} must be a dict with the fields {', '.join(path.fields)}; got {found}")
         for argument, value in (("attention_mask", masks), ("labels", labels)):
-            if unknown := (value or {}).keys() - path.fields.keys():
-                raise ValueError(f"{argument} must be by field, of {names}; got {', '.join(sorted(unknown))}")
-        times = path.times(t)
+            if value is not None and (unknown := value.keys() - x.keys()):
+                raise ValueError(f"{argument} must be by field, of {', '.join(x)}; got {', '.join(sorted(unknown))}")
+        z, scored = {}, {}
         for name, field in self.state_fields.items():
             state, where = x[name], f"[{name!r}]" if name else ""
-            field.path.check(state, times[name], path.state_name + where)
-            if tuple(state.shape[1:]) != (expected := field.state_shape(state.shape[1])):
-                raise ValueError(
-                    f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [B, {str(expected)[1:-1]}]"
-                )
-            if labels is not None and (name not in labels or labels[name].shape != state.shape):
+            if labels is None:
+                field.path.check(state, times[name], path.state_name + where)
+            elif name not in labels or labels[name].shape != state.shape:
                 found = f"shape {tuple(labels[name].shape)}" if name in labels else "nothing"
                 raise ValueError(f"labels{where} has {found}; give the shape of the state, {tuple(state.shape)}")
+            else:
+                scored[name] = field.path.loss_mask(labels[name])
+                z[name] = torch.where(scored[name], labels[name], field.path.fill_unscored(state))
+                field.path.check_pair(z[name], state, times[name], (f"labels{where}", path.state_name + where))
+            expected = field.state_shape(state.shape[1])
+            if state.shape[1:] != expected:
+                expected = ", ".join(str(size) for size in ("B", *expected))
+                raise ValueError(
+                    f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [{expected}]"
+                )
             mask = None if masks is None else masks.get(name)
             if mask is not None and field.image_shape:
                 raise ValueError(f"attention_mask{where} is given for an image, which has no padding; leave it out")
@@ -254,12 +274,13 @@ class GMModel(SymbolsMixin, NumbersMixin, FieldsMixin, GMGenerationMixin, GMPreT
                     f"attention_mask{where} has shape {tuple(mask.shape)}; give [B, L] = {tuple(state.shape[:2])}"
                 )
         for group in self.groups:
-            if len(lengths := {self.state_fields[name].positions(x[name]) for name in group}) > 1:
+            if len(group) > 1 and len(lengths := {x[name].shape[1] for name in group}) > 1:
                 raise ValueError(
                     f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions; give one number"
                 )
         if class_labels is not None:
-            self.config.check_classes(class_labels, len(t))
+            self.config.check_classes(class_labels, len(next(iter(x.values()))))
+        return z, scored
 
     def generator(
         self,

@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         times = len(fields) if config.independent_times else 1
         self.time = TimeEmbedding(config.hidden_size, times) if config.time_conditioning else None
         self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
+        self.conditioned = config.time_conditioning or config.num_classes > 0
         last = config.num_hidden_layers - 1
         blocks = [Block(config, index, feed_forward=index < last) for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList([*blocks, FeedForward(config)])
@@ -73,7 +74,7 @@ class Backbone(nn.Module):
             bias = create_bidirectional_mask(self.config, hidden, mask)
         else:
             bias, position = block_attention(self.config, hidden, clean is not None, mask, cache)
-        condition = self._condition(time, class_labels, hidden)
+        condition = self._condition(time, class_labels, hidden) if self.conditioned else None
         rotary = rotary_embedding(hidden, self.config, position)
         real = None if mask is None else mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
@@ -88,11 +89,11 @@ class Backbone(nn.Module):
         sequence: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, positions, D] of all positions, or [n, D] of rows that belong to the sequences [n]."""
-        condition = self._condition(time, class_labels, hidden)
+        condition = self._condition(time, class_labels, hidden) if self.conditioned else None
         hidden = self.layers[-1](hidden, condition, sequence=sequence)
         return self.norm(hidden, condition, sequence)[0]
 
-    def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor | None:
+    def _condition(self, time: Tensor | None, class_labels: Tensor | None, hidden: Tensor) -> Tensor:
         """The vector that modulates the norms, [B, 1, D]: of the times [B] or [B, M] and the classes [B] (−1: none)."""
         condition = None if self.time is None else self.time(time)
         if self.classes is not None:
@@ -100,14 +101,14 @@ class Backbone(nn.Module):
             labels = torch.full((count,), -1, device=hidden.device) if class_labels is None else class_labels
             by_class = self.classes(torch.where(labels < 0, self.config.num_classes, labels))[:, None]
             condition = by_class if condition is None else condition + by_class
-        return None if condition is None else condition.to(hidden.dtype)
+        assert condition is not None  # `conditioned`
+        return condition.to(hidden.dtype)
 
 
 class Block(GradientCheckpointingLayer):
-    """x + attention(mix(norm(x))), then (but for the last block) the feed-forward network.
+    """x + attention(mix(norm(x))), then (except in the last block) the feed-forward network.
 
-    Both are gated by the time where the model sees it. `mix` looks at the nearest neighbours, if the model has a local
-    convolution, and is the identity if not.
+    With time conditioning both are gated. `mix` is the local convolution, if the model has one, else the identity.
     """
 
     def __init__(self, config: GMConfig, index: int, feed_forward: bool) -> None:
@@ -131,12 +132,13 @@ class Block(GradientCheckpointingLayer):
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, real, position)
-        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask, cache))
+        update = self.dropout(self.attention(normed, rotary, mask, cache))
+        hidden = hidden + (update if gate is None else gate * update)
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real, position=position)
 
 
 class FeedForward(nn.Module):
-    """x + mlp(mix(norm(x))): position by position where it does not mix."""
+    """x + mlp(mix(norm(x))); without `mix` it works on each position by itself."""
 
     def __init__(self, config: GMConfig, conv_kernel_size: int = 0) -> None:
         super().__init__()
@@ -156,18 +158,19 @@ class FeedForward(nn.Module):
         normed, gate = self.norm(hidden, condition, sequence)
         if self.mix is not None:
             normed = self.mix(normed, real, position)
-        return hidden + gate * self.dropout(self.mlp(normed))
+        update = self.dropout(self.mlp(normed))
+        return hidden + (update if gate is None else gate * update)
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: so does all that writes into the residual stream, modulates, or states a belief.
+    """A linear layer that starts at zero: used where the output enters the residual stream, modulates it, or is a head's.
 
-    Every block is the identity at first, and the first belief is uniform.
+    So every block is the identity at initialisation, and the first predictions are uniform.
     """
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) · weight, with the weight in the precision of x: torch's fused kernel takes no other."""
+    """x / rms(x) · weight, with the weight cast to the precision of x, which torch's fused kernel requires."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
@@ -176,30 +179,27 @@ class RMSNorm(nn.RMSNorm):
 class Norm(nn.Module):
     """RMS normalisation, modulated by the time (adaLN, arXiv 2212.09748): shift, scale and, with three parts, a gate.
 
-    The modulation starts at the identity. Returns the normalised states and the gate (1 where the time is not seen).
+    The modulation starts at the identity. Returns the normalised states and the gate, `None` for a gate of 1.
     """
 
     def __init__(self, config: GMConfig, parts: int) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.modulation = (
-            ZeroLinear(config.hidden_size, parts * config.hidden_size)
-            if config.time_conditioning or config.num_classes
-            else None
-        )
+        conditioned = config.time_conditioning or config.num_classes
+        self.modulation = ZeroLinear(config.hidden_size, parts * config.hidden_size) if conditioned else None
         self.parts = parts
 
     def forward(
         self, hidden: Tensor, condition: Tensor | None, sequence: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, D]."""
         normed = self.norm(hidden)
         if self.modulation is None:
-            return normed, 1.0
+            return normed, None
         modulation = self.modulation(condition)
         modulation = modulation if sequence is None else modulation[sequence, 0]
         shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
-        return normed * (1 + scale) + shift, 1 + gate[0] if gate else 1.0
+        return normed * (1 + scale) + shift, 1 + gate[0] if gate else None
 
 
 class Attention(nn.Module):
@@ -268,10 +268,9 @@ class MLP(nn.Module):
 
 
 class LocalConvolution(nn.Module):
-    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution of the states of the nearest positions of a field,
-    without padding.
+    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution over the nearest positions of a field, padding left out.
 
-    What predicts a masked symbol is mostly next to it, and attention takes long to find that out.
+    A masked symbol depends mostly on its neighbours, which attention takes long to learn.
     """
 
     def __init__(self, config: GMConfig) -> None:
@@ -279,7 +278,7 @@ class LocalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.conv_kernel_size, config.hidden_size))
 
     def forward(self, hidden: Tensor, real: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """position: [L], the place of each within its field, where there is more than one."""
+        """real: [B, L, 1], 0 where padded; position: [L], the place of each within its field, if there are several."""
         hidden = hidden if real is None else hidden * real
         radius, length = len(self.weight) // 2, hidden.shape[1]
         padded = F.pad(hidden, (0, 0, radius, radius))
@@ -289,7 +288,7 @@ class LocalConvolution(nn.Module):
             if j == radius:
                 continue
             neighbour = padded[:, j : j + length]
-            if position is not None:  # whose end is next to the beginning of another
+            if position is not None:  # the end of a field is next to the beginning of another
                 there = F.pad(position, (radius, radius), value=-len(weight))[j : j + length]
                 neighbour = neighbour * (there == position + j - radius)[:, None]
             mixed = mixed + neighbour * weight[j]
@@ -297,7 +296,10 @@ class LocalConvolution(nn.Module):
 
 
 def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim], computed anew: no buffer to lose."""
+    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim].
+
+    Computed anew in each call: `from_pretrained` leaves non-persistent buffers without values.
+    """
     head_dim = config.hidden_size // config.num_attention_heads
     position = torch.arange(hidden.shape[1], device=hidden.device) if position is None else position
     position = position.float()
@@ -307,7 +309,7 @@ def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None =
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
+    """Rotates the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
     cos, sin = rotary
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat([-second, first], dim=-1) * sin

@@ -25,20 +25,20 @@ def _is_from_transformers(key: str) -> bool:
 
 
 class GMConfig(PreTrainedConfig):
-    """Configuration of a generator-matching sequence model.
+    """Configuration of a generator-matching model: its probability path and its transformer.
 
     Args:
         path: the probability path, a `Path` or the plain dict of its `to_dict()`. It sets `vocab_size`.
-        backbone: `"gm"`, or `"dit"`: the network of published MDLM, SEDD and Duo models (see `models/dit.py`), which reads
-            one field of symbols.
+        backbone: `"gm"`, or `"dit"`: the network of published MDLM, SEDD and Duo models (see `nn/dit.py`), for paths of one
+            discrete field.
         hidden_size: D, width of the transformer.
-        hidden_act: `"swiglu"` or `"relu2"` (squared ReLU); of a DiT `"gelu_pytorch_tanh"`.
+        hidden_act: `"swiglu"` or `"relu2"` (squared ReLU); for a DiT `"gelu_pytorch_tanh"`.
         intermediate_size: width of the MLP; by default 8/3 of `hidden_size` (swiglu; a multiple of 32) or 4 times it.
         conv_kernel_size: an odd number of neighbouring positions that are mixed before attention and MLP; 0 for none.
         num_hidden_layers: number of blocks.
         num_attention_heads: number of heads, each of `hidden_size / num_attention_heads` channels (an even number).
-        max_position_embeddings: the length that the model is trained at. Rotary positions know no bound; `generate` takes
-            it as its default length.
+        max_position_embeddings: length of the training sequences, and the default length of `generate`. Rotary positions
+            set no limit.
         rope_theta: base of the rotary frequencies.
         rms_norm_eps: ε of the normalisations.
         attention_dropout, hidden_dropout: dropout probabilities of the attention weights and of the blocks' outputs.
@@ -46,30 +46,42 @@ class GMConfig(PreTrainedConfig):
             that write into the residual stream start at zero.
         tie_word_embeddings: whether the head shares the embedding's weights.
         time_conditioning: adaptive normalisation (adaLN) by t. By default off for masking, whose posterior does not
-            depend on t, and on for the rest.
-        condition_size: of a DiT: C, width of what its blocks see of the time.
-        noise_range: of a DiT: least and greatest total noise σ̄ = −log κ(t) that it is told. κ runs through all of [0, 1],
-            and a published network was trained on a part of it: that of the log-linear schedule ends at −log 0.001.
+            depend on t, and on for all other paths.
+        condition_size: for a DiT: C, width of the time's embedding.
+        noise_range: for a DiT: least and greatest total noise σ̄ = −log κ(t), to which the network's input is clamped. κ runs
+            through all of [0, 1], and a published network was trained on a part of it: that of the log-linear schedule ends
+            at −log 0.001.
         divergence: the loss, `"generalized_kl"` (the likelihood bound) or `"cross_entropy"`; by default the former for
-            mixture paths, and the latter for other paths, whose bound costs O(K²) per position. Of Euclidean paths a name
-            in `bregman.DIVERGENCES` for each part that is learned, such as `{"flow": "squared"}`; of products all by field.
-        loss_weights: of Euclidean paths: weight of each part in the loss, 1 by default. They are not the weights with which
-            the generators are superposed. Of products: by field a weight, or weights of its parts.
-        image_shape: [C, H, W] of images; states are then numbers [B, C, H, W], or symbols [B, C·H·W] in that order.
-        patch_size: pixels on a side of the patch that makes one position of the transformer.
-        fields: of a `ProductPath`, by field, any of `length` (positions at which the model is trained; 1 by default),
-            `image_shape`, `patch_size`, and `codec` (see `gm_discrete.scalers`), with which `generate` takes and gives
-            natural values.
-        aligned: of a `ProductPath`: lists of fields that share their positions, as a note has a pitch and a duration; all
+            mixture paths, and the latter for other discrete paths, whose bound costs O(K²) per position. For continuous
+            paths a name in `bregman.DIVERGENCES` for each part that is trained, such as `{"flow": "squared"}`; for products
+            a dict by field.
+        loss_weights: weight of each part of a continuous path in the loss, 1 by default. They are not the weights with
+            which the generators are superposed. For products by field a weight, or weights of its parts.
+        image_shape: [C, H, W] of images; states are then [B, C, H, W], or discrete [B, C·H·W] in that order.
+        patch_size: side in pixels of the patch that makes one position of the transformer.
+        fields: for a `ProductPath`, by field, any of `length` (positions of the training data; 1 by default),
+            `image_shape`, `patch_size`, and `codec` (see `data.scalers`), by which `generate` takes and returns natural
+            values.
+        aligned: for a `ProductPath`: lists of fields that share their positions, as a note has a pitch and a duration; all
             others have positions of their own, one field after another.
-        block_size: S; a position then sees its own block of S and those before it (block diffusion, see `models.blocks`),
-            and a block is denoised given the clean ones before it. Of masked paths whose network does not see the time;
-            `None` for attention in both directions.
-        num_frequencies: F; a number enters as itself and as sines and cosines of F octaves, from half a period per unit on.
+        block_size: S; a position attends to its own block of S positions and those before it (block diffusion, see
+            `nn/blocks.py`), and a block is denoised conditioned on the clean ones before it. It requires a masked path and
+            no time conditioning; `None` for attention in both directions.
+        num_frequencies: F; a real number enters as itself and as sines and cosines of F octaves, from half a period per unit
+            on.
         num_classes: classes that the model can be conditioned on; 0 for none.
         class_dropout: probability of training without the class, for classifier-free guidance.
-        mask_token_id: symbol that marks what is to be filled and never is data; the path's own for masking.
+        mask_token_id: symbol that marks positions to be filled and never is data; a masked path has its own.
         pad_token_id, bos_token_id, eos_token_id: as in the tokenizer.
+
+    Raises:
+        ValueError, TypeError: arguments are unknown or do not fit each other; the message names them.
+
+    >>> config = GMConfig(path=MaskedPath(vocab_size=28), hidden_size=64, num_attention_heads=4)
+    >>> config.vocab_size, config.mask_token_id, config.divergence
+    (28, 27, 'generalized_kl')
+    >>> GMConfig.from_dict(config.to_dict()).build_path() == config.build_path()
+    True
     """
 
     model_type = "gm_discrete"

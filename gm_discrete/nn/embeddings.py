@@ -1,4 +1,4 @@
-"""What becomes of symbols, numbers and times before the transformer reads them."""
+"""Embeddings of discrete and continuous fields, and of times."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TIME_FEATURES = 128
 """Sines and cosines of t, at periods from 2π/1000 to 20π."""
 
 SYMBOL_SIZE = 16
-"""Channels of a symbol that shares its position with others."""
+"""Channels of a symbol that shares its position with other symbols."""
 
 
 def embedding(field: Field, config: GMConfig) -> nn.Module:
-    """What makes the entries of a field's positions states [B, L, D]."""
+    """The layer that maps a field's entries to hidden states [B, L, D]."""
     if not field.vocab_size:
         return NumberEmbedding(config, field.slots)
     if field.slots > 1:
@@ -29,7 +29,7 @@ def embedding(field: Field, config: GMConfig) -> nn.Module:
 
 
 def places(field: Field, config: GMConfig) -> nn.Embedding | None:
-    """A vector for each position of an image, whose rows and columns are no line."""
+    """A learned vector for each position of an image: rotary positions alone would order its patches on a line."""
     return nn.Embedding(field.length, config.hidden_size) if field.image_shape else None
 
 
@@ -81,7 +81,7 @@ class FieldsEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """The symbols of a position [B, L, S] → [B, L, D]: a few channels for each symbol, and one matrix for all slots."""
+    """The S symbols of each position [B, L, S] → [B, L, D]: a few channels for each symbol, and one matrix for all slots."""
 
     def __init__(self, config: GMConfig, slots: int, vocab_size: int) -> None:
         super().__init__()
@@ -93,9 +93,10 @@ class PatchEmbedding(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """The numbers of a position [B, L, S] → [B, L, D].
+    """The S real numbers of each position [B, L, S] → [B, L, D].
 
-    A number v enters as v, sin(2^j π v/2) and cos(2^j π v/2), j < F: through v alone the network would lose its fine scale.
+    A number v enters as v, sin(2^j π v/2) and cos(2^j π v/2), j < F: from v alone the network would not resolve its fine
+    scale.
     """
 
     def __init__(self, config: GMConfig, slots: int) -> None:
@@ -111,7 +112,7 @@ class NumberEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t [B], or [B, M] of independent times → [B, 1, D]: its features, then a two-layer network."""
+    """t [B], or [B, M] of independent times → [B, 1, D]: sines and cosines, then a two-layer network."""
 
     def __init__(self, hidden_size: int, num_times: int = 1) -> None:
         super().__init__()

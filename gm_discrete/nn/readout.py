@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -12,9 +12,10 @@ from transformers import LogitsProcessorList
 
 from gm_discrete.generators.kernels import chunked
 from gm_discrete.nn.blocks import BlockCache
-from gm_discrete.nn.network import Network, by_row
+from gm_discrete.nn.network import Network
 from gm_discrete.paths import EuclideanPath, FinitePath
-from gm_discrete.process import State, Times
+from gm_discrete.paths.at import TimeLike, as_tensor
+from gm_discrete.process import State
 
 LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
 """(sequences [n, L], logits [n, K]) → logits [n, K]; members of a list are also given `time` [n] and `position` [n], the
@@ -52,60 +53,59 @@ class HiddenStates:
         self.finished: Tensor | None = None  # after `finish`, of all positions
 
     @cached_property
-    def spans(self) -> dict[str, tuple[int, int]]:
-        """First position and number of positions of each field in the state."""
-        return self.network.spans(self.x)
-
-    @cached_property
-    def length(self) -> int:
-        """Number of positions that are computed for each sequence: those that the cache does not hold."""
-        return sum(self.spans[group[0]][1] for group in self.network.config.groups) - self.start
+    def layout(self) -> tuple[dict[str, tuple[int, int]], int]:
+        """First position and number of positions of each field, and the number of all positions."""
+        spans, start = {}, 0
+        for group in self.network.groups:
+            length = self.network.fields[group[0]].positions(self.x[group[0]])
+            spans |= dict.fromkeys(group, (start, length))
+            start += length
+        return spans, start
 
     def compute(self, sequence: Tensor | None = None) -> Tensor:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
         if self.states is not None and self.done is None:
             return self.states
-        if self.states is None and (sequence is None or self.network.whole_batches):
-            self.states = self._run(slice(None))
-            return self.states
         batch, device = len(self.t), self.t.device
         done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
-        needed = torch.ones_like(done) if sequence is None else torch.zeros_like(done).index_fill(0, sequence, True)
-        todo = (needed & ~done).nonzero().squeeze(1)
-        if self.states is None and len(todo) == batch:
-            self.states = self._run(slice(None))
+        if sequence is None or self.network.whole_batches:
+            needed = torch.ones_like(done)
+        else:
+            needed = torch.zeros_like(done).index_fill(0, sequence, True)
+        if self.states is None and (sequence is None or self.network.whole_batches or bool(needed.all())):
+            x = self.x if not self.start else {name: value[:, self.start :] for name, value in self.x.items()}
+            self.states = self.network.hidden(x, self.t, self.attention_mask, self.class_labels, self.clean, self.cache)
             return self.states
-        states = self.states
+        todo, states = (needed & ~done).nonzero().squeeze(1), self.states
         if states is None:
-            shape, dtype = (batch, self.length, self.network.config.hidden_size), self.network.dtype
-            states = torch.zeros(shape, dtype=dtype, device=device)
+            weight, length = next(self.network.backbone.parameters()), self.layout[1] - self.start
+            states = torch.zeros(
+                batch, length, self.network.backbone.config.hidden_size, dtype=weight.dtype, device=device
+            )
         if len(todo):  # else nothing runs, and nothing is kept
-            new = self._run(todo)
+            x = {name: value[todo, self.start :] for name, value in self.x.items()}
+            labels = None if self.class_labels is None else self.class_labels[todo]
+            cache = None if self.cache is None else self.cache.rows(todo)
+            masks, clean = by_row(self.attention_mask, todo), by_row(self.clean, todo)
+            new = self.network.hidden(x, self.t[todo], masks, labels, clean, cache)
             self.states = states = states.to(new.dtype).index_copy(0, todo, new)
             self.done, self.finished = done | needed, None
         return states
 
-    def _run(self, rows: Tensor | slice) -> Tensor:
-        """The backbone on some of the sequences."""
-        x = {name: value[rows, self.start :] if self.start else value[rows] for name, value in self.x.items()}
-        labels = None if self.class_labels is None else self.class_labels[rows]
-        cache = self.cache if self.cache is None or isinstance(rows, slice) else self.cache.rows(rows)
-        return self.network.hidden(
-            x, self.t[rows], by_row(self.attention_mask, rows), labels, by_row(self.clean, rows), cache
-        )
-
-    def final(self, position: Tensor | None = None) -> Tensor:
+    def final(self, position: Tensor | None = None, sequence: Tensor | None = None) -> Tensor:
         """Final hidden states [B, positions, D] of all positions, or [n, D] of positions in the flattened states.
 
         With several fields those of all positions are computed at once and kept: the heads of the fields are read at most
         positions, and at the same ones where fields are aligned.
+
+        Args:
+            position, sequence: the positions [n], and the sequences that they belong to.
         """
-        sequence = None if position is None else position // self.length
-        states = self.compute(sequence)
-        if sequence is not None and position is not None and len(self.x) == 1:
-            return self.network.finish(states.flatten(0, 1)[position], self.t, self.class_labels, sequence)
+        states, finish = self.compute(sequence), self.network.backbone.finish
+        if position is not None and len(self.x) == 1:
+            return finish(states.flatten(0, 1)[position], self.t, self.class_labels, sequence)
         if self.finished is None:
-            self.finished = self.network.finish(states, self.t, self.class_labels)
+            self.finished = finish(states, self.t, self.class_labels)
         return self.finished if position is None else self.finished.flatten(0, 1)[position]
 
 
@@ -125,13 +125,13 @@ class LazyReadout:
         self,
         hidden: HiddenStates,
         field: str,
-        t: Tensor,
+        t: TimeLike,
         processor: LogitsProcessor | None = None,
         unconditional: HiddenStates | None = None,
         guidance_scale: float = 1.0,
     ) -> None:
         self.hidden, self.name, self.x, self.t = hidden, field, hidden.x[field], t
-        self.field = hidden.network.config.state_fields[field]
+        self.field = hidden.network.fields[field]
         self.size = self.x[0].numel()  # entries of one state
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
@@ -154,7 +154,8 @@ class LazyReadout:
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
         if self.processor is None:
             return rows
-        return self.processor(self.x[sequence], rows, time=t, position=where)  # pyright: ignore[reportArgumentType]
+        more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
+        return self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
@@ -166,37 +167,41 @@ class LazyReadout:
 
     def _all(self, head: str) -> Tensor:
         """The raw output of a head of one number, in x's shape."""
-        start, length = self.hidden.spans[self.name]
+        start, length = self.hidden.layout[0][self.name]
         layer = self.hidden.network.head(self.name, head)
         values = self.field.join(layer(self.hidden.final()[:, start : start + length]).float(), self.x.shape)
         return values if self.unconditional is None else self.unconditional._all(head).lerp(values, self.scale)
 
     def _rows(self, head: str, where: Tensor, sequence: Tensor) -> Tensor:
         """The raw output of a head at the entries `where` of the sequences [n], [n, size]."""
-        field, slots, total = self.field, self.field.slots, self.hidden.length
-        place, slot = field.place(where % self.size)
-        start, length = self.hidden.spans[self.name]
-        place, inverse = sequence * total + (start - self.hidden.start) + place, None
-        if (
-            slots > 1 and len(where) == self.x.numel() and length == total
-        ):  # every position: no search for the different ones
-            place, inverse = torch.arange(len(self.x) * total, device=place.device), place
-        elif slots > 1:  # a position is evaluated once for all of its entries
-            place, inverse = place.unique(return_inverse=True)
-        rows = self.hidden.network.head(self.name, head)(self.hidden.final(place))
-        if inverse is not None:
-            rows = rows.unflatten(1, (slots, -1))[inverse, slot]
+        spans, total = self.hidden.layout
+        start, length = spans[self.name]
+        total, start = total - self.hidden.start, start - self.hidden.start
+        layer = self.hidden.network.head(self.name, head)
+        if self.field.slots == 1:
+            rows = layer(self.hidden.final(sequence * total + start + where % self.size, sequence))
+        else:  # a position is evaluated once for all of its entries
+            position, slot = self.field.place(where % self.size)
+            place = sequence * total + start + position
+            if len(where) == self.x.numel() and length == total:  # of every position, which needs no search
+                places, inverse = torch.arange(len(self.x) * total, device=place.device), place
+            else:
+                places, inverse = place.unique(return_inverse=True)
+            rows = layer(self.hidden.final(places, places // total))
+            rows = rows.unflatten(1, (self.field.slots, -1))[inverse, slot]
         rows = rows.float()
-        if self.unconditional is None:
-            return rows
-        return self.unconditional._rows(head, where, sequence).lerp(rows, self.scale)
+        return (
+            rows
+            if self.unconditional is None
+            else self.unconditional._rows(head, where, sequence).lerp(rows, self.scale)
+        )
 
 
 def readouts(
     network: Network,
     x: State,
     t: Tensor,
-    times: Times,
+    times: Mapping[str, TimeLike],
     processor: LogitsProcessor | None = None,
     guidance_scale: float | None = None,
     *,
@@ -220,7 +225,10 @@ def readouts(
         if class_labels is None:
             raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide towards")
         unconditional = HiddenStates(network, x, t, attention_mask, clean=clean)
-    return {name: LazyReadout(hidden, name, times[name], processor, unconditional, scale) for name in x}
+    found = {}
+    for name in x:
+        found[name] = LazyReadout(hidden, name, times[name], processor, unconditional, scale)
+    return found
 
 
 class Window:
@@ -242,3 +250,8 @@ class Window:
     def _outside(self, where: Tensor) -> Tensor:
         """Entries of the window as entries of the sequences."""
         return where // self.size * self.length + self.start + where % self.size
+
+
+def by_row(value: Mapping[str, Tensor] | None, rows: Tensor) -> dict[str, Tensor] | None:
+    """The given rows of every field."""
+    return None if value is None else {name: tensor[rows] for name, tensor in value.items()}

@@ -21,12 +21,16 @@ from gm_discrete.generators.kernels import Dirac, Reversal, map_rows
 
 @dataclass(frozen=True)
 class Bregman:
-    """D_φ(a, b) = φ(a) − φ(b) − φ'(b) (a − b) of numbers, for a convex φ.
+    """D_φ(a, b) = φ(a) − φ(b) − φ'(b) (a − b) of real numbers, for a convex φ.
 
     Attributes:
         phi: φ, applied to each entry of a tensor.
         positive: whether its domain is a ≥ 0, b > 0 rather than the real line.
         formula: D in closed form; by default φ' is found by automatic differentiation.
+
+    >>> quartic = Bregman(lambda a: a**4)
+    >>> quartic(torch.tensor([2.0]), torch.tensor([1.0]))
+    tensor([11.])
     """
 
     phi: Callable[[Tensor], Tensor]
@@ -34,7 +38,7 @@ class Bregman:
     formula: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, target: Tensor, predicted: Tensor) -> Tensor:
-        """D(target, predicted) of each entry; φ(target) is left out where it is no number."""
+        """D(target, predicted) of each entry; φ(target), a constant, is left out where it is not finite."""
         if self.formula is not None:
             return self.formula(target, predicted)
         with torch.enable_grad():
@@ -65,17 +69,17 @@ DIVERGENCES: dict[str, Bregman] = {
     "log_cosh": Bregman(_log_cosh, formula=lambda a, b: _log_cosh(a) - _log_cosh(b) - b.tanh() * (a - b)),
     "exponential": Bregman(torch.exp, formula=lambda a, b: a.exp() - b.exp() * (1 + a - b)),
 }
-"""By name; a name given to a `Bregman` of one's own (`bregman.DIVERGENCES["mine"] = Bregman(phi)`) may stand in a config."""
+"""By name. To use your own in a config, give it a name: `bregman.DIVERGENCES["mine"] = Bregman(phi)`."""
 
 
 def named(kind: str | Bregman, part: str) -> Bregman:
     """The divergence of that name.
 
     Args:
-        part: what it is to compare: `"flow"`, `"diffusion"` or `"jump"`.
+        part: the kind of generators to compare: `"flow"`, `"diffusion"` or `"jump"`.
 
     Raises:
-        ValueError: there is none, or its domain does not fit.
+        ValueError: there is none of that name, or its domain does not fit.
     """
     if isinstance(kind, str) and kind not in DIVERGENCES:
         raise ValueError(f"divergence={kind!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
@@ -101,39 +105,42 @@ def divergence(
     where: Tensor | None = None,
     kind: str | Bregman = "generalized_kl",
 ) -> Tensor:
-    """Divergence of two generators of one kind at the state x, per position or coordinate, of x's shape.
+    """D(target, predicted) of two generators of one kind at the state x, per token or coordinate, of x's shape.
 
-    Flows are compared by D_φ of their velocities, diffusions by D_φ of their squared scales, and jumps of Euclidean states
+    Flows are compared by D_φ of their velocities, diffusions by D_φ of their squared scales, and jumps of continuous states
     by Σ_b D_φ(Q_b, Q̂_b) of the rates into the bins b. Generators may be taken in other units first (`generator.per`).
 
-    Of jumps between symbols the kinds are:
+    For jumps between symbols the kinds are:
 
     - `generalized_kl`: Σ_{y≠x} [R(y) log(R(y)/R̂(y)) − R(y) + R̂(y)] with the rates R of the target and R̂ of the
       prediction, in nats/time. Its time integral bounds −log p.
-    - `cross_entropy`: −log π̂(z) of the belief about the data symbol, in nats: the simplex KL of where a jump is headed.
+    - `cross_entropy`: −log π̂(z) of the predicted posterior of the data symbol, in nats.
 
-    Against a `Dirac` target one landing probability is gathered from each row, so that a position costs O(K) for its
-    logits and O(1) beyond. The predicted logits are read only where the divergence can be positive.
+    With a `Dirac` target one landing probability is gathered from each row, so that a position costs O(K) for its logits
+    and O(1) beyond. The network is evaluated only where the divergence can be positive.
 
     Args:
         target, predicted: generators of the same kind.
-        x: state [B, L], or of any shape [B, …] where it is Euclidean.
-        where: bool of x's shape, what to look at; elsewhere the divergence is reported as 0.
-        kind: `"generalized_kl"` or `"cross_entropy"` of symbols; else a name in `DIVERGENCES`, or a `Bregman`.
+        x: state [B, L], or [B, …] if it is continuous.
+        where: bool of x's shape; elsewhere the result is 0, and nothing is evaluated.
+        kind: `"generalized_kl"` or `"cross_entropy"` for discrete states; else a name in `DIVERGENCES`, or a `Bregman`.
 
     Returns:
-        Of x's shape: float64 for symbols, else in the precision of x.
+        Of x's shape: float64 for discrete states, else in the precision of x.
 
     Raises:
         TypeError: the generators are of different kinds.
+        ValueError: the kind does not fit them.
+
+    >>> target, predicted = Flow(torch.tensor([[1.0, 2.0]])), Flow(torch.tensor([[0.0, 2.0]]))
+    >>> divergence(target, predicted, x=torch.zeros(1, 2), kind="squared")
+    tensor([[0.5000, 0.0000]])
     """
     if isinstance(target, Flow) and isinstance(predicted, Flow):
         return _within(named(kind, "flow")(target.velocity, predicted.velocity), where)
     if isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
         if target.drift is not None:
-            raise TypeError(
-                "diffusions with a drift are matched by the flow of their path, which their drift follows from"
-            )
+            raise TypeError("a Diffusion with a drift has no divergence: compare its path's flow, which determines it")
         return _within(named(kind, "diffusion")(target.scale**2, predicted.scale**2).expand(x.shape), where)
     if not isinstance(target, Jump) or not isinstance(predicted, Jump):
         kinds = f"{type(target).__name__} and {type(predicted).__name__}"
@@ -158,14 +165,14 @@ def _within(values: Tensor, where: Tensor | None) -> Tensor:
 def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Tensor:
     """Σ_b D(Q_b, Q̂_b), Q = intensity · mass of the bin.
 
-    For the generalised KL: λ log(λ/λ̂) − λ + λ̂ − λ Σ_b J_b (log Ĵ_b − log J_b), whose last part is asked only where λ > 0.
+    For the generalised KL: λ log(λ/λ̂) − λ + λ̂ − λ Σ_b J_b (log Ĵ_b − log J_b), the last term evaluated only where λ > 0.
     """
     bregman = named(kind, "jump")
     rate, rate_hat = target.intensity.to(x.dtype), predicted.intensity.clamp(min=torch.finfo(x.dtype).tiny)
     kl = kind == "generalized_kl"
-    asked = torch.ones_like(x, dtype=torch.bool) if where is None else where
-    asked = asked & (rate > 0) if kl else asked
-    rows = asked.flatten().nonzero().squeeze(1)
+    evaluated = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    evaluated = evaluated & (rate > 0) if kl else evaluated
+    rows = evaluated.flatten().nonzero().squeeze(1)
     aim, kernel = target.kernel.belief, predicted.kernel
 
     def of_rows(rows: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
+from gm_discrete.paths.at import At
 from gm_discrete.paths.base import Path
-from gm_discrete.process import Process, State, Times, factors, pack, unpack
+from gm_discrete.process import Process, State, factors, pack, unpack
 
 T = TypeVar("T")
 
@@ -62,12 +63,11 @@ def conditional_loss(
     Raises:
         ValueError, TypeError: an argument does not fit the path; the message names it.
 
-    >>> from gm_discrete import ExactModel, UniformTimeSampler
-    >>> data = torch.tensor([[0, 1], [1, 0]])
-    >>> process = ExactModel(MaskedPath(3), data)  # the posterior of two sequences of two tokens
-    >>> loss = conditional_loss(process, data, rng=torch.Generator().manual_seed(0))
-    >>> bool(loss >= 0)
-    True
+    >>> from gm_discrete import ExactModel, MaskedPath
+    >>> z = torch.tensor([[0, 1], [1, 0]])
+    >>> posterior = ExactModel(MaskedPath(3), z)  # of data that is one of these two sequences
+    >>> conditional_loss(posterior, z, rng=torch.Generator().manual_seed(0)) >= 0
+    tensor(True)
     """
     model: Any = unwrapped(process)
     path: Path = model.path
@@ -78,9 +78,11 @@ def conditional_loss(
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
     if isinstance(process, nn.Module):
-        labels = unpack({name: field.mask_labels(state[name], chosen[name]) for name, field in path.fields.items()})
+        labels = {}
+        for name, field in path.fields.items():
+            labels[name] = field.mask_labels(state[name], chosen[name])
         choice = {} if divergence is None else {"divergence": divergence}
-        return process(**{path.state_name: unpack(x)}, time=t, labels=labels, **conditioning, **choice).loss
+        return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=by_field(path, divergence)))
 
@@ -98,21 +100,25 @@ def corrupt(
     """(x, t): noisy states x ~ p_t(·|z), by field, and their times; entries that are not scored stay as they are.
 
     The noise is that of the global batch, of which this process takes the rows of its `rank`: processes that share a batch
-    and have generators in equal states draw together what one process would draw for all of it.
+    and have generators in equal states draw together what one process would draw for all of it. Data is not checked here:
+    `GMModel.forward` checks what it gets.
 
     Args:
         z, scored: data and bool of its shape, by field.
         x_0: sources of a coupled path.
     """
-    batch, device = next((len(value), value.device) for value in z.values())
+    first = next(iter(z.values()))
+    batch, device = len(first), first.device
     rows = slice(rank * batch, (rank + 1) * batch)
     t = draw_times(path, batch * world_size, rng, device, time_sampler)
     x, times = {}, path.times(t)
     for name, field in path.fields.items():
+        source = None if x_0 is None else x_0[name]
+        field.check_source(source, z[name], times[name][rows])
         everyone = (world_size, *[1] * (z[name].dim() - 1))
-        source = None if x_0 is None else x_0[name].repeat(everyone)
-        noisy = field.sample(z[name].repeat(everyone), times[name], rng, source)[rows]
-        x[name] = torch.where(scored[name], noisy, z[name])
+        source = None if source is None else source.repeat(everyone)
+        noisy = field.sample(z[name].repeat(everyone), times[name], rng, source, check=False)
+        x[name] = torch.where(scored[name], noisy[rows], z[name])
     return x, t[rows]
 
 
@@ -126,6 +132,7 @@ def field_losses(
     num_items: Mapping[str, Tensor | float] | None = None,
     divergence: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
+    now: Mapping[str, At] | None = None,
 ) -> dict[str, Tensor]:
     """Loss of each field: mean over its scored entries of Σ_parts w D(F(x|z), F_θ(x)), float32.
 
@@ -138,9 +145,10 @@ def field_losses(
         num_items: what the sum of each field is divided by; the number of its scored entries by default.
         divergence: by field, of a `Superposition` by part; that of the field's path by default.
         weights: by field the weight of its loss, which `total_loss` applies, or weights w of its parts, applied here.
+        now: as for `field_divergences`.
     """
     losses = {}
-    for name, parts in field_divergences(path, generators, z, x, t, scored, divergence).items():
+    for name, parts in field_divergences(path, generators, z, x, t, scored, divergence, now).items():
         inner = (weights or {}).get(name)
         inner = inner if isinstance(inner, Mapping) else {}
         total = torch.stack([inner.get(part, 1.0) * values.sum() for part, values in parts.items()]).sum()
@@ -151,10 +159,11 @@ def field_losses(
 
 def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, Any] | None = None) -> Tensor:
     """Σ_m w_m loss_m over the fields. A field without a number in `weights` has w_m = 1."""
-    chosen = {name: (weights or {}).get(name, 1.0) for name in losses}
-    return torch.stack(
-        [loss * (1.0 if isinstance(chosen[n], Mapping) else chosen[n]) for n, loss in losses.items()]
-    ).sum()
+    weighted = []
+    for name, loss in losses.items():
+        weight = (weights or {}).get(name, 1.0)
+        weighted.append(loss if isinstance(weight, Mapping) else weight * loss)
+    return torch.stack(weighted).sum()
 
 
 def field_divergences(
@@ -165,49 +174,54 @@ def field_divergences(
     t: Tensor,
     scored: State,
     divergence: Mapping[str, Any] | None = None,
+    now: Mapping[str, At] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """D(F(x|z), F_θ(x)) by field and part, each of x's shape and 0 where it is not scored, or its field is observed (t = 1).
 
     Generators are taken in `path.units`, for discrete states per unit of κ. The parts of a superposition are compared
     unscaled: their weights in the process are not those in the loss.
 
+    Args:
+        now: times with values of the schedules, by field, that `generators` were made with (`path.loss_time`), for a
+            batch that is checked already; by default the data is checked here, and the generators are in 1/time.
+
     Raises:
         TypeError: the model's generator lacks a field or a part that the path trains.
     """
     if missing := path.fields.keys() - generators.keys():
-        raise TypeError(
-            f"the model's generator lacks {', '.join(sorted(missing))}; the path has {', '.join(path.fields)}"
-        )
+        raise TypeError(f"the model's generator lacks {', '.join(missing)}; the path has {', '.join(path.fields)}")
     found: dict[str, dict[str, Tensor]] = {}
-    for name, now in generator_times(path, t).items():
-        field, predicted, state = path.fields[name], generators[name], x[name]
-        kinds = (divergence or {}).get(name) or field.default_divergence
-        open_ = scored[name] & (path.times(t)[name] < 1).view(-1, *[1] * (state.dim() - 1))
-        target = field.conditional(z[name], state, now)
-        pairs: dict[str, tuple[Any, Any]] = {"jump": (target, predicted)}
-        if isinstance(target, Superposition):
-            parts = predicted.parts if isinstance(predicted, Superposition) else {}
-            if missing := kinds.keys() - parts.keys():
-                raise TypeError(f"the model's generator lacks {', '.join(sorted(missing))}, which the path trains")
-            pairs = {part: (target.parts[part], parts[part]) for part in kinds}
-        else:
-            kinds = {"jump": kinds}
-        units = field.units(now)
-        found[name] = {}
-        for part, (aim, guess) in pairs.items():
-            unit = units[part].view(-1, *[1] * (state.dim() - 1))
-            unit = unit if field.is_discrete else unit.to(state.dtype)
-            found[name][part] = bregman.divergence(aim.per(unit), guess.per(unit), state, where=open_, kind=kinds[part])
+    times, evaluated = path.times(t), generator_times(path, t)
+    for name, field in path.fields.items():
+        state, here = x[name], field.at(evaluated[name]) if now is None else now[name]
+        kinds: Any = (divergence or {}).get(name) or field.default_divergence
+        kinds = kinds if isinstance(kinds, Mapping) else {"jump": kinds}
+        target = field.conditional(z[name], state, here, check=now is None)
+        aims: Any = target.parts if isinstance(target, Superposition) else {"jump": target}
+        guess: Any = generators[name]
+        guesses = guess.parts if isinstance(guess, Superposition) else {"jump": guess}
+        if missing := kinds.keys() - guesses.keys():
+            raise TypeError(f"the model's generator lacks {', '.join(missing)}, which the path trains")
+        shape, units, found[name] = (-1, *[1] * (state.dim() - 1)), field.units(here), {}
+        open_ = scored[name] & (times[name] < 1).view(shape)
+        for part, kind in kinds.items():
+            aim, guess = aims[part], guesses[part]
+            if part in units:  # else they are in it
+                unit = units[part].view(shape)
+                unit = unit if field.is_discrete else unit.to(state.dtype)
+                aim, guess = aim.per(unit), guess.per(unit)
+            found[name][part] = bregman.divergence(aim, guess, state, where=open_, kind=kind)
     return found
 
 
-def generator_times(path: Path, t: Tensor) -> Times:
+def generator_times(path: Path, t: Tensor) -> dict[str, Tensor]:
     """The time at which the generator of each field is evaluated. Fields with a time of their own may be observed (t = 1):
     these are evaluated slightly earlier, where hazards are finite. They have no loss, and 0 · ∞ must not be its gradient."""
     times = path.times(t)
     if t.dim() == 1:
         return times
-    return {name: now.clamp(max=min(path.fields[name].latest, GREATEST_TIME)) for name, now in times.items()}
+    most = {name: min(field.latest, GREATEST_TIME) for name, field in path.fields.items()}
+    return {name: torch.where(time > 1, time, time.clamp(max=most[name])) for name, time in times.items()}
 
 
 def drop_classes(
@@ -220,25 +234,32 @@ def drop_classes(
     return torch.where(u.to(class_labels.device) < dropout, -1, class_labels)
 
 
-def scored_positions(path: Path, z: Any, attention_mask: Any = None, scored: Any = None) -> Any:
+def scored_positions(
+    path: Path,
+    z: Tensor | State,
+    attention_mask: Tensor | State | None = None,
+    scored: Tensor | State | None = None,
+) -> Any:
     """bool of z's shape: the `scored` entries that are not padded. A tensor for a tensor z, else by field.
 
     Raises:
         ValueError: a mask does not have z's shape, or (checked on the CPU only, as elsewhere it would stall the device)
             no entry is left, or a scored entry holds a symbol that data never holds, such as the mask.
     """
-    state = pack(z)
-    masks = {
-        name: pack({} if mask is None else mask)
-        for name, mask in (("attention_mask", attention_mask), ("scored", scored))
+    state: State = pack(z)
+    masks: dict[str, State] = {
+        "attention_mask": {} if attention_mask is None else pack(attention_mask),
+        "scored": {} if scored is None else pack(scored),
     }
     for name, value in {**masks, "z": state}.items():
         if unknown := value.keys() ^ path.fields.keys() if name == "z" else value.keys() - path.fields.keys():
             raise ValueError(f"{name} must be a dict by field: {', '.join(sorted(unknown))} does not fit {path!r}")
     found: dict[str, Tensor] = {}
     for field, values in state.items():
-        if values.dim() < 2 or (values.dim() > 2 and path.fields[field].is_discrete):
-            raise ValueError(f"z must have shape [B, L], got {tuple(values.shape)}")
+        own = path.fields[field]
+        if values.dim() < 2 or values.is_floating_point() == own.is_discrete:
+            kind = "a long tensor [B, L]" if own.is_discrete else "a floating-point tensor [B, L, C] or [B, C, H, W]"
+            raise ValueError(f"z must be {kind}, got {values.dtype} of shape {tuple(values.shape)}")
         chosen = torch.ones_like(values, dtype=torch.bool)
         for name, given in masks.items():
             if (mask := given.get(field)) is None:
@@ -251,11 +272,9 @@ def scored_positions(path: Path, z: Any, attention_mask: Any = None, scored: Any
                 )
             chosen = chosen & mask.bool()
         if values.device.type == "cpu":
-            for symbol in getattr(path.fields[field], "excluded", ()):
+            for symbol in own.excluded:
                 if bool((chosen & (values == symbol)).any()):
-                    raise ValueError(
-                        f"z holds the id {symbol}, which is no data symbol of {path.fields[field]!r}: mark it as not scored"
-                    )
+                    raise ValueError(f"z holds the id {symbol}, which never is data of {own!r}: mark it as not scored")
         found[field] = chosen
     if all(chosen.device.type == "cpu" and not bool(chosen.any()) for chosen in found.values()):
         raise ValueError("nothing is left to score: attention_mask and scored leave no entry")
@@ -267,14 +286,14 @@ def by_field(path: Path, value: Any) -> dict[str, Any]:
     return ({} if value is None else {"": value}) if "" in path.fields else dict(value or {})
 
 
-def conditioning_of(model: Any, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+def conditioning_of(model: Process, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the generator of a model when data z is scored: those given that are not `None`, and for a
     block-causal model the data whose blocks precede each block."""
     clean = z if getattr(getattr(model, "config", None), "block_size", None) else None
     return {name: value for name, value in {**given, "clean": clean}.items() if value is not None}
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: Process | nn.Module) -> Any:
     """The process itself: the model, or the module in a wrapper (DDP, torch.compile).
 
     Raises:

@@ -81,6 +81,9 @@ class FieldTimeSampler:
 
 TimeSampler = UniformTimeSampler | LogitNormalTimeSampler | FieldTimeSampler
 
+DEFAULT = LogitNormalTimeSampler()
+"""The time sampler of `conditional_loss` and `GMTrainer`."""
+
 
 def draw_times(
     path: Path, batch: int, rng: torch.Generator | None, device: torch.device, time_sampler: TimeSampler | None = None
@@ -91,9 +94,9 @@ def draw_times(
     [0, `path.latest`]. For products with independent times the result is [B, M] (see `FieldTimeSampler`).
 
     Args:
-        time_sampler: `LogitNormalTimeSampler()` by default.
+        time_sampler: `DEFAULT` by default.
     """
-    sampler = time_sampler or LogitNormalTimeSampler()
+    sampler = time_sampler or DEFAULT
     if isinstance(path, ProductPath) and path.independent_times:
         return _draw_field_times(path, batch, rng, device, sampler)
     source = rng.device if rng is not None else device

@@ -78,6 +78,21 @@ class ScheduleAt(At):
         return self.schedule.hazard(self.t)
 
 
+class KappaAt(ScheduleAt):
+    """Times at which generators are per unit of κ instead of per unit of time: κ' is 1, and the hazard 1/(1 − κ).
+
+    So κ' cancels in closed form, also where it is 0.
+    """
+
+    @cached_property
+    def derivative(self) -> Tensor:
+        return torch.ones_like(self.complement)
+
+    @cached_property
+    def hazard(self) -> Tensor:
+        return 1 / self.complement
+
+
 class AffineAt(At):
     """Times t [B] with α, σ, α' and σ' of an `AffineSchedule`, each [B] in float64."""
 

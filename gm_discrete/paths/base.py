@@ -65,6 +65,10 @@ class Path(Configurable, ABC):
         """The times t [B] with the values of the path's schedule there, each computed once."""
         return t if isinstance(t, At) else At(t)
 
+    def loss_time(self, t: TimeLike) -> At:
+        """As `at`, for generators that are compared with each other: they are in `units` where that has a closed form."""
+        return self.at(t)
+
     @abstractmethod
     def time(self, u: Tensor) -> Tensor:
         """The time at which the fraction u in [0, 1] of the path is passed; float64."""
@@ -171,15 +175,15 @@ class Path(Configurable, ABC):
             ValueError: the state or the times do not fit this path; the message begins with `name`.
         """
 
-    def check_pair(self, z: Tensor, x: Tensor, t: TimeLike) -> None:
+    def check_pair(self, z: Tensor, x: Tensor, t: TimeLike, names: tuple[str, str] = ("z", "x")) -> None:
         """
         Raises:
-            ValueError: data z or state x do not fit this path, or differ in shape.
+            ValueError: data z or state x do not fit this path, or differ in shape; the message begins with their name.
         """
-        self.check(x, t, "x")
+        self.check(x, t, names[1])
         if z.shape != x.shape:
-            raise ValueError(f"z has shape {tuple(z.shape)}, x has {tuple(x.shape)}; they must agree")
-        self.check(z, t, "z")
+            raise ValueError(f"{names[0]} has shape {tuple(z.shape)}, {names[1]} has {tuple(x.shape)}; they must agree")
+        self.check(z, t, names[0])
 
     def check_source(self, x_0: Tensor | None, z: Tensor, t: Tensor) -> None:
         """

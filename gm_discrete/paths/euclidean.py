@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Factor, Superposition
-from gm_discrete.generators.landings import ROUNDING, Bins
+from gm_discrete.generators.landings import ROUNDING, Bins, check_within
 from gm_discrete.generators.rows import require
 from gm_discrete.paths.at import TimeLike, as_tensor
 from gm_discrete.paths.base import Path, check_times
@@ -134,8 +134,10 @@ class EuclideanPath(Path):
         elif not bool(state.isfinite().all()):
             raise ValueError(f"{name} holds numbers that are not finite (NaN or infinity)")
 
-    def check_pair(self, z: Tensor, x: Tensor, t: TimeLike) -> None:
-        super().check_pair(z, x, t)
+    def check_pair(self, z: Tensor, x: Tensor, t: TimeLike, names: tuple[str, str] = ("z", "x")) -> None:
+        super().check_pair(z, x, t, names)
+        if {"belief", "landing"} & self.heads.keys():
+            check_within(self.bins, z, names[0])
         t = as_tensor(t)
         if t.device.type == "cpu" and bool((t >= 1).any()):
             raise ValueError(f"t={float(t.max()):g}: the generators of p_t(·|z) diverge at t = 1; give times below 1")

@@ -18,7 +18,7 @@ from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
-from gm_discrete.paths.at import ScheduleAt, TimeLike, as_tensor
+from gm_discrete.paths.at import KappaAt, ScheduleAt, TimeLike, as_tensor
 from gm_discrete.paths.base import Path, check_times, device_of, uniform
 from gm_discrete.paths.schedules import LinearSchedule, Schedule
 
@@ -92,8 +92,8 @@ class FinitePath(Path):
         return self.schedule.inverse(u)
 
     def units(self, t: TimeLike) -> dict[str, Tensor]:
-        """κ': rates are compared per unit of κ."""
-        return {"jump": self.at(t).derivative}
+        """κ': rates are compared per unit of κ. Generators made at a `KappaAt` are in it, and have no unit to divide by."""
+        return {} if isinstance(t, KappaAt) else {"jump": self.at(t).derivative}
 
     def loss_mask(self, labels: Tensor) -> Tensor:
         return labels != UNSCORED

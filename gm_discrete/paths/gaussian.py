@@ -25,7 +25,7 @@ from torch import Tensor
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check_landing_bins, jump_heads
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
-from gm_discrete.generators.landings import Bins, Landing, check_within, landing_quantile
+from gm_discrete.generators.landings import Bins, Landing, landing_quantile
 from gm_discrete.paths.at import AffineAt, TimeLike, as_tensor
 from gm_discrete.paths.base import device_of
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
@@ -139,8 +139,6 @@ class GaussianPath(EuclideanPath):
     ) -> Superposition:
         if check:
             self.check_pair(z, x, t)
-            if self.prediction == "belief" or "jump" in self.generators:
-                check_within(self.bins, z, "z")
         now = self.at(t)
         here = now.shaped(x)
         noise = (x - here.alpha * z) / here.sigma

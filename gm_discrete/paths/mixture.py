@@ -21,7 +21,7 @@ from torch import Tensor
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Kernel, Reversal
 from gm_discrete.generators.rows import categorical_from_prior
-from gm_discrete.paths.at import TimeLike
+from gm_discrete.paths.at import KappaAt, TimeLike, as_tensor
 from gm_discrete.paths.base import device_of, uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
 from gm_discrete.paths.schedules import Schedule
@@ -40,6 +40,9 @@ class TokenMixturePath(FinitePath):
     @abstractmethod
     def probabilities(self) -> Sequence[float]:
         """p0 over the K symbols."""
+
+    def loss_time(self, t: TimeLike) -> KappaAt:
+        return KappaAt(self.schedule, as_tensor(t))
 
     def prior_probs(self, device: torch.device) -> Tensor:
         """p0 as a float64 tensor [K]."""

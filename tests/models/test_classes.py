@@ -45,7 +45,7 @@ with_classes = pytest.mark.parametrize("name", ["flow", "jump on images", "mixtu
 
 
 @with_classes
-def test_classes_are_seen_and_minus_one_is_none(name: str) -> None:
+def test_forward__depends_on_the_class_and_minus_one_is_none(name: str) -> None:
     model, (x, t) = classy(name), noisy(classy(name), data(name), 0.5)
     free, none, chosen = (what_is_said(model, x, t, class_labels=labels) for labels in (None, NONE, CLASSES))
     assert torch.equal(free, none)
@@ -61,7 +61,7 @@ def test_classes_are_seen_and_minus_one_is_none(name: str) -> None:
 
 
 @with_classes
-def test_the_loss_is_that_of_the_class(name: str) -> None:
+def test_forward__the_loss_is_that_of_the_class(name: str) -> None:
     model, z = classy(name, class_dropout=0.0), data(name)
     x, t = noisy(model, z)
     loss = call(model, x, t, labels=z, class_labels=CLASSES).loss
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_class(name: str) -> None:
     assert torch.equal(conditional_loss(model, z, rng=rng(5), class_labels=CLASSES), expected)
 
 
-def test_the_declared_part_of_the_classes_is_left_out() -> None:
+def test_drop_classes__drops_the_declared_share() -> None:
     """Of 40,000 labels the part dropped has a standard error of 0.0023."""
     labels = torch.arange(40_000) % 7
     dropped = drop_classes(labels, 0.3, rng(1))
@@ -89,7 +89,7 @@ def test_the_declared_part_of_the_classes_is_left_out() -> None:
     assert torch.equal(halves[0], dropped[:20_000])
 
 
-def test_training_leaves_classes_out_as_often_as_the_config_says() -> None:
+def test_conditional_loss__drops_classes_as_often_as_the_config_says() -> None:
     """3,000 labels in all, with a standard error of 0.009."""
     model = classy("flow", class_dropout=0.4)
     seen: list[Tensor] = []
@@ -105,7 +105,7 @@ def test_training_leaves_classes_out_as_often_as_the_config_says() -> None:
 
 @with_classes
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_guidance_extrapolates_what_heads_say(name: str, scale: float) -> None:
+def test_guidance_scale__extrapolates_the_outputs_of_heads(name: str, scale: float) -> None:
     """u + γ(c − u) of velocities and of logits, which makes π ∝ π_c^γ π_u^{1−γ} and log λ a line too."""
     model, (x, t) = classy(name), noisy(classy(name), data(name), 0.5)
     rows = Rows(model)
@@ -141,13 +141,13 @@ def test_guidance_extrapolates_what_heads_say(name: str, scale: float) -> None:
     assert rows.sizes == ([5] if scale == 1 else [5, 5])
 
 
-def test_guidance_without_a_class_is_refused() -> None:
+def test_guidance_scale__without_a_class_is_refused() -> None:
     model, (x, t) = classy(), noisy(classy(), data())
-    with pytest.raises(ValueError, match="guidance_scale needs class_labels to guide towards"):
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0 needs class_labels"):
         model.generator(x, t, guidance_scale=2.0)
 
 
-def test_a_masked_model_with_classes_needs_no_time() -> None:
+def test_forward__a_masked_model_with_classes_needs_no_time() -> None:
     model, x = classy("masked"), data("masked")
     t = torch.full((5,), 0.3)
     for labels in (None, CLASSES):

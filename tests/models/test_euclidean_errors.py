@@ -37,10 +37,10 @@ from tests.helpers.continuous import (
             "divergence='generalized_kl' is defined for positive numbers only, and velocities have either sign",
         ),
         ({"path": GaussianPath(), "divergence": {"flow": "l2"}}, "divergence='l2' is unknown; choose one of squared"),
-        ({"path": GaussianPath(), "divergence": {"jump": "squared"}}, "given for jump; this path learns flow"),
+        ({"path": GaussianPath(), "divergence": {"jump": "squared"}}, "divergence names jump.*flow"),
         (
             {"path": GaussianPath(), "divergence": "squared"},
-            "must be a divergence by part, such as {'flow': 'squared'}",
+            "divergence='squared'.*by part",
         ),
         ({"path": MaskedPath(5), "divergence": {"jump": "squared"}}, "must be 'generalized_kl' or 'cross_entropy'"),
         (
@@ -55,7 +55,7 @@ from tests.helpers.continuous import (
         ),
         ({"path": GaussianPath(num_channels=3), **COLOUR, "patch_size": 0}, "patch_size=0 must divide"),
         ({"path": GaussianPath(num_channels=1), **COLOUR}, r"\[3, 4, 6\] has 3 channels, the path num_channels=1"),
-        ({"path": GaussianPath(num_channels=2), "patch_size": 2}, r"patch_size=2 goes with image_shape=\[C, H, W\]"),
+        ({"path": GaussianPath(num_channels=2), "patch_size": 2}, "patch_size=2.*image_shape"),
         ({"path": MaskedPath(5), "image_shape": [4, 4]}, r"image_shape=\[4, 4\] must be \[C, H, W\]"),
         ({"path": MaskedPath(5), "image_shape": [1, 0, 4]}, r"must be \[C, H, W\]"),
         ({"path": MaskedPath(5), "num_classes": -1}, "num_classes=-1 and class_dropout=0.1 must lie in"),
@@ -63,14 +63,14 @@ from tests.helpers.continuous import (
         ({"path": GaussianPath(), "vocab_size": 7}, "vocab_size=7 differs from the path's vocab_size=0"),
     ],
 )
-def test_bad_configs_are_named(options: dict[str, Any], message: str) -> None:
+def test_config__bad_options_of_continuous_paths_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GMConfig(**options)
 
 
-def test_tied_embeddings_need_symbols_of_their_own() -> None:
+def test_config__tied_embeddings_need_symbols_of_their_own() -> None:
     for name in ("flow", "masked"):
-        with pytest.raises(ValueError, match="tie_word_embeddings needs symbols with a position of their own"):
+        with pytest.raises(ValueError, match="tie_word_embeddings=True"):
             network(name, tie_word_embeddings=True)
 
 
@@ -105,8 +105,8 @@ PIXELS = torch.zeros(2, 72, dtype=torch.long)
         ("flow", {"input_ids": PIXELS}, "give the state as input_values"),
         ("masked", {"input_values": IMAGE}, "give the state as input_ids"),
         ("flow on images", {"input_values": IMAGE, "input_ids": PIXELS}, "give the state as input_values"),
-        ("flow on images", {"input_values": IMAGE, "attention_mask": torch.ones(2, 3)}, "images have no padding"),
-        ("masked", {"input_ids": PIXELS, "attention_mask": torch.ones(2, 72)}, "images have no padding"),
+        ("flow on images", {"input_values": IMAGE, "attention_mask": torch.ones(2, 3)}, "attention_mask.*no padding"),
+        ("masked", {"input_ids": PIXELS, "attention_mask": torch.ones(2, 72)}, "attention_mask.*no padding"),
         ("jump", {"input_values": torch.zeros(2, 5, 2), "labels": torch.zeros(2, 5)}, r"labels has shape \(2, 5\)"),
         (
             "belief",
@@ -121,7 +121,7 @@ PIXELS = torch.zeros(2, 72, dtype=torch.long)
         ),
     ],
 )
-def test_bad_inputs_are_named(name: str, inputs: dict[str, Tensor], message: str) -> None:
+def test_forward__bad_continuous_inputs_are_named(name: str, inputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network(name)(time=HALF, **inputs)
 
@@ -134,26 +134,26 @@ def test_bad_inputs_are_named(name: str, inputs: dict[str, Tensor], message: str
         ([0, 1, 2], r"class_labels has shape \(3,\)"),
     ],
 )
-def test_classes_out_of_range_are_named(labels: list[int], message: str) -> None:
+def test_forward__classes_out_of_range_are_named(labels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classy("flow")(input_values=torch.zeros(2, 5, 2), time=HALF, class_labels=torch.tensor(labels))
 
 
-def test_a_missing_time_is_named() -> None:
+def test_forward__a_missing_time_of_a_flow_is_named() -> None:
     with pytest.raises(ValueError, match="time is missing"):
         network("flow")(input_values=torch.zeros(2, 5, 2))
 
 
-def test_paths_for_study_are_no_paths_for_networks() -> None:
+def test_generator__block_jumps_need_an_exact_posterior() -> None:
     """A block jumps to a draw of the data: no network with bins states that."""
     model = network("mixture of vectors", path=EuclideanMixturePath(block=True, num_channels=2))
-    with pytest.raises(ValueError, match="none for a block: use block=False"):
+    with pytest.raises(ValueError, match="block=True"):
         model.generator(torch.zeros(2, 5, 2), HALF.double())
 
 
-def test_weights_of_a_superposition_are_of_numbers() -> None:
+def test_generator__weights_need_a_superposition() -> None:
     model = GMModel(GMConfig(path=UniformPath(4), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="symbols only jump"):
+    with pytest.raises(ValueError, match=r"generators=.*UniformPath"):
         model.generator(torch.zeros(2, 3, dtype=torch.long), HALF.double(), generators={"jump": 1.0})
-    with pytest.raises(ValueError, match=r"need .*landing.*, which this path's model does not state"):
+    with pytest.raises(ValueError, match=r"generators=.*landing"):
         network("flow").generator(torch.zeros(2, 5, 2), HALF.double(), generators={"jump": 1.0})

@@ -25,7 +25,7 @@ POSITIONS = dict(zip(CASES, (4, 4, 5 + 1, 4 + 3 + 6, 3 + 6, 4 + 1), strict=True)
 
 
 @every_case
-def test_it_says_something_of_every_field(name: str) -> None:
+def test_forward__has_an_output_for_every_field(name: str) -> None:
     model = network(name)
     x, t = noisy(model, data(model))
     output = model(fields=x, time=t)
@@ -53,7 +53,7 @@ def changed(model: GMModel, x: dict[str, Tensor], field: str) -> dict[str, Tenso
 
 @torch.no_grad()
 @every_case
-def test_every_head_reads_every_field(name: str) -> None:
+def test_forward__every_head_depends_on_every_field(name: str) -> None:
     """One entry of any field changes what is said of all fields of its state, at every position, and of no other state."""
     model = network(name)
     x, t = noisy(model, data(model))
@@ -70,7 +70,7 @@ def test_every_head_reads_every_field(name: str) -> None:
             assert torch.equal(moved[1:], torch.zeros_like(moved[1:]))
 
 
-def test_gradients_flow_from_every_field_into_every_number() -> None:
+def test_forward__gradients_flow_from_every_field_into_every_number() -> None:
     model = network("row")
     x, t = noisy(model, data(model))
     inputs = {name: value.clone().requires_grad_() for name, value in x.items() if value.is_floating_point()}
@@ -91,7 +91,7 @@ def test_gradients_flow_from_every_field_into_every_number() -> None:
     (["over"], 0), (["under"], 0), (ALL, 0), (["under"], 3),
     (["over"], 3), (ALL, 3),
 ])  # fmt: skip
-def test_padding_of_a_field_changes_nothing(padded: list[str], kernel: int) -> None:
+def test_forward__padding_of_a_field_changes_nothing(padded: list[str], kernel: int) -> None:
     """Neither what stands there, nor how much of it: also not of the fields that follow."""
     model = network("two lines", conv_kernel_size=kernel)
     z = data(model)
@@ -113,7 +113,7 @@ def test_padding_of_a_field_changes_nothing(padded: list[str], kernel: int) -> N
 
 
 @torch.no_grad()
-def test_padding_of_aligned_fields() -> None:
+def test_forward__padding_of_aligned_fields_changes_nothing() -> None:
     """Padded in all of them, positions are neither seen nor counted; padded in one alone, it is for its label to tell."""
     model = network("notes")
     x, t = noisy(model, data(model))
@@ -146,7 +146,7 @@ def by_hand(model: GMModel, z: Any, x: Any, t: Tensor, scored: Any) -> dict[str,
 
 
 @every_case
-def test_the_loss_is_the_weighted_sum_of_those_of_the_fields(name: str) -> None:
+def test_forward__the_loss_is_the_weighted_sum_over_the_fields(name: str) -> None:
     """Per scored entry of each, or by the numbers that the trainer counted."""
     factors = CASES[name][0].factors
     parts = {"price": {"jump": 3.0, "flow": 0.5}} if "price" in factors else {}
@@ -172,7 +172,7 @@ def test_the_loss_is_the_weighted_sum_of_those_of_the_fields(name: str) -> None:
 
 
 @every_case
-def test_the_conditional_loss_draws_and_asks(name: str) -> None:
+def test_conditional_loss__of_fields_is_that_of_a_stand_in(name: str) -> None:
     """Of a network in its forward and of a stand-in alike."""
     model = network(name)
     z = data(model)
@@ -191,7 +191,7 @@ def test_the_conditional_loss_draws_and_asks(name: str) -> None:
     torch.testing.assert_close(model(fields=x, time=t, labels=z).loss, loss, **ROUNDING)
 
 
-def test_a_field_at_its_time_1_has_no_loss_and_no_gradient() -> None:
+def test_forward__an_observed_field_has_no_loss_and_no_gradient() -> None:
     """Whatever its labels; the others are told what it is."""
     model = network("independent row")
     z = data(model)
@@ -225,7 +225,7 @@ KINDS = {
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_finite_where_fields_are_known_or_are_noise(kind: str, precision: str) -> None:
+def test_forward__gradients_are_finite_where_fields_are_observed_or_noise(kind: str, precision: str) -> None:
     """Times 0 (of symbols right behind it, where the rate of reversal has a value) and 1 of either field, and right before
     1; in bfloat16, of a precision of 2⁻⁸, the loss is that of float32 within 5 %."""
     path = ProductPath(cut=MaskedPath(4), number=KINDS[kind], independent_times=True)
@@ -253,7 +253,7 @@ def test_gradients_are_finite_where_fields_are_known_or_are_noise(kind: str, pre
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["independent row", "picture"])
-def test_every_head_sees_the_time_of_every_field(name: str) -> None:
+def test_network_time__reaches_every_head(name: str) -> None:
     model = network(name)
     x, t = noisy(model, data(model))
     generators: list[Any] = [model.generator(x, t, network_time=told) for told in (None, t)]
@@ -285,7 +285,7 @@ def values(generator: Any) -> list[Tensor]:
 
 
 @every_case
-def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: File) -> None:
+def test_save_pretrained__of_fields_is_bit_exact(name: str, tmp_path: File) -> None:
     """Weights, fields and codecs; and it samples the same."""
     model = network(name)
     model.save_pretrained(tmp_path)

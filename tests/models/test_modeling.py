@@ -43,7 +43,7 @@ def logits_of(model: GMModel, x: Tensor, t: Tensor, mask: Tensor | None = None) 
 
 @every_variant
 @pytest.mark.parametrize("padded", [False, True])
-def test_every_position_sees_every_other(variant: str, padded: bool) -> None:
+def test_forward__every_position_depends_on_every_other(variant: str, padded: bool) -> None:
     """The last token moves the logits of position 0, and the first those of the last: attention is not causal."""
     model, x = network(**VARIANTS[variant]), data()
     mask = None
@@ -60,7 +60,7 @@ def test_every_position_sees_every_other(variant: str, padded: bool) -> None:
 
 
 @every_variant
-def test_eager_and_sdpa_attention_agree(variant: str) -> None:
+def test_forward__eager_and_sdpa_attention_agree(variant: str) -> None:
     x, t = noisy(network(), data())
     mask = torch.ones_like(x)
     mask[1, 5:] = mask[3, :4] = 0
@@ -78,7 +78,7 @@ def test_eager_and_sdpa_attention_agree(variant: str) -> None:
 
 @every_variant
 @every_path
-def test_padding_changes_nothing_elsewhere(name: str, variant: str) -> None:
+def test_forward__padding_changes_nothing_elsewhere(name: str, variant: str) -> None:
     """Positions appended or put in front, whatever stands there."""
     model, z = network(name, **VARIANTS[variant]), data(name)
     x, t = noisy(model, z)
@@ -93,14 +93,14 @@ def test_padding_changes_nothing_elsewhere(name: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["plain", "convolution"])
-def test_sequences_of_a_batch_do_not_see_each_other(variant: str) -> None:
+def test_forward__sequences_of_a_batch_are_independent(variant: str) -> None:
     model, x = network(**VARIANTS[variant]), data()
     t = torch.full((5,), 0.5)
     alone = torch.cat([logits_of(model, x[i : i + 1], t[:1]) for i in range(5)])
     torch.testing.assert_close(logits_of(model, x, t), alone, **ROUNDING)
 
 
-def test_order_matters() -> None:
+def test_forward__order_matters() -> None:
     """Rotary positions: a permuted sequence has other logits than the permuted ones, at the same token."""
     model, x = network(), torch.tensor([[1, 2, 3, MASK, 4]])
     swapped = torch.tensor([[2, 1, 3, MASK, 4]])
@@ -111,7 +111,7 @@ def test_order_matters() -> None:
 # ---- time
 
 
-def test_time_conditioning_is_off_for_masking_and_on_for_the_rest() -> None:
+def test_time_conditioning__is_off_for_masking_and_on_for_the_rest() -> None:
     for name, path in PATHS.items():
         config = GMConfig(path=path)
         assert config.time_conditioning == (not isinstance(path, MaskedPath))
@@ -128,13 +128,13 @@ def test_time_conditioning_is_off_for_masking_and_on_for_the_rest() -> None:
     assert not GMConfig(path=UniformPath(5), time_conditioning=False).time_conditioning
 
 
-def test_a_masked_model_that_sees_no_time_needs_none() -> None:
+def test_forward__a_masked_model_needs_no_time() -> None:
     model, x = network(), data()
     with torch.no_grad():
         assert torch.equal(model(input_ids=x).logits, logits_of(model, x, torch.full((5,), 0.7)))
 
 
-def test_float32_and_float64_times_agree() -> None:
+def test_forward__float32_and_float64_times_agree() -> None:
     model, z = network("reversal"), data()
     x, _ = noisy(model, z)
     t = torch.tensor([0.125, 0.25, 0.5, 0.75, 0.875])
@@ -145,7 +145,7 @@ def test_float32_and_float64_times_agree() -> None:
 
 
 @pytest.mark.parametrize("name", ["masked", "mask is 3"])
-def test_revealed_tokens_carry_over_and_the_mask_is_no_data(name: str) -> None:
+def test_forward__revealed_tokens_carry_over_and_the_mask_is_no_data(name: str) -> None:
     model, z = network(name), data(name)
     x, t = noisy(model, z)
     mask = model.path.mask_token_id
@@ -156,13 +156,13 @@ def test_revealed_tokens_carry_over_and_the_mask_is_no_data(name: str) -> None:
     assert float(posterior[~revealed].max()) < 1
 
 
-def test_the_mask_of_a_uniform_model_is_no_data_either() -> None:
+def test_forward__the_mask_of_a_uniform_model_is_no_data() -> None:
     model, z = network("reversal"), data()
     x, t = noisy(model, z)
     assert bool((logits_of(model, x, t)[..., MASK] == -torch.inf).all())
 
 
-def test_evidence_of_the_noisy_symbol_is_added_to_its_logit() -> None:
+def test_forward__evidence_of_the_noisy_symbol_is_added_to_its_logit() -> None:
     """logits = head(hidden) + log(1 + κ/((1 − κ) p0(x))) at x, so that π stays a posterior as κ → 1."""
     model, z = network("mixture"), data()
     x, t = noisy(model, z)
@@ -176,7 +176,7 @@ def test_evidence_of_the_noisy_symbol_is_added_to_its_logit() -> None:
 
 
 @every_path
-def test_rates_are_those_of_a_markov_chain(name: str) -> None:
+def test_rates__are_those_of_a_markov_chain(name: str) -> None:
     """Rows of sum 0, but for rounding, nothing negative off the diagonal, and R = h π for mixture rates."""
     model, z = network(name), data(name)
     x, t = noisy(model, z)
@@ -193,7 +193,7 @@ def test_rates_are_those_of_a_markov_chain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["masked", "mixture"])
-def test_an_untrained_model_starts_as_the_identity_with_a_uniform_belief(name: str) -> None:
+def test_init__an_untrained_model_is_the_identity_with_a_uniform_belief(name: str) -> None:
     """Every block writes zeros, the time modulates by nothing, and the first bound is the entropy of the uniform law."""
     config = GMConfig(path=PATHS[name], hidden_size=32, num_hidden_layers=3, num_attention_heads=2, conv_kernel_size=3)
     model, (x, t) = GMModel(config), noisy(network(name), data(name))
@@ -210,7 +210,7 @@ def test_an_untrained_model_starts_as_the_identity_with_a_uniform_belief(name: s
 
 @every_path
 @every_variant
-def test_save_and_load_is_bit_exact(tmp_path: File, name: str, variant: str) -> None:
+def test_save_pretrained__is_bit_exact(tmp_path: File, name: str, variant: str) -> None:
     """Parameters, buffers, path, logits and generation defaults, through the Auto classes."""
     model, z = network(name, **VARIANTS[variant]), data(name)
     model.generation_config.num_steps = 7
@@ -233,19 +233,20 @@ def test_save_and_load_is_bit_exact(tmp_path: File, name: str, variant: str) -> 
     assert torch.equal(logits_of(again, x, t), logits_of(model, x, t))
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is GMConfig
-    assert config.build_path() == model.path
+    assert config.build_path().to_dict() == model.path.to_dict()
     before, after = model.config.to_dict(), config.to_dict()
     assert {key for key in before | after if before.get(key) != after.get(key)} <= {"_name_or_path"}
 
 
-def test_a_fresh_process_loads_what_was_saved(tmp_path: File) -> None:
-    """Logits and a seeded sample, bit for bit, with nothing but `import gm_discrete` and AutoModel."""
+@pytest.mark.slow
+def test_save_pretrained__a_fresh_process_loads_it(tmp_path: File) -> None:
+    """Logits and a seeded sample, bit for bit, with nothing but `import gm_discrete.models` and AutoModel."""
     model, z = network("prior", conv_kernel_size=3), data()
     x, t = noisy(model, z)
     model.save_pretrained(tmp_path)
     torch.save((x, t), tmp_path / "input.pt")
     script = (
-        "import sys, torch, gm_discrete; from transformers import AutoModel; torch.set_num_threads(1)\n"
+        "import sys, torch, gm_discrete.models; from transformers import AutoModel; torch.set_num_threads(1)\n"
         "folder = sys.argv[1]; model = AutoModel.from_pretrained(folder); x, t = torch.load(folder + '/input.pt')\n"
         "with torch.no_grad(): logits = model(input_ids=x, time=t).logits\n"
         "torch.save((logits, model.generate(batch_size=2, seed=3, num_steps=5)), folder + '/output.pt')\n"
@@ -258,7 +259,7 @@ def test_a_fresh_process_loads_what_was_saved(tmp_path: File) -> None:
     assert torch.equal(sample, model.generate(batch_size=2, seed=3, num_steps=5))
 
 
-def test_the_config_is_json_and_readable(tmp_path: File) -> None:
+def test_config__is_readable_json(tmp_path: File) -> None:
     path = MixturePath(3, [0.5, 0.25, 0.25], schedule=CosineSchedule(), rates="mixture")
     GMConfig(path=path, hidden_size=32, num_attention_heads=2).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -270,7 +271,7 @@ def test_the_config_is_json_and_readable(tmp_path: File) -> None:
     assert AutoConfig.from_pretrained(tmp_path).build_path() == path
 
 
-def test_loading_is_reported_clean(tmp_path: File) -> None:
+def test_from_pretrained__reports_no_missing_keys(tmp_path: File) -> None:
     """No missing, unexpected or mismatched keys, the tied head included."""
     for options in ({}, {"tie_word_embeddings": True}):
         model = network(**options)
@@ -279,7 +280,7 @@ def test_loading_is_reported_clean(tmp_path: File) -> None:
         assert not any(report.values()), report
 
 
-def test_a_tied_head_shares_the_weights_of_the_embedding(tmp_path: File) -> None:
+def test_config__a_tied_head_shares_the_weights_of_the_embedding(tmp_path: File) -> None:
     model = network(tie_word_embeddings=True)
     assert model.heads.tokens.weight is model.backbone.embed_tokens.weight
     model.save_pretrained(tmp_path)
@@ -290,7 +291,7 @@ def test_a_tied_head_shares_the_weights_of_the_embedding(tmp_path: File) -> None
     assert untied.num_parameters() - model.num_parameters() == K * 32
 
 
-def test_embeddings_are_found_and_their_resizing_is_refused() -> None:
+def test_resize_token_embeddings__is_refused() -> None:
     model = network()
     assert model.get_input_embeddings() is model.backbone.embed_tokens
     assert model.get_output_embeddings() is model.heads.tokens
@@ -300,7 +301,7 @@ def test_embeddings_are_found_and_their_resizing_is_refused() -> None:
 
 @every_variant
 @pytest.mark.parametrize("name", ["masked", "reversal"])
-def test_gradient_checkpointing_has_the_same_gradients(name: str, variant: str) -> None:
+def test_gradient_checkpointing__has_the_same_gradients(name: str, variant: str) -> None:
     model, z = network(name, **VARIANTS[variant]).train(), data()
     results = []
     for checkpointing in (False, True):
@@ -316,7 +317,7 @@ def test_gradient_checkpointing_has_the_same_gradients(name: str, variant: str) 
 
 @every_path
 @every_variant
-def test_bf16_autocast_trains(name: str, variant: str) -> None:
+def test_forward__bf16_autocast_trains(name: str, variant: str) -> None:
     """bf16 carries 8 bits: hidden states err by 2⁻⁸ of their size, and the mean loss by less than 3 %."""
     model, z = network(name, **VARIANTS[variant]), data(name, rows=64)
     exact = conditional_loss(model, z, rng=rng(2)).detach()
@@ -331,7 +332,7 @@ def test_bf16_autocast_trains(name: str, variant: str) -> None:
 
 
 @every_path
-def test_bf16_weights_generate_and_score(name: str, tmp_path: File) -> None:
+def test_forward__bf16_weights_generate_and_score(name: str, tmp_path: File) -> None:
     model = network(name)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     model = GMModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -345,14 +346,14 @@ def test_bf16_weights_generate_and_score(name: str, tmp_path: File) -> None:
 
 
 @every_path
-def test_every_parameter_is_trained(name: str) -> None:
+def test_conditional_loss__trains_every_parameter(name: str) -> None:
     """DDP waits for the gradient of every parameter."""
     model = network(name, conv_kernel_size=3).train()
     conditional_loss(model, data(name), rng=rng(1)).backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())] == []
 
 
-def test_dropout_is_of_training_only() -> None:
+def test_dropout__is_of_training_only() -> None:
     model, x = network(hidden_dropout=0.5, attention_dropout=0.5), data()
     t = torch.full((5,), 0.5)
     assert torch.equal(logits_of(model, x, t), logits_of(model, x, t))
@@ -360,7 +361,7 @@ def test_dropout_is_of_training_only() -> None:
     assert not torch.equal(logits_of(model, x, t), logits_of(model, x, t))
 
 
-def test_outputs_come_as_objects_or_tuples() -> None:
+def test_forward__outputs_come_as_objects_or_tuples() -> None:
     model, x = network(), data()
     t = torch.full((5,), 0.5)
     output = model(input_ids=x, time=t)
@@ -401,7 +402,7 @@ def test_outputs_come_as_objects_or_tuples() -> None:
         ({"conv_kernel_size": 4}, "conv_kernel_size=4 must be odd"),
     ],
 )
-def test_bad_configs_are_named(options: dict, message: str) -> None:
+def test_config__bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GMConfig(**options)
 
@@ -417,9 +418,9 @@ GOOD, HALF = torch.zeros(2, 3, dtype=torch.long), torch.full((2,), 0.5)
         ({"input_ids": GOOD.float()}, r"input_ids must be a long tensor \[B, L\], got torch.float32"),
         ({"input_ids": GOOD[0]}, r"input_ids must be a long tensor \[B, L\], got torch.int64 of shape \(3,\)"),
         ({"time": HALF[:1]}, r"t must have shape \[B\] = \[2\], got \(1,\)"),
-        ({"time": HALF + 1}, r"times must lie in \[0, 1\]"),
-        ({"time": -HALF}, r"times must lie in \[0, 1\]"),
-        ({"time": HALF * torch.nan}, r"times must lie in \[0, 1\]"),
+        ({"time": HALF + 1}, r"t must lie in \[0, 1\]"),
+        ({"time": -HALF}, r"t must lie in \[0, 1\]"),
+        ({"time": HALF * torch.nan}, r"t must lie in \[0, 1\]"),
         ({"time": None}, "time is missing: pass time=t"),
         ({"labels": GOOD[:, :2]}, r"labels has shape \(2, 2\).*\(2, 3\)"),
         ({"labels": GOOD + K}, "holds ids from 11 to 11; vocab_size=11"),
@@ -427,12 +428,12 @@ GOOD, HALF = torch.zeros(2, 3, dtype=torch.long), torch.full((2,), 0.5)
         ({"attention_mask": torch.ones(2, 2)}, r"attention_mask has shape \(2, 2\).*\(2, 3\)"),
     ],
 )
-def test_bad_inputs_are_named(arguments: dict, message: str) -> None:
+def test_forward__bad_inputs_are_named(arguments: dict, message: str) -> None:
     model = network("mixture")
     with pytest.raises(ValueError, match=message):
         model(**({"input_ids": GOOD, "time": HALF} | arguments))
 
 
-def test_labels_need_a_time_even_where_the_network_sees_none() -> None:
+def test_forward__labels_need_a_time() -> None:
     with pytest.raises(ValueError, match="time is missing"):
         network("masked")(input_ids=GOOD, labels=GOOD)

@@ -52,7 +52,7 @@ def encode(
     return model.network.hidden({"": x}, t, masks, clean=clean_state, cache=cache)
 
 
-def test_a_position_sees_its_block_and_those_before_it() -> None:
+def test_block_attention__reaches_the_own_block_and_those_before_it() -> None:
     model = causal()
     for position in range(LENGTH):
         assert seen_by(model, position) == list(range((position // BLOCK + 1) * BLOCK))
@@ -60,7 +60,7 @@ def test_a_position_sees_its_block_and_those_before_it() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_training_reads_every_block_behind_clean_ones(implementation: str) -> None:
+def test_block_attention__training_conditions_every_block_on_clean_ones(implementation: str) -> None:
     """One pass over noisy and clean sequences says of each block what a pass over (clean blocks, noisy block) says."""
     model = causal(attn_implementation=implementation)
     z = data()
@@ -72,7 +72,7 @@ def test_training_reads_every_block_behind_clean_ones(implementation: str) -> No
     assert not torch.allclose(hidden[:, BLOCK:], encode(model, x, t)[:, BLOCK:], atol=1e-3)  # noisy blocks in front
 
 
-def test_the_loss_is_that_of_the_blocks_behind_clean_ones() -> None:
+def test_block_loss__is_that_of_the_blocks_after_clean_ones() -> None:
     model = causal()
     z = data()
     x, t = noisy(model, z)
@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_the_blocks_behind_clean_ones() -> None:
     torch.testing.assert_close(loss.double(), torch.where(x == MASK, nats, 0.0).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_padding_is_not_seen() -> None:
+def test_block_attention__ignores_padding() -> None:
     model = causal()
     z, mask = data(), torch.ones(5, LENGTH, dtype=torch.long)
     mask[:, -3:] = 0
@@ -97,13 +97,14 @@ def test_padding_is_not_seen() -> None:
     assert model(input_ids=x, time=t, labels=torch.where(mask == 0, -100, z), attention_mask=mask).loss.isfinite()
 
 
-def test_gradients_reach_every_parameter() -> None:
+def test_block_loss__has_gradients_for_every_parameter() -> None:
     model = causal()
     conditional_loss(model, data(), rng=rng()).backward()
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
-def test_the_bound_is_the_sum_of_the_bounds_of_the_blocks() -> None:
+@pytest.mark.slow
+def test_likelihood_bound__of_blocks_is_the_sum_over_the_blocks() -> None:
     """−log p(z) ≤ Σ_b bound(z^b | z^{<b}); the clean blocks before are known to the network, those behind it never sees."""
     model = causal()
     z = data(rows=64)
@@ -117,7 +118,8 @@ def test_the_bound_is_the_sum_of_the_bounds_of_the_blocks() -> None:
     assert abs(float(whole.nats.sum()) - total) < SIGMAS * math.sqrt(2 * variance)
 
 
-def test_the_exact_likelihood_is_the_product_over_the_blocks() -> None:
+@pytest.mark.slow
+def test_any_order_likelihood__of_blocks_is_the_product_over_the_blocks() -> None:
     """Within a uniform order of all positions, those of the blocks are uniform and independent of each other."""
     model = causal()
     z = data(rows=3, length=8)
@@ -137,7 +139,7 @@ def test_the_exact_likelihood_is_the_product_over_the_blocks() -> None:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_cached_and_uncached_logits_agree(implementation: str, padded: bool) -> None:
+def test_block_cache__leaves_logits_as_they_are(implementation: str, padded: bool) -> None:
     model = causal(num_hidden_layers=3, attn_implementation=implementation)
     z, t = data(), torch.full((5,), 0.5).double()
     mask = torch.ones_like(z)
@@ -147,8 +149,8 @@ def test_cached_and_uncached_logits_agree(implementation: str, padded: bool) -> 
     for start, stop in spans:
         x, _ = noisy(model, z, 0.5)
         whole = torch.cat([z[:, :start], x[:, start:stop]], 1)
-        expected = model.network.finish(encode(model, whole, t, mask[:, :stop])[:, start:], t)
-        found = model.network.finish(encode(model, whole[:, start:], t, mask[:, :stop], cache=cache), t)
+        expected = model.backbone.finish(encode(model, whole, t, mask[:, :stop])[:, start:], t)
+        found = model.backbone.finish(encode(model, whole[:, start:], t, mask[:, :stop], cache=cache), t)
         real = mask[:, start:stop].bool()
         torch.testing.assert_close(
             model.heads["tokens"](found)[real], model.heads["tokens"](expected)[real], rtol=0, atol=1e-5
@@ -158,7 +160,7 @@ def test_cached_and_uncached_logits_agree(implementation: str, padded: bool) -> 
         assert cache.length == stop
 
 
-def test_a_cache_of_other_symbols_shows() -> None:
+def test_block_cache__of_other_symbols_changes_the_output() -> None:
     model = causal()
     z, t = data(), torch.full((5,), 0.5).double()
     answers = []
@@ -169,7 +171,7 @@ def test_a_cache_of_other_symbols_shows() -> None:
     assert not torch.allclose(*answers, atol=1e-2)
 
 
-def test_a_cache_can_be_filled_in_parts_or_at_once_and_has_rows() -> None:
+def test_block_cache__can_be_filled_in_parts_or_at_once_and_has_rows() -> None:
     model = causal()
     z, t = data(), torch.full((5,), 0.5).double()
     parts = BlockCache()
@@ -185,7 +187,7 @@ def test_a_cache_can_be_filled_in_parts_or_at_once_and_has_rows() -> None:
             assert torch.equal(once.rows(rows).layers[layer][0], once.layers[layer][0][rows])
 
 
-def test_the_mask_of_a_query_that_sees_nothing_shows_it_itself() -> None:
+def test_block_mask__lets_a_padded_query_attend_to_itself() -> None:
     mask = block_mask(4, 2, 2, False, torch.tensor([[1, 1, 1, 0]]), torch.zeros(1))
     assert (mask[0, 0] == 0).tolist() == [[True, True, True, False], [True, True, True, True]]
 
@@ -202,19 +204,19 @@ def test_the_mask_of_a_query_that_sees_nothing_shows_it_itself() -> None:
         ({"block_size": 0}, "at least 1"),
     ],
 )
-def test_block_sizes_that_do_not_fit_are_named(options: dict, message: str) -> None:
+def test_config__block_sizes_that_do_not_fit_are_named(options: dict, message: str) -> None:
     small: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     with pytest.raises(ValueError, match=message):
         GMConfig(**{"path": MaskedPath(K), "block_size": 4, **small, **options})
 
 
-def test_clean_sequences_are_of_block_causal_models() -> None:
+def test_generator__clean_needs_a_block_size() -> None:
     x, t = data(), torch.full((5,), 0.5).double()
     with pytest.raises(ValueError, match="block_size"):
         network("masked").generator(x, t, clean=x)
 
 
-def test_attention_without_blocks_is_refused() -> None:
+def test_block_attention__other_implementations_are_refused() -> None:
     model = causal()
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="takes 'sdpa' or 'eager'"):

@@ -19,14 +19,14 @@ SHAPE = {"image_shape": [3, 4, 6], "patch_size": 2}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": MaskedPath(4), "fields": {}}, "fields and aligned are of a ProductPath; this path has a single field"),
-        ({"path": GaussianPath(), "aligned": []}, "fields and aligned are of a ProductPath"),
-        ({"image_shape": [3, 4, 6]}, "image_shape of a product is that of a field"),
+        ({"path": MaskedPath(4), "fields": {}}, "fields and aligned.*single field"),
+        ({"path": GaussianPath(), "aligned": []}, "fields and aligned.*single field"),
+        ({"image_shape": [3, 4, 6]}, r"image_shape=\[3, 4, 6\].*fields="),
         ({"fields": {"c": {}}}, "fields names c; the path has a, b, image"),
         ({"fields": {"a": {"size": 3}}}, r"fields\['a'\] takes no size"),
-        ({"fields": {"a": {"codec": StandardScaler(0, 1)}}}, r"fields\['a'\] has a scaler, and MaskedPath.*give Categories"),
-        ({"fields": {"b": {"codec": Categories(["x"])}}}, r"fields\['b'\] has 1 categories, and GaussianPath"),
-        ({"fields": {"a": {"codec": Categories([*"wxyz"])}}}, r"fields\['a'\] has 4 categories, and MaskedPath"),
+        ({"fields": {"a": {"codec": StandardScaler(0, 1)}}}, r"fields\['a'\].*MaskedPath.*Categories"),
+        ({"fields": {"b": {"codec": Categories(["x"])}}}, r"fields\['b'\].* 1 categories.*GaussianPath"),
+        ({"fields": {"a": {"codec": Categories([*"wxyz"])}}}, r"fields\['a'\].* 4 categories.*MaskedPath"),
         ({"fields": {"a": {"length": 0}}}, r"fields\['a'\] has length=0; it must be at least 1"),
         ({"fields": {"image": {**SHAPE, "patch_size": 4}}}, "patch_size=4 must divide height and width"),
         ({"fields": {"b": SHAPE}}, r"\[3, 4, 6\] has 3 channels, the path num_channels=1"),
@@ -34,7 +34,7 @@ SHAPE = {"image_shape": [3, 4, 6], "patch_size": 2}
         ({"aligned": [["a", "c"]]}, r"aligned=\[\['a', 'c'\]\] must be lists of fields, each in one at most"),
         ({"aligned": [["a", "b"], ["b", "image"]]}, "must be lists of fields, each in one at most"),
         ({"aligned": [["a", "a"]]}, "must be lists of fields, each in one at most"),
-        ({"aligned": [["a", "b"]], "fields": {"a": {"length": 2}}}, "aligned fields a, b share positions: give"),
+        ({"aligned": [["a", "b"]], "fields": {"a": {"length": 2}}}, r"aligned=\[\[.a., .b.\]\].*one length"),
         ({"aligned": [["a", "image"]], "fields": {"a": {"length": 6}, "image": SHAPE}}, "fields a, image share"),
         ({"loss_weights": {"c": 1.0}}, "must be weights ≥ 0 of a, b, image"),
         ({"loss_weights": {"a": -1.0}}, "must be weights ≥ 0 of a, b, image"),
@@ -43,23 +43,23 @@ SHAPE = {"image_shape": [3, 4, 6], "patch_size": 2}
         ({"divergence": "cross_entropy"}, "divergence='cross_entropy' must be a dict by field, of a, b, image"),
         ({"divergence": {"c": "cross_entropy"}}, "must be a dict by field, of a, b, image"),
         ({"divergence": {"a": "squared"}}, "divergence='squared' must be 'generalized_kl' or 'cross_entropy'"),
-        ({"divergence": {"b": {"jump": "squared"}}}, "divergence is given for jump; this path learns flow"),
+        ({"divergence": {"b": {"jump": "squared"}}}, "divergence names jump.*flow"),
         ({"mask_token_id": 3}, "mask_token_id=3 must be an id below vocab_size=0"),
     ],
 )  # fmt: skip
-def test_bad_configs_are_named(options: dict[str, Any], message: str) -> None:
+def test_config__bad_fields_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GMConfig(**{"path": PATH, **options})
 
 
-def test_tied_embeddings_need_a_single_field() -> None:
-    with pytest.raises(ValueError, match="tie_word_embeddings needs symbols with a position of their own"):
+def test_config__tied_embeddings_need_a_single_field() -> None:
+    with pytest.raises(ValueError, match="tie_word_embeddings=True"):
         network("row", tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("sort_keys", [False, True])
-def test_a_config_survives_json(name: str, sort_keys: bool) -> None:
+def test_config__of_fields_survives_json(name: str, sort_keys: bool) -> None:
     """Also one whose keys are sorted: fields come in the order of the path."""
     path, options = CASES[name]
     config = GMConfig(path=path, hidden_size=32, num_attention_heads=2, **options)
@@ -71,7 +71,7 @@ def test_a_config_survives_json(name: str, sort_keys: bool) -> None:
     assert again.max_position_embeddings == config.max_position_embeddings
 
 
-def test_a_field_has_its_codec_length_and_divergence() -> None:
+def test_config__a_field_has_its_codec_length_and_divergence() -> None:
     config = GMConfig(path=row_path(), fields={"cut": {"codec": CODECS["cut"].to_dict(), "length": 3}})
     fields = config.state_fields
     assert fields["cut"].codec == CODECS["cut"] == Codec.from_dict(config.fields["cut"]["codec"])  # type: ignore[index]
@@ -90,7 +90,7 @@ def test_a_field_has_its_codec_length_and_divergence() -> None:
 
 X, T = noisy(network("row"), data(network("row")))
 STATES: list[tuple[dict[str, Any], str]] = [
-    ({"fields": X}, r"time is missing: pass time=t, of shape \[B\] or, of independent times, \[B, M\]"),
+    ({"fields": X}, "time is missing"),
     ({"input_ids": X["cut"], "time": T}, "give the state as fields, which is what ProductPath"),
     ({"fields": X, "input_values": X["price"], "time": T}, "give the state as fields"),
     ({"fields": {**X, "more": X["cut"]}, "time": T}, "fields must be a dict with the fields cut, price, depth, table"),
@@ -99,23 +99,23 @@ STATES: list[tuple[dict[str, Any], str]] = [
     ({"fields": {**X, "price": X["price"].expand(5, 1, 2)}, "time": T}, r"\(5, 1, 2\); the model takes \[B, 1, 1\]"),
     ({"fields": X, "time": T[:, None].expand(5, 4)}, r"this path takes \[B\]: the fields share one time"),
     ({"fields": X, "time": T[:4]}, r"t must have shape \[B\] = \[5\]"),
-    ({"fields": X, "time": T, "labels": {"cut": X["cut"]}}, r"labels\['price'\] must have the field's shape \(5, 1, 1\)"),
-    ({"fields": X, "time": T, "labels": {**X, "cut": X["cut"][:, :0]}}, r"labels\['cut'\] must have the field's shape"),
+    ({"fields": X, "time": T, "labels": {"cut": X["cut"]}}, r"labels\['price'\].*\(5, 1, 1\)"),
+    ({"fields": X, "time": T, "labels": {**X, "cut": X["cut"][:, :0]}}, r"labels\['cut'\].*\(5, 0\).*\(5, 1\)"),
     ({"fields": X, "time": T, "attention_mask": {"cut": torch.ones(5, 2)}}, r"attention_mask\['cut'\] has shape \(5, 2\)"),
     ({"fields": X, "time": T, "class_labels": torch.zeros(5).long()}, "the model has no classes"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("arguments", "message"), STATES)
-def test_states_that_do_not_fit_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_forward__states_of_fields_that_do_not_fit_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network("row")(**arguments)
 
 
-def test_images_have_no_padding_and_one_shape() -> None:
+def test_forward__images_have_no_padding_and_one_shape() -> None:
     model = network("picture")
     x, t = noisy(model, data(model))
-    with pytest.raises(ValueError, match=r"attention_mask\['image'\].*of a field that is no image"):
+    with pytest.raises(ValueError, match=r"attention_mask\['image'\].*no padding"):
         model(fields=x, time=t, attention_mask={"image": torch.ones(5, 3)})
     with pytest.raises(ValueError, match=r"fields\['image'\] has shape \(5, 3, 4, 4\); the model takes \[B, 3, 4, 6\]"):
         model(fields={**x, "image": x["image"][..., :4]}, time=t)
@@ -125,10 +125,10 @@ def test_images_have_no_padding_and_one_shape() -> None:
     ("generators", "message"),
     [
         ({"d": {"flow": 1.0}}, "generators names d; the fields are cut, price, depth, table"),
-        ({"cut": {"jump": 1.0}}, "generators are given for 'cut', a field of symbols, which only jump"),
-        ({"depth": {"jump": 1.0}}, "need .*which this path's model does not state"),
+        ({"cut": {"jump": 1.0}}, r"generators=.*cut.*superposition"),
+        ({"depth": {"jump": 1.0}}, "generators=.*landing"),
     ],
 )
-def test_weights_of_generators_are_those_of_numbers(generators: dict[str, Any], message: str) -> None:
+def test_generator__weights_belong_to_continuous_fields(generators: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network("row").generator(X, T, generators=generators)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gm_discrete import MaskedPath, ProductPath, simulate
-from gm_discrete.generators import kernels
 from tests.helpers.product_models import CASES, Rows, at, data, network, noisy, rng, said
 
 ROUNDING: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
@@ -19,7 +18,7 @@ MOVED = 1e-3
 
 
 @torch.no_grad()
-def test_the_backbone_runs_once_for_all_fields() -> None:
+def test_hidden_states__the_backbone_runs_once_for_all_fields() -> None:
     """And of masks alone, for the states that are asked about; what is said is no other for that."""
     model = network("two lines")
     x, t = noisy(model, data(model))
@@ -47,7 +46,7 @@ def test_the_backbone_runs_once_for_all_fields() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_numbers_enter_normalised_at_their_own_time(name: str) -> None:
+def test_network__continuous_fields_enter_normalised_at_their_own_time(name: str) -> None:
     """(x − α m)/√(α² s² + σ²) of each field; symbols as they are."""
     model = network(name)
     x, t = noisy(model, data(model))
@@ -63,7 +62,7 @@ def test_numbers_enter_normalised_at_their_own_time(name: str) -> None:
 
 
 @torch.no_grad()
-def test_classes_reach_every_field() -> None:
+def test_network__classes_reach_every_field() -> None:
     model = network("two lines", num_classes=3)
     x, t = noisy(model, data(model))
     none, one = (said(model, x, t, class_labels=torch.full((5,), label)) for label in (-1, 1))
@@ -77,7 +76,7 @@ def test_classes_reach_every_field() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_heads_that_are_read_in_chunks_have_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lazy_readout__heads_in_chunks_have_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks beyond the fourth are recomputed in backward, where what they share is already there."""
 
     def gradients() -> tuple[float, list[Tensor]]:
@@ -89,7 +88,7 @@ def test_heads_that_are_read_in_chunks_have_the_same_gradients(name: str, monkey
         return float(loss.detach()), [weight.grad for weight in model.parameters() if weight.grad is not None]
 
     whole, expected = gradients()
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 4)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 4)
     found, chunked = gradients()
     assert found == pytest.approx(whole, rel=1e-6)
     assert len(chunked) == len(expected)

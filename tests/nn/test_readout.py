@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMModel, bregman, conditional_loss, likelihood_bound, simulate
-from gm_discrete.generators import kernels
 from gm_discrete.samplers import GRID_FREE, STEPS
 from tests.helpers.networks import LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
 
@@ -31,7 +30,7 @@ class Dense:
 
 
 @every_path
-def test_lazy_logits_are_the_dense_ones(name: str) -> None:
+def test_lazy_readout__has_the_dense_logits(name: str) -> None:
     """In whatever order and number they are asked. Logits of size 30 from float32 sums in other orders: 1e-4."""
     model, z = network(name), data(name)
     x, t = noisy(model, z)
@@ -45,7 +44,7 @@ def test_lazy_logits_are_the_dense_ones(name: str) -> None:
 
 
 @every_path
-def test_nothing_runs_before_it_is_asked_and_nothing_twice(name: str) -> None:
+def test_lazy_readout__runs_nothing_before_it_is_read_and_nothing_twice(name: str) -> None:
     model, z = network(name), data(name)
     x, t = noisy(model, z)
     rows = Rows(model)
@@ -62,7 +61,7 @@ def test_nothing_runs_before_it_is_asked_and_nothing_twice(name: str) -> None:
     assert sum(rows.sizes) == len(z)
 
 
-def test_a_readout_of_everything_is_one_call() -> None:
+def test_lazy_readout__of_everything_is_one_call() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
     rows = Rows(model)
@@ -72,7 +71,7 @@ def test_a_readout_of_everything_is_one_call() -> None:
     assert rows.sizes == [5]
 
 
-def test_a_sharded_model_runs_whole_batches() -> None:
+def test_whole_batches__run_every_sequence() -> None:
     """Processes that hold parts of the weights must make equal calls, whichever sequences each of them asks for."""
     model, z = network(), data()
     x, t = noisy(model, z)
@@ -84,9 +83,9 @@ def test_a_sharded_model_runs_whole_batches() -> None:
     assert rows.sizes == [5]
 
 
-def test_a_sharded_model_calls_its_head_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_batches__call_the_head_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of positions that each process has to read, none included: 5 · 12 rows of 11 in chunks of 10."""
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 10 * K)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 10 * K)
     model, z = network(), data()
     model.whole_batches = True
     sizes: list[int] = []
@@ -100,7 +99,7 @@ def test_a_sharded_model_calls_its_head_equally_often(monkeypatch: pytest.Monkey
         assert sum(sizes) == masks
 
 
-def test_states_that_are_known_are_not_computed() -> None:
+def test_hidden_states__are_computed_once() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
     said = readout(model, x, t)
@@ -112,7 +111,7 @@ def test_states_that_are_known_are_not_computed() -> None:
 
 
 @every_path
-def test_the_last_feed_forward_network_runs_where_it_is_asked(name: str) -> None:
+def test_lazy_readout__the_last_feed_forward_network_runs_where_it_is_read(name: str) -> None:
     model, z = network(name), data(name)
     x, t = noisy(model, z)
     sizes: list[int] = []
@@ -123,7 +122,7 @@ def test_the_last_feed_forward_network_runs_where_it_is_asked(name: str) -> None
     assert sizes == [3, 1]
 
 
-def test_padding_masks_follow_their_sequences() -> None:
+def test_lazy_readout__padding_masks_follow_their_sequences() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
     mask = torch.ones_like(x)
@@ -134,7 +133,7 @@ def test_padding_masks_follow_their_sequences() -> None:
     torch.testing.assert_close(lazy, torch.stack([dense[3, 6], dense[1, 2]]), rtol=1e-4, atol=1e-4)
 
 
-def test_processors_see_the_noisy_sequences_and_the_logits_of_the_positions_asked() -> None:
+def test_lazy_readout__processors_get_noisy_sequences_and_their_logits() -> None:
     model, z = network(), data()
     x, t = noisy(model, z)
     seen = []
@@ -150,7 +149,7 @@ def test_processors_see_the_noisy_sequences_and_the_logits_of_the_positions_aske
     assert bool((logits[:, 2] == -torch.inf).all())
 
 
-def test_an_unknown_head_is_named() -> None:
+def test_lazy_readout__an_unknown_head_is_named() -> None:
     model, z = network(), data()
     with pytest.raises(ValueError, match="head='velocity' is unknown; this model has 'tokens'"):
         readout(model, z, torch.zeros(5))("velocity")
@@ -159,10 +158,11 @@ def test_an_unknown_head_is_named() -> None:
 # ---- lazy = dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"), [(name, method) for name in PATHS for method in STEPS if suits(name, method)]
 )
-def test_lazy_and_dense_simulations_draw_the_same_samples(name: str, method: str) -> None:
+def test_simulate__lazy_and_dense_models_draw_the_same_samples(name: str, method: str) -> None:
     """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step.
 
     Step doubling hands such a difference on to all later times; there only the calls are counted.
@@ -182,13 +182,13 @@ def test_lazy_and_dense_simulations_draw_the_same_samples(name: str, method: str
 
 @every_path
 @pytest.mark.parametrize("divergence", ["generalized_kl", "cross_entropy"])
-def test_lazy_chunked_and_dense_losses_and_gradients_agree(
+def test_conditional_loss__lazy_chunked_and_dense_ones_agree(
     monkeypatch: pytest.MonkeyPatch, name: str, divergence: str
 ) -> None:
     model, z = network(name), data(name)
     results = []
     for stand_in, elements in ((model, 2**24), (model, 7 * K), (Dense(model), 2**24)):
-        monkeypatch.setattr(kernels, "ROW_ELEMENTS", elements)
+        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
         model.zero_grad()
         loss = conditional_loss(stand_in, z, rng=rng(7), divergence=divergence)
         loss.backward()
@@ -201,7 +201,7 @@ def test_lazy_chunked_and_dense_losses_and_gradients_agree(
 
 @pytest.mark.parametrize("conv_kernel_size", [0, 3])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-def test_a_state_without_anything_to_learn_has_no_loss(conv_kernel_size: int, attn_implementation: str) -> None:
+def test_divergence__of_a_state_without_masks_is_zero(conv_kernel_size: int, attn_implementation: str) -> None:
     """A short sequence at κ ≈ 1 holds no mask: no row is asked for, and no sequence run."""
     model, z = network(conv_kernel_size=conv_kernel_size, attn_implementation=attn_implementation), data()
     t = torch.full((5,), 0.5)
@@ -212,19 +212,19 @@ def test_a_state_without_anything_to_learn_has_no_loss(conv_kernel_size: int, at
     assert bool(bound.nats.isfinite().all())
 
 
-def test_gradients_flow_through_the_generator_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence__gradients_flow_through_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backbone runs once, before the chunks that are recomputed in backward."""
     model, z = network(), data()
     x, t = noisy(model, z)
     rows = Rows(model)
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 2 * K)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 2 * K)
     loss = bregman.divergence(model.path.conditional(z, x, t), model.generator(x, t), x).sum()
     loss.backward()
     assert rows.sizes == [5]
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_loss_reads_the_head_only_at_masks() -> None:
+def test_forward__the_loss_evaluates_the_head_only_at_masks() -> None:
     """60 positions, and as many rows of logits as there are masks among those scored."""
     model, z = network(), data()
     x, t = noisy(model, z)

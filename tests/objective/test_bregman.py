@@ -19,7 +19,6 @@ from gm_discrete import (
     UniformPath,
     bregman,
 )
-from gm_discrete.generators import kernels
 from gm_discrete.generators.kernels import Categorical, TensorReadout
 from tests.helpers.distributions import PATHS, chain
 
@@ -57,7 +56,7 @@ def dense_kl(target: Jump, predicted: Jump, x: Tensor) -> Tensor:
 
 @every_path
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.95])
-def test_gathered_form_is_the_sum_over_the_rates(name: str, t: float) -> None:
+def test_divergence__gathered_form_is_the_sum_over_the_rates(name: str, t: float) -> None:
     path, z, x, time, logits = case(name, t)
     target, predicted = path.conditional(z, x, time), path.marginal(logits, x, time)
     expected = dense_kl(target, predicted, x)
@@ -67,7 +66,7 @@ def test_gathered_form_is_the_sum_over_the_rates(name: str, t: float) -> None:
 
 @pytest.mark.parametrize("n", [1.0, 2.0])
 @pytest.mark.parametrize("symbols", [3, 50])
-def test_mixture_rates_agree_with_flow_matching(n: float, symbols: int) -> None:
+def test_divergence__mixture_rates_agree_with_flow_matching(n: float, symbols: int) -> None:
     """MixturePathGeneralizedKL of flow_matching 1.0.10, in float32: 1e-5 of the largest value."""
     rng = torch.Generator().manual_seed(1)
     z, x = (torch.randint(symbols, (64, 7), generator=rng) for _ in range(2))
@@ -81,7 +80,7 @@ def test_mixture_rates_agree_with_flow_matching(n: float, symbols: int) -> None:
     torch.testing.assert_close(ours.float() / scale, expected / scale, rtol=1e-5, atol=1e-5)
 
 
-def test_masking_agrees_with_flow_matching_at_the_masks() -> None:
+def test_divergence__masking_agrees_with_flow_matching_at_the_masks() -> None:
     rng = torch.Generator().manual_seed(1)
     z, time = torch.randint(9, (64, 7), generator=rng), 0.98 * torch.rand(64, generator=rng)
     logits = torch.randn(64, 7, 10, generator=rng)
@@ -94,7 +93,7 @@ def test_masking_agrees_with_flow_matching_at_the_masks() -> None:
 
 
 @every_path
-def test_cross_entropy_is_that_of_the_belief_about_the_data(name: str) -> None:
+def test_divergence__cross_entropy_is_that_of_the_belief_about_the_data(name: str) -> None:
     """Where a token can still move; nothing is left to learn at the others."""
     path, z, x, time, logits = case(name)
     if path.excluded:
@@ -108,7 +107,7 @@ def test_cross_entropy_is_that_of_the_belief_about_the_data(name: str) -> None:
 
 @every_path
 @pytest.mark.parametrize("kind", ["generalized_kl", "cross_entropy"])
-def test_where_selects_positions_and_reads_no_others(name: str, kind: str) -> None:
+def test_divergence__where_selects_positions_and_reads_no_others(name: str, kind: str) -> None:
     path, z, x, time, logits = case(name)
     where = torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.3
     asked = []
@@ -125,7 +124,7 @@ def test_where_selects_positions_and_reads_no_others(name: str, kind: str) -> No
     assert asked == active.flatten().nonzero().squeeze(1).tolist()
 
 
-def test_nothing_to_look_at_is_zero() -> None:
+def test_divergence__nothing_to_look_at_is_zero() -> None:
     path, z, x, time, logits = case("masked")
     target, predicted = path.conditional(z, x, time), path.marginal(logits, x, time)
     values = bregman.divergence(target, predicted, x, torch.zeros_like(x, dtype=torch.bool))
@@ -143,7 +142,7 @@ def test_nothing_to_look_at_is_zero() -> None:
     scale=st.sampled_from([0.01, 1.0, 10.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_divergence_is_never_negative(name: str, t: float, seed: int, scale: float, dtype: torch.dtype) -> None:
+def test_divergence__is_never_negative(name: str, t: float, seed: int, scale: float, dtype: torch.dtype) -> None:
     """Down to the rounding of its largest term: the rate of candidates, in the precision of the logits."""
     path, z, x, time, _ = case(name, t)
     rng = torch.Generator().manual_seed(seed)
@@ -156,7 +155,7 @@ def test_divergence_is_never_negative(name: str, t: float, seed: int, scale: flo
 
 @every_path
 @pytest.mark.parametrize("t", [0.01, 0.4, 0.99])
-def test_divergence_of_a_generator_from_itself_is_zero(name: str, t: float) -> None:
+def test_divergence__of_a_generator_from_itself_is_zero(name: str, t: float) -> None:
     path, z, x, time, logits = case(name, t)
     marginal = path.marginal(logits, x, time)
     assert float(bregman.divergence(marginal, marginal, x).abs().max()) == 0
@@ -172,7 +171,9 @@ def test_divergence_of_a_generator_from_itself_is_zero(name: str, t: float) -> N
 @pytest.mark.parametrize("kind", ["generalized_kl", "cross_entropy"])
 @pytest.mark.parametrize("t", [1e-6, 0.4, 1 - 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_are_finite_with_excluded_symbols(name: str, kind: str, t: float, dtype: torch.dtype) -> None:
+def test_divergence__gradients_are_finite_with_excluded_symbols(
+    name: str, kind: str, t: float, dtype: torch.dtype
+) -> None:
     """Logits of −∞, as networks give to the mask: the special symbol is excluded where the data does not hold it."""
     path, z, x, time, logits = case(name, t, dtype)
     if name.startswith("special"):
@@ -193,7 +194,7 @@ def test_gradients_are_finite_with_excluded_symbols(name: str, kind: str, t: flo
 @pytest.mark.parametrize("vocab_size", [3, 1000])
 @pytest.mark.parametrize("confidence", [20.0, 40.0, 100.0])
 @pytest.mark.parametrize("kappa", [0.5, 0.999, 1 - 1e-9, 1 - 1e-12])
-def test_gradients_are_finite_for_a_confident_network(
+def test_divergence__gradients_are_finite_for_a_confident_network(
     rates: str, vocab_size: int, confidence: float, kappa: float
 ) -> None:
     """A belief that x is noise so sure that the kernel's probability of staying rounds to 0 in float32."""
@@ -209,7 +210,7 @@ def test_gradients_are_finite_for_a_confident_network(
 
 
 @pytest.mark.parametrize("rates", ["reversal", "mixture"])
-def test_a_sure_and_right_belief_has_no_loss_and_no_gradient(rates: str) -> None:
+def test_divergence__a_sure_and_right_belief_has_no_loss_and_no_gradient(rates: str) -> None:
     """Exact posteriors of sure tokens have logits of 0 and −∞, at x = z too."""
     path, x = UniformPath(3, rates=rates), torch.tensor([[0, 1]])
     logits = torch.full((1, 2, 3), -torch.inf, dtype=torch.float64)
@@ -223,7 +224,7 @@ def test_a_sure_and_right_belief_has_no_loss_and_no_gradient(rates: str) -> None
 
 
 @every_path
-def test_conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None:
+def test_divergence__conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None:
     """Generator Matching, proposition 2, with the expectation over (z, x) summed: ∇θ E D(F^z, F_θ) = ∇θ E D(F, F_θ)."""
     model = chain(name, 2)
     path, states = model.path, model.states()
@@ -248,12 +249,12 @@ def test_conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None
 
 @pytest.mark.parametrize("kind", ["generalized_kl", "cross_entropy"])
 @every_path
-def test_chunks_have_the_loss_and_the_gradient_of_the_whole(
+def test_divergence__chunks_have_the_loss_and_the_gradient_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
     results = []
     for elements in (2**24, 21):
-        monkeypatch.setattr(kernels, "ROW_ELEMENTS", elements)
+        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
         path, z, x, time, logits = case(name)
         logits.requires_grad_()
         values = bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind=kind)
@@ -269,7 +270,7 @@ def test_chunks_have_the_loss_and_the_gradient_of_the_whole(
 
 @pytest.mark.parametrize("kappa", [1e-6, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-6])
 @pytest.mark.parametrize("rates", ["reversal", "mixture"])
-def test_float32_logits_give_the_float64_divergence_at_both_ends(rates: str, kappa: float) -> None:
+def test_divergence__float32_logits_give_the_float64_divergence_at_both_ends(rates: str, kappa: float) -> None:
     """With the evidence in the logits, as models add it, K = 50.
 
     The rate of candidates λ times the rounding of the kernel's log-probabilities, whose size is log(K/(1 − κ)) ≤ 18, is
@@ -294,7 +295,7 @@ def test_float32_logits_give_the_float64_divergence_at_both_ends(rates: str, kap
 
 
 @every_path
-def test_mixed_precision_ends_at_the_logits(name: str) -> None:
+def test_divergence__mixed_precision_ends_at_the_logits(name: str) -> None:
     """Within autocast a divergence of given logits is what it is without."""
     path, z, x, time, logits = case(name, dtype=torch.float32)
     target, predicted = path.conditional(z, x, time), path.marginal(logits, x, time)
@@ -307,7 +308,7 @@ def test_mixed_precision_ends_at_the_logits(name: str) -> None:
 # ---- errors
 
 
-def test_unknown_divergence_is_named() -> None:
+def test_divergence__unknown_divergence_is_named() -> None:
     path, z, x, time, logits = case("masked")
     with pytest.raises(
         ValueError, match="kind='l2' is no divergence of jumps; choose one of generalized_kl, cross_entropy"
@@ -315,7 +316,7 @@ def test_unknown_divergence_is_named() -> None:
         bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind="l2")
 
 
-def test_cross_entropy_needs_a_target_headed_for_one_symbol() -> None:
+def test_divergence__cross_entropy_needs_a_target_headed_for_one_symbol() -> None:
     path, _, x, time, logits = case("prior mixture")
     marginal = path.marginal(logits, x, time)
     with pytest.raises(
@@ -324,7 +325,7 @@ def test_cross_entropy_needs_a_target_headed_for_one_symbol() -> None:
         bregman.divergence(marginal, marginal, x, kind="cross_entropy")
 
 
-def test_the_arguments_are_not_symmetric() -> None:
+def test_divergence__the_arguments_are_not_symmetric() -> None:
     """Target first: swapping them is another loss, and no longer one whose minimiser is the marginal."""
     path, x, time = MixturePath(3, [0.5, 0.3, 0.2], rates="mixture"), torch.tensor([[0]]), times(0.5, 1)
     rows = torch.tensor([[[0.1, 0.2, 0.7]]]).log(), torch.tensor([[[0.1, 0.7, 0.2]]]).log()

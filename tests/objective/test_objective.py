@@ -69,7 +69,7 @@ def noised(path: Any, z: Tensor, scored: Tensor, *options: Any) -> tuple[Tensor,
     "law", [UniformTimeSampler(), LogitNormalTimeSampler(), LogitNormalTimeSampler(mean=1.0, std=0.5)]
 )
 @pytest.mark.parametrize("schedule", [LinearSchedule(), PowerSchedule(2), CosineSchedule()], ids=repr)
-def test_every_stratum_of_the_law_holds_one_time(law: Any, schedule: Any) -> None:
+def test_draw_times__every_stratum_holds_one_time(law: Any, schedule: Any) -> None:
     """u = F(κ(t)) falls once into each [j/B, (j + 1)/B), at the same place of each; F is the law's own distribution."""
     size = 64
     t = draw_times(MaskedPath(3, schedule=schedule), size, rng(), CPU, law)
@@ -81,7 +81,7 @@ def test_every_stratum_of_the_law_holds_one_time(law: Any, schedule: Any) -> Non
     assert (u * size).long().tolist() != list(range(size))  # in random order: rows are not tied to times
 
 
-def test_times_lie_inside_of_0_and_1_whatever_the_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draw_times__lie_inside_of_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """At κ = 0 reversal rates are infinite, at κ = 1 all hazards."""
     for offset in (0.0, 1 - 2**-53):
         monkeypatch.setattr(torch, "rand", lambda *_, offset=offset, **__: torch.tensor(offset, dtype=torch.float64))
@@ -90,7 +90,7 @@ def test_times_lie_inside_of_0_and_1_whatever_the_uniform(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
-def test_bad_time_laws_are_named(std: float) -> None:
+def test_time_samplers__bad_arguments_are_named(std: float) -> None:
     with pytest.raises(ValueError, match=f"std={std} must be positive"):
         LogitNormalTimeSampler(std=std)
 
@@ -100,7 +100,7 @@ def test_bad_time_laws_are_named(std: float) -> None:
 
 @every_path
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_draw_together_what_one_would_draw(name: str, world_size: int) -> None:
+def test_corrupt__processes_draw_together_what_one_would_draw(name: str, world_size: int) -> None:
     path, z = PATHS[name], batch(6)
     scored = torch.ones_like(z, dtype=torch.bool)
     x, t = noised(path, z, scored, rng(5), LogitNormalTimeSampler())
@@ -115,7 +115,7 @@ def test_processes_draw_together_what_one_would_draw(name: str, world_size: int)
 
 
 @every_path
-def test_only_scored_entries_are_noised(name: str) -> None:
+def test_corrupt__noises_scored_entries_only(name: str) -> None:
     z = batch(50)
     scored = torch.rand(z.shape, generator=rng(3)) < 0.5
     before = z.clone()
@@ -128,21 +128,21 @@ def test_only_scored_entries_are_noised(name: str) -> None:
 # ---- what is scored
 
 
-def test_scored_positions_are_those_asked_for_that_are_not_padded() -> None:
+def test_scored_positions__are_those_scored_that_are_not_padded() -> None:
     path, z = PATHS["masked"], batch(2, 3)
     mask, asked = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[True, False, True], [False, True, True]])
     assert scored_positions(path, z, None).all()
     assert torch.equal(scored_positions(path, z, mask), mask.bool())
     assert torch.equal(scored_positions(path, z, mask, asked), mask.bool() & asked)
     for masks, name in (((mask[:, :2],), "attention_mask"), ((None, asked[:1]), "scored")):
-        with pytest.raises(ValueError, match=rf"{name} has shape .*; expected that of z, \(2, 3\)"):
+        with pytest.raises(ValueError, match=rf"{name} .*\(2, 3\)"):
             scored_positions(path, z, *masks)
 
 
 @every_path
 @pytest.mark.parametrize("convolution", [0, 3])
 @pytest.mark.parametrize("divergence", ["generalized_kl", "cross_entropy"])
-def test_padding_never_enters_the_loss(name: str, convolution: int, divergence: str) -> None:
+def test_conditional_loss__padding_never_enters(name: str, convolution: int, divergence: str) -> None:
     """Other ids behind the attention mask leave loss and gradients as they were, bit for bit."""
     model, mask = network(name, conv_kernel_size=convolution), torch.ones(6, 8, dtype=torch.long)
     mask[0, 5:] = mask[1, :3] = mask[4, 1:] = 0
@@ -158,7 +158,7 @@ def test_padding_never_enters_the_loss(name: str, convolution: int, divergence: 
 
 
 @every_path
-def test_labels_of_minus_100_are_not_scored_but_seen(name: str) -> None:
+def test_forward__labels_of_minus_100_are_not_scored_but_attended_to(name: str) -> None:
     """The loss of some positions is that of all with the others left out of the sum; what stands there still matters."""
     model, z = network(name), batch()
     scored = torch.rand(z.shape, generator=rng(6)) < 0.5
@@ -172,7 +172,7 @@ def test_labels_of_minus_100_are_not_scored_but_seen(name: str) -> None:
     assert float(model(input_ids=changed, time=t, labels=labels).loss.detach()) != pytest.approx(float(loss), rel=1e-4)
 
 
-def test_no_position_to_score_costs_nothing() -> None:
+def test_forward__without_a_scored_position_the_loss_is_zero() -> None:
     model, z = network("masked"), batch()
     loss = model(input_ids=z, time=torch.full((6,), 0.5), labels=torch.full_like(z, -100)).loss
     loss.backward()
@@ -184,7 +184,7 @@ def test_no_position_to_score_costs_nothing() -> None:
 
 
 @every_path
-def test_num_items_in_batch_divides_the_sum(name: str) -> None:
+def test_num_items_in_batch__divides_the_sum(name: str) -> None:
     """So that accumulated micro-batches of unequal padding add up to the mean over all their scored positions."""
     model, z = network(name), batch()
     labels = z.clone()
@@ -204,7 +204,7 @@ def test_num_items_in_batch_divides_the_sum(name: str) -> None:
 @every_path
 @pytest.mark.parametrize("divergence", ["generalized_kl", "cross_entropy"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_stand_in_has_the_loss_of_the_module(name: str, divergence: str, padded: bool) -> None:
+def test_conditional_loss__of_a_stand_in_is_that_of_the_module(name: str, divergence: str, padded: bool) -> None:
     model, z, mask = network(name), batch(), None
     if padded:
         mask = torch.ones_like(z)
@@ -215,7 +215,7 @@ def test_a_stand_in_has_the_loss_of_the_module(name: str, divergence: str, padde
     assert losses[0].dim() == 0
 
 
-def test_the_config_chooses_the_divergence_of_the_module() -> None:
+def test_conditional_loss__the_config_chooses_the_divergence() -> None:
     z = batch()
     model = network("reversal", divergence="cross_entropy")
     with torch.no_grad():
@@ -226,11 +226,12 @@ def test_the_config_chooses_the_divergence_of_the_module() -> None:
     assert chosen == asked != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [("masked", None), ("uniform reversal", CosineSchedule()), ("prior mixture", PowerSchedule(2))],
 )
-def test_mean_loss_times_length_is_the_bound(name: str, schedule: Any) -> None:
+def test_conditional_loss__its_mean_times_the_length_is_the_bound(name: str, schedule: Any) -> None:
     """Times uniform in κ make the loss an unbiased estimate of the bound per position: 200 batches, within 4.5 stderr."""
     model = chain(name, 2, schedule)
     exact = float(exact_bound(model, 100) @ model.law)
@@ -247,27 +248,27 @@ def test_mean_loss_times_length_is_the_bound(name: str, schedule: Any) -> None:
 
 
 @pytest.mark.parametrize("masks", [{"attention_mask": torch.zeros(6, 8)}, {"scored": torch.zeros(6, 8).bool()}])
-def test_nothing_to_score_is_named(masks: dict) -> None:
+def test_conditional_loss__nothing_to_score_is_named(masks: dict) -> None:
     with pytest.raises(ValueError, match="nothing is left to score"):
         conditional_loss(network("masked"), batch(), **masks)
 
 
-def test_masks_in_clean_data_are_named_where_they_are_scored() -> None:
+def test_conditional_loss__scored_masks_in_clean_data_are_named() -> None:
     """Elsewhere, under the padding or in a condition, they are nobody's target."""
     model, z = network("masked"), batch()
     z[2, 3] = 6
-    with pytest.raises(ValueError, match="z holds the id 6, which is no data symbol of MaskedPath"):
+    with pytest.raises(ValueError, match=r"z holds the id 6.*MaskedPath"):
         conditional_loss(model, z)
     assert bool(conditional_loss(model, z, scored=z != 6, rng=rng()).isfinite())
     assert bool(conditional_loss(network("reversal"), z, rng=rng()).isfinite())  # its symbol 6 is like any other
 
 
-def test_a_model_without_a_path_is_named() -> None:
+def test_conditional_loss__a_model_without_a_path_is_named() -> None:
     with pytest.raises(TypeError, match="Linear has no probability path"):
         conditional_loss(torch.nn.Linear(1, 1), batch())
 
 
-def test_the_path_of_a_wrapped_model_is_found() -> None:
+def test_unwrapped__finds_the_path_of_a_wrapped_model() -> None:
     model = network("masked")
     assert unwrapped(model) is model
     assert unwrapped(torch.nn.DataParallel(model)) is model
@@ -275,9 +276,9 @@ def test_the_path_of_a_wrapped_model_is_found() -> None:
     assert unwrapped(stand_in) is stand_in
 
 
-def test_data_that_does_not_fit_is_named() -> None:
+def test_conditional_loss__data_that_does_not_fit_is_named() -> None:
     model = network("masked")
-    with pytest.raises(ValueError, match="z holds ids from 7 to 7; vocab_size=7"):
+    with pytest.raises(ValueError, match=r"ids from \d to 7; vocab_size=7"):
         conditional_loss(model, torch.full((2, 3), 7))
     with pytest.raises(ValueError, match="z must be a long tensor"):
         conditional_loss(model, torch.zeros(2, 3))

@@ -38,7 +38,7 @@ def states(name: str, rows: int = 2) -> torch.Tensor:
 
 
 @every_shape
-def test_join_undoes_split(name: str) -> None:
+def test_field__join_undoes_split(name: str) -> None:
     made, x = layout(name), states(name)
     split = made.split(x)
     assert split.shape == (2, made.positions(x), made.slots)
@@ -48,7 +48,7 @@ def test_join_undoes_split(name: str) -> None:
 
 
 @every_shape
-def test_place_says_where_split_puts_an_entry(name: str) -> None:
+def test_field__place_is_where_split_puts_an_entry(name: str) -> None:
     made, x = layout(name), states(name, 1)
     split = made.split(x)[0]
     shuffled = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_place_says_where_split_puts_an_entry(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, options) in SHAPES.items() if options])
-def test_each_patch_holds_its_pixels(name: str) -> None:
+def test_field__each_patch_holds_its_pixels(name: str) -> None:
     """Channel c of the pixel (h, w) stands in patch (h // p, w // p), row by row, with all that share the patch."""
     made, options = layout(name), SHAPES[name][2]
     (channels, height, width), size = options["image_shape"], options["patch_size"]
@@ -69,7 +69,7 @@ def test_each_patch_holds_its_pixels(name: str) -> None:
         assert patch == [c * height * width + h * width + w for c, h, w in pixels]
 
 
-def test_without_patches_nothing_moves() -> None:
+def test_field__without_patches_nothing_moves() -> None:
     """One symbol a position, or one vector a position."""
     tokens, vectors = layout("tokens"), layout("vectors")
     assert torch.equal(tokens.split(states("tokens")), states("tokens")[..., None])
