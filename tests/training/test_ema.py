@@ -79,6 +79,7 @@ def test_ema__evaluation_and_publication_use_the_averages(tmp_path: Path) -> Non
         assert torch.equal(bound.nats, averaged.nats) == same
 
 
+@pytest.mark.slow
 def test_ema__averages_are_saved_and_resumed(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "ema": 0.9}
     unbroken = small_trainer(tmp_path / "unbroken", **saving)
@@ -95,6 +96,7 @@ def test_ema__averages_are_saved_and_resumed(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.ema.average, unbroken.ema.average, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_ema__the_best_model_comes_with_its_averages(tmp_path: Path) -> None:
     """A learning rate so high that the bound only gets worse: the best weights are those of the first evaluation."""
     trainer = small_trainer(
