@@ -83,9 +83,8 @@ class Adaptive(Sampler):
             numbers = [name for name in names if state[name].is_floating_point()]
             until = torch.where(active, end, at)
             for name in numbers:
-                stop = getattr(chain.path.fields[name], "stop", 0.005)
                 chain.count(chain.movable(name) & active)
-                reach = pace(chain, name, state[name], generators[name], at, until, self.tolerance, stop)
+                reach = pace(chain, name, state[name], generators[name], at, until, self.tolerance, leapt)
                 until = torch.where(chain.movable(name), torch.minimum(until, reach), until)
             tokens = {name: posterior(discrete(generators[name])) for name in names if name not in numbers}
             moved: dict[str, Tensor] = {}
@@ -94,7 +93,7 @@ class Adaptive(Sampler):
                 until = leap.pace(self.max_expected_changes, numbers)
                 moved = leap.land(until)
             for name in numbers:
-                moved[name] = advance(chain, name, state[name], generators[name], at, until, leapt)
+                moved[name] = advance(chain, name, state[name], generators[name], at, until)
             changes = [(moved[name] != state[name]).any(1) for name in tokens]
             if changes:
                 leapt = torch.where(active, torch.stack(changes).any(0), leapt)

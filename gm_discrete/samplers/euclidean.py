@@ -20,6 +20,10 @@ USUAL = 16
 and smooth data, the usual growth leaves no larger an error than a fit to the whole batch did, and a fit to the entries alone
 up to twice as large a one. With nearly discrete data a fit to many entries leaves half of the error of the usual growth."""
 
+STEEP = 4.0
+"""Change of the drift, in unit time, of the entry that `pace` adds to those of a sequence, so that the steps of a few entries
+stay of moderate length where their drift happens not to change."""
+
 
 @dataclass
 class JumpMemory:
@@ -209,7 +213,14 @@ class PaceMemory:
 
 
 def pace(
-    chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor, tolerance: float, stop: float
+    chain: Chain,
+    name: str,
+    x: Tensor,
+    generator: Factor,
+    t: Tensor,
+    t_next: Tensor,
+    tolerance: float,
+    restarted: Tensor,
 ) -> Tensor:
     """The end [B] of the next step of a sequence, such that its error, relative to the size of the state, is `tolerance`.
 
@@ -224,8 +235,10 @@ def pace(
 
     Args:
         generator: at the point t.
-        stop: ε; a step does not go beyond 1 − ε, and from there to 1.
+        restarted: bool [B], sequences in which another field has jumped, so that the step before says nothing: their step
+            is as short as a first one.
     """
+    stop = getattr(chain.path.fields[name], "stop", 0.005)  # no step leads over 1 − stop, but from there to 1
     memory, free, going = chain.remember(name, PaceMemory), chain.free[name], t < t_next
     b, rate = drift(generator, x), jump_rate(generator, x)
     if memory.step is None or memory.taken is None or memory.drift is None or memory.rate is None:
@@ -233,7 +246,7 @@ def pace(
         memory.taken, memory.curved = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
         memory.slope = torch.zeros_like(x)
     else:
-        known = memory.taken > 0
+        known = (memory.taken > 0) & ~restarted
         taken = torch.where(known, memory.taken, 1.0)
         slope = (b - memory.drift) / like(taken, x)
         count = free.flatten(1).sum(1).clamp(min=1)
@@ -241,34 +254,29 @@ def pace(
         def total(values: Tensor) -> Tensor:
             return (free * values).flatten(1).sum(1)
 
-        # Of a few entries the means are mostly chance; so one more is added, of unit size and of the rate 1/(1 − t).
+        # Means over a few entries are mostly chance: one more is added, of unit size, slope `STEEP` and rate 1/(1 − t).
         usual = jump_weight(generator, t) / (1 - t)
         size = ((total(x.square()) + 1) / (count + 1)).sqrt()
-        bent = (total(slope.square()) / count).sqrt()
+        bent = ((total(slope.square()) + STEEP**2) / (count + 1)).sqrt()
         changed = total((rate - memory.rate).abs()) / taken + total(rate.square()) + 2 * usual.to(size) ** 2
         length = jump_length(generator, size)
         needed = (bent / tolerance ** (2 / 3) + changed / (count + 1) * length / tolerance) / size
         step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), memory.step / 2), memory.step * 2)
-        memory.step = keep(memory.step, step, known & going)
+        first = memory.step.clamp(max=tolerance**0.5)
+        memory.step = torch.where(restarted, first, keep(memory.step, step, known & going))
         memory.slope, memory.curved = slope, known
     memory.drift, memory.rate = keep(memory.drift, b, going), keep(memory.rate, rate, going)
     reach = t + memory.step
     return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
 
 
-def advance(
-    chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, until: Tensor, straight: Tensor
-) -> Tensor:
-    """The step to the times `until` [B], which may come before those that `pace` proposed.
-
-    Args:
-        straight: bool [B], sequences whose drift has no slope to extrapolate with, since another field has jumped.
-    """
+def advance(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, until: Tensor) -> Tensor:
+    """The step to the times `until` [B], which may come before those that `pace` proposed."""
     memory, step = chain.remember(name, PaceMemory), over(generator, until)
     b = drift(step, x, mean=True)
     if memory.slope is not None and memory.drift is not None and memory.curved is not None:
         ahead = memory.drift + like((until - t) / 2, x) * memory.slope
-        curved = memory.curved & (until < 1) & ~straight
+        curved = memory.curved & (until < 1)
         b = torch.where(curved.view(-1, *[1] * (x.dim() - 1)), ahead, b)
     memory.taken = keep(memory.taken, until - t, t < until)
     return moved(chain, name, x, step, b, t, until)
