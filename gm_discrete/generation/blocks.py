@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generators import Generator
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.network import Network
-from gm_discrete.nn.readout import Window, readouts
+from gm_discrete.nn.readout import LogitsProcessor, OnRead, Window, readouts
 from gm_discrete.process import State
 from gm_discrete.samplers import Simulation
 
@@ -58,13 +58,22 @@ class BlockProcess:
         self.network, self.whole, self.start, self.stop, self.cache = network, whole, start, stop, cache
         self.path = network.path
 
-    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
-        """The generator of the block at x [B, stop − start]; the conditioning belongs to the whole sequences."""
+    def generator(
+        self,
+        x: Tensor,
+        t: Tensor,
+        t_next: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        guidance_scale: float | None = None,
+        on_read: OnRead | None = None,
+    ) -> Generator:
+        """The generator of the block at x [B, stop − start]; attention_mask [B, T] belongs to the whole sequences."""
         whole = torch.cat([self.whole[:, : self.start], x, self.whole[:, self.stop :]], 1)
-        mask, processor = conditioning.pop("attention_mask", None), conditioning.pop("logits_processor", None)
         found = readouts(
-            self.network, {"": whole}, t, {"": t}, processor, cache=self.cache,
-            attention_mask=None if mask is None else {"": mask}, **conditioning,
+            self.network, {"": whole}, t, {"": t}, logits_processor, guidance_scale, class_labels=class_labels,
+            attention_mask=None if attention_mask is None else {"": attention_mask}, cache=self.cache, on_read=on_read,
         )  # fmt: skip
         return self.path.marginal(Window(found[""], self.start, self.stop), x, t, t_next)
 

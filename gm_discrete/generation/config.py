@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from gm_discrete.configurable import Configurable
@@ -210,21 +210,22 @@ class GMGenerationConfig(GenerationConfig):
         return {name: value for name, value in self.to_dict().items() if value is not None}
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> GMGenerationConfig:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> GMGenerationConfig:
         """The config that `to_dict` of this version or of version 0.1 described."""
         return super().from_dict(from_0_1(config_dict), **kwargs)  # pyright: ignore[reportReturnType]
 
-    def update(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: object
+    ) -> dict[str, object]:
         """Sets the attributes that exist, and returns the others; see `GenerationConfig.update`."""
         kinds = {"sampler": Sampler, "corrector": Corrector, "blocks": Blocks}
         kwargs |= {name: _built(kind, kwargs[name]) for name, kind in kinds.items() if name in kwargs}
-        return super().update(*args, **kwargs)
+        return super().update(defaults_only, allow_custom_entries, **kwargs)
 
     @classmethod
-    def from_model_config(cls, model_config: Any) -> GMGenerationConfig:
-        names: tuple[Literal["pad_token_id", "bos_token_id", "eos_token_id"], ...]
-        names = ("pad_token_id", "bos_token_id", "eos_token_id")
-        return cls(**{name: getattr(model_config, name, None) for name in names})
+    def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> GMGenerationConfig:
+        pad, bos, eos = (getattr(model_config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id"))
+        return cls(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
 
 
 def refuse_unknown(options: Collection[str], where: str) -> None:
@@ -269,7 +270,7 @@ def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _built(kind: type[Sampler] | type[Corrector] | type[Blocks], value: Any) -> Any:
+def _built(kind: type[Sampler] | type[Corrector] | type[Blocks], value: object) -> object:
     """The object that a name or a dict stands for; anything else is returned as it is."""
     if isinstance(value, str) and issubclass(kind, Sampler):
         return kind.of(value)

@@ -19,6 +19,8 @@ UNOBSERVED = -1
 
 Values: TypeAlias = "Tensor | np.ndarray | Sequence[Values] | str | float | None"
 """Natural values of a field: numbers, token ids or names of categories, in a tensor or in nested lists."""
+Given: TypeAlias = "Values | tuple[Values, Values]"
+"""Natural values, or a pair of values and a mask of the observed ones."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Observed:
         return Observed(self.natural.to(device), self.state.to(device), self.mask.to(device))
 
     @staticmethod
-    def of(given: Values | tuple[Values, Values], field: Field, name: str) -> Observed:
+    def of(given: Given, field: Field, name: str) -> Observed:
         """Converts natural values.
 
         Args:

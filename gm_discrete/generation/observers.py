@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gm_discrete.generation.outputs import Trajectory
 from gm_discrete.process import State, unpack
@@ -37,8 +38,8 @@ class Observers:
         block: in generation by blocks: the whole sequences [B, T], the rows [n] and the positions of the current block.
     """
 
-    def __init__(self, streamer: Streamer | None = None, criteria: StoppingCriteriaList | None = None) -> None:
-        self.streamer, self.criteria = streamer, criteria
+    def __init__(self, streamer: Streamer | None = None, criteria: Sequence[StoppingCriteria] | None = None) -> None:
+        self.streamer, self.criteria = streamer, StoppingCriteriaList(criteria or [])
         self.recorder: Recorder | None = None
         self.prompt_length = self.streamed = 0
         self.last: Tensor | None = None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteriaList
+from transformers import LogitsProcessor, StoppingCriteria
 from transformers.utils import logging
 
 from gm_discrete.data.scalers import Scaler
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.generation.given import Observed
+from gm_discrete.generation.given import Given, Observed
 from gm_discrete.generation.observers import Observers, Streamer
 from gm_discrete.generation.processors import AllowedTokens, logits_processors
 from gm_discrete.generation.validation import check_ids, check_options
@@ -27,6 +27,7 @@ from gm_discrete.process import Process, State, pack, unpack
 from gm_discrete.samplers import ClassifierGuidance
 
 logger = logging.get_logger(__name__)
+T = TypeVar("T")
 
 
 class Model(Process, Protocol):
@@ -88,14 +89,14 @@ class Request:
         *,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
-        given: Any = None,
+        given: Given | Mapping[str, Given] = None,
         x_0: Tensor | None = None,
         class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
         length: int | Mapping[str, int] | None = None,
         guidance: ClassifierGuidance | None = None,
         logits_processor: Sequence[LogitsProcessor] | None = None,
-        stopping_criteria: StoppingCriteriaList | None = None,
+        stopping_criteria: Sequence[StoppingCriteria] | None = None,
         streamer: Streamer | None = None,
         **asked: object,
     ) -> Request:
@@ -155,7 +156,12 @@ class Request:
         self.observed = {"": Observed(canvas.ids, canvas.ids, canvas.fixed)}
         self.fixed, self.attention_mask, self.new = {"": canvas.fixed}, {"": canvas.real}, canvas.new
 
-    def _observe(self, given: Any, attention_mask: Any, device: torch.device) -> None:
+    def _observe(
+        self,
+        given: Given | Mapping[str, Given],
+        attention_mask: Tensor | Mapping[str, Tensor] | None,
+        device: torch.device,
+    ) -> None:
         """Takes natural values and masks of padding, by field."""
         fields = self.fields
         for name, value in _by_field(given, fields, "given").items():
@@ -269,14 +275,14 @@ class Request:
         return found
 
 
-def _by_field(value: Any, fields: Mapping[str, Field], name: str) -> Mapping[str, Any]:
+def _by_field(value: T | Mapping[str, T] | None, fields: Mapping[str, Field], name: str) -> Mapping[str, T]:
     """The value of each field: for a single field the value itself.
 
     Raises:
         ValueError: it is no dict of the model's fields.
     """
     if value is None or "" in fields:
-        return {} if value is None else {"": value}
+        return {} if value is None else {"": cast(T, value)}
     if not isinstance(value, Mapping) or value.keys() - fields.keys():
         raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
     return value

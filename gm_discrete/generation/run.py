@@ -152,7 +152,9 @@ class NoisedObservations:
         self.fixed = {name: request.fixed[name] for name in request.observed}
         self.whole = {name: fixed.flatten(1).all(1) for name, fixed in self.fixed.items()}
 
-    def generator(self, x: Any, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Generator:
+    def generator(
+        self, x: Tensor | State, t: Tensor, t_next: Tensor | None = None, **conditioning: object
+    ) -> Generator:
         """The generator of the process at the state with noised observations."""
         state, times = dict(pack(x)), self.path.times(t)
         network_times, independent = dict(times), getattr(self.path, "independent_times", False)

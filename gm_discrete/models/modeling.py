@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, LogitsProcessor, PreTrainedModel, StoppingCriteriaList
+from transformers import AutoConfig, AutoModel, LogitsProcessor, PreTrainedModel, StoppingCriteria
 from transformers import initialization as init
 
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions, refuse_unknown
+from gm_discrete.generation.given import Given
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
@@ -349,7 +350,7 @@ class GMModel(GMPreTrainedModel):
         self,
         generation_config: GMGenerationConfig | None,
         from_auto_class: bool,
-        from_pipeline: Any,
+        from_pipeline: object,
         path: str,
         **kwargs: Any,
     ) -> None:
@@ -371,7 +372,7 @@ class GMModel(GMPreTrainedModel):
         input_ids: Tensor | None = None,
         *,
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
-        given: Any = None,
+        given: Given | Mapping[str, Given] = None,
         x_0: Tensor | None = None,
         class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
@@ -385,7 +386,7 @@ class GMModel(GMPreTrainedModel):
         generators: Mapping[str, Any] | None = None,
         seed: int | None = None,
         logits_processor: Sequence[LogitsProcessor] | None = None,
-        stopping_criteria: StoppingCriteriaList | None = None,
+        stopping_criteria: Sequence[StoppingCriteria] | None = None,
         streamer: Streamer | None = None,
         generation_config: GMGenerationConfig | None = None,
         output_trajectory: bool | None = None,
