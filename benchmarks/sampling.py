@@ -20,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from flow_matching.path import MixtureDiscreteProbPath

@@ -25,9 +25,12 @@ from measure import environment, markdown
 from torch import Tensor
 
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, bregman, conditional_loss, simulate, superpose, time_grid
-from gm_discrete.data import ImageCollator, load_images, to_uint8
-from gm_discrete.evaluation import evaluate_images, extract_features, train_classifier
+from gm_discrete.data import ImageCollator, to_uint8
 from gm_discrete.training import MuonAdamW
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.scores.images import evaluate_images, extract_features, train_classifier
+from recipes.datasets import load_images
 
 bregman.DIVERGENCES["quartic"] = bregman.Bregman(lambda a: a**4 / 12 + a**2 / 2)  # a convex function of one's own
 

@@ -1,17 +1,17 @@
-"""Synthetic tables against real ones, and filled cells against hidden ones, on the diamonds of ggplot2.
+"""Scores of synthetic tables and of imputed cells, on the diamonds of ggplot2.
 
     OMP_NUM_THREADS=1 python benchmarks/tables.py --methods train,copula,tvae,ctgan --imputers mean,neighbours,boosting
     python benchmarks/tables.py --table
     python benchmarks/tables.py --figure tables.png --methods copula,tvae,ctgan
 
-53,940 rows of 7 numbers and 3 categories are split by chance, but always alike, into training, validation and test rows,
-80/10/10. Every method learns from the training rows and makes a table of their number, which is kept in the folder as it
-came; before it is compared, its numbers get the decimals and the range of the training rows, whatever the method. All that
-lies in the folder is not done again. `train` are the training rows themselves: what a perfect method would have.
+53,940 rows of 7 numbers and 3 categories are split into training, validation and test rows, 80/10/10, always in the same
+way. Every method is trained on the training rows and generates as many, which are kept in the folder. Before the comparison
+the numbers of every method are rounded and clipped as the training rows are. What is in the folder is not computed again.
+`train` are the training rows themselves, the score of a perfect method.
 
-Ours are of recipes/mixed.py with its config of the diamonds, and what `VARIANTS` changes in it. The peers: `copula` is
-SDV's GaussianCopulaSynthesizer, which makes numbers of categories and fits copulas' GaussianMultivariate; `tvae` and
-`ctgan` are those of the package ctgan. All at their default settings.
+Ours are recipes/mixed.py with its config for the diamonds and the changes in `VARIANTS`. The peers: `copula` is SDV's
+GaussianCopulaSynthesizer, which encodes categories as numbers and fits a Gaussian copula; `tvae` and `ctgan` are those of
+the package ctgan. All have their default settings.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from measure import environment, markdown
+from measure import environment, markdown, report
 
 from gm_discrete import GMModel
-from gm_discrete.data import decode_rows, load_table
-from gm_discrete.data.packaged import require
+from gm_discrete.data import decode_rows
 from gm_discrete.data.scalers import Categories, decimals
-from gm_discrete.evaluation import tables as metrics
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.scores import tables as metrics
+from recipes.datasets import load_table
+from recipes.datasets.packages import require
 
 PACKAGES = {"pandas": "pandas", "sklearn": "scikit-learn", "sdmetrics": "sdmetrics", "sdv": "sdv", "ctgan": "ctgan"}
 PACKAGES |= {"copulas": "copulas", "rdt": "rdt"}
@@ -52,7 +55,7 @@ T = TypeVar("T")
 Table = pd.DataFrame
 Sample = Callable[[int], Table]
 Method = Callable[[Table, int, argparse.Namespace], Sample]
-"""(training rows, seed, settings) → a function that makes so many rows; both are timed apart."""
+"""(training rows, seed, settings) → a function that generates a number of rows; both are timed separately."""
 Imputer = Callable[[Table, Table, int], Table | Sequence[Table]]
 """(training rows, rows with hidden cells, seed) → the filled rows, or several draws of them."""
 
@@ -62,20 +65,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--imputers", default="", help=f"of {', '.join(IMPUTERS)}")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--rows", type=int, help="of the table, all unless told")
+    parser.add_argument("--rows", type=int, help="rows of the table; default: all")
     parser.add_argument(
         "--hidden", type=float, default=0.4, help="share of the columns of a row that imputers must fill"
     )
     parser.add_argument("--imputed", type=int, default=2000, help="test rows with hidden cells")
-    parser.add_argument("--steps", type=int, help="of the optimizer, those of the recipe unless told")
-    parser.add_argument("--num_steps", type=int, default=50, help="in which our rows are drawn")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; OMP_NUM_THREADS sets those of scikit-learn")
+    parser.add_argument("--steps", type=int, help="training steps; default: those of the recipe")
+    parser.add_argument("--num_steps", type=int, default=50, help="sampling steps of our methods")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; scikit-learn follows OMP_NUM_THREADS")
     parser.add_argument("--folder", type=Path, default=Path("runs/tables"))
-    parser.add_argument(
-        "--again", action="store_true", help="score the tables in the folder anew, which trains no method"
-    )
-    parser.add_argument("--table", action="store_true", help="make the tables of what lies in the folder, and no more")
-    parser.add_argument("--figure", type=Path, help="draw the methods' tables that lie in the folder, and no more")
+    parser.add_argument("--again", action="store_true", help="score the tables in the folder again, without training")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is in the folder")
+    parser.add_argument("--output", type=Path, help="with --table: JSON file with the tables")
+    parser.add_argument("--figure", type=Path, help="only draw the methods' tables that are in the folder")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     methods, imputers = names(args.methods), names(args.imputers)
@@ -84,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--{option} {', '.join(sorted(unknown))}: there is {', '.join(known)}")
     torch.set_num_threads(args.threads)
     if args.table:
-        print(tables(args.folder))
+        text, record = tables(args.folder), {"benchmark": "tables", "environment": environment("cpu", __file__, argv)}
+        report({**record, "settings": vars(args)}, [text], args.output)
         return
     rows = splits(args)
     if args.figure:
@@ -109,7 +112,7 @@ def splits(args: argparse.Namespace) -> dict[str, Table]:
 
 
 def synthesized(name: str, seed: int, rows: Mapping[str, Table], args: argparse.Namespace, argv: Sequence[str]) -> None:
-    """Trains a method and keeps its table, unless it is there; scores the table, unless that was done."""
+    """Trains a method and scores its table; neither is repeated if it is in the folder."""
     file = args.folder / f"method-{name}-{seed}.json"
     train = rows["train"]
     if file.exists():
@@ -164,7 +167,7 @@ def write(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def clocked(function: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What a function gives, with the seconds of the clock and of the processor, those of ended child processes too."""
+    """The result of a function, with the seconds of the clock and of the processor, child processes included."""
 
     def spent() -> float:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -177,7 +180,7 @@ def clocked(function: Callable[[], T]) -> tuple[T, dict[str, float]]:
 
 
 def conform(synthetic: Table, train: Table) -> Table:
-    """The table with the columns, kinds, decimals and range of the training rows: what SDV does to all its samples."""
+    """The table with the columns, kinds, decimals and range of the training rows, as SDV does for all its samples."""
     numbers, _ = metrics.column_kinds(train)
     columns = {}
     for name in train.columns:
@@ -231,7 +234,7 @@ def of_ctgan(name: str) -> Method:
 
         model = getattr(ctgan, name)(enable_gpu=False, verbose=True)
         model.set_random_state(seed)
-        with parallel_config(backend="sequential"):  # workers that never end would hide their seconds
+        with parallel_config(backend="sequential"):  # the seconds of workers that never end would not be counted
             model.fit(train, metrics.column_kinds(train)[1])
         return model.sample
 
@@ -239,7 +242,7 @@ def of_ctgan(name: str) -> Method:
 
 
 def ours(variant: str) -> Method:
-    """The recipe of the diamonds, started as a user would; its model stays in the folder."""
+    """The recipe for the diamonds, in a process of its own; its model is kept in the folder."""
 
     def fit(train: Table, seed: int, args: argparse.Namespace) -> Sample:
         root, folder = Path(__file__).parents[1], args.folder / f"model-{variant}-{seed}"
@@ -249,9 +252,9 @@ def ours(variant: str) -> Method:
             "--config",
             str(root / "recipes/configs/diamonds.yaml"),
         ]
-        usual = {"seed": seed, "output_dir": folder, "eval_strategy": "no", "num_samples": 1000, **VARIANTS[variant]}
-        usual |= {} if args.steps is None else {"max_steps": args.steps}
-        options = [word for name, value in usual.items() for word in (f"--{name}", str(value))]
+        settings = {"seed": seed, "output_dir": folder, "eval_strategy": "no", "num_samples": 1000, **VARIANTS[variant]}
+        settings |= {} if args.steps is None else {"max_steps": args.steps}
+        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         subprocess.run([*recipe, *options], check=True)
         model = GMModel.from_pretrained(folder)
 
@@ -269,7 +272,7 @@ def ours(variant: str) -> Method:
 
 
 def sizes(number: int, most: int = 5000) -> list[int]:
-    """Batches that make so many rows."""
+    """Sizes of batches that sum to `number`."""
     return [most] * (number // most) + [number % most] * (number % most > 0)
 
 
@@ -284,7 +287,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow by velocity": {"prediction": "velocity"},
     "independent times": {"independent_times": True},
 }
-"""What is changed in the recipe of the diamonds."""
+"""Arguments of the recipe that differ from its config."""
 
 METHODS: dict[str, Method] = {
     "train": of_train,
@@ -296,14 +299,14 @@ METHODS: dict[str, Method] = {
 
 
 def by_mean(train: Table, masked: Table, seed: int) -> Table:
-    """The mean of a column of numbers, the most frequent category of another."""
+    """The mean of a numeric column, the most frequent category of another."""
     numbers, categories = metrics.column_kinds(train)
     values = {name: train[name].mean() for name in numbers} | {name: train[name].mode()[0] for name in categories}
     return masked.fillna(values)
 
 
 def by_neighbours(train: Table, masked: Table, seed: int) -> list[Table]:
-    """Draws: the cells of each of the nearest training rows, by Gower's distance in the cells that are seen."""
+    """Draws: the cells of each of the nearest training rows, by Gower's distance in the observed cells."""
     numbers, categories = metrics.column_kinds(train)
     real, given = {}, {}
     for name in numbers:
@@ -327,7 +330,7 @@ def by_neighbours(train: Table, masked: Table, seed: int) -> list[Table]:
 
 
 def by_boosting(train: Table, masked: Table, seed: int) -> Table:
-    """A model per column, which learns from training rows that have as many hidden cells as those to be filled."""
+    """A model per column, trained on rows with the same share of hidden cells as the rows to be filled."""
     require("sklearn", "scikit-learn", extra="tables")
     from sklearn.ensemble import (  # pyright: ignore[reportMissingImports]
         HistGradientBoostingClassifier,
@@ -350,7 +353,7 @@ def by_boosting(train: Table, masked: Table, seed: int) -> Table:
 
 
 def by_ours(folder: Path, num_steps: int) -> Imputer:
-    """Draws of the model with independent times, which lies in the folder."""
+    """Draws of the model with independent times, which is in the folder."""
 
     def impute(train: Table, masked: Table, seed: int) -> list[Table]:
         model = GMModel.from_pretrained(folder / f"model-independent times-{seed}")
@@ -377,7 +380,7 @@ IMPUTERS: dict[str, Callable[[argparse.Namespace], Imputer]] = {
 
 
 def tables(folder: Path) -> str:
-    """Likeness, use and closeness of synthetic tables, and the imputers: mean and standard deviation over seeds."""
+    """Markdown tables of all scores in the folder: mean and standard deviation over seeds."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(folder.glob("*.json")):
         record = json.loads(file.read_text())
@@ -389,8 +392,8 @@ def tables(folder: Path) -> str:
         parts += [place(own), markdown([likeness(*item) for item in own.items()])]
         real = next(iter(own.values()))[0]["figures"]["closest_records"]
         parts.append(
-            f"Test rows lie at a median of {real['holdout_median']:.4f} from their closest training row, 5 % of them "
-            f"within {real['holdout_quantile_5']:.4f}, and {real['holdout_copies']:.2%} are copies."
+            f"Test rows have a median distance of {real['holdout_median']:.4f} to their closest training row, 5 % of them "
+            f"are within {real['holdout_quantile_5']:.4f}, and {real['holdout_copies']:.2%} are copies."
         )
         parts.append(markdown([use(*item) for item in own.items()]))
     if found["imputer"]:
@@ -402,7 +405,7 @@ def tables(folder: Path) -> str:
 
 
 def ordered(found: Mapping[str, list[dict[str, Any]]], known: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """In the order of the table of functions; names that it lost come last."""
+    """In the order of `known`; other names last."""
     return {name: found[name] for name in [*known, *sorted(set(found) - set(known))] if name in found}
 
 
@@ -461,7 +464,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def figure(methods: Sequence[str], rows: Mapping[str, Table], args: argparse.Namespace) -> None:
-    """Every column's law in the test rows and in the methods' tables of the first seed; below, pairs of columns."""
+    """Draws every column of the test rows and of the methods' tables (first seed), and below pairs of columns."""
     require("matplotlib")
     from matplotlib import pyplot
 
@@ -499,7 +502,7 @@ def figure(methods: Sequence[str], rows: Mapping[str, Table], args: argparse.Nam
 
 
 def colors(made: Mapping[str, Table]) -> list[str]:
-    """Grey for what is real."""
+    """Grey for real rows, then one colour per method."""
     return ["0.6", *(f"C{i}" for i in range(len(made) - 1))]
 
 

@@ -7,7 +7,7 @@ and backward (with `--optimizer`, also AdamW). The peer (flow_matching, arXiv 24
 with its own path and puts the network's dense logits [B, L, K] into `MixturePathGeneralizedKL`. All sides are warmed up,
 then take turns; the median of the rounds is reported.
 
-The floor is what cannot be saved: forward and backward of the backbone, and of the head with a cross-entropy on the
+The floor is a lower bound of the time: forward and backward of the backbone, and of the head with a cross-entropy on the
 positions that can jump (masking: those that are masked; uniform: all), at the (t, x_t) of our step. Memory is the peak
 beyond the model and z, each side in a process of its own; it includes the gradients. Before the clock starts, both losses
 and their gradients are compared at one (t, x_t): the last column is the greater of the relative differences.
@@ -48,7 +48,7 @@ SIDES = ("ours", "floor", "peer")
 
 
 class Sides:
-    """The losses that are compared, of one network and one batch."""
+    """The losses to compare, for one network and one batch."""
 
     def __init__(self, path_name: str, args: argparse.Namespace) -> None:
         self.path, self.seed, self.device = path_of(path_name, args.vocab_size), args.seed, args.device
@@ -66,7 +66,7 @@ class Sides:
         return conditional_loss(self.model, self.z, rng=self._rng(), time_sampler=UniformTimeSampler())
 
     def peer(self) -> Tensor:
-        torch.manual_seed(self.seed)  # it knows the global generator only
+        torch.manual_seed(self.seed)  # it uses the global generator only
         t = torch.rand(len(self.z), device=self.device)
         x_0 = self.path.prior(self.z.shape, device=self.device)
         return self.dense(self.peer_path.sample(x_0, self.z, t).x_t, t)
@@ -127,7 +127,7 @@ def peak(side: str, path_name: str, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     sides = Sides(path_name, args)
     with torch.no_grad():
-        sides.model.backbone(sides.x[:1], sides.t[:1])  # loads what torch loads on first use
+        sides.model.backbone(sides.x[:1], sides.t[:1])  # so that torch's lazy initialisation is not counted
     return peak_memory(lambda: sides.step(side), args.device)
 
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
 from gm_discrete.generators.landings import Bins
 from gm_discrete.likelihood import (
-    FieldLikelihood,
-    FlowLikelihood,
-    LikelihoodBound,
+    Likelihood,
     any_order_bound,
     any_order_likelihood,
     field_likelihood,
@@ -92,12 +90,10 @@ __all__ = [
     "ExactModel",
     "ExactProductModel",
     "ExponentialSchedule",
-    "FieldLikelihood",
     "FieldTimeSampler",
     "FinitePath",
     "FirstHitting",
     "Flow",
-    "FlowLikelihood",
     "GMConfig",
     "GMGenerationConfig",
     "GMModel",
@@ -105,7 +101,7 @@ __all__ = [
     "Heun",
     "Jump",
     "KolmogorovResidual",
-    "LikelihoodBound",
+    "Likelihood",
     "LinearSchedule",
     "LogitNormalTimeSampler",
     "MaskedPath",
@@ -146,9 +142,26 @@ _LAZY = {
     "GMModel": "models",
 }
 
+_RENAMED = {
+    "BackwardNoise": "ReMDM or DetailedBalance",
+    "EtaNoise": "ReMDM or DetailedBalance",
+    "FieldLikelihood": "Likelihood, which field_likelihood returns",
+    "FieldTimes": "FieldTimeSampler",
+    "FlowLikelihood": "Likelihood, which flow_likelihood returns; its .nats is −log p",
+    "LikelihoodBound": "Likelihood",
+    "LogitNormalTimes": "LogitNormalTimeSampler",
+    "Predictor": "ClassifierGuidance",
+    "PredictorGuided": "ClassifierGuidance(…).guided(process)",
+    "UniformTimes": "UniformTimeSampler",
+    "flow_log_likelihood": "flow_likelihood, whose .nats is −log p",
+}
+"""What to use in place of names of version 0.1."""
+
 
 def __getattr__(name: str) -> Any:
-    """The model classes and their options, imported on first access: they bring transformers along."""
+    """The model classes and their options, imported on first access: they import transformers."""
     if name in _LAZY:
         return getattr(import_module(f"gm_discrete.{_LAZY[name]}"), name)
+    if name in _RENAMED:  # an AttributeError would lose its message in `from gm_discrete import …`
+        raise ImportError(f"gm_discrete.{name} was renamed or removed: use {_RENAMED[name]}")
     raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a process is, and how its states travel.
+"""The `Process` protocol, and how states are packed into dicts of fields.
 
 Inside the library every state is a dict of fields, and a state of one field is `{"": x}`. Tensors are packed into such
 dicts, and unpacked, only at the entry points: `GMModel.forward` and `generate`, `simulate`, `conditional_loss` and the
@@ -24,10 +24,21 @@ T = TypeVar("T")
 
 
 class Process(Protocol):
-    """A probability path and the generator of a process that follows it: a network, an exact posterior, or your own class.
+    """A probability path and the generator of a process with its distributions: a network, an exact posterior, or your own.
 
     `generator(x, t, t_next=None, **conditioning)` returns the generator at the state x and the times t [B], or that of the
     step from t to t_next. For a `ProductPath` x is a dict of fields; for all other paths it is a tensor.
+
+    >>> import torch
+    >>> from gm_discrete import MaskedPath, simulate
+    >>> class Guess:
+    ...     path = MaskedPath(3)
+    ...     def generator(self, x, t, t_next=None):
+    ...         logits = torch.tensor([0.9, 0.1, 0.0]).log().expand(*x.shape, 3)
+    ...         return self.path.marginal(logits, x, t, t_next)
+    >>> x = simulate(Guess(), Guess.path.prior((2, 4)), torch.linspace(0, 1, 5))
+    >>> bool((x < 2).all())
+    True
     """
 
     @property
@@ -38,13 +49,13 @@ class Process(Protocol):
 
 
 def pack(value: T | Mapping[str, T]) -> Mapping[str, T]:
-    """A value per field: a dict as it is, anything else as that of the only field, `{"": value}`."""
+    """A value per field: a dict stays as it is, anything else belongs to the only field, `{"": value}`."""
     return value if isinstance(value, Mapping) else {"": value}
 
 
 def unpack(state: Mapping[str, T]) -> T | Mapping[str, T]:
-    """The inverse of `pack`: the value of the only field where there is one, else the dict."""
-    return state[""] if "" in state else state
+    """The inverse of `pack`: the value of the only field if there is just one, else the dict."""
+    return state.get("", state)
 
 
 def factors(generator: Generator) -> Mapping[str, Factor]:

@@ -1,25 +1,42 @@
-"""What recipes share: arguments from YAML and the command line, and the curve of a training."""
+"""Shared by the recipes: arguments from YAML and the command line, resuming, the curve of a training run."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
+from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Dataclasses filled from `--config FILE.yaml`, with any argument of the command line going first.
+class OptimizerOptions(Protocol):
+    """The arguments for the optimizer and the evaluation, which all recipes have."""
+
+    muon: bool
+    muon_learning_rate: float
+    muon_momentum: float
+    ema_decay: float
+    num_eval_samples: int
+
+
+def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Fills dataclasses from `--config FILE.yaml` and the command line; the command line has precedence.
+
+    Args:
+        classes: dataclasses of arguments, `TrainingArguments` among them.
+        argv: the command line, `sys.argv` by default.
 
     Raises:
         ValueError: the file holds an argument that no class has.
@@ -28,14 +45,13 @@ def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> 
     settings: dict[str, Any] = {}
     if "--config" in argv:
         at = argv.index("--config")
-        file = Path(argv[at + 1])
-        settings = yaml.safe_load(file.read_text()) or {}
+        settings = yaml.safe_load(Path(argv[at + 1]).read_text()) or {}
         del argv[at : at + 2]
-    parser = HfArgumentParser(classes)
+    parser = HfArgumentParser(classes)  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
-    if "use_cpu" in known:  # or TrainingArguments would look for a GPU's bf16
+    if "use_cpu" in known:  # TrainingArguments would otherwise require a GPU for bf16
         device = torch.accelerator.current_accelerator(check_available=True)
-        settings.setdefault("use_cpu", device is None or device.type == "mps")  # which knows no float64
+        settings.setdefault("use_cpu", device is None or device.type == "mps")  # MPS has no float64
     if "output_dir" in known:
         settings.setdefault("output_dir", "runs/unnamed")
     if unknown := settings.keys() - known:
@@ -46,28 +62,33 @@ def parse_arguments(classes: tuple[Any, ...], argv: list[str] | None = None) -> 
     return parser.parse_args_into_dataclasses(argv)
 
 
-def check_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Keeps the settings of a run in `run.json`; a run that goes on must have those it was started with.
+def check_run(folder: Path, settings: Mapping[str, object]) -> None:
+    """Writes the settings of a run to `run.json`; if the run has a checkpoint, checks that they have not changed.
 
     Raises:
-        ValueError: a setting is another one.
+        ValueError: a setting differs from that of the checkpoint.
     """
     record = folder / "run.json"
-    settings = json.loads(json.dumps(settings, default=str))
+    current = json.loads(json.dumps(settings, default=str))
     if last_complete_checkpoint(folder) and record.exists():
         before = json.loads(record.read_text())
-        for name in sorted(before.keys() & settings.keys()):
-            if before[name] != settings[name]:
+        for name in sorted(before.keys() & current.keys()):
+            if before[name] != current[name]:
                 raise ValueError(
-                    f"{folder} holds a run that was started with {name}={before[name]!r}, now it is {settings[name]!r}: "
-                    "go on with the first, or choose another output_dir"
+                    f"{folder} holds a run that was started with {name}={before[name]!r}, now it is {current[name]!r}: "
+                    "give the first to resume it, or choose another output_dir"
                 )
-    write_json(record, settings)
+    write_json(record, current)
 
 
-def settings_of_run(options: Any, training: TrainingArguments, shown: set[str]) -> dict[str, Any]:
-    """What a run that goes on may not change: all that its weights depend on, but for the number of steps."""
-    settings = {name: value for name, value in vars(options).items() if name not in shown}
+def weight_settings(options: object, training: TrainingArguments, display: set[str]) -> dict[str, object]:
+    """The settings that the weights depend on, except for the number of steps; a resumed run must not change them.
+
+    Args:
+        options: the arguments of a recipe.
+        display: names of those that the weights do not depend on.
+    """
+    settings = {name: value for name, value in vars(options).items() if name not in display}
     names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
     settings |= {name: getattr(training, name) for name in (*names, "max_grad_norm", "bf16", "fp16")}
     settings["global_batch_size"] = (
@@ -76,8 +97,20 @@ def settings_of_run(options: Any, training: TrainingArguments, shown: set[str]) 
     return settings
 
 
-def trainer_options(options: Any, training: TrainingArguments) -> dict[str, Any]:
-    """What a `GMTrainer` is told of a recipe's `muon`, `ema_decay` and `num_eval_samples`."""
+def time_sampler(times: str, mean: float = 0.0, std: float = 1.0) -> LogitNormalTimeSampler | UniformTimeSampler:
+    """The distribution of training times: "logit_normal", with `mean` and `std` of logit t, or "uniform"."""
+    if times not in ("logit_normal", "uniform"):
+        raise ValueError(f"times={times!r} must be logit_normal or uniform")
+    return LogitNormalTimeSampler(mean, std) if times == "logit_normal" else UniformTimeSampler()
+
+
+def parse_sampler(sampler: str) -> Sampler:
+    """A sampler by name, such as "tau_leaping", or from JSON, {"type": "adaptive", "max_expected_changes": 2}."""
+    return Sampler.of(json.loads(sampler) if sampler.lstrip().startswith("{") else sampler)
+
+
+def trainer_options(options: OptimizerOptions, training: TrainingArguments) -> dict[str, Any]:
+    """The arguments of `GMTrainer` for the optimizer, the average of the weights and the evaluation."""
     muon = {
         "lr": options.muon_learning_rate,
         "momentum": options.muon_momentum,
@@ -92,11 +125,11 @@ def trainer_options(options: Any, training: TrainingArguments) -> dict[str, Any]
     }
 
 
-def go_on(trainer: GMTrainer) -> None:
-    """Trains from the last complete checkpoint, or from the start."""
+def train(trainer: GMTrainer) -> None:
+    """Trains from the last complete checkpoint, or from the start if there is none."""
     last = last_complete_checkpoint(Path(str(trainer.args.output_dir)))
     if last:
-        print_once(trainer.args, f"goes on from {last}")
+        print_once(trainer.args, f"resumed from {last}")
     trainer.train(resume_from_checkpoint=last)
 
 
@@ -106,8 +139,8 @@ def print_once(training: TrainingArguments, text: str) -> None:
         print(text, flush=True)
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes all of it or nothing."""
+def write_json(file: Path, content: Mapping[str, object]) -> None:
+    """Writes a JSON file; it is replaced as a whole, never left half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.draft")
     draft.write_text(json.dumps(content, indent=1) + "\n")
@@ -115,15 +148,18 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
-    """Training loss and held-out bound, in bits, against the optimizer step, as a PNG; without a unit the losses."""
+    """Draws the training loss and the held-out bound against the optimizer step.
+
+    Args:
+        history: the log of the trainer.
+        unit: of the bound, which is drawn in bits per unit; an empty string draws matching losses instead.
+        path: of the PNG file.
+    """
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    held_out = (
-        ("eval_bits_per_token", "held-out bound", 1.0) if unit else ("eval_loss", "held-out loss (even times)", 1.0)
-    )
-    for name, label, factor in (
-        ("loss", "training loss (its own law of times)", 1 / torch.log(torch.tensor(2.0)).item() if unit else 1.0),
-        held_out,
-    ):
+    bits = 1 / torch.log(torch.tensor(2.0)).item()
+    training_curve = ("loss", "training loss (at the training times)", bits if unit else 1.0)
+    held_out = ("eval_bits_per_token", "held-out bound") if unit else ("eval_loss", "held-out loss (at uniform times)")
+    for name, label, factor in (training_curve, (*held_out, 1.0)):
         points = [(entry["step"], entry[name] * factor) for entry in history if name in entry]
         if points:
             axes.plot(*zip(*points, strict=True), "o-" if name.startswith("eval") else "-", markersize=4, label=label)

@@ -1,9 +1,9 @@
-"""Trains and samples an image model: discrete pixels that jump, or continuous ones that flow, jump, or do both.
+"""Trains and samples an image model: discrete pixels, or continuous ones with a flow, a jump process, or both.
 
     accelerate launch recipes/images.py --config recipes/configs/mnist_superposition.yaml [--any_argument value]
 
-Stopped at any moment and started again with the same command, it goes on from the last complete checkpoint. What it
-leaves in `output_dir`: the model (load it with `AutoModel`), metrics.json, curve.png, samples.png and samples.gif.
+If it is interrupted, the same command resumes it from the last complete checkpoint. It writes to `output_dir`: the model
+(load it with `AutoModel`), metrics.json, curve.png, samples.png, and their steps as samples.gif.
 """
 
 from __future__ import annotations
@@ -12,92 +12,92 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from common import (
-    check_run,
-    go_on,
-    parse_arguments,
-    plot_curve,
-    print_once,
-    settings_of_run,
-    trainer_options,
-    write_json,
-)
-from datasets import Dataset
-from pictures import animate_images, image_grid
+from datasets import Dataset, IterableDataset
+from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from gm_discrete import (
-    Bins,
-    GaussianPath,
-    GMConfig,
-    GMModel,
-    LogitNormalTimeSampler,
-    MaskedPath,
-    UniformPath,
-    UniformTimeSampler,
-    flow_likelihood,
-)
-from gm_discrete.data import ImageCollator, download_emoji, download_fashion_mnist, load_images, to_uint8
-from gm_discrete.paths import FinitePath
+from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath, flow_likelihood
+from gm_discrete.data import ImageCollator, to_uint8
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import GMTrainer
+from recipes.common import (
+    check_run,
+    parse_arguments,
+    parse_sampler,
+    plot_curve,
+    print_once,
+    time_sampler,
+    train,
+    trainer_options,
+    weight_settings,
+    write_json,
+)
+from recipes.datasets import download_emoji, download_fashion_mnist, load_images
+from recipes.pictures import animate_images, image_grid
 
 DOWNLOADS = {"fashion_mnist": download_fashion_mnist, "emoji32": download_emoji}
 
-SHOWN = {"num_steps", "sampler", "guidance_scale", "num_images", "num_eval_samples", "max_eval_images", "download"}
-"""Arguments that weights do not depend on."""
+DISPLAY = {"num_steps", "sampler", "guidance_scale", "num_images", "num_eval_samples", "max_eval_images", "download"}
+"""Arguments that the weights do not depend on: they may change when a run is resumed."""
 
-MEASURED = 2000
-"""Images of which mean and standard deviation are taken."""
+STATISTICS_IMAGES = 2000
+"""Number of images from which mean and standard deviation are estimated."""
 
 
 @dataclass
 class ImageArguments:
-    """Data, path, model and sampling; everything else is `TrainingArguments`."""
+    """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
-    data: str = field(default="mnist", metadata={"help": "mnist, fashion_mnist, emoji32, a folder, or a hub id"})
+    data: str = field(default="mnist", metadata={"help": "mnist, fashion_mnist, emoji32, a folder or a hub id"})
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
-    download: bool = field(default=False, metadata={"help": "fetch fashion_mnist or emoji32 first"})
-    image_column: str = "image"
-    label_column: str = "label"
-    image_size: int | None = None
-    streaming: bool = False
-    max_eval_images: int = 512
+    download: bool = field(default=False, metadata={"help": "download fashion_mnist or emoji32 first"})
+    image_column: str = field(default="image", metadata={"help": "column of the data set that holds the images"})
+    label_column: str = field(default="label", metadata={"help": "column of the data set that holds the classes"})
+    image_size: int | None = field(default=None, metadata={"help": "height and width; default: those of the data"})
+    streaming: bool = field(default=False, metadata={"help": "read the data while training"})
+    max_eval_images: int = field(default=512, metadata={"help": "held-out images that are scored"})
 
-    path: str = field(default="gaussian", metadata={"help": "gaussian (numbers), masked or uniform (symbols)"})
+    path: str = field(
+        default="gaussian", metadata={"help": "gaussian (continuous), masked or uniform (discrete pixels)"}
+    )
     generators: str = field(default='{"flow": 1.0}', metadata={"help": "JSON of weights of flow, diffusion and jump"})
-    divergence: str = field(default="{}", metadata={"help": 'JSON of divergences by part, such as {"flow": "cosh"}'})
-    loss_weights: str = field(default="{}", metadata={"help": "JSON of weights by part in the loss"})
+    divergence: str = field(
+        default="{}", metadata={"help": 'JSON, divergence of a generator, such as {"flow": "cosh"}'}
+    )
+    loss_weights: str = field(default="{}", metadata={"help": "JSON, weight of a generator in the loss"})
     prediction: str | None = field(
         default=None, metadata={"help": "belief (default with a jump), velocity (default without), data or noise"}
     )
-    bins: int = field(default=64, metadata={"help": "over the range of a pixel, of a belief or of landings"})
-    levels: int = field(default=256, metadata={"help": "grey levels of symbols"})
-    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, of the uniform path"})
+    bins: int = field(default=64, metadata={"help": "bins over the range of a pixel, in which jumps are predicted"})
+    levels: int = field(default=256, metadata={"help": "grey levels of discrete pixels"})
+    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, for the uniform path"})
     schedule: str = field(default="{}", metadata={"help": "JSON of a schedule"})
-    by_class: bool = field(default=True, metadata={"help": "condition on the class, where the data have classes"})
+    by_class: bool = field(default=True, metadata={"help": "condition on the class, if the data have classes"})
 
-    patch_size: int = 4
-    hidden_size: int = 256
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 4
+    patch_size: int = field(default=4, metadata={"help": "height and width of the patch that one position holds"})
+    hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
+    num_hidden_layers: int = field(default=8, metadata={"help": "layers of the transformer"})
+    num_attention_heads: int = field(default=4, metadata={"help": "attention heads per layer"})
     model_options: str = field(default="{}", metadata={"help": "JSON of further arguments of GMConfig"})
 
-    times: str = field(default="uniform", metadata={"help": "logit_normal or uniform, the law of training times"})
+    times: str = field(default="uniform", metadata={"help": "distribution of training times: logit_normal or uniform"})
     muon: bool = field(
-        default=False, metadata={"help": "Muon at muon_learning_rate for the matrices, AdamW for the rest"}
+        default=False, metadata={"help": "Muon for the weight matrices, AdamW with learning_rate for the rest"}
     )
-    muon_learning_rate: float = 0.02
-    muon_momentum: float = 0.95
-    ema_decay: float = field(default=0.0, metadata={"help": "0: no average of the weights"})
-    num_eval_samples: int = 2
-    num_steps: int = 100
-    sampler: str = "tau_leaping"
-    guidance_scale: float | None = None
-    num_images: int = field(default=64, metadata={"help": "samples to show"})
+    muon_learning_rate: float = field(default=0.02, metadata={"help": "learning rate of Muon"})
+    muon_momentum: float = field(default=0.95, metadata={"help": "momentum of Muon"})
+    ema_decay: float = field(default=0.0, metadata={"help": "decay of the average of the weights; 0: no average"})
+    num_eval_samples: int = field(default=2, metadata={"help": "draws of the loss or bound per held-out image"})
+    num_steps: int = field(default=100, metadata={"help": "sampling steps"})
+    sampler: str = field(default="tau_leaping", metadata={"help": "name or JSON of a sampler of generate"})
+    guidance_scale: float | None = field(default=None, metadata={"help": "classifier-free guidance of the samples"})
+    num_images: int = field(default=64, metadata={"help": "number of samples"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -108,39 +108,33 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if options.download and options.data in DOWNLOADS and training.process_index == 0:
             DOWNLOADS[options.data]()
         if training.local_process_index == 0:
-            check_run(output, settings_of_run(options, training, SHOWN))
-        train, held_out = (load(options, split) for split in ("train", "validation"))
-    rows = (
-        held_out if isinstance(held_out, Dataset) else Dataset.from_list(list(held_out.take(options.max_eval_images)))
-    )
-    held_out = rows.select(range(min(options.max_eval_images, len(rows))))
-    model = GMModel(build_config(options, train))
-    symbols = isinstance(model.path, FinitePath)
+            check_run(output, weight_settings(options, training, DISPLAY))
+        rows, held_out_rows = load(options, "train"), load(options, "validation")
+    held_out = in_memory(held_out_rows, options.max_eval_images)
+    model = GMModel(build_config(options, rows))
+    discrete = model.path.is_discrete
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.path!r}")
 
-    if options.times not in ("logit_normal", "uniform"):
-        raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
-    collate = ImageCollator(levels=options.levels if symbols else None)
     trainer = GMTrainer(
         model,
         training,
-        time_sampler=LogitNormalTimeSampler() if options.times == "logit_normal" else UniformTimeSampler(),
-        train_dataset=train,
+        time_sampler=time_sampler(options.times),
+        train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=collate,
+        data_collator=ImageCollator(levels=options.levels if discrete else None),
         **trainer_options(options, training),
     )
-    go_on(trainer)
+    train(trainer)
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
     if training.should_save:
-        if symbols:
+        if discrete:
             metrics["bits_per_dim"], metrics["levels"] = metrics["bits_per_token"], options.levels
         elif "flow" in json.loads(options.generators):
             metrics |= flow_bits(GMModel.from_pretrained(output).to(training.device), held_out)
         write_json(output / "metrics.json", metrics)
-        plot_curve(trainer.state.log_history, "dimension" if symbols else "", output / "curve.png")
+        plot_curve(trainer.state.log_history, "dimension" if discrete else "", output / "curve.png")
         show_samples(options, output, training.device)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print_once(
@@ -149,7 +143,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def load(options: ImageArguments, split: Any) -> Any:
+def load(options: ImageArguments, split: Literal["train", "validation"]) -> Dataset | IterableDataset:
+    """Loads one split; a stream of training images is shuffled."""
     rows = load_images(
         options.data,
         split,
@@ -162,14 +157,21 @@ def load(options: ImageArguments, split: Any) -> Any:
     return rows if isinstance(rows, Dataset) or split != "train" else rows.shuffle(seed=0, buffer_size=10_000)
 
 
-def build_config(options: ImageArguments, train: Any) -> GMConfig:
-    """The path, with the data's mean and standard deviation where it needs them, and the transformer around it."""
-    first = train.select(range(min(MEASURED, len(train)))) if isinstance(train, Dataset) else train.take(MEASURED)
-    sample = collated(first)
+def in_memory(rows: Dataset | IterableDataset, most: int) -> Dataset:
+    """The first `most` rows, read from the stream if it is one."""
+    if isinstance(rows, Dataset):
+        return rows.select(range(min(most, len(rows))))
+    return Dataset.from_list(list(rows.take(most)))
+
+
+def build_config(options: ImageArguments, rows: Dataset | IterableDataset) -> GMConfig:
+    """The probability path, with mean and standard deviation of the first images, and the transformer."""
+    count = STATISTICS_IMAGES
+    sample = collated(rows.select(range(min(count, len(rows)))) if isinstance(rows, Dataset) else rows.take(count))
     shape = list(sample["input_values"].shape[1:])
     classes = 0
     if options.by_class and "class_labels" in sample:
-        feature = (train.features or {}).get("class_labels")
+        feature = (rows.features or {}).get("class_labels")
         classes = getattr(feature, "num_classes", 0) or int(sample["class_labels"].max()) + 1
     return GMConfig(
         path=build_path(options, shape, sample["input_values"]),
@@ -185,7 +187,8 @@ def build_config(options: ImageArguments, train: Any) -> GMConfig:
     )
 
 
-def build_path(options: ImageArguments, shape: list[int], sample: torch.Tensor) -> ProbabilityPath:
+def build_path(options: ImageArguments, shape: list[int], sample: Tensor) -> ProbabilityPath:
+    """The path from noise to images; mean and standard deviation of a Gaussian path are those of `sample`."""
     schedule = json.loads(options.schedule) or None
     if options.path == "masked":
         return MaskedPath(options.levels + 1, schedule=schedule)
@@ -194,9 +197,10 @@ def build_path(options: ImageArguments, shape: list[int], sample: torch.Tensor) 
     if options.path != "gaussian":
         raise ValueError(f"path={options.path!r} must be gaussian, masked or uniform")
     generators, number = json.loads(options.generators), options.bins
-    lands = "jump" in generators and options.prediction not in (None, "belief")
-    # Of a belief, with the first and the last bin around black and white; of landings, which noise spreads, as wide.
-    reach, number = (4.0, 4 * number) if lands else (number / (number - 1), number)
+    if "jump" in generators and options.prediction not in (None, "belief"):
+        limit, number = 4.0, 4 * number  # bins of where a jump lands, a noisy pixel: a wider range, the same width
+    else:
+        limit = number / (number - 1)  # bins of clean pixels: the first is centred on black, the last on white
     return GaussianPath(
         generators,
         num_channels=shape[0],
@@ -204,12 +208,12 @@ def build_path(options: ImageArguments, shape: list[int], sample: torch.Tensor) 
         data_mean=round(float(sample.mean()), 4),
         data_std=round(float(sample.std()), 4),
         prediction=options.prediction,
-        bins=Bins(-reach, reach, number),
+        bins=Bins(-limit, limit, number),
     )
 
 
 def flow_bits(model: GMModel, held_out: Dataset, number: int = 64) -> dict[str, float]:
-    """Bits per dimension of bytes under the flow: of pixels with uniform noise of one byte's width, an upper bound."""
+    """Bits per dimension under the flow, for bytes with uniform noise of their width: an upper bound for the bytes."""
     batch = collated(held_out.select(range(min(number, len(held_out)))), dequantize=True)
     rng = torch.Generator(model.device).manual_seed(0)
     classes = batch["class_labels"].to(model.device) if model.config.num_classes else None
@@ -219,25 +223,26 @@ def flow_bits(model: GMModel, held_out: Dataset, number: int = 64) -> dict[str, 
     return {"flow_bits_per_dim": float(bits.mean()), "flow_bits_per_dim_stderr": float(bits.std() / len(bits) ** 0.5)}
 
 
-def collated(rows: Any, dequantize: bool = False) -> dict[str, torch.Tensor]:
+def collated(rows: Dataset | IterableDataset, dequantize: bool = False) -> dict[str, Tensor]:
+    """All rows as one batch."""
     return ImageCollator(dequantize=dequantize)(list(rows))
 
 
-def show_samples(options: ImageArguments, output: Path, device: Any) -> None:
-    """Loads the model that was written and writes a grid of samples, by class where there are classes, and how they came."""
-    model = GMModel.from_pretrained(output).to(device)
+def show_samples(options: ImageArguments, output: Path, device: torch.device) -> None:
+    """Loads the model that was written, writes a grid of samples, a column per class, and an animation of their steps."""
+    model = GMModel.from_pretrained(output).to(device)  # pyright: ignore[reportArgumentType]
     classes = [i % model.config.num_classes for i in range(options.num_images)] if model.config.num_classes else None
     sample = model.generate(
         batch_size=options.num_images,
         class_labels=classes,
         guidance_scale=options.guidance_scale if classes else None,
         num_steps=options.num_steps,
-        sampler=options.sampler,
+        sampler=parse_sampler(options.sampler),
         seed=0,
         return_dict_in_generate=True,
         output_trajectory=True,
     )
-    levels = options.levels if isinstance(model.path, FinitePath) else None
+    levels = options.levels if model.path.is_discrete else None
     columns = model.config.num_classes if 0 < model.config.num_classes <= 20 else None
     image_grid(to_uint8(sample.sequences.cpu(), levels=levels), output / "samples.png", columns)
     states = sample.trajectory.states[:, :16]
@@ -245,9 +250,9 @@ def show_samples(options: ImageArguments, output: Path, device: Any) -> None:
     animate_images([visible(state, options, model) for state in chosen], output / "samples.gif")
 
 
-def visible(state: torch.Tensor, options: ImageArguments, model: GMModel) -> torch.Tensor:
-    """An unfinished state as bytes; masks are grey."""
-    if not isinstance(model.path, FinitePath):
+def visible(state: Tensor, options: ImageArguments, model: GMModel) -> Tensor:
+    """An intermediate state as bytes; masks are grey."""
+    if not model.path.is_discrete:
         return to_uint8(state)
     masked = state >= options.levels
     return to_uint8(state.masked_fill(masked, options.levels // 2), levels=options.levels)
@@ -257,4 +262,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from the last checkpoint")
+        sys.exit("\nstopped; the same command resumes from the last checkpoint")

@@ -1,10 +1,10 @@
-"""Trains and samples a model of symbols and numbers together: tables, and music as notes.
+"""Trains and samples a model of categories and numbers together: rows of a table, or music as notes.
 
     accelerate launch recipes/mixed.py --config recipes/configs/diamonds.yaml [--any_argument value]
 
-Stopped at any moment and started again with the same command, it goes on from the last complete checkpoint. What it
-leaves in `output_dir`: the model (load it with `AutoModel`), metrics.json and curve.png; of tables samples.csv and
-columns.png, which compares real and synthetic columns; of music samples.mid and samples.png, a piano roll.
+If it is interrupted, the same command resumes it from the last complete checkpoint. It writes to `output_dir`: the model
+(load it with `AutoModel`), metrics.json and curve.png; for a table samples.csv, and columns.png, which compares real and
+synthetic columns; for music samples.mid, and samples.png, a piano roll.
 """
 
 from __future__ import annotations
@@ -17,89 +17,92 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
-from common import (
-    check_run,
-    go_on,
-    parse_arguments,
-    plot_curve,
-    print_once,
-    settings_of_run,
-    trainer_options,
-    write_json,
-)
 from datasets import Dataset, IterableDataset
-from pictures import compare_columns
 from transformers import TrainingArguments, set_seed
 
-from gm_discrete import FieldTimeSampler, GMConfig, GMModel, LogitNormalTimeSampler, UniformTimeSampler
+from gm_discrete import FieldTimeSampler, GMConfig, GMModel
 from gm_discrete.data import (
     SequenceCollator,
     TableCollator,
-    cut,
     decode_rows,
     decode_sequences,
-    download_flights,
     encoded_dataset,
     fit_codecs,
-    load_chorales,
-    load_table,
-    piano_roll,
     table_path,
-    write_midi,
 )
+from gm_discrete.data.scalers import Codec
 from gm_discrete.training import GMTrainer
+from recipes.common import (
+    check_run,
+    parse_arguments,
+    parse_sampler,
+    plot_curve,
+    print_once,
+    time_sampler,
+    train,
+    trainer_options,
+    weight_settings,
+    write_json,
+)
+from recipes.datasets import download_flights, load_chorales, load_table, note_windows, piano_roll, write_midi
+from recipes.pictures import compare_columns
 
-SHOWN = {"num_steps", "sampler", "num_samples", "num_eval_samples", "max_eval_rows", "download"}
-"""Arguments that weights do not depend on."""
+DISPLAY = {"num_steps", "sampler", "num_samples", "num_eval_samples", "max_eval_rows", "download"}
+"""Arguments that the weights do not depend on: they may change when a run is resumed."""
 
 
 @dataclass
 class MixedArguments:
-    """Data, path, model and sampling; everything else is `TrainingArguments`."""
+    """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(
-        default="diamonds", metadata={"help": "diamonds, flights, chorales, a csv or parquet, or a hub id"}
+        default="diamonds", metadata={"help": "diamonds, flights, chorales, a csv or parquet file, or a hub id"}
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
-    download: bool = field(default=False, metadata={"help": "fetch the flights first"})
-    streaming: bool = False
-    columns: str | None = field(default=None, metadata={"help": "comma-separated, all unless told"})
+    download: bool = field(default=False, metadata={"help": "download the flights first"})
+    streaming: bool = field(default=False, metadata={"help": "read the data while training"})
+    columns: str | None = field(
+        default=None, metadata={"help": "columns of the table, separated by commas; default: all"}
+    )
     fit_rows: int | None = field(
-        default=None, metadata={"help": "of a stream, that codecs are fitted on; all unless told"}
+        default=None, metadata={"help": "rows of a stream from which encodings are fitted; default: all"}
     )
-    max_eval_rows: int = 2000
-    length: int = field(default=1, metadata={"help": "notes of a piece; 1 for the rows of a table"})
+    max_eval_rows: int = field(default=2000, metadata={"help": "held-out rows that are scored"})
+    length: int = field(default=1, metadata={"help": "notes of a sequence; 1 for a table"})
 
-    scalers: str = field(
-        default='"quantile"', metadata={"help": "JSON: quantile, standard or log, or a dict by column"}
-    )
-    symbols: str = field(default="masked", metadata={"help": "masked or uniform, the path of categories"})
+    scalers: str = field(default='"quantile"', metadata={"help": "JSON: quantile or standard, or a dict by column"})
+    symbols: str = field(default="masked", metadata={"help": "path of categories: masked or uniform"})
     generators: str = field(default='{"flow": 1.0}', metadata={"help": "JSON of weights of flow, diffusion and jump"})
-    prediction: str = field(default="belief", metadata={"help": "belief, velocity, data or noise"})
-    bins: int = field(default=64, metadata={"help": "of a belief, over what the scaler gives"})
+    prediction: str = field(default="belief", metadata={"help": "of numbers: belief, velocity, data or noise"})
+    bins: int = field(default=64, metadata={"help": "bins over the scaled numbers, in which a belief is predicted"})
     independent_times: bool = field(
-        default=False, metadata={"help": "a time for each field: any of them given any other"}
+        default=False, metadata={"help": "a time per field: allows to condition any fields on any others"}
     )
-    aligned: bool = field(default=True, metadata={"help": "all fields share their positions; else one after another"})
-    loss_weights: str = field(default="{}", metadata={"help": "JSON of weights by field"})
+    aligned: bool = field(
+        default=True, metadata={"help": "one position for all fields of a note or row; false: one per field"}
+    )
+    loss_weights: str = field(default="{}", metadata={"help": "JSON, weight of a field in the loss"})
 
-    hidden_size: int = 256
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
+    hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
+    num_hidden_layers: int = field(default=4, metadata={"help": "layers of the transformer"})
+    num_attention_heads: int = field(default=4, metadata={"help": "attention heads per layer"})
     model_options: str = field(default="{}", metadata={"help": "JSON of further arguments of GMConfig"})
 
-    times: str = field(default="uniform", metadata={"help": "logit_normal or uniform, the law of training times"})
+    times: str = field(default="uniform", metadata={"help": "distribution of training times: logit_normal or uniform"})
     muon: bool = field(
-        default=False, metadata={"help": "Muon at muon_learning_rate for the matrices, AdamW for the rest"}
+        default=False, metadata={"help": "Muon for the weight matrices, AdamW with learning_rate for the rest"}
     )
-    muon_learning_rate: float = 0.02
-    muon_momentum: float = 0.95
-    ema_decay: float = field(default=0.0, metadata={"help": "0: no average of the weights"})
-    num_eval_samples: int = 4
-    num_steps: int = 50
-    sampler: str = "tau_leaping"
-    num_samples: int = field(default=2000, metadata={"help": "rows, or pieces of music, to show"})
+    muon_learning_rate: float = field(default=0.02, metadata={"help": "learning rate of Muon"})
+    muon_momentum: float = field(default=0.95, metadata={"help": "momentum of Muon"})
+    ema_decay: float = field(default=0.0, metadata={"help": "decay of the average of the weights; 0: no average"})
+    num_eval_samples: int = field(default=4, metadata={"help": "draws of the loss per held-out row"})
+    num_steps: int = field(default=50, metadata={"help": "sampling steps"})
+    sampler: str = field(default="tau_leaping", metadata={"help": "name or JSON of a sampler of generate"})
+    num_samples: int = field(default=2000, metadata={"help": "number of sampled rows, or pieces of music"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -110,28 +113,27 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if options.download and options.data == "flights" and training.process_index == 0:
             download_flights()
         if training.local_process_index == 0:
-            check_run(output, settings_of_run(options, training, SHOWN))
-        train, held_out = (load(options, split) for split in ("train", "validation"))
-        codecs = fit_codecs(train, scalers=json.loads(options.scalers), first=options.fit_rows)
-    real, collate = held_out, SequenceCollator(codecs) if music else TableCollator(codecs)
+            check_run(output, weight_settings(options, training, DISPLAY))
+        rows, held_out = (load(options, split) for split in ("train", "validation"))
+        codecs = fit_codecs(rows, scalers=json.loads(options.scalers), first=options.fit_rows)
+    real: Any = held_out
+    collate = SequenceCollator(codecs) if music else TableCollator(codecs)
     if not music:
-        train, held_out = encoded_dataset(train, codecs), encoded_dataset(held_out, codecs, seed=1)
+        rows, held_out = encoded_dataset(rows, codecs), encoded_dataset(held_out, codecs, seed=1)
     model = GMModel(build_config(options, codecs))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters; {', '.join(codecs)}")
 
-    if options.times not in ("logit_normal", "uniform"):
-        raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
-    law = LogitNormalTimeSampler() if options.times == "logit_normal" else UniformTimeSampler()
+    times = time_sampler(options.times)
     trainer = GMTrainer(
         model,
         training,
-        time_sampler=FieldTimeSampler(law) if options.independent_times else law,
-        train_dataset=train,
+        time_sampler=FieldTimeSampler(times) if options.independent_times else times,
+        train_dataset=rows,
         eval_dataset=held_out,
         data_collator=collate,
         **trainer_options(options, training),
     )
-    go_on(trainer)
+    train(trainer)
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
@@ -143,10 +145,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def load(options: MixedArguments, split: str) -> Any:
-    """Rows of natural values; those of the evaluation in memory."""
+def load(options: MixedArguments, split: str) -> Dataset | IterableDataset:
+    """Loads one split, with natural values; held-out rows are in memory."""
     if options.data == "chorales":
-        return cut(load_chorales(split), options.length)
+        return note_windows(load_chorales(split), options.length)
     rows = load_table(options.data, split, name=options.data_config, streaming=options.streaming)
     if options.columns:
         rows = rows.select_columns(options.columns.split(","))
@@ -157,7 +159,8 @@ def load(options: MixedArguments, split: str) -> Any:
     return rows.select(range(min(options.max_eval_rows, len(rows))))
 
 
-def build_config(options: MixedArguments, codecs: Mapping[str, Any]) -> GMConfig:
+def build_config(options: MixedArguments, codecs: Mapping[str, Codec]) -> GMConfig:
+    """The probability path of every column and the transformer."""
     path = table_path(
         codecs,
         {"generators": json.loads(options.generators), "prediction": options.prediction},
@@ -177,10 +180,10 @@ def build_config(options: MixedArguments, codecs: Mapping[str, Any]) -> GMConfig
     )
 
 
-def show_table(options: MixedArguments, model: GMModel, real: Any, output: Path) -> None:
-    """Synthetic rows as a csv, and their columns beside the real ones."""
+def show_table(options: MixedArguments, model: GMModel, real: Dataset, output: Path) -> None:
+    """Writes synthetic rows as a csv, and a picture of their columns and the real ones."""
     sample = model.generate(
-        batch_size=options.num_samples, num_steps=options.num_steps, sampler=options.sampler, seed=0
+        batch_size=options.num_samples, num_steps=options.num_steps, sampler=parse_sampler(options.sampler), seed=0
     )
     synthetic = decode_rows(sample, model.config.codecs)
     with (output / "samples.csv").open("w", newline="") as file:
@@ -191,12 +194,12 @@ def show_table(options: MixedArguments, model: GMModel, real: Any, output: Path)
 
 
 def show_music(options: MixedArguments, model: GMModel, output: Path) -> None:
-    """A piece as MIDI and as a piano roll."""
+    """Writes sampled pieces as MIDI and as piano rolls."""
     sample = model.generate(
         batch_size=options.num_samples,
         length=options.length,
         num_steps=options.num_steps,
-        sampler=options.sampler,
+        sampler=parse_sampler(options.sampler),
         seed=0,
     )
     for number, notes in enumerate(decode_sequences(sample, model.config.codecs)):
@@ -210,4 +213,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from the last checkpoint")
+        sys.exit("\nstopped; the same command resumes from the last checkpoint")

@@ -1,4 +1,4 @@
-"""Images as files: grids of them, and their appearing over time; columns of tables beside each other."""
+"""Pictures of samples: grids of images, their steps as an animation, columns of real and synthetic tables."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 WIDTH = 640
-"""Pixels that a grid of small images is enlarged to, about."""
+"""Approximate width in pixels to which a grid of small images is enlarged."""
 DURATION, LAST_DURATION = 80, 3000
-"""Milliseconds of a frame."""
+"""Milliseconds per frame, and of the last frame."""
 COLUMNS = 5
-"""Of a picture of columns, side by side."""
+"""Columns of a table that are drawn side by side."""
 SHADES = {"real": "#7a8794", "synthetic": "#d1495b"}
 
 
 def image_grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = None) -> Path:
-    """Writes images uint8 [B, C, H, W] row by row as one PNG, with their pixels enlarged so that they can be seen.
+    """Writes images uint8 [B, C, H, W] row by row as one PNG, with small pixels enlarged.
 
     Args:
-        columns: images in a row; as many as rows unless told.
+        columns: images in a row; as many as rows by default.
 
     Raises:
-        ValueError: `images` are no bytes, there is none, or `columns` < 1.
+        ValueError: `images` is not uint8 or empty, or `columns` < 1.
     """
     return _save([_grid(images, columns)], path, "PNG")
 
 
 def animate_images(states: Sequence[Tensor], path: str | os.PathLike[str], columns: int | None = None) -> Path:
-    """Writes the states of a batch, each uint8 [B, C, H, W], as a GIF of their grids; the last one stays for a while.
+    """Writes the states of a batch, each uint8 [B, C, H, W], as a GIF of their grids; the last one is shown longer.
 
     Raises:
-        ValueError: there is no state, or one that `image_grid` refuses or of another shape.
+        ValueError: there is no state, the shapes differ, or `image_grid` does not accept a state.
     """
     shapes = {tuple(state.shape) for state in states}
     if len(shapes) != 1:
@@ -71,9 +71,9 @@ def _grid(images: Tensor, columns: int | None) -> Image.Image:
 def compare_columns(
     real: Mapping[str, Sequence[Any]], synthetic: Mapping[str, Sequence[Any]], path: str | os.PathLike[str]
 ) -> Path:
-    """Draws every column of a synthetic table over the real one, as a PNG: numbers as histograms, the rest as bars.
+    """Draws every column of a synthetic and a real table as a PNG: numbers as histograms, categories as bars.
 
-    A histogram covers what lies between the 0.5 % and the 99.5 % quantile of the real column.
+    A histogram covers the range between the 0.5 % and the 99.5 % quantile of the real column.
 
     Raises:
         ValueError: the tables have different columns.
@@ -115,7 +115,7 @@ def compare_columns(
 
 
 def _save(frames: list[Image.Image], path: str | os.PathLike[str], form: str) -> Path:
-    """All of a file or nothing."""
+    """Writes a file; it is replaced as a whole, never left half written."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{target.name}.draft")

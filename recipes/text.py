@@ -1,10 +1,10 @@
-"""Trains, scores and samples a language model whose text appears by jumps: masked, uniform, or any prior.
+"""Trains, scores and samples a discrete diffusion language model, with masked, uniform or unigram noise.
 
     accelerate launch recipes/text.py --config recipes/configs/shakespeare.yaml [--any_argument value]
 
-Stopped at any moment and started again with the same command, it goes on from the last complete checkpoint. What it
-leaves in `output_dir`: the model with its tokenizer (load them with `AutoModel` and `AutoTokenizer`), metrics.json,
-curve.png, sample.txt, and how the sample came about as sample.gif and trajectory.png.
+If it is interrupted, the same command resumes it from the last complete checkpoint. It writes to `output_dir`: the model
+and its tokenizer (load them with `AutoModel` and `AutoTokenizer`), metrics.json, curve.png, sample.txt, and the steps of
+the sample as sample.gif and trajectory.png.
 """
 
 from __future__ import annotations
@@ -12,40 +12,23 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
-from common import (
-    check_run,
-    go_on,
-    parse_arguments,
-    plot_curve,
-    print_once,
-    settings_of_run,
-    trainer_options,
-    write_json,
-)
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from gm_discrete import (
-    GMConfig,
-    GMModel,
-    LogitNormalTimeSampler,
-    MaskedPath,
-    MixturePath,
-    UniformPath,
-    UniformTimeSampler,
-)
+from gm_discrete import GMConfig, GMModel, MaskedPath, MixturePath, UniformPath
 from gm_discrete.data import (
     byte_level_bpe,
     character_tokenizer,
-    download_gcide,
-    load_text,
     load_tokenizer,
     pack,
     sentencepiece_tokenizer,
@@ -53,67 +36,93 @@ from gm_discrete.data import (
     truncate,
 )
 from gm_discrete.evaluation import count_characters
-from gm_discrete.likelihood import LikelihoodBound
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.pictures import animate, plot_trajectory
 from gm_discrete.training import GMTrainer, last_complete_checkpoint
+from recipes.common import (
+    check_run,
+    parse_arguments,
+    plot_curve,
+    print_once,
+    time_sampler,
+    train,
+    trainer_options,
+    weight_settings,
+    write_json,
+)
+from recipes.datasets import download_gcide, load_text
+
+Tokenizer = Any
+"""A `PreTrainedTokenizerBase`, whose annotations allow ids to be strings and lists."""
 
 TOKENIZER_TEXTS = 100_000
-"""Texts of a stream from which a tokenizer is made."""
+"""Number of texts of a stream from which a tokenizer is trained."""
 
-SHOWN = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
-"""Arguments that weights do not depend on."""
+UNIGRAM_SEQUENCES = 10_000
+"""Number of sequences in which the frequencies of the unigram path are counted."""
+
+DISPLAY = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
+"""Arguments that the weights do not depend on: they may change when a run is resumed."""
 
 
 @dataclass
 class TextArguments:
-    """Data, path, model and sampling; everything else is `TrainingArguments`."""
+    """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(
-        default="shakespeare", metadata={"help": "shakespeare, gcide, moses, a file or folder, or a hub id"}
+        default="shakespeare", metadata={"help": "shakespeare, gcide, moses, a file, a folder or a hub id"}
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
-    download: bool = field(default=False, metadata={"help": "fetch gcide first, with apt-get (no root needed)"})
-    text_column: str = "text"
-    streaming: bool = False
-    validation_size: float | None = field(default=None, metadata={"help": "held out: below 1 a fraction, else rows"})
-    tokenizer: str = field(
-        default="characters", metadata={"help": "characters, bpe, sentencepiece, smiles, or a pretrained one"}
+    download: bool = field(
+        default=False, metadata={"help": "download gcide first, with apt-get (no root rights needed)"}
     )
-    alphabet: str | None = field(default=None, metadata={"help": "the characters, if not those of the data"})
-    tokenizer_size: int = field(default=8192, metadata={"help": "vocabulary of a bpe or sentencepiece tokenizer"})
+    text_column: str = field(default="text", metadata={"help": "column of the data set that holds the text"})
+    streaming: bool = field(default=False, metadata={"help": "read the data while training"})
+    validation_size: float | None = field(default=None, metadata={"help": "fraction or number of held-out rows"})
+    tokenizer: str = field(
+        default="characters", metadata={"help": "characters, bpe, sentencepiece, smiles, or a folder or hub id"}
+    )
+    alphabet: str | None = field(
+        default=None, metadata={"help": "characters of the vocabulary; default: those of the data"}
+    )
+    tokenizer_size: int = field(default=8192, metadata={"help": "vocabulary size of a bpe or sentencepiece tokenizer"})
     length: int = field(default=256, metadata={"help": "tokens per sequence"})
     packed: bool = field(
-        default=True, metadata={"help": "cut the joined texts into blocks; else one text per sequence"}
+        default=True, metadata={"help": "cut the concatenated texts into blocks; false: one text per sequence"}
     )
     pad_to_length: bool = field(
-        default=False, metadata={"help": "texts that are not packed end in scored padding: samples have their lengths"}
+        default=False,
+        metadata={"help": "with packed=false: train on the padding too, so that the model learns lengths"},
     )
-    add_eos: bool = field(default=True, metadata={"help": "end every text with the tokenizer's [EOS]"})
-    max_eval_sequences: int = 512
+    add_eos: bool = field(default=True, metadata={"help": "append the end-of-text token to every text"})
+    max_eval_sequences: int = field(default=512, metadata={"help": "held-out sequences that are scored"})
 
-    path: str = field(default="masked", metadata={"help": "masked, uniform, or unigram (frequencies in 10,000 blocks)"})
-    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, where the path is not masked"})
+    path: str = field(default="masked", metadata={"help": "prior: masked, uniform, or unigram (token frequencies)"})
+    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, if the path is not masked"})
     schedule: str = field(default='{"type": "linear"}', metadata={"help": "JSON of a schedule"})
-    hidden_size: int = 512
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
+    hidden_size: int = field(default=512, metadata={"help": "width of the transformer"})
+    num_hidden_layers: int = field(default=8, metadata={"help": "layers of the transformer"})
+    num_attention_heads: int = field(default=8, metadata={"help": "attention heads per layer"})
     model_options: str = field(default="{}", metadata={"help": "JSON of further arguments of GMConfig"})
 
-    times: str = field(default="logit_normal", metadata={"help": "logit_normal or uniform, the law of training times"})
-    times_mean: float = 0.0
-    times_std: float = 1.0
-    muon: bool = field(
-        default=False, metadata={"help": "Muon at muon_learning_rate for the matrices, AdamW for the rest"}
+    times: str = field(
+        default="logit_normal", metadata={"help": "distribution of training times: logit_normal or uniform"}
     )
-    muon_learning_rate: float = 0.02
-    muon_momentum: float = 0.95
-    ema_decay: float = field(default=0.0, metadata={"help": "0: no average of the weights"})
-    num_eval_samples: int = 4
+    times_mean: float = field(default=0.0, metadata={"help": "mean of logit t, for logit_normal"})
+    times_std: float = field(default=1.0, metadata={"help": "standard deviation of logit t, for logit_normal"})
+    muon: bool = field(
+        default=False, metadata={"help": "Muon for the weight matrices, AdamW with learning_rate for the rest"}
+    )
+    muon_learning_rate: float = field(default=0.02, metadata={"help": "learning rate of Muon"})
+    muon_momentum: float = field(default=0.95, metadata={"help": "momentum of Muon"})
+    ema_decay: float = field(default=0.0, metadata={"help": "decay of the average of the weights; 0: no average"})
+    num_eval_samples: int = field(default=4, metadata={"help": "draws of the bound per held-out sequence"})
 
-    prompt: str = field(default="", metadata={"help": "text to go on from; _ is a place to fill"})
-    sample_length: int | None = None
-    num_steps: int = 128
+    prompt: str = field(
+        default="", metadata={"help": "text that the sample contains at its start; _ is a token to fill"}
+    )
+    sample_length: int | None = field(default=None, metadata={"help": "tokens of the sample; default: length"})
+    num_steps: int = field(default=128, metadata={"help": "sampling steps"})
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -124,34 +133,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if options.download and options.data == "gcide" and training.process_index == 0:
             download_gcide()
         if training.local_process_index == 0:
-            check_run(output, settings_of_run(options, training, SHOWN))
+            check_run(output, weight_settings(options, training, DISPLAY))
             build_tokenizer(options, output).save_pretrained(output)
-        tokenizer = AutoTokenizer.from_pretrained(output)  # of all processes the same
-        train, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
-    model = GMModel(build_config(options, tokenizer, train))
+        tokenizer = AutoTokenizer.from_pretrained(output)  # the same on all processes
+        train_rows, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
+    model = GMModel(build_config(options, tokenizer, train_rows))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
-    if options.times not in ("logit_normal", "uniform"):
-        raise ValueError(f"times={options.times!r} must be logit_normal or uniform")
-    times = (
-        LogitNormalTimeSampler(options.times_mean, options.times_std)
-        if options.times == "logit_normal"
-        else UniformTimeSampler()
-    )
     trainer = GMTrainer(
         model,
         training,
-        time_sampler=times,
-        train_dataset=train,
+        time_sampler=time_sampler(options.times, options.times_mean, options.times_std),
+        train_dataset=train_rows,
         eval_dataset=validation,
         processing_class=tokenizer,
         **trainer_options(options, training),
     )
-    go_on(trainer)
+    train(trainer)
 
     bound = trainer.bound()
-    characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in validation]
-    per_character = LikelihoodBound(bound.nats.cpu(), torch.tensor(characters))
+    held_out: Any = validation
+    characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in held_out]
+    per_character = replace(bound, nats=bound.nats.cpu(), num_tokens=torch.tensor(characters))
     metrics = {
         "bits_per_character": per_character.bits_per_token,
         "bits_per_character_stderr": per_character.stderr,
@@ -174,8 +177,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def build_tokenizer(options: TextArguments, output: Path) -> Any:
-    """The tokenizer of an earlier start of this run, or a new one."""
+def build_tokenizer(options: TextArguments, output: Path) -> Tokenizer:
+    """Loads the tokenizer of the run that is resumed, or builds one."""
     if saved := last_complete_checkpoint(output):
         return AutoTokenizer.from_pretrained(saved)
     if options.tokenizer == "characters" and options.alphabet:
@@ -184,9 +187,10 @@ def build_tokenizer(options: TextArguments, output: Path) -> Any:
         try:
             return load_tokenizer(options.tokenizer)
         except OSError as error:
-            choices = "characters, bpe, sentencepiece or smiles, nor the name of a folder or of a tokenizer on the hub"
-            raise ValueError(f"tokenizer={options.tokenizer!r} is none of {choices}") from error
-    texts = (row["text"] for row in load(options, "train"))
+            choices = "characters, bpe, sentencepiece, smiles, a folder, or a hub id"
+            raise ValueError(f"tokenizer={options.tokenizer!r} is not available; give {choices}") from error
+    rows: Any = load(options, "train")
+    texts = (row["text"] for row in rows)
     texts = islice(texts, TOKENIZER_TEXTS) if options.streaming else texts
     if options.tokenizer == "characters":
         return character_tokenizer(texts)
@@ -197,7 +201,8 @@ def build_tokenizer(options: TextArguments, output: Path) -> Any:
     return sentencepiece_tokenizer(texts, options.tokenizer_size)
 
 
-def load(options: TextArguments, split: str) -> Any:
+def load(options: TextArguments, split: str) -> Dataset | IterableDataset:
+    """Loads one split, with the column `text`."""
     size = options.validation_size
     return load_text(
         options.data,
@@ -209,12 +214,12 @@ def load(options: TextArguments, split: str) -> Any:
     )
 
 
-def tokenized(options: TextArguments, tokenizer: Any, split: str) -> Any:
-    """Sequences of token ids; of the validation split an evenly spread choice (of a stream, the first)."""
+def tokenized(options: TextArguments, tokenizer: Tokenizer, split: str) -> Dataset | IterableDataset:
+    """Tokenises one split; the validation split is reduced to `max_eval_sequences`, evenly spaced (first, if a stream)."""
     if options.packed and options.pad_to_length:
-        raise ValueError("pad_to_length=True is for packed=False: what is packed has no padding")
-    cut = pack if options.packed else partial(truncate, pad_to_length=options.pad_to_length)
-    rows = cut(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
+        raise ValueError("pad_to_length=True needs packed=False: packed sequences have no padding")
+    to_sequences = pack if options.packed else partial(truncate, pad_to_length=options.pad_to_length)
+    rows = to_sequences(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
     if split == "train":
         return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
     if not isinstance(rows, Dataset):
@@ -223,9 +228,10 @@ def tokenized(options: TextArguments, tokenizer: Any, split: str) -> Any:
     return rows.select([i * len(rows) // count for i in range(count)])
 
 
-def build_config(options: TextArguments, tokenizer: Any, train: Any) -> GMConfig:
+def build_config(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> GMConfig:
+    """The probability path and the transformer."""
     return GMConfig(
-        path=build_path(options, tokenizer, train),
+        path=build_path(options, tokenizer, rows),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_hidden_layers,
         num_attention_heads=options.num_attention_heads,
@@ -237,49 +243,49 @@ def build_config(options: TextArguments, tokenizer: Any, train: Any) -> GMConfig
     )
 
 
-def build_path(options: TextArguments, tokenizer: Any, train: Any) -> ProbabilityPath:
+def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> ProbabilityPath:
+    """The path from noise to text; the unigram prior is estimated from tokenised `rows`."""
     size, schedule = len(tokenizer), json.loads(options.schedule)
     if options.path == "masked":
         return MaskedPath(size, tokenizer.mask_token_id, schedule)
     if options.path == "uniform":
         return UniformPath(size, schedule, options.rates, tokenizer.all_special_ids)
     if options.path == "unigram":
-        rows: Any = (
-            train.select(range(0, len(train), -(-len(train) // 10_000))) if isinstance(train, Dataset) else train
-        )
-        counts = Counter(token for row in islice(rows, 10_000) for token in row["input_ids"])
+        if isinstance(rows, Dataset):
+            rows = rows.select(range(0, len(rows), -(-len(rows) // UNIGRAM_SEQUENCES)))
+        counts = Counter(token for row in islice(rows, UNIGRAM_SEQUENCES) for token in row["input_ids"])
         never = [token for token in (tokenizer.mask_token_id, tokenizer.pad_token_id) if token is not None]
         return MixturePath.unigram([counts[token] for token in range(size)], schedule, options.rates, never)
     raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
 
 
-def show_sample(options: TextArguments, tokenizer: Any, output: Path, device: Any) -> None:
-    """Loads the model that was written, fills a prompt, and writes it with pictures of how it came about."""
-    model = GMModel.from_pretrained(output).to(device)
+def show_sample(options: TextArguments, tokenizer: Tokenizer, output: Path, device: torch.device) -> None:
+    """Loads the model that was written, generates from the prompt, and writes the text and pictures of its steps."""
+    model = GMModel.from_pretrained(output).to(device)  # pyright: ignore[reportArgumentType]
     length = options.sample_length or options.length
-    shown: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0, "return_dict_in_generate": True}
-    shown["output_trajectory"] = True
+    settings: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0}
+    settings |= {"return_dict_in_generate": True, "output_trajectory": True}
     if options.prompt:
         ids = [
             tokenizer.mask_token_id if piece == "_" else token
-            for piece in _pieces(options.prompt)
+            for piece in split_prompt(options.prompt)
             for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
         ]
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise ValueError(f"prompt={options.prompt!r} holds characters that the tokenizer does not know")
-        sample = model.generate(torch.tensor([ids]), max_new_tokens=max(0, length - len(ids)), **shown)
+            raise ValueError(f"prompt={options.prompt!r} holds characters that are not in the tokenizer's vocabulary")
+        sample = model.generate(torch.tensor([ids]), max_new_tokens=max(0, length - len(ids)), **settings)
     else:
-        sample = model.generate(length=length, **shown)
+        sample = model.generate(length=length, **settings)
     text = tokenizer.decode(sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length)
     (output / "sample.txt").write_text(text)
     animate(sample.trajectory, tokenizer, output / "sample.gif")
-    masks = model.config.mask_token_id if model.path.rates == "masked" else None
+    masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None
     plot_trajectory(sample.trajectory, output / "trajectory.png", masks)
     print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
 
 
-def _pieces(prompt: str) -> list[str]:
-    """The prompt cut at every `_`, which stand for themselves."""
+def split_prompt(prompt: str) -> list[str]:
+    """Splits the prompt at every `_`, which become pieces of their own."""
     return [piece for part in prompt.split("_") for piece in ("_", part)][1:]
 
 
@@ -287,4 +293,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from the last checkpoint")
+        sys.exit("\nstopped; the same command resumes from the last checkpoint")

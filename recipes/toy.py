@@ -1,12 +1,12 @@
-"""Flow, diffusion, jump and their superpositions on numbers in one and two dimensions, side by side.
+"""Compares flow, diffusion, jump process and their superpositions on continuous data in one and two dimensions.
 
     python recipes/toy.py [--output_dir runs/toy] [--divergence '{"flow": "cosh"}'] [--ablation]
 
-After the first experiments of Generator Matching (Holderrieth et al., ICLR 2025): different processes with one and the same
-law at every time. Small networks learn them on two paths, the mixture path from uniform noise and CondOT, jointly or apart.
-Under five minutes on two cores. What it leaves in `output_dir`: processes.png, a row for each process, metrics.json with the
-distances printed in the picture, and the models. Distances are of Kolmogorov and Smirnov (KS) in one dimension, in two the
-sliced Wasserstein distance (SW₁); beside them what a sample of the truth of the same size has on average.
+After the first experiments of Generator Matching (Holderrieth et al., ICLR 2025): different processes with the same marginal
+distribution at every time. Small networks learn them on two paths, the mixture path from uniform noise and CondOT; a
+superposition is one network or two. Takes under five minutes on two cores. It writes to `output_dir`: processes.png with a
+row for each process, metrics.json with the distances in the picture, and the models. Distances are Kolmogorov-Smirnov (KS)
+in one dimension and sliced Wasserstein (SW₁) in two; the picture also shows that of an exact sample of the same size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +25,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
 from accelerate import PartialState
-from common import pyplot, write_json
 from PIL import Image
 from torch import Tensor
 from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
@@ -42,62 +45,63 @@ from gm_discrete import (
     superpose,
 )
 from gm_discrete.objective.bregman import DIVERGENCES
-from gm_discrete.paths import EuclideanPath
+from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
+from recipes.common import pyplot, write_json
 
 
 @dataclass
 class ToyArguments:
-    """Sizes of networks and samples."""
+    """Sizes of the networks, their training and the samples."""
 
-    output_dir: str = "runs/toy"
-    training_steps: int = 1500
-    batch_size: int = 512
-    learning_rate: float = 4e-3
-    hidden_size: int = 32
-    num_hidden_layers: int = 2
-    num_frequencies: int = 6
-    num_bins: int = 64
+    output_dir: str = field(default="runs/toy", metadata={"help": "folder for picture, metrics and models"})
+    training_steps: int = field(default=1500, metadata={"help": "optimizer steps per network"})
+    batch_size: int = field(default=512, metadata={"help": "data points per step"})
+    learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate of AdamW"})
+    hidden_size: int = field(default=32, metadata={"help": "width of the networks"})
+    num_hidden_layers: int = field(default=2, metadata={"help": "layers of the networks"})
+    num_frequencies: int = field(default=6, metadata={"help": "sine and cosine features of the input"})
+    num_bins: int = field(default=64, metadata={"help": "bins in which jumps are predicted"})
     divergence: str = field(
-        default="{}", metadata={"help": f"JSON, by generator one of {', '.join(sorted(DIVERGENCES))}"}
+        default="{}", metadata={"help": f"JSON, for a generator one of {', '.join(sorted(DIVERGENCES))}"}
     )
-    num_samples: int = 10_000
-    num_steps: int = field(default=100, metadata={"help": "of the samplers; four times as many of a pure diffusion"})
-    ablation: bool = field(default=False, metadata={"help": "also train without input features, preconditioning"})
+    num_samples: int = field(default=10_000, metadata={"help": "samples of each process"})
+    num_steps: int = field(default=100, metadata={"help": "sampling steps; four times as many for a pure diffusion"})
+    ablation: bool = field(default=False, metadata={"help": "also train without input features and preconditioning"})
     workers: int = field(default=os.cpu_count() or 1, metadata={"help": "processes that train and sample"})
-    seed: int = 0
-    quick: bool = field(default=False, metadata={"help": "tiny sizes, which only show that it works"})
+    seed: int = field(default=0, metadata={"help": "seed of weights, data and samples"})
+    quick: bool = field(default=False, metadata={"help": "tiny sizes, which only test the script"})
 
 
 # Data
 
-MEANS, STDS, SHARES = (torch.tensor(v, dtype=torch.float64) for v in ((-1.5, 1.0), (0.3, 0.5), (0.35, 0.65)))
-REACH = 4.0
-"""Data of one dimension lie in [−4, 4]: the modes are six standard deviations from there."""
+MEANS, STDS, MODE_WEIGHTS = (torch.tensor(v, dtype=torch.float64) for v in ((-1.5, 1.0), (0.3, 0.5), (0.35, 0.65)))
+LIMIT = 4.0
+"""One-dimensional data lie in [−4, 4]; the modes are at least six standard deviations inside."""
 
 
 def two_modes(number: int, rng: torch.Generator) -> Tensor:
-    """[number, 1, 1] of Σ_k w_k N(m_k, s_k²)."""
-    k = torch.multinomial(SHARES, number, replacement=True, generator=rng)
+    """Draws [number, 1, 1] from Σ_k w_k N(m_k, s_k²)."""
+    k = torch.multinomial(MODE_WEIGHTS, number, replacement=True, generator=rng)
     z = MEANS[k] + STDS[k] * torch.randn(number, generator=rng, dtype=torch.float64)
-    return z.clamp(-REACH, REACH).float().view(-1, 1, 1)
+    return z.clamp(-LIMIT, LIMIT).float().view(-1, 1, 1)
 
 
 def checkerboard(number: int, rng: torch.Generator) -> Tensor:
-    """[number, 1, 2], uniform on the eight black squares of [−2, 2]²."""
+    """Draws [number, 1, 2], uniform on the eight black squares of [−2, 2]²."""
     x, y = 4 * torch.rand(2, number, generator=rng) - 2
     y = torch.where((x.floor() + y.floor()) % 2 == 0, y, torch.where(y < 1, y + 1, y - 3))
     return torch.stack([x, y], -1).view(-1, 1, 2)
 
 
 def mixture_path(generators: dict[str, float], bins: int) -> EuclideanPath:
-    return EuclideanMixturePath(generators, -REACH, REACH, bins=Bins(-REACH, REACH, bins))
+    return EuclideanMixturePath(generators, -LIMIT, LIMIT, bins=Bins(-LIMIT, LIMIT, bins))
 
 
 def condot(generators: dict[str, float], bins: int, path: type[GaussianPath] = GaussianPath) -> EuclideanPath:
-    mean = float((SHARES * MEANS).sum())
-    std = float((SHARES * (STDS**2 + (MEANS - mean) ** 2)).sum().sqrt())
-    return path(generators, data_mean=mean, data_std=std, bins=Bins(-REACH, REACH, bins))
+    mean = float((MODE_WEIGHTS * MEANS).sum())
+    std = float((MODE_WEIGHTS * (STDS**2 + (MEANS - mean) ** 2)).sum().sqrt())
+    return path(generators, data_mean=mean, data_std=std, bins=Bins(-LIMIT, LIMIT, bins))
 
 
 def condot_plane(generators: dict[str, float], bins: int) -> EuclideanPath:
@@ -112,12 +116,12 @@ FLOW, JUMP, BOTH = {"flow": 1.0}, {"jump": 1.0}, {"flow": 0.5, "jump": 0.5}
 
 @dataclass(frozen=True)
 class Network:
-    """What one network learns."""
+    """The data, the path and the generators that one network is trained on."""
 
     data: Data
     path: Callable[..., EuclideanPath]
     generators: dict[str, float]
-    options: dict[str, Any] = field(default_factory=dict)  # of GMConfig
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of GMConfig
 
 
 NETWORKS = {
@@ -132,7 +136,7 @@ NETWORKS = {
     "plane_jump": Network(checkerboard, condot_plane, JUMP),
     "plane_both": Network(checkerboard, condot_plane, BOTH),
 }
-PROCESSES: dict[str, tuple[str, ...]] = {  # by title the networks that are superposed
+PROCESSES: dict[str, tuple[str, ...]] = {  # the networks that are superposed, by title
     "mixture path: flow": ("mixture_flow",),
     "mixture path: jump": ("mixture_jump",),
     "mixture path: diffusion": ("mixture_diffusion",),
@@ -148,15 +152,15 @@ PROCESSES: dict[str, tuple[str, ...]] = {  # by title the networks that are supe
 
 
 class PlainGaussianPath(GaussianPath):
-    """Without preconditioning: the network's output is the velocity, and its squared error counts alike at all times."""
+    """Without preconditioning: the network's output is the velocity; its squared error has the same weight at all times."""
 
     type_name = "plain_gaussian"
 
-    def output(self, head: str, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def output(self, head: str, raw: Tensor, x: Tensor, t: TimeLike) -> Tensor:
         return raw
 
-    def units(self, t: Tensor) -> Mapping[str, Tensor]:
-        return {**super().units(t), "flow": torch.ones_like(t)}
+    def units(self, t: TimeLike) -> Mapping[str, Tensor]:
+        return {**super().units(t), "flow": torch.ones_like(self.at(t).alpha)}
 
 
 def plain_condot(generators: dict[str, float], bins: int) -> EuclideanPath:
@@ -208,7 +212,7 @@ def folder_of(name: str, options: ToyArguments) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A simulation: the states [S, N, L, C] at the times [S], and what it cost."""
+    """A simulation: the states [S, N, L, C] at the times [S], the network calls and the seconds of processor time."""
 
     times: Tensor
     states: Tensor
@@ -223,7 +227,7 @@ def sample(names: Sequence[str], options: ToyArguments) -> Run:
     models = [GMModel.from_pretrained(folder_of(name, options)).eval() for name in names]
     model = superpose(models[0], models[1]) if len(models) == 2 else models[0]
     path: Any = model.path
-    pure = set(path.generators) == {"diffusion"}  # of the mixture path, which leads over the modes in a coarse step
+    pure = set(path.generators) == {"diffusion"}  # on the mixture path its coarse steps would jump over the modes
     grid = time_grid(path, (4 if pure else 1) * options.num_steps, "geometric" if pure else None)
     rng = torch.Generator().manual_seed(options.seed + 1)
     x_0 = path.prior((options.num_samples, 1, path.num_channels), rng)
@@ -235,8 +239,8 @@ def sample(names: Sequence[str], options: ToyArguments) -> Run:
 # Distances
 
 
-def law_at(path: EuclideanPath, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(density, distribution function) of p_t at the points x, for the two modes as data."""
+def marginal_at(path: EuclideanPath, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(density, distribution function) of p_t at the points x, for `two_modes` as data."""
     if isinstance(path, GaussianPath):
         alpha, sigma = t, 1 - t  # CondOT
         mass = torch.ones(())
@@ -244,25 +248,25 @@ def law_at(path: EuclideanPath, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, mass = 1.0, 0.0, torch.tensor(t)
     std = ((alpha * STDS) ** 2 + sigma**2).sqrt()
     w = (x.double()[..., None] - alpha * MEANS) / std
-    density = (SHARES * torch.exp(-w * w / 2) / std).sum(-1) / math.sqrt(2 * math.pi)
-    function = (SHARES * torch.special.ndtr(w)).sum(-1)
-    even = ((x.double() + REACH) / (2 * REACH)).clamp(0, 1)
-    return mass * density + (1 - mass) / (2 * REACH), mass * function + (1 - mass) * even
+    density = (MODE_WEIGHTS * torch.exp(-w * w / 2) / std).sum(-1) / math.sqrt(2 * math.pi)
+    function = (MODE_WEIGHTS * torch.special.ndtr(w)).sum(-1)
+    uniform = ((x.double() + LIMIT) / (2 * LIMIT)).clamp(0, 1)
+    return mass * density + (1 - mass) / (2 * LIMIT), mass * function + (1 - mass) * uniform
 
 
 def kolmogorov(x: Tensor, path: EuclideanPath, t: float) -> float:
     """sup |F_n − F| of the samples against p_t."""
     x = x.flatten().double().sort().values
-    function, i = law_at(path, t, x)[1], torch.arange(len(x) + 1, dtype=torch.float64) / len(x)
+    function, i = marginal_at(path, t, x)[1], torch.arange(len(x) + 1, dtype=torch.float64) / len(x)
     return float(torch.maximum((i[1:] - function).max(), (function - i[:-1]).max()))
 
 
 KOLMOGOROV_MEAN = math.sqrt(math.pi / 2) * math.log(2)
-"""Of √n KS, for samples of the law itself and n → ∞."""
+"""Mean of √n KS for exact samples, as n → ∞."""
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
-    """Mean over directions of ∫ |F⁻¹ − G⁻¹| of the projections of as many points [N, …]."""
+    """Mean over directions of ∫ |F⁻¹ − G⁻¹| of the projections of two sets of N points [N, …]."""
     angles = torch.arange(directions, dtype=torch.float64) * math.pi / directions
     axes = torch.stack([angles.cos(), angles.sin()])
     along = [(points.flatten(1).double() @ axes).sort(0).values for points in (x, y)]
@@ -270,7 +274,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
 
 
 def distances(names: Sequence[str], run: Run, options: ToyArguments) -> dict[str, Any]:
-    """Distance from the law at about t = ½ and at the end, and that of a sample of the law."""
+    """Distances from the exact marginals at about t = ½ and at t = 1, and that of an exact sample."""
     network = (NETWORKS | ABLATIONS)[names[0]]
     path, n = network.path(network.generators, options.num_bins), run.states.shape[1]
     middle = int((run.times < 0.5).sum())
@@ -294,7 +298,7 @@ CELLS, PATHS_SHOWN, FRAMES, COLOURS = 100, 25, (0.0, 0.4, 0.7, 1.0), 64
 
 
 def picture(runs: Mapping[str, Run], results: Mapping[str, dict[str, Any]], options: ToyArguments, file: Path) -> None:
-    """A row for each process: p_t as simulated, p_t as it should be, sample paths, and the end against the truth."""
+    """Draws a row for each process: p_t as simulated, exact p_t, sample paths, and the samples at t = 1."""
     figure, axes = pyplot.subplots(len(runs), 4, figsize=(13, 2.2 * len(runs)), layout="constrained", squeeze=False)
     heads = ("p_t, simulated", "p_t, exact", "sample paths", "at t = 1")
     for row, (title, run) in zip(axes, runs.items(), strict=True):
@@ -320,25 +324,25 @@ def picture(runs: Mapping[str, Run], results: Mapping[str, dict[str, Any]], opti
 
 
 def line(row: Any, run: Run, path: EuclideanPath, data: Data, options: ToyArguments) -> None:
-    """In one dimension."""
-    edges = torch.linspace(-REACH, REACH, CELLS + 1)
-    centers, width = ((edges[1:] + edges[:-1]) / 2).double(), 2 * REACH / CELLS
+    """Draws the row of a one-dimensional process."""
+    edges = torch.linspace(-LIMIT, LIMIT, CELLS + 1)
+    centers, width = ((edges[1:] + edges[:-1]) / 2).double(), 2 * LIMIT / CELLS
     times = run.times.float()
-    simulated = torch.stack([state.flatten().float().histc(CELLS, -REACH, REACH) for state in run.states])
+    simulated = torch.stack([state.flatten().float().histc(CELLS, -LIMIT, LIMIT) for state in run.states])
     simulated = simulated / run.states.shape[1] / width
-    exact = torch.stack([law_at(path, float(t), centers)[0] for t in run.times])
+    exact = torch.stack([marginal_at(path, float(t), centers)[0] for t in run.times])
     for axis, density in zip(row, (simulated, exact), strict=False):
         axis.pcolormesh(times, centers, density.T, vmax=0.55, cmap="magma", rasterized=True)
     row[2].plot(times, run.states[:, :PATHS_SHOWN].flatten(1), lw=0.5, alpha=0.8)
     for axis in row[:3]:
-        axis.set(xlim=(0, 1), ylim=(-REACH, REACH))
+        axis.set(xlim=(0, 1), ylim=(-LIMIT, LIMIT))
     row[3].stairs(simulated[-1], edges, fill=True, color=INK, alpha=0.6)
     row[3].plot(centers, exact[-1], color=TRUTH, lw=1)
-    row[3].set(xlim=(-REACH, REACH), ylim=(0, 0.6))
+    row[3].set(xlim=(-LIMIT, LIMIT), ylim=(0, 0.6))
 
 
 def plane(row: Any, run: Run, path: EuclideanPath, data: Data, options: ToyArguments) -> None:
-    """In two dimensions: p_t at a few times, next to each other."""
+    """Draws the row of a two-dimensional process: p_t at a few times, side by side."""
     rng = torch.Generator().manual_seed(options.seed + 3)
     n, cells, reach = run.states.shape[1], 48, 2.4
 
@@ -364,7 +368,7 @@ def plane(row: Any, run: Run, path: EuclideanPath, data: Data, options: ToyArgum
 
 @contextmanager
 def pool(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map` over processes of their own; of one worker, here."""
+    """A `map` over worker processes; with one worker, in this process."""
     if workers == 1:
         yield map
         return
@@ -376,7 +380,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (options,) = HfArgumentParser(ToyArguments).parse_args_into_dataclasses(argv)  # pyright: ignore
     if options.quick:
         options = replace(options, training_steps=2, batch_size=16, num_samples=64, num_steps=4, hidden_size=8)
-    if not PartialState().is_main_process:  # there is nothing to share
+    if not PartialState().is_main_process:  # under accelerate, other processes have nothing to do
         return {}
     started, output = time.perf_counter(), Path(options.output_dir)
     output.mkdir(parents=True, exist_ok=True)

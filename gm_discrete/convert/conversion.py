@@ -1,4 +1,4 @@
-"""From a published checkpoint to a `GMModel` folder; what is decided on the way is logged."""
+"""From a published checkpoint, or a folder of version 0.1, to a `GMModel` folder; every decision is logged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What the originals' configs tell beside the shapes of the weights; `None` where they do not."""
+    """Settings in the originals' configs that shapes of the weights do not determine; `None` where a config lacks them."""
 
     family: str | None = None
     num_attention_heads: int | None = None
@@ -62,7 +62,7 @@ class Settings:
             )
         if config.get("causal"):
             raise ValueError(
-                "config.json of source says causal: an autoregressive network states no belief about all positions"
+                "config.json of source has causal=true: an autoregressive network does not predict all positions"
             )
         name = str(config.get("model_type", "")).lower()
         return cls(
@@ -86,39 +86,50 @@ def convert(
     eps: float = 1e-3,
     ema: bool = True,
 ) -> GMModel:
-    """Writes a published checkpoint as a folder that `GMModel.from_pretrained` reads, and returns the model.
+    """Writes a published checkpoint as a folder that `GMModel.from_pretrained` loads, and returns the model.
+
+    A folder that gm_discrete 0.1 wrote is rewritten in today's form: tables of a path move from config.json into the
+    weights, and the generation config gets its new names. (`from_pretrained` loads such folders, too.)
 
     Args:
         source: a weights file, or a folder with config.json and model.safetensors or pytorch_model.bin. The tokenizer files
             of a folder are copied.
         destination: a new or empty folder.
-        family: one of `FAMILIES`; by default what config.json says.
-        num_attention_heads: where neither config.json nor the weights tell it.
-        mask_token_id: of MDLM, where it is not that of the tokenizer's files, or the last symbol.
+        family: one of `FAMILIES`; by default that of config.json.
+        num_attention_heads: needed if neither config.json nor the weights determine it.
+        mask_token_id: for MDLM, if it is neither that of the tokenizer's files nor the last symbol.
         length: at which the model was trained; by default that of config.json, or 1024.
-        time_conditioning: of MDLM: whether its network was told the time; by default what config.json says, or not.
+        time_conditioning: for MDLM, whether the time is an input of its network; by default that of config.json, or False.
         eps: ε of the log-linear noise.
-        ema: whether to take the averaged weights where there are any.
+        ema: whether to use the averaged weights, if there are any.
 
     Raises:
-        ValueError: the source cannot be read without running code, is of no known layout, or has no exact counterpart.
-        FileNotFoundError: there is no source. FileExistsError: there is something at the destination.
+        ValueError: the source cannot be read without running code, has an unknown layout, or has no exact counterpart.
+        FileNotFoundError: there is no source.
+        FileExistsError: the destination is not empty.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise FileExistsError(f"destination={str(destination)!r} is not empty: give a new folder")
     if not 0 < eps < 1:
         raise ValueError(f"eps={eps} must lie between 0 and 1: the log-linear noise ends at κ = eps")
+    if _is_ours(Path(source)):
+        options = {"family": family, "num_attention_heads": num_attention_heads, "mask_token_id": mask_token_id}
+        if given := [f"{name}={value!r}" for name, value in options.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: source is a gm_discrete folder, whose config.json has all settings")
+        model = GMModel.from_pretrained(source)
+        _write(model.eval(), destination, Path(source))
+        return model
     checkpoint = read(source)
     settings = Settings.of(checkpoint.config)
     family = _family(family, settings.family, checkpoint)
     check(checkpoint.state)
     state = averaged(checkpoint.state, checkpoint.shadow) if ema else checkpoint.state
     path = _path(family, state, mask_token_id, checkpoint)
-    # MDLM's network is told the time only if it was trained so; the others always are.
+    # The time is an input of all networks but MDLM's, where it depends on the training.
     if time_conditioning is False and family != "mdlm":
-        raise ValueError(f"time_conditioning=False: {family} networks are told the time; leave it out")
-    told = (time_conditioning or (time_conditioning is None and bool(settings.time_conditioning))) or family != "mdlm"
+        raise ValueError(f"time_conditioning=False: {family} networks have the time as an input; leave it out")
+    timed = (time_conditioning or (time_conditioning is None and bool(settings.time_conditioning))) or family != "mdlm"
     noise_range = settings.noise_range or (0.0, -math.log(eps))
     config = GMConfig(
         path=path,
@@ -131,11 +142,11 @@ def convert(
         max_position_embeddings=length or settings.length or 1024,
         rope_theta=ROPE_THETA,
         hidden_dropout=settings.dropout,
-        time_conditioning=told,
+        time_conditioning=timed,
         noise_range=noise_range,
     )
     logger.info("family: %s; path: %r", family, path)
-    logger.info("network is told: %s", f"σ̄ = −log κ within {list(noise_range)}" if told else "no time (σ̄ = 0)")
+    logger.info("network input: %s", f"σ̄ = −log κ within {list(noise_range)}" if timed else "no time (σ̄ = 0)")
     logger.info("length: %d%s", config.max_position_embeddings, "" if length or settings.length else ", assumed")
     model = GMModel(config)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed(state).items()})
@@ -143,25 +154,33 @@ def convert(
     return model
 
 
-def _family(given: str | None, known: str | None, checkpoint: Checkpoint) -> str:
+def _is_ours(source: Path) -> bool:
+    """Whether the source is a folder that `GMModel.save_pretrained` wrote."""
+    config = source / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == GMConfig.model_type
+
+
+def _family(given: str | None, configured: str | None, checkpoint: Checkpoint) -> str:
     """
     Raises:
-        ValueError: nobody tells the family, it is unknown, or its networks state no belief.
+        ValueError: the family is missing or unknown, or its networks have no exact counterpart.
     """
-    family = given or known
+    family = given or configured
     if family is None:
         kind = checkpoint.config.get("model_type")
         found = f"its config.json has model_type={kind!r}" if checkpoint.config else "it has no config.json"
-        raise ValueError(f"family is missing: source does not tell it ({found}); give one of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"family is missing, and cannot be found in source ({found}); give one of {', '.join(FAMILIES)}"
+        )
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} must be one of {', '.join(FAMILIES)}")
-    if given and known and given != known:
-        logger.warning("family: %s as given, although config.json says %s", given, known)
+    if given and configured and given != configured:
+        logger.warning("family: %s as given, although config.json has %s", given, configured)
     if family == "sedd-uniform":
         raise ValueError(
-            "family='sedd-uniform' has no exact counterpart: a score s(y) of uniform noise stems from a belief about the "
-            "data only if s(y)/Σs ≥ (1 − κ)/K for every y, and SEDD's network is free to break that; convert a model that "
-            "states a belief, such as Duo"
+            "family='sedd-uniform' has no exact counterpart: a score s(y) of uniform noise corresponds to a posterior of "
+            "the data only if s(y)/Σs ≥ (1 − κ)/K for every y, which SEDD's network does not ensure; convert a model that "
+            "predicts the data, such as Duo"
         )
     return family
 
@@ -181,7 +200,7 @@ def _path(family: str, state: dict[str, Tensor], mask_token_id: int | None, chec
 
 
 def _mask_of_tokenizer(folder: Path | None) -> int | None:
-    """The id of the mask in a folder's tokenizer files, which MDLM takes where there is one; else it appends a symbol."""
+    """The id of the mask in a folder's tokenizer files, which MDLM uses if there is one; else it appends a symbol."""
     files = {} if folder is None else {name: folder / name for name in ("tokenizer_config.json", "tokenizer.json")}
     if not files or not all(file.is_file() for file in files.values()):
         return None
@@ -192,7 +211,7 @@ def _mask_of_tokenizer(folder: Path | None) -> int | None:
 
 
 def _write(model: GMModel, destination: Path, folder: Path | None) -> None:
-    """Model and tokenizer files, first beside the destination, so that it is whole or not there."""
+    """Writes model and tokenizer files, first beside the destination, so that it is complete or absent."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent) as work:
         ready = Path(work) / "model"

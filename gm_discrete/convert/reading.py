@@ -1,4 +1,4 @@
-"""What a published checkpoint holds, read without running any code of it: tensors by name, averaged tensors, settings."""
+"""Reads a published checkpoint without running code from it: tensors by name, averaged tensors, settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONTAINERS = ("state_dict", "model")
-"""Where Lightning (MDLM, Duo) and SEDD's own training keep the network within a checkpoint."""
+"""Keys under which Lightning (MDLM, Duo) and SEDD's own training keep the network within a checkpoint."""
 
 ROOT = "vocab_embed.embedding"
-"""The name of the DiT's first parameter, in all families; what stands before it is the prefix of all names."""
+"""Name of the DiT's first parameter in all families; the text before it is the prefix of all names."""
 
 ELSEWHERE = ("teacher.", "noise.", "ema.")
 """Parts of a training checkpoint that are not the network."""
@@ -36,7 +36,7 @@ class Checkpoint:
         state: by name, in the order of the file.
         shadow: the averaged weights, in the order of the network's parameters; `None` if there are none.
         config: of config.json; empty if there is none.
-        folder: where it was, with whatever else lies there; `None` of a lone file.
+        folder: the folder that it was read from; `None` if the source was a single file.
     """
 
     state: dict[str, Tensor]
@@ -78,8 +78,8 @@ def _load(file: Path) -> Mapping[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"source={str(file)!r} holds more than tensors, or is no checkpoint; reading it would run code that it brings. "
-            "Where you trust it, load it with the code it came from, and save what is needed: "
+            f"source={str(file)!r} holds more than tensors, or is no checkpoint; reading it could run code from it. "
+            "If you trust it, load it with the code that it came from, and save what is needed: "
             f"torch.save({{'state_dict': c['state_dict'], 'ema': c.get('ema')}}, …). ({str(error).splitlines()[0]})"
         ) from error
     if not isinstance(content, Mapping):
@@ -91,7 +91,7 @@ def _without_prefix(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]
     """The tensors of the one DiT among them, under names without "backbone.", "module." and the like."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(ELSEWHERE)}
     if others := sorted(tensors.keys() - kept.keys()):
-        logger.info("left out, as no part of the network: %s", ", ".join(others))
+        logger.info("left out, because they are not the network: %s", ", ".join(others))
     prefixes = [name.removesuffix(ROOT) for name in kept if name.endswith(ROOT)]
     if len(prefixes) != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The DiT's parameters: their names and shapes in the originals, and what they are called here."""
+"""The DiT's parameters: their names and shapes in the originals, and their names here."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def expected_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def check(state: dict[str, Tensor]) -> None:
     """
     Raises:
-        ValueError: a parameter is missing, is there without being one of a DiT, or has another shape.
+        ValueError: a parameter is missing or unexpected, or has another shape.
     """
     expected = expected_shapes(state)
     missing = [name for name in expected if name not in state]
@@ -73,10 +73,10 @@ def check(state: dict[str, Tensor]) -> None:
 
 
 def averaged(state: dict[str, Tensor], shadow: list[Tensor] | None) -> dict[str, Tensor]:
-    """The averaged weights where there are any, else the last ones.
+    """The averaged weights if there are any, else the last ones.
 
-    An average comes without names, in the order of the network's parameters. It is taken if that order is sure: the tensors
-    of the state are in it, and the average has as many, each of the right shape.
+    An average has no names, and is in the order of the network's parameters. It is used if that order is certain: the
+    tensors of the state have it, and the average has as many, each of the right shape.
     """
     if not shadow:
         logger.info("weights: the last ones; the checkpoint has no average (EMA)")
@@ -97,7 +97,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The parameters under the names of a `GMModel` whose backbone is a `DiT`.
 
     A block's modulation, 6D rows of (shift, scale, gate) of attention and (shift, scale, gate) of the feed-forward network,
-    is cut in two: the last feed-forward network runs apart, at the positions that are asked about.
+    is cut in two: the last feed-forward network runs separately, only at the positions that a loss or sampler needs.
     """
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     plain = {
@@ -134,28 +134,27 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def heads(state: dict[str, Tensor], given: int | None, known: int | None) -> int:
-    """The number of attention heads, which no shape of a parameter tells.
+def heads(state: dict[str, Tensor], given: int | None, configured: int | None) -> int:
+    """The number of attention heads, which the shapes of the parameters do not determine.
 
     Args:
-        given: by the user; known: from config.json. The buffer of frequencies, where there is one, must agree.
+        given: by the user.
+        configured: from config.json. The buffer of frequencies, if there is one, must agree.
 
     Raises:
-        ValueError: nothing tells the number, two sources disagree, or the rotary positions are not the known ones.
+        ValueError: no source has the number, two sources disagree, or the rotary frequencies are unknown ones.
     """
     width, frequencies = state[ROOT].shape[1], state.get(FREQUENCIES)
-    told = {"num_attention_heads": given, "config.json": known}
+    sources = {"num_attention_heads": given, "config.json": configured}
     if frequencies is not None:
-        told[FREQUENCIES] = width // (2 * len(frequencies))
+        sources[FREQUENCIES] = width // (2 * len(frequencies))
         exponent = torch.arange(len(frequencies)) / len(frequencies)
         if not torch.allclose(frequencies.float(), ROPE_THETA**-exponent, rtol=1e-2):  # in bfloat16 they err by 2⁻⁸
             raise ValueError(f"{FREQUENCIES} of source is not {ROPE_THETA:g}^(−2i/d), which every known DiT has")
-    numbers = {name: number for name, number in told.items() if number is not None}
+    numbers = {name: number for name, number in sources.items() if number is not None}
     if not numbers:
-        raise ValueError(
-            f"num_attention_heads is missing: source has neither a config.json that tells it nor {FREQUENCIES}"
-        )
+        raise ValueError(f"num_attention_heads is missing: source has it neither in a config.json nor as {FREQUENCIES}")
     if len(set(numbers.values())) > 1:
         disagreement = ", ".join(f"{number} by {name}" for name, number in numbers.items())
-        raise ValueError(f"the number of attention heads is not clear: {disagreement}")
+        raise ValueError(f"num_attention_heads is not clear: {disagreement}")
     return next(iter(numbers.values()))

@@ -1,4 +1,4 @@
-"""From tokenised examples to padded batches."""
+"""Padded batches of tokenised examples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class TokenCollator:
-    """Batches examples of clean tokens, padded on the right. It draws no noise: that is the trainer's.
+    """Batches examples of clean tokens, padded on the right. It draws no noise: `GMTrainer` does.
 
-    `{"input_ids": [l], optional "attention_mask": [l], optional "labels": [l], optional "source_ids": [l]}` per example →
-    `input_ids` [B, L], the clean tokens; `attention_mask` [B, L], 0 on padding; `labels` [B, L], the example's own or
-    else its tokens, and -100 (not scored) on padding; `source_ids` [B, L], the x_0 of a coupled path, if the examples
-    have it. All are `torch.long`.
+    Takes `{"input_ids": [l], optional "attention_mask": [l], optional "labels": [l], optional "source_ids": [l]}` per
+    example. Returns, all `torch.long`: `input_ids` [B, L], the clean tokens; `attention_mask` [B, L], 0 on padding; `labels`
+    [B, L], those of the example or else its tokens, and −100 (not scored) on padding; and `source_ids` [B, L], the x_0 of a
+    coupled path, if the examples have them.
+
+    >>> batch = TokenCollator(pad_token_id=9)([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}])
+    >>> batch["input_ids"].tolist(), batch["labels"].tolist()
+    ([[1, 2, 3], [4, 9, 9]], [[1, 2, 3], [4, -100, -100]])
 
     Args:
-        pad_token_id: what fills `input_ids` behind the end of an example.
+        pad_token_id: the token that fills `input_ids` after the end of an example.
         pad_to_multiple_of: L is rounded up to a multiple of this.
 
     Raises:
@@ -40,7 +44,7 @@ class TokenCollator:
             for name, row in _rows(example).items():
                 columns.setdefault(name, []).append(row)
         if len({len(rows) for rows in columns.values()}) > 1:
-            raise ValueError("some examples have source_ids and others have none")
+            raise ValueError("source_ids is missing in some examples of the batch; give it in all or in none")
         filling = {
             "attention_mask": 0,
             "labels": IGNORED,
@@ -59,14 +63,14 @@ def _rows(example: Mapping[str, Any]) -> dict[str, Tensor]:
     unknown = example.keys() - {"input_ids", "attention_mask", "labels", "source_ids"}
     if unknown or "input_ids" not in example:
         raise ValueError(
-            f"example has the columns {sorted(example)}; give input_ids, optional attention_mask, labels and source_ids, "
+            f"example has the columns {sorted(example)}; give input_ids and optionally attention_mask, labels, source_ids, "
             "and drop others with dataset.remove_columns"
         )
     rows = {name: torch.as_tensor(row, dtype=torch.long) for name, row in example.items()}
     tokens = rows["input_ids"]
     if tokens.ndim != 1 or not len(tokens) or any(row.shape != tokens.shape for row in rows.values()):
         shapes = {name: tuple(row.shape) for name, row in rows.items()}
-        raise ValueError(f"example has columns of the shapes {shapes}; give one shape [l] with l ≥ 1")
+        raise ValueError(f"example has columns of the shapes {shapes}; give columns of one shape [l], l ≥ 1")
     mask = rows.get("attention_mask", torch.ones_like(tokens))
     labels = rows.get("labels", tokens).masked_fill(mask == 0, IGNORED)
     source = {"source_ids": rows["source_ids"]} if "source_ids" in rows else {}

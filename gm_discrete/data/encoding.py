@@ -1,11 +1,9 @@
-"""Rows of natural values as states of numbers and symbols, and back."""
+"""Encodes tables and sequences of natural values as states of continuous and discrete fields, and decodes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,17 +12,25 @@ import torch
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from torch import Tensor
 
+from gm_discrete.data.columns import (
+    Column,
+    Rows,
+    columns_of,
+    first_columns_of,
+    flattened,
+    is_category,
+    numbers,
+    one_per_row,
+)
 from gm_discrete.data.scalers import SCALERS, Categories, Codec, Scaler, decimals
 
-Codecs: TypeAlias = Mapping[str, Any]
+Codecs: TypeAlias = Mapping[str, Scaler | Categories]
 """A `Scaler` or `Categories` for each column."""
-Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
-"""A data set, a list of rows, or lists by column."""
 
 ENCODED = "encoded"
 """The column of an encoded data set."""
 PRESENCE = ("present", "missing")
-"""The categories of a companion. No fit gives them in this order, so that a column of the table's own is none."""
+"""The categories of a companion column. `Categories.fit` sorts, so that no column of the table has them in this order."""
 
 
 def fit_codecs(
@@ -35,73 +41,86 @@ def fit_codecs(
     bounded: bool = True,
     first: int | None = 100_000,
 ) -> dict[str, Scaler | Categories]:
-    """How each column of a table, or of sequences, becomes a field of a state.
+    """Fits a codec to each column of a table, or of sequences: how it becomes a field of a state.
 
-    Strings and booleans become `Categories`, numbers a `Scaler` with the decimals they have. A category column with
-    missing cells has the category None. A number column NAME with missing cells is followed by a companion
-    `NAME_missing`, categories "present" and "missing".
+    Columns of strings and booleans get `Categories`, columns of numbers a `Scaler` with as many decimals as they have. A
+    category column with missing cells has the category None. A number column NAME with missing cells is followed by a
+    companion field `NAME_missing` with the categories "present" and "missing".
+
+    >>> codecs = fit_codecs({"carat": [0.3, 0.5, 0.71], "cut": ["fair", "good", "fair"]})
+    >>> codecs["cut"].names, codecs["carat"].digits
+    (['fair', 'good'], 2)
+    >>> state = encode_rows({"carat": [0.5], "cut": ["good"]}, codecs)
+    >>> {name: tuple(field.shape) for name, field in state.items()}
+    {'carat': (1, 1, 1), 'cut': (1, 1)}
+    >>> decode_rows(natural_values(state, codecs), codecs)
+    {'carat': [0.5], 'cut': ['good']}
 
     Args:
-        rows: the training rows; where cells are lists, all that is in them.
-        scalers: "quantile", "log" or "standard", for all numbers or by column, where the others are "quantile".
-        categories: columns of numbers that are categories.
-        bounded: keeps numbers within the least and the greatest seen.
-        first: rows of a stream that are looked at, None for all. A table in order, as flights are by date, may show
-            its last category in its last row.
+        rows: the training rows; cells may be lists (sequences), whose entries are then used.
+        scalers: "quantile" or "standard", for all columns of numbers, or by column; columns left out get "quantile".
+        categories: columns of numbers to treat as categories.
+        bounded: clamp numbers to the least and the greatest in `rows`.
+        first: how many rows of a stream are used, `None` for all. In a sorted table, such as flights by date, the last row
+            may hold a category that no earlier row has.
 
     Raises:
-        ValueError: there are no rows; a column is none of these kinds, or empty; an argument names no column, no
-            scaler, or a column of another kind.
+        ValueError: there are no rows; a column is empty or holds other types; an argument names no column, no scaler, or a
+            column of the wrong type.
     """
-    columns = _first_columns(rows, first) if isinstance(rows, IterableDataset) else _columns(rows)
+    columns = first_columns_of(rows, first) if isinstance(rows, IterableDataset) else columns_of(rows)
     chosen = dict.fromkeys(columns, scalers) if isinstance(scalers, str) else dict(scalers)
     absent = [name for name in (*chosen, *categories) if name not in columns]
     if absent:
         raise ValueError(f"rows have no column {absent[0]!r}; they have {', '.join(columns)}")
     codecs: dict[str, Scaler | Categories] = {}
     for name, cells in columns.items():
-        cells = _flat(cells)
-        if name in categories or _is_category(name, cells):
+        cells = flattened(cells)
+        if name in categories or is_category(name, cells):
             if not isinstance(scalers, str) and name in chosen:
-                raise ValueError(f"scalers names {name!r}, a column of categories; leave it out")
+                raise ValueError(f"scalers[{name!r}] is set, but the column holds categories; leave it out")
             codecs[name] = Categories.fit(cells)
             continue
         kind, companion = chosen.get(name, "quantile"), f"{name}_missing"
         if kind not in SCALERS:
-            raise ValueError(f"scalers={kind!r} of column {name!r} is unknown; give one of {', '.join(SCALERS)}")
+            raise ValueError(f"scalers={kind!r} for column {name!r} is unknown; choose one of {', '.join(SCALERS)}")
         try:
-            numbers = _numbers(cells)
-            observed = numbers[~np.isnan(numbers)]
+            values = numbers(cells)
+            observed = values[~np.isnan(values)]
             codecs[name] = SCALERS[kind].fit(observed, digits=decimals(observed), bounded=bounded)
         except ValueError as error:
             raise ValueError(f"column {name!r}: {error}") from error
-        if len(observed) < len(numbers):
+        if len(observed) < len(values):
             if companion in columns:
-                raise ValueError(f"columns {name!r} misses values, and {companion!r} is taken; rename it")
+                raise ValueError(
+                    f"column {name!r} has missing cells and needs the name {companion!r}, which is taken; rename that column"
+                )
             codecs[companion] = Categories(PRESENCE)
     return codecs
 
 
 def encode_rows(rows: Rows, codecs: Codecs, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Rows of natural values → a state: numbers float32 [N, 1, 1], categories long [N, 1].
+    """Encodes rows of natural values as a state: numbers float32 [N, 1, 1], categories long [N, 1].
 
-    A missing number is replaced by one drawn from its column's law, f⁻¹ of a normal number, so that it tells nothing.
+    A missing number is replaced by a draw from its column's distribution, f⁻¹ of a normal number, so that its value carries
+    no information.
 
     Args:
-        rng: dequantises numbers and draws the missing ones; without it they are the middle of that law.
+        rng: dequantises numbers and draws the missing ones; without it numbers are not dequantised, and missing ones are
+            the median.
 
     Raises:
-        ValueError: the columns are not those of the codecs, or a value does not suit its codec.
+        ValueError: the columns are not those of the codecs, or a codec does not accept a value.
     """
-    columns = _columns(rows)
+    columns = columns_of(rows)
     size = len(next(iter(columns.values())))
-    uniform = None if rng is None else torch.rand(size, draws(codecs), generator=rng, dtype=torch.float64)
+    uniform = None if rng is None else torch.rand(size, num_draws(codecs), generator=rng, dtype=torch.float64)
     flat = encode_columns(columns, codecs, uniform)
     return {name: with_shape(field, 1) for name, field in flat.items()}
 
 
 def natural_values(state: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, Tensor]:
-    """A state → natural values in its shapes, as `generate` gives them: numbers in float64, ids of categories."""
+    """The natural values of a state, in its shapes, as `generate` returns them: numbers in float64, ids of categories."""
     return {
         name: codec.inverse(state[name]) if isinstance(codec := codecs.get(name), Scaler) else state[name]
         for name in state
@@ -109,54 +128,54 @@ def natural_values(state: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> 
 
 
 def decode_rows(values: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, list[Any]]:
-    """What `generate` gives of a table → lists by column; None where missing, integers where a column has no decimals.
+    """Decodes what `generate` returns for a table into lists by column; None where missing, integers without decimals.
 
     Raises:
-        ValueError: a field of the codecs is absent, is no column of one entry a row, or has an impossible value.
+        ValueError: a field of the codecs is absent, has more than one entry per row, or holds an impossible value.
     """
     absent = [name for name in codecs if name not in values]
     if absent:
         raise ValueError(f"values have no field {absent[0]!r}; they have {', '.join(values)}")
     for name, field in values.items():
         if name in codecs and field.numel() != len(field):
-            raise ValueError(f"field {name!r} has the shape {tuple(field.shape)}; give one entry a row")
+            raise ValueError(f"field {name!r} has the shape {tuple(field.shape)}; give one entry per row")
     return decode_columns({name: values[name].flatten() for name in codecs}, codecs)
 
 
 def encoded_dataset(dataset: Dataset | IterableDataset, codecs: Codecs, seed: int = 0) -> Dataset | IterableDataset:
-    """A table encoded and dequantised once: rows `{"encoded": bytes}`, which `TableCollator` takes as well.
+    """Encodes and dequantises a table once: rows `{"encoded": bytes}`, which `TableCollator` accepts as well.
 
-    The bytes are the row's fields one after another (`record_type`): `datasets` gathers one column several times
-    faster than many. Of a stream, a row's draws depend on the seed and its index alone, not on how it is read. (Where
-    workers share the files of a stream, each counts the rows of its own.)
+    The bytes are the row's fields one after another (`record_type`): `datasets` gathers one column several times faster
+    than many. In a stream the draws of a row depend on the seed and the row's index only, not on how the stream is read.
+    (If workers share the files of a stream, each counts its own rows.)
 
     Raises:
-        ValueError: as `encode_rows` does; of a stream when it is read.
+        ValueError: as `encode_rows`; for a stream, when it is read.
     """
     features = Features({ENCODED: Value("binary")})
     if isinstance(dataset, IterableDataset):
         names = dataset.column_names or list(next(iter(dataset)))
         encode = _EncodeStream(dict(codecs), seed)
         return dataset.map(encode, batched=True, with_indices=True, remove_columns=names, features=features)
-    columns = _columns(dataset)
+    columns = columns_of(dataset)
     rng = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(dataset), draws(codecs), generator=rng, dtype=torch.float64)
+    uniform = torch.rand(len(dataset), num_draws(codecs), generator=rng, dtype=torch.float64)
     rows = _as_bytes(encode_columns(columns, codecs, uniform), codecs)
     return Dataset(pa.table({ENCODED: pa.array(rows, pa.binary())}), info=DatasetInfo(features=features))
 
 
 def record_type(codecs: Codecs) -> np.dtype:
-    """Of an encoded row: float32 for each number and int32 for each category, in the order of the codecs."""
+    """The numpy type of an encoded row: float32 for each number, int32 for each category, in the order of the codecs."""
     return np.dtype([(name, "<f4" if isinstance(codec, Scaler) else "<i4") for name, codec in codecs.items()])
 
 
-def draws(codecs: Codecs) -> int:
-    """Uniform numbers that a row needs: for each number one to dequantise and one should it be missing."""
+def num_draws(codecs: Codecs) -> int:
+    """How many uniform draws a row needs: two per number, one to dequantise it and one to replace it if it is missing."""
     return 2 * sum(isinstance(codec, Scaler) for codec in codecs.values())
 
 
-def encode_columns(columns: Mapping[str, Sequence[Any]], codecs: Codecs, uniform: Tensor | None) -> dict[str, Tensor]:
-    """Columns of N natural values → float32 [N] and long [N] by field; `uniform` [N, draws(codecs)] on [0, 1).
+def encode_columns(columns: Mapping[str, Column], codecs: Codecs, uniform: Tensor | None) -> dict[str, Tensor]:
+    """Encodes columns of N natural values as float32 [N] and long [N] by field, from `uniform` [N, num_draws(codecs)].
 
     Raises:
         ValueError: see `encode_rows`.
@@ -168,25 +187,27 @@ def encode_columns(columns: Mapping[str, Sequence[Any]], codecs: Codecs, uniform
         [name for name in columns if name not in codecs],
     )
     if absent or unknown:
-        told = f"no column {absent[0]!r}" if absent else f"a column {unknown[0]!r}, which has no codec"
-        raise ValueError(f"rows have {told}; the codecs are of {', '.join(expected)}: select these columns")
+        what = f"no column {absent[0]!r}" if absent else f"a column {unknown[0]!r}, which has no codec"
+        raise ValueError(f"rows have {what}; select the columns of the codecs, {', '.join(expected)}")
     fields: dict[str, Tensor] = {}
     number = 0
     for name in expected:
         codec = codecs[name]
         try:
             if isinstance(codec, Categories):
-                fields[name] = codec.encode(_one_a_row(columns[name]))
+                fields[name] = codec.encode(one_per_row(columns[name]))
                 continue
-            values = torch.from_numpy(_numbers(columns[name]))
+            values = torch.from_numpy(numbers(columns[name]))
             missing = values.isnan()
             if name in companions:
                 fields[companions[name]] = missing.long()
             elif missing.any():
-                raise ValueError(f"{int(missing.sum())} of {len(values)} are missing; fit on rows where some are too")
+                raise ValueError(
+                    f"{int(missing.sum())} of {len(values)} cells are missing; fit the codecs on rows with missing cells"
+                )
             noise, place = (None, torch.tensor(0.5)) if uniform is None else uniform[:, number : number + 2].unbind(1)
             number += 2
-            # Half of 2^-53, the step of uniform numbers, keeps the draw finite.
+            # Half of 2^-53, the step of uniform draws: 0 would become −∞.
             drawn = codec.inverse(torch.special.ndtri(place.double().clamp(min=2.0**-54)))
             values = torch.where(missing, drawn, values)
             fields[name] = codec.transform(values if noise is None else codec.dequantize(values, noise))
@@ -196,7 +217,7 @@ def encode_columns(columns: Mapping[str, Sequence[Any]], codecs: Codecs, uniform
 
 
 def decode_columns(fields: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, list[Any]]:
-    """Natural numbers [N] and ids [N] by field → lists by column."""
+    """Decodes natural numbers [N] and ids [N] by field into lists by column."""
     companions = _companions(codecs)
     columns: dict[str, list[Any]] = {}
     for name, codec in codecs.items():
@@ -220,88 +241,21 @@ def decode_columns(fields: Mapping[str, Tensor], codecs: Mapping[str, Codec]) ->
 
 @dataclass(frozen=True)
 class _EncodeStream:
-    """A batch of a stream → its fields; a class, for workers that are sent it."""
+    """Encodes a batch of a stream. A class, so that it can be pickled for workers."""
 
     codecs: dict[str, Scaler | Categories]
     seed: int
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[bytes]]:
-        count = draws(self.codecs)
-        # A generator for each row: Philox is made of a key, without the cost of a seed.
+        count = num_draws(self.codecs)
+        # A generator for each row: Philox starts from a key, without the cost of seeding.
         rows = [np.random.Generator(np.random.Philox(key=[self.seed, index])).random(count) for index in indices]
         fields = encode_columns(dict(batch), self.codecs, torch.from_numpy(np.stack(rows)))
         return {ENCODED: _as_bytes(fields, self.codecs)}
 
 
-def _first_columns(rows: IterableDataset, first: int | None) -> dict[str, Any]:
-    if first is not None and first < 1:
-        raise ValueError(f"first={first} must be at least 1, or None for all rows")
-    batches: Any = (rows if first is None else rows.take(first)).with_format("arrow").iter(10_000)
-    tables = list(batches)
-    if not tables:
-        raise ValueError("rows is empty; give at least one row")
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return {name: _from_arrow(table[name]) for name in table.column_names}
-
-
-def _columns(rows: Rows) -> dict[str, Any]:
-    """Numbers without missing cells as arrays where it is easy, everything else as lists."""
-    if not len(rows) or (isinstance(rows, Mapping) and not len(next(iter(rows.values())))):
-        raise ValueError("rows is empty; give at least one row")
-    if isinstance(rows, Dataset):
-        table: Any = rows.with_format("arrow")[:]
-        return {name: _from_arrow(table[name]) for name in table.column_names}
-    if isinstance(rows, Mapping):
-        sizes = {name: len(cells) for name, cells in rows.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"rows has columns of different lengths: {sizes}")
-        return dict(rows)
-    for row in rows:
-        if row.keys() != rows[0].keys():
-            raise ValueError(f"rows differ in their columns: {', '.join(rows[0])}; and {', '.join(row)}")
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _from_arrow(column: pa.ChunkedArray) -> Any:
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return column.to_pylist()
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return column.to_numpy()  # where a null is NaN
-    return column.to_pylist()
-
-
-def _flat(cells: Any) -> Any:
-    return list(chain.from_iterable(cells)) if len(cells) and isinstance(cells[0], list | tuple) else cells
-
-
-def _one_a_row(cells: Any) -> Any:
-    if len(cells) and isinstance(cells[0], list | tuple):
-        raise ValueError("a cell holds a list; batch sequences by SequenceCollator")
-    return cells
-
-
-def _is_category(name: str, cells: Any) -> bool:
-    if isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf":
-        return False
-    cell = next((cell for cell in cells if cell is not None), None)
-    if isinstance(cell, str | bool | np.bool_):
-        return True
-    if isinstance(cell, Real):
-        return False
-    raise ValueError(f"column {name!r} holds {type(cell).__name__}, no numbers or names; turn it into some, or drop it")
-
-
-def _numbers(cells: Any) -> np.ndarray:
-    """float64 [N], NaN where a cell is missing."""
-    if not isinstance(cells, np.ndarray):
-        wrong = next((cell for cell in _one_a_row(cells) if not (cell is None or isinstance(cell, Real))), None)
-        if wrong is not None:
-            raise ValueError(f"{wrong!r} is among numbers; mend it, or name the column in categories")
-    return np.array(cells, dtype=np.float64)
-
-
 def _companions(codecs: Mapping[str, Codec]) -> dict[str, str]:
-    """The companion of each number column that has one."""
+    """The companion field of each number column that has one."""
     found = {}
     for name, codec in codecs.items():
         companion = codecs.get(f"{name}_missing")
@@ -319,5 +273,5 @@ def _as_bytes(fields: Mapping[str, Tensor], codecs: Codecs) -> list[bytes]:
 
 
 def with_shape(field: Tensor, length: int) -> Tensor:
-    """[B·L] → [B, L, 1] of numbers, [B, L] of categories."""
+    """Reshapes [B·L] to [B, L, 1] for numbers, [B, L] for categories."""
     return field.reshape(-1, length, 1) if field.is_floating_point() else field.reshape(-1, length)

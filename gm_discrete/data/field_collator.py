@@ -1,4 +1,4 @@
-"""From rows of tables and sequences to batches of numbers and symbols by field."""
+"""Batches of tables and sequences: continuous and discrete fields."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from gm_discrete.data.encoding import (
     ENCODED,
     Codecs,
     decode_columns,
-    draws,
     encode_columns,
     encode_rows,
+    num_draws,
     record_type,
     with_shape,
 )
-from gm_discrete.data.scalers import Scaler
+from gm_discrete.data.scalers import Codec, Scaler
 
 IGNORED = -100
-"""The label of a category that is none."""
+"""The label of an entry that is not scored, for discrete fields."""
 
 
 @dataclass(frozen=True)
 class TableCollator:
-    """Batches rows as states: `fields`, numbers float32 [B, 1, 1] and categories long [B, 1]; `labels`, the same.
+    """Batches rows of a table: `fields`, numbers float32 [B, 1, 1] and categories long [B, 1]; `labels`, the same.
 
-    Rows are natural values, or those of `encoded_dataset`, which are faster.
+    Rows hold natural values, or are those of `encoded_dataset`, which are faster.
 
     Args:
-        codecs: of every column, by `fit_codecs`; the same as of `encoded_dataset`.
-        dequantize: see `encode_rows`; from torch's own random state, which a DataLoader seeds in its workers.
+        codecs: the codec of every column (see `fit_codecs`); those given to `encoded_dataset`, if that was used.
+        dequantize: see `encode_rows`. The noise comes from torch's global random state, which a DataLoader seeds in its
+            workers.
 
     Raises:
-        ValueError: (when called) the columns are not those of the codecs, or a value does not suit its codec.
+        ValueError: (when called) the columns are not those of the codecs, or a codec does not accept a value.
     """
 
     codecs: Codecs
@@ -53,19 +54,19 @@ class TableCollator:
 
 @dataclass(frozen=True)
 class SequenceCollator:
-    """Batches sequences, padded on their right: numbers float32 [B, L, 1] and categories long [B, L] by field.
+    """Batches sequences, padded on the right: numbers float32 [B, L, 1] and categories long [B, L] by field.
 
-    `{column: list of natural values}` per example, its lists of one length → `fields`, 0 where padded; `labels`, the
-    same but NaN and −100 there; `attention_mask`, long [B, L], the same tensor for every field.
+    Takes `{column: list of natural values}` per example, with lists of one length. Returns `fields`, 0 where padded;
+    `labels`, the same but NaN and −100 where padded; and `attention_mask`, long [B, L], the same tensor for every field.
 
     Args:
-        codecs: of every column, by `fit_codecs`.
-        length: L, that of the longest example unless told.
-        dequantize: see `encode_rows`; from torch's own random state.
+        codecs: the codec of every column (see `fit_codecs`).
+        length: L; the length of the longest example by default.
+        dequantize: see `encode_rows`. The noise comes from torch's global random state.
 
     Raises:
-        ValueError: `length` is not positive; (when called) lists of an example differ in length, are empty or longer
-            than `length`; the columns are not those of the codecs, or a value does not suit its codec.
+        ValueError: `length` is not positive; (when called) the lists of an example differ in length, are empty or longer
+            than `length`; the columns are not those of the codecs, or a codec does not accept a value.
     """
 
     codecs: Codecs
@@ -80,9 +81,9 @@ class SequenceCollator:
         sizes = [_size(example) for example in examples]
         length = max(sizes) if self.length is None else self.length
         if max(sizes) > length:
-            raise ValueError(f"a sequence has {max(sizes)} entries and length={length}; cut it, or raise length")
+            raise ValueError(f"a sequence has {max(sizes)} entries, and length={length}; cut it, or raise length")
         columns = {name: [cell for row in examples for cell in row[name]] for name in examples[0]}
-        uniform = torch.rand(sum(sizes), draws(self.codecs), dtype=torch.float64) if self.dequantize else None
+        uniform = torch.rand(sum(sizes), num_draws(self.codecs), dtype=torch.float64) if self.dequantize else None
         mask = torch.arange(length) < torch.tensor(sizes)[:, None]  # [B, L]
         batch: dict[str, dict[str, Tensor]] = {"fields": {}, "labels": {}, "attention_mask": {}}
         for name, entries in encode_columns(columns, self.codecs, uniform).items():
@@ -96,16 +97,16 @@ class SequenceCollator:
 
 
 def decode_sequences(
-    values: Mapping[str, Tensor], codecs: Codecs, attention_mask: Mapping[str, Tensor] | None = None
+    values: Mapping[str, Tensor], codecs: Mapping[str, Codec], attention_mask: Mapping[str, Tensor] | None = None
 ) -> list[dict[str, list[Any]]]:
-    """What `generate` gives of sequences → lists by column, for each sequence.
+    """Decodes what `generate` returns for sequences into lists by column, for each sequence.
 
     Args:
         values: natural numbers [B, L, 1] and ids [B, L] by field.
-        attention_mask: [B, L] by field, 0 where an entry is padding; all are alike.
+        attention_mask: [B, L] by field, 0 where padded; the same for all fields.
 
     Raises:
-        ValueError: a field of the codecs is absent, of another shape, or has an impossible value.
+        ValueError: a field of the codecs is absent, has another shape, or holds an impossible value.
     """
     absent = [name for name in codecs if name not in values]
     if absent:
@@ -114,7 +115,7 @@ def decode_sequences(
     for name, codec in codecs.items():
         found, expected = tuple(values[name].shape), (*shape, 1) if isinstance(codec, Scaler) else shape
         if found != expected or len(shape) != 2:
-            raise ValueError(f"field {name!r} has the shape {found}; give [B, L, 1] of numbers, [B, L] of categories")
+            raise ValueError(f"field {name!r} has the shape {found}; give [B, L, 1] for numbers, [B, L] for categories")
     masks = torch.ones(shape) if attention_mask is None else next(iter(attention_mask.values()))
     rows = []
     for number, mask in enumerate(masks.bool()):
@@ -130,12 +131,12 @@ def _size(example: Mapping[str, Any]) -> int:
 
 
 def _decoded(examples: Sequence[Mapping[str, Any]], codecs: Codecs) -> dict[str, Tensor]:
-    """Rows of `encoded_dataset` → their fields."""
+    """The fields of rows of `encoded_dataset`."""
     kind = record_type(codecs)
     rows: list[Any] = [example.get(ENCODED) for example in examples]
     wrong = next((row for row in rows if not isinstance(row, bytes) or len(row) != kind.itemsize), None)
     if wrong is not None or None in rows:
-        raise ValueError(f"rows hold {wrong!r}, encoded by other codecs or not at all; give those of encoded_dataset")
+        raise ValueError(f"rows hold {wrong!r}, which these codecs did not encode; use those of encoded_dataset")
     records = np.frombuffer(b"".join(rows), kind)
     fields = {}
     for name, codec in codecs.items():

@@ -1,4 +1,4 @@
-"""From images of bytes to batches of numbers or symbols, and back."""
+"""Batches of images, as numbers or as tokens, and the way back to bytes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageCollator:
-    """Batches images v ∈ {0, …, 255} as numbers x = 2v/255 − 1 or, with `levels` = K, as symbols ⌊vK/256⌋.
+    """Batches images v ∈ {0, …, 255} as numbers x = 2v/255 − 1 or, with `levels` = K, as tokens ⌊vK/256⌋.
 
-    `{"pixel_values": [C, H, W] of bytes, optional "class_labels": int}` per example →
-    `input_values` float32 [B, C, H, W] in [−1, 1], or with `levels` `input_ids` long [B, C·H·W] in {0, …, K−1}, channel
-    by channel and row by row; `labels`, the same; `class_labels` long [B], if the examples have them. `to_uint8` leads
-    back. It draws no noise of a path: that is the trainer's.
+    Takes `{"pixel_values": [C, H, W] of bytes, optional "class_labels": int}` per example. Returns `input_values` float32
+    [B, C, H, W] in [−1, 1], or with `levels` `input_ids` long [B, C·H·W] in {0, …, K−1}, channel by channel and row by row;
+    `labels`, the same; and `class_labels` long [B], if the examples have them. `to_uint8` is the inverse. It draws no noise
+    of the path: `GMTrainer` does.
 
     Args:
-        levels: number of symbols, 2 to 256.
-        dequantize: x = 2(v + u)/255 − 1 with u uniform on [−½, ½), so that x has a density; its bits per dimension
-            are those of x plus log2(255/2). From torch's own random state, which a DataLoader seeds in its workers.
+        levels: number of tokens, 2 to 256.
+        dequantize: x = 2(v + u)/255 − 1 with u uniform on [−½, ½), so that x has a density; the bits per dimension of v are
+            at most those of x plus log2(255/2). The noise comes from torch's global random state, which a DataLoader seeds
+            in its workers.
 
     Raises:
         ValueError: `levels` is out of range or given with `dequantize`; (when called) an example has no image of bytes
@@ -36,7 +37,7 @@ class ImageCollator:
         if self.levels is not None:
             _check_levels(self.levels)
             if self.dequantize:
-                raise ValueError("dequantize=True makes numbers, levels makes symbols; give one of them")
+                raise ValueError(f"dequantize=True makes numbers, levels={self.levels} makes tokens; give one of them")
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         images = _stack([_image(example) for example in examples])  # [B, C, H, W]
@@ -52,26 +53,26 @@ class ImageCollator:
         classes = [example["class_labels"] for example in examples if "class_labels" in example]
         if classes:
             if len(classes) < len(examples):
-                raise ValueError("some examples have class_labels and others have none")
+                raise ValueError("class_labels is missing in some examples of the batch; give it in all or in none")
             batch["class_labels"] = torch.tensor([int(label) for label in classes])
         return batch
 
 
 def to_uint8(images: Tensor, *, levels: int | None = None, shape: tuple[int, int, int] | None = None) -> Tensor:
-    """Numbers x → v = round(255(x + 1)/2), clamped to a byte; symbols s → v = lo + round((hi − lo)s/(K − 1)).
+    """The inverse of `ImageCollator`: v = round(255(x + 1)/2), clamped to a byte; for tokens lo + round((hi − lo)s/(K − 1)).
 
-    Undoes `ImageCollator`: exactly for numbers, dequantised or not, and for 256 levels. Of fewer levels, lo to hi are
-    the bytes that have level s, so that v has it too, 0 stays black and K − 1 white.
+    It is exact for numbers, dequantised or not, and for 256 levels. For fewer levels lo to hi are the bytes of level s: v
+    has that level, too, and 0 is black, K − 1 white.
 
     Args:
         images: float [B, C, H, W] in [−1, 1], or with `levels` = K integers [B, C, H, W] or [B, C·H·W].
-        shape: (C, H, W), needed for flat images.
+        shape: (C, H, W), required for flat images.
 
     Returns:
         uint8 [B, C, H, W].
 
     Raises:
-        ValueError: the dtype, shape or a value of `images` is another one.
+        ValueError: the dtype, the shape or a value of `images` is not one of these.
     """
     if levels is not None:
         _check_levels(levels)
@@ -79,7 +80,7 @@ def to_uint8(images: Tensor, *, levels: int | None = None, shape: tuple[int, int
         raise ValueError(f"images has dtype={images.dtype} and levels={levels}; give floats, or integers and levels")
     if images.ndim == 2:
         if shape is None or images.shape[1] != shape[0] * shape[1] * shape[2]:
-            raise ValueError(f"images has the shape {tuple(images.shape)} and shape={shape}; give (C, H, W) of it")
+            raise ValueError(f"images has the shape {tuple(images.shape)}, and shape={shape}; give the (C, H, W) of it")
         images = images.unflatten(1, shape)
     if images.ndim != 4:
         raise ValueError(f"images has the shape {tuple(images.shape)}; give [B, C, H, W], or [B, C·H·W] and levels")
@@ -89,7 +90,7 @@ def to_uint8(images: Tensor, *, levels: int | None = None, shape: tuple[int, int
         return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
     wrong = images[(images < 0) | (images >= levels)]
     if len(wrong):
-        raise ValueError(f"images holds {int(wrong[0])}, which is none of the {levels} levels; is a mask left?")
+        raise ValueError(f"images holds {int(wrong[0])}, and levels={levels}; unmask all tokens before decoding")
     low, after = ((256 * (images.long() + step) + levels - 1) // levels for step in (0, 1))
     return (low + ((after - 1 - low) * images / (levels - 1)).round().long()).byte()
 
@@ -101,7 +102,7 @@ def _check_levels(levels: int) -> None:
 
 def _image(example: Mapping[str, Any]) -> Tensor:
     if "pixel_values" not in example:
-        raise ValueError(f"example has the columns {sorted(example)}; give pixel_values and optional class_labels")
+        raise ValueError(f"example has the columns {sorted(example)}; give pixel_values and optionally class_labels")
     image = torch.as_tensor(example["pixel_values"])
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
         raise ValueError(f"pixel_values has the shape {tuple(image.shape)}; give [C, H, W] with 1 or 3 channels")
@@ -115,5 +116,7 @@ def _image(example: Mapping[str, Any]) -> Tensor:
 def _stack(images: list[Tensor]) -> Tensor:
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) != 1:
-        raise ValueError(f"pixel_values have the shapes {sorted(shapes)}; give images of one shape (image_size=…)")
+        raise ValueError(
+            f"pixel_values has the shapes {sorted(shapes)} in a batch; give images of one shape (image_size=…)"
+        )
     return torch.stack(images)

@@ -1,4 +1,4 @@
-"""From texts to tokenised examples: packed into blocks of one length, or one text per example."""
+"""Tokenised examples from texts: packed into blocks of one length, or one text per example."""
 
 from __future__ import annotations
 
@@ -28,21 +28,27 @@ def pack(
     num_proc: int | None = None,
     num_shards: int = 1,
 ) -> AnyDataset:
-    """The tokens of all texts, one after the other, cut into blocks: `input_ids` of exactly `length`.
+    """Tokenises texts, joins them and cuts the result into blocks: `input_ids` of exactly `length`.
 
-    The last tokens, fewer than `length`, are dropped. Shuffle after packing.
+    The remaining tokens, fewer than `length`, are dropped. Shuffle after packing.
+
+    >>> from datasets import Dataset
+    >>> from gm_discrete.data import character_tokenizer
+    >>> blocks = pack(Dataset.from_dict({"text": ["abc", "ab"]}), character_tokenizer(alphabet="abc"), length=3)
+    >>> blocks["input_ids"][:]  # 5 is the end of a text
+    [[0, 1, 2], [5, 0, 1]]
 
     Args:
-        dataset: one text per row. A stream stays a stream.
-        add_eos: ends every text with the tokenizer's end-of-text token, if it has one.
-        split_special_tokens: text that spells a special token, such as "[MASK]", stays text.
+        dataset: one text per row. A stream gives a stream.
+        add_eos: append the tokenizer's end-of-text token to every text, if it has one.
+        split_special_tokens: tokenise text that spells a special token, such as "[MASK]", as text.
         batch_size: texts tokenised at a time.
         num_proc: processes that tokenise; `None` for streams.
-        num_shards: for streams, parts that are packed each on its own, with its own dropped end, so that as many
-            loader workers or nodes can share the work; 1 for data sets.
+        num_shards: for streams, the number of parts that are packed separately, each with its own dropped end, so that as
+            many loader workers or nodes can share the work; 1 for data sets.
 
     Raises:
-        TypeError: `dataset` is no data set, or its column holds something else than strings.
+        TypeError: `dataset` is not a data set, or its column holds other things than strings.
         ValueError: `dataset` lacks the column or holds fewer than `length` tokens, or another argument is out of range.
     """
     encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens)
@@ -76,28 +82,28 @@ def truncate(
     batch_size: int = 256,
     num_proc: int | None = None,
 ) -> AnyDataset:
-    """One example per text: `input_ids` of its first tokens, at most `length`. The collator pads them.
+    """Tokenises each text as one example: `input_ids` of its first tokens, at most `length`. The collator pads them.
 
-    Texts without a token are left out. Arguments and errors are those of `pack`; the end-of-text token counts, and is
-    cut off with the end it marks.
+    Texts without a token are dropped. Arguments and errors are those of `pack`; the end-of-text token counts towards
+    `length`, and is cut off from texts that are too long.
 
     Args:
-        pad_to_length: fills examples up to `length` with the tokenizer's padding, as symbols like others: they are noised,
-            scored and generated, so that a model on a canvas of `length` learns how long texts are. Padding of the
-            collator is not scored: samples of `length` are then texts of that length.
+        pad_to_length: fill examples up to `length` with the tokenizer's padding token, which is then an ordinary token: it
+            is noised, scored and generated, so that the model learns how long texts are. Padding by the collator is not
+            scored, and samples of `length` tokens are then texts of that length.
     """
     if pad_to_length and tokenizer.pad_token_id is None:
-        raise ValueError("pad_to_length=True needs a padding token; ensure_mask_token adds one")
+        raise ValueError("pad_to_length=True needs a tokenizer with a padding token; ensure_mask_token adds one")
     encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens, length, pad_to_length)
     tokens = _tokenize(dataset, encode, length, batch_size, num_proc)
     if next(iter(tokens), None) is None:
-        raise ValueError("dataset holds no token; give at least one text that is not empty")
+        raise ValueError("dataset holds no tokens; give at least one text that is not empty")
     return cast(AnyDataset, tokens)
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A batch of texts → a batch of `input_ids`; texts without a token are left out."""
+    """Tokenises a batch of texts; drops texts without a token."""
 
     tokenizer: PreTrainedTokenizerBase
     text_column: str
@@ -128,7 +134,7 @@ class _Encoder:
 
 
 class _Packer:
-    """Cuts rows of tokens into blocks [n, length]; the tokens behind the last block wait for the next rows."""
+    """Cuts rows of tokens into blocks [n, length]; the tokens after the last block are kept for the next call."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -151,7 +157,7 @@ def _tokenize(
             raise ValueError(f"{name}={value} must be at least 1")
     column = encode.text_column
     if dataset.column_names is not None and column not in dataset.column_names:
-        raise ValueError(f"text_column={column!r} is not in the data set; it has {', '.join(dataset.column_names)}")
+        raise ValueError(f"text_column={column!r} is not in the data set, which has {', '.join(dataset.column_names)}")
     texts = dataset.select_columns(column)
     if isinstance(texts, IterableDataset):
         if num_proc is not None:
@@ -172,7 +178,7 @@ def _tokenize(
 
 def _pack_stream(tokens: IterableDataset, length: int, batch_size: int, num_shards: int) -> IterableDataset:
     if not 1 <= num_shards <= tokens.num_shards:
-        raise ValueError(f"num_shards={num_shards} must lie between 1 and the stream's own {tokens.num_shards}")
+        raise ValueError(f"num_shards={num_shards} must lie between 1 and the {tokens.num_shards} shards of the stream")
     shards = [tokens.shard(num_shards, index) for index in range(num_shards)]
     arguments = {"shards": shards, "length": length, "batch_size": batch_size}
     return IterableDataset.from_generator(_stream_blocks, features=TOKENS, gen_kwargs=arguments)

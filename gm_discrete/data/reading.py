@@ -1,65 +1,72 @@
-"""HiddenStates with `datasets`, with errors that say what to do, and what is held out."""
+"""Splits of local files, folders and hub data sets, with a validation split held out where there is none."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
+
+Rows = TypeVar("Rows", bound=Dataset | IterableDataset)
 
 
 def read_splits(
     source: str | os.PathLike[str],
     name: str | None,
-    choice: str,
-    argument: str,
+    accepted: str,
     cache_dir: str | os.PathLike[str] | None,
     **options: Any,
-) -> Any:
-    """The splits of a folder, of files or of a hub data set.
+) -> DatasetDict | IterableDatasetDict:
+    """Reads all splits of a folder, of files or of a hub data set.
 
     Args:
+        source: a folder, the name of a file reader of `datasets` (with `data_files` among the options), or a hub id.
         name: configuration of a hub data set.
-        choice: what else could be given, for the error; argument: as what it was given.
+        accepted: what `source` may be, for the error message.
+        cache_dir: where converted files are kept; the cache of `datasets` by default.
+        options: further arguments of `datasets.load_dataset`.
 
     Raises:
-        ValueError: it is offline or absent, malformed, or empty.
+        ValueError: the source is absent, unreachable, malformed or empty.
     """
     try:
-        return load_dataset(str(source), name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
+        return load_dataset(str(source), name, cache_dir=None if cache_dir is None else str(cache_dir), **options)  # pyright: ignore[reportReturnType]
     except (OSError, DatasetsError, StopIteration) as error:
         raise ValueError(
-            f"{argument}={str(source)!r} cannot be read ({error.__cause__ or error or 'it is empty'}); give {choice}"
+            f"source={str(source)!r} cannot be read ({error.__cause__ or error or 'it is empty'}); give {accepted}"
         ) from error
 
 
-def split_of(
-    splits: Mapping[Any, Any], argument: str, source: str, split: str, size: float | int | None
-) -> Dataset | IterableDataset:
-    """A split; validation is held out of training where there is none: so many rows, or such a part, by a fixed seed.
+def choose_split(
+    splits: Mapping[Any, Rows], source: str | os.PathLike[str], split: str, validation_size: float | int | None
+) -> Rows:
+    """Returns a split; a missing validation split is held out of the training split, at random with a fixed seed.
 
     Args:
-        argument: as what the source was given, for the error.
+        source: for the error message.
+        validation_size: a fraction or a number of rows; `None`: 0.05, or the first 1000 rows of a stream; 0: none.
 
     Raises:
-        ValueError: there is no such split, or `size` leaves nothing.
+        ValueError: there is no such split, or `validation_size` leaves no row in one of the parts.
     """
-    if split in splits and (split != "train" or "validation" in splits or size == 0):
+    if split in splits and (split != "train" or "validation" in splits or validation_size == 0):
         return splits[split]
     if split not in ("train", "validation") or "train" not in splits:
-        raise ValueError(f"split={split!r} is not in {argument}={source!r}; it has {', '.join(splits)}")
-    rows: Dataset | IterableDataset = splits["train"]
+        raise ValueError(f"split={split!r} is not in source={str(source)!r}; it has {', '.join(splits)}")
+    rows: Any = splits["train"]
     if isinstance(rows, IterableDataset):
-        size = 1000 if size is None else size
+        size = 1000 if validation_size is None else validation_size
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f"validation_size={size} of a stream must be a number of rows, at least 1")
-        return rows.skip(size) if split == "train" else rows.take(size)
-    size = 0.05 if size is None else size
+            raise ValueError(
+                f"validation_size={size} must be a number of rows, at least 1, when the source is a stream"
+            )
+        return rows.skip(size) if split == "train" else rows.take(size)  # pyright: ignore[reportReturnType]
+    size = 0.05 if validation_size is None else validation_size
     count = max(1, round(size * len(rows))) if isinstance(size, float) else size
     if not 0 < count < len(rows):
         raise ValueError(f"validation_size={size} must be positive and leave some of the {len(rows)} rows to train on")
-    # Shuffled, because folders come sorted by class, and tables by a column.
+    # Shuffled, because folders are sorted by class, and tables often by a column.
     parts = rows.train_test_split(count, seed=0)
     return parts["train"] if split == "train" else parts["test"]

@@ -1,4 +1,4 @@
-"""The path of a table: a field for each of its columns."""
+"""The probability path of a table: one field per column."""
 
 from __future__ import annotations
 
@@ -18,21 +18,30 @@ def table_path(
     bins: int = 64,
     independent_times: bool = False,
 ) -> ProductPath:
-    """A field for each column of a table: Gaussian paths for numbers, masked or uniform ones for categories.
+    """The product path of a table: a Gaussian path per column of numbers, a masked or uniform one per column of categories.
+
+    >>> from gm_discrete.data import fit_codecs
+    >>> path = table_path(fit_codecs({"carat": [0.3, 0.5, 0.7], "cut": ["fair", "good", "fair"]}), bins=32)
+    >>> {name: type(factor).__name__ for name, factor in path.fields.items()}
+    {'carat': 'GaussianPath', 'cut': 'MaskedPath'}
 
     Args:
         codecs: scalers and categories by column (see `data.fit_codecs`).
-        numbers: arguments of every `GaussianPath`. By default a flow of a belief over bins of all that the scaler gives,
-            or of 5 standard deviations where that has no bound.
-        symbols: `"masked"` or `"uniform"`.
-        bins: their number.
-        independent_times: as of the class.
+        numbers: arguments of every `GaussianPath`. By default a flow, predicted by a histogram over bins that cover the
+            range of the scaler, or 5 standard deviations on either side where the scaler has no bounds.
+        symbols: the path of categories, `"masked"` or `"uniform"`.
+        bins: number of bins.
+        independent_times: give each field a time of its own (see `ProductPath`).
+
+    Raises:
+        TypeError: a codec is neither a scaler nor categories.
+        ValueError: `symbols` is unknown, or `bins` is below 2.
     """
     if symbols not in ("masked", "uniform"):
         raise ValueError(f"symbols={symbols!r} must be 'masked' or 'uniform'")
     if bins < 2:
         raise ValueError(f"bins={bins} must be at least 2")
-    given, paths = {"prediction": "belief", **(numbers or {})}, {}
+    options, paths = {"prediction": "belief", **(numbers or {})}, {}
     for name, codec in codecs.items():
         if isinstance(codec, Categories):
             alone = symbols == "masked" or len(codec) == 1  # uniform noise needs two symbols
@@ -40,7 +49,7 @@ def table_path(
         elif isinstance(codec, Scaler):
             reach = codec.reach if math.isfinite(codec.reach) else 5.0
             reach = reach * bins / (bins - 1)  # the outermost values in the middle of a bin
-            paths[name] = GaussianPath(**{"bins": Bins(-reach, reach, bins), **given})
+            paths[name] = GaussianPath(**{"bins": Bins(-reach, reach, bins), **options})
         else:
             raise TypeError(f"codecs[{name!r}] is a {type(codec).__name__}; give a scaler or categories")
     return ProductPath(paths, independent_times=independent_times)

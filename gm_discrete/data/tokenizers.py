@@ -1,8 +1,8 @@
-"""Tokenizers for models of K = `len(tokenizer)` symbols, the mask among them.
+"""Tokenizers for models with `vocab_size` = `len(tokenizer)`, the mask included.
 
-The ones trained here number the symbols of the text first and the special tokens after them, `[MASK]` last, where
-`MaskedPath` looks for it. All are fast tokenizers: `save_pretrained` writes a `tokenizer.json` that
-`AutoTokenizer.from_pretrained` reads without this library.
+The ones trained here number the tokens of the text first and the special tokens after them, with `[MASK]` last, the default
+`mask_token_id` of `MaskedPath`. All are fast tokenizers: `save_pretrained` writes a `tokenizer.json` that
+`AutoTokenizer.from_pretrained` loads without this library.
 """
 
 from __future__ import annotations
@@ -10,44 +10,51 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, UNKNOWN, EOS, MASK = "[PAD]", "[UNK]", "[EOS]", "[MASK]"
 METASPACE = "\u2581"
 """What sentencepiece writes for a space."""
+SMILES_SYMBOL = r"\[[^\[\]]*\]|Br|Cl|%\d\d|%\(\d+\)|[\s\S]"
+"""One symbol of SMILES (OpenSMILES 1.0, section 3): an atom in brackets, Br, Cl, a ring closure of two or more digits, or
+any single character: every other atom, bond, branch, dot or ring closure."""
 LINE = 1024
 """Characters of a training line: sentencepiece skips lines of more than 4192 bytes, and a character has at most 4."""
 
 
 def character_tokenizer(texts: Iterable[str] = (), *, alphabet: str | None = None) -> PreTrainedTokenizerFast:
-    """One id per character: those of `texts` in the order of their code points, or those of `alphabet` as they stand.
+    """One id per character: those of `texts` in the order of their code points, or those of `alphabet` in its order.
 
-    Then come `[UNK]`, for every other character, `[PAD]`, `[EOS]` and `[MASK]`.
+    After them come `[UNK]`, for every other character, `[PAD]`, `[EOS]` and `[MASK]`.
+
+    >>> tokenizer = character_tokenizer(["hello"])
+    >>> tokenizer("hello!")["input_ids"], tokenizer.unk_token_id, tokenizer.mask_token_id, len(tokenizer)
+    ([1, 0, 2, 2, 3, 4], 4, 7, 8)
 
     Raises:
-        ValueError: there is no character, or a character stands twice in `alphabet`.
+        ValueError: there is no character, or `alphabet` holds a character twice.
     """
     symbols = list(alphabet) if alphabet is not None else sorted(set().union(*strings(texts)))
     if not symbols:
-        raise ValueError("texts and alphabet hold no character; pass the texts to be tokenised, or alphabet='abc…'")
+        raise ValueError("texts and alphabet hold no characters; pass the texts to be tokenised, or alphabet='abc…'")
     if len(set(symbols)) < len(symbols):
         raise ValueError(f"alphabet={alphabet!r} holds a character twice; give each one once")
     vocabulary = {symbol: index for index, symbol in enumerate([*symbols, UNKNOWN])}
-    # A BPE without merges leaves text in characters, 4 times as fast as a WordLevel model behind a splitting regex.
+    # A BPE without merges leaves text in characters, 4 times as fast as a WordLevel model after a splitting regex.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Fuse()
     return with_special_tokens(tokenizer, unk_token=UNKNOWN)
 
 
 def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding of UTF-8 bytes, as in GPT-2: every text comes back exactly.
+    """Byte-pair encoding of UTF-8 bytes, as in GPT-2: decoding returns every text exactly.
 
-    `vocab_size` counts the 256 bytes, the merges, `[PAD]`, `[EOS]` and `[MASK]`; a text too short for so many merges
-    gives a smaller vocabulary.
+    `vocab_size` counts the 256 bytes, the merges, `[PAD]`, `[EOS]` and `[MASK]`; texts too short for so many merges give a
+    smaller vocabulary.
 
     Raises:
         ValueError: `vocab_size` leaves no room for the bytes and the special tokens.
@@ -64,17 +71,36 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     return with_special_tokens(tokenizer)
 
 
+def smiles_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One id per symbol of SMILES, those of `texts` in alphabetical order: `CC(=O)[O-]` is C, C, (, =, O, ), [O-].
+
+    Then come `[UNK]`, for every other symbol, `[PAD]`, `[EOS]` and `[MASK]`.
+
+    Raises:
+        ValueError: there is no symbol.
+    """
+    split = pre_tokenizers.Split(Regex(SMILES_SYMBOL), "isolated")
+    symbols = sorted({symbol for text in strings(texts) for symbol, _ in split.pre_tokenize_str(text)})
+    if not symbols:
+        raise ValueError("texts hold no symbol; pass the SMILES to be tokenised")
+    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, UNKNOWN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Fuse()
+    return with_special_tokens(tokenizer, unk_token=UNKNOWN)
+
+
 def sentencepiece_tokenizer(
     texts: Iterable[str], vocab_size: int, model_type: Literal["unigram", "bpe"] = "unigram"
 ) -> PreTrainedTokenizerFast:
-    """A sentencepiece model, trained on the lines of `texts` and turned into a fast tokenizer with the same ids.
+    """Trains a sentencepiece model on the lines of `texts` and converts it to a fast tokenizer with the same ids.
 
-    Text is not normalised and characters that have no piece become bytes, so that decoding gives it back exactly, but
-    for a U+2581 (it becomes a space) and, with "unigram", for the spelling `<0x41>` of a byte (it becomes that byte).
+    Text is not normalised, and characters without a piece become bytes, so that decoding returns the text exactly, except
+    for U+2581 (it becomes a space) and, with "unigram", for the spelling `<0x41>` of a byte (it becomes that byte).
     `vocab_size` counts the pieces, the 256 bytes, `[UNK]`, `[PAD]`, `[EOS]` and `[MASK]`.
 
     Raises:
-        ValueError: `model_type` is unknown, or these texts do not give exactly `vocab_size` pieces.
+        ValueError: `model_type` is unknown, or these texts do not yield exactly `vocab_size` pieces.
     """
     if model_type not in ("unigram", "bpe"):
         raise ValueError(f"model_type={model_type!r} is unknown; choose 'unigram' or 'bpe'")
@@ -94,15 +120,15 @@ def sentencepiece_tokenizer(
     return with_special_tokens(tokenizer, unk_token=UNKNOWN)
 
 
-def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
-    """`AutoTokenizer.from_pretrained(name_or_path, **kwargs)`, made fit for masking by `ensure_mask_token`."""
+def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: object) -> PreTrainedTokenizerBase:
+    """`AutoTokenizer.from_pretrained(name_or_path, **kwargs)` with padding and mask tokens (see `ensure_mask_token`)."""
     return ensure_mask_token(AutoTokenizer.from_pretrained(name_or_path, **kwargs))
 
 
 def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Gives `tokenizer` a padding and a mask token where it has none; changes it in place and returns it.
+    """Adds a padding and a mask token to `tokenizer`, in place, where it has none, and returns it.
 
-    A padding token that is also the end of a text is replaced: padding is not generated, ends are.
+    A padding token that is also the end-of-text token is replaced, because the end of a text is generated and padding not.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
@@ -112,10 +138,11 @@ def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, mask_token_id: int | None = None) -> None:
-    """Refuses a tokenizer whose ids are not those of a model with `vocab_size` symbols.
+    """Checks that a tokenizer has the ids of a model.
 
     Args:
-        mask_token_id: the model's own, `None` for a model that does not mask.
+        vocab_size: that of the model.
+        mask_token_id: that of the model; `None` for a model without a mask.
 
     Raises:
         ValueError: the number of tokens or the mask token differs.
@@ -131,7 +158,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, mask
 
 
 def with_special_tokens(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
-    """With `[PAD]`, `[EOS]` and `[MASK]` behind its symbols, as transformers has tokenizers."""
+    """Adds `[PAD]`, `[EOS]` and `[MASK]` after the other tokens and wraps the result for transformers."""
     tokenizer.add_special_tokens([PAD, EOS, MASK])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -172,17 +199,17 @@ def _train_sentencepiece(
         )
     except RuntimeError as error:
         raise ValueError(
-            f"vocab_size={vocab_size + len((PAD, EOS, MASK))} does not suit these texts, "
-            f"says sentencepiece of the {vocab_size} pieces without [PAD], [EOS] and [MASK]: {error}"
+            f"vocab_size={vocab_size + len((PAD, EOS, MASK))} does not fit these texts; sentencepiece, asked for "
+            f"{vocab_size} pieces besides [PAD], [EOS] and [MASK], reports: {error}"
         ) from error
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def strings(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, checked on the way.
+    """The texts, each checked to be a string.
 
     Raises:
-        TypeError: `texts` is one string, or holds something else.
+        TypeError: `texts` is one string, or holds other things than strings.
     """
     if isinstance(texts, str):
         raise TypeError("texts is one string; pass an iterable of strings, e.g. [text]")

@@ -1,37 +1,29 @@
-"""Scores: likelihood bound, generative perplexity and entropy of text, images, molecules; offline, but `inception`."""
+"""Scores of models and samples: the likelihood bound over a data set, generative perplexity, entropy, matching loss."""
+
+from typing import TYPE_CHECKING
 
 from gm_discrete.evaluation.entropy import SampleEntropy, unigram_entropy
 from gm_discrete.evaluation.generative_perplexity import GenerativePerplexity
-from gm_discrete.evaluation.images import (
-    FeatureNetwork,
-    ImageClassifier,
-    ImageMetrics,
-    efficientnet_lite0,
-    evaluate_images,
-    extract_features,
-    frechet_distance,
-    inception,
-    precision_recall,
-    train_classifier,
-)
-from gm_discrete.evaluation.judge import materialize_smollm2
 from gm_discrete.evaluation.matching import evaluate_matching
-from gm_discrete.evaluation.molecules import MoleculeStatistics, evaluate_molecules
 from gm_discrete.evaluation.perplexity import BoundPerplexity, count_characters, evaluate_bound
 
 __all__ = [
     "BoundPerplexity",
-    "FeatureNetwork",
     "GenerativePerplexity",
+    "SampleEntropy",
+    "count_characters",
+    "evaluate_bound",
+    "evaluate_matching",
+    "unigram_entropy",
+]
+
+_MOVED = {
+    "FeatureNetwork",
     "ImageClassifier",
     "ImageMetrics",
     "MoleculeStatistics",
-    "SampleEntropy",
-    "count_characters",
     "efficientnet_lite0",
-    "evaluate_bound",
     "evaluate_images",
-    "evaluate_matching",
     "evaluate_molecules",
     "extract_features",
     "frechet_distance",
@@ -39,5 +31,11 @@ __all__ = [
     "materialize_smollm2",
     "precision_recall",
     "train_classifier",
-    "unigram_entropy",
-]
+}
+
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
+
+    def __getattr__(name: str) -> None:
+        if name in _MOVED:
+            raise ImportError(f"{__name__}.{name} moved out of the library, to benchmarks/scores in its repository")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What another language model thinks of samples."""
+"""Perplexity of samples under another language model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gm_discrete.data.collator import TokenCollator
 from gm_discrete.evaluation.entropy import unigram_entropy
-from gm_discrete.likelihood import LikelihoodBound
+from gm_discrete.likelihood import Likelihood
 
 
 class GenerativePerplexity(evaluate.Metric):
     """exp(Σ −ln p(token | earlier tokens) / Σ tokens) of texts under a causal language model, the judge.
 
-    `add_batch(predictions=[text, …])`; `compute(judge=…, …)` → `perplexity`, `nats_per_token` and its `stderr` over
-    texts, `mean_tokens` per text, and `entropy`, the mean unigram entropy of the texts' tokens in nats, without which
-    a perplexity says little: repetition lowers both. Tokens are the judge's. As in SEDD and MDLM nothing stands before
-    a text, so that its first token is context and not scored; longer texts than the judge reads are cut into windows.
+    `add_batch(predictions=[text, …])`; `compute(judge=…, …)` returns `perplexity`, `nats_per_token` and its `stderr` over
+    texts, `mean_tokens` per text, and `entropy`, the mean unigram entropy of the texts' tokens in nats. Compare perplexities
+    at similar entropies only, because repetition lowers both. Tokens are those of the judge. As in SEDD and MDLM no token is
+    put before a text, so that its first token is context and not scored; texts longer than the judge's context are cut into
+    windows.
 
     Arguments of `compute`:
         judge: a name on the hub, a folder, or a model.
-        tokenizer: the judge's, needed if `judge` is a model.
+        tokenizer: the judge's; required if `judge` is a model.
         batch_size: windows per call of the judge.
-        max_length: tokens of a window; what the judge was trained for unless told.
-        device: where a judge given by name runs; on a GPU if there is one unless told.
+        max_length: tokens of a window; the judge's `max_position_embeddings` by default.
+        device: device of a judge given by name; by default a GPU if there is one.
 
     Raises:
         ValueError: `judge` is a model and `tokenizer` is missing, no text has two tokens, or `max_length` < 2.
@@ -56,7 +57,7 @@ class GenerativePerplexity(evaluate.Metric):
     ) -> dict[str, float]:
         if isinstance(judge, PreTrainedModel):
             if tokenizer is None:
-                raise ValueError("tokenizer is missing; give the judge's tokenizer beside the model")
+                raise ValueError("tokenizer is missing; give the judge's tokenizer together with the model")
             model = judge
         else:
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(judge)
@@ -69,7 +70,7 @@ class GenerativePerplexity(evaluate.Metric):
             )
         texts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in predictions]
         if max(map(len, texts)) < 2:
-            raise ValueError("predictions holds no text of two tokens or more, so that nothing can be scored")
+            raise ValueError("predictions holds no text of two tokens or more; give at least one")
         score = _score(model, texts, batch_size, max_length)
         return {
             "perplexity": score.perplexity,
@@ -81,8 +82,8 @@ class GenerativePerplexity(evaluate.Metric):
 
 
 @torch.no_grad()
-def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_length: int) -> LikelihoodBound:
-    """−log p of each text and how many of its tokens were scored; exact, where diffusion models have a bound."""
+def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_length: int) -> Likelihood:
+    """The exact −log p of each text under the judge, and how many of its tokens are scored."""
     windows = [
         (index, {"input_ids": text[start : start + max_length]})
         for index, text in enumerate(texts)
@@ -90,7 +91,7 @@ def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_
     ]
     nats = torch.zeros(len(texts), dtype=torch.float64)
     num_tokens = torch.zeros(len(texts), dtype=torch.long)
-    collate = TokenCollator(pad_token_id=0)  # any token: the attention mask hides it
+    collate = TokenCollator(pad_token_id=0)  # any token: the attention mask excludes it
     model.eval()
     for start in tqdm(range(0, len(windows), batch_size), desc="Judge"):
         indices, rows = zip(*windows[start : start + batch_size], strict=True)
@@ -100,4 +101,4 @@ def _score(model: PreTrainedModel, texts: list[list[int]], batch_size: int, max_
         losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
         nats.index_add_(0, torch.tensor(indices), losses.sum(1).double().cpu())
         num_tokens.index_add_(0, torch.tensor(indices), (targets >= 0).sum(1).cpu())
-    return LikelihoodBound(nats, num_tokens)
+    return Likelihood(nats, num_tokens, "autoregressive")

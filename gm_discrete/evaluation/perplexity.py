@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import evaluate
 import torch
@@ -16,15 +15,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from gm_discrete.data.collator import IGNORED
-from gm_discrete.likelihood import LikelihoodBound, likelihood_bound
+from gm_discrete.likelihood import Likelihood, likelihood_bound
+from gm_discrete.process import Process
 
 
 class BoundPerplexity(evaluate.Metric):
     """Bits and perplexity from upper bounds on −log p of sequences.
 
-    `add_batch(nats=[…], num_tokens=[…])`, one entry per sequence, optionally `num_characters=[…]` in every batch;
-    `compute()` → `bits_per_token`, `stderr` (of the bits per token, over sequences), `perplexity`, and, with
-    characters, `bits_per_character` = Σ nats / (ln 2 · Σ characters).
+    `add_batch(nats=[…], num_tokens=[…])`, one entry per sequence, optionally `num_characters=[…]` in every batch.
+    `compute()` returns `bits_per_token`, its `stderr` over sequences, `perplexity`, and, with characters,
+    `bits_per_character` = Σ nats / (ln 2 · Σ characters).
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -51,7 +51,7 @@ class BoundPerplexity(evaluate.Metric):
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, nats: Sequence[float], num_tokens: Sequence[int], num_characters: Sequence[int | None]
     ) -> dict[str, float]:
-        bound = LikelihoodBound(torch.tensor(nats, dtype=torch.float64), torch.tensor(num_tokens))
+        bound = Likelihood(torch.tensor(nats, dtype=torch.float64), torch.tensor(num_tokens))
         summary = {
             "bits_per_token": bound.bits_per_token,
             "stderr": bound.stderr,
@@ -61,29 +61,29 @@ class BoundPerplexity(evaluate.Metric):
         if characters:
             if len(characters) < len(nats):
                 raise ValueError(
-                    f"num_characters is known for {len(characters)} of {len(nats)} sequences; give all or none"
+                    f"num_characters is given for {len(characters)} of {len(nats)} sequences; give it for all or none"
                 )
             summary["bits_per_character"] = sum(nats) / (math.log(2) * sum(characters))
         return summary
 
 
 def evaluate_bound(
-    model: Any,
+    model: Process,
     dataloader: Iterable[Mapping[str, Tensor]],
     *,
     num_samples: int = 8,
     rng: torch.Generator | None = None,
     estimator: str = "auto",
     accelerator: Accelerator | None = None,
-) -> LikelihoodBound:
-    """The likelihood bound of every sequence of `dataloader`, in its order.
+) -> Likelihood:
+    """The likelihood bound of every sequence of `dataloader`, in order.
 
     Args:
-        model: a `GMModel`, or any object with `.path` and `.generator(x, t, t_next=None)`.
-        dataloader: batches of `TokenCollator` or `ImageCollator`; scored are the positions whose label is not -100.
-            A model with classes is told those of the batch.
-        num_samples, rng, estimator: as for `likelihood_bound`; seed `rng` differently on every process.
-        accelerator: the one that prepared `dataloader`, if one did; every process then gets the bounds of all.
+        model: a `GMModel` or any other `Process`.
+        dataloader: batches of `TokenCollator` or `ImageCollator`. Positions whose label is not −100 are scored. Class labels
+            are passed to models with classes.
+        num_samples, rng, estimator: see `likelihood_bound`; seed `rng` differently on every process.
+        accelerator: the one that prepared `dataloader`, if any; every process then returns the bounds of all.
 
     Raises:
         ValueError: `dataloader` is empty.
@@ -111,14 +111,14 @@ def evaluate_bound(
         bounds.append(bound)
     if not bounds:
         raise ValueError("dataloader is empty; give at least one batch")
-    return LikelihoodBound.cat(bounds)
+    return Likelihood.cat(bounds)
 
 
 def count_characters(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[int]:
-    """Characters of the scored tokens of each sequence; special tokens count none.
+    """The number of characters of the scored tokens of each sequence; special tokens have none.
 
     Args:
-        labels: [B, L], -100 where not scored.
+        labels: [B, L], −100 where not scored.
     """
     texts = tokenizer.batch_decode([row[row != IGNORED].tolist() for row in labels], skip_special_tokens=True)
     return [len(text) for text in texts]

@@ -78,12 +78,12 @@ class Jump:
 
     >>> from gm_discrete.generators.kernels import Dirac
     >>> x = torch.tensor([[0, 1]])
-    >>> jump = Jump(intensity=torch.tensor([[2.0, 3.0]]), kernel=Dirac(torch.tensor([[1, 1]]), vocab_size=2))
+    >>> jump = Jump(intensity=torch.tensor([[2.0, 3.0]]), kernel=Dirac(torch.tensor([[1, 0]]), vocab_size=2))
     >>> jump.rates(x)[0]
     tensor([[-2.,  2.],
-            [ 0.,  0.]], dtype=torch.float64)
+            [ 3., -3.]], dtype=torch.float64)
     >>> jump.action(lambda y: y.sum(1).double(), x)
-    tensor([2.], dtype=torch.float64)
+    tensor([-1.], dtype=torch.float64)
     """
 
     intensity: Tensor

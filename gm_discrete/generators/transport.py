@@ -165,5 +165,5 @@ class Extrapolated(Kernel):
         return torch.cat([inverse_cdf(self._weights(part), u) for part, u in zip(chunks, noise, strict=True)])
 
     def log_probs(self, where: Tensor) -> Tensor:
-        weights = self._weights(where)
-        return (weights / weights.sum(1, keepdim=True)).log()
+        rows = self._weights(where)
+        return (rows / rows.sum(1, keepdim=True)).log()

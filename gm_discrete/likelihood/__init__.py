@@ -1,17 +1,16 @@
-"""Likelihoods and upper bounds on the negative log-likelihood."""
+"""Likelihoods and upper bounds on −log p, all returned as a `Likelihood`."""
 
 from gm_discrete.likelihood.any_order import any_order_bound, any_order_likelihood
-from gm_discrete.likelihood.bound import LikelihoodBound, draw_masks, likelihood_bound
-from gm_discrete.likelihood.fields import FieldLikelihood, field_likelihood
-from gm_discrete.likelihood.flow import FlowLikelihood, flow_likelihood
+from gm_discrete.likelihood.bound import evaluation_mode, likelihood_bound
+from gm_discrete.likelihood.fields import field_likelihood
+from gm_discrete.likelihood.flow import flow_likelihood
+from gm_discrete.likelihood.result import Likelihood
 
 __all__ = [
-    "FieldLikelihood",
-    "FlowLikelihood",
-    "LikelihoodBound",
+    "Likelihood",
     "any_order_bound",
     "any_order_likelihood",
-    "draw_masks",
+    "evaluation_mode",
     "field_likelihood",
     "flow_likelihood",
     "likelihood_bound",

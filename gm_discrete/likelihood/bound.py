@@ -1,104 +1,34 @@
 """Upper bounds on −log p_θ(z), integrated over all of (0, 1), with standard errors.
 
-−log p_θ(z) ≤ ∫₀¹ E_{x~p_t(·|z)} D(F(x|z), F_θ(x)) dt for the process that starts in the prior and moves by F_θ; the
-term at t = 0 vanishes because κ(0) = 0. With the exact posterior the bound is the exact −log p for masking and for
-reversal rates; for mixture rates with another prior it is not tight, since jumps always land on z and a path therefore
-tells more about z than its present state. It then bounds the likelihood of another sampler, the one with mixture rates.
+    −log p_θ(z) ≤ ∫₀¹ E_{x~p_t(·|z)} D(F(x|z), F_θ(x)) dt
+
+for the process that starts in the prior and moves by F_θ; the term at t = 0 vanishes because κ(0) = 0. With the exact
+posterior the bound is the exact −log p for masking and for reversal rates. For mixture rates with a prior other than the
+mask it is not tight: jumps always land on z, so that a path contains more information about z than its present state. It
+then bounds the likelihood of another sampler, the one with mixture rates.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import bregman, conditioning_of, scored_positions, unwrapped
-from gm_discrete.paths.base import uniform
+from gm_discrete.paths.base import Path, uniform
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.mixture import MaskedPath
 from gm_discrete.paths.schedules import Schedule
-
-
-@dataclass(frozen=True, repr=False)
-class LikelihoodBound:
-    """Bounds on the negative log-likelihood of B sequences.
-
-    Attributes:
-        nats: [B], float64, per sequence.
-        num_tokens: [B], scored tokens per sequence.
-        kind: `"masked"`, `"reversal"` or `"mixture"`: the dynamics whose likelihood is bounded.
-        draws: [B, S], float64, the S draws whose means `nats` are, where they were kept.
-    """
-
-    nats: Tensor
-    num_tokens: Tensor
-    kind: str = ""
-    draws: Tensor | None = None
-
-    @property
-    def nats_stderr(self) -> Tensor:
-        """Standard error of each of `nats` over its draws, [B]: std(draws) / √S; NaN where it is not known.
-
-        The draws are stratified, and this is the error of independent ones: its square is on average (σ² − V)/(S − 1), for
-        draws of variance σ² and a true V, so that it errs on the safe side whenever stratification helps (V ≤ σ²/S). It
-        knows nothing of how far the bound lies above −log p. Of a difference between paired rows a and b it is
-        std(draws[a] − draws[b]) / √S.
-        """
-        if self.draws is None:
-            return torch.full_like(self.nats, math.nan)
-        size = self.draws.shape[1]
-        return self.draws.std(1) / math.sqrt(size) if size > 1 else torch.full_like(self.nats, math.nan)
-
-    @property
-    def bits_per_token(self) -> float:
-        """Σ nats / (Σ scored tokens · ln 2)."""
-        return float(self.nats.sum()) / (int(self.num_tokens.sum()) * math.log(2))
-
-    @property
-    def perplexity(self) -> float:
-        """exp(Σ nats / Σ scored tokens), per token."""
-        return 2**self.bits_per_token
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of `bits_per_token` over sequences, as a ratio of sums; NaN for a single sequence."""
-        n = len(self.nats)
-        if n < 2:
-            return math.nan
-        residual = self.nats - self.nats.sum() / self.num_tokens.sum() * self.num_tokens
-        return math.sqrt(float(residual.square().sum()) * n / (n - 1)) / (int(self.num_tokens.sum()) * math.log(2))
-
-    def __repr__(self) -> str:
-        tokens = int(self.num_tokens.sum())
-        bits = f"{self.bits_per_token:.4f} ± {self.stderr:.4f} bits per token"
-        return f"LikelihoodBound({bits}, {len(self.nats)} sequences, {tokens} tokens, kind={self.kind!r})"
-
-    @staticmethod
-    def cat(bounds: Sequence[LikelihoodBound]) -> LikelihoodBound:
-        """The bound of all the sequences together.
-
-        Raises:
-            ValueError: there are none, or they bound the likelihood of different dynamics.
-        """
-        if len({bound.kind for bound in bounds}) != 1:
-            raise ValueError(f"cannot join bounds of kinds {sorted({bound.kind for bound in bounds})}")
-        draws = [bound.draws for bound in bounds if bound.draws is not None]
-        equal = len(draws) == len(bounds) and len({part.shape[1] for part in draws}) == 1
-        return LikelihoodBound(
-            torch.cat([bound.nats for bound in bounds]),
-            torch.cat([bound.num_tokens for bound in bounds]),
-            bounds[0].kind,
-            torch.cat(draws) if equal else None,
-        )
+from gm_discrete.process import Process, State, factors, pack, unpack
 
 
 @torch.no_grad()
 def likelihood_bound(
-    model: Any,
+    model: Process,
     z: Tensor,
     attention_mask: Tensor | None = None,
     num_samples: int = 8,
@@ -110,122 +40,214 @@ def likelihood_bound(
     class_labels: Tensor | None = None,
     paired: bool = False,
     batch_size: int | None = None,
-) -> LikelihoodBound:
-    """Monte-Carlo estimate of the bound on −log p(z), unbiased for every number of samples.
+) -> Likelihood:
+    """Monte Carlo estimate of the bound on −log p(z), unbiased for every number of samples.
 
     - `"time"`: κ stratified on (0, 1), x ~ p_t(·|z). For any path. Few draws near κ = 1 may carry much of the sum, so that
       the standard error of few sequences can be too small.
     - `"mask_count"` (masking only): the number n of masks stratified on {1, …, L}, κ ~ Beta(L − n + 1, n), a uniform
-      subset of n masks, weight L/n. The time-free identity Σ_n (1/n) E_{|M|=n} Σ_{i∈M} −log π(z_i|z_{−M}), which also
-      holds for networks that see the time since κ given n has that Beta law. Its variance is lower, as the random number
-      of masks is what varies most.
+      subset of n masks, weight L/n. This is the time-free identity Σ_n (1/n) E_{|M|=n} Σ_{i∈M} −log π(z_i|z_{−M}), which
+      also holds for networks with time conditioning, since κ given n has that Beta distribution. Its variance is lower,
+      because the random number of masks varies most.
 
     With `scored` it bounds −log p_θ(z_S | z_C) of the scored positions S given all others C, for the process that starts
-    from the prior in S while C stands as it is. For masking this is what `generate` runs with prompts and gaps, and with the
-    exact posterior the bound is the exact −log p(z_S | z_C). A network for another prior takes every symbol for as noisy as
-    the time says. Here it sees C clean, while `generate` shows it C at the noise of the time: the bound holds for a process
-    that is not the one of `generate`, and of neither is the law p(z_S | z_C), not even with the exact posterior.
+    from the prior in S while C is fixed. For masking this is the process that `generate` runs with prompts and gaps, and
+    with the exact posterior the bound is the exact −log p(z_S | z_C). For other priors a network treats every symbol as
+    noisy at the given time. Here its input holds C clean, while `generate` noises C to the level of the time: the bound
+    holds for a process that differs from that of `generate`, and neither has the distribution p(z_S | z_C), not even with
+    the exact posterior.
+
+    >>> from gm_discrete import GMConfig, GMModel, MaskedPath
+    >>> model = GMModel(GMConfig(path=MaskedPath(9), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    >>> bound = likelihood_bound(model, torch.tensor([[0, 5, 2, 7]]))
+    >>> round(bound.perplexity, 3)  # an untrained network is uniform over the 8 symbols that are no mask
+    8.0
 
     Args:
-        model: anything with `.path` and `.generator(x, t)`; a network is read in evaluation mode.
+        model: a network or any other `Process`; a network is evaluated in evaluation mode.
         z: clean data, long [B, L].
         attention_mask: [B, L], 0 where padded.
         num_samples: draws per sequence.
         rng: source of the noise.
-        scored: bool [B, L], positions whose likelihood is bounded, given the others; all that are not padded by default.
+        scored: bool [B, L], positions whose likelihood is bounded, given the others; by default all that are not padded.
         estimator: `"auto"` (mask_count for masking), `"time"` or `"mask_count"`.
         x_0: the sources [B, L] of a coupled path; the bound is then one on −log p(z|x_0).
-        class_labels: long [B], of a model with classes; the bound is then one on −log p(z|class).
-        paired: the same times and the same noise for every row, and so the same masks for rows of equal scored positions:
-            what such candidates share cancels in the differences by which they are ranked. Each row's mean is as before.
-        batch_size: sequences that the network reads at once, so that several draws may go together; B by default.
+        class_labels: long [B], for a model with classes; the bound is then one on −log p(z|class).
+        paired: use the same times and the same noise for every row, and so the same masks for rows with the same scored
+            positions. What such candidates share cancels in the differences by which they are ranked. The expectation of
+            each row does not change.
+        batch_size: sequences in one call of the network, so that several draws may go together; B by default.
 
     Returns:
         `.nats` [B] and `.nats_stderr` (over the draws); `.bits_per_token`, `.perplexity` and `.stderr` (of the bits per
-        token, over sequences).
+        token, over sequences). `.kind` names the rates of the path.
 
     Raises:
-        TypeError, ValueError: an argument is not what the bound needs; the message names it.
+        TypeError: the path is not discrete, or it has several fields.
+        ValueError: an argument is out of range or has the wrong shape.
     """
     model = unwrapped(model)
-    path = model.path
-    if not isinstance(path, FinitePath):
-        others = "flow_likelihood, or field_likelihood of several fields"
-        raise TypeError(f"this bounds the likelihood of symbols, not of {path!r}: use {others}")
-    masked = isinstance(path, MaskedPath)
-    if estimator not in ("auto", "time", "mask_count") or (estimator == "mask_count" and not masked):
-        raise ValueError(f"estimator={estimator!r}: choose 'auto', 'time', or (with a MaskedPath) 'mask_count'")
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1")
+    path = discrete_fields(model.path).get("")
+    if path is None:
+        raise TypeError(
+            f"likelihood_bound needs a discrete path, not {model.path!r}: use flow_likelihood for a continuous path, "
+            "field_likelihood for several fields"
+        )
+    masking = isinstance(path, MaskedPath)
+    if estimator not in ("auto", "time", "mask_count") or (estimator == "mask_count" and not masking):
+        raise ValueError(f"estimator={estimator!r} must be 'auto', 'time', or (with a MaskedPath) 'mask_count'")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    chosen: Tensor = scored_positions(path, z, attention_mask, scored)
-    if x_0 is not None and not getattr(path, "coupled", False):
-        raise ValueError("x_0 is given, but the path is not coupled: MixturePath(…, coupled=True)")
-    draw = _draw_mask_count if masked and estimator != "time" else _draw_time
-    given = {"attention_mask": attention_mask, "class_labels": class_labels}
-    given = conditioning_of(model, z, given)
-    if paired and rng is None:
-        rng = torch.Generator(z.device).manual_seed(int(torch.randint(2**62, ())))
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
+    if x_0 is not None and not path.coupled:
+        raise ValueError("x_0 is given, but the path is not coupled; use MixturePath(…, coupled=True)")
+    states, masks = pack(z), pack(scored_positions(path, z, attention_mask, scored))
+    conditioning = {"attention_mask": attention_mask, "class_labels": class_labels}
+    conditioning = conditioning_of(model, z, conditioning)
+    with evaluation_mode(model):
+        draws = bound_draws(
+            model, states, masks, num_samples, rng, conditioning,
+            by_mask_count=masking and estimator != "time", x_0=x_0, paired=paired, batch_size=batch_size,
+        )[""]  # fmt: skip
+    return Likelihood(draws.mean(1), masks[""].sum(1), path.rates, draws)
+
+
+@contextmanager
+def evaluation_mode(model: object) -> Iterator[None]:
+    """Within this context a network is in evaluation mode."""
+    network = model if isinstance(model, nn.Module) and model.training else None
+    if network is not None:
+        network.eval()
     try:
-        batch, draws = len(z), []
-        at_once = max(1, (batch_size or batch) // max(1, batch))
-        offset = uniform((1,) if paired else (batch,), rng, z.device).expand(batch)
-        for first in range(0, num_samples, at_once):
-            count = min(at_once, num_samples - first)
-            drawn = []
-            for j in range(first, first + count):
-                u = (j + offset) / num_samples  # stratified over the draws of each sequence
-                drawn.append(draw(path, z, chosen, u, rng, x_0, paired))
-            x, t, weight = (torch.cat(column) for column in zip(*drawn, strict=True))
-            rows, where = _repeated(z, count), _repeated(chosen, count)
-            told = {name: _repeated(value, count) for name, value in given.items()}
-            target, predicted = path.conditional(rows, x, t), model.generator(x, t, **told)
-            values = weight * bregman.divergence(target, predicted, x, where=where).sum(1)
-            draws.append(values.double().unflatten(0, (count, batch)))
+        yield
     finally:
-        if training:
-            model.train()
-    every = torch.cat(draws).T  # [B, S]
-    return LikelihoodBound(every.mean(1), chosen.sum(1), path.rates, every)
+        if network is not None:
+            network.train()
 
 
-def _repeated(value: Tensor, times: int) -> Tensor:
-    """The rows again and again."""
-    return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))
-
-
-def _draw_time(
-    path: FinitePath,
-    z: Tensor,
-    scored: Tensor,
-    u: Tensor,
+def bound_draws(
+    model: Process,
+    z: State,
+    scored: State,
+    num_samples: int,
     rng: torch.Generator | None,
-    x_0: Tensor | None,
-    paired: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """κ = u, of density 1: dt = dκ/κ'."""
-    t = path.schedule.inverse(u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53))
-    if paired and rng is not None:  # a path draws what it needs in its own way: every row starts from the same state
-        state, rows = rng.get_state(), []
+    conditioning: Mapping[str, Any],
+    *,
+    by_mask_count: bool,
+    x_0: Tensor | None = None,
+    paired: bool = False,
+    batch_size: int | None = None,
+) -> dict[str, Tensor]:
+    """S draws of ∫ E D(F^m(x^m|z^m), F^m_θ(x)) dt for each discrete field m, [B, S]. Continuous fields are at t = 1.
+
+    Args:
+        z, scored: clean data and loss masks of all fields.
+        by_mask_count: draw the number of masks among all discrete fields (see `likelihood_bound`), else the time.
+        x_0, paired, batch_size: see `likelihood_bound`.
+
+    Raises:
+        ValueError: `num_samples` is below 1.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be at least 1")
+    path, first = model.path, next(iter(z.values()))
+    if paired and rng is None:
+        rng = torch.Generator(first.device).manual_seed(int(torch.randint(2**62, ())))
+    noise = _Noise(discrete_fields(path), z, scored, rng, x_0, paired)
+    batch = len(first)
+    at_once = max(1, (batch_size or batch) // max(1, batch))
+    offset = uniform((1,) if paired else (batch,), rng, first.device).expand(batch)
+    draws: dict[str, list[Tensor]] = {name: [] for name in noise.paths}
+    for start in range(0, num_samples, at_once):
+        count = min(at_once, num_samples - start)
+        drawn = []
+        for j in range(start, start + count):
+            u = (j + offset) / num_samples  # stratified over the draws of each sequence
+            drawn.append(noise.masks(u) if by_mask_count else noise.times(u))
+        x = {name: torch.cat([part.x[name] for part in drawn]) for name in z}
+        t, weight = torch.cat([part.t for part in drawn]), torch.cat([part.weight for part in drawn])
+        times = {name: t if name in noise.paths else torch.ones_like(t) for name in z}
+        targets = {
+            name: factor.conditional(_repeated(z[name], count), x[name], t) for name, factor in noise.paths.items()
+        }
+        inputs = {
+            name: {field: _repeated(part, count) for field, part in value.items()}
+            if isinstance(value, Mapping)
+            else _repeated(value, count)
+            for name, value in conditioning.items()
+        }
+        predicted = factors(model.generator(unpack(x), path.joined(times), **inputs))
+        for name, target in targets.items():
+            loss = bregman.divergence(target, predicted[name], x[name], where=_repeated(scored[name], count))
+            draws[name].append((weight * loss.sum(1)).double().unflatten(0, (count, batch)))
+    return {name: torch.cat(parts).T for name, parts in draws.items()}
+
+
+def discrete_fields(path: Path) -> dict[str, FinitePath]:
+    """The paths of the discrete fields."""
+    return {name: cast(FinitePath, factor) for name, factor in path.fields.items() if factor.is_discrete}
+
+
+def common_schedule(paths: Mapping[str, FinitePath]) -> Schedule | None:
+    """The schedule that all paths share; `None` if they differ."""
+    schedules = [path.schedule for path in paths.values()]
+    return schedules[0] if all(schedule == schedules[0] for schedule in schedules) else None
+
+
+class _Draw(NamedTuple):
+    """Noisy states of all fields, their time [B] and the weight [B] of their divergence."""
+
+    x: dict[str, Tensor]
+    t: Tensor
+    weight: Tensor
+
+
+class _Noise:
+    """Draws noisy states of discrete fields at the quantiles u [B] of the time, or of the number of masks."""
+
+    def __init__(
+        self,
+        paths: Mapping[str, FinitePath],
+        z: State,
+        scored: State,
+        rng: torch.Generator | None,
+        x_0: Tensor | None,
+        paired: bool,
+    ) -> None:
+        self.paths, self.z, self.scored, self.rng, self.x_0, self.paired = paths, z, scored, rng, x_0, paired
+        self.schedule = common_schedule(paths)
+
+    def times(self, u: Tensor) -> _Draw:
+        """κ = u, whose density is 1: dt = dκ/κ'. Without a common schedule t = u."""
+        t = u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)
+        weight = torch.ones_like(t)
+        if self.schedule is not None:
+            t = self.schedule.inverse(t)
+            weight = 1 / self.schedule.derivative(t)
+        x = dict(self.z)
+        for name, path in self.paths.items():
+            x[name] = torch.where(self.scored[name], self._sample(path, self.z[name], t), self.z[name])
+        return _Draw(x, t, weight)
+
+    def _sample(self, path: FinitePath, z: Tensor, t: Tensor) -> Tensor:
+        if not self.paired or self.rng is None:
+            return path.sample(z, t, self.rng, self.x_0)
+        state, rows = self.rng.get_state(), []  # each path draws in its own way: every row starts from the same state
         for i in range(len(z)):
-            rng.set_state(state)
+            self.rng.set_state(state)
             row = slice(i, i + 1)
-            rows.append(path.sample(z[row], t[row], rng, None if x_0 is None else x_0[row]))
-        x = torch.cat(rows)
-    else:
-        x = path.sample(z, t, rng, x_0)
-    return torch.where(scored, x, z), t, 1 / path.schedule.derivative(t)
+            rows.append(path.sample(z[row], t[row], self.rng, None if self.x_0 is None else self.x_0[row]))
+        return torch.cat(rows)
 
-
-def _draw_mask_count(
-    path: Any, z: Tensor, scored: Tensor, u: Tensor, rng: torch.Generator | None, _: Tensor | None, paired: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    masked, t, weight = draw_masks(path.schedule, scored, u, rng, paired)
-    return torch.where(masked, path.mask_token_id, z), t, weight
+    def masks(self, u: Tensor) -> _Draw:
+        """n masks among the scored positions of all discrete fields, which are masked on one schedule."""
+        assert self.schedule is not None
+        widths = [self.z[name].shape[1] for name in self.paths]
+        every = torch.cat([self.scored[name] for name in self.paths], 1)
+        masked, t, weight = draw_masks(self.schedule, every, u, self.rng, self.paired)
+        x = dict(self.z)
+        for (name, path), part in zip(self.paths.items(), masked.split(widths, 1), strict=True):
+            x[name] = torch.where(part, cast(MaskedPath, path).mask_token_id, self.z[name])
+        return _Draw(x, t, weight)
 
 
 def draw_masks(
@@ -233,7 +255,7 @@ def draw_masks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(masked [B, L], t [B], weight [B]): n masks among the L scored positions, n at the quantile u of {1, …, L}.
 
-    The divergence carries the hazard h(t), hence the weight (L/n)/h(t). Paired rows share one row of noise.
+    The divergence contains the hazard h(t), hence the weight (L/n)/h(t). Paired rows share one row of noise.
     """
     length = scored.sum(1)
     masks = torch.minimum((u * length).long() + 1, length).clamp(min=1)
@@ -242,3 +264,8 @@ def draw_masks(
     kappa = noise.sort(1, descending=True).values.gather(1, masks[:, None] - 1)  # n-th largest ~ Beta(L − n + 1, n)
     t = schedule.inverse(kappa.squeeze(1).clamp(0, 1 - 2**-53))
     return scored & (noise >= kappa), t, torch.where(length > 0, length / masks / schedule.hazard(t), 0.0)
+
+
+def _repeated(value: Tensor, times: int) -> Tensor:
+    """The rows [B, …] of a tensor, `times` times in a row."""
+    return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))

@@ -1,204 +1,154 @@
-"""The likelihood of states with several fields: numbers by the flow, symbols by the bound, each given the other.
+"""The likelihood of states with continuous and discrete fields.
 
-With independent times one model holds every conditional law, and the chain rule splits what is to be found:
+With independent times one model contains every conditional distribution, and by the chain rule
 
-    log p(z) = log p(numbers) + log p(symbols | numbers)
+    log p(z) = log p(continuous) + log p(discrete | continuous).
 
-The first is the flow's with the symbols at time 0, where they tell nothing. For the second, with the numbers at time 1,
-where they are known, −log p ≤ Σ_m ∫ E D(F^m(x^m|z^m), F^m_θ(x)) dt over the fields m of symbols. It is the likelihood of
-the process that draws the numbers first.
+The first term is the flow's, with the discrete fields at time 0, where they carry no information. For the second, with the
+continuous fields at time 1, where they are observed, −log p ≤ Σ_m ∫ E D(F^m(x^m|z^m), F^m_θ(x)) dt over the discrete fields
+m. Together they bound the likelihood of the process that samples the continuous fields first.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gm_discrete.generators import Flow, Product, terms
-from gm_discrete.likelihood.bound import draw_masks
+from gm_discrete.generators import Flow, terms
+from gm_discrete.likelihood.bound import bound_draws, common_schedule, discrete_fields, evaluation_mode
 from gm_discrete.likelihood.flow import flow_likelihood
-from gm_discrete.objective import bregman, scored_positions, unwrapped
-from gm_discrete.paths.finite import FinitePath
+from gm_discrete.likelihood.result import Likelihood
+from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.gaussian import GaussianPath
 from gm_discrete.paths.mixture import MaskedPath
-from gm_discrete.paths.product import ProductPath
-
-
-@dataclass(frozen=True)
-class FieldLikelihood:
-    """Bounds on −log p(z) of B states, in nats; of numbers as a density per unit volume of the state's own scale.
-
-    Attributes:
-        nats: in all, [B], float64.
-        fields: the share of each field, [B]: of symbols of their bound; of numbers of −log of the density, split as in
-            `FlowLikelihood.entries`.
-    """
-
-    nats: Tensor
-    fields: dict[str, Tensor]
-
-    @property
-    def mean(self) -> float:
-        """Of `nats`."""
-        return float(self.nats.mean())
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of the mean over states; NaN for a single one."""
-        return float(self.nats.std() / math.sqrt(len(self.nats))) if len(self.nats) > 1 else math.nan
+from gm_discrete.process import Process, State, factors
 
 
 def field_likelihood(
-    model: Any,
-    z: Mapping[str, Tensor],
+    model: Process,
+    z: State,
     attention_mask: Mapping[str, Tensor] | None = None,
     *,
     num_samples: int = 8,
     num_steps: int = 50,
     trace: str = "hutchinson",
     rng: torch.Generator | None = None,
-    **conditioning: Any,
-) -> FieldLikelihood:
-    """The bound on −log p(z) of a product (see above).
+    **conditioning: object,
+) -> Likelihood:
+    """Upper bound on −log p(z) for a product path; exact (up to the flow's integration) if all fields are continuous.
 
-    Numbers in natural units have the density of the state times `scaler.log_derivative` of each.
+    Continuous fields have a density per unit volume of the state. For natural units add `scaler.log_derivative` of each
+    value to its log-density, that is, subtract it from `.nats`.
+
+    >>> from gm_discrete import ExactProductModel, GaussianPath, MaskedPath, ProductPath
+    >>> path = ProductPath(kind=MaskedPath(4), size=GaussianPath(), independent_times=True)
+    >>> data = {"kind": torch.tensor([[0], [1], [2]]), "size": torch.zeros(3, 1, 1)}
+    >>> model = ExactProductModel(path, data, {"size": torch.ones(3)})  # kind: uniform; size ~ N(0, 1), independent
+    >>> found = field_likelihood(model, {"kind": torch.tensor([[1]]), "size": torch.zeros(1, 1, 1)})
+    >>> {name: round(nats.item(), 2) for name, nats in found.fields.items()}  # log 3, log √(2π)
+    {'kind': 1.1, 'size': 0.92}
 
     Args:
-        model: anything with `.path` and `.generator(x, t)`.
+        model: a network or any other `Process` with a `ProductPath`; a network is evaluated in evaluation mode.
         z: clean data by field.
-        attention_mask: by field, [B, L], 0 where padded; of symbols only.
-        num_samples: draws of the bound per state.
-        num_steps, trace: as of `flow_likelihood`.
+        attention_mask: by field, [B, L], 0 where padded; for discrete fields only.
+        num_samples: draws of the bound per example.
+        num_steps, trace: see `flow_likelihood`.
         rng: source of the noise.
-        conditioning: passed on to the generator.
+        conditioning: passed on to `model.generator`.
+
+    Returns:
+        `.nats` [B] and the share of each field, `.fields`.
 
     Raises:
-        TypeError: the path is no product, or a field of numbers has no flow.
-        ValueError: there are symbols and numbers, and they share one time; or the schedules of the numbers differ.
+        TypeError: the path has a single field, or a continuous field has no flow.
+        ValueError: there are discrete and continuous fields that share one time; the schedules of the continuous fields
+            differ; or attention_mask leaves out continuous entries.
     """
     model = unwrapped(model)
     path = model.path
-    if not isinstance(path, ProductPath):
-        raise TypeError(f"{path!r} has a single field: use likelihood_bound or flow_likelihood")
-    symbols = [name for name, factor in path.factors.items() if isinstance(factor, FinitePath)]
-    numbers = [name for name in path.factors if name not in symbols]
-    if symbols and numbers and not path.independent_times:
+    if "" in path.fields:
+        raise TypeError(f"field_likelihood needs a ProductPath, not {path!r}: use likelihood_bound or flow_likelihood")
+    discrete = discrete_fields(path)
+    continuous = [name for name in path.fields if name not in discrete]
+    if discrete and continuous and not path.independent_times:
         raise ValueError(
-            "symbols and numbers share one time: their joint law has no likelihood that is known, as numbers that flow by "
-            "symbols that jump; train with independent_times=True"
+            f"the fields share one time, and no likelihood is known for continuous fields ({', '.join(continuous)}) that "
+            f"flow while discrete ones ({', '.join(discrete)}) jump; train with independent_times=True"
         )
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1")
     scored = scored_positions(path, z, attention_mask)
-    if any(not bool(scored[name].all()) for name in numbers):
-        raise ValueError("attention_mask leaves out numbers, whose density would be of another dimension")
-    given = conditioning if attention_mask is None else {**conditioning, "attention_mask": attention_mask}
-    fields: dict[str, Tensor] = {}
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
-    try:
-        if numbers:
-            view = Numbers(model, numbers, z, rng, given)
-            flow = flow_likelihood(view, view.joined(z), num_steps=num_steps, trace=trace, rng=rng)
-            fields |= {
-                name: -part.sum(1) for name, part in zip(numbers, flow.entries.split(view.sizes, 1), strict=True)
-            }
-        if symbols:
-            fields |= _bounds(model, path, symbols, z, scored, num_samples, rng, given)
-    finally:
-        if training:
-            model.train()
-    return FieldLikelihood(torch.stack(list(fields.values())).sum(0), {name: fields[name] for name in path.factors})
+    for name in continuous:
+        if not bool(scored[name].all()):
+            raise ValueError(
+                f"attention_mask[{name!r}] leaves out continuous entries, which changes the dimension of the density; "
+                "give masks of discrete fields only"
+            )
+    if attention_mask is not None:
+        conditioning["attention_mask"] = attention_mask
+    nats: dict[str, Tensor] = {}
+    with evaluation_mode(model):
+        if continuous:
+            vector = ContinuousFields(model, continuous, z, rng, conditioning)
+            flow = flow_likelihood(vector, vector.joined(z), num_steps=num_steps, trace=trace, rng=rng)
+            assert flow.entries is not None
+            nats |= zip(continuous, (part.sum(1) for part in flow.entries.split(vector.sizes, 1)), strict=True)
+        if discrete:
+            # Masks are drawn by their number: the estimate by the time has infinite variance for a product of masked fields.
+            masking = all(isinstance(factor, MaskedPath) for factor in discrete.values())
+            by_mask_count = masking and common_schedule(discrete) is not None
+            with torch.no_grad():
+                draws = bound_draws(model, z, scored, num_samples, rng, conditioning, by_mask_count=by_mask_count)
+            nats |= {name: part.mean(1) for name, part in draws.items()}
+    nats = {name: nats[name] for name in path.fields}
+    count = torch.stack([mask.flatten(1).sum(1) for mask in scored.values()]).sum(0)
+    return Likelihood(torch.stack(list(nats.values())).sum(0), count, "fields", fields=nats)
 
 
-class Numbers:
-    """The numbers of a product as one vector [B, N], with the symbols at time 0: a model for `flow_likelihood`."""
+class ContinuousFields:
+    """The continuous fields of a product as one vector [B, N], with the discrete ones at time 0: a `Process` of a flow."""
 
     def __init__(
         self,
-        model: Any,
+        model: Process,
         names: list[str],
-        z: Mapping[str, Tensor],
+        z: State,
         rng: torch.Generator | None,
-        conditioning: Mapping[str, Any],
+        conditioning: Mapping[str, object],
     ) -> None:
         self.model, self.names, self.conditioning = model, names, dict(conditioning)
-        self.product: ProductPath = model.path
-        paths = [self.product.factors[name] for name in names]
-        if not all(isinstance(path, GaussianPath) and "flow" in path.generators for path in paths):
-            raise TypeError(f"the likelihood needs Gaussian paths with a flow, not {paths}")
-        self.path: Any = paths[0]
-        if any((path.schedule, path.stop) != (self.path.schedule, self.path.stop) for path in paths):  # pyright: ignore
-            raise ValueError("the numbers have different schedules, and so do not flow as one vector")
+        paths = [model.path.fields[name] for name in names]
+        gaussian = [path for path in paths if isinstance(path, GaussianPath) and "flow" in path.generators]
+        if len(gaussian) < len(paths):
+            raise TypeError(f"continuous fields need Gaussian paths with a flow, not {paths}")
+        self.path = gaussian[0]
+        if any((path.schedule, path.stop) != (self.path.schedule, self.path.stop) for path in gaussian):
+            raise ValueError(
+                f"the fields {', '.join(names)} differ in schedule or stop, and so do not flow as one vector; "
+                "give them one schedule"
+            )
         self.shapes = [z[name].shape[1:] for name in names]
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        others = [name for name in self.product.factors if name not in names]
-        self.noise = {
-            name: self.product.factors[name].prior(z[name].shape, rng, z[name].device)  # what the network sees of them
-            for name in others
+        self.noise = {  # the state of the discrete fields at time 0
+            name: path.prior(z[name].shape, rng, z[name].device)
+            for name, path in model.path.fields.items()
+            if name not in names
         }
-        if isinstance(model, nn.Module):  # the rates of jumps need not be found
+        if isinstance(model, nn.Module):  # so that the network does not compute the rates of jumps
             self.conditioning["generators"] = {name: {"flow": 1.0} for name in names}
 
-    def joined(self, state: Mapping[str, Tensor]) -> Tensor:
-        """[B, N]."""
+    def joined(self, state: State) -> Tensor:
+        """The vector [B, N] of a state."""
         return torch.cat([state[name].flatten(1) for name in self.names], 1)
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Flow:
         parts = zip(self.names, x.split(self.sizes, 1), self.shapes, strict=True)
         state = {**self.noise, **{name: part.unflatten(1, shape) for name, part, shape in parts}}
         times = {name: t if name in self.names else torch.zeros_like(t) for name in state}
-        generator = self.model.generator(state, self.product.joined(times), **self.conditioning)
-        found = {
-            name: next(part.velocity for _, part in terms(generator.factors[name]) if isinstance(part, Flow))
-            for name in self.names
+        found = factors(self.model.generator(state, self.model.path.joined(times), **self.conditioning))
+        velocity = {
+            name: next(part.velocity for _, part in terms(found[name]) if isinstance(part, Flow)) for name in self.names
         }
-        return Flow(self.joined(found))
-
-
-@torch.no_grad()
-def _bounds(
-    model: Any,
-    path: ProductPath,
-    symbols: list[str],
-    z: Mapping[str, Tensor],
-    scored: Mapping[str, Tensor],
-    num_samples: int,
-    rng: torch.Generator | None,
-    conditioning: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """∫ E D(F^m(x^m|z^m), F^m_θ(x)) dt of each field of symbols, [B].
-
-    Where all are masked on one schedule, by the number of masks among them (see `likelihood_bound`); else by t stratified on
-    (0, 1), whose estimate has a variance that is not finite for masks.
-    """
-    first, paths = next(iter(z.values())), [path.factors[name] for name in symbols]
-    masked = all(isinstance(one, MaskedPath) and one.schedule == paths[0].schedule for one in paths)  # pyright: ignore
-    every = torch.cat([scored[name] for name in symbols], 1)
-    offset = torch.rand(len(first), generator=rng, device=rng.device if rng else first.device, dtype=torch.float64)
-    nats = {name: torch.zeros(len(first), dtype=torch.float64, device=first.device) for name in symbols}
-    for j in range(num_samples):
-        u, x = (j + offset.to(first.device)) / num_samples, dict(z)
-        if masked:
-            holes, t, weight = draw_masks(paths[0].schedule, every, u, rng)  # pyright: ignore
-            parts = holes.split([z[name].shape[1] for name in symbols], 1)
-            for name, one, part in zip(symbols, paths, parts, strict=True):
-                x[name] = torch.where(part, one.mask_token_id, z[name])  # pyright: ignore
-        else:
-            t, weight = u.clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53), torch.ones_like(u)
-            for name, one in zip(symbols, paths, strict=True):
-                x[name] = torch.where(scored[name], one.sample(z[name], t, rng), z[name])
-        times = {name: t if name in symbols else torch.ones_like(t) for name in x}
-        generator = model.generator(x, path.joined(times), **conditioning)
-        assert isinstance(generator, Product)
-        for name in symbols:
-            target: Any = path.factors[name].conditional(z[name], x[name], t)
-            loss = bregman.divergence(target, generator.factors[name], x[name], where=scored[name])
-            nats[name] += weight * loss.sum(1) / num_samples
-    return nats
+        return Flow(self.joined(velocity))

@@ -1,117 +1,108 @@
-"""Log-likelihoods of points under a flow, by the change of variables along its paths."""
+"""The likelihood of points under a flow, by the change of variables along its paths."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gm_discrete.generators import Flow, terms
+from gm_discrete.generators import Flow, Generator, terms
+from gm_discrete.likelihood.bound import evaluation_mode
+from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import unwrapped
 from gm_discrete.paths.gaussian import GaussianPath
-
-
-@dataclass(frozen=True)
-class FlowLikelihood:
-    """Log-likelihoods of B points under a flow.
-
-    Attributes:
-        nats: log p(z), [B], float64: a density per unit volume of the data's own scale.
-        num_entries: entries of a point.
-        x_0: where the points come from, [B, …].
-        entries: what each entry adds to the sum, [B, num_entries]: the log density of its noise and of its own volume. Of
-            entries that depend on each other only the sum has a meaning of its own.
-    """
-
-    nats: Tensor
-    num_entries: int
-    x_0: Tensor
-    entries: Tensor
-
-    def bits_per_dim(self, bin_width: float = 1.0) -> Tensor:
-        """−log₂ of the probability of a bin of that width per entry, [B]: 2/255 for pixels of 8 bits in [−1, 1], if they
-        were dequantised uniformly; then a bound, in the mean."""
-        return -self.nats / (self.num_entries * math.log(2)) - math.log2(bin_width)
+from gm_discrete.process import Process
 
 
 def flow_likelihood(
-    model: Any,
+    model: Process,
     z: Tensor,
     *,
     num_steps: int = 100,
     trace: str = "hutchinson",
     rng: torch.Generator | None = None,
-    **conditioning: Any,
-) -> FlowLikelihood:
-    """log p(z) of a flow by the instantaneous change of variables, backwards in time by Heun steps:
+    **conditioning: object,
+) -> Likelihood:
+    """−log p(z) under a flow by the instantaneous change of variables, backwards in time by Heun steps:
 
-        log p_1(z) = log p_0(x_0) − ∫₀¹ ∇·u_t(x_t) dt,   dx_t/dt = u_t(x_t),   x_1 = z.
+        −log p_1(z) = −log p_0(x_0) + ∫₀¹ ∇·u_t(x_t) dt,   dx_t/dt = u_t(x_t),   x_1 = z.
 
-    (Chen et al. 2018, arXiv 1806.07366.) The path is followed from t = 1 − ε, ε its `stop`, where x and z are taken for
-    the same up to the scale α; the velocity of other parts of a superposition is left out, so that it is the likelihood
-    of the flow alone.
+    (Chen et al. 2018, arXiv 1806.07366.) The integration starts at t = 1 − ε, where ε is the path's `stop`, and takes x
+    there for αz. In a superposition only the flow part is used: this is the likelihood of the flow alone.
+
+    >>> from gm_discrete import ExactGaussianModel, GaussianPath
+    >>> model = ExactGaussianModel(GaussianPath(), torch.zeros(1, 1), 0.5)  # data z ~ N(0, 0.5²)
+    >>> found = flow_likelihood(model, torch.tensor([[[0.0]]]), trace="exact")
+    >>> round(found.nats.item(), 2)  # log(0.5 √(2π)) = 0.226
+    0.23
 
     Args:
-        model: anything with `.path` (a `GaussianPath`) and `.generator(x, t)`.
+        model: a network or any other `Process` with a `GaussianPath`; a network is evaluated in evaluation mode.
         z: data [B, …].
-        num_steps: of the integration, two evaluations each.
-        trace: of ∇u: `"hutchinson"`, an unbiased estimate vᵀ ∇u v with one random sign vector v for each point (Grathwohl
-            et al. 2018, arXiv 1810.01367), or `"exact"`, with one backward pass for each entry.
+        num_steps: steps of the integration, of two evaluations each.
+        trace: how ∇·u is found. `"hutchinson"`: an unbiased estimate vᵀ ∇u v with one random sign vector v for each point
+            (Grathwohl et al. 2018, arXiv 1810.01367). `"exact"`: one backward pass for each entry.
         rng: source of the signs.
-        conditioning: passed on to the generator.
+        conditioning: passed on to `model.generator`.
+
+    Returns:
+        `.nats` [B] and its share of each entry, `.entries` [B, N]; `.x_0`, the starting points; `.bits_per_dim(bin_width)`.
+
+    Raises:
+        TypeError: the path is not Gaussian.
+        ValueError: an argument is out of range, or z is not a finite floating-point tensor of the path's shape.
     """
     model = unwrapped(model)
     path = model.path
     if not isinstance(path, GaussianPath):
-        raise TypeError(
-            f"the likelihood of a flow needs a GaussianPath, not {path!r}; of several fields use field_likelihood"
-        )
+        raise TypeError(f"flow_likelihood needs a GaussianPath, not {path!r}; for several fields use field_likelihood")
     if trace not in ("hutchinson", "exact"):
         raise ValueError(f"trace={trace!r} must be 'hutchinson' or 'exact'")
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     path.check(z, torch.ones(len(z), device=z.device), "z")
-    ask: Any = model.generator
-    if isinstance(model, nn.Module):  # the rates of jumps need not be found
+    if isinstance(model, nn.Module):  # so that the network does not compute the rates of jumps
         conditioning.setdefault("generators", {"flow": 1.0})
     signs = torch.randint(0, 2, z.shape, generator=rng, device=rng.device if rng else z.device).to(z) * 2 - 1
 
+    def generator(x: Tensor, t: Tensor) -> Generator:
+        return model.generator(x, t, **conditioning)
+
     def slope(x: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """(u, the terms ∂u_i/∂x_i of ∇·u) at (x, t)."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
-            generator = ask(x, t, **conditioning)
-            velocity = next(part.velocity for _, part in terms(generator) if isinstance(part, Flow))
-            if trace == "hutchinson":
-                (pulled,) = torch.autograd.grad((velocity * signs).sum(), x)
-                return velocity.detach(), (pulled * signs).flatten(1).double()
-            diagonal = []
-            for i in range(x[0].numel()):
-                (row,) = torch.autograd.grad(velocity.flatten(1)[:, i].sum(), x, retain_graph=True)
-                diagonal.append(row.flatten(1)[:, i].double())
-            return velocity.detach(), torch.stack(diagonal, 1)
+        return velocity_and_divergence(generator, x, time, signs if trace == "hutchinson" else None)
 
     times = torch.linspace(1 - path.stop, 0, num_steps + 1, dtype=torch.float64, device="cpu").tolist()
     end = torch.tensor(times[:1], dtype=torch.float64, device=z.device)
     scale = path.schedule.alpha(end)  # p_{1−ε}(αz) αᵈ is p_1(z) up to the blur of σ(1 − ε)
     x, change = scale.to(z.dtype) * z, torch.zeros_like(z.flatten(1), dtype=torch.float64)
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
-    try:
+    with evaluation_mode(model):
         for t, earlier in pairwise(times):
             velocity, divergence = slope(x, t)
             again, divergence_again = slope(x + (earlier - t) * velocity, earlier)
             x = x + (earlier - t) / 2 * (velocity + again)
             change = change + (earlier - t) / 2 * (divergence + divergence_again)
-    finally:
-        if training:
-            model.train()
     flat = x.double().flatten(1)
-    entries = (-(flat**2) / 2 - math.log(2 * math.pi) / 2 + change + float(scale.log())).detach()
-    return FlowLikelihood(entries.sum(1), flat.shape[1], x.detach(), entries)
+    entries = (flat**2 / 2 + math.log(2 * math.pi) / 2 - change - float(scale.log())).detach()
+    count = torch.full((len(z),), flat.shape[1], device=z.device)
+    return Likelihood(entries.sum(1), count, "flow", entries=entries, x_0=x.detach())
+
+
+def velocity_and_divergence(
+    generator: Callable[[Tensor, Tensor], Generator], x: Tensor, time: float, signs: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(u [B, …], the terms ∂u_i/∂x_i of ∇·u [B, N]) at (x, t), the latter estimated from random signs if there are any."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
+        velocity = next(part.velocity for _, part in terms(generator(x, t)) if isinstance(part, Flow))
+        if signs is not None:
+            (pulled,) = torch.autograd.grad((velocity * signs).sum(), x)
+            return velocity.detach(), (pulled * signs).flatten(1).double()
+        diagonal = []
+        for i in range(x[0].numel()):
+            (row,) = torch.autograd.grad(velocity.flatten(1)[:, i].sum(), x, retain_graph=True)
+            diagonal.append(row.flatten(1)[:, i].double())
+        return velocity.detach(), torch.stack(diagonal, 1)

@@ -52,17 +52,19 @@ def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: 
     """
     block = torch.arange(length, device=like.device) // size
     query, key = block[start:, None], block[None]
-    seen = query >= key
+    visible = query >= key
     if twice:
         noisy = torch.cat([query == key, query > key], 1)
-        seen = torch.cat([noisy, torch.cat([torch.zeros_like(seen), seen], 1)])
-    seen = seen[None, None]
+        visible = torch.cat([noisy, torch.cat([torch.zeros_like(visible), visible], 1)])
+    visible = visible[None, None]
     if attention_mask is not None:
         real = attention_mask.bool().repeat(1, 2 if twice else 1)
         # A padded query attends to itself alone: the softmax over no key at all is NaN.
-        itself = torch.eye(seen.shape[3], dtype=torch.bool, device=like.device)[-seen.shape[2] :]
-        seen = seen & real[:, None, None] | itself
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, torch.finfo(like.dtype).min)
+        itself = torch.eye(visible.shape[3], dtype=torch.bool, device=like.device)[-visible.shape[2] :]
+        visible = visible & real[:, None, None] | itself
+    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill(
+        ~visible, torch.finfo(like.dtype).min
+    )
 
 
 class BlockCache:

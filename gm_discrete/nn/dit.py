@@ -95,7 +95,7 @@ class DiT(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """σ̄ [B] → c [B, C]: its cosines and sines, then a two-layer network with SiLU behind both layers."""
+    """σ̄ [B] → c [B, C]: its cosines and sines, then a two-layer network with SiLU after both layers."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -170,9 +170,9 @@ def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind
     bregman = named(kind, "jump")
     rate, rate_hat = target.intensity.to(x.dtype), predicted.intensity.clamp(min=torch.finfo(x.dtype).tiny)
     kl = kind == "generalized_kl"
-    asked = torch.ones_like(x, dtype=torch.bool) if where is None else where
-    asked = asked & (rate > 0) if kl else asked
-    rows = asked.flatten().nonzero().squeeze(1)
+    evaluated = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    evaluated = evaluated & (rate > 0) if kl else evaluated
+    rows = evaluated.flatten().nonzero().squeeze(1)
     aim, kernel = target.kernel.belief, predicted.kernel
 
     def of_rows(rows: Tensor) -> Tensor:

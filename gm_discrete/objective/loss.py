@@ -234,26 +234,31 @@ def drop_classes(
     return torch.where(u.to(class_labels.device) < dropout, -1, class_labels)
 
 
-def scored_positions(path: Path, z: Any, attention_mask: Any = None, scored: Any = None) -> Any:
+def scored_positions(
+    path: Path,
+    z: Tensor | State,
+    attention_mask: Tensor | State | None = None,
+    scored: Tensor | State | None = None,
+) -> Any:
     """bool of z's shape: the `scored` entries that are not padded. A tensor for a tensor z, else by field.
 
     Raises:
         ValueError: a mask does not have z's shape, or (checked on the CPU only, as elsewhere it would stall the device)
             no entry is left, or a scored entry holds a symbol that data never holds, such as the mask.
     """
-    state = pack(z)
-    masks = {
-        name: pack({} if mask is None else mask)
-        for name, mask in (("attention_mask", attention_mask), ("scored", scored))
+    state: State = pack(z)
+    masks: dict[str, State] = {
+        "attention_mask": {} if attention_mask is None else pack(attention_mask),
+        "scored": {} if scored is None else pack(scored),
     }
     for name, value in {**masks, "z": state}.items():
         if unknown := value.keys() ^ path.fields.keys() if name == "z" else value.keys() - path.fields.keys():
             raise ValueError(f"{name} must be a dict by field: {', '.join(sorted(unknown))} does not fit {path!r}")
     found: dict[str, Tensor] = {}
     for field, values in state.items():
-        path_ = path.fields[field]
-        if values.dim() < 2 or values.is_floating_point() == path_.is_discrete:
-            kind = "a long tensor [B, L]" if path_.is_discrete else "a floating-point tensor [B, L, C] or [B, C, H, W]"
+        own = path.fields[field]
+        if values.dim() < 2 or values.is_floating_point() == own.is_discrete:
+            kind = "a long tensor [B, L]" if own.is_discrete else "a floating-point tensor [B, L, C] or [B, C, H, W]"
             raise ValueError(f"z must be {kind}, got {values.dtype} of shape {tuple(values.shape)}")
         chosen = torch.ones_like(values, dtype=torch.bool)
         for name, given in masks.items():
@@ -267,11 +272,9 @@ def scored_positions(path: Path, z: Any, attention_mask: Any = None, scored: Any
                 )
             chosen = chosen & mask.bool()
         if values.device.type == "cpu":
-            for symbol in path_.excluded:
+            for symbol in own.excluded:
                 if bool((chosen & (values == symbol)).any()):
-                    raise ValueError(
-                        f"z holds the id {symbol}, which never is data of {path_!r}: mark it as not scored"
-                    )
+                    raise ValueError(f"z holds the id {symbol}, which never is data of {own!r}: mark it as not scored")
         found[field] = chosen
     if all(chosen.device.type == "cpu" and not bool(chosen.any()) for chosen in found.values()):
         raise ValueError("nothing is left to score: attention_mask and scored leave no entry")
@@ -283,14 +286,14 @@ def by_field(path: Path, value: Any) -> dict[str, Any]:
     return ({} if value is None else {"": value}) if "" in path.fields else dict(value or {})
 
 
-def conditioning_of(model: Any, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+def conditioning_of(model: Process, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the generator of a model when data z is scored: those given that are not `None`, and for a
     block-causal model the data whose blocks precede each block."""
     clean = z if getattr(getattr(model, "config", None), "block_size", None) else None
     return {name: value for name, value in {**given, "clean": clean}.items() if value is not None}
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: Process | nn.Module) -> Any:
     """The process itself: the model, or the module in a wrapper (DDP, torch.compile).
 
     Raises:

@@ -1,3 +1,4 @@
+from gm_discrete.paths.at import At, TimeLike
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.euclidean import EuclideanPath
 from gm_discrete.paths.euclidean_mixture import EuclideanMixturePath
@@ -8,6 +9,7 @@ from gm_discrete.paths.mixture import MaskedPath, MixturePath, TokenMixturePath,
 from gm_discrete.paths.product import ProductPath
 
 __all__ = [
+    "At",
     "EuclideanMixturePath",
     "EuclideanPath",
     "FinitePath",
@@ -17,6 +19,7 @@ __all__ = [
     "MixturePath",
     "Path",
     "ProductPath",
+    "TimeLike",
     "TokenMixturePath",
     "UniformPath",
 ]

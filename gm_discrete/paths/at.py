@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -17,7 +14,7 @@ LEAST_SLOPE = 1e-6
 
 
 class At:
-    """Times t [B]; subclasses add values of a schedule, each computed on first access.
+    """Times t [B]; subclasses add values of a schedule, each computed once.
 
     `Path.at(t)` makes one. Every method of a path that takes times takes it in their place.
 
@@ -35,14 +32,7 @@ class At:
 
     def __getitem__(self, index: Tensor) -> Self:
         """The times t[index], [n], with the values that are computed already."""
-        return self._mapped(lambda value: value[index])
-
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
-        changed = copy(self)
-        changed.__dict__ = {
-            name: function(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        return changed
+        return type(self)(self.t[index])
 
 
 TimeLike = Tensor | At
@@ -55,27 +45,39 @@ def as_tensor(t: TimeLike) -> Tensor:
 
 
 class ScheduleAt(At):
-    """Times t [B] with κ, 1 − κ, κ' and the hazard κ'/(1 − κ) of a `Schedule`, each [B] in float64."""
+    """Times t [B] with κ, 1 − κ, κ' and the hazard κ'/(1 − κ) of a `Schedule`, each [B] in float64, on first access."""
 
-    def __init__(self, schedule: Schedule, t: Tensor) -> None:
+    def __init__(self, schedule: Schedule, t: Tensor, values: dict[str, Tensor] | None = None) -> None:
         super().__init__(t)
         self.schedule = schedule
+        self._values = values or {}
 
-    @cached_property
+    def __getitem__(self, index: Tensor) -> ScheduleAt:
+        return ScheduleAt(self.schedule, self.t[index], self._rows(index))
+
+    @property
     def kappa(self) -> Tensor:
-        return self.schedule.kappa(self.t)
+        return self._value("kappa")
 
-    @cached_property
+    @property
     def complement(self) -> Tensor:
-        return self.schedule.complement(self.t)
+        return self._value("complement")
 
-    @cached_property
+    @property
     def derivative(self) -> Tensor:
-        return self.schedule.derivative(self.t)
+        return self._value("derivative")
 
-    @cached_property
+    @property
     def hazard(self) -> Tensor:
-        return self.schedule.hazard(self.t)
+        return self._value("hazard")
+
+    def _rows(self, index: Tensor) -> dict[str, Tensor]:
+        return {name: value[index] for name, value in self._values.items()}
+
+    def _value(self, name: str) -> Tensor:
+        if name not in self._values:  # not a cached_property, whose lock torch.compile cannot trace
+            self._values[name] = getattr(self.schedule, name)(self.t)
+        return self._values[name]
 
 
 class KappaAt(ScheduleAt):
@@ -84,11 +86,14 @@ class KappaAt(ScheduleAt):
     So κ' cancels in closed form, also where it is 0.
     """
 
-    @cached_property
+    def __getitem__(self, index: Tensor) -> KappaAt:
+        return KappaAt(self.schedule, self.t[index], self._rows(index))
+
+    @property
     def derivative(self) -> Tensor:
         return torch.ones_like(self.complement)
 
-    @cached_property
+    @property
     def hazard(self) -> Tensor:
         return 1 / self.complement
 
@@ -96,26 +101,35 @@ class KappaAt(ScheduleAt):
 class AffineAt(At):
     """Times t [B] with α, σ, α' and σ' of an `AffineSchedule`, each [B] in float64."""
 
-    def __init__(self, schedule: AffineSchedule, t: Tensor) -> None:
+    def __init__(
+        self, schedule: AffineSchedule, t: Tensor, values: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    ) -> None:
         super().__init__(t)
         self.schedule = schedule
+        if values is None:
+            time = t.double()
+            values = (
+                schedule.alpha(time),
+                schedule.sigma(time),
+                schedule.alpha_derivative(time),
+                schedule.sigma_derivative(time),
+            )
+        self.alpha, self.sigma, self.alpha_slope, self.sigma_slope = values
         self._shaped: dict[tuple[int, torch.dtype], AffineAt] = {}
-        time = t.double()
-        self.alpha, self.sigma = schedule.alpha(time), schedule.sigma(time)
-        self.alpha_slope, self.sigma_slope = schedule.alpha_derivative(time), schedule.sigma_derivative(time)
+
+    def __getitem__(self, index: Tensor) -> AffineAt:
+        values = (self.alpha[index], self.sigma[index], self.alpha_slope[index], self.sigma_slope[index])
+        return AffineAt(self.schedule, self.t[index], values)
 
     def shaped(self, x: Tensor) -> AffineAt:
         """The same, with values of the shape [B, 1, …] and the precision of a state x [B, …], to act on it."""
         key = x.dim(), x.dtype
         if key not in self._shaped:
             shape = -1, *[1] * (x.dim() - 1)
-            self._shaped[key] = self._mapped(lambda value: value.to(x.dtype).view(shape))
+            alpha, sigma = self.alpha.to(x.dtype).view(shape), self.sigma.to(x.dtype).view(shape)
+            slopes = self.alpha_slope.to(x.dtype).view(shape), self.sigma_slope.to(x.dtype).view(shape)
+            self._shaped[key] = AffineAt(self.schedule, self.t, (alpha, sigma, *slopes))
         return self._shaped[key]
-
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
-        changed = super()._mapped(function)
-        changed._shaped = {}
-        return changed
 
     @property
     def speed(self) -> Tensor:

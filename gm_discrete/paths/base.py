@@ -224,4 +224,4 @@ def check_times(t: TimeLike, state: Tensor) -> None:
     if t.device.type != "cpu":  # reading the values would stall the device
         require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
     elif t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(f"t must lie in [0, 1] (0: prior, 1: data), got {t.min():.6g} to {t.max():.6g}")
+        raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got t={t.min():.6g} to {t.max():.6g}")

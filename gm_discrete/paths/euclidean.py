@@ -56,7 +56,7 @@ class EuclideanPath(Path):
             raise TypeError(f'generators={generators!r} must be weights by name, such as {{"flow": 0.5, "jump": 0.5}}')
         if unknown := generators.keys() - set(self.known_generators):
             raise ValueError(
-                f"generators={', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
+                f"generators {', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
             )
         # In the order of the class, which is that of a model's heads: JSON may have reordered the dict.
         chosen = {name: generators[name] for name in self.known_generators if name in generators}
@@ -84,7 +84,7 @@ class EuclideanPath(Path):
         if not changed.heads.keys() <= self.heads.keys():
             missing = ", ".join(sorted(changed.heads.keys() - self.heads.keys()))
             raise ValueError(
-                f"generators={dict(generators)} need the outputs {missing}, which a model of this path lacks"
+                f"generators={dict(generators)} need {missing}, which are not outputs of this path's model"
             )
         return changed
 
@@ -139,7 +139,7 @@ class EuclideanPath(Path):
         if {"belief", "landing"} & self.heads.keys():
             check_within(self.bins, z, names[0])
         t = as_tensor(t)
-        if t.device.type == "cpu" and bool((t >= 1).any()):
+        if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool((t >= 1).any()):
             raise ValueError(f"t={float(t.max()):g}: the generators of p_t(·|z) diverge at t = 1; give times below 1")
 
 

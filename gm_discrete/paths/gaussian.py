@@ -59,7 +59,7 @@ class GaussianPath(EuclideanPath):
     >>> z, x = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     >>> generator = path.conditional(z, x, t=torch.tensor([0.5]))
     >>> generator.parts["flow"].velocity.item(), generator.parts["jump"].intensity.item()
-    (1.0, 2.0)
+    (2.0, 2.0)
     """
 
     type_name = "gaussian"

@@ -76,7 +76,7 @@ class MetricPath(FinitePath):
             raise ValueError(f"prior must hold vocab_size={vocab_size} positive probabilities of sum 1")
         self._prior, self._weights = (None if prior is None else weights), weights
         self._name, value = ("embeddings", embeddings) if distance is None else ("distance", distance)
-        self._given: Tensor | None = None  # the table as it was given
+        self._table: Tensor | None = None  # what `tables` returns
         self._rows: Tensor | None = None  # the same in float64, and normalised
         if isinstance(value, dict) and value.keys() == {"shape"}:
             self._shape = [int(size) for size in value["shape"]]
@@ -89,7 +89,7 @@ class MetricPath(FinitePath):
     # The table
 
     def tables(self) -> dict[str, Tensor]:
-        return {} if self._given is None else {self._name: self._given}
+        return {} if self._table is None else {self._name: self._table}
 
     def table_shapes(self) -> dict[str, list[int]]:
         return {self._name: list(self._shape)}
@@ -100,8 +100,8 @@ class MetricPath(FinitePath):
 
     def _set(self, table: Tensor) -> None:
         self._check_shape(list(table.shape))
-        given = table.float() if self._embedded else table.double()
-        rows = given.double()
+        stored = table.float() if self._embedded else table.double()
+        rows = stored.double()
         if not bool(rows.isfinite().all()):
             raise ValueError(f"{self._name} must be finite; it holds NaN or infinity")
         if not self._embedded:
@@ -114,7 +114,7 @@ class MetricPath(FinitePath):
             rows = rows / lengths
         if self._embedded and len(rows.unique(dim=0)) < self.vocab_size:
             raise ValueError("embeddings hold the same row twice: distances between two symbols must be positive")
-        self._given, self._rows = given, rows
+        self._table, self._rows = stored, rows
         self._cache.clear()
 
     def _check_shape(self, shape: list[int]) -> None:

@@ -155,7 +155,7 @@ class MaskedPath(TokenMixturePath):
     >>> path = MaskedPath(5)
     >>> z, t = torch.tensor([[0, 1, 2, 3]]), torch.tensor([0.5])
     >>> path.sample(z, t, torch.Generator().manual_seed(0))
-    tensor([[4, 1, 4, 3]])
+    tensor([[4, 4, 2, 4]])
     >>> path.prior((1, 4))
     tensor([[4, 4, 4, 4]])
     """
@@ -230,7 +230,7 @@ class MixturePath(TokenMixturePath):
     >>> path = MixturePath(3, prior=[0.5, 0.25, 0.25])
     >>> z = torch.zeros(1, 1, dtype=torch.long)
     >>> path.conditional(z, x=z + 1, t=torch.tensor([0.5])).rates(z + 1)[0]
-    tensor([[ 3., -4.,  1.]], dtype=torch.float64)
+    tensor([[ 3.0000, -3.5000,  0.5000]], dtype=torch.float64)
     """
 
     type_name = "mixture"

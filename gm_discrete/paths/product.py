@@ -66,11 +66,11 @@ class ProductPath(Path):
         **paths: Path,
     ) -> None:
         pairs: Any = factors or {}
-        given: dict[str, Any] = {**dict(pairs), **paths}
-        if not given:
+        chosen: dict[str, Any] = {**dict(pairs), **paths}
+        if not chosen:
             raise ValueError("a product needs fields: ProductPath(name=path, …)")
         self.factors: dict[str, Path] = {}
-        for name, path in given.items():
+        for name, path in chosen.items():
             path = Path.from_dict(path) if isinstance(path, dict) else path
             if not name or "." in name or ":" in name or name in RESERVED:
                 raise ValueError(

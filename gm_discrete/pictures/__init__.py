@@ -1,4 +1,4 @@
-"""Pictures of what a run did: its states as an animation, its jumps and entropies as curves."""
+"""Pictures of a trajectory: its states as an animation, its jumps and entropies as curves."""
 
 from gm_discrete.pictures.animation import animate
 from gm_discrete.pictures.curves import plot_trajectory

@@ -1,11 +1,12 @@
-"""Symbols that appear, change and are masked again: one sequence of a trajectory, as a GIF or an HTML page."""
+"""One sequence of a trajectory, as a GIF or an HTML page: tokens that appear, change and are masked again."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 
@@ -14,9 +15,9 @@ from gm_discrete.pictures.files import needed, write
 from gm_discrete.pictures.page import page
 
 DURATION, LAST_DURATION = 80, 3000
-"""Milliseconds of a frame."""
+"""Milliseconds of a frame, and of the last one."""
 DOT, BREAK = "·", "↵"
-"""What is shown for a mask, and before a line break."""
+"""Characters shown for a mask, and before a line break."""
 GROUND, LABEL = "#101418", "#8794a1"
 STYLES = {
     "text": ("#dfe6ee", GROUND),
@@ -26,7 +27,7 @@ STYLES = {
     "changed": ("#62cdf5", "#123444"),
     "again": ("#ff7b7b", "#451d22"),
 }
-"""Ink and ground of a symbol by what became of it."""
+"""Text and background colour of a token, by what the last step did to it."""
 LABELS = {"given": "given", "new": "new", "changed": "changed", "again": "masked again"}
 
 
@@ -36,8 +37,9 @@ class Frame:
 
     Attributes:
         time: t.
-        symbols: [L], the state; texts: [L], what is shown of it, in which a line break stands behind its sign.
-        kinds: [L], keys of `STYLES`: what the step that led here did.
+        symbols: ids of the tokens, [L].
+        texts: texts shown for them, [L]; a line break follows its sign `BREAK`.
+        kinds: keys of `STYLES`, [L]: what the step before this state did.
     """
 
     time: float
@@ -46,28 +48,40 @@ class Frame:
     kinds: list[str]
 
 
+class Decoder(Protocol):
+    """A tokenizer, as far as pictures need one."""
+
+    mask_token_id: int | None
+
+    def decode(self, token_ids: list[int], /) -> str: ...
+
+
 def animate(
     trajectory: Trajectory,
-    tokenizer: Any,
+    tokenizer: Decoder,
     path: str | os.PathLike[str],
     index: int = 0,
     columns: int = 64,
     max_frames: int | None = None,
 ) -> Path:
-    """Writes how one sequence came about: every state a frame, masks as dots, what the last step did in colours.
+    """Writes an animation of one sequence: a frame per state, masks as dots, the changes of the last step in colours.
 
-    Symbols stay in their places wherever those of a place are equally long; else the text flows anew in each frame.
+    Tokens keep their places if all tokens at a position have texts of one length; else the text is laid out anew in each
+    frame.
 
     Args:
-        trajectory: of symbols, from `generate(..., output_trajectory=True)`.
-        tokenizer: anything with `decode([symbol])` and a `mask_token_id`, which may be `None`.
-        path: ends in `.gif`, or in `.html` for a page with a slider that needs no other file.
-        index: which sequence of the batch.
+        trajectory: a trajectory of discrete states, from `generate(..., output_trajectory=True)`.
+        tokenizer: a tokenizer, or anything else with `decode([id])` and a `mask_token_id`, which may be `None`.
+        path: file to write; `.gif`, or `.html` for a page with a slider that needs no other file.
+        index: index of the sequence in the batch.
         columns: characters in a line.
-        max_frames: show so many states, evenly spread; what changed between them is then shown in one.
+        max_frames: the greatest number of states shown, evenly spread; a frame then shows all changes since the last one.
+
+    Returns:
+        The file.
 
     Raises:
-        ValueError: the states are no symbols, or an argument is out of its range.
+        ValueError: the states are not discrete, or an argument is out of range.
         ImportError: Pillow or matplotlib (whose font is used) is not installed; a page needs neither.
     """
     suffix = Path(path).suffix.lower()
@@ -75,8 +89,8 @@ def animate(
         raise ValueError(f"path={str(path)!r} must end in .gif or .html")
     if trajectory.states.dim() != 3 or trajectory.states.is_floating_point():
         raise ValueError(
-            f"trajectory has states {tuple(trajectory.states.shape)} of {trajectory.states.dtype}; animate shows symbols "
-            "[N + 1, B, L]"
+            f"trajectory has states {tuple(trajectory.states.shape)} of {trajectory.states.dtype}; animate needs discrete "
+            "states [N + 1, B, L]"
         )
     size = trajectory.states.shape[1]
     for name, value, valid, rule in (
@@ -93,7 +107,7 @@ def animate(
     return write(path, lambda draft: draft.write_text(text, encoding="utf-8"))  # pyright: ignore[reportArgumentType]
 
 
-def _frames(trajectory: Trajectory, tokenizer: Any, index: int, max_frames: int | None) -> list[Frame]:
+def _frames(trajectory: Trajectory, tokenizer: Decoder, index: int, max_frames: int | None) -> list[Frame]:
     count = len(trajectory.states)
     chosen = torch.linspace(0, count - 1, min(count, max_frames or count)).round().long()
     states = trajectory.states[chosen, index].tolist()
@@ -116,14 +130,14 @@ def _frames(trajectory: Trajectory, tokenizer: Any, index: int, max_frames: int 
     return frames
 
 
-def glyph(tokenizer: Any, symbol: int) -> str:
-    """The text of a symbol inside of a text: alone, some tokenizers leave out the space before it."""
+def glyph(tokenizer: Decoder, symbol: int) -> str:
+    """The text of a token within a text. Decoding it alone is not enough: some tokenizers then drop the space before it."""
     once, twice = tokenizer.decode([symbol]), tokenizer.decode([symbol, symbol])
     return twice[len(once) :] if twice.startswith(once) and twice.endswith(once) else once
 
 
 def _laid(text: str, shape: str) -> str:
-    """The characters with line breaks where `shape` has its own; signs stand for those of the text."""
+    """The characters of `text`, its line breaks replaced by signs, with line breaks where `shape` has them."""
     signs = (BREAK if character == "\n" else character for character in text)
     return "".join(sign + "\n" * (place == "\n") for sign, place in zip(signs, shape, strict=True))
 
@@ -141,7 +155,7 @@ def _occurring(frames: list[Frame]) -> list[str]:
 
 def _save_gif(frames: list[Frame], columns: int, draft: Path) -> None:
     image, drawing, fonts = needed("PIL.Image"), needed("PIL.ImageDraw"), needed("PIL.ImageFont")
-    # Symbols stand one by one; shaping would only fail on those that are no text, as an untrained model writes them.
+    # Characters are drawn one by one. Shaping would gain nothing, and fails on some strings of an untrained model.
     file = needed("matplotlib.font_manager").findfont("DejaVu Sans Mono")
     font, small = (fonts.truetype(file, size, layout_engine=fonts.Layout.BASIC) for size in (16, 12))
     width, height, margin = round(font.getlength("M")), 22, 14
@@ -179,7 +193,7 @@ def _save_gif(frames: list[Frame], columns: int, draft: Path) -> None:
 
 
 def _places(texts: list[str], columns: int) -> list[list[tuple[int, int, str]]]:
-    """(column, line, character) of all characters of each text."""
+    """(column, line, character) of the characters of each text."""
     column = line = 0
     places = []
     for text in texts:
@@ -198,8 +212,8 @@ def _places(texts: list[str], columns: int) -> list[list[tuple[int, int, str]]]:
     return places
 
 
-def _palette(image: Any) -> Any:
-    """An image of one palette for all frames: eight shades from each ground to its ink, which smooth letters need."""
+def _palette(image: ModuleType) -> Any:
+    """An image with the palette of all frames: eight shades from each background to its text colour, for smooth letters."""
     pairs = [tuple(bytes.fromhex(colour[1:]) for colour in pair) for pair in {(LABEL, GROUND), *STYLES.values()}]
     shades = [
         round(a + (b - a) * part / 7)

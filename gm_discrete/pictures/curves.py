@@ -1,16 +1,19 @@
-"""A run in numbers, over its time: what changed, how unsure the network was, how much is unmasked."""
+"""Curves of a trajectory over time: changes per step, entropy of the network's posteriors, unmasked positions."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generation.outputs import Trajectory
 from gm_discrete.pictures.files import needed, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {
     "changed": "#0b83b5",
@@ -20,25 +23,35 @@ COLOURS = {
     "done": "#3a7d44",
 }
 SPREAD = (0.1, 0.9)
-"""Quantiles over the batch between which the bands lie."""
+"""Quantiles over the batch that bound the bands."""
 
 
 def plot_trajectory(trajectory: Trajectory, path: str | os.PathLike[str], mask_token_id: int | None = None) -> Path:
-    """Writes a PNG: entries that each step changed and, of symbols, the entropy of the posteriors that it read, in nats.
+    """Writes a PNG with the number of changes in each step and, for discrete states, the entropy of the posteriors.
 
-    Lines are means over the batch, bands reach from the 10 % to the 90 % quantile. With a mask changes are told apart, and
-    the fraction of free positions that are unmasked is drawn, too.
+    Lines are means over the batch, bands reach from the 10 % to the 90 % quantile, entropies are in nats. With a mask the
+    kinds of changes have separate lines, and the fraction of free positions that are unmasked is drawn, too.
+
+    Args:
+        trajectory: from `generate(..., output_trajectory=True)`.
+        path: file to write.
+        mask_token_id: the id of the mask, for discrete states.
+
+    Returns:
+        The file.
 
     Raises:
-        ValueError: `mask_token_id` is given, and the states are no symbols.
+        ValueError: `mask_token_id` is given, and the states are not discrete.
         ImportError: matplotlib is not installed.
     """
     states, times = trajectory.states, trajectory.times
     if mask_token_id is not None and states.is_floating_point():
-        raise ValueError(f"mask_token_id={mask_token_id} is of symbols; the states are {states.dtype}")
+        raise ValueError(
+            f"mask_token_id={mask_token_id} needs discrete states, and these are {states.dtype}; leave it out"
+        )
     masked = None if mask_token_id is None else (states == mask_token_id).flatten(2)
     panels = 1 + (trajectory.entropy is not None) + (masked is not None)
-    figures = needed("matplotlib.figure")  # no pyplot, which would choose a backend for the whole process
+    figures = needed("matplotlib.figure")  # not pyplot, which would choose a backend for the whole process
     figure: Any = figures.Figure(figsize=(7, 0.6 + 1.9 * panels), layout="constrained")
     axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
     for name, values in _changes(trajectory, masked).items():
@@ -66,7 +79,7 @@ def plot_trajectory(trajectory: Trajectory, path: str | os.PathLike[str], mask_t
 
 
 def _changes(trajectory: Trajectory, masked: Tensor | None) -> dict[str, Tensor]:
-    """By name what the steps changed, [N, B] each; what never happened is left out, unless nothing did."""
+    """The numbers of changes by kind, [N, B] each; kinds that never occur are left out, unless there is no change at all."""
     if masked is None:
         return {"changed": trajectory.jumps}
     before, after = masked[:-1], masked[1:]
@@ -76,22 +89,22 @@ def _changes(trajectory: Trajectory, masked: Tensor | None) -> dict[str, Tensor]
 
 
 def _summary(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and quantiles [N] over the batch, of those that are numbers."""
+    """Mean and quantiles [N] over the batch, ignoring NaN."""
     values = values.double()
     low, high = values.nanquantile(torch.tensor(SPREAD, dtype=torch.float64), 1)
     return values.nanmean(1), low, high
 
 
 def _closed(values: Tensor) -> Tensor:
-    """The last value once more, where the last step ends."""
+    """The values with the last one repeated, for the end of the last step."""
     return torch.cat([values, values[-1:]])
 
 
-def _band(axis: Any, times: Tensor, values: Tensor, colour: str) -> None:
-    """Mean and spread over time, of the times at which there are any."""
-    there = ~values.isnan().all(1)
-    if not there.any():
+def _band(axis: Axes, times: Tensor, values: Tensor, colour: str) -> None:
+    """Draws mean and spread at the times that have values."""
+    present = ~values.isnan().all(1)
+    if not present.any():
         return
-    middle, low, high = _summary(values[there])
-    axis.plot(times[there], middle, color=colour, linewidth=1.6)
-    axis.fill_between(times[there], low, high, color=colour, alpha=0.2, linewidth=0)
+    middle, low, high = _summary(values[present])
+    axis.plot(times[present], middle, color=colour, linewidth=1.6)
+    axis.fill_between(times[present], low, high, color=colour, alpha=0.2, linewidth=0)

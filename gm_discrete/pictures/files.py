@@ -1,4 +1,4 @@
-"""What all pictures need: packages that may be missing, and files that are whole or not there."""
+"""Optional packages, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def needed(module: str) -> Any:
-    """The module.
+    """Imports a module of an optional package.
 
     Raises:
-        ImportError: it is not installed; the message names the extra that brings it.
+        ImportError: it is not installed; the message names the extra that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -23,7 +23,7 @@ def needed(module: str) -> Any:
 
 
 def write(path: str | os.PathLike[str], save: Callable[[Path], None]) -> Path:
-    """Lets `save` write a draft and then gives it its name, so that the file is all there or not at all."""
+    """Writes a file atomically: `save` writes a draft, which is then renamed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{target.name}.draft")

@@ -1,4 +1,4 @@
-"""The animation as a page of HTML that holds all it needs: no font, script or picture from elsewhere."""
+"""The animation as an HTML page without external fonts, scripts or pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIGHT = {
     "changed": ("#084c6b", "#b5e6fb"),
     "again": ("#8a1c1c", "#ffc9c9"),
 }
-"""Inks and grounds for those who read on white."""
+"""Text and background colours of the light theme."""
 
 
 def page(
@@ -27,15 +27,17 @@ def page(
     labels: Mapping[str, str],
     duration: int,
 ) -> str:
-    """The page, with the first state and then only what changed, as states differ in few symbols.
+    """The text of the page. It holds the first state and then only the changes, because states differ in few tokens.
 
-    Its JSON holds `times` [N + 1], `start` (of each position symbol, text and kind) and `changes` (for every step lists of
-    position, symbol, text and kind).
+    Its JSON holds `times` [N + 1], `start` (token, text and kind of each position) and `changes` (for every step lists of
+    position, token, text and kind).
 
     Args:
-        frames: of `animation.Frame`.
-        styles: ink and ground of every kind on black; labels: what the legend says of the kinds that occur.
-        duration: of a frame, in milliseconds.
+        frames: the states, as `animation.Frame`.
+        columns: characters in a line.
+        styles: text and background colour of every kind, in the dark theme.
+        labels: the legend, for the kinds that occur.
+        duration: milliseconds of a frame.
     """
     first, changes = frames[0], []
     for before, after in pairwise(frames):
@@ -47,7 +49,7 @@ def page(
         "start": [list(row) for row in zip(first.symbols, first.texts, first.kinds, strict=True)],
         "changes": changes,
     }
-    # No "<" may stand inside of a script, where "</script>" would end it.
+    # No "<" may occur inside of a script, as "</script>" would end it.
     story = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     legend = "".join(f'<span><i class="{kind}"></i>{html.escape(label)}</span>' for kind, label in labels.items())
     parts = {
@@ -59,7 +61,7 @@ def page(
         "END": html.escape("".join(frames[-1].texts)),
         "STORY": story,
     }
-    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], _PAGE)  # in one pass, as a text may hold such words
+    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], _PAGE)  # in one pass, as a text may contain such words
 
 
 def _rules(styles: Mapping[str, tuple[str, str]]) -> str:
@@ -71,7 +73,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>A sequence and how it came about</title>
+<title>Trajectory of a sequence</title>
 <style>
 :root { color-scheme: light dark; --page: #ffffff; --label: #52606d; --bar: #0b83b5; }
 @LIGHT@

@@ -75,7 +75,7 @@ class Adaptive(Sampler):
                 "sampler='adaptive' moves all fields at one time: give one grid in place of one for each field"
             )
         now, names = start, [name for name in x if chain.moves(name, start, end)]
-        state = dict(x)
+        state, leapt = dict(x), torch.zeros_like(start, dtype=torch.bool)
         while names and bool((active := now < end).any()):
             # Sequences that have arrived wait for the others, at a time at which every generator is finite.
             at = torch.where(active, now, start)
@@ -83,17 +83,21 @@ class Adaptive(Sampler):
             numbers = [name for name in names if state[name].is_floating_point()]
             until = torch.where(active, end, at)
             for name in numbers:
-                stop = getattr(chain.path.fields[name], "stop", 0.005)
                 chain.count(chain.movable(name) & active)
-                reach = pace(chain, name, state[name], generators[name], at, until, self.tolerance, stop)
+                reach = pace(chain, name, state[name], generators[name], at, until, self.tolerance, leapt)
                 until = torch.where(chain.movable(name), torch.minimum(until, reach), until)
             tokens = {name: posterior(discrete(generators[name])) for name in names if name not in numbers}
+            moved: dict[str, Tensor] = {}
             if tokens:
                 leap = _Leap(chain, state, tokens, at, until)
                 until = leap.pace(self.max_expected_changes, numbers)
-                state |= leap.land(until)
+                moved = leap.land(until)
             for name in numbers:
-                state[name] = advance(chain, name, state[name], generators[name], at, until)
+                moved[name] = advance(chain, name, state[name], generators[name], at, until)
+            changes = [(moved[name] != state[name]).any(1) for name in tokens]
+            if changes:
+                leapt = torch.where(active, torch.stack(changes).any(0), leapt)
+            state = {**state, **moved}
             now = torch.where(active, until, now)
         return state
 

@@ -165,7 +165,7 @@ class Chain:
         Raises:
             TypeError: the process has a generator of other fields.
         """
-        self._counted = torch.zeros_like(self._counted)
+        self._counted, x = torch.zeros_like(self._counted), dict(x)  # a lazy readout keeps the state that it was given
         now, then = self._joined(t), None if t_next is None else self._joined(t_next)
         generator = self.process.generator(unpack(x), now, then, **self.conditioning)
         found = factors(generator)

@@ -29,7 +29,7 @@ class DormandPrince(Sampler):
     """A pure flow by the Dormand–Prince pair with step control, to t = 1 − ε, and one Euler step more.
 
     Every sequence has steps of its own. A step is accepted where the root mean square of the estimated error over the
-    sequence's entries, relative to tolerance · (1 + |x|), is at most 1. ε is the path's `stop`. Dormand and Prince 1980.
+    sequence's entries, relative to tolerance · max(1, |x|), is at most 1. ε is the path's `stop`. Dormand and Prince 1980.
 
     Args:
         tolerance: relative and absolute.
@@ -59,7 +59,7 @@ class DormandPrince(Sampler):
 
     def solve(self, chain: Chain, x: Tensor, now: Tensor, until: Tensor) -> Tensor:
         """The solution at the times `until` [B] of the flow that starts at (x, now)."""
-        free, step = chain.free[""], torch.full_like(now, self.tolerance**0.2)
+        free, step = chain.free[""], torch.full_like(now, self.tolerance**0.2 / 2)
         if not bool((now < until).any()):
             return x
         first = _velocity(chain, x, now, now < until)
@@ -70,14 +70,14 @@ class DormandPrince(Sampler):
                 y = x + like(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
                 slopes.append(_velocity(chain, y, torch.minimum(now + c * h, until), active))
             estimate = like(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
-            relative = estimate / (self.tolerance * (1 + torch.maximum(x.abs(), y.abs())))
+            relative = estimate / (self.tolerance * torch.maximum(x.abs(), y.abs()).clamp(min=1))
             count = free.flatten(1).sum(1).clamp(min=1)
             ratio = ((free * relative.square()).flatten(1).sum(1) / count).sqrt().double()
             accepted = active & (ratio <= 1)
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
             x, first = torch.where(rows, y, x), torch.where(rows, slopes[-1], first)
             now = torch.where(accepted, torch.where(h < step, until, now + h), now)
-            step = torch.where(active, h * (0.9 * ratio.clamp(min=1e-9) ** -0.2).clamp(0.2, 10), step)
+            step = torch.where(active, h * (0.9 * ratio.clamp(min=1e-9) ** -0.2).clamp(0.2, 2), step)
         return x
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gm_discrete.generators import Factor, over
+from gm_discrete.generators import Factor, Jump, over
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import Chain, Sampler, discrete
 from gm_discrete.samplers.tau_leaping import TauLeaping, leap
@@ -26,17 +26,23 @@ class Euler(Sampler):
         if all(x[name].is_floating_point() or bool((t_next[name] >= 1).any()) for name in x):
             return TauLeaping().step(chain, x, t, t_next)
         generators = chain.generators(x, t)
-        return {name: _moved(chain, name, x[name], generators[name], t[name], t_next[name]) for name in x}
+        y: dict[str, Tensor] = {}
+        for name, state in x.items():
+            generator = generators[name]
+            if not chain.moves(name, t[name], t_next[name]):
+                y[name] = state
+            elif state.is_floating_point():
+                y[name] = leap(chain, name, state, over(generator, t_next[name]), t[name], t_next[name])
+            elif bool((t_next[name] >= 1).any()) or bool(discrete(generator).intensity.isinf().any()):
+                whole = self._interval(chain, x, t, t_next, name, discrete(generator))
+                y[name] = leap(chain, name, state, whole, t[name], t_next[name])
+            else:
+                jump = discrete(generator)
+                events = chain.events((jump.intensity * (t_next[name] - t[name])[:, None]).clamp(max=1), name)
+                chain.count_events(jump, events)
+                y[name] = chain.land(state, jump.kernel, events)
+        return y
 
-
-def _moved(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
-    if not chain.moves(name, t, t_next):
-        return x
-    if x.is_floating_point():
-        return leap(chain, name, x, over(generator, t_next), t, t_next)
-    jump = discrete(generator)
-    if bool((t_next >= 1).any()) or bool(jump.intensity.isinf().any()):
-        return leap(chain, name, x, over(generator, t_next), t, t_next)
-    events = chain.events((jump.intensity * (t_next - t)[:, None]).clamp(max=1), name)
-    chain.count_events(jump, events)
-    return chain.land(x, jump.kernel, events)
+    def _interval(self, chain: Chain, x: State, t: Times, t_next: Times, name: str, jump: Jump) -> Factor:
+        """The generator of the whole step; the process is evaluated again if no path made the jump."""
+        return chain.generators(x, t, t_next)[name] if jump.posterior is None else over(jump, t_next[name])

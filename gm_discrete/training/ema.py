@@ -6,22 +6,34 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 
 
 class EMACallback(TrainerCallback):
     """θ̄ ← d_n θ̄ + (1 − d_n) θ after optimizer step n, with d_n = min(decay, (1 + n)/(10 + n)), in float32.
 
-    `GMTrainer` evaluates the averaged weights, writes them into every checkpoint and reads them back on resume.
+    `GMTrainer` evaluates at the averaged weights, saves them in every checkpoint and loads them on resume.
+
+    >>> ema, model = EMACallback(decay=0.9), nn.Linear(1, 1, bias=False)  # GMTrainer(…, callbacks=[ema]) calls the rest
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> ema.on_train_begin(None, TrainerState(), None, model=model)
+    >>> _ = nn.init.ones_(model.weight)
+    >>> ema.on_step_end(None, TrainerState(global_step=1), None, model=model)  # d_1 = 2/11
+    >>> with ema.applied(model):
+    ...     round(model.weight.item(), 3)
+    0.818
 
     Args:
         decay: in (0, 1).
+
+    Raises:
+        ValueError: `decay` is out of range.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -30,12 +42,16 @@ class EMACallback(TrainerCallback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: object, state: TrainerState, control: object, model: nn.Module | None = None, **_: object
+    ) -> None:
         if model is not None and not self.average:
             self.average = {name: weight.detach().float().clone() for name, weight in _trained(model)}
 
     @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: object, state: TrainerState, control: object, model: nn.Module | None = None, **_: object
+    ) -> None:
         if model is None:
             return
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
@@ -44,7 +60,7 @@ class EMACallback(TrainerCallback):
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Within this context the model holds the averaged weights."""
+        """Within this context the model has the averaged weights."""
         own = {name: weight.detach().clone() for name, weight in _trained(model)} if self.average else {}
         try:
             _assign(model, self.average)
@@ -53,18 +69,19 @@ class EMACallback(TrainerCallback):
             _assign(model, own)
 
     def save(self, folder: str | os.PathLike[str], rank: int = 0) -> None:
-        """Writes this process's averaged weights. Without sharding all processes hold the same, and one is enough."""
+        """Saves the averaged weights of this process. Without sharding they are the same on all processes."""
         save_file({name: average.contiguous().cpu() for name, average in self.average.items()}, _file(folder, rank))
 
     def load(self, folder: str | os.PathLike[str], rank: int = 0) -> None:
-        """Reads what `save` wrote.
+        """Loads averaged weights.
 
         Raises:
-            ValueError: the folder holds none.
+            ValueError: the folder has none.
         """
         if not _file(folder, rank).exists():
             raise ValueError(
-                f"{folder} holds no averaged weights: it was written without an EMACallback, or by other processes"
+                f"{folder} has no {_file(folder, rank).name}: it was saved without an EMACallback, or by another number of "
+                "processes"
             )
         self.average = load_file(_file(folder, rank))
 
@@ -72,7 +89,10 @@ class EMACallback(TrainerCallback):
 def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            yield name, weight.to_local() if isinstance(weight, DTensor) else weight  # a sharded weight: our part of it
+            yield (
+                name,
+                weight.to_local() if isinstance(weight, DTensor) else weight,
+            )  # a sharded weight: the part of this process
 
 
 @torch.no_grad()

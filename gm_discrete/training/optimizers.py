@@ -1,7 +1,8 @@
-"""Muon for the matrices of the blocks, AdamW for everything else."""
+"""Muon for the matrices of transformer layers, AdamW for all other parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,15 +10,15 @@ from torch import nn
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (orthogonalised momentum, Jordan et al. 2024; `torch.optim.Muon`) on the linear layers inside the blocks,
-    AdamW on everything else. One learning-rate schedule scales both.
+    """Muon (orthogonalised momentum, Jordan et al. 2024; `torch.optim.Muon`) for the linear layers of the transformer, AdamW
+    for all other parameters. One learning-rate schedule scales both.
 
     Args:
-        model: a model whose transformer blocks lie in a module list named `layers`.
-        lr: of Muon. Its updates have spectral norm 1, so that this is a step in absolute size.
-        adamw_lr, adamw_betas: of AdamW.
-        momentum: of Muon.
-        weight_decay: decoupled, of the matrices.
+        model: a model whose transformer layers are in a module list named `layers`.
+        lr: learning rate of Muon. Its updates have spectral norm 1, so that this is the absolute size of a step.
+        adamw_lr, adamw_betas: learning rate and betas of AdamW.
+        momentum: momentum of Muon.
+        weight_decay: decoupled weight decay of the matrices.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self.parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():

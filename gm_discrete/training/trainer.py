@@ -1,134 +1,130 @@
-"""`GMTrainer`: transformers' Trainer, with noise that is stateless, a bound for a metric, and checkpoints one can trust."""
+"""`GMTrainer`: transformers' Trainer with stateless noise, evaluation by the likelihood bound, and complete checkpoints."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, cast
 
-import numpy as np
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedTokenizerBase, Trainer
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound, evaluate_matching
-from gm_discrete.likelihood import LikelihoodBound
-from gm_discrete.models import GMConfig, GMModel
-from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler, corrupt, drop_classes
-from gm_discrete.paths import EuclideanPath, FinitePath, ProductPath
+from gm_discrete.likelihood import Likelihood
+from gm_discrete.models import GMModel
+from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
 from gm_discrete.process import pack, unpack
 from gm_discrete.training.checkpoints import (
-    checkpoints,
-    is_broken,
+    check_config,
+    delete_old,
     is_complete,
     last_complete_checkpoint,
     mark_complete,
     mark_started,
 )
 from gm_discrete.training.ema import EMACallback
+from gm_discrete.training.noise import noisy_inputs, seeded_generator
+from gm_discrete.training.sharding import gathered, prepare_sharding
 
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Within this context the parts of a model that FSDP 2 has sharded may be called one by one."""
-    if isinstance(model, FSDPModule):
-        model.unshard()  # what belongs to no block, and is else gathered by the whole model's forward only
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-
-def _padded(value: torch.Tensor, length: int) -> torch.Tensor:
-    """Filled up behind with zeros, to [B, length, …]."""
-    return nn.functional.pad(value, (*[0, 0] * (value.dim() - 2), 0, length - value.shape[1]))
+T = TypeVar("T")
+EvalData: TypeAlias = Dataset | IterableDataset | TorchDataset | Mapping[str, Any]
+"""A data set, or several by name."""
 
 
 class GMTrainer(Trainer):
     """Trains a `GMModel` on batches of clean data, as the collators of `gm_discrete.data` make them.
 
-    - The times and the noise of optimizer step n and micro-step m are those of the whole global batch, drawn from a
-      generator seeded by (seed, n, m); each process takes its rows. Any number of processes therefore trains on the same
-      noise, and a resumed run on that of an unbroken one.
-    - Evaluation is the likelihood bound on held-out data, at averaged weights if there is an `EMACallback`.
-    - A loss that is not finite ends training before it reaches the weights. Checkpoints carry a marker, written last,
-      and only those that have it are resumed from.
+    - Times and noise of optimizer step n and micro-step m are drawn for the global batch from a generator seeded by
+      (seed, n, m), and each process takes its rows. Any number of processes therefore trains on the same noise, and a
+      resumed run on that of an unbroken one.
+    - For discrete paths evaluation is the likelihood bound on held-out data, else the matching loss; at averaged weights if
+      there is an `EMACallback`.
+    - A loss that is not finite stops training before the weights change. A checkpoint gets a marker, written last, and only
+      checkpoints with a marker are resumed from.
+
+    >>> import tempfile
+    >>> from datasets import Dataset
+    >>> from gm_discrete import GMConfig, MaskedPath
+    >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    >>> data = Dataset.from_dict({"input_ids": [[0, 1, 2, 3]] * 8})
+    >>> args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, save_strategy="no", report_to="none", disable_tqdm=True)
+    >>> trainer = GMTrainer(model, args, train_dataset=data, eval_dataset=data)
+    >>> round(trainer.bound().bits_per_token, 4)  # an untrained network is uniform over four tokens
+    2.0
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...
+    2
 
     Args:
-        model, args: as for `Trainer`.
-        time_sampler: distribution of κ(t) in training; bell-shaped by default. The reported bound does not depend on it.
-        num_eval_samples: draws per sequence in the bound.
-        kwargs: the other arguments of `Trainer`. `processing_class` is the tokenizer.
+        model: the model to train.
+        args: transformers' `TrainingArguments`.
+        time_sampler: distribution of κ(t) in training; `LogitNormalTimeSampler()` by default, as in `conditional_loss`. The
+            reported bound does not depend on it.
+        num_eval_samples: draws per sequence in evaluation.
+        kwargs: other arguments of `Trainer`. `processing_class` is the tokenizer; `data_collator` is by default a
+            `TokenCollator`, or for a continuous path an `ImageCollator`.
+
+    Raises:
+        TypeError: `times` is given, the name of `time_sampler` in version 0.1.
+        ValueError: an argument of `Trainer` is not supported, the tokenizer does not fit the model, or the model has several
+            fields and there is no data_collator.
     """
 
     def __init__(
         self,
         model: GMModel,
-        args: Any,
+        args: TrainingArguments,
         *,
         time_sampler: TimeSampler | None = None,
         num_eval_samples: int = 8,
         **kwargs: Any,
     ) -> None:
-        for name in ("model_init", "compute_metrics"):
+        if "times" in kwargs:
+            raise TypeError(f"times is now called time_sampler: GMTrainer(…, time_sampler={kwargs['times']!r})")
+        for name, cure in (
+            ("model_init", "give a model"),
+            ("compute_metrics", "evaluation is the likelihood bound or the matching loss"),
+        ):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not used here: give a model; evaluation is the likelihood bound")
-        tokenizer = kwargs.get("processing_class")
+                raise ValueError(f"{name} is not supported by GMTrainer: {cure}")
+        tokenizer, path, config = kwargs.get("processing_class"), model.path, model.config
         if isinstance(tokenizer, PreTrainedTokenizerBase):
-            config = model.config
             check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
-        numbers = isinstance(model.path, EuclideanPath)
-        if isinstance(model.path, ProductPath):
-            args.remove_unused_columns = False  # the columns of a table are its own
+        if "" not in path.fields:
+            args.remove_unused_columns = False  # the columns of a table are those of the collator
             if kwargs.get("data_collator") is None:
-                raise ValueError("data_collator is missing: fields have one of their own, such as data.TableCollator")
-        kwargs.setdefault(
-            "data_collator", ImageCollator() if numbers else TokenCollator(model.config.pad_token_id or 0)
-        )
+                raise ValueError(f"data_collator is missing; give one for {path!r}, such as data.TableCollator")
+        elif path.is_discrete:
+            kwargs.setdefault("data_collator", TokenCollator(config.pad_token_id or 0))
+        else:
+            kwargs.setdefault("data_collator", ImageCollator())
         # Every process reads a stream and takes its rows; a dispatcher would need batches of one length.
-        if args.accelerator_config.dispatch_batches is None:
-            args.accelerator_config.dispatch_batches = False
+        accelerator_config: Any = args.accelerator_config
+        if accelerator_config.dispatch_batches is None:
+            accelerator_config.dispatch_batches = False
         super().__init__(model=model, args=args, **kwargs)
         self.time_sampler = time_sampler or LogitNormalTimeSampler()
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         if self.is_fsdp_enabled:
-            self._prepare_sharding(model)
-
-    def _prepare_sharding(self, model: GMModel) -> None:
-        model.whole_batches = True
-        plugin: Any = self.accelerator.state.fsdp_plugin
-        for wrong, cure in (
-            (plugin.fsdp_version != 2, "launch with --fsdp_version 2"),
-            (self.args.eval_on_start, "leave out eval_on_start"),
-            (self.optimizer_cls_and_kwargs is not None, "train with an optimizer of TrainingArguments"),
-        ):
-            if wrong:
-                raise ValueError(f"the weights are sharded by FSDP: {cure}")
-        if plugin.mixed_precision_policy is not None:  # times and the loss keep their precision
-            plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None
-            )
+            prepare_sharding(self, model)
 
     @property
     def ema(self) -> EMACallback | None:
-        """The callback that averages the weights, if there is one."""
+        """The `EMACallback`, if there is one."""
         return next((cb for cb in self.callback_handler.callbacks if isinstance(cb, EMACallback)), None)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within this context the model holds the averaged weights, if any are kept."""
+        """Within this context the model has the averaged weights, if there are any."""
         with self.ema.applied(self._trained) if self.ema else nullcontext():
             yield
 
@@ -137,7 +133,7 @@ class GMTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        for name in ("source_ids", "pixel_values", "class_labels"):  # no arguments of forward, or of the collator alone
+        for name in ("source_ids", "pixel_values", "class_labels"):  # columns that only collator or trainer use
             if name not in columns:
                 columns.append(name)
 
@@ -148,40 +144,29 @@ class GMTrainer(Trainer):
         step, micro_step = self._noise_step
         now = self.state.global_step
         self._noise_step = (now, micro_step + 1 if step == now else 0)
-        rng = self._rng(*self._noise_step)
-        path, rank, world_size = self._unwrapped.path, self.args.process_index, self.args.world_size
-        state, labels = pack(inputs[path.state_name]), pack(inputs["labels"])
-        scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
-        data = {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}
-        lengths, source = {name: z.shape[1] for name, z in data.items()}, inputs.pop("source_ids", None)
-        if world_size > 1:  # every process draws noise of one shape, that of the longest batch
-            counts = torch.tensor([list(lengths.values())], device=next(iter(data.values())).device)
-            longest: Any = self.accelerator.gather(counts)
-            for name, most in zip(lengths, longest.amax(0).tolist(), strict=True):
-                data[name], scored[name] = _padded(data[name], most), _padded(scored[name], most)
-                source = None if source is None else _padded(source, most)
-        sources = None if source is None else pack(source)
-        x, t = corrupt(path, data, scored, rng, self.time_sampler, rank, world_size, sources)
-        x = {name: noisy[:, : lengths[name]] for name, noisy in x.items()}
-        if "class_labels" in inputs:
-            dropout = self._unwrapped.config.class_dropout
-            inputs["class_labels"] = drop_classes(inputs["class_labels"], dropout, rng, rank, world_size)
-        return {**inputs, path.state_name: unpack(x), "time": t}
+        model, rng = self._unwrapped, self._rng(*self._noise_step)
+        return noisy_inputs(inputs, model.path, rng, self.time_sampler, model.config.class_dropout, self.accelerator)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Scored entries of a step on all processes; by field if there are several."""
-        path = self._unwrapped.path
-        if isinstance(path, FinitePath) or not batch_samples or "labels" not in batch_samples[0]:
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """The number of scored entries of a step on all processes; by field if there are several."""
+        fields = self._unwrapped.path.fields
+        if self._is_discrete or not batch_samples or "labels" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         labels = [pack(batch["labels"]) for batch in batch_samples]
-        found = [sum(field.loss_mask(part[name]).sum() for part in labels) for name, field in path.fields.items()]
+        found = [sum(field.loss_mask(part[name]).sum() for part in labels) for name, field in fields.items()]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        return unpack(dict(zip(path.fields, counts.clamp(min=1), strict=True)))
+        return unpack(dict(zip(fields, counts.clamp(min=1), strict=True)))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
         finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).all().float(), "sum")
         if int(finite) < self.args.world_size:
@@ -189,25 +174,30 @@ class GMTrainer(Trainer):
             own = f"the loss is {loss.detach().mean().item()}"
             what = "another process has a loss that is not finite" if bool(torch.isfinite(loss).all()) else own
             raise FloatingPointError(
-                f"{what} at step {self.state.global_step + 1}; the weights were not touched. "
-                f"Last complete checkpoint: {last or 'none'}. Lower the learning rate or look at the data."
+                f"{what} at step {self.state.global_step + 1}; the weights are unchanged. "
+                f"Last complete checkpoint: {last or 'none'}. Lower the learning rate or check the data."
             )
         return result
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; `True` resumes from the newest complete checkpoint.
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: object = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As `Trainer.train`; `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
 
-        A run that is resumed on a stream reads the stream again up to its place.
+        A run that resumes on a stream reads the stream again up to its position.
 
         Raises:
-            ValueError: the checkpoint is not complete, is of another model, or there is none; or the run is a new one, and
-                `output_dir` holds checkpoints of an earlier one, with which its own would be confused.
+            ValueError: the checkpoint is incomplete, belongs to another model, or there is none; or this is a new run and
+                `output_dir` holds checkpoints of an earlier one.
         """
         self._noise_step = (-1, 0)
         if self.train_dataset is None or next(iter(self.train_dataset), None) is None:
-            raise ValueError("train_dataset is empty; give at least one sequence")
+            raise ValueError("train_dataset is empty; give at least one example")
         if isinstance(self.train_dataset, IterableDataset):
-            # One pass without end: a resumed run looks for its place within a pass. Every round has the same order.
+            # One endless pass: a resumed run looks for its position within a pass. Every repetition has the same order.
             self.train_dataset = self.train_dataset.repeat(None)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
@@ -215,49 +205,48 @@ class GMTrainer(Trainer):
                 raise ValueError(f"output_dir={self.args.output_dir!r} holds no complete checkpoint to resume from")
         if resume_from_checkpoint:
             if not is_complete(resume_from_checkpoint):
-                raise ValueError(f"{resume_from_checkpoint} is not a complete checkpoint: its writing was interrupted")
-            self._check_model(str(resume_from_checkpoint))
+                raise ValueError(
+                    f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not a complete checkpoint, as saving it was "
+                    "interrupted; resume from an earlier one"
+                )
+            check_config(resume_from_checkpoint, self._unwrapped.config)
             if self.ema:
                 self.ema.load(resume_from_checkpoint, self._shard)
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            if 0 < self.args.max_steps <= state.global_step:  # finished: the Trainer would make one step more
+            if 0 < self.args.max_steps <= state.global_step:  # finished: Trainer would take one more step
                 if self.is_fsdp_enabled:
-                    raise ValueError(f"{resume_from_checkpoint} is the end of this run: nothing is left to train")
+                    raise ValueError(
+                        f"{resume_from_checkpoint} is the end of this run: nothing is left to train; raise max_steps"
+                    )
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
         elif last := last_complete_checkpoint(self.args.output_dir or "."):
             raise ValueError(
-                f"output_dir holds {last} of an earlier run: resume_from_checkpoint=True goes on from there; "
-                "a new run needs a folder of its own"
+                f"output_dir={self.args.output_dir!r} holds {last} of an earlier run; resume it with "
+                "resume_from_checkpoint=True, or give another output_dir"
             )
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
-
-    def _check_model(self, checkpoint: str) -> None:
-        saved, own = GMConfig.from_pretrained(checkpoint), self._unwrapped.config
-        of_the_trainer = {"pad_token_id", "bos_token_id", "eos_token_id"}  # it takes them from the tokenizer
-        names = GMConfig.__annotations__.keys() - of_the_trainer
-        if changed := [name for name in names if getattr(saved, name) != getattr(own, name)]:
-            name = min(changed, key=lambda name: (name != "path", name))
-            raise ValueError(
-                f"{checkpoint} is of another model: its {name} is {getattr(saved, name)!r}, here {getattr(own, name)!r}"
-            )
+        return super().train(resume_from_checkpoint or None, cast(Any, trial), ignore_keys_for_eval)
 
     # Evaluation
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: EvalData | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Likelihood bound: bits per token with its standard error, perplexity, and the bound in nats per token as loss.
+        """Metrics of held-out data, at averaged weights if there are any.
 
-        Of a Euclidean path the matching loss, in all and by part; of a product by field.
+        For a single discrete field the likelihood bound: bits per token with their standard error, perplexity, and nats per
+        token as loss. Otherwise the matching loss, in all and by part, for several fields by field.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, dict):
+        if isinstance(dataset, Mapping):
             parts = (self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in dataset.items())
             return {key: value for metrics in parts for key, value in metrics.items()}
-        if not isinstance(self._unwrapped.path, FinitePath):
-            metrics = self._matching(dataset)
+        if not self._is_discrete:
+            metrics = self._evaluated(evaluate_matching, dataset)
         else:
             bound = self.bound(dataset)
             metrics = {
@@ -271,27 +260,22 @@ class GMTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def bound(self, dataset: Any = None) -> LikelihoodBound:
-        """The likelihood bound of a data set (the evaluation set by default), at averaged weights where there are any."""
-        dataloader = self.get_eval_dataloader(dataset)
-        rng = self._rng(0, 0, self.args.process_index)
-        with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():
-            return evaluate_bound(
-                self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
-            )
+    def bound(self, dataset: EvalData | None = None) -> Likelihood:
+        """The likelihood bound of a data set (the evaluation set by default), at averaged weights if there are any."""
+        return self._evaluated(evaluate_bound, dataset)
 
-    def _matching(self, dataset: Any) -> dict[str, float]:
-        dataloader = self.get_eval_dataloader(dataset)
+    def _evaluated(self, evaluate: Callable[..., T], dataset: EvalData | None) -> T:
+        dataloader = self.get_eval_dataloader(cast(Any, dataset))
         rng = self._rng(0, 0, self.args.process_index)
         with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():
-            return evaluate_matching(
+            return evaluate(
                 self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
             )
 
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes model and tokenizer for publication: averaged weights where there are any, and no pickle."""
+        """Saves model and tokenizer for publication: averaged weights if there are any, and no pickle."""
         if _internal_call and output_dir is not None:  # a checkpoint
             return super().save_model(output_dir, _internal_call=True)
         with self.averaged_weights():
@@ -300,15 +284,15 @@ class GMTrainer(Trainer):
             Path(output_dir or self.args.output_dir or ".", "training_args.bin").unlink(missing_ok=True)
         return None
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if not all(bool(weight.isfinite().all()) for weight in self._trained.parameters()):
             raise FloatingPointError(
-                f"the weights are not finite after step {self.state.global_step}; they are not saved. "
-                f"Last complete checkpoint: {last_complete_checkpoint(folder.parent) or 'none'}."
+                f"the weights are not finite after step {self.state.global_step} and are not saved. "
+                f"Last complete checkpoint: {last_complete_checkpoint(folder.parent) or 'none'}. Lower the learning rate."
             )
         limit = self.args.save_total_limit
-        self.args.save_total_limit = None  # nothing is deleted before this is complete
+        self.args.save_total_limit = None  # delete nothing before this checkpoint is complete
         try:
             if self.args.should_save:
                 mark_started(folder)
@@ -320,16 +304,10 @@ class GMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder)
-            for broken in filter(is_broken, checkpoints(folder.parent)):
-                shutil.rmtree(broken)
-            best = self.state.best_model_checkpoint
-            complete = [path for path in checkpoints(folder.parent) if is_complete(path)]
-            for old in complete[: -limit if limit else 0]:
-                if best is None or old.resolve() != Path(best).resolve():
-                    shutil.rmtree(old)
+            delete_old(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Checkpoints stay here: `push_to_hub` publishes what `save_model` writes."""
+        """Checkpoints are not uploaded: `push_to_hub` publishes what `save_model` writes."""
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -342,7 +320,7 @@ class GMTrainer(Trainer):
 
     @property
     def _trained(self) -> nn.Module:
-        """The module whose parameters are trained: the model, or under FSDP its sharded wrapper."""
+        """The module whose parameters are trained: the model, or with FSDP its sharded wrapper."""
         if self.model is None:
             raise ValueError("model is missing")
         return self.model
@@ -351,8 +329,12 @@ class GMTrainer(Trainer):
     def _unwrapped(self) -> GMModel:
         return self.accelerator.unwrap_model(self._trained)
 
+    @property
+    def _is_discrete(self) -> bool:
+        """Whether the model has a single discrete field."""
+        path = self._unwrapped.path
+        return "" in path.fields and path.is_discrete
+
     def _rng(self, *stream: int) -> torch.Generator:
-        """A generator whose stream is a function of the seed and the given numbers alone."""
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        state = np.random.SeedSequence((seed, len(stream), *stream)).generate_state(1, np.uint64)[0]
-        return torch.Generator(device=self.args.device).manual_seed(int(state) >> 1)
+        return seeded_generator(self.args.device, seed, *stream)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath, evaluation
-from gm_discrete.data import load_images
+from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath
+from recipes.datasets import load_images
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PATHS = {
@@ -30,7 +30,7 @@ SCORES = ("frechet", "precision", "recall", "density", "coverage")
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """benchmarks/images.py under a name of its own, as a recipe has the same."""
+    """benchmarks/images.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         patch.setattr(torch, "set_num_threads", lambda _: None)
@@ -73,11 +73,12 @@ def run(benchmark: ModuleType, root: Path, models: str, *arguments: str) -> dict
 
 
 def figures(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """All but the clock's."""
+    """All but the times."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in record["samples"]]
 
 
-def test_every_model_sampler_and_number_of_calls_has_a_row(
+@pytest.mark.slow
+def test_images_benchmark__a_row_per_model_sampler_and_calls(
     benchmark: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = run(benchmark, root, "masked,uniform,both,jump", "--samplers", "tau_leaping,heun,first_hitting,adaptive")
@@ -102,12 +103,13 @@ def test_every_model_sampler_and_number_of_calls_has_a_row(
     printed = capsys.readouterr()
     assert "FD-classifier" in printed.out
     assert len([line for line in printed.out.splitlines() if line.startswith("| ")]) == 2 + len(floors + rows) + 2 + 4
-    assert "uniform without first_hitting: first_hitting is for masked paths" in printed.err
+    assert "uniform without first_hitting: sampler='first_hitting'" in printed.err
     assert all(len(model["weights_sha256"]) == 64 for model in record["models"].values())
 
 
-def test_bits_of_symbols_and_flows(benchmark: ModuleType, root: Path) -> None:
-    """A head that starts at zero believes in all four levels alike: log₂ 4 bits, whatever is drawn."""
+@pytest.mark.slow
+def test_images_benchmark__bits_of_discrete_pixels_and_flows(benchmark: ModuleType, root: Path) -> None:
+    """A head of zeros gives all four levels the same probability: log₂ 4 bits for any image."""
     record = run(benchmark, root, "masked,uniform,both,jump", "--samplers", "tau_leaping", "--calls", "2")
     masked, uniform, both, jump = record["bits"]
     assert masked["bits_per_dim"] == pytest.approx(2, abs=1e-5)
@@ -121,16 +123,18 @@ def test_bits_of_symbols_and_flows(benchmark: ModuleType, root: Path) -> None:
     assert jump == {"model": "jump"}  # it has no likelihood
 
 
-def test_figures_are_the_same_again_and_other_for_another_seed(benchmark: ModuleType, root: Path) -> None:
+@pytest.mark.slow
+def test_images_benchmark__figures_depend_on_the_seed_only(benchmark: ModuleType, root: Path) -> None:
     record, again, other = (run(benchmark, root, "both,masked", "--seed", seed) for seed in "778")
     assert (figures(record), record["bits"]) == (figures(again), again["bits"])
     assert figures(record)[:2] == figures(other)[:2]
     for row, another in zip(figures(record)[2:], figures(other)[2:], strict=True):
-        # One step from the prior leads to the mean of the data, whatever the noise.
+        # One step from the prior leads to the mean of the data, for any noise.
         assert (row != another) == (row["network_calls"] > 1)
 
 
-def test_a_grid_has_a_column_for_each_class(benchmark: ModuleType, root: Path) -> None:
+@pytest.mark.slow
+def test_images_benchmark__the_grid_has_a_column_per_class(benchmark: ModuleType, root: Path) -> None:
     run(benchmark, root, "masked,uniform", "--samplers", "tau_leaping")
     for name, columns in (("masked", 2), ("uniform", 8)):
         with Image.open(root / "figures" / f"images_{name}.png") as image:
@@ -154,10 +158,11 @@ class Brightness(nn.Module):
         return images.float().flatten(1) @ self.weight / 64
 
 
-def test_other_features_and_the_held_out_images_as_reference(
+@pytest.mark.slow
+def test_images_benchmark__other_features_and_reference(
     benchmark: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluation, "efficientnet_lite0", lambda: Brightness().eval())
+    monkeypatch.setattr(benchmark.scores, "efficientnet_lite0", lambda: Brightness().eval())
     record = run(benchmark, root, "jump", "--features", "efficientnet_lite0", "--against", "validation")
     assert record["reference"] == {"split": "validation", "images": 12, "distance": "FID-EffLite0"}
     assert [row["model"] for row in record["samples"]][:2] == ["training images", "jump"]
@@ -170,14 +175,14 @@ def test_other_features_and_the_held_out_images_as_reference(
         )
         for split in ("train", "validation")
     )
-    floor = evaluation.evaluate_images(held_out, torch.stack(list(benchmark.some(train, 8))), Brightness().eval())
+    floor = benchmark.scores.evaluate_images(held_out, torch.stack(list(benchmark.some(train, 8))), Brightness().eval())
     assert {name: record["samples"][0][name] for name in SCORES} == pytest.approx(vars(floor))
     printed = capsys.readouterr().out
     assert "FID-EffLite0" in printed
     assert "FD-classifier" not in printed
 
 
-def test_classes_are_asked_for_in_the_proportions_of_the_data(benchmark: ModuleType, root: Path) -> None:
+def test_images_benchmark__classes_have_the_proportions_of_the_data(benchmark: ModuleType, root: Path) -> None:
     masked, uniform = (GMModel.from_pretrained(root / name) for name in ("masked", "uniform"))
     rows = [{"class_labels": label} for label in [1, 0, 0, 0] * 5]
     assert benchmark.wanted(masked, rows, 8).bincount().tolist() == [6, 2]
@@ -185,7 +190,7 @@ def test_classes_are_asked_for_in_the_proportions_of_the_data(benchmark: ModuleT
     assert len(benchmark.wanted(uniform, [{}] * 20, 8)) == 8
 
 
-def test_images_with_fewer_levels(benchmark: ModuleType) -> None:
+def test_images_benchmark__images_with_fewer_levels(benchmark: ModuleType) -> None:
     rows = [{"pixel_values": torch.arange(256, dtype=torch.uint8).view(1, 16, 16)}]
     assert torch.equal(benchmark.as_bytes(rows)[0], rows[0]["pixel_values"])
     assert benchmark.as_bytes(rows, 2).unique().tolist() == [0, 255]
@@ -198,7 +203,7 @@ def test_images_with_fewer_levels(benchmark: ModuleType) -> None:
         (["--features", "vgg"], "invalid choice: 'vgg'"),
     ],
 )
-def test_unknown_names_are_refused_at_once(
+def test_images_benchmark__unknown_names_are_an_error(
     benchmark: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -206,6 +211,7 @@ def test_unknown_names_are_refused_at_once(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("models", "arguments", "message"),
     [
@@ -217,7 +223,7 @@ def test_unknown_names_are_refused_at_once(
         ("uniform", ["--data-options", '{"label_column": null}'], "has no classes; take efficientnet_lite0"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_images_benchmark__models_that_do_not_fit_are_an_error(
     benchmark: ModuleType, root: Path, models: str, arguments: list[str], message: str
 ) -> None:
     save(root / "large", MaskedPath(5), 0, size=16)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[molecules]")
+pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[scores]")
 from rdkit import Chem
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
@@ -32,7 +32,7 @@ def benchmark() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny model with its tokenizer, and a few molecules in the place of MOSES."""
+    """A tiny model with its tokenizer, and a few molecules in place of MOSES."""
     folder = tmp_path_factory.mktemp("molecules")
     tokenizer = smiles_tokenizer(
         text for split in ("train", "test", "test_scaffolds") for text in moses_molecules(split)
@@ -56,15 +56,19 @@ def run(benchmark: ModuleType, folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All but the clock's."""
+    """All but the times."""
     return [{name: value for name, value in row.items() if name != "seconds per molecule"} for row in rows]
 
 
-def test_every_sampler_has_its_rows(benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ways = '[{"num_steps": 2}, {"num_steps": 4, "temperature": 0.5}, {"sampler": "first_hitting"}]'
+@pytest.mark.slow
+def test_molecules_benchmark__a_row_per_sampler(
+    benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordered = '{"num_steps": 4, "sampler": {"type": "tau_leaping", "order": "confidence"}, "temperature": 0.5}'
+    ways = f'[{{"num_steps": 2}}, {ordered}, {{"sampler": "first_hitting"}}]'
     record = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters", "--ways", ways)
     real, *rows = record["samples"]
-    names = ["tau_leaping, num_steps 2", "tau_leaping, num_steps 4, temperature 0.5", "first_hitting"]
+    names = ["tau_leaping, num_steps 2", "tau_leaping, order confidence, num_steps 4, temperature 0.5", "first_hitting"]
     assert [row[""] for row in rows] == [row[""] for row in record["infilling"]] == names
     assert real[""] == "test molecules"
     assert (real["valid"], real["novelty"], real["molecules"]) == (1, 1, 14)
@@ -88,7 +92,8 @@ def test_every_sampler_has_its_rows(benchmark: ModuleType, folder: Path, capsys:
     assert len(record["model"]["weights_sha256"]) == 64
 
 
-def test_parts_can_be_left_out(benchmark: ModuleType, folder: Path) -> None:
+@pytest.mark.slow
+def test_molecules_benchmark__parts_can_be_left_out(benchmark: ModuleType, folder: Path) -> None:
     arguments = ["--infill", "0", "--ways", '[{"num_steps": 3}]', "--num-samples", "5", "--bf16"]
     record = run(benchmark, folder, *arguments)
     assert record["infilling"] == []
@@ -96,14 +101,14 @@ def test_parts_can_be_left_out(benchmark: ModuleType, folder: Path) -> None:
     assert not any("/" in name or name == "filters" for row in record["samples"] for name in row)
 
 
-def test_a_molecule_ends_at_its_first_end(benchmark: ModuleType) -> None:
+def test_texts_of__a_molecule_ends_at_the_first_end(benchmark: ModuleType) -> None:
     tokenizer = smiles_tokenizer(["CO", "[nH]"])
     rows = ["C O [EOS] C [EOS]", "C C C C C", "[EOS] [PAD] [PAD] [PAD] [PAD]", "C [PAD] [EOS] [PAD] [PAD]"]
     tokens = torch.tensor([tokenizer.convert_tokens_to_ids(row.split()) for row in rows])
     assert benchmark.texts_of(tokens, tokenizer) == ["CO", "CCCCC", "", "C[PAD]"]
 
 
-def test_what_is_asked_for_is_the_scaffold(benchmark: ModuleType, folder: Path) -> None:
+def test_scaffold_prompts__keep_the_scaffold(benchmark: ModuleType, folder: Path) -> None:
     model, tokenizer, args = parts(benchmark, folder, "--infill", "4")
     asked = benchmark.scaffold_prompts(model, tokenizer, args)
     assert len(asked) == 4
@@ -121,8 +126,8 @@ def parts(benchmark: ModuleType, folder: Path, *arguments: str) -> tuple[Any, An
     return GMModel.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model"), args
 
 
-def test_shares_of_fills(benchmark: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two scaffolds: twice the molecule that was there, twice another one, one without the scaffold; and none valid."""
+def test_infill__shares(benchmark: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two scaffolds: two fills are the original, two another molecule, one has no scaffold; and no valid fill."""
     model, tokenizer, args = parts(benchmark, folder, "--fills", "5")
     asked = [("Cc1ccc(CC2CC2)cc1", torch.tensor([tokenizer.mask_token_id, 0])), ("CC1CC1", torch.tensor([0, 1]))]
     fills = ["c1(C)ccc(CC2CC2)cc1", "Cc1ccc(CC2CC2)cc1", *["Clc1ccc(CC2CC2)cc1"] * 2, "CCO", *["C1CC"] * 5]
@@ -135,7 +140,7 @@ def test_shares_of_fills(benchmark: ModuleType, folder: Path, monkeypatch: pytes
     assert (found["scaffolds"], found["fills"], found["calls"]) == (2, 10, 7)
 
 
-def test_wrong_arguments_are_refused(
+def test_molecules_benchmark__wrong_arguments_are_an_error(
     benchmark: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for argument, value, message in (

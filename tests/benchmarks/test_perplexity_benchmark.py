@@ -42,7 +42,10 @@ def run(script: Script, folders: dict[str, Path], output: Path, *arguments: str)
     return json.loads(output.read_text())
 
 
-def test_scores(script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_perplexity_benchmark__scores(
+    script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--judge", str(folders["judge"]), "--seed", "3"]
     record, again = (run(script, folders, tmp_path / f"{i}.json", *arguments) for i in range(2))
     for part in ("bound", "samples", "data", "model", "judge"):
@@ -63,14 +66,18 @@ def test_scores(script: Script, folders: dict[str, Path], tmp_path: Path, capsys
     assert "perplexity under the judge" in capsys.readouterr().out
 
 
-def test_without_a_judge_the_seed_changes_the_samples(script: Script, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_perplexity_benchmark__without_a_judge_the_seed_changes_the_samples(
+    script: Script, folders: dict[str, Path], tmp_path: Path
+) -> None:
     first, second = (run(script, folders, tmp_path / f"{i}.json", "--seed", str(i)) for i in range(2))
     assert first["judge"] is None
     assert not any(name.startswith("judge") for name in first["samples"])
     assert first["samples"] != second["samples"]
 
 
-def test_a_tokenizer_of_another_size_is_refused(script: Script, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_perplexity_benchmark__refuses_a_tokenizer_of_another_size(
+    script: Script, folders: dict[str, Path], tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     GMModel.from_pretrained(folders["model"]).save_pretrained(model)
     character_tokenizer(alphabet="abcdefgh ").save_pretrained(model)
@@ -79,7 +86,7 @@ def test_a_tokenizer_of_another_size_is_refused(script: Script, folders: dict[st
     assert not (tmp_path / "scores.json").exists()
 
 
-def test_unknown_tokens_are_reported(
+def test_perplexity_benchmark__reports_unknown_tokens(
     script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "strange.txt").write_text("abcd § dab ¶\n" * 60)

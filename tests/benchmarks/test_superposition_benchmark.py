@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from gm_discrete import GMModel, bregman, evaluation
+from benchmarks.scores.images import train_classifier
+from gm_discrete import GMModel, bregman
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = {
@@ -36,7 +37,7 @@ def benchmark() -> Iterator[ModuleType]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         patch.setattr(module, "load_images", noise)
-        patch.setattr(module, "train_classifier", partial(evaluation.train_classifier, num_steps=5))
+        patch.setattr(module, "train_classifier", partial(train_classifier, num_steps=5))
         yield module
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from gm_discrete.data import load_table
+from recipes.datasets import load_table
 
 pytest.importorskip("sklearn")
 
@@ -81,7 +81,8 @@ def lines_of_table(benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFi
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_methods_leave_tables_scores_and_times(
+@pytest.mark.slow
+def test_tables_benchmark__writes_tables_scores_and_times(
     benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "load_table", partial(split, stones(1500)))
@@ -110,7 +111,8 @@ def test_methods_leave_tables_scores_and_times(
     assert cells["noise"]["AUC, boosting"] == f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}"
 
 
-def test_tables_in_the_folder_are_scored_and_not_made_again(benchmark: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_tables_benchmark__scores_tables_of_the_folder(benchmark: ModuleType, tmp_path: Path) -> None:
     run = partial(benchmark.main, ["--methods", "noise", "--folder", str(tmp_path)])
     run()
     before = record(tmp_path, "method-noise-0")
@@ -132,7 +134,7 @@ def test_tables_in_the_folder_are_scored_and_not_made_again(benchmark: ModuleTyp
     assert after["fit"] == before["fit"]
 
 
-def test_numbers_get_the_decimals_and_the_range_of_the_training_rows(benchmark: ModuleType) -> None:
+def test_conform__rounds_and_clips_numbers(benchmark: ModuleType) -> None:
     train = stones()
     table = noise(train, 0, argparse.Namespace())(500)
     found = benchmark.conform(table, train)
@@ -146,7 +148,7 @@ def test_numbers_get_the_decimals_and_the_range_of_the_training_rows(benchmark: 
     pd.testing.assert_frame_equal(benchmark.conform(train, train), train.astype({"price": float}), check_dtype=False)
 
 
-def test_fewer_rows_are_the_first_of_each_split(benchmark: ModuleType) -> None:
+def test_splits__fewer_rows_are_the_first_ones(benchmark: ModuleType) -> None:
     parts = benchmark.splits(argparse.Namespace(rows=None))
     assert {name: len(table) for name, table in parts.items()} == {"train": 240, "validation": 30, "test": 30}
     fewer = benchmark.splits(argparse.Namespace(rows=50))
@@ -154,7 +156,8 @@ def test_fewer_rows_are_the_first_of_each_split(benchmark: ModuleType) -> None:
     assert fewer["train"].equals(parts["train"][:40])
 
 
-def test_imputers_find_what_other_columns_tell(
+@pytest.mark.slow
+def test_imputers__use_other_columns(
     benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "load_table", partial(split, stones(1500)))
@@ -172,7 +175,7 @@ def test_imputers_find_what_other_columns_tell(
 
 
 @pytest.mark.parametrize("name", ["mean", "neighbours", "boosting"])
-def test_imputers_leave_what_is_seen(benchmark: ModuleType, name: str) -> None:
+def test_imputers__keep_observed_cells(benchmark: ModuleType, name: str) -> None:
     table = stones(400)
     train, truth = table[:350].reset_index(drop=True), table[350:].reset_index(drop=True)
     hidden = benchmark.metrics.hide_cells(truth, 0.5)
@@ -185,7 +188,8 @@ def test_imputers_leave_what_is_seen(benchmark: ModuleType, name: str) -> None:
             assert draw.loc[seen, column].tolist() == truth.loc[seen, column].tolist()
 
 
-def test_the_figure_is_drawn(benchmark: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_tables_benchmark__draws_the_figure(benchmark: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     benchmark.main(["--methods", "train,noise", "--folder", str(tmp_path)])
     file = tmp_path / "figures" / "tables.png"
@@ -194,15 +198,18 @@ def test_the_figure_is_drawn(benchmark: ModuleType, tmp_path: Path) -> None:
     assert file.stat().st_size > 20_000
 
 
-def test_unknown_names_are_refused(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_benchmark__unknown_names_are_an_error(
+    benchmark: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     for option in "methods", "imputers":
         with pytest.raises(SystemExit):
             benchmark.main([f"--{option}", "mean,train,guess"])
         assert "guess" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["copula", "tvae", "ctgan"])
-def test_peers_make_tables(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_peers__generate_tables(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     package = pytest.importorskip("sdv" if name == "copula" else "ctgan")
     if name != "copula":
         monkeypatch.setattr(package, name.upper(), partial(getattr(package, name.upper()), epochs=1))
@@ -213,8 +220,9 @@ def test_peers_make_tables(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatc
     assert set(benchmark.conform(table, train)["cut"]) <= {"Good", "Ideal"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("plotnine") is None, reason="plotnine ships the diamonds")
-def test_ours_is_the_recipe(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_ours__runs_the_recipe(benchmark: ModuleType, tmp_path: Path) -> None:
     """Two steps of the real recipe on the real table; its model makes rows, and fills the hidden cells."""
     arguments = ["--rows", "300", "--steps", "2", "--num_steps", "2", "--imputed", "20", "--folder", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
@@ -232,8 +240,9 @@ def test_ours_is_the_recipe(benchmark: ModuleType, tmp_path: Path) -> None:
     assert finite(found["figures"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("plotnine") is None, reason="plotnine ships the diamonds")
-def test_the_diamonds(script: Callable[[str], ModuleType]) -> None:
+def test_tables_benchmark__the_diamonds(script: Callable[[str], ModuleType]) -> None:
     module = script("tables")
     rows = module.splits(argparse.Namespace(rows=None))["test"]
     assert module.metrics.column_kinds(rows)[1] == ["cut", "color", "clarity"]

@@ -87,7 +87,7 @@ def logits_of(model: GMModel, x: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["mdlm", "mdlm, told the time"])
-def test_mdlm_states_the_same_belief(tmp_path: File, name: str) -> None:
+def test_convert__mdlm_predicts_the_same(tmp_path: File, name: str) -> None:
     model, state, (x, _), tau = converted(tmp_path, name), state_dict(), states(name), torch.tensor(TAU).double()
     sigma = total_noise(tau) if model.config.time_conditioning else torch.zeros(len(TAU))
     expected = mdlm_log_belief(network(state, x, sigma), x, MASK).exp()
@@ -99,7 +99,7 @@ def test_mdlm_states_the_same_belief(tmp_path: File, name: str) -> None:
 
 
 @pytest.mark.parametrize("scale_by_sigma", [True, False])
-def test_sedd_states_the_belief_that_its_score_is_of(tmp_path: File, scale_by_sigma: bool) -> None:
+def test_convert__sedd_predicts_the_posterior_of_its_score(tmp_path: File, scale_by_sigma: bool) -> None:
     model, state, (x, _), tau = (
         converted(tmp_path, "sedd"),
         state_dict(),
@@ -112,7 +112,7 @@ def test_sedd_states_the_belief_that_its_score_is_of(tmp_path: File, scale_by_si
     assert float((logits - score[..., :MASK].log_softmax(-1))[masked].abs().max()) < CLOSE
 
 
-def test_rates_of_sedd_are_those_of_its_score_but_for_the_clock(tmp_path: File) -> None:
+def test_convert__sedd_has_the_rates_of_its_score_up_to_their_sum(tmp_path: File) -> None:
     """SEDD's rate, σ̄'(τ) s(y), is that of the converted model times Z = Σ_y s(y)(e^σ̄ − 1)."""
     model, state, (x, _), tau = (
         converted(tmp_path, "sedd"),
@@ -131,7 +131,7 @@ def test_rates_of_sedd_are_those_of_its_score_but_for_the_clock(tmp_path: File) 
     assert float((excess - 1).abs().min()) > MOVED  # Z is not 1
 
 
-def test_duo_states_the_same_belief_given_the_other_tokens(tmp_path: File) -> None:
+def test_convert__duo_predicts_the_same_given_the_other_tokens(tmp_path: File) -> None:
     """The head says Duo's x̂; the posterior is x̂(z) p_t(x|z), normalised."""
     model, state, (x, _), tau = converted(tmp_path, "duo"), state_dict(), states("duo"), torch.tensor(TAU).double()
     kappa = kappa_of(tau)
@@ -145,7 +145,7 @@ def test_duo_states_the_same_belief_given_the_other_tokens(tmp_path: File) -> No
     assert float((logits_of(model, x, kappa).softmax(-1) - posterior).abs().max()) < CLOSE
 
 
-def test_a_step_of_duo_has_its_law(tmp_path: File) -> None:
+def test_convert__duo_has_the_same_reverse_step(tmp_path: File) -> None:
     model, state, (x, _) = converted(tmp_path, "duo"), state_dict(), states("duo", 4)
     for tau, tau_next in ((1.0, 0.7), (0.6, 0.5), (0.1, 0.0), (0.5, 0.05)):
         now, then = kappa_of(torch.tensor([tau, tau_next]).double()).tolist()
@@ -157,7 +157,7 @@ def test_a_step_of_duo_has_its_law(tmp_path: File) -> None:
         assert float((law - duo_step(u, x, now, then)).abs().max()) < CLOSE
 
 
-def test_the_bound_of_duo_is_its_own(tmp_path: File) -> None:
+def test_convert__duo_has_the_same_likelihood_bound(tmp_path: File) -> None:
     """Integrand by integrand, also at κ = 0.999, where 1 − π(x), of float32, keeps four or five digits."""
     model, state, (x, z) = converted(tmp_path, "duo"), state_dict(), states("duo", 4)
     for tau in (0.99, 0.5, 0.1, 0.001):
@@ -169,7 +169,7 @@ def test_the_bound_of_duo_is_its_own(tmp_path: File) -> None:
         torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_scores_of_uniform_sedd_stem_from_no_belief() -> None:
+def test_convert__uniform_sedd_has_scores_without_a_posterior() -> None:
     """ν(y) = (s(y)/Σs − (1 − κ)/K)/κ of a free score is negative somewhere: the reason for which it is refused."""
     x, _ = states("duo")
     tau = torch.tensor(TAU).double()
@@ -181,7 +181,7 @@ def test_scores_of_uniform_sedd_stem_from_no_belief() -> None:
 
 
 @every_family
-def test_before_the_start_of_the_original_it_is_told_that_start(tmp_path: File, name: str) -> None:
+def test_convert__noise_input_is_clamped_to_the_original_range(tmp_path: File, name: str) -> None:
     """κ runs from 0; the log-linear noise from κ = ε. Between the two the network is told σ̄ = −log ε."""
     model, (x, _) = converted(tmp_path, name), states(name)
     seen = [
@@ -192,7 +192,7 @@ def test_before_the_start_of_the_original_it_is_told_that_start(tmp_path: File, 
     assert torch.equal(seen[2], seen[3]) == (not model.config.time_conditioning)
 
 
-def test_every_tensor_is_where_it_belongs(tmp_path: File) -> None:
+def test_convert__puts_every_tensor_in_its_place(tmp_path: File) -> None:
     """Each moves the logits, and only as it moves those of the original: none is forgotten, none swapped."""
     state, (x, _), tau = state_dict(), states("sedd"), torch.tensor([0.5] * len(TAU)).double()
     before = network(state, x, total_noise(tau))[..., :MASK]
@@ -207,7 +207,9 @@ def test_every_tensor_is_where_it_belongs(tmp_path: File) -> None:
 
 
 @pytest.mark.parametrize("broken", ["query and key", "shift and scale", "halves", "rotary", "sine and cosine"])
-def test_a_wrong_conversion_is_seen(tmp_path: File, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+def test_convert__wrong_conversions_would_be_found(
+    tmp_path: File, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     state, (x, _), tau = state_dict(), states("sedd"), torch.tensor([0.5] * len(TAU)).double()
     wrong = dict(state)
     if broken == "query and key":
@@ -220,7 +222,7 @@ def test_a_wrong_conversion_is_seen(tmp_path: File, monkeypatch: pytest.MonkeyPa
     elif broken == "sine and cosine":
         wrong["sigma_map.mlp.0.weight"] = state["sigma_map.mlp.0.weight"].roll(128, 1)
     else:
-        monkeypatch.setattr("gm_discrete.models.backbone.rotate", lambda states, rotary: states)
+        monkeypatch.setattr("gm_discrete.nn.backbone.rotate", lambda states, rotary: states)
     expected = network(state, x, total_noise(tau))[..., :MASK].log_softmax(-1)
     logits = logits_of(converted(tmp_path, "sedd", wrong), x, kappa_of(tau))[..., :MASK].log_softmax(-1)
     assert float((logits - expected)[x == MASK].abs().max()) > MOVED
@@ -230,7 +232,7 @@ def test_a_wrong_conversion_is_seen(tmp_path: File, monkeypatch: pytest.MonkeyPa
 
 
 @every_family
-def test_it_generates_is_scored_and_trained(tmp_path: File, name: str) -> None:
+def test_convert__model_generates_is_scored_and_trained(tmp_path: File, name: str) -> None:
     model, (_, z) = converted(tmp_path, name), states(name)
     assert isinstance(model.backbone, DiT)
     sample = model.generate(batch_size=3, num_steps=8, seed=1)
@@ -243,7 +245,7 @@ def test_it_generates_is_scored_and_trained(tmp_path: File, name: str) -> None:
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_what_fsdp_keeps_whole_is_there(tmp_path: File) -> None:
+def test_convert__model_has_the_modules_that_fsdp_does_not_split(tmp_path: File) -> None:
     """It wraps the blocks by the names of their classes, and refuses one that it does not find."""
     for model, block in ((converted(tmp_path, "mdlm"), "DiTBlock"), (GMModel(GMConfig(hidden_size=32)), "Block")):
         assert set(model._no_split_modules or ()) == {block}
@@ -251,7 +253,7 @@ def test_what_fsdp_keeps_whole_is_there(tmp_path: File) -> None:
 
 
 @every_family
-def test_the_model_returned_is_the_one_written(tmp_path: File, name: str) -> None:
+def test_convert__returns_the_model_that_it_writes(tmp_path: File, name: str) -> None:
     source = folder(tmp_path / "source", state_dict(), CONFIGS[name])
     model = convert(source, tmp_path / "deep" / "model")
     again, report = GMModel.from_pretrained(tmp_path / "deep" / "model", output_loading_info=True)
@@ -267,7 +269,7 @@ def test_the_model_returned_is_the_one_written(tmp_path: File, name: str) -> Non
     assert sorted(file.name for file in (tmp_path / "deep").iterdir()) == ["model"]  # nothing half-done is left
 
 
-def test_geometric_noise_sets_the_range_of_what_is_told(tmp_path: File) -> None:
+def test_convert__geometric_noise_sets_the_range_of_the_noise_input(tmp_path: File) -> None:
     noise = {"type": "geometric", "sigma_min": 1e-4, "sigma_max": 20}
     source = folder(tmp_path / "source", state_dict(), {**CONFIGS["sedd"], "noise": noise})
     assert convert(source, tmp_path / "model").config.noise_range == [1e-4, 20.0]
@@ -277,7 +279,7 @@ def test_geometric_noise_sets_the_range_of_what_is_told(tmp_path: File) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "backbone._orig_mod.", "module.backbone."])
-def test_prefixes_and_containers(tmp_path: File, prefix: str) -> None:
+def test_convert__reads_prefixes_and_containers(tmp_path: File, prefix: str) -> None:
     state, (x, _), t = state_dict(), states("sedd"), torch.tensor(TAU).double()
     expected = logits_of(converted(tmp_path, "sedd"), x, t)
     named = {prefix + name: tensor for name, tensor in state.items()}
@@ -290,7 +292,9 @@ def test_prefixes_and_containers(tmp_path: File, prefix: str) -> None:
     assert torch.equal(logits_of(convert(tmp_path / "bin", tmp_path / "of bin", "sedd-absorb"), x, t), expected)
 
 
-def test_averaged_weights_are_taken_where_their_order_is_sure(tmp_path: File, caplog: pytest.LogCaptureFixture) -> None:
+def test_convert__uses_averaged_weights_if_their_order_is_certain(
+    tmp_path: File, caplog: pytest.LogCaptureFixture
+) -> None:
     last, average, (x, _), t = state_dict(0), state_dict(1), states("mdlm"), torch.tensor(TAU).double()
     shadow = [tensor for name, tensor in average.items() if "inv_freq" not in name]
     swapped = [*shadow]
@@ -315,16 +319,17 @@ def test_averaged_weights_are_taken_where_their_order_is_sure(tmp_path: File, ca
         assert message in caplog.text, name
 
 
-def test_parts_of_a_training_that_are_no_network_are_left_out(tmp_path: File, caplog: pytest.LogCaptureFixture) -> None:
+def test_convert__leaves_out_what_is_not_the_network(tmp_path: File, caplog: pytest.LogCaptureFixture) -> None:
     state = {f"backbone.{name}": tensor for name, tensor in state_dict().items()}
     state |= {f"teacher.{name}": tensor for name, tensor in state_dict(3).items()} | {"noise.empty": torch.zeros(())}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     with caplog.at_level(logging.INFO):
         convert(tmp_path / "last.ckpt", tmp_path / "model", "duo")
-    assert "left out, as no part of the network: noise.empty, teacher.blocks" in caplog.text
+    assert "left out" in caplog.text
+    assert "noise.empty, teacher.blocks" in caplog.text
 
 
-def test_the_mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> None:
+def test_convert__mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> None:
     source = folder(tmp_path / "source", state_dict(), CONFIGS["mdlm"])
     assert convert(source, tmp_path / "last").path == MaskedPath(K)
     assert convert(source, tmp_path / "given", mask_token_id=1).path == MaskedPath(K, 1)
@@ -351,13 +356,13 @@ class Harmful:
 
 
 @pytest.mark.parametrize("protocol", ["torch", "pickle"])
-def test_pickled_code_is_not_run(tmp_path: File, protocol: str) -> None:
+def test_convert__does_not_run_pickled_code(tmp_path: File, protocol: str) -> None:
     content = {"state_dict": state_dict(), "hyper_parameters": Harmful(tmp_path / "ran")}
     if protocol == "torch":
         torch.save(content, tmp_path / "last.ckpt")
     else:
         (tmp_path / "last.ckpt").write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(ValueError, match=r"reading it would run code that it brings.*save what is needed"):
+    with pytest.raises(ValueError, match=r"source=.*last\.ckpt.*state_dict"):
         convert(tmp_path / "last.ckpt", tmp_path / "model", "mdlm")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "model").exists()
@@ -384,7 +389,7 @@ def without(*names: str) -> dict[str, Tensor]:
         (
             state_dict(),
             {"family": None},
-            r"family is missing: source does not tell it \(it has no config.json\); give one of",
+            r"family is missing.*no config\.json.*mdlm, sedd-absorb, sedd-uniform, duo",
         ),
         (state_dict(), {"family": "gpt"}, "family='gpt' must be one of mdlm, sedd-absorb, sedd-uniform, duo"),
         (state_dict(), {"family": "sedd-uniform"}, r"no exact counterpart: .* only if s\(y\)/Σs ≥ \(1 − κ\)/K"),
@@ -393,7 +398,7 @@ def without(*names: str) -> dict[str, Tensor]:
         (state_dict(), {"eps": 0.0}, "eps=0.0 must lie between 0 and 1"),
     ],
 )
-def test_what_is_no_known_checkpoint_is_refused(
+def test_convert__names_what_is_wrong_with_a_checkpoint(
     tmp_path: File, state: dict[str, Tensor], options: dict[str, Any], message: str
 ) -> None:
     source = folder(tmp_path / "source", state, None, prefix="")
@@ -402,7 +407,7 @@ def test_what_is_no_known_checkpoint_is_refused(
     assert not (tmp_path / "model").exists()
 
 
-def test_other_refusals(tmp_path: File) -> None:
+def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a file nor a folder"):
         convert(tmp_path / "nowhere", tmp_path / "model")
     (tmp_path / "empty").mkdir()
@@ -415,7 +420,7 @@ def test_other_refusals(tmp_path: File) -> None:
         convert(tmp_path / "empty", tmp_path)
     for i, (config, message) in enumerate(
         (
-            ({**CONFIGS["duo"], "causal": True}, "says causal"),
+            ({**CONFIGS["duo"], "causal": True}, "causal=true"),
             ({"model_type": "gpt2"}, "its config.json has model_type='gpt2'"),
             ({**CONFIGS["sedd"], "graph": {"type": "uniform"}}, "family='sedd-uniform' has no exact counterpart"),
         )
@@ -438,15 +443,15 @@ def test_other_refusals(tmp_path: File) -> None:
         ({"backbone": "dit", "condition_size": 0}, "condition_size=0 ≥ 1"),
         ({"backbone": "dit", "num_classes": 2}, "backbone='dit' has no num_classes; got 2"),
         ({"backbone": "dit", "tie_word_embeddings": True}, "backbone='dit' has no tie_word_embeddings"),
-        ({"backbone": "dit", "path": {"type": "gaussian"}}, "backbone='dit' reads one field of symbols"),
+        ({"backbone": "dit", "path": {"type": "gaussian"}}, "backbone='dit'"),
     ],
 )
-def test_bad_configs_of_a_dit_are_named(options: dict[str, Any], message: str) -> None:
+def test_dit_config__names_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GMConfig(**{"path": MaskedPath(K), **options})
 
 
-def test_configs_from_before_there_was_a_choice_are_read(tmp_path: File) -> None:
+def test_dit_config__reads_configs_without_a_backbone(tmp_path: File) -> None:
     GMConfig(path=MixturePath(3, [0.5, 0.25, 0.25]), hidden_size=32, num_attention_heads=2).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("backbone", "condition_size", "noise_range"):
@@ -458,7 +463,7 @@ def test_configs_from_before_there_was_a_choice_are_read(tmp_path: File) -> None
 # ---- the command line
 
 
-def test_the_command_converts(tmp_path: File) -> None:
+def test_convert_command__writes_a_model(tmp_path: File) -> None:
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in state_dict().items()}}, tmp_path / "duo.ckpt")
     main(
         [
@@ -481,7 +486,7 @@ def test_the_command_converts(tmp_path: File) -> None:
     assert float((said - network(state_dict(), x, total_noise(tau)).log_softmax(-1)).abs().max()) < CLOSE
 
 
-def test_the_command_says_in_a_line_what_is_wrong(tmp_path: File, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_command__prints_errors_in_one_line(tmp_path: File, capsys: pytest.CaptureFixture[str]) -> None:
     folder(tmp_path / "source", state_dict(), None)
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "source"), str(tmp_path / "model")])

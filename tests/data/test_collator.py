@@ -4,7 +4,7 @@ import torch
 from gm_discrete.data import TokenCollator
 
 
-def test_padding_is_neither_attended_nor_scored() -> None:
+def test_token_collator__padding_is_neither_attended_nor_scored() -> None:
     batch = TokenCollator(pad_token_id=9)([{"input_ids": [1, 2, 3]}, {"input_ids": torch.tensor([9])}])
     assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -12,42 +12,42 @@ def test_padding_is_neither_attended_nor_scored() -> None:
     assert all(tensor.dtype == torch.long for tensor in batch.values())
 
 
-def test_labels_of_the_example_are_kept() -> None:
+def test_token_collator__labels_of_the_example_are_kept() -> None:
     prompted = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
     batch = TokenCollator(pad_token_id=0)([prompted, {"input_ids": [5, 6, 7, 8]}])
     assert batch["labels"].tolist() == [[-100, 6, 7, -100], [5, 6, 7, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
-def test_padding_made_by_the_tokenizer_is_honoured() -> None:
+def test_token_collator__padding_of_the_tokenizer_is_not_scored() -> None:
     batch = TokenCollator(pad_token_id=0)([{"input_ids": [0, 0, 4], "attention_mask": [0, 0, 1]}])
     assert batch["attention_mask"].tolist() == [[0, 0, 1]]
     assert batch["labels"].tolist() == [[-100, -100, 4]]
 
 
 @pytest.mark.parametrize(("longest", "padded"), [(1, 8), (8, 8), (9, 16)])
-def test_length_is_rounded_up(longest: int, padded: int) -> None:
+def test_token_collator__length_is_rounded_up(longest: int, padded: int) -> None:
     batch = TokenCollator(pad_token_id=0, pad_to_multiple_of=8)([{"input_ids": [1] * longest}, {"input_ids": [1]}])
     assert {tensor.shape for tensor in batch.values()} == {(2, padded)}
     assert batch["attention_mask"].sum() == longest + 1
 
 
-def test_no_noise_is_drawn() -> None:
+def test_token_collator__draws_no_noise() -> None:
     state = torch.get_rng_state()
     TokenCollator(pad_token_id=0)([{"input_ids": [1, 2]}])
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
-    ("example", "message"),
+    ("example", "match"),
     [
-        ({"input_ids": []}, "l ≥ 1"),
+        ({"input_ids": []}, r"\(0,\)"),
         ({"input_ids": [1, 2], "labels": [1]}, r"'labels': \(1,\)"),
         ({"input_ids": [[1, 2]]}, r"\(1, 2\)"),
-        ({"input_ids": [1], "text": "a"}, r"columns \['input_ids', 'text'\].*remove_columns"),
-        ({"labels": [1]}, "give input_ids"),
+        ({"input_ids": [1], "text": "a"}, r"columns \['input_ids', 'text'\]"),
+        ({"labels": [1]}, "input_ids"),
     ],
 )
-def test_bad_examples_are_named(example: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_token_collator__bad_examples_are_named(example: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
         TokenCollator(pad_token_id=0)([example])

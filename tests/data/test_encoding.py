@@ -19,7 +19,7 @@ from gm_discrete.data import (
     fit_codecs,
     natural_values,
 )
-from gm_discrete.data.scalers import Categories, LogScaler, QuantileScaler, StandardScaler
+from gm_discrete.data.scalers import Categories, QuantileScaler, StandardScaler
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -44,10 +44,10 @@ def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def test_columns_find_their_codecs() -> None:
-    codecs = fit_codecs(people(), scalers={"income": "log", "age": "standard"})
+def test_fit_codecs__chooses_by_the_type_of_the_column() -> None:
+    codecs = fit_codecs(people(), scalers={"age": "standard"})
     assert list(codecs) == ["height", "height_missing", "city", "age", "income", "smokes"]
-    kinds = [QuantileScaler, Categories, Categories, StandardScaler, LogScaler, Categories]
+    kinds = [QuantileScaler, Categories, Categories, StandardScaler, QuantileScaler, Categories]
     assert [type(codec) for codec in codecs.values()] == kinds
     height, city, smokes, age = (codecs[name] for name in ("height", "city", "smokes", "age"))
     assert isinstance(height, QuantileScaler)
@@ -62,8 +62,8 @@ def test_columns_find_their_codecs() -> None:
     assert unbounded.low is None
 
 
-@pytest.mark.parametrize("scalers", ["quantile", "standard", "log"])
-def test_rows_come_back(scalers: str) -> None:
+@pytest.mark.parametrize("scalers", ["quantile", "standard"])
+def test_encode_rows__round_trip(scalers: str) -> None:
     columns = people()
     codecs = fit_codecs(columns, scalers=scalers)
     for rows in (columns, rows_of(columns), Dataset.from_dict(columns)):
@@ -80,8 +80,8 @@ def test_rows_come_back(scalers: str) -> None:
             assert {type(age) for age in decoded["age"]} == {int}
 
 
-def test_a_missing_number_tells_nothing() -> None:
-    """Where heights are missing, their substitutes have the law of the others: a two-sample Kolmogorov distance."""
+def test_encode_rows__missing_numbers_carry_no_information() -> None:
+    """Where heights are missing, their substitutes have the distribution of the others: a two-sample Kolmogorov distance."""
     codecs = fit_codecs(people())
     state = encode_rows(people(), codecs, rng())
     missing = state["height_missing"].flatten() == 1
@@ -96,15 +96,15 @@ def test_a_missing_number_tells_nothing() -> None:
     assert [index for index, height in enumerate(decoded) if height is None] == list(range(0, 2000, 5))
 
 
-def test_a_column_of_the_tables_own_is_no_companion() -> None:
+def test_fit_codecs__a_column_of_the_table_is_no_companion() -> None:
     columns = {"a": [1.0, 2.0, 3.0], "a_missing": [True, False, True], "b_missing": ["missing", "present", "missing"]}
     codecs = fit_codecs(columns)
     assert decode_rows(natural_values(encode_rows(columns, codecs), codecs), codecs) == columns
-    with pytest.raises(ValueError, match="'a' misses values, and 'a_missing' is taken; rename it"):
+    with pytest.raises(ValueError, match=r"'a'.*'a_missing'"):
         fit_codecs({"a": [1.0, None], "a_missing": [True, False]})
 
 
-def test_an_encoded_table_has_the_states_of_its_rows() -> None:
+def test_encoded_dataset__has_the_states_of_its_rows() -> None:
     columns = people(500)
     codecs = fit_codecs(columns)
     rows: Any = encoded_dataset(Dataset.from_dict(columns), codecs, seed=5)
@@ -118,11 +118,11 @@ def test_an_encoded_table_has_the_states_of_its_rows() -> None:
         assert torch.equal(joined, field)
         assert all(batch["labels"][name] is batch["fields"][name] for batch in batches)
     other = fit_codecs({name: columns[name] for name in ("age", "city")})
-    with pytest.raises(ValueError, match="encoded by other codecs"):
+    with pytest.raises(ValueError, match=r"rows .*codecs"):
         TableCollator(other)([rows[0]])
 
 
-def test_draws_of_a_stream_depend_on_the_row_alone() -> None:
+def test_encoded_dataset__draws_of_a_stream_depend_on_the_row_alone() -> None:
     columns = people(300)
     codecs = fit_codecs(columns)
     stream = Dataset.from_dict(columns).to_iterable_dataset()
@@ -138,7 +138,7 @@ def test_draws_of_a_stream_depend_on_the_row_alone() -> None:
         assert torch.equal(shuffled[name].flatten().sort().values, fields[name].flatten().sort().values)
 
 
-def test_natural_rows_are_dequantised_anew() -> None:
+def test_table_collator__dequantises_natural_rows_anew() -> None:
     columns = people(100)
     codecs = fit_codecs(columns)
     rows = rows_of(columns)
@@ -163,7 +163,7 @@ def melodies() -> list[dict[str, list[Any]]]:
 
 
 @pytest.mark.parametrize(("length", "padded"), [(None, 3), (5, 5)])
-def test_sequences_are_padded_on_their_right(length: int | None, padded: int) -> None:
+def test_sequence_collator__pads_on_the_right(length: int | None, padded: int) -> None:
     codecs = fit_codecs(melodies())
     batch = SequenceCollator(codecs, length)(melodies())
     fields, labels, masks = batch["fields"], batch["labels"], batch["attention_mask"]
@@ -183,53 +183,51 @@ def test_sequences_are_padded_on_their_right(length: int | None, padded: int) ->
     assert [len(row["name"]) for row in whole] == [padded, padded]
 
 
-def test_bad_sequences_are_named() -> None:
+def test_sequence_collator__bad_sequences_are_named() -> None:
     codecs = fit_codecs(melodies())
-    with pytest.raises(ValueError, match=r"a sequence has lists of the lengths \{'name': 1, 'length': 2\}"):
+    with pytest.raises(ValueError, match=r"\{'name': 1, 'length': 2\}"):
         SequenceCollator(codecs)([{"name": ["c"], "length": [1.0, 2.0]}])
-    with pytest.raises(ValueError, match="a sequence has 3 entries and length=2; cut it"):
+    with pytest.raises(ValueError, match=r"3 .*length=2"):
         SequenceCollator(codecs, 2)(melodies())
-    with pytest.raises(ValueError, match="length=0 must be at least 1"):
+    with pytest.raises(ValueError, match="length=0"):
         SequenceCollator(codecs, 0)
-    with pytest.raises(ValueError, match="a cell holds a list; batch sequences by SequenceCollator"):
+    with pytest.raises(ValueError, match="SequenceCollator"):
         encode_rows(melodies(), codecs)
     state = SequenceCollator(codecs)(melodies())["fields"]
-    with pytest.raises(ValueError, match=r"field 'name' has the shape .*give one entry a row"):
+    with pytest.raises(ValueError, match=r"'name'.*\(2, 3\)"):
         decode_rows(natural_values(state, codecs), codecs)
-    with pytest.raises(ValueError, match="values have no field 'length'; they have name"):
+    with pytest.raises(ValueError, match=r"values .*'length'.*name"):
         decode_sequences({"name": state["name"]}, codecs)
-    with pytest.raises(ValueError, match=r"field 'length' has the shape \(2, 3\); give"):
+    with pytest.raises(ValueError, match=r"'length'.*\(2, 3\)"):
         decode_sequences({"name": state["name"], "length": state["length"].squeeze(2)}, codecs)
 
 
-def test_bad_tables_are_named() -> None:
+def test_encode_rows__bad_tables_are_named() -> None:
     codecs = fit_codecs({"a": [1.0, 2.0], "b": ["x", "y"]})
-    for rows, message in (
-        ([], "rows is empty"),
-        ([{"a": 1.0}], "rows have no column 'b'; the codecs are of a, b: select"),
-        ([{"a": 1.0, "b": "x", "c": 2}], "rows have a column 'c', which has no codec"),
-        ([{"a": 1.0, "b": "z"}], r"column 'b': values holds 'z' \(1 of 1\)"),
-        ([{"a": None, "b": "x"}], "column 'a': 1 of 1 are missing; fit on rows where some are too"),
-        ([{"a": "1", "b": "x"}], "column 'a': '1' is among numbers"),
-        ([{"a": math.inf, "b": "x"}], "column 'a': values holds inf"),
-        ([{"a": 1.0, "b": "x"}, {"a": 1.0}], "rows differ in their columns: a, b; and a"),
-        ({"a": [1.0], "b": ["x", "y"]}, r"columns of different lengths: \{'a': 1, 'b': 2\}"),
+    for rows, match in (
+        ([], "rows "),
+        ([{"a": 1.0}], r"'b'.*a, b"),
+        ([{"a": 1.0, "b": "x", "c": 2}], "'c'"),
+        ([{"a": 1.0, "b": "z"}], r"'b': values .*'z'"),
+        ([{"a": None, "b": "x"}], r"'a': 1 of 1 .*missing"),
+        ([{"a": "1", "b": "x"}], "'a': '1'"),
+        ([{"a": math.inf, "b": "x"}], r"'a': values .*inf"),
+        ([{"a": 1.0, "b": "x"}, {"a": 1.0}], r"rows .*: a, b; and a"),
+        ({"a": [1.0], "b": ["x", "y"]}, r"\{'a': 1, 'b': 2\}"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=match):
             encode_rows(rows, codecs)
-    with pytest.raises(ValueError, match="column 'd' holds datetime64, no numbers or names"):
+    with pytest.raises(ValueError, match=r"'d'.*datetime64"):
         fit_codecs({"d": list(np.array(["2001-01-01"], "datetime64[D]"))})
-    with pytest.raises(ValueError, match="column 'd' holds NoneType"):
+    with pytest.raises(ValueError, match=r"'d'.*NoneType"):
         fit_codecs({"d": [None]})
-    with pytest.raises(ValueError, match="rows have no column 'c'; they have a"):
+    with pytest.raises(ValueError, match=r"rows .*'c'.*a"):
         fit_codecs({"a": [1.0]}, categories=["c"])
-    with pytest.raises(
-        ValueError, match="scalers='cubic' of column 'a' is unknown; give one of standard, log, quantile"
-    ):
+    with pytest.raises(ValueError, match=r"scalers='cubic'.*'a'.*standard, quantile"):
         fit_codecs({"a": [1.0, 2.0]}, scalers="cubic")
-    with pytest.raises(ValueError, match="scalers names 'b', a column of categories"):
-        fit_codecs({"b": ["x"]}, scalers={"b": "log"})
-    with pytest.raises(ValueError, match="values have no field 'b'; they have a"):
+    with pytest.raises(ValueError, match=r"scalers\['b'\]"):
+        fit_codecs({"b": ["x"]}, scalers={"b": "standard"})
+    with pytest.raises(ValueError, match=r"values .*'b'.*a"):
         decode_rows({"a": torch.zeros(1, 1, 1)}, codecs)
-    with pytest.raises(ValueError, match=r"field 'b': ids holds 2, .*is a mask left"):
+    with pytest.raises(ValueError, match=r"'b': ids .*2"):
         decode_rows({"a": torch.zeros(1, 1, 1), "b": torch.tensor([[2]])}, codecs)

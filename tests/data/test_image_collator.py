@@ -9,7 +9,7 @@ from gm_discrete.data import ImageCollator, to_uint8
 BYTES = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
 
 
-def test_numbers_span_minus_one_to_one() -> None:
+def test_image_collator__numbers_span_minus_one_to_one() -> None:
     batch = ImageCollator()([{"pixel_values": BYTES, "class_labels": 7}, {"pixel_values": BYTES, "class_labels": 2}])
     assert batch["input_values"].shape == (2, 1, 16, 16)
     assert batch["input_values"].dtype == torch.float32
@@ -22,7 +22,7 @@ def test_numbers_span_minus_one_to_one() -> None:
     assert torch.equal(to_uint8(batch["input_values"]), torch.stack([BYTES, BYTES]))
 
 
-def test_symbols_come_in_raster_order() -> None:
+def test_image_collator__tokens_come_in_raster_order() -> None:
     image = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
     batch = ImageCollator(levels=256)([{"pixel_values": image}])
     assert batch["input_ids"].tolist() == [list(range(12))]
@@ -33,7 +33,7 @@ def test_symbols_come_in_raster_order() -> None:
 
 
 @pytest.mark.parametrize("levels", range(2, 257))
-def test_levels_are_even_and_kept_by_the_way_back(levels: int) -> None:
+def test_image_collator__levels_are_even_and_survive_to_uint8(levels: int) -> None:
     collate = ImageCollator(levels=levels)
     symbols = collate([{"pixel_values": BYTES}])["input_ids"]
     assert symbols.tolist() == [[value * levels // 256 for value in range(256)]]
@@ -46,7 +46,7 @@ def test_levels_are_even_and_kept_by_the_way_back(levels: int) -> None:
     assert (images.flatten().diff() >= 0).all()
 
 
-def test_dequantised_bytes_are_uniform_and_come_back() -> None:
+def test_image_collator__dequantised_bytes_are_uniform_and_invertible() -> None:
     torch.manual_seed(0)
     examples = [{"pixel_values": BYTES}] * 100
     values = ImageCollator(dequantize=True)(examples)["input_values"]
@@ -58,7 +58,7 @@ def test_dequantised_bytes_are_uniform_and_come_back() -> None:
     assert torch.equal(to_uint8(values), BYTES.expand(100, 1, 16, 16))
 
 
-def test_only_dequantising_draws_noise() -> None:
+def test_image_collator__only_dequantising_draws_noise() -> None:
     state = torch.get_rng_state()
     ImageCollator()([{"pixel_values": BYTES}])
     ImageCollator(levels=4)([{"pixel_values": BYTES}])
@@ -70,58 +70,58 @@ def test_only_dequantising_draws_noise() -> None:
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor, lambda rows: rows, lambda rows: np.array(rows, "u1")])
-def test_rows_may_be_arrays_tensors_or_lists(convert: Any) -> None:
+def test_image_collator__rows_may_be_arrays_tensors_or_lists(convert: Any) -> None:
     rows = [[[0, 255], [10, 20]]]
     batch = ImageCollator(levels=256)([{"pixel_values": convert(rows), "class_labels": np.int64(3)}])
     assert batch["input_ids"].tolist() == [[0, 255, 10, 20]]
     assert batch["class_labels"].tolist() == [3]
 
 
-def test_numbers_beyond_the_ends_are_clamped() -> None:
+def test_to_uint8__clamps() -> None:
     assert to_uint8(torch.tensor([[[[-7.0, 1.2, 0.0]]]], dtype=torch.bfloat16)).flatten().tolist() == [0, 255, 128]
 
 
 @pytest.mark.parametrize(
-    ("examples", "message"),
+    ("examples", "match"),
     [
         (
             [{"pixel_values": torch.zeros(2, 4, 4, dtype=torch.uint8)}],
-            r"shape \(2, 4, 4\); give \[C, H, W\] with 1 or 3",
+            r"pixel_values .*\(2, 4, 4\)",
         ),
-        ([{"pixel_values": torch.zeros(4, 4, dtype=torch.uint8)}], r"shape \(4, 4\)"),
-        ([{"pixel_values": torch.zeros(1, 4, 4)}], r"holds torch\.float32 .*give bytes"),
-        ([{"pixel_values": torch.full((1, 4, 4), torch.nan)}], "give bytes"),
-        ([{"pixel_values": torch.full((1, 4, 4), 256)}], "from 256 to 256; give bytes"),
-        ([{"pixel_values": torch.full((1, 4, 4), -1)}], "give bytes"),
-        ([{"image": BYTES}], r"columns \['image'\]; give pixel_values"),
+        ([{"pixel_values": torch.zeros(4, 4, dtype=torch.uint8)}], r"pixel_values .*\(4, 4\)"),
+        ([{"pixel_values": torch.zeros(1, 4, 4)}], r"pixel_values .*torch\.float32"),
+        ([{"pixel_values": torch.full((1, 4, 4), torch.nan)}], r"pixel_values .*torch\.float32"),
+        ([{"pixel_values": torch.full((1, 4, 4), 256)}], r"pixel_values .*256"),
+        ([{"pixel_values": torch.full((1, 4, 4), -1)}], r"pixel_values .*-1"),
+        ([{"image": BYTES}], r"\['image'\].*pixel_values"),
         (
             [{"pixel_values": BYTES}, {"pixel_values": BYTES[:, :8]}],
-            r"shapes \[\(1, 8, 16\), \(1, 16, 16\)\].*image_size",
+            r"pixel_values .*\[\(1, 8, 16\), \(1, 16, 16\)\]",
         ),
-        ([{"pixel_values": BYTES}, {"pixel_values": BYTES, "class_labels": 1}], "some examples have class_labels"),
-        ([], "of one shape"),
+        ([{"pixel_values": BYTES}, {"pixel_values": BYTES, "class_labels": 1}], "class_labels"),
+        ([], "pixel_values"),
     ],
 )
-def test_bad_examples_are_named(examples: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_image_collator__bad_examples_are_named(examples: list[dict[str, Any]], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
         ImageCollator()(examples)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "match"),
     [
-        (lambda: ImageCollator(levels=1), "levels=1 must be between 2 and 256"),
-        (lambda: ImageCollator(levels=257), "levels=257 must be between 2 and 256"),
-        (lambda: ImageCollator(levels=4, dequantize=True), "give one of them"),
+        (lambda: ImageCollator(levels=1), "levels=1 "),
+        (lambda: ImageCollator(levels=257), "levels=257 "),
+        (lambda: ImageCollator(levels=4, dequantize=True), r"dequantize=True .*levels=4"),
         (lambda: to_uint8(torch.zeros(1, 1, 2, 2), levels=4), r"dtype=torch\.float32 and levels=4"),
-        (lambda: to_uint8(torch.zeros(1, 1, 2, 2, dtype=torch.long)), "and levels=None; give floats, or integers"),
-        (lambda: to_uint8(torch.zeros(1, 4, dtype=torch.long), levels=4), r"shape \(1, 4\) and shape=None"),
+        (lambda: to_uint8(torch.zeros(1, 1, 2, 2, dtype=torch.long)), r"dtype=torch\.int64 and levels=None"),
+        (lambda: to_uint8(torch.zeros(1, 4, dtype=torch.long), levels=4), r"images .*\(1, 4\).*shape=None"),
         (lambda: to_uint8(torch.zeros(1, 4, dtype=torch.long), levels=4, shape=(1, 2, 3)), r"shape=\(1, 2, 3\)"),
-        (lambda: to_uint8(torch.zeros(2, 2, 2)), r"shape \(2, 2, 2\); give \[B, C, H, W\]"),
-        (lambda: to_uint8(torch.full((1, 1, 2, 2), torch.inf)), "not finite"),
-        (lambda: to_uint8(torch.full((1, 1, 2, 2), 4), levels=4), "holds 4, which is none of the 4 levels; is a mask"),
+        (lambda: to_uint8(torch.zeros(2, 2, 2)), r"images .*\(2, 2, 2\)"),
+        (lambda: to_uint8(torch.full((1, 1, 2, 2), torch.inf)), r"images .*not finite"),
+        (lambda: to_uint8(torch.full((1, 1, 2, 2), 4), levels=4), r"images .*4.*levels=4"),
     ],
 )
-def test_bad_arguments_are_named(call: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_image_collator__bad_arguments_are_named(call: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
         call()

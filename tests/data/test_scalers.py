@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gm_discrete.configurable import Configurable
-from gm_discrete.data.scalers import SCALERS, Categories, LogScaler, QuantileScaler, Scaler, StandardScaler, decimals
+from gm_discrete.data.scalers import SCALERS, Categories, QuantileScaler, Scaler, StandardScaler, decimals
 
 KINDS = list(SCALERS.values())
 
@@ -32,7 +32,7 @@ def heavy(count: int = 5000) -> Tensor:
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60, deadline=None)
-def test_dequantised_values_come_back_exactly(
+def test_scaler__round_trip_of_dequantised_values_is_exact(
     kind: type[Scaler], numbers: list[int], digits: int, bounded: bool, seed: int
 ) -> None:
     values = torch.tensor(numbers, dtype=torch.float64) / 10**digits if digits > 0 else torch.tensor(numbers).double()
@@ -53,7 +53,7 @@ def test_dequantised_values_come_back_exactly(
 @pytest.mark.parametrize("kind", KINDS)
 @given(numbers=st.lists(st.integers(-(10**6), 10**6), min_size=3, max_size=100))
 @settings(max_examples=60, deadline=None)
-def test_values_without_digits_come_back_to_single_precision(kind: type[Scaler], numbers: list[int]) -> None:
+def test_scaler__round_trip_without_digits_is_to_single_precision(kind: type[Scaler], numbers: list[int]) -> None:
     values = torch.tensor(numbers, dtype=torch.float64) / 7
     spread = float(values.max() - values.min())
     if not spread:
@@ -61,12 +61,12 @@ def test_values_without_digits_come_back_to_single_precision(kind: type[Scaler],
     scaler = kind.fit(values)
     states = scaler.transform(values, rng())
     assert torch.equal(states, scaler.transform(values))  # there is no unit to dequantise
-    # 1e-6 of the range is some ten units in the last place of a float32; the logarithm adds its own slope.
+    # 1e-6 of the range is some ten units in the last place of a float32.
     assert (scaler.inverse(states) - values).abs().max() <= 3e-6 * (spread + float(values.abs().max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_derivative_is_that_of_transform(kind: type[Scaler]) -> None:
+def test_scaler__log_derivative_is_that_of_transform(kind: type[Scaler]) -> None:
     scaler = kind.fit(heavy(), digits=0)
     points = torch.linspace(50, 3000, 41, dtype=torch.float64) + 0.013  # between the quantiles, where there is a slope
     step = 1e-4
@@ -75,7 +75,7 @@ def test_log_derivative_is_that_of_transform(kind: type[Scaler]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_density_of_values_has_mass_one(kind: type[Scaler]) -> None:
+def test_scaler__density_of_values_has_mass_one(kind: type[Scaler]) -> None:
     """∫ p(f(v)) f′(v) dv over a grid is the mass that p has between f of its ends."""
     scaler = kind.fit(heavy(), digits=0)
     grid = torch.linspace(20, 2000, 2_000_001, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_density_of_values_has_mass_one(kind: type[Scaler]) -> None:
     assert float(torch.trapezoid(density, grid)) == pytest.approx(float(mass), abs=1e-5)
 
 
-def test_a_spike_takes_its_share_of_the_probability_scale() -> None:
+def test_quantile_scaler__a_spike_takes_its_share_of_the_probability() -> None:
     """4 % of the rows at 0.300, the others on a grid of 0.001 from 0.200 to 4.999."""
     others = torch.randint(200, 5000, (9600,), generator=rng()) / 1000.0
     carats = torch.cat([others.double(), torch.full((400,), 0.3, dtype=torch.float64)]).round(decimals=3)
@@ -102,22 +102,22 @@ def test_a_spike_takes_its_share_of_the_probability_scale() -> None:
         spike = torch.special.ndtr(states[-400:].double())
         assert low <= float(spike.min()) < low + 0.03 * share + tolerance
         assert high - 0.03 * share - tolerance < float(spike.max()) <= high + 1e-6
-        # Kolmogorov's distance to the normal law: 10,000 draws exceed 0.023 with probability 5e-5.
+        # Kolmogorov's distance to the normal distribution: 10,000 draws exceed 0.023 with probability 5e-5.
         ordered = torch.special.ndtr(states.double()).sort().values
         assert float((ordered - (torch.arange(10_000) + 0.5) / 10_000).abs().max()) < 0.023
 
 
-def test_nothing_lies_between_few_values() -> None:
+def test_quantile_scaler__has_no_mass_between_few_values() -> None:
     durations = torch.tensor([0.25] * 10 + [0.5] * 60 + [1.0] * 29 + [16.0] * 1)
     scaler = QuantileScaler.fit(durations, digits=3)
     drawn = scaler.inverse(torch.randn(100_000, generator=rng()))
-    # Three gaps of 1e-6, and the tails beyond, which are put on the ends.
+    # Three gaps of 1e-6, and the tails beyond, which are clamped to the ends.
     assert (~torch.isin(drawn, durations.double())).float().mean() < 1e-4
     assert float((drawn == 0.5).double().mean()) == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_hold(kind: type[Scaler]) -> None:
+def test_scaler__bounds_hold(kind: type[Scaler]) -> None:
     values = heavy()
     inside = kind.fit(values, digits=0, bounded=True)
     assert (inside.low, inside.high) == (float(values.min()), float(values.max()))
@@ -133,23 +133,12 @@ def test_bounds_hold(kind: type[Scaler]) -> None:
     assert inside.low - 0.5 <= float(uniform[0]) <= float(uniform[1]) <= inside.high + 0.5
 
 
-def test_quantile_states_stay_within_reach() -> None:
+def test_quantile_scaler__states_stay_within_reach() -> None:
     scaler = QuantileScaler.fit(heavy(), digits=0)
     assert scaler.reach == pytest.approx(3.2905, abs=1e-4)
     states = scaler.transform(torch.tensor([-1e9, 1e9]))
     assert states.tolist() == pytest.approx([-scaler.reach, scaler.reach], rel=1e-6)
     assert "1001 from" in repr(scaler)
-
-
-def test_log_scaler_makes_room_for_its_logarithm() -> None:
-    assert LogScaler.fit([1.0, 10.0, 100.0], digits=0).offset == 0
-    assert LogScaler.fit([0.0, 10.0, 100.0], digits=0).offset == 1
-    assert LogScaler.fit([-5.0, 10.0], digits=0).offset == 6
-    assert LogScaler.fit([0.0, 1.5, 3.0]).offset == pytest.approx(0.015)
-    with pytest.raises(ValueError, match=r"values holds -7.*not defined there; fit on such values"):
-        LogScaler.fit([-5.0, 10.0], digits=0).transform(torch.tensor([-7.0]))
-    with pytest.raises(ValueError, match=r"low=0\.0 leads to the logarithm of -0\.5; raise offset=0"):
-        LogScaler(0.0, 1.0, digits=0, low=0.0)
 
 
 @pytest.mark.parametrize(
@@ -163,50 +152,50 @@ def test_log_scaler_makes_room_for_its_logarithm() -> None:
         ([1e17, -0.0], 0),
     ],
 )
-def test_decimals_are_found(values: Any, expected: int | None) -> None:
+def test_decimals__are_found(values: Any, expected: int | None) -> None:
     assert decimals(values) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bad_values_are_named(kind: type[Scaler]) -> None:
-    with pytest.raises(ValueError, match=r"values holds nan \(1 of 2\); leave out"):
+def test_scaler__bad_values_are_named(kind: type[Scaler]) -> None:
+    with pytest.raises(ValueError, match=r"values .*nan"):
         kind.fit([1.0, math.nan])
-    with pytest.raises(ValueError, match="values is empty"):
+    with pytest.raises(ValueError, match="values "):
         kind.fit([])
-    with pytest.raises(ValueError, match="values are all 3; give digits"):
+    with pytest.raises(ValueError, match=r"values .*3.*digits"):
         kind.fit([3.0, 3.0])
-    with pytest.raises(ValueError, match=r"values from 1 to 9 are not within low=2 and high=None"):
+    with pytest.raises(ValueError, match=r"values .*low=2"):
         kind.fit([1.0, 9.0], low=2)
     scaler = kind.fit([1.0, 4.0, 9.0])
-    with pytest.raises(ValueError, match=r"values holds inf \(1 of 2\); give finite numbers"):
+    with pytest.raises(ValueError, match=r"values .*inf"):
         scaler.transform(torch.tensor([1.0, math.inf]))
-    with pytest.raises(ValueError, match="x holds nan"):
+    with pytest.raises(ValueError, match=r"x .*nan"):
         scaler.inverse(torch.tensor([math.nan]))
 
 
-def test_bad_arguments_are_named() -> None:
+def test_scaler__bad_arguments_are_named() -> None:
     for std in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=r"std=.* finite and positive"):
+        with pytest.raises(ValueError, match=r"std="):
             StandardScaler(0.0, std)
-    with pytest.raises(ValueError, match=r"digits=1\.5 must be a whole number"):
+    with pytest.raises(ValueError, match=r"digits=1\.5"):
         StandardScaler(0.0, 1.0, digits=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"low=2 must not be above high=1"):
+    with pytest.raises(ValueError, match=r"low=2 .*high=1"):
         StandardScaler(0.0, 1.0, low=2, high=1)
-    with pytest.raises(ValueError, match="high=inf must be finite"):
+    with pytest.raises(ValueError, match="high=inf"):
         StandardScaler(0.0, 1.0, high=math.inf)
-    with pytest.raises(ValueError, match=r"quantiles must be finite and increase; number 1 .*\[2\.0, 2\.0\]"):
+    with pytest.raises(ValueError, match=r"quantiles .*\[2\.0, 2\.0\]"):
         QuantileScaler([1.0, 2.0, 2.0])
-    with pytest.raises(ValueError, match="quantiles has 1 values"):
+    with pytest.raises(ValueError, match=r"quantiles .*1 values"):
         QuantileScaler([1.0])
-    with pytest.raises(ValueError, match="must lead from 0 to 1"):
+    with pytest.raises(ValueError, match=r"probabilities=\[0\.0, 0\.5\]"):
         QuantileScaler([1.0, 2.0], [0.0, 0.5])
-    with pytest.raises(ValueError, match="count=1 must be at least 2"):
+    with pytest.raises(ValueError, match="count=1"):
         QuantileScaler.fit([1.0, 2.0], count=1)
 
 
 @given(st.lists(st.none() | st.text(max_size=3) | st.integers(-5, 5), min_size=1))
 @settings(deadline=None)
-def test_categories_come_back(values: list[Any]) -> None:
+def test_categories__round_trip(values: list[Any]) -> None:
     categories = Categories.fit(values)
     ids = categories.encode(values)
     assert ids.dtype == torch.long
@@ -215,21 +204,21 @@ def test_categories_come_back(values: list[Any]) -> None:
     assert Configurable.from_dict(json.loads(json.dumps(categories.to_dict()))) == categories
 
 
-def test_categories_are_in_their_natural_order() -> None:
+def test_categories__are_in_their_natural_order() -> None:
     assert Categories.fit(["b", None, "a", math.nan, 10, 9]).names == [9, 10, "a", "b", None]
     assert Categories.fit(np.array([True, False])).names == [False, True]
     assert Categories.fit(torch.tensor([3, 1])).names == [1, 3]
 
 
-def test_unseen_categories_are_named() -> None:
+def test_categories__unseen_values_are_named() -> None:
     categories = Categories(["a", "b"])
-    with pytest.raises(ValueError, match=r"values holds 'c', None \(3 of 4\), not among the 2 categories: 'a', 'b'"):
+    with pytest.raises(ValueError, match=r"values .*'c', None \(3 of 4\).*'a', 'b'"):
         categories.encode(["a", "c", None, "c"])
-    with pytest.raises(ValueError, match="ids holds 2, which is none of the 2 categories; is a mask left"):
+    with pytest.raises(ValueError, match=r"ids .*2.*2 categories"):
         categories.decode([2])
-    with pytest.raises(ValueError, match="names holds 'a' more than once"):
+    with pytest.raises(ValueError, match=r"names .*'a'"):
         Categories(["a", "b", "a"])
-    with pytest.raises(ValueError, match=r"names holds \(1,\) \(tuple\)"):
+    with pytest.raises(ValueError, match=r"names .*\(1,\) \(tuple\)"):
         Categories([(1,)])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match="values "):
         Categories.fit([])

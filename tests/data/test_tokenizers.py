@@ -17,11 +17,11 @@ from gm_discrete.data import (
     character_tokenizer,
     check_tokenizer,
     ensure_mask_token,
-    load_text,
     load_tokenizer,
     sentencepiece_tokenizer,
 )
 from gm_discrete.data import tokenizers as module
+from recipes.datasets import load_text
 
 SPECIAL = ["[PAD]", "[EOS]", "[MASK]"]
 TEXT8 = "abcdefghijklmnopqrstuvwxyz "
@@ -47,7 +47,9 @@ KINDS = ["characters", "bytes", "unigram", "bpe"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_text_comes_back_exactly(trained: dict[str, PreTrainedTokenizerFast], play: str, kind: str) -> None:
+def test_tokenizers__decode_real_text_exactly(
+    trained: dict[str, PreTrainedTokenizerFast], play: str, kind: str
+) -> None:
     tokenizer = trained[kind]
     ids = tokenizer(play)["input_ids"]
     assert tokenizer.decode(ids) == play
@@ -57,13 +59,13 @@ def test_real_text_comes_back_exactly(trained: dict[str, PreTrainedTokenizerFast
 
 @pytest.mark.parametrize("kind", ["bytes", "unigram", "bpe"])
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581<"), max_size=30))
-def test_any_text_comes_back_exactly(trained: dict[str, PreTrainedTokenizerFast], kind: str, text: str) -> None:
+def test_tokenizers__decode_any_text_exactly(trained: dict[str, PreTrainedTokenizerFast], kind: str, text: str) -> None:
     tokenizer = trained[kind]
     assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text
 
 
 @given(text=st.text("abc \n.,'é漢😀", max_size=30))
-def test_known_characters_come_back_and_others_are_unknown(text: str) -> None:
+def test_character_tokenizer__decodes_known_characters_and_maps_others_to_unknown(text: str) -> None:
     tokenizer = character_tokenizer(["abc \n.,'é", "漢😀"])
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == len(text)
@@ -72,7 +74,7 @@ def test_known_characters_come_back_and_others_are_unknown(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mask_is_the_last_symbol(trained: dict[str, PreTrainedTokenizerFast], kind: str) -> None:
+def test_tokenizers__the_mask_is_the_last_token(trained: dict[str, PreTrainedTokenizerFast], kind: str) -> None:
     tokenizer = trained[kind]
     size = len(tokenizer)
     assert tokenizer.convert_tokens_to_ids(SPECIAL) == [size - 3, size - 2, size - 1]
@@ -81,7 +83,7 @@ def test_the_mask_is_the_last_symbol(trained: dict[str, PreTrainedTokenizerFast]
     assert kind == "characters" or size == {"bytes": 600}.get(kind, 800)
 
 
-def test_an_alphabet_keeps_its_order() -> None:
+def test_character_tokenizer__alphabet_keeps_its_order() -> None:
     tokenizer = character_tokenizer(alphabet=TEXT8)
     assert tokenizer("az ")["input_ids"] == [0, 25, 26]
     assert len(tokenizer) == 27 + 4
@@ -89,7 +91,7 @@ def test_an_alphabet_keeps_its_order() -> None:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_ids_are_those_of_sentencepiece(
+def test_sentencepiece_tokenizer__ids_are_those_of_sentencepiece(
     trained: dict[str, PreTrainedTokenizerFast], play: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference: list[sentencepiece.SentencePieceProcessor] = []
@@ -107,14 +109,14 @@ def test_ids_are_those_of_sentencepiece(
     assert tokenizer.get_vocab() == trained[kind].get_vocab()
 
 
-def test_long_lines_are_learned_from() -> None:
+def test_sentencepiece_tokenizer__learns_from_long_lines() -> None:
     line = "to be or not to be " * 500
     tokenizer = sentencepiece_tokenizer([line], 275)
     assert len(tokenizer(line)["input_ids"]) < len(line) / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_round_trip_through_auto_tokenizer(
+def test_tokenizers__round_trip_through_auto_tokenizer(
     trained: dict[str, PreTrainedTokenizerFast], kind: str, tmp_path: Path
 ) -> None:
     tokenizer, text = trained[kind], "Now is\nthe  winter .\n"
@@ -129,7 +131,10 @@ def test_round_trip_through_auto_tokenizer(
     assert loaded.decode(ids, skip_special_tokens=True) == text
 
 
-def test_a_fresh_process_needs_transformers_only(trained: dict[str, PreTrainedTokenizerFast], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_tokenizers__fresh_process_needs_transformers_only(
+    trained: dict[str, PreTrainedTokenizerFast], tmp_path: Path
+) -> None:
     text = "A horse! a horse!\n my kingdom [MASK]"
     expected = []
     for kind, tokenizer in trained.items():
@@ -146,7 +151,7 @@ print([(t({text!r})["input_ids"], t.mask_token_id) for t in loaded])
     assert done.stdout.strip() == str(expected)
 
 
-def test_a_foreign_tokenizer_gets_a_mask_and_its_own_padding(tmp_path: Path) -> None:
+def test_load_tokenizer__adds_a_mask_and_padding(tmp_path: Path) -> None:
     model = Tokenizer(BPE(vocab={"a": 0, "b": 1, "<end>": 2}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<end>", pad_token="<end>").save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
@@ -157,29 +162,29 @@ def test_a_foreign_tokenizer_gets_a_mask_and_its_own_padding(tmp_path: Path) -> 
     assert ensure_mask_token(tokenizer).get_vocab() == vocabulary
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused() -> None:
+def test_check_tokenizer__refuses_other_ids() -> None:
     tokenizer = character_tokenizer(alphabet="ab")
     check_tokenizer(tokenizer, vocab_size=6, mask_token_id=5)
     check_tokenizer(tokenizer, vocab_size=6)
-    with pytest.raises(ValueError, match="tokenizer has 6 tokens, but the model has vocab_size=7"):
+    with pytest.raises(ValueError, match=r"6 .*vocab_size=7"):
         check_tokenizer(tokenizer, vocab_size=7, mask_token_id=5)
-    with pytest.raises(ValueError, match="mask_token_id=5, but the model has mask_token_id=0"):
+    with pytest.raises(ValueError, match=r"mask_token_id=5.*mask_token_id=0"):
         check_tokenizer(tokenizer, vocab_size=6, mask_token_id=0)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "error", "match"),
     [
-        (lambda: character_tokenizer([]), ValueError, "hold no character"),
-        (lambda: character_tokenizer(alphabet="aba"), ValueError, "alphabet='aba' holds a character twice"),
-        (lambda: character_tokenizer("abc"), TypeError, "texts is one string"),
-        (lambda: character_tokenizer([1]), TypeError, "texts holds a int"),  # type: ignore[list-item]
-        (lambda: byte_level_bpe(["abc"], 258), ValueError, "vocab_size=258 must be at least 259"),
-        (lambda: sentencepiece_tokenizer(["abc"], 9), ValueError, "vocab_size=9 does not suit"),
-        (lambda: sentencepiece_tokenizer(["abc"], 5000), ValueError, "vocab_size=5000 does not suit"),
-        (lambda: sentencepiece_tokenizer(["abc"], 300, "word"), ValueError, "model_type='word' is unknown"),  # type: ignore[arg-type]
+        (lambda: character_tokenizer([]), ValueError, "alphabet"),
+        (lambda: character_tokenizer(alphabet="aba"), ValueError, "alphabet='aba'"),
+        (lambda: character_tokenizer("abc"), TypeError, "texts "),
+        (lambda: character_tokenizer([1]), TypeError, r"texts .*int"),  # type: ignore[list-item]
+        (lambda: byte_level_bpe(["abc"], 258), ValueError, r"vocab_size=258 .*259"),
+        (lambda: sentencepiece_tokenizer(["abc"], 9), ValueError, "vocab_size=9 "),
+        (lambda: sentencepiece_tokenizer(["abc"], 5000), ValueError, "vocab_size=5000 "),
+        (lambda: sentencepiece_tokenizer(["abc"], 300, "word"), ValueError, "model_type='word'"),  # type: ignore[arg-type]
     ],
 )
-def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_tokenizers__bad_arguments_are_named(call: Callable[[], object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
         call()

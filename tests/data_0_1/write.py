@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gm_discrete.landings import Bins
+from gm_discrete.scalers import Categories, StandardScaler
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,8 +31,6 @@ from gm_discrete import (
     ReMDM,
     UniformPath,
 )
-from gm_discrete.landings import Bins
-from gm_discrete.scalers import Categories, StandardScaler
 
 HERE = Path(__file__).parent
 SMALL: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -103,7 +103,10 @@ def models() -> Iterator[tuple[str, GMModel, dict[str, Any]]]:
     flow.generation_config.update(sampler="heun", num_steps=6, generators={"flow": 1.0})
     yield "flow_and_landing", flow, {"input_values": torch.randn(B, 4, 2, generator=rng(4)), "time": t}
     product = ProductPath(
-        carat=GaussianPath(num_channels=1, data_std=1.0), cut=MaskedPath(4), colour=UniformPath(3), independent_times=True
+        carat=GaussianPath(num_channels=1, data_std=1.0),
+        cut=MaskedPath(4),
+        colour=UniformPath(3),
+        independent_times=True,
     )
     fields = {"carat": {"codec": StandardScaler(1.5, 0.5)}, "cut": {"codec": Categories(["a", "b", "c"])}}
     table = randomised(GMConfig(path=product, fields=fields, num_frequencies=2, **SMALL), 90)
@@ -112,7 +115,11 @@ def models() -> Iterator[tuple[str, GMModel, dict[str, Any]]]:
         "cut": tokens(4, 1),
         "colour": tokens(3, 1),
     }
-    yield "table", table, {"fields": state, "time": torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.4]], dtype=torch.float64)}
+    yield (
+        "table",
+        table,
+        {"fields": state, "time": torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.4]], dtype=torch.float64)},
+    )
     dit = GMConfig(path=MaskedPath(K), backbone="dit", condition_size=4, max_position_embeddings=L, **SMALL)
     yield "dit", randomised(dit, 100), {"input_ids": tokens(K), "time": t}
 

@@ -49,7 +49,7 @@ def metric(tmp_path: Path) -> GenerativePerplexity:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_perplexity_is_that_of_the_judge(
+def test_generative_perplexity__is_that_of_the_judge(
     metric: GenerativePerplexity, judge: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int
 ) -> None:
     judge.train()
@@ -67,7 +67,7 @@ def test_perplexity_is_that_of_the_judge(
     assert result["entropy"] == pytest.approx(sum(unigram_entropy(tokenizer(t)["input_ids"]) for t in TEXTS) / 4)
 
 
-def test_judge_is_read_from_a_folder(
+def test_generative_perplexity__loads_the_judge_from_a_folder(
     metric: GenerativePerplexity, judge: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     judge.save_pretrained(tmp_path / "judge")
@@ -76,7 +76,7 @@ def test_judge_is_read_from_a_folder(
     assert metric.compute(predictions=TEXTS, judge=str(tmp_path / "judge"), device="cpu") == pytest.approx(expected)
 
 
-def test_long_texts_are_cut_into_windows(
+def test_generative_perplexity__cuts_long_texts_into_windows(
     metric: GenerativePerplexity, judge: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     text = TEXTS[3] * 5
@@ -90,12 +90,12 @@ def test_long_texts_are_cut_into_windows(
     assert untold == pytest.approx(told, nan_ok=True)
 
 
-def test_bad_input_is_named(
+def test_generative_perplexity__bad_arguments_are_named(
     metric: GenerativePerplexity, judge: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(ValueError, match="tokenizer is missing"):
+    with pytest.raises(ValueError, match="tokenizer "):
         metric.compute(predictions=TEXTS, judge=judge)
-    with pytest.raises(ValueError, match="no text of two tokens"):
+    with pytest.raises(ValueError, match="predictions "):
         metric.compute(predictions=["a", ""], judge=judge, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="max_length=1 must be at least 2"):
+    with pytest.raises(ValueError, match="max_length=1"):
         metric.compute(predictions=TEXTS, judge=judge, tokenizer=tokenizer, max_length=1)

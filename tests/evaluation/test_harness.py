@@ -1,4 +1,4 @@
-"""The evaluation harness on a `GMModel`: what each request means, and three tasks from end to end."""
+"""`GMHarness`: each kind of request, and three tasks from end to end; `ContinuationScorer`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import lm_eval
 import pytest
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gm_discrete import GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath, likelihood_bound
 from gm_discrete.data import character_tokenizer
-from gm_discrete.evaluation.harness import GMHarness, windows
+from gm_discrete.evaluation.continuations import windows
+from gm_discrete.evaluation.harness import GMHarness, argument_names
 
 LENGTH = 12
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": LENGTH}
@@ -54,7 +55,7 @@ def ids(text: str) -> list[int]:
 
 
 def by_orders(context: list[int], tokens: list[int]) -> float:
-    """log of the mean over all orders of the product of what the network says, one token at a time."""
+    """log of the mean over all orders of the product of the network's probabilities, one token at a time."""
     products = []
     for order in itertools.permutations(range(len(tokens))):
         shown, product = [MASK] * len(tokens), 0.0
@@ -68,7 +69,7 @@ def by_orders(context: list[int], tokens: list[int]) -> float:
 
 
 def greedy(context: list[int], count: int) -> list[int]:
-    """Tokens decoded one at a time, the surest position first."""
+    """Tokens decoded one at a time, the position with the greatest maximum first."""
     x = torch.tensor([context + [MASK] * count])
     for _ in range(count):
         with torch.no_grad():
@@ -82,15 +83,16 @@ def greedy(context: list[int], count: int) -> list[int]:
 # ---- log-likelihoods
 
 
-def test_short_continuations_are_scored_exactly() -> None:
+def test_harness__short_continuations_are_scored_exactly() -> None:
     pairs = [("ab c", " da"), ("", "bd"), ("dd ", "ab"), ("cab", "")]
     found = harness(exact_up_to=3).loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
-    # Trailing spaces of a context belong to what follows; an empty one is the end of a text before it.
+    # Trailing spaces of a context move to the continuation; an empty context is the end of a text before it.
     expected = [by_orders(ids("ab c"), ids(" da")), by_orders([EOS], ids("bd")), by_orders(ids("dd"), ids(" ab")), 0.0]
     assert [value for value, _ in found] == pytest.approx(expected, rel=1e-5)
 
 
-def test_others_are_scored_by_the_bound() -> None:
+@pytest.mark.slow
+def test_harness__long_continuations_are_scored_by_the_bound() -> None:
     """Within 5 standard errors of the bound that is computed here, with 4000 draws each; with many orders near the exact
     value, from below."""
     context, tokens = ids("ab c"), ids(" dabc")
@@ -112,7 +114,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_greedy_means_decoded_one_at_a_time() -> None:
+def test_harness__greedy_is_decoding_one_at_a_time() -> None:
     for context in ("a", "db c", "cc a"):
         best = TOKENIZER.decode(greedy(ids(context), 3))
         other = ("a" if best[0] != "a" else "b") + best[1:]
@@ -121,10 +123,10 @@ def test_greedy_means_decoded_one_at_a_time() -> None:
         encoded = [(pair, ids(pair[0]), ids(pair[1])) for pair in pairs]
         found = harness(num_samples=1)._loglikelihood_tokens(encoded, disable_tqdm=True)
         assert [is_greedy for _, is_greedy in found] == [True, False, False]
-    assert not harness(network(UniformPath(len(TOKENIZER))))._is_greedy(ids("a"), ids("b"))
+    assert not harness(network(UniformPath(len(TOKENIZER)))).scorer.is_greedy(ids("a"), ids("b"))
 
 
-def test_results_do_not_depend_on_batches_or_order() -> None:
+def test_harness__results_do_not_depend_on_batches_or_order() -> None:
     pairs = [("ab c", " da"), ("ab c", " db"), ("", "bdbd"), ("dddd", "a")]
     texts = [("abcd abcd abcd abcd",), ("dcba",)]
     prompts = [("ab", {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}), ("c", {"until": ["a"]})]
@@ -146,8 +148,8 @@ def test_results_do_not_depend_on_batches_or_order() -> None:
     assert [value for value, _ in other] != pytest.approx(found[0][0], rel=1e-3)
 
 
-def test_choices_of_a_question_share_their_noise() -> None:
-    """The masks of continuations of one length are the same: what is said of the same text twice is the same."""
+def test_harness__choices_of_a_question_share_their_noise() -> None:
+    """The masks of continuations of one length are the same: the same text twice gets the same value."""
     model = harness(num_samples=4)
     values = [value for value, _ in model.loglikelihood(requests("loglikelihood", *[("ab", " cd")] * 2), True)]
     assert values[0] == values[1]
@@ -159,7 +161,7 @@ def test_choices_of_a_question_share_their_noise() -> None:
 
 @pytest.mark.parametrize("kept", [1, 3, 11])
 @pytest.mark.parametrize("size", [1, 11, 12, 13, 40])
-def test_windows_score_each_token_once(kept: int, size: int) -> None:
+def test_windows__score_each_token_once(kept: int, size: int) -> None:
     """As those of the harness, whose `max_seq_len` does not count the last token, which is only predicted."""
     tokens = list(range(100, 100 + size))
     found = list(windows([7], tokens, LENGTH, kept))
@@ -172,13 +174,13 @@ def test_windows_score_each_token_once(kept: int, size: int) -> None:
         assert everything[: everything.index(scored[0])][-len(context) :] == context
 
 
-def test_a_long_context_loses_its_left_end() -> None:
+def test_windows__cut_a_long_context_on_the_left() -> None:
     assert list(windows(list(range(50)), [90, 91], LENGTH)) == [(list(range(40, 50)), [90, 91])]
     assert list(windows([], [1, 2], LENGTH)) == [([], [1, 2])]
     assert list(windows([5], [], LENGTH)) == []
 
 
-def test_rolling_sums_over_windows() -> None:
+def test_harness__rolling_sums_over_windows() -> None:
     """Exact by windows of two: log p(first two | start), log p(next | …), … against the enumeration of orders."""
     text = "abcda"
     model = harness(exact_up_to=3, max_length=3)
@@ -192,7 +194,7 @@ def test_rolling_sums_over_windows() -> None:
 
 
 class Spelling(GMModel):
-    """`generate` that says the given tokens, and remembers what it was told."""
+    """A model whose `generate` returns the given tokens and records its arguments."""
 
     said = ids("dab\ncd")
     told: list[dict[str, Any]]
@@ -230,7 +232,7 @@ def spelling(said: list[int]) -> Spelling:
     return model
 
 
-def test_texts_are_cut_where_the_task_or_the_tokenizer_says() -> None:
+def test_harness__texts_are_cut_at_until_or_the_end_token() -> None:
     options = [{"until": ["\n"]}, {"until": ["b\nc", "cd"]}, {"until": []}, {"until": "a", "max_gen_toks": 1}]
     model = spelling(ids("dab\ncd"))
     found = harness(model).generate_until(requests("generate_until", *[("ab", kwargs) for kwargs in options]), True)
@@ -239,7 +241,7 @@ def test_texts_are_cut_where_the_task_or_the_tokenizer_says() -> None:
     assert harness(ended).generate_until(requests("generate_until", ("ab", {"until": ["x"]})), True) == ["da"]
 
 
-def test_generate_is_told_what_the_task_and_the_caller_say() -> None:
+def test_harness__passes_arguments_of_task_and_caller_to_generate() -> None:
     model = spelling(ids("dab\ncd"))
     sampled = {"until": ["\n"], "do_sample": True, "temperature": 0.7, "num_steps": 5, "max_gen_toks": 4}
     both = harness(model, num_steps=3, block_length=2)
@@ -250,11 +252,11 @@ def test_generate_is_told_what_the_task_and_the_caller_say() -> None:
     assert (greedy_call["num_steps"], greedy_call["block_length"], greedy_call["max_new_tokens"]) == (3, 2, LENGTH // 2)
     assert sampled_call["top_k"] is None
     assert (sampled_call["temperature"], sampled_call["num_steps"], sampled_call["max_new_tokens"]) == (0.7, 5, 4)
-    with pytest.raises(ValueError, match="num_beams: neither"):
+    with pytest.raises(ValueError, match="num_beams"):
         both.generate_until(requests("generate_until", ("ab", {"num_beams": 2})), True)
 
 
-def test_prompts_of_several_lengths_share_a_batch() -> None:
+def test_harness__prompts_of_several_lengths_share_a_batch() -> None:
     model = harness(spelling(ids("dab\ncd")), generation_batch_size=3)
     prompts = [
         ("abcd a", {"until": ["\n"]}),
@@ -265,11 +267,22 @@ def test_prompts_of_several_lengths_share_a_batch() -> None:
     assert model.generate_until(requests("generate_until", *prompts), True) == ["dab", "dab", "dab", "dab\n"]
 
 
-def test_repeated_prompts_are_different_samples() -> None:
-    """Of 6 tokens of a nearly even law over 9 symbols, equal once in 10⁵."""
+def test_harness__repeated_prompts_are_different_samples() -> None:
+    """Four texts of 6 tokens, nearly uniform over 9 symbols, are equal less than once in 10⁵ times."""
     kwargs = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
     texts = harness(num_steps=8).generate_until(requests("generate_until", *[("ab", kwargs)] * 4), True)
     assert len(set(texts)) > 1
+
+
+def test_argument_names__include_those_of_unpacked_keywords() -> None:
+    class Options(TypedDict, total=False):
+        top_k: int
+
+    def generate(x: Tensor, *, seed: int = 0, **kwargs: Unpack[Options]) -> None: ...
+
+    generate.__annotations__["kwargs"] = Unpack[Options]  # a local class cannot be found by its name
+    assert argument_names(generate) == {"x", "seed", "top_k"}
+    assert {"seed", "num_steps", "top_k"} <= argument_names(GMModel.generate)
 
 
 # ---- from end to end
@@ -317,7 +330,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_three_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_harness__three_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     names = ["tiny_choice", "tiny_rolling", "tiny_generation"]
     results = lm_eval.simple_evaluate(
@@ -347,31 +361,31 @@ def test_three_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "message"),
+    ("model", "options", "match"),
     [
-        (MODEL, {"num_samples": 0}, "num_samples=0 must be at least 1"),
-        (MODEL, {"rolling_context": LENGTH}, "rolling_context=12 must leave room in max_length=12"),
-        (MODEL, {"top_hat": 3}, "top_hat: neither the harness model nor generate takes these"),
-        (network(UniformPath(len(TOKENIZER))), {"exact_up_to": 3}, "exact_up_to are of masked models"),
-        (network(time_conditioning=True), {"exact_up_to": 3}, "does not see the time; use num_orders"),
+        (MODEL, {"num_samples": 0}, "num_samples=0"),
+        (MODEL, {"rolling_context": LENGTH}, r"rolling_context=12 .*max_length=12"),
+        (MODEL, {"top_hat": 3}, "top_hat"),
+        (network(UniformPath(len(TOKENIZER))), {"exact_up_to": 3}, r"exact_up_to=3 .*UniformPath"),
+        (network(time_conditioning=True), {"exact_up_to": 3}, r"exact_up_to=3 .*num_orders"),
     ],
 )
-def test_bad_arguments_are_named(model: GMModel, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_harness__bad_arguments_are_named(model: GMModel, options: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
         harness(model, **options)
 
 
-def test_only_text_is_scored() -> None:
+def test_harness__needs_a_model_of_text() -> None:
     model = GMModel(GMConfig(path=GaussianPath().to_dict(), **TINY))
-    with pytest.raises(TypeError, match="the harness scores text"):
+    with pytest.raises(TypeError, match="GaussianPath"):
         harness(model)
-    with pytest.raises(ValueError, match="tokenizer is missing"):
+    with pytest.raises(ValueError, match="tokenizer "):
         GMHarness(MODEL)
-    with pytest.raises(ValueError, match="max_gen_toks=12 must be at least 1 and leave room"):
+    with pytest.raises(ValueError, match=r"max_gen_toks=12 .*max_length=12"):
         harness().generate_until(requests("generate_until", ("a", {"max_gen_toks": 12})), True)
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness__names_the_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.models", None)
     with pytest.raises(ImportError, match=r'pip install "gm_discrete\[lm_eval\]"'):

@@ -38,7 +38,7 @@ def leaving(path: GaussianPath, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
 
 
 @every_schedule
-def test_rate_of_a_known_number_is_the_fall_of_the_log_density(schedule: AffineSchedule) -> None:
+def test_normal_belief__rate_given_z_is_the_fall_of_the_log_density(schedule: AffineSchedule) -> None:
     """With s = 0, at random x, z and t: λ(x|z) = [−∂_t log p_t(x|z)]₊; the density's slope is a difference over 2e-6."""
     t = 0.02 + 0.93 * torch.rand(300, generator=rng(3), dtype=torch.float64)
     path, x, z, belief = beliefs(schedule, t, torch.zeros(300, dtype=torch.float64))
@@ -46,12 +46,13 @@ def test_rate_of_a_known_number_is_the_fall_of_the_log_density(schedule: AffineS
     assert 50 < int((expected > 0).sum()) < 250
     torch.testing.assert_close(belief.rate, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(
-        belief.rate, path.reduced_rate(z, (x - path.at(t).shaped(x).alpha * z) / path.at(t).shaped(x).sigma, path.at(t).shaped(x))
+        belief.rate,
+        path.reduced_rate(z, (x - path.at(t).shaped(x).alpha * z) / path.at(t).shaped(x).sigma, path.at(t).shaped(x)),
     )
 
 
 @every_schedule
-def test_rate_and_leavers_are_those_of_the_normal_law(schedule: AffineSchedule) -> None:
+def test_normal_belief__rate_and_leaver_are_those_of_the_normal_distribution(schedule: AffineSchedule) -> None:
     """Against Bayes' rule on 20 001 values of z, ten standard deviations of the prior to each side."""
     t = torch.cat([numbers(0.0), 0.99 * torch.rand(59, generator=rng(4), dtype=torch.float64)])
     std = 0.02 + 0.6 * torch.rand(60, generator=rng(5), dtype=torch.float64)
@@ -75,7 +76,7 @@ def test_rate_and_leavers_are_those_of_the_normal_law(schedule: AffineSchedule) 
     assert float(error[often].max()) < 5e-3
 
 
-def test_evidence_is_the_density_of_what_is_seen() -> None:
+def test_normal_belief__evidence_is_the_density_of_x() -> None:
     _, x, center, belief = beliefs(SCHEDULES[0], numbers(0.3), numbers(0.4))
     deviation = math.hypot(0.3 * 0.4, 0.7)
     normal = torch.distributions.Normal(0.3 * center, deviation)
@@ -84,7 +85,7 @@ def test_evidence_is_the_density_of_what_is_seen() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_schedule
-def test_rates_are_numbers_everywhere(schedule: AffineSchedule, dtype: torch.dtype) -> None:
+def test_normal_belief__rates_are_never_nan(schedule: AffineSchedule, dtype: torch.dtype) -> None:
     """From t = 0 (of either sign) to the end, for laws of any width, far out and where the quadratic is constant."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule)
     axes = [
@@ -111,7 +112,7 @@ LAW = numbers(0.1, 0.3, 0.05, 0.35, 0.2)
 
 
 def stated(path: GaussianPath, x: Tensor, t: Tensor) -> Any:
-    """A readout of a network whose head says `LAW` before x itself is heard."""
+    """The readout of a network that predicts `LAW` given the other entries."""
 
     def readout(head: str, where: Tensor | None = None) -> Tensor:
         flat, time = x.flatten(), t.repeat_interleave(x[0].numel())
@@ -123,8 +124,8 @@ def stated(path: GaussianPath, x: Tensor, t: Tensor) -> Any:
 
 @every_schedule
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.7, 0.99])
-def test_belief_is_turned_into_the_generators_of_its_mixture(schedule: AffineSchedule, t: float) -> None:
-    """Of data Σ_k π_k N(c_k, width²/12) in one dimension the exact model knows all of them."""
+def test_binned_belief__has_the_generators_of_its_mixture(schedule: AffineSchedule, t: float) -> None:
+    """In one dimension they are those of the exact model of data Σ_k π_k N(c_k, width²/12)."""
     generators = {"flow": 0.3, "diffusion": 0.3, "jump": 0.4}
     path = GaussianPath(generators, schedule=schedule, bins=BINS, data_std=0.3)
     centers = BINS.value(torch.arange(5), numbers(0.5))
@@ -151,14 +152,14 @@ def test_belief_is_turned_into_the_generators_of_its_mixture(schedule: AffineSch
             assert int(((draws[0] - draws[1]).abs() > 1e-6).sum()) <= 1  # but for a rounding next to a step of the law
 
 
-def test_rows_that_are_kept_are_those_that_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binned_belief__kept_rows_equal_those_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """In many chunks nothing is kept."""
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, bins=BINS)
     x, t = torch.randn(3, 4, generator=rng(8)).double(), numbers(0.1, 0.5, 0.9)
     whole = path.marginal(stated(path, x, t), x, t).parts["jump"]
     assert whole.kernel.belief.rows is not None
     monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 10)
-    monkeypatch.setattr("gm_discrete.paths.gaussian.CACHED", 7)
+    monkeypatch.setattr("gm_discrete.paths.gaussian_belief.CACHED", 7)
     pieces = path.marginal(stated(path, x, t), x, t).parts["jump"]
     assert pieces.kernel.belief.rows is None
     torch.testing.assert_close(pieces.intensity, whole.intensity)
@@ -166,7 +167,8 @@ def test_rows_that_are_kept_are_those_that_are_read_again(monkeypatch: pytest.Mo
     torch.testing.assert_close(pieces.kernel.log_probs(where), whole.kernel.log_probs(where))
 
 
-def test_law_of_a_belief_is_kept_by_its_jumps() -> None:
+@pytest.mark.slow
+def test_binned_belief__jumps_carry_its_marginal() -> None:
     """Jumps alone in 400 steps bring N(0, 1) to Σ π_k N(c_k, s²), as a network would: by Kolmogorov–Smirnov."""
     path = GaussianPath({"jump": 1.0}, bins=BINS)
 
@@ -184,7 +186,7 @@ def test_law_of_a_belief_is_kept_by_its_jumps() -> None:
     assert kolmogorov(x[:, 0] + 0.05, cdf)[1] < LEAST_P
 
 
-def test_mean_keeps_its_precision_under_autocast() -> None:
+def test_binned_belief__mean_keeps_its_precision_under_autocast() -> None:
     """Close to the end the velocity is a difference over σ: a mean of 8 bits would be off by 0.2 with 256 bins."""
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, bins=Bins(-1, 1, 256))
     t, z = times(0.9975, 512), 2 * torch.rand(512, 1, generator=rng(12)) - 1
@@ -197,7 +199,7 @@ def test_mean_keeps_its_precision_under_autocast() -> None:
     torch.testing.assert_close(cast["jump"].intensity, plain["jump"].intensity, rtol=1e-4, atol=1e-3)
 
 
-def test_states_of_low_precision_are_read_in_a_higher_one() -> None:
+def test_binned_belief__computes_bfloat16_states_in_float32() -> None:
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, bins=BINS)
     x, t = torch.randn(6, 2, generator=rng(14)).bfloat16(), times(0.7, 6)
     low, high = (path.marginal(stated(path, s, t), s, t, t + 0.1).parts for s in (x, x.float()))
@@ -206,7 +208,7 @@ def test_states_of_low_precision_are_read_in_a_higher_one() -> None:
     assert low["jump"].kernel.sample(rng(), torch.arange(12)).isfinite().all()
 
 
-def test_velocity_at_the_end_is_finite() -> None:
+def test_binned_belief__velocity_at_the_end_is_finite() -> None:
     """There x is the data, ẑ = x; the noise of which it came is not known."""
     path = GaussianPath(prediction="belief", bins=BINS)
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
@@ -214,7 +216,7 @@ def test_velocity_at_the_end_is_finite() -> None:
     torch.testing.assert_close(velocity, x)
 
 
-def test_those_who_leave_late_are_found() -> None:
+def test_normal_belief__leaver_is_found_far_in_the_tail() -> None:
     """In float64 the law of z is exact also where next to nobody leaves, far in the one or the other tail."""
     path = GaussianPath({"jump": 1.0})
     x, t = numbers(0.4, 0.8, -0.4, 0.2), times(0.5, 4)

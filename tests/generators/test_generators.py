@@ -22,7 +22,7 @@ def at(model, t: float) -> tuple[Tensor, Tensor]:  # every state, and as many ti
 
 @every_path
 @pytest.mark.parametrize("target", [True, False])
-def test_rates_are_those_of_a_markov_chain(name: str, target: bool) -> None:
+def test_jump__rates_are_those_of_a_markov_chain(name: str, target: bool) -> None:
     """Non-negative off the diagonal, rows of sum 0."""
     model = chain(name)
     states, t = at(model, 0.4)
@@ -37,7 +37,7 @@ def test_rates_are_those_of_a_markov_chain(name: str, target: bool) -> None:
     assert float(off.max()) > 0
 
 
-def test_rates_are_intensity_times_kernel() -> None:
+def test_jump__rates_are_intensity_times_kernel() -> None:
     """The self-move of a candidate that lands where it stands is no rate, and an idle position needs no kernel at all."""
     x, intensity = torch.tensor([[0, 2]]), torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     logits = torch.tensor([[[0.5, 0.2, 0.3], [torch.nan] * 3]], dtype=torch.float64).log()
@@ -47,7 +47,7 @@ def test_rates_are_intensity_times_kernel() -> None:
 
 
 @every_path
-def test_action_is_the_sum_over_the_neighbours(name: str) -> None:
+def test_jump__action_is_the_sum_over_the_neighbours(name: str) -> None:
     """Against the joint rate matrix of all states: (L f)(x) = Σ_y R(y, x) f(y), for a function without any structure."""
     model = chain(name)
     states, t = at(model, 0.7)
@@ -57,7 +57,7 @@ def test_action_is_the_sum_over_the_neighbours(name: str) -> None:
     torch.testing.assert_close(action, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_action_of_a_sum_over_positions_is_the_drift_of_each() -> None:
+def test_jump__action_of_a_sum_over_positions_is_the_drift_of_each() -> None:
     """f(x) = x_1 + … + x_L, and a target that jumps to z: L f = h Σ (z_l − x_l)."""
     x, z = torch.tensor([[0, 2, 1]]), torch.tensor([[1, 2, 0]])
     generator = Jump(torch.full((1, 3), 3.0, dtype=torch.float64), Dirac(z, 3))
@@ -66,7 +66,7 @@ def test_action_of_a_sum_over_positions_is_the_drift_of_each() -> None:
     assert generator.action(lambda y: torch.ones(len(y), dtype=torch.float64), x).tolist() == [0.0]
 
 
-def test_generators_are_immutable() -> None:
+def test_generators__are_immutable() -> None:
     jump = Jump(torch.ones(1, 1), Dirac(torch.zeros(1, 1, dtype=torch.long), 2))
     with pytest.raises(dataclasses.FrozenInstanceError):
         jump.intensity = torch.zeros(1, 1)

@@ -51,7 +51,7 @@ def reversal(logits: Tensor, x: Tensor, prior: Tensor, kappa_t: float, kappa_s: 
 # ---- Dirac
 
 
-def test_dirac_lands_on_its_target() -> None:
+def test_dirac__lands_on_its_target() -> None:
     target = torch.tensor([[2, 0, 1]])
     kernel = Dirac(target, 3)
     assert kernel.sample(None, torch.tensor([2, 0])).tolist() == [1, 2]
@@ -61,7 +61,7 @@ def test_dirac_lands_on_its_target() -> None:
 # ---- Categorical
 
 
-def test_categorical_reads_only_the_rows_that_are_asked() -> None:
+def test_categorical__computes_only_the_rows_that_are_needed() -> None:
     logits = randn(2, 4, 5)
     spy = SpyReadout(logits)
     kernel = categorical(logits, spy)
@@ -74,7 +74,7 @@ def test_categorical_reads_only_the_rows_that_are_asked() -> None:
     torch.testing.assert_close(rows, logits.flatten(0, 1)[where].log_softmax(1), rtol=0, atol=0)
 
 
-def test_rows_belong_to_the_caller() -> None:
+def test_tensor_readout__returns_rows_that_may_be_written_to() -> None:
     logits = randn(1, 2, 3)
     readout = TensorReadout(logits.clone(), excluded=(1,))
     for where in (None, torch.tensor([0, 1])):
@@ -84,13 +84,13 @@ def test_rows_belong_to_the_caller() -> None:
         torch.testing.assert_close(readout("tokens", where)[:, [0, 2]], logits[0][:, [0, 2]], rtol=0, atol=0)
 
 
-def test_a_readout_of_the_wrong_shape_is_named() -> None:
+def test_categorical__names_a_readout_of_the_wrong_shape() -> None:
     kernel = Categorical(TensorReadout(torch.zeros(1, 2, 3)), torch.Size([1, 2]), 4, CPU)
-    with pytest.raises(ValueError, match=r"answered \(2, 3\) for 2 positions; expected \[2, vocab_size=4\]"):
+    with pytest.raises(ValueError, match=r"readout returned \(2, 3\) for 2 positions; expected \[2, vocab_size=4\]"):
         kernel.log_probs(torch.tensor([0, 1]))
 
 
-def test_log_landing_sums_the_others_instead_of_subtracting_from_1() -> None:
+def test_kernel__log_landing_sums_the_others_instead_of_subtracting_from_1() -> None:
     """log(1 − k(x)) at k(x) = 1 − 2e-30, where 1 − k(x) would be 0."""
     logits = torch.tensor([[[0.0, -69.0, -69.0]]], dtype=torch.float64)
     zero = torch.tensor([0])
@@ -101,7 +101,7 @@ def test_log_landing_sums_the_others_instead_of_subtracting_from_1() -> None:
         assert float(log_leave) == pytest.approx(expected[1], rel=1e-15)
 
 
-def test_categorical_samples_follow_the_softmax() -> None:
+def test_categorical__samples_have_the_softmax_distribution() -> None:
     law = torch.tensor([0.5, 0.3, 0.0, 0.15, 0.04999, 1e-5], dtype=torch.float64)
     logits = law.log().expand(300, 1000, 6)
     drawn = categorical(logits).sample(rng(1), torch.arange(300_000))
@@ -118,7 +118,7 @@ def exact_inverse(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 1001])
-def test_inverse_cdf_is_the_definition(size: int) -> None:
+def test_inverse_cdf__is_its_definition(size: int) -> None:
     """Any u not within 1e-12 of a step of the cumulative sum, where the order of summation may decide."""
     probs = torch.rand(2000, size, generator=rng(size)).pow(6)  # float32, many orders of magnitude
     probs[:, torch.rand(size, generator=rng(1)) < 0.3] = 0
@@ -130,7 +130,7 @@ def test_inverse_cdf_is_the_definition(size: int) -> None:
     assert torch.equal(inverse_cdf(probs, uniform)[far], exact_inverse(probs, uniform)[far])
 
 
-def test_a_symbol_of_probability_1e_12_in_a_vocabulary_of_50257_keeps_its_share_of_the_uniforms() -> None:
+def test_inverse_cdf__keeps_a_probability_of_1e_12_in_a_vocabulary_of_50257() -> None:
     probs = torch.full((1, 50257), 1 / 50257)
     probs[0, 31415] = 1e-12
     cumulative = probs.double().cumsum(1)[0]
@@ -147,7 +147,9 @@ def test_a_symbol_of_probability_1e_12_in_a_vocabulary_of_50257_keeps_its_share_
     uniform=st.one_of(st.sampled_from([0.0, 2**-53, 0.5, LARGEST]), st.floats(0, LARGEST)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_no_symbol_without_mass_is_ever_drawn(weights: list[float], uniform: float, dtype: torch.dtype) -> None:
+def test_inverse_cdf__never_draws_a_symbol_without_mass(
+    weights: list[float], uniform: float, dtype: torch.dtype
+) -> None:
     probs = torch.tensor([weights], dtype=dtype)
     u = torch.tensor([uniform], dtype=torch.float64)
     for drawn in (inverse_cdf(probs, u), categorical_from_prior(probs[0], u)):
@@ -158,7 +160,7 @@ def test_no_symbol_without_mass_is_ever_drawn(weights: list[float], uniform: flo
 
 
 @pytest.mark.parametrize("size", [1, 5, 50257])
-def test_the_extreme_uniforms_draw_the_first_and_the_last_symbol_that_has_mass(size: int) -> None:
+def test_inverse_cdf__extreme_uniforms_draw_the_first_and_last_symbol_with_mass(size: int) -> None:
     probs = torch.full((2, size), 1 / size)
     probs[:, : size // 3] = 0
     probs[:, size - size // 3 :] = 0
@@ -169,7 +171,7 @@ def test_the_extreme_uniforms_draw_the_first_and_the_last_symbol_that_has_mass(s
     assert categorical_from_prior(probs[0], uniform).tolist() == ends
 
 
-def test_prior_is_drawn_by_its_probabilities() -> None:
+def test_categorical_from_prior__has_its_probabilities() -> None:
     prior = torch.tensor([0.0, 0.7, 0.0, 0.29, 0.01, 0.0], dtype=torch.float64)
     drawn = categorical_from_prior(prior, torch.rand(100, 1000, generator=rng(3), dtype=torch.float64))
     assert drawn.shape == (100, 1000)
@@ -191,7 +193,7 @@ def some_kernels() -> dict[str, Kernel]:
 
 
 @pytest.mark.parametrize("name", list(some_kernels()))
-def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) -> None:
+def test_kernel__draws_the_same_symbol_whichever_other_positions_are_drawn(name: str) -> None:
     kernel, everywhere = some_kernels()[name], torch.arange(15)
     for seed in range(20):
         drawn = kernel.sample(rng(seed), everywhere)
@@ -199,7 +201,7 @@ def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) 
         assert torch.equal(kernel.sample(rng(seed), where), drawn[where])
 
 
-def test_chunks_draw_what_the_whole_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel__draws_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = some_kernels()["categorical"].sample(rng(0), torch.arange(15))
     monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 8)  # two rows of four symbols
     assert torch.equal(some_kernels()["categorical"].sample(rng(0), torch.arange(15)), whole)
@@ -208,7 +210,7 @@ def test_chunks_draw_what_the_whole_draws(monkeypatch: pytest.MonkeyPatch) -> No
 # ---- gradients
 
 
-def test_gathered_logits_has_the_gradient_of_its_definition() -> None:
+def test_gathered_logits__has_the_gradient_of_its_definition() -> None:
     """(rows[y], rows[x], logsumexp over the symbols other than x), against finite differences in float64.
 
     The function writes into the rows that it is given, hence the clones.
@@ -225,7 +227,7 @@ def test_gathered_logits_has_the_gradient_of_its_definition() -> None:
         assert float(others[n]) == pytest.approx(float(rest.logsumexp(0)), rel=1e-14)
 
 
-def test_gathered_logits_of_excluded_symbols_have_zero_gradient() -> None:
+def test_gathered_logits__gradient_of_excluded_symbols_is_0() -> None:
     rows = randn(3, 5)
     rows[:, 4] = -torch.inf
     rows.requires_grad_()
@@ -235,7 +237,7 @@ def test_gathered_logits_of_excluded_symbols_have_zero_gradient() -> None:
     assert bool((rows.grad[:, 4] == 0).all())
 
 
-def test_a_belief_that_is_certain_leaves_its_symbol_with_probability_0() -> None:
+def test_categorical__certain_belief_leaves_its_symbol_with_probability_0() -> None:
     """π = 1[z = x]: log(1 − π(x)) = −∞ and log π(z) = 0, not NaN. Exact posteriors of sure tokens are such beliefs."""
     rows = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=torch.float64)
     zero = torch.tensor([0])
@@ -244,7 +246,7 @@ def test_a_belief_that_is_certain_leaves_its_symbol_with_probability_0() -> None
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10**6])
-def test_map_rows_in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_map_rows__in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Bit for bit, values and gradients, in one call per chunk (and one more for each in backward)."""
     logits = randn(20, 4).requires_grad_()
     where, sizes = torch.arange(19, -1, -2), []
@@ -266,7 +268,7 @@ def test_map_rows_in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mon
         assert torch.equal(map_rows(function, chunked(where, row_size=4)), expected)
 
 
-def test_chunks_of_equal_number_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked__number_of_chunks_depends_on_the_total_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that share the weights must call the head equally often."""
     monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 12)
     for asked in (0, 1, 7, 10):
@@ -275,7 +277,7 @@ def test_chunks_of_equal_number_whatever_is_asked(monkeypatch: pytest.MonkeyPatc
         assert torch.cat(list(chunks)).tolist() == list(range(asked))
 
 
-def test_dropout_in_a_chunk_is_the_same_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_rows__dropout_is_the_same_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 8)
     weight = torch.ones(10, requires_grad=True)
     chunks = chunked(torch.arange(10), row_size=4)
@@ -285,10 +287,10 @@ def test_dropout_in_a_chunk_is_the_same_in_backward(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf])
-def test_a_law_that_is_no_law_is_named(spoil: float) -> None:
+def test_inverse_cdf__names_probabilities_that_are_nan_or_have_no_mass(spoil: float) -> None:
     readout = TensorReadout(torch.full((1, 2, 4), spoil))
     kernel = Categorical(readout, torch.Size([1, 2]), 4, torch.device("cpu"))
-    with pytest.raises(FloatingPointError, match="a landing law is not a number or has no mass"):
+    with pytest.raises(FloatingPointError, match="NaN or has no mass"):
         kernel.sample(torch.Generator(), torch.arange(2))
 
 
@@ -314,7 +316,7 @@ def reversal_by_sum(posterior: Tensor, x: int, prior: Tensor, kappa_t: float, ka
 
 @times
 @pytest.mark.parametrize("name", PRIORS)
-def test_reversal_kernel_is_the_sum_over_the_data_symbol(name: str, kappa_t: float, kappa_s: float) -> None:
+def test_reversal__is_the_sum_over_the_data_symbol(name: str, kappa_t: float, kappa_s: float) -> None:
     prior = torch.tensor(PRIORS[name], dtype=torch.float64)
     x = (prior > 0).nonzero().T.repeat(2, 1)  # every symbol that a noisy token can hold by chance
     logits = 2 * randn(*x.shape, 4)
@@ -330,7 +332,7 @@ def test_reversal_kernel_is_the_sum_over_the_data_symbol(name: str, kappa_t: flo
 
 @times
 @pytest.mark.parametrize("name", PRIORS)
-def test_reversal_samples_follow_its_probabilities(name: str, kappa_t: float, kappa_s: float) -> None:
+def test_reversal__samples_have_its_probabilities(name: str, kappa_t: float, kappa_s: float) -> None:
     prior = torch.tensor(PRIORS[name], dtype=torch.float64)
     for x in (0, 2):
         states = torch.full((100, 500), x)
@@ -341,7 +343,7 @@ def test_reversal_samples_follow_its_probabilities(name: str, kappa_t: float, ka
         assert chi_square(torch.bincount(drawn, minlength=4), law) > LEAST_P
 
 
-def test_reversal_of_a_certain_belief_is_that_of_the_dirac() -> None:
+def test_reversal__of_a_certain_belief_is_that_of_the_dirac() -> None:
     prior = torch.tensor(PRIORS["arbitrary"], dtype=torch.float64)
     x, z = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 3, 2, 1]])
     kappas = torch.tensor([[0.3]]).double(), torch.tensor([[0.6]]).double()
@@ -350,7 +352,7 @@ def test_reversal_of_a_certain_belief_is_that_of_the_dirac() -> None:
     torch.testing.assert_close(Reversal(categorical(logits), x, prior, *kappas).probs(), expected, rtol=0, atol=1e-15)
 
 
-def test_reversal_rows_keep_float32_precision() -> None:
+def test_reversal__rows_keep_float32_precision() -> None:
     prior = torch.tensor(PRIORS["arbitrary"], dtype=torch.float64)
     x, logits = torch.tensor([[0, 1, 2, 3]]), randn(1, 4, 4)
     double = reversal(logits, x, prior, 0.3, 0.6).probs()

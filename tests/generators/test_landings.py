@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete.generators.kernels import Categorical, Dirac, TensorReadout
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding
+from gm_discrete.generators.kernels import Categorical, Dirac, TensorReadout
 from gm_discrete.generators.landings import Bins, Landing, check_within, gain, landing_quantile, roots, total_gain
 from gm_discrete.paths.schedules import AffineSchedule
 from tests.helpers.distributions import LEAST_P, chi_square
@@ -61,7 +61,7 @@ def known(schedule: AffineSchedule, z: Tensor, t: float, bins: Bins) -> KnownLan
 
 
 @pytest.mark.parametrize("zeta", ZETAS)
-def test_roots_enclose_where_the_density_rises(zeta: float) -> None:
+def test_landing__roots_enclose_where_the_density_grows(zeta: float) -> None:
     """w₋ < 0 < w₊ solve w² − ζw − 1 = 0: product −1, difference √(ζ² + 4); the small one keeps its relative precision."""
     low, high = (float(w) for w in roots(numbers(zeta)))
     assert low < 0 < high
@@ -71,7 +71,7 @@ def test_roots_enclose_where_the_density_rises(zeta: float) -> None:
 
 
 @pytest.mark.parametrize("zeta", [-30.0, -1.3, 0.0, 0.4, 2.0])
-def test_gain_is_the_integral_of_the_rise(zeta: float) -> None:
+def test_landing__gain_is_the_integral_of_the_growth(zeta: float) -> None:
     """∫ (1 + ζv − v²) φ(v) dv from w₋, constant outside of [w₋, w₊]."""
     low, high = (float(w) for w in roots(numbers(zeta)))
     for part in (-0.5, 0.0, 0.1, 0.5, 0.9, 1.0, 2.0):
@@ -85,7 +85,7 @@ def test_gain_is_the_integral_of_the_rise(zeta: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("z", [-1.4, 0.0, 0.7])
-def test_total_gain_is_the_mean_rate(schedule: AffineSchedule, z: float) -> None:
+def test_landing__total_gain_is_the_mean_rate(schedule: AffineSchedule, z: float) -> None:
     """h C(ζ) = ∫ [∂_t p]₊ dx = ∫ λ p dx, integrated between the changes of sign."""
     t = 0.6
     now = numbers(t)
@@ -106,7 +106,7 @@ def test_total_gain_is_the_mean_rate(schedule: AffineSchedule, z: float) -> None
 
 
 @pytest.mark.parametrize("zeta", ZETAS)
-def test_quantile_inverts_the_distribution_function(zeta: float) -> None:
+def test_landing__quantile_inverts_the_distribution_function(zeta: float) -> None:
     """To 2⁻⁴⁴ of [w₋, w₊] in w, in which the distribution function rises by at most its greatest density."""
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
     at = numbers(zeta).expand(u.shape)
@@ -124,7 +124,9 @@ def test_quantile_inverts_the_distribution_function(zeta: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize(("z", "t"), [(-1.4, 0.3), (0.0, 0.6), (0.7, 0.95)])
-def test_masses_of_bins_are_those_of_the_rise_of_the_density(schedule: AffineSchedule, z: float, t: float) -> None:
+def test_known_landing__masses_are_those_of_the_growth_of_the_density(
+    schedule: AffineSchedule, z: float, t: float
+) -> None:
     """∫_bin [∂_t p]₊ dx / ∫ [∂_t p]₊ dx; what lies beyond the bins counts to the outermost ones.
 
     ζ comes of differences over 2e-6, of relative error 1e-10.
@@ -148,7 +150,7 @@ def test_masses_of_bins_are_those_of_the_rise_of_the_density(schedule: AffineSch
     assert bool((masses[1:-1] > 0).any())
 
 
-def test_masses_are_never_negative() -> None:
+def test_known_landing__masses_are_never_negative() -> None:
     """Rounding must not make log_probs NaN, for edges next to the roots, where the distribution function is flat."""
     z = torch.cat([torch.randn(2000, generator=rng(), dtype=torch.float64) * 2, numbers(0.0)])
     for sigma in (1.0, 0.03):
@@ -169,7 +171,7 @@ def test_masses_are_never_negative() -> None:
 
 @every_schedule
 @pytest.mark.parametrize("t", [0.2, 0.9])
-def test_samples_follow_the_rise_of_the_density(schedule: AffineSchedule, t: float) -> None:
+def test_known_landing__samples_have_the_growth_of_the_density(schedule: AffineSchedule, t: float) -> None:
     """20 000 landings against the distribution function of [∂_t p]₊, summed on 4 000 points; the sum is off by 1e-6."""
     z, n = -0.8, 20_000
     kernel = known(schedule, torch.full((n,), z, dtype=torch.float64), t, Bins(-4, 4, 8))
@@ -190,7 +192,7 @@ def test_samples_follow_the_rise_of_the_density(schedule: AffineSchedule, t: flo
     assert kolmogorov(x + 0.1 * (high - low), cdf)[1] < LEAST_P
 
 
-def test_nodes_are_a_quadrature_of_the_landing() -> None:
+def test_landing__nodes_are_a_quadrature_of_the_landing() -> None:
     """400 quantiles; their error falls like n^(−3/2), as a landing density falls to 0 at both ends: 1e-4 of the width."""
     z, t, schedule = numbers(-0.8, 0.3), 0.4, SCHEDULES[0]
     kernel = known(schedule, z, t, Bins(-4, 4, 4000))
@@ -213,15 +215,15 @@ def test_nodes_are_a_quadrature_of_the_landing() -> None:
         ({"low": 2.0, "high": -2.0}, "bins need low < high"),
         ({"high": math.inf}, "bins need low < high, got low=-1.0 and high=inf"),
         ({"low": math.nan}, "bins need low < high, got low=nan"),
-        ({"number": 1}, "number=1 of bins must be at least 2"),
+        ({"number": 1}, "number=1 must be at least 2"),
     ],
 )
-def test_bad_bins_are_named(arguments: dict, message: str) -> None:
+def test_bins__names_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Bins(**arguments)
 
 
-def test_bins_cut_an_interval_into_equal_parts() -> None:
+def test_bins__cut_an_interval_into_equal_parts() -> None:
     bins = Bins(-2, 1, 6)
     assert bins.edges(torch.device("cpu")).tolist() == [-2, -1.5, -1, -0.5, 0, 0.5, 1]
     assert bins.width == 0.5
@@ -236,7 +238,7 @@ def test_bins_cut_an_interval_into_equal_parts() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.01, 1.01])
-def test_values_beyond_the_bins_are_named(value: float) -> None:
+def test_bins__names_values_outside(value: float) -> None:
     with pytest.raises(ValueError, match=r"z goes from .* the bins cover only -1 to 1: give Bins\(low, high, number"):
         check_within(Bins(), numbers(0.0, value), "z")
     check_within(Bins(), numbers(-1.0, 1.0), "z")
@@ -252,7 +254,7 @@ def belief(n: int) -> Categorical:
     return Categorical(TensorReadout(BELIEF.log().expand(1, n, 4)), torch.Size([1, n]), 4, torch.device("cpu"))
 
 
-def test_law_over_bins_is_even_inside_of_each() -> None:
+def test_binned_landing__is_uniform_within_each_bin() -> None:
     """χ² of the bins, and Kolmogorov–Smirnov of the place within them."""
     n, bins = 20_000, Bins(-2, 2, 4)
     x, where = torch.zeros(1, n), torch.arange(n)
@@ -267,7 +269,7 @@ def test_law_over_bins_is_even_inside_of_each() -> None:
     torch.testing.assert_close(weights, BELIEF.expand(3, -1))
 
 
-def test_landing_of_a_belief_is_the_mixture_of_the_landings() -> None:
+def test_landing__of_a_belief_is_the_mixture_of_landings() -> None:
     """z even within its cell, then J(·|z) = z + quantile(u): its distribution function is Σ_k π_k ∫ G((y − z)/1, z) dz."""
     n, bins = 20_000, Bins(-2, 2, 4)
     x, where = torch.zeros(1, n), torch.arange(n)
@@ -290,7 +292,7 @@ def test_landing_of_a_belief_is_the_mixture_of_the_landings() -> None:
 
 
 @pytest.mark.parametrize("kind", ["known", "landing", "binned"])
-def test_noise_of_a_position_does_not_depend_on_which_others_are_asked(kind: str) -> None:
+def test_landing__draws_the_same_whichever_other_positions_are_drawn(kind: str) -> None:
     n, bins = 50, Bins(-2, 2, 4)
     x, z = torch.zeros(1, n), torch.linspace(-1, 1, n).double()
     one = torch.ones(n).double()
@@ -303,7 +305,7 @@ def test_noise_of_a_position_does_not_depend_on_which_others_are_asked(kind: str
     assert torch.equal(kernels[kind].sample(rng(7), torch.arange(n))[some], kernels[kind].sample(rng(7), some))
 
 
-def test_landing_at_a_known_cell_uses_the_value_given_for_it() -> None:
+def test_landing__uses_the_given_value_of_a_known_cell() -> None:
     """As in a target: the cell is a `Dirac`, and z itself need not be anywhere near it."""
     z = numbers(0.25, -0.5, 0.9)
     kernel = Landing(Dirac(torch.tensor([[0, 1, 0]]), 2), z[None], lambda c, u, where: z[where], lambda v, u, _: 10 * v)
@@ -311,7 +313,7 @@ def test_landing_at_a_known_cell_uses_the_value_given_for_it() -> None:
     assert kernel.log_probs(torch.tensor([1])).tolist() == [[-math.inf, 0.0]]
 
 
-def test_times_of_a_batch_are_its_own() -> None:
+def test_landing__times_are_those_of_each_sequence() -> None:
     """A landing of row b is made with α, σ and ζ of its own time."""
     from gm_discrete.paths import GaussianPath
 

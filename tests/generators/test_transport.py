@@ -21,7 +21,7 @@ from gm_discrete import (
     UniformPath,
 )
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, TensorReadout
-from gm_discrete.generators.transport import Elsewhere, Extrapolated, Renewal, Transport, moves
+from gm_discrete.generators.transport import Extrapolated, Renewal, Transport, moves
 from tests.helpers.distributions import LEAST_P, chi_square
 
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def laws_at(law: Any, t: float) -> tuple[Tensor, Tensor]:
 @every_law
 @settings(max_examples=25)
 @given(start=st.one_of(st.just(0.0), st.floats(1e-100, 1)), end=st.floats(1e-100, 1))
-def test_kinetic_step_of_any_length_carries_p_t_to_p_s(name: str, start: float, end: float) -> None:
+def test_moves__step_of_any_length_carries_p_t_to_p_s(name: str, start: float, end: float) -> None:
     """p_t M = p_s to rounding, M = moves + stay; rows of M are laws. (p_s(x)/p_t(x) overflows for t below 1e-154.)"""
     law, (t, s) = LAWS[name], sorted((start, end))
     rows = all_moves(law, t, s)
@@ -117,7 +117,7 @@ def test_kinetic_step_of_any_length_carries_p_t_to_p_s(name: str, start: float, 
 
 @every_law
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
-def test_net_flow_is_the_one_that_names_the_rates(name: str, t: float) -> None:
+def test_moves__net_flow_is_that_of_the_kinetic_rates(name: str, t: float) -> None:
     """p(x) R(x → y) − p(y) R(y → x) is p(x) ṗ(y) − p(y) ṗ(x); one of the two directions is 0, and the flow solves the
     Kolmogorov equation."""
     law = LAWS[name]
@@ -132,7 +132,7 @@ def test_net_flow_is_the_one_that_names_the_rates(name: str, t: float) -> None:
 
 
 @every_law
-def test_rate_is_the_limit_of_the_step(name: str) -> None:
+def test_moves__rate_is_the_limit_of_the_step(name: str) -> None:
     """moves(t, t + δ)/δ − moves(t) is O(δ): ten times smaller for a step ten times shorter."""
     law, t = LAWS[name], 0.4
     possible = laws_at(law, t)[0] > 0  # an x that contradicts z has left at once, at no rate
@@ -143,7 +143,7 @@ def test_rate_is_the_limit_of_the_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mixture", "masked"])
 @pytest.mark.parametrize(("t", "s"), [(0.0, 0.3), (0.2, 0.7), (0.7, 1.0), (0.4, None)])
-def test_mixture_paths_jump_to_z(name: str, t: float, s: float | None) -> None:
+def test_moves__mixture_path_jumps_to_z(name: str, t: float, s: float | None) -> None:
     """With probability (κ_s − κ_t)/(1 − κ_t), at the rate κ'/(1 − κ), and nowhere else."""
     law = LAWS[name]
     schedule = law.schedule
@@ -156,7 +156,7 @@ def test_mixture_paths_jump_to_z(name: str, t: float, s: float | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["metric", "embeddings"])
-def test_metric_rate_is_the_closed_form_and_leads_only_closer(name: str) -> None:
+def test_moves__metric_rate_is_the_closed_form_and_leads_only_closer(name: str) -> None:
     """R(x → y|z) = β' p_t(y|z) [d(x, z) − d(y, z)]₊; a step of any length leads only closer too."""
     law = LAWS[name]
     d = law.distances(data_of(law))  # [z, x]
@@ -174,7 +174,7 @@ def test_metric_rate_is_the_closed_form_and_leads_only_closer(name: str) -> None
 
 @every_law
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
-def test_who_arrives_at_the_end_is_at_the_data_symbol(name: str, t: float) -> None:
+def test_moves__step_to_the_end_lands_on_the_data_symbol(name: str, t: float) -> None:
     """moves(x → z) = 1 from every x ≠ z in [t, 1], of both flows, and none from z."""
     law = LAWS[name]
     z, x = every_pair(law)
@@ -183,7 +183,7 @@ def test_who_arrives_at_the_end_is_at_the_data_symbol(name: str, t: float) -> No
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-14)
 
 
-def test_an_impossible_symbol_is_left_for_the_law_itself() -> None:
+def test_moves__from_an_impossible_symbol_draw_from_p_s() -> None:
     """p_t(x|z) = 0, as only a wrong belief has it: a step draws from p_s(·|z), and rates are where the law grows."""
     law, t, s = LAWS["coarse"], 0.4, 0.6
     p, slope = laws_at(law, t)
@@ -209,19 +209,19 @@ def test_an_impossible_symbol_is_left_for_the_law_itself() -> None:
     t=st.floats(0.001, 0.999),
     s=st.floats(0.001, 1),
 )
-def test_metric_candidates_are_at_least_as_likely_as_the_moves_of_any_z(
+def test_metric_path__candidates_are_at_least_as_likely_as_moves_of_any_z(
     seed: int, size: int, power: float, table: bool, c: float, a: float, t: float, s: float
 ) -> None:
-    """Σ_y moves(x → y|z) ≤ event_probability(x) and ≤ intensity(x), for all z and x, but for rounding."""
+    """Σ_y moves(x → y|z) ≤ event_probability(x) and ≤ intensity(x), for all z and possible x, but for rounding."""
     t, s = sorted((t, s))
     noise = torch.rand(size, size, generator=rng(seed), dtype=torch.float64)
     given_rows = {"distance": (noise + 0.01) ** 3 * (1 - torch.eye(size))} if table else {"embeddings": noise}
     law = MetricPath(size, **given_rows, power=power, c=c, a=a)
     x = torch.arange(size)[None]
-    most = all_moves(law, t, s).sum(2).amax(0)
+    possible = laws_at(law, t)[0] > 1e-290  # in the subnormal numbers below ṗ/p is no longer a quotient
+    most = torch.where(possible, all_moves(law, t, s).sum(2), 0.0).amax(0)
     bound = law.event_probability(x, times(t, 1), times(s, 1))[0]
     assert bool((most <= bound + 1e-12).all())
-    possible = laws_at(law, t)[0] > 1e-290  # in the subnormal numbers below ṗ/p is no longer a quotient
     fastest = torch.where(possible, all_moves(law, t).sum(2), 0.0).amax(0)
     assert bool((fastest <= law.intensity(x, times(t, 1))[0] * (1 + 1e-9)).all())
 
@@ -240,7 +240,7 @@ KAPPAS = torch.tensor([1e-6, 0.01, 0.1, 0.3, 0.49, 0.72, 0.9, 0.99, 1 - 1e-6], d
 
 
 @pytest.mark.parametrize("name", CLOCKS)
-def test_clock_rings_at_least_as_often_as_candidates_come(name: str) -> None:
+def test_dominating_process__rate_is_at_least_that_of_candidates(name: str) -> None:
     """intensity(x, t) ≤ weight(x) G'(t) for every x and t; what mixture and kinetic metric paths ring are the candidates."""
     path = CLOCKS[name]
     x = torch.arange(path.vocab_size)[None].expand(len(KAPPAS), -1)
@@ -254,7 +254,7 @@ def test_clock_rings_at_least_as_often_as_candidates_come(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLOCKS)
-def test_clock_runs_and_can_be_read(name: str) -> None:
+def test_dominating_process__cumulative_rate_and_time_are_inverse(name: str) -> None:
     """time is the inverse of cumulative_rate, rate its derivative (by central differences), and cumulative_rate increases."""  # noqa: E501
     path = CLOCKS[name]
     clock = path.dominating_process(torch.zeros(1, 1, dtype=torch.long))
@@ -277,7 +277,7 @@ def test_clock_runs_and_can_be_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLOSED)
 @pytest.mark.parametrize(("t", "s"), [(0.1, 0.12), (0.2, 0.8), (0.9, 0.999), (0.5, 1.0)])
-def test_candidates_of_a_step_are_the_rings_of_the_clock(name: str, t: float, s: float) -> None:
+def test_dominating_process__events_of_a_step_are_its_candidates(name: str, t: float, s: float) -> None:
     """P = 1 − e^{−weight (G(s) − G(t))}: the same probability from the path's closed form and from its clock."""
     path = CLOCKS[name]
     x = torch.arange(path.vocab_size)[None]
@@ -290,7 +290,7 @@ def test_candidates_of_a_step_are_the_rings_of_the_clock(name: str, t: float, s:
 
 @pytest.mark.parametrize("name", ["metric", "metric slow start", "blurred", "coarse"])
 @pytest.mark.parametrize(("t", "s"), [(0.1, 0.12), (0.2, 0.5), (0.3, 0.95)])
-def test_kinetic_step_moves_no_more_than_the_clock_rings(name: str, t: float, s: float) -> None:
+def test_dominating_process__bounds_the_moves_of_a_step(name: str, t: float, s: float) -> None:
     """Σ_y moves(x → y|z) ≤ 1 − e^{−weight (G(s) − G(t))}, since p_s(y|z) ≥ p_t(y|z) e^{−(G(s) − G(t))}."""
     path = CLOCKS[name]
     clock = path.dominating_process(torch.arange(path.vocab_size)[None])
@@ -325,7 +325,7 @@ every_step = pytest.mark.parametrize(("t", "s"), [(0.3, None), (0.3, 0.5), (0.6,
 
 @every_transport
 @every_step
-def test_landing_law_is_the_average_over_the_data_symbol(name: str, t: float, s: float | None) -> None:
+def test_transport__probabilities_are_the_average_over_the_data_symbol(name: str, t: float, s: float | None) -> None:
     """k(y) = Σ_z π(z) moves(x → y|z)/ceiling for y ≠ x, term by term; the rest stays. Beliefs that x contradicts are
     left out: of them a candidate may be too rare."""
     law = LAWS[name]
@@ -345,7 +345,7 @@ def test_landing_law_is_the_average_over_the_data_symbol(name: str, t: float, s:
 
 
 @every_transport
-def test_a_sure_belief_is_that_of_the_target(name: str) -> None:
+def test_transport__of_a_certain_belief_is_that_of_the_target(name: str) -> None:
     law = LAWS[name]
     kernel, x, _ = transport(law, 0.3, 0.5)
     z = data_of(law)[torch.randint(len(data_of(law)), x.shape, generator=rng(1))]
@@ -357,7 +357,7 @@ def test_a_sure_belief_is_that_of_the_target(name: str) -> None:
 
 @every_transport
 @pytest.mark.parametrize("s", [None, 0.6])
-def test_samples_follow_the_landing_law(name: str, s: float | None) -> None:
+def test_transport__samples_have_its_probabilities(name: str, s: float | None) -> None:
     """From a symbol that no z contradicts, so that candidates are frequent enough for every z."""
     law = LAWS[name]
     start = 6 if name.startswith("coarse") else 1
@@ -385,7 +385,6 @@ def some_kernels(copies: int = 1) -> dict[str, Kernel]:
         "renewal": Renewal(belief(logits, law), x, now, law),
         "renewal of a mixture": Renewal(belief(logits, LAWS["mixture"]), x, now, LAWS["mixture"]),
         "extrapolated": Extrapolated(belief(logits, law), belief(old, law), 2.0),
-        "elsewhere": Elsewhere(step, x),
     }
 
 
@@ -393,7 +392,7 @@ every_kernel = pytest.mark.parametrize("name", list(some_kernels()))
 
 
 @every_kernel
-def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) -> None:
+def test_transport__draws_the_same_symbol_whichever_other_positions_are_drawn(name: str) -> None:
     kernel, everywhere = some_kernels()[name], torch.arange(15)
     for seed in range(20):
         drawn = kernel.sample(rng(seed), everywhere)
@@ -404,7 +403,7 @@ def test_a_position_draws_the_same_symbol_whichever_others_are_asked(name: str) 
 
 @every_kernel
 @pytest.mark.parametrize("elements", [1, 8, 40])
-def test_chunks_change_nothing(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transport__chunks_change_nothing(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     everywhere = torch.arange(15)
     drawn, rows = some_kernels()[name].sample(rng(4), everywhere), some_kernels()[name].log_probs(everywhere)
     monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
@@ -413,7 +412,7 @@ def test_chunks_change_nothing(name: str, elements: int, monkeypatch: pytest.Mon
 
 
 @every_kernel
-def test_laws_sum_to_1_and_are_what_is_drawn(name: str) -> None:
+def test_transport__probabilities_sum_to_1_and_are_those_of_samples(name: str) -> None:
     law = some_kernels()[name].probs().flatten(0, 1)
     torch.testing.assert_close(law.sum(1), torch.ones(15, dtype=torch.float64), rtol=0, atol=1e-13)
     drawn = some_kernels(2000)[name].sample(rng(11), torch.arange(15 * 2000)).view(15, 2000)
@@ -424,7 +423,7 @@ def test_laws_sum_to_1_and_are_what_is_drawn(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["metric", "blurred", "coarse"])
 @pytest.mark.parametrize("s", [None, 0.5])
-def test_gradient_of_the_landing_law_reaches_the_belief(name: str, s: float | None) -> None:
+def test_transport__gradient_reaches_the_belief(name: str, s: float | None) -> None:
     """Against finite differences and against the gradient of a dense sum; finite where a landing is impossible."""
     law, size = LAWS[name], LAWS[name].vocab_size
     x = torch.tensor([[6 if name == "coarse" else 1, 4 if name == "coarse" else 2]])
@@ -454,7 +453,7 @@ def test_gradient_of_the_landing_law_reaches_the_belief(name: str, s: float | No
     assert float(in_logs.abs().max()) > 1e-3
 
 
-def test_a_ceiling_below_the_moves_is_named() -> None:
+def test_transport__names_a_ceiling_below_the_moves() -> None:
     law, x = LAWS["blurred"], torch.zeros(1, 4, dtype=torch.long)
     low = torch.full((1, 4), 1e-3, dtype=torch.float64)
     kernel = Transport(Dirac(x + 3, 4), x, times(0.2, 1), times(0.8, 1), law, low)
@@ -462,7 +461,7 @@ def test_a_ceiling_below_the_moves_is_named() -> None:
         kernel.sample(rng(), torch.arange(4))
 
 
-def test_a_belief_that_contradicts_the_state_is_no_matter_of_ceilings() -> None:
+def test_transport__takes_a_belief_that_contradicts_the_state() -> None:
     """p_t(x|z) = 0: no bound on rates holds for such a z, and the token is drawn from where z's law grows."""
     law, x = LAWS["coarse"], torch.full((1, 50), 5)  # the class of 2 and 3
     low = torch.full((1, 50), 1e-3, dtype=torch.float64)
@@ -476,7 +475,7 @@ def test_a_belief_that_contradicts_the_state_is_no_matter_of_ceilings() -> None:
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_renewal_is_the_mean_law_of_the_belief(name: str) -> None:
+def test_renewal__is_mean_probs_of_the_belief(name: str) -> None:
     law = LAWS[name]
     size = law.vocab_size
     x = torch.arange(size).repeat(2).view(2, size)
@@ -488,7 +487,7 @@ def test_renewal_is_the_mean_law_of_the_belief(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixture", "metric", "blurred", "coarse"])
-def test_corrector_is_in_detailed_balance_with_the_exact_posterior(name: str) -> None:
+def test_renewal__is_in_detailed_balance_with_the_exact_posterior(name: str) -> None:
     """p_t(x) G(x → y) = p_t(y) G(y → x) for sequences that differ in one token: p_t is left invariant."""
     law, t = LAWS[name], 0.45
     data = torch.tensor(list(itertools.product(data_of(law).tolist(), repeat=2)))
@@ -509,10 +508,10 @@ def test_corrector_is_in_detailed_balance_with_the_exact_posterior(name: str) ->
     assert float(rates.max()) > 0.01
 
 
-# ---- Extrapolated, Elsewhere
+# ---- Extrapolated
 
 
-def test_extrapolated_belief_is_its_formula() -> None:
+def test_extrapolated__is_its_formula() -> None:
     """[w π_new − (w − 1) π_old]₊, normalised; w = 1 is the new belief."""
     new, old = (torch.tensor([[p]], dtype=torch.float64) for p in ([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]))
     pair = [Categorical(TensorReadout(p.log()), p.shape[:-1], 3, CPU) for p in (new, old)]
@@ -524,7 +523,7 @@ def test_extrapolated_belief_is_its_formula() -> None:
     assert 0 not in drawn.tolist()
 
 
-def test_extrapolated_belief_announces_its_positions_to_both_networks() -> None:
+def test_extrapolated__prepares_both_networks() -> None:
     asked: list[str] = []
 
     class Announced(TensorReadout):
@@ -541,22 +540,12 @@ def test_extrapolated_belief_announces_its_positions_to_both_networks() -> None:
     assert sorted(asked) == ["new[1, 3]", "old[1, 3]"]
 
 
-def test_elsewhere_is_the_law_given_a_change() -> None:
-    p = torch.tensor([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]], dtype=torch.float64)
-    x = torch.tensor([[0, 1]])
-    kernel = Elsewhere(Categorical(TensorReadout(p.log()), x.shape, 3, CPU), x)
-    expected = torch.tensor([[0, 2 / 3, 1 / 3], [1 / 9, 0, 8 / 9]], dtype=torch.float64)
-    torch.testing.assert_close(kernel.probs()[0], expected, rtol=1e-14, atol=1e-16)
-    drawn = torch.stack([kernel.sample(rng(seed), torch.arange(2)) for seed in range(200)])
-    assert not bool((drawn == x).any())
-
-
 # ---- what a belief can be asked for
 
 
 @pytest.mark.parametrize("path", [UniformPath(4), UniformPath(4, rates="mixture"), MaskedPath(4), LAWS["metric"],
                                   LAWS["blurred"]], ids=repr)  # fmt: skip
-def test_one_belief_serves_every_question_about_its_state(path: Any) -> None:
+def test_posterior__makes_steps_and_correctors_without_the_network(path: Any) -> None:
     """`posterior` reads the network once: the step, the clock and the corrector come from the belief that is there."""
     x, t, s = torch.tensor([[0, 3]]), times(0.3, 1), times(0.6, 1)
     logits = torch.randn(1, 2, 4, generator=rng(), dtype=torch.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rdkit import Chem
 
-from gm_discrete.data import molecules
+from recipes.datasets import molecules
 
 HEADS = ("C", "CC", "CCC", "CO", "N#C", "CN(C)", "O=C(O)")
 CORES = {

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, ProductPath, UniformPath
-from gm_discrete.data.scalers import Categories, LogScaler, StandardScaler
+from gm_discrete.data.scalers import Categories, QuantileScaler, StandardScaler
 
 CUTS = ["good", "fair", None]
 CODECS = {
     "cut": Categories(CUTS),
-    "price": LogScaler(6.0, 1.0, digits=0, low=1, high=20_000),
+    "price": QuantileScaler([1, 50, 150, 400, 1100, 3000, 20_000], digits=0, low=1, high=20_000),
     "depth": StandardScaler(60.0, 2.0, digits=1),
     "table": StandardScaler(55.0, 3.0),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType, PartialState
 
-from gm_discrete.generators import kernels
+from gm_discrete.generators import rows as chunks
 from tests.helpers.small_run import STABLE, TOKENIZER, Interrupt, losses, rows, small_model, small_trainer
 
 RAGGED = (8, 3, 5, 1, 7, 8)
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
     os.environ.update(LAUNCH)
     torch.set_num_threads(1)
     shard_although_on_cpu()
-    kernels.ROW_ELEMENTS = 5 * len(TOKENIZER)  # five rows a chunk
+    chunks.ROW_ELEMENTS = 5 * len(TOKENIZER)  # five rows a chunk
 
     run = trainer(folder / "unbroken", 2)
     run.train()

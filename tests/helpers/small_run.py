@@ -51,7 +51,7 @@ def small_trainer(
     callbacks: list[TrainerCallback] | None = None,
     muon: bool = False,
     ema: float | None = None,
-    times: Any = None,
+    time_sampler: Any = None,
     tokenizer: Any = TOKENIZER,
     eval_dataset: Any = None,
     num_eval_samples: int = 8,
@@ -66,7 +66,7 @@ def small_trainer(
     return GMTrainer(
         model or small_model(),
         TrainingArguments(output_dir=str(folder), **settings | arguments),
-        time_sampler=times,
+        time_sampler=time_sampler,
         num_eval_samples=num_eval_samples,
         train_dataset=rows() if data is None else data,
         eval_dataset=eval_dataset,
@@ -98,7 +98,7 @@ def poison(model: GMModel, call: int, value: float) -> None:
 
 
 class Interrupt(TrainerCallback):
-    """Stops the run, as Ctrl-C would, in the step behind the given one."""
+    """Stops the run, as Ctrl-C would, in the step after the given one."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -112,7 +112,7 @@ class Interrupt(TrainerCallback):
 
 
 class Recorder(TrainerCallback):
-    """Keeps the gradients before every optimizer step and the weights behind it."""
+    """Records the gradients before every optimizer step and the weights after it."""
 
     def __init__(self) -> None:
         self.gradients: list[dict[str, Tensor]] = []

@@ -20,7 +20,6 @@ from gm_discrete import (
     bregman,
     conditional_loss,
 )
-from gm_discrete.generators import kernels
 from gm_discrete.objective import corrupt
 from tests.helpers.continuous import (
     CASES,
@@ -324,7 +323,7 @@ def test_conditional_loss__in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch
     model, z = network(name), data(name)
     results = []
     for elements in (2**24, 70):
-        monkeypatch.setattr(kernels, "ROW_ELEMENTS", elements)
+        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
         model.zero_grad()
         loss = conditional_loss(model, z, rng=rng(7))
         loss.backward()

@@ -103,6 +103,7 @@ def test_block_loss__has_gradients_for_every_parameter() -> None:
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_likelihood_bound__of_blocks_is_the_sum_over_the_blocks() -> None:
     """−log p(z) ≤ Σ_b bound(z^b | z^{<b}); the clean blocks before are known to the network, those behind it never sees."""
     model = causal()
@@ -117,6 +118,7 @@ def test_likelihood_bound__of_blocks_is_the_sum_over_the_blocks() -> None:
     assert abs(float(whole.nats.sum()) - total) < SIGMAS * math.sqrt(2 * variance)
 
 
+@pytest.mark.slow
 def test_any_order_likelihood__of_blocks_is_the_product_over_the_blocks() -> None:
     """Within a uniform order of all positions, those of the blocks are uniform and independent of each other."""
     model = causal()

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMModel, bregman, conditional_loss, likelihood_bound, simulate
-from gm_discrete.generators import kernels
-from gm_discrete.samplers import GRID_FREE, STEPS
-from tests.helpers.networks import LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
+from gm_discrete.samplers import Sampler
+from tests.helpers.networks import DISCRETE, LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
 
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -86,7 +85,7 @@ def test_whole_batches__run_every_sequence() -> None:
 
 def test_whole_batches__call_the_head_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of positions that each process has to read, none included: 5 · 12 rows of 11 in chunks of 10."""
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 10 * K)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 10 * K)
     model, z = network(), data()
     model.whole_batches = True
     sizes: list[int] = []
@@ -159,14 +158,12 @@ def test_lazy_readout__an_unknown_head_is_named() -> None:
 # ---- lazy = dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in PATHS for method in STEPS if suits(name, method)]
+    ("name", "method"), [(name, method) for name in PATHS for method in DISCRETE if suits(name, method)]
 )
 def test_simulate__lazy_and_dense_models_draw_the_same_samples(name: str, method: str) -> None:
-    """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step.
-
-    Step doubling hands such a difference on to all later times; there only the calls are counted.
-    """
+    """One seed. Logits differ by 1e-5, so that a uniform would have to fall that close to a step."""
     model = network(name)
     x_0 = model.path.prior((8, LENGTH), rng(5))
     grid = torch.linspace(0, 1, 13, dtype=torch.float64)
@@ -174,9 +171,9 @@ def test_simulate__lazy_and_dense_models_draw_the_same_samples(name: str, method
     lazy = simulate(model, x_0, grid, rng(6), method, return_info=True)
     evaluated = sum(rows.sizes)
     dense = simulate(Dense(model), x_0, grid, rng(6), method)
-    assert torch.equal(lazy.x, dense) or method == "step_doubling"
+    assert torch.equal(lazy.x, dense)
     assert evaluated == int(lazy.network_calls.sum())
-    if method not in GRID_FREE:
+    if not Sampler.of(method).chooses_times:
         assert evaluated <= 8 * 12 * (2 if method == "trapezoidal" else 1)
 
 
@@ -188,7 +185,7 @@ def test_conditional_loss__lazy_chunked_and_dense_ones_agree(
     model, z = network(name), data(name)
     results = []
     for stand_in, elements in ((model, 2**24), (model, 7 * K), (Dense(model), 2**24)):
-        monkeypatch.setattr(kernels, "ROW_ELEMENTS", elements)
+        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
         model.zero_grad()
         loss = conditional_loss(stand_in, z, rng=rng(7), divergence=divergence)
         loss.backward()
@@ -217,7 +214,7 @@ def test_divergence__gradients_flow_through_chunks(monkeypatch: pytest.MonkeyPat
     model, z = network(), data()
     x, t = noisy(model, z)
     rows = Rows(model)
-    monkeypatch.setattr(kernels, "ROW_ELEMENTS", 2 * K)
+    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 2 * K)
     loss = bregman.divergence(model.path.conditional(z, x, t), model.generator(x, t), x).sum()
     loss.backward()
     assert rows.sizes == [5]

@@ -19,7 +19,6 @@ from gm_discrete import (
     UniformPath,
     bregman,
 )
-from gm_discrete.generators import kernels
 from gm_discrete.generators.kernels import Categorical, TensorReadout
 from tests.helpers.distributions import PATHS, chain
 
@@ -255,7 +254,7 @@ def test_divergence__chunks_have_the_loss_and_the_gradient_of_the_whole(
 ) -> None:
     results = []
     for elements in (2**24, 21):
-        monkeypatch.setattr(kernels, "ROW_ELEMENTS", elements)
+        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
         path, z, x, time, logits = case(name)
         logits.requires_grad_()
         values = bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind=kind)

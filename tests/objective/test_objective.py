@@ -226,6 +226,7 @@ def test_conditional_loss__the_config_chooses_the_divergence() -> None:
     assert chosen == asked != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [("masked", None), ("uniform reversal", CosineSchedule()), ("prior mixture", PowerSchedule(2))],
@@ -277,7 +278,7 @@ def test_unwrapped__finds_the_path_of_a_wrapped_model() -> None:
 
 def test_conditional_loss__data_that_does_not_fit_is_named() -> None:
     model = network("masked")
-    with pytest.raises(ValueError, match="z holds ids from 7 to 7; vocab_size=7"):
+    with pytest.raises(ValueError, match=r"ids from \d to 7; vocab_size=7"):
         conditional_loss(model, torch.full((2, 3), 7))
     with pytest.raises(ValueError, match="z must be a long tensor"):
         conditional_loss(model, torch.zeros(2, 3))

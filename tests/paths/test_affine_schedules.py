@@ -34,7 +34,7 @@ DEFINITIONS = {
 
 
 @every_schedule
-def test_values_and_derivatives(schedule: AffineSchedule) -> None:
+def test_affine_schedule__values_and_derivatives(schedule: AffineSchedule) -> None:
     """Of the bent schedule, which is a user's own, the derivatives come of automatic differentiation: exact to rounding."""
     methods = (schedule.alpha, schedule.sigma, schedule.alpha_derivative, schedule.sigma_derivative)
     for method, definition in zip(methods, DEFINITIONS[schedule.type_name], strict=True):
@@ -45,7 +45,7 @@ def test_values_and_derivatives(schedule: AffineSchedule) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_automatic_derivatives_are_those_given(schedule: AffineSchedule, mode: type) -> None:
+def test_affine_schedule__automatic_derivatives_equal_the_given_ones(schedule: AffineSchedule, mode: type) -> None:
     """Whatever the mode of differentiation: samplers run without gradients."""
     with mode():
         for name in ("alpha_derivative", "sigma_derivative"):
@@ -54,7 +54,7 @@ def test_automatic_derivatives_are_those_given(schedule: AffineSchedule, mode: t
 
 
 @every_schedule
-def test_times_may_be_expanded(schedule: AffineSchedule) -> None:
+def test_affine_schedule__takes_expanded_times(schedule: AffineSchedule) -> None:
     """One time for a whole batch, as `t.expand(len(x))`: a view whose entries share their memory."""
     once = numbers(0.3)
     for method in (schedule.alpha_derivative, schedule.sigma_derivative, schedule.speed):
@@ -62,7 +62,7 @@ def test_times_may_be_expanded(schedule: AffineSchedule) -> None:
 
 
 @every_schedule
-def test_ends_and_direction(schedule: AffineSchedule) -> None:
+def test_affine_schedule__ends_and_direction(schedule: AffineSchedule) -> None:
     ends = numbers(0, 1)
     assert schedule.alpha(ends).tolist() == pytest.approx([0, 1], abs=1e-16)
     assert schedule.sigma(ends).tolist() == pytest.approx([1, 0], abs=0)  # σ(1) = 0 exactly: there all is data
@@ -71,13 +71,13 @@ def test_ends_and_direction(schedule: AffineSchedule) -> None:
 
 
 @every_schedule
-def test_speed_is_the_faster_of_the_two(schedule: AffineSchedule) -> None:
+def test_affine_schedule__speed_is_the_faster_of_the_two(schedule: AffineSchedule) -> None:
     _, _, rise, fall = DEFINITIONS[schedule.type_name]
     expected = numbers(*(max(rise(float(t)), -fall(float(t))) for t in INNER))
     torch.testing.assert_close(schedule.speed(INNER), expected, rtol=1e-14, atol=0)
 
 
-def test_sigma_of_the_trigonometric_schedule_keeps_its_precision_next_to_the_end() -> None:
+def test_affine_schedule__sigma_of_the_trigonometric_schedule_keeps_its_precision_next_to_the_end() -> None:
     """cos(πt/2) at 1 − 10⁻¹² is known to 10⁻⁴ only; the sine of what is left, to rounding (of 1 − t itself: exact)."""
     left = 1 - float(1 - numbers(1e-12))
     assert float(TrigonometricSchedule().sigma(1 - numbers(1e-12))) == pytest.approx(math.pi / 2 * left, rel=1e-15)
@@ -102,7 +102,7 @@ def growth(schedule: AffineSchedule, t: float, s: float) -> float:
 
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.0, 0.1), (0.3, 0.5), (0.5, 0.7), (0.6, 0.61), (0.9, 0.95), (0.99, 0.995)])
-def test_growth_of_steps(schedule: AffineSchedule, t: float, s: float) -> None:
+def test_affine_schedule__growth_of_steps(schedule: AffineSchedule, t: float, s: float) -> None:
     """Where σ falls by no more than half, 24 nodes are exact to rounding."""
     assert float(schedule.growth(numbers(t), numbers(s))) == pytest.approx(growth(schedule, t, s), rel=1e-12)
     assert float(schedule.growth(numbers(t), numbers(s))) > s - t  # the rate grows
@@ -110,13 +110,13 @@ def test_growth_of_steps(schedule: AffineSchedule, t: float, s: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.0, 0.9), (0.3, 0.9), (0.5, 0.97)])
-def test_growth_of_long_steps(schedule: AffineSchedule, t: float, s: float) -> None:
+def test_affine_schedule__growth_of_long_steps(schedule: AffineSchedule, t: float, s: float) -> None:
     """σ falls to a tenth, f grows a thousandfold and has an edge at 1/2 within: one part in a thousand remains."""
     assert float(schedule.growth(numbers(t), numbers(s))) == pytest.approx(growth(schedule, t, s), rel=1e-3)
 
 
 @pytest.mark.parametrize(("t", "s"), [(0.0, 0.5), (0.2, 0.8), (0.9, 0.99)])
-def test_growth_of_condot_is_the_quadrature(t: float, s: float) -> None:
+def test_affine_schedule__growth_of_condot_is_the_quadrature(t: float, s: float) -> None:
     """(1 − t)/2 · [((1 − t)/(1 − s))² − 1]; 24 nodes leave 10⁻⁹ where 1 − t falls to a tenth."""
     schedule = CondOTSchedule()
     quadrature = AffineSchedule.growth(schedule, numbers(t), numbers(s))
@@ -125,7 +125,7 @@ def test_growth_of_condot_is_the_quadrature(t: float, s: float) -> None:
     assert float(quadrature) == pytest.approx(closed, rel=1e-9)
 
 
-def test_growth_of_the_trigonometric_schedule_in_closed_form() -> None:
+def test_affine_schedule__growth_of_the_trigonometric_schedule_in_closed_form() -> None:
     """∫ sin/cos³ = 1/(2 cos²) after t = 1/2 and ∫ cos/cos³ = tan before, in u = πt/2."""
     schedule = TrigonometricSchedule()
     for t, s in ((0.1, 0.4), (0.0, 0.5)):
@@ -139,7 +139,7 @@ def test_growth_of_the_trigonometric_schedule_in_closed_form() -> None:
 
 
 @every_schedule
-def test_growth_of_ends(schedule: AffineSchedule) -> None:
+def test_affine_schedule__growth_of_ends(schedule: AffineSchedule) -> None:
     """Nothing in no time; without bound up to t = 1; additive, in units of the rate at the start."""
     t, s, r = numbers(0.55, 0.8), numbers(0.7, 0.85), numbers(0.8, 0.9)
     assert schedule.growth(t, t).tolist() == [0, 0]
@@ -153,7 +153,9 @@ def test_growth_of_ends(schedule: AffineSchedule) -> None:
 
 
 @pytest.mark.parametrize(("z", "x", "t", "step"), [(0.7, 2.2, 0.5, 0.05), (0.0, 2.0, 0.3, 0.1), (-1.0, 1.4, 0.6, 0.1)])
-def test_growth_is_that_of_the_rate_at_a_fixed_point(z: float, x: float, t: float, step: float) -> None:
+def test_affine_schedule__growth_is_that_of_the_jump_rate_at_a_fixed_point(
+    z: float, x: float, t: float, step: float
+) -> None:
     """CondOT: ∫ λ(x|z) ds = δ²/2 (1/v₁² − 1/v²) + zδ (1/v₁ − 1/v) − log(v/v₁), δ = x − z, v = 1 − t, v₁ = v − step.
 
     λ(t) · growth is within 10 % of it; λ(t) · step, for which the rate stays what it is, misses a tenth to a half.
@@ -171,21 +173,21 @@ def test_growth_is_that_of_the_rate_at_a_fixed_point(z: float, x: float, t: floa
 
 
 @every_schedule
-def test_schedule_travels_through_json(schedule: AffineSchedule) -> None:
+def test_affine_schedule__travels_through_json(schedule: AffineSchedule) -> None:
     copy = AffineSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
     assert copy == schedule
     assert type(copy) is type(schedule)
     assert float(copy.sigma(numbers(0.3))) == float(schedule.sigma(numbers(0.3)))
 
 
-def test_arguments_of_a_users_own_schedule_travel_too() -> None:
+def test_affine_schedule__arguments_of_a_users_schedule_travel_through_json() -> None:
     copy = AffineSchedule.from_dict(BentSchedule(0.25).to_dict())
     assert copy == BentSchedule(0.25)
     assert copy != BentSchedule(0.5)
 
 
 @pytest.mark.parametrize("name", ["linear", "nonsense", None])
-def test_schedules_of_symbols_are_none_of_numbers(name: str | None) -> None:
+def test_affine_schedule__is_no_schedule_of_a_discrete_path(name: str | None) -> None:
     with pytest.raises(ValueError, match=f"type={name!r} names no AffineSchedule; known: .*condot"):
         AffineSchedule.from_dict({"type": name})
     with pytest.raises(ValueError, match="type='condot' names no Schedule"):

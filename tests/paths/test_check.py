@@ -66,7 +66,7 @@ def some_data(path: FinitePath) -> tuple[Tensor, Tensor]:
 
 @every_path
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
-def test_logits_are_bayes_rule(name: str, t: float) -> None:
+def test_exact_model__logits_are_bayes_rule(name: str, t: float) -> None:
     """π(k|x) ∝ Σ_{z: z_i = k} P(z) Π_j p_t(x_j|z_j), by loops over everything."""
     path = PATHS[name](CosineSchedule())
     data, law = some_data(path)
@@ -85,7 +85,7 @@ def test_logits_are_bayes_rule(name: str, t: float) -> None:
             assert float(posterior[row, i, k]) == pytest.approx(expected, rel=1e-11, abs=1e-14)
 
 
-def test_coupled_logits_weigh_pairs() -> None:
+def test_exact_model__weighs_pairs_of_a_coupled_path() -> None:
     """p_t(x|z, x_0) = Π (1 − κ) 1[x = x_0] + κ 1[x = z], over the pairs (z, x_0)."""
     path = MixturePath(3, coupled=True)
     data, x_0 = torch.tensor([[0, 1], [2, 1], [1, 1]]), torch.tensor([[1, 2], [1, 1], [0, 2]])
@@ -100,7 +100,7 @@ def test_coupled_logits_weigh_pairs() -> None:
 
 
 @every_path
-def test_marginal_law_begins_as_the_prior_and_ends_as_the_data(name: str) -> None:
+def test_exact_model__marginal_goes_from_the_prior_to_the_data(name: str) -> None:
     path = PATHS[name](None)
     data, law = some_data(path)
     model = ExactModel(path, data, law)
@@ -113,7 +113,7 @@ def test_marginal_law_begins_as_the_prior_and_ends_as_the_data(name: str) -> Non
     torch.testing.assert_close(model.marginal(0.0), start[states].prod(1), rtol=0, atol=1e-14)
 
 
-def test_states_and_index_agree() -> None:
+def test_exact_model__states_and_index_agree() -> None:
     model = ExactModel(UniformPath(3), torch.tensor([[0, 1, 2, 0]]))
     states = model.states()
     assert states.shape == (81, 4)
@@ -121,13 +121,13 @@ def test_states_and_index_agree() -> None:
     assert states[1].tolist() == [0, 0, 0, 1]
 
 
-def test_data_is_even_unless_told_otherwise_and_weights_need_not_sum_to_1() -> None:
+def test_exact_model__weights_are_equal_by_default_and_need_not_sum_to_1() -> None:
     path, data = UniformPath(3), torch.tensor([[0], [1]])
     assert ExactModel(path, data).weights.tolist() == [0.5, 0.5]
     assert ExactModel(path, data, torch.tensor([3, 1])).weights.tolist() == [0.75, 0.25]
 
 
-def test_more_states_than_a_matrix_can_hold_are_refused() -> None:
+def test_exact_model__refuses_more_states_than_a_matrix_can_hold() -> None:
     assert len(ExactModel(UniformPath(4), torch.zeros(1, 6, dtype=torch.long)).states()) == 4096
     model = ExactModel(UniformPath(4), torch.zeros(1, 7, dtype=torch.long))
     for call in (model.states, lambda: model.marginal(0.5), lambda: check_kolmogorov(UniformPath(4), length=7)):
@@ -135,7 +135,7 @@ def test_more_states_than_a_matrix_can_hold_are_refused() -> None:
             call()
 
 
-def test_a_state_that_no_data_explains_has_some_posterior() -> None:
+def test_exact_model__has_some_posterior_at_an_impossible_state() -> None:
     """Tokens that are drawn together can make such a state, and the simulation must go on: two of three masks are
     revealed as (0, 1), where data is (0, 0, 0) or (1, 1, 1)."""
     model = ExactModel(MaskedPath(3), torch.tensor([[0, 0, 0], [1, 1, 1]]))
@@ -149,7 +149,7 @@ def test_a_state_that_no_data_explains_has_some_posterior() -> None:
 
 @every_path
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name if s else "linear")
-def test_rates_carry_the_path(name: str, schedule: Schedule | None) -> None:
+def test_check_kolmogorov__rates_carry_the_path(name: str, schedule: Schedule | None) -> None:
     """∫ R p dt = Δp of p_t(·|z) for every z, and of p_t for sequences, to rounding and quadrature."""
     path = PATHS[name](schedule)
     long = path.vocab_size < 5 and schedule is None
@@ -191,7 +191,7 @@ class Broken(MetricPath):
 
 
 @pytest.mark.parametrize("fault", ["half", "sign", "swapped", "late"])
-def test_wrong_rates_are_found(fault: str) -> None:
+def test_check_kolmogorov__finds_wrong_rates(fault: str) -> None:
     """Half the intensity, −ṗ in place of ṗ, d(z, x) in place of d(x, z), the rates of another time."""
     path = Broken(4, distance=DISTANCE)
     ends = torch.tensor([0.1, 0.2, 0.4, 0.7], dtype=torch.float64)
@@ -211,13 +211,13 @@ class Deaf(UniformPath):
         return super().marginal(readout.exp().mean(0, keepdim=True).expand_as(readout).log(), x, t, t_next)
 
 
-def test_a_wrong_posterior_is_found_by_the_marginal_check_alone() -> None:
+def test_check_kolmogorov__finds_a_wrong_posterior_by_the_marginal_residual_alone() -> None:
     residual = check_kolmogorov(Deaf(3), torch.tensor([0.2, 0.5, 0.8]))
     assert float(residual.conditional.max()) < 1e-10
     assert float(residual.marginal.min()) > 1e-3
 
 
-def test_a_law_that_does_not_grow_into_itself_is_found() -> None:
+def test_check_kolmogorov__finds_the_interval_of_a_fault() -> None:
     """The residual of each interval is its own: the fault is in the second of three."""
 
     class Jerky(UniformPath):
@@ -232,7 +232,7 @@ def test_a_law_that_does_not_grow_into_itself_is_found() -> None:
     assert float(residual.conditional[1]) > 0.1
 
 
-def test_the_result_tells_its_worst() -> None:
+def test_check_kolmogorov__result_has_the_worst_residual() -> None:
     path = MetricPath(3, embeddings=[[0.0], [1], [3]])
     residual = check_kolmogorov(path, torch.tensor([0.2, 0.5, 0.8]), length=1, nodes=2)
     assert residual.worst == float(torch.cat([residual.conditional, residual.marginal]).max())
@@ -243,14 +243,14 @@ def test_the_result_tells_its_worst() -> None:
     assert finer.worst < residual.worst / 100  # what is left is quadrature
 
 
-def test_defaults_cover_the_path_between_kappa_2_and_98_percent() -> None:
+def test_check_kolmogorov__defaults_cover_the_path_between_kappa_2_and_98_percent() -> None:
     path = UniformPath(3, CosineSchedule())
     residual = check_kolmogorov(path)
     expected = torch.linspace(0.02, 0.98, 13, dtype=torch.float64)
     torch.testing.assert_close(path.schedule.kappa(residual.times), expected, rtol=0, atol=1e-14)
 
 
-def test_a_path_that_is_built_on_another_does_not_take_its_name() -> None:
+def test_path__subclass_without_type_name_does_not_take_that_of_its_parent() -> None:
     """A subclass without a `type_name` of its own is not what the config of its parent describes."""
 
     class Parent(UniformPath):
@@ -263,8 +263,8 @@ def test_a_path_that_is_built_on_another_does_not_take_its_name() -> None:
     assert type(Path.from_dict(Parent(3).to_dict())) is Parent
 
 
-def test_a_coupled_path_is_refused() -> None:
-    with pytest.raises(ValueError, match="a coupled path has a law for each source"):
+def test_check_kolmogorov__refuses_a_coupled_path() -> None:
+    with pytest.raises(ValueError, match="coupled=False"):
         check_kolmogorov(MixturePath(3, coupled=True))
 
 
@@ -295,17 +295,17 @@ class Odd(FinitePath):
         ("shape", r"must have the shape \[n, K\]"),
     ],
 )
-def test_laws_that_are_no_path_are_found(fault: str, message: str) -> None:
+def test_check_kolmogorov__names_probs_that_are_no_path(fault: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_kolmogorov(Odd(fault))
 
 
-def test_exact_models_check_their_law_and_their_sources() -> None:
+def test_exact_model__checks_its_weights_and_sources() -> None:
     data = torch.tensor([[0, 1], [1, 1]])
     for law in (torch.ones(3), torch.tensor([1.0, -1.0]), torch.zeros(2)):
-        with pytest.raises(ValueError, match="law must hold a probability for each of the 2 data points"):
+        with pytest.raises(ValueError, match=r"weights=.* for each of the 2 data points"):
             ExactModel(UniformPath(3), data, law)
-    with pytest.raises(ValueError, match="the path is not coupled"):
+    with pytest.raises(ValueError, match="x_0 is given"):
         ExactModel(UniformPath(3), data, x_0=data)
     with pytest.raises(ValueError, match="a coupled path needs x_0"):
         ExactModel(MixturePath(3, coupled=True), data)

@@ -80,7 +80,7 @@ def slopes(x: Tensor, weight: Tensor, density: Any, t: float) -> Tensor:
 @every_time
 @pytest.mark.parametrize("z", [-1.3, 0.0, 0.8])
 @pytest.mark.parametrize("part", ["flow", "diffusion"])
-def test_conditional_drifts_solve_the_kolmogorov_equation(
+def test_gaussian_path__conditional_drifts_solve_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float, z: float, part: str
 ) -> None:
     """To rounding: the integrands are analytic."""
@@ -97,7 +97,7 @@ def test_conditional_drifts_solve_the_kolmogorov_equation(
 @every_time
 @pytest.mark.parametrize("z", [-1.3, 0.0, 0.8])
 @pytest.mark.parametrize("prediction", ["belief", "velocity"])
-def test_conditional_jump_solves_the_kolmogorov_equation(
+def test_gaussian_path__conditional_jump_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float, z: float, prediction: str
 ) -> None:
     """Landings at n = 4 000 quantiles: J falls to 0 at its ends, so that their error is of order n^(−3/2) = 4e-6, times
@@ -123,7 +123,7 @@ def test_conditional_jump_solves_the_kolmogorov_equation(
 
 @every_schedule
 @pytest.mark.parametrize("t", [0.0, 0.5, 0.93])
-def test_conditional_jump_by_its_action(schedule: AffineSchedule, t: float) -> None:
+def test_gaussian_path__conditional_jump_by_its_action(schedule: AffineSchedule, t: float) -> None:
     """As above, through `action` with 600 nodes: n^(−3/2) = 7e-5."""
     z = -1.3
     path = GaussianPath(ALL, schedule=schedule, bins=Bins(-2, 2, 2))  # a node of each cell, also of those of mass 0
@@ -135,9 +135,10 @@ def test_conditional_jump_by_its_action(schedule: AffineSchedule, t: float) -> N
     assert float(slopes(x, weight, density, t).abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize(("t", "weights"), [(0.0, ALL), (0.5, MOVING), (0.93, MOVING)])
-def test_marginal_superposition_solves_the_kolmogorov_equation(
+def test_gaussian_path__marginal_superposition_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float, weights: Any
 ) -> None:
     """Data of three numbers, for which the exact model has no quadrature of its own; landings at 200 nodes (4e-4)."""
@@ -157,7 +158,9 @@ def test_marginal_superposition_solves_the_kolmogorov_equation(
 
 @every_schedule
 @pytest.mark.parametrize("t", [0.0, 0.5, 0.93])
-def test_marginal_drifts_of_smooth_data_solve_the_kolmogorov_equation(schedule: AffineSchedule, t: float) -> None:
+def test_gaussian_path__marginal_drifts_of_smooth_data_solve_the_kolmogorov_equation(
+    schedule: AffineSchedule, t: float
+) -> None:
     path = GaussianPath({"flow": 0.5, "diffusion": 0.5}, schedule=schedule, noise=1.3)
     x, weight = integration_points(schedule, DATA.means, t, float(DATA.stds.min()))
     generator = exact_model(path, DATA).generator(x[:, None], times(t, len(x)))
@@ -166,9 +169,12 @@ def test_marginal_drifts_of_smooth_data_solve_the_kolmogorov_equation(schedule: 
         assert float(residual(part, x, weight, density, t).abs().max()) < 1e-9
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("t", [0.1, 0.7])
-def test_marginal_jump_of_smooth_data_solves_the_kolmogorov_equation(schedule: AffineSchedule, t: float) -> None:
+def test_gaussian_path__marginal_jump_of_smooth_data_solves_the_kolmogorov_equation(
+    schedule: AffineSchedule, t: float
+) -> None:
     """Rate and law are exact, landings a lattice of 400 pairs (z, landing). The slopes are 0.02 to 0.3."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-4, 4))
     x = torch.linspace(-6, 6, 200, dtype=torch.float64)
@@ -208,7 +214,7 @@ def best_readout(path: GaussianPath, schedule: AffineSchedule, x: Tensor, t: flo
 @every_schedule
 @pytest.mark.parametrize("t", [0.1, 0.6])
 @pytest.mark.parametrize(("prediction", "bins"), [("belief", Bins(-3, 3, 60)), ("velocity", Bins(-6, 6, 240))])
-def test_marginal_of_the_best_network_solves_the_kolmogorov_equation(
+def test_gaussian_path__marginal_of_the_best_network_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float, prediction: str, bins: Bins
 ) -> None:
     """The laws of bins are matched exactly; what is left is the width of the bins squared, of the order of 10⁻³, and of a
@@ -229,7 +235,7 @@ def test_marginal_of_the_best_network_solves_the_kolmogorov_equation(
 
 
 @every_schedule
-def test_samples_follow_the_law(schedule: AffineSchedule) -> None:
+def test_gaussian_path__samples_have_the_distribution_p_t(schedule: AffineSchedule) -> None:
     path = GaussianPath(schedule=schedule)
     z = torch.full((20_000, 1), 0.7)
     for t in (0.0, 0.3, 0.9):
@@ -241,7 +247,7 @@ def test_samples_follow_the_law(schedule: AffineSchedule) -> None:
     assert kolmogorov(path.prior([20_000], rng(5)), normal_cdf)[1] > LEAST_P
 
 
-def test_each_state_has_its_own_time() -> None:
+def test_gaussian_path__each_state_has_its_own_time() -> None:
     """In a batch of states [B, C, H, W] the conditional generator of row b is that of row b alone."""
     path = GaussianPath(ALL, 3, TrigonometricSchedule(), bins=Bins(-4, 4))
     z = torch.randn(4, 3, 2, 2, generator=rng(1), dtype=torch.float64).clamp(-4, 4)
@@ -263,7 +269,9 @@ def test_each_state_has_its_own_time() -> None:
 
 @every_schedule
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
-def test_predictions_of_velocity_data_and_noise_give_one_generator(schedule: AffineSchedule, t: float) -> None:
+def test_gaussian_path__predictions_of_velocity_data_and_noise_give_one_generator(
+    schedule: AffineSchedule, t: float
+) -> None:
     """u = α' ẑ + σ' ε̂ and x = α ẑ + σ ε̂: rounding is multiplied by at most 1/α = 20."""
     generator = rng(3)
     x, clean = (torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -288,7 +296,7 @@ def test_predictions_of_velocity_data_and_noise_give_one_generator(schedule: Aff
         torch.testing.assert_close(parts["diffusion"].scale.expand(5, 2), scale.expand(5, 2))
 
 
-def test_noise_says_nothing_about_data_at_the_start() -> None:
+def test_gaussian_path__noise_prediction_does_not_determine_data_at_the_start() -> None:
     """At t = 0 the data are taken for their mean, and the velocity stays finite."""
     path = GaussianPath(prediction="noise", data_mean=0.4)
     x = torch.randn(3, 2, generator=rng(), dtype=torch.float64)
@@ -300,7 +308,7 @@ def test_noise_says_nothing_about_data_at_the_start() -> None:
 @every_schedule
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("prediction", ["velocity", "data", "noise"])
-def test_best_raw_output_has_unit_size(schedule: AffineSchedule, t: float, prediction: str) -> None:
+def test_gaussian_path__best_raw_output_has_unit_size(schedule: AffineSchedule, t: float, prediction: str) -> None:
     """For data of mean m and deviation s: mean 0 and variance 1, as far as it is not known from x already.
 
     Means and covariances of z and ε are exact over the four points z = m ± s, ε = ±1.
@@ -328,7 +336,7 @@ def test_best_raw_output_has_unit_size(schedule: AffineSchedule, t: float, predi
 
 
 @every_schedule
-def test_units_are_those_of_the_generators(schedule: AffineSchedule) -> None:
+def test_gaussian_path__units_are_those_of_the_generators(schedule: AffineSchedule) -> None:
     """Of flows what the network's share is multiplied with for a velocity, of jumps speed/σ."""
     path, t = GaussianPath(ALL, schedule=schedule, prediction="data", data_std=0.5, bins=Bins(-4, 4)), numbers(0.1, 0.8)
     velocity = GaussianPath(schedule=schedule, data_std=0.5)
@@ -341,7 +349,7 @@ def test_units_are_those_of_the_generators(schedule: AffineSchedule) -> None:
 
 
 @every_schedule
-def test_jumps_are_as_long_as_the_noise(schedule: AffineSchedule) -> None:
+def test_gaussian_path__jump_length_is_sigma(schedule: AffineSchedule) -> None:
     """Their length is σ; the rms of the distance, over x ~ p_t, is between σ and 3σ."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule)
     for t in (0.1, 0.9):
@@ -359,7 +367,9 @@ def test_jumps_are_as_long_as_the_noise(schedule: AffineSchedule) -> None:
 
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.0, 0.3), (0.4, 0.9), (0.9, 1.0), (0.0, 1.0)])
-def test_mean_velocity_leads_to_where_the_path_is_then(schedule: AffineSchedule, t: float, s: float) -> None:
+def test_gaussian_path__mean_velocity_leads_to_the_end_of_the_step(
+    schedule: AffineSchedule, t: float, s: float
+) -> None:
     """x + (s − t) ū = α_s ẑ + σ_s ε̂, and to ẑ in the step to t = 1."""
     x, clean = (torch.randn(6, 2, generator=rng(i), dtype=torch.float64) for i in (1, 2))
     now, then = numbers(t), numbers(s)
@@ -379,7 +389,7 @@ def test_mean_velocity_leads_to_where_the_path_is_then(schedule: AffineSchedule,
 
 
 @every_schedule
-def test_mean_velocity_of_a_short_step_is_the_velocity(schedule: AffineSchedule) -> None:
+def test_gaussian_path__mean_velocity_of_a_short_step_is_the_velocity(schedule: AffineSchedule) -> None:
     """To the first order in its length: 10⁻⁵ of (1 + |α''| + |σ''|)/2."""
     path, x = GaussianPath(schedule=schedule, prediction="data"), torch.linspace(-2, 2, 6).double()[:, None]
     flow = path.marginal(-x, x, times(0.6, 6), times(0.6 + 1e-5, 6)).parts["flow"]
@@ -388,7 +398,7 @@ def test_mean_velocity_of_a_short_step_is_the_velocity(schedule: AffineSchedule)
 
 @every_schedule
 @pytest.mark.parametrize("weights", [{"jump": 1.0}, ALL, MOVING, {"diffusion": 1.0}])
-def test_last_step_is_the_flows(schedule: AffineSchedule, weights: Any) -> None:
+def test_gaussian_path__last_step_is_taken_by_the_flow(schedule: AffineSchedule, weights: Any) -> None:
     path = GaussianPath(weights, schedule=schedule, bins=Bins(-4, 4))
     x = torch.randn(3, 1, generator=rng(), dtype=torch.float64)
     model = exact_model(path, ATOMS)
@@ -404,7 +414,7 @@ def test_last_step_is_the_flows(schedule: AffineSchedule, weights: Any) -> None:
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.5, 0.55), (0.6, 0.75), (0.9, 0.95)])
 @pytest.mark.parametrize("z", [-0.5, 0.0, 0.5])
-def test_probability_of_a_jump_is_that_of_the_integrated_rate(
+def test_gaussian_path__jump_probability_is_that_of_the_integrated_rate(
     schedule: AffineSchedule, t: float, s: float, z: float
 ) -> None:
     """1 − exp(−∫ λ(x|z)) of a particle that stays at x, by quadrature of [−∂_t log p]₊.
@@ -431,7 +441,7 @@ def test_probability_of_a_jump_is_that_of_the_integrated_rate(
 
 
 @every_schedule
-def test_probability_of_a_jump_follows_its_definition(schedule: AffineSchedule) -> None:
+def test_gaussian_path__jump_probability_is_its_definition(schedule: AffineSchedule) -> None:
     """1 − exp(−λ ∫f/f(t)), f = speed/σ³, by quadrature on both sides of t = 1/2."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-3, 3))
     t, s = 0.52, 0.7
@@ -448,7 +458,7 @@ def test_probability_of_a_jump_follows_its_definition(schedule: AffineSchedule) 
 
 @every_schedule
 @pytest.mark.parametrize("prediction", ["belief", "velocity"])
-def test_landing_of_an_interval_is_that_of_its_end(schedule: AffineSchedule, prediction: str) -> None:
+def test_gaussian_path__landing_of_an_interval_is_that_of_its_end(schedule: AffineSchedule, prediction: str) -> None:
     path = GaussianPath({"jump": 1.0}, schedule=schedule, prediction=prediction, bins=Bins(-4, 4))
     z, x = torch.tensor([[0.9]]).double(), torch.tensor([[2.5]]).double()
     where, t, s = torch.tensor([0]), times(0.3, 1), times(0.6, 1)
@@ -464,7 +474,7 @@ def test_landing_of_an_interval_is_that_of_its_end(schedule: AffineSchedule, pre
     torch.testing.assert_close(kernel.nodes(where, 50)[0], over, rtol=0, atol=1e-12)
 
 
-def test_numbers_stay_finite_next_to_the_end_and_in_single_precision() -> None:
+def test_gaussian_path__values_stay_finite_near_the_end_and_in_float32() -> None:
     """Far out, at t = 0 where σ' of the trigonometric schedule is 0, and at 1 − ε/4, the latest that is trained at."""
     for schedule in SCHEDULES:
         for prediction in ("belief", "velocity"):
@@ -485,7 +495,7 @@ def test_numbers_stay_finite_next_to_the_end_and_in_single_precision() -> None:
 # ---- weights
 
 
-def test_weights_over_time_are_straight_lines() -> None:
+def test_gaussian_path__weights_over_time_are_straight_lines() -> None:
     path = GaussianPath(MOVING)
     weights = path.weights(numbers(0, 0.25, 0.5, 0.75, 1))
     torch.testing.assert_close(weights["flow"], numbers(1, 0.75, 0.5, 0.25, 0))
@@ -493,7 +503,7 @@ def test_weights_over_time_are_straight_lines() -> None:
     torch.testing.assert_close(weights["jump"], numbers(0, 0.125, 0.25, 0.625, 1))
 
 
-def test_actions_are_weighed() -> None:
+def test_gaussian_path__action_of_a_superposition_is_weighed() -> None:
     path = GaussianPath(MOVING, bins=Bins(-4, 4, 2))
     x, z = torch.tensor([[1.7], [-0.4]]).double(), torch.tensor([[0.2], [0.4]]).double()
     generator = path.conditional(z, x, numbers(0.25, 0.7))
@@ -516,25 +526,25 @@ def test_actions_are_weighed() -> None:
         {"flow": math.nan},
     ],
 )
-def test_weights_that_make_no_mixture_are_refused(weights: Any) -> None:
+def test_gaussian_path__refuses_weights_that_do_not_sum_to_1(weights: Any) -> None:
     with pytest.raises(ValueError, match="must have weights ≥ 0 of sum 1 at all times"):
         GaussianPath(weights)
     with pytest.raises(ValueError, match="must have weights ≥ 0 of sum 1 at all times"):
         GaussianPath(ALL).reweighted(weights)
 
 
-def test_reweighted_path_is_the_same_but_for_its_weights() -> None:
+def test_gaussian_path__reweighted_differs_in_its_weights_alone() -> None:
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, 3, BentSchedule(0.2), noise=0.3, bins=Bins(-4, 4))
     other = path.reweighted({"jump": 0.9, "diffusion": 0.1})
     assert other.generators == {"jump": 0.9, "diffusion": 0.1}
     assert {**other.to_dict(), "generators": None} == {**path.to_dict(), "generators": None}
     assert path.generators == {"flow": 0.5, "jump": 0.5}
-    with pytest.raises(ValueError, match="need landing, rate, which this path's model does not state"):
+    with pytest.raises(ValueError, match="need landing, rate"):
         GaussianPath({"flow": 1.0}).reweighted({"jump": 1.0})
     assert GaussianPath({"flow": 1.0}, prediction="belief").reweighted({"jump": 1.0}).heads == {"belief": 64}
 
 
-def test_heads_and_divergences_are_those_of_the_parts() -> None:
+def test_gaussian_path__heads_and_divergences_are_those_of_the_parts() -> None:
     """The diffusion needs no head of its own: its drift follows from the flow."""
     assert GaussianPath({"flow": 0.5, "diffusion": 0.5}).heads == {"flow": 1}
     path = GaussianPath({"jump": 1.0}, prediction="data", bins=Bins(-4, 4, 16))
@@ -558,7 +568,7 @@ def test_heads_and_divergences_are_those_of_the_parts() -> None:
 
 @pytest.mark.parametrize("generators", [None, ALL, MOVING, {"jump": (0.5, 1.0), "flow": (0.5, 0.0)}])
 @every_schedule
-def test_path_travels_through_json(generators: Any, schedule: AffineSchedule) -> None:
+def test_gaussian_path__travels_through_json(generators: Any, schedule: AffineSchedule) -> None:
     bins = Bins(-3.5, 3.5, 32)
     path = GaussianPath(generators, 3, schedule, "noise", 0.1, 0.4, bins, 0.7, 0.01)
     copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
@@ -581,7 +591,7 @@ def test_path_travels_through_json(generators: Any, schedule: AffineSchedule) ->
         ),
         ({"generators": 0.5}, TypeError, "generators=0.5 must be weights by name, such as"),
         ({"generators": ["flow"]}, TypeError, "must be weights by name"),
-        ({"generators": {"flow": [1.0]}}, ValueError, "weights over time need values at two times at least"),
+        ({"generators": {"flow": [1.0]}}, ValueError, r"two values, got \[1.0\]"),
         ({"num_channels": 0}, ValueError, "num_channels=0 must be at least 1"),
         ({"schedule": "condot"}, TypeError, "schedule='condot' must be an AffineSchedule"),
         ({"schedule": {"type": "linear"}}, ValueError, "names no AffineSchedule"),
@@ -608,12 +618,12 @@ def test_path_travels_through_json(generators: Any, schedule: AffineSchedule) ->
         ),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict, error: type[Exception], message: str) -> None:
+def test_gaussian_path__names_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         GaussianPath(**arguments)
 
 
-def test_bins_that_cover_the_prior_are_taken() -> None:
+def test_gaussian_path__takes_landing_bins_that_cover_the_prior() -> None:
     GaussianPath({"jump": 1.0}, prediction="velocity", bins=Bins(-3.3, 3.3))
     GaussianPath({"flow": 1.0}, prediction="velocity", bins=Bins(-1, 1))  # which no jump uses
 
@@ -637,12 +647,12 @@ STATE = torch.zeros(2, 3)
         (STATE + 1.5, STATE, times(0.5, 2), "z goes from 1.5 to 1.5; the bins cover only -1 to 1"),
     ],
 )
-def test_bad_states_are_named(z: Any, x: Any, t: Any, message: str) -> None:
+def test_gaussian_path__names_bad_states(z: Any, x: Any, t: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianPath(ALL).conditional(z, x, t)
 
 
-def test_data_beyond_the_bins_are_fine_where_nothing_is_said_over_bins() -> None:
+def test_gaussian_path__data_may_lie_outside_of_bins_that_are_not_used() -> None:
     GaussianPath().conditional(STATE + 9, STATE, times(0.5, 2))
     GaussianPath(prediction="noise").conditional(STATE + 9, STATE, times(0.5, 2))
     for path in (GaussianPath(ALL, prediction="velocity", bins=Bins(-4, 4)), GaussianPath(prediction="belief")):
@@ -650,16 +660,16 @@ def test_data_beyond_the_bins_are_fine_where_nothing_is_said_over_bins() -> None
             path.conditional(STATE + 9, STATE, times(0.5, 2))
 
 
-def test_bad_predictions_are_named() -> None:
-    with pytest.raises(ValueError, match=r"the flow's head answered \(2, 2\); expected x's shape \(2, 3\)"):
+def test_gaussian_path__names_bad_readouts() -> None:
+    with pytest.raises(ValueError, match=r"readout\('flow'\) has shape \(2, 2\); expected x's shape \(2, 3\)"):
         GaussianPath().marginal(torch.zeros(2, 2), STATE, times(0.5, 2))
     with pytest.raises(ValueError, match="a path with a jump needs a readout of 'flow', 'rate' and 'landing'"):
         GaussianPath(ALL, prediction="data", bins=Bins(-4, 4)).marginal(STATE, STATE, times(0.5, 2))
     with pytest.raises(ValueError, match="x holds numbers that are not finite"):
         GaussianPath().marginal(STATE, STATE / 0, times(0.5, 2))
-    with pytest.raises(ValueError, match="x_0 is given, but the path is not coupled"):
+    with pytest.raises(ValueError, match="x_0 is given"):
         GaussianPath().sample(STATE, times(0.5, 2), rng(), STATE)
 
 
-def test_default_schedule_is_condot() -> None:
+def test_gaussian_path__default_schedule_is_condot() -> None:
     assert GaussianPath().schedule == CondOTSchedule()

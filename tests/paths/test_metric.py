@@ -67,7 +67,7 @@ def chain(name: str, length: int = 2) -> ExactModel:
 # ---- distances
 
 
-def test_distance_is_read_as_from_x_to_z() -> None:
+def test_metric_path__distance_is_from_x_to_z() -> None:
     """`distance[x][z]` = d(x, z), which need not be symmetric: d(0, 1) = 1 and d(1, 0) = 1.5."""
     path = MetricPath(4, distance=DISTANCE)
     rows = path.distances(torch.tensor([1, 0]))  # of z = 1 and z = 0, from every x
@@ -78,7 +78,7 @@ def test_distance_is_read_as_from_x_to_z() -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 3.0])
-def test_embeddings_are_their_distances(normalize: bool, power: float) -> None:
+def test_metric_path__embeddings_are_equivalent_to_their_distances(normalize: bool, power: float) -> None:
     """d = ‖e_x − e_z‖^power, of unit vectors if normalised: by loops, and as the path of that matrix."""
     path = MetricPath(4, embeddings=ROWS, normalize=normalize, power=power)
     rows = [[v / (math.hypot(*row) if normalize else 1) for v in row] for row in ROWS]
@@ -94,7 +94,7 @@ def test_embeddings_are_their_distances(normalize: bool, power: float) -> None:
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
 @pytest.mark.parametrize("offset", [1e3, 1e6])
-def test_distances_do_not_depend_on_where_the_embeddings_lie(power: float, offset: float) -> None:
+def test_metric_path__distances_do_not_depend_on_where_the_embeddings_lie(power: float, offset: float) -> None:
     """Moved by m, they keep all but what e + m has already lost to rounding, m · 1e-16 of ‖e_x − e_z‖."""
     here, there = (
         MetricPath(4, embeddings=torch.tensor(ROWS, dtype=torch.float64) + m, power=power) for m in (0, offset)
@@ -107,7 +107,7 @@ def test_distances_do_not_depend_on_where_the_embeddings_lie(power: float, offse
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_neighbours_in_float32_are_told_apart(power: float) -> None:
+def test_metric_path__distinguishes_neighbours_in_float32(power: float) -> None:
     """Embeddings that differ in the last bit are at some distance, although |a|² + |b|² − 2ab is nothing but rounding:
     d > 0, no more than the bound on it, and at t = 1 every token is its data symbol."""
     for seed in range(20):
@@ -122,7 +122,7 @@ def test_neighbours_in_float32_are_told_apart(power: float) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_two_symbols_at_one_place_are_refused(seed: int, power: float) -> None:
+def test_metric_path__refuses_two_symbols_with_one_embedding(seed: int, power: float) -> None:
     """Whatever the rounding of |a|² + |b|² − 2ab: such symbols would never be told apart."""
     rows = torch.randn(6, 7, generator=rng(seed), dtype=torch.float64)
     rows[3] = rows[1]
@@ -130,7 +130,7 @@ def test_two_symbols_at_one_place_are_refused(seed: int, power: float) -> None:
         MetricPath(6, embeddings=rows, power=power)
 
 
-def test_normalising_is_for_embeddings() -> None:
+def test_metric_path__normalize_is_for_embeddings() -> None:
     """A matrix of distances is taken as it is, or the request is refused; it is not changed in silence."""
     try:
         path = MetricPath(4, distance=DISTANCE, normalize=True)
@@ -243,7 +243,7 @@ def test_metric_path__refuses_a_shape_that_is_not_its_own() -> None:
     for name, shape in (("distance", [4, 3]), ("embeddings", [3, 2]), ("embeddings", [4])):
         with pytest.raises(ValueError, match=f"{name} must have the shape"):
             MetricPath(4, **{name: {"shape": shape}})
-    with pytest.raises(ValueError, match="embeddings must be a table of numbers.*rows"):
+    with pytest.raises(ValueError, match=r"embeddings must be a table of numbers.*rows"):
         MetricPath(4, embeddings={"rows": ROWS})
 
 
@@ -267,7 +267,7 @@ def test_product_path__tables_are_named_by_field() -> None:
     assert path.table_shapes() == {"word:embeddings": [4, 2], "place:distance": [4, 4]}
     copy = Path.from_dict(json.loads(json.dumps(path.to_dict())))
     assert copy.tables() == {}
-    with pytest.raises(ValueError, match="tables=.*word:embeddings"):
+    with pytest.raises(ValueError, match=r"tables=.*word:embeddings"):
         copy.load_tables({"word:embeddings": torch.tensor(ROWS)})
     copy.load_tables(path.tables())
     assert copy == path
@@ -275,7 +275,7 @@ def test_product_path__tables_are_named_by_field() -> None:
     MaskedPath(3).load_tables({})
 
 
-def test_lists_and_tensors_are_the_same_path() -> None:
+def test_metric_path__lists_and_tensors_are_the_same_path() -> None:
     for name, rows in (("distance", DISTANCE), ("embeddings", ROWS)):
         paths = [MetricPath(4, **{name: v}) for v in (rows, tuple(map(tuple, rows)), torch.tensor(rows))]
         assert paths[0] == paths[1] == paths[2]
@@ -284,7 +284,7 @@ def test_lists_and_tensors_are_the_same_path() -> None:
     assert torch.equal(uniform.table(times(0.4, 1)), MetricPath(4, distance=DISTANCE).table(times(0.4, 1)))
 
 
-def test_paths_that_differ_are_not_equal() -> None:
+def test_metric_path__paths_that_differ_are_not_equal() -> None:
     ways = [{}, {"c": 2}, {"a": 2}, {"prior": PRIOR}, {"schedule": CosineSchedule()}]
     paths = [MetricPath(4, distance=DISTANCE, **way) for way in ways]
     paths += [MetricPath(4, embeddings=ROWS, **way) for way in ({}, {"normalize": True}, {"power": 1})]
@@ -321,7 +321,7 @@ def test_paths_that_differ_are_not_equal() -> None:
         ({"distance": [0.0, 1, 2, 3]}, "distance"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
+def test_metric_path__names_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MetricPath(4, **arguments)
 
@@ -332,7 +332,7 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
 @every_path
 @given(t=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)))
 @settings(max_examples=20)
-def test_law_is_the_tilted_prior(name: str, t: float) -> None:
+def test_metric_path__probs_are_the_tilted_prior(name: str, t: float) -> None:
     """p0(x) e^{−β d}/Z by loops, β = c (κ/(1 − κ))^a; at t = 0 the prior and at t = 1 the data symbol, to the last bit."""
     path = PATHS[name]
     z = torch.arange(4)
@@ -356,7 +356,7 @@ def test_law_is_the_tilted_prior(name: str, t: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("a", [0.5, 1.0, 2.0])
-def test_beta_derivative_is_that_of_beta(schedule: Any, a: float) -> None:
+def test_metric_path__beta_derivative_is_that_of_beta(schedule: Any, a: float) -> None:
     path = MetricPath(4, distance=DISTANCE, schedule=schedule, c=0.7, a=a)
     t = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
     slope = torch.func.jvp(path.beta, (t,), (torch.ones_like(t),))[1]
@@ -367,7 +367,7 @@ def test_beta_derivative_is_that_of_beta(schedule: Any, a: float) -> None:
 
 @every_path
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.9])
-def test_closed_derivative_is_that_of_the_law(name: str, t: float) -> None:
+def test_metric_path__closed_derivative_is_that_of_probs(name: str, t: float) -> None:
     """−β' p (d − E_p d), against forward-mode differentiation of the law."""
     path = PATHS[name]
     z = torch.arange(4)
@@ -377,7 +377,7 @@ def test_closed_derivative_is_that_of_the_law(name: str, t: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("a", [0.5, 1.0, 2.0])
-def test_the_start_has_a_number_for_a_rate(schedule: Any, a: float) -> None:
+def test_metric_path__rate_at_the_start_is_not_nan(schedule: Any, a: float) -> None:
     """0, finite or +∞ (where an Euler step leaps instead), never 0/0."""
     path, x = MetricPath(4, distance=DISTANCE, schedule=schedule, a=a), torch.arange(4)[None]
     jump = path.marginal(torch.zeros(1, 4, 4), x, times(0.0, 1))
@@ -389,7 +389,7 @@ def test_the_start_has_a_number_for_a_rate(schedule: Any, a: float) -> None:
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(), PowerSchedule(2)], ids=repr)
 @pytest.mark.parametrize("method", ["euler", "tau_leaping"])
-def test_an_infinite_or_undefined_rate_at_the_start_loses_no_jumps(schedule: Any, method: str) -> None:
+def test_metric_path__infinite_or_undefined_rate_at_the_start_loses_no_jumps(schedule: Any, method: str) -> None:
     """a = 1/2: β' is infinite at t = 0, or ∞ · 0. The law at t = 0.5 after one step of a single token is p_0.5."""
     path = MetricPath(4, distance=DISTANCE, schedule=schedule, a=0.5)
     model = ExactModel(path, torch.arange(4)[:, None], torch.tensor([1.0, 2.0, 4.0, 8.0]))
@@ -399,7 +399,7 @@ def test_an_infinite_or_undefined_rate_at_the_start_loses_no_jumps(schedule: Any
 
 @every_path
 @pytest.mark.parametrize("method", ["tau_leaping", "uniformization"])
-def test_simulated_single_tokens_have_the_law_of_the_path(name: str, method: str) -> None:
+def test_metric_path__simulated_single_tokens_have_the_distribution_p_t(name: str, method: str) -> None:
     """L = 1, where the step of a kinetic path is exact: at an intermediate time and at the end."""
     model = chain(name, 1)
     grid = [0.0, 0.5, 1.0] if method == "uniformization" else [0.0, 0.3, 0.5, 1.0]
@@ -417,7 +417,7 @@ def expected_losses(model: ExactModel, logits: Tensor, t: float, kind: str, nois
     """E_{z, x} D(F(x|z), F_θ(x)), summed over all z and x."""
     states, path = model.states(), model.path
     time = times(t, len(states))
-    joint = model.likelihood(states, time) * model.law
+    joint = model.likelihood(states, time) * model.weights
     predicted = path.marginal(logits, states, time)
     total = torch.zeros((), dtype=torch.float64)
     for z, weight in zip(model.data, joint.T, strict=True):
@@ -428,7 +428,7 @@ def expected_losses(model: ExactModel, logits: Tensor, t: float, kind: str, nois
 
 @every_path
 @pytest.mark.parametrize("kind", ["generalized_kl", "cross_entropy"])
-def test_losses_are_least_at_the_exact_posterior(name: str, kind: str) -> None:
+def test_metric_path__losses_are_minimal_at_the_exact_posterior(name: str, kind: str) -> None:
     """Every perturbation adds to the loss, and at second order: a hundredth of it for a tenth of the perturbation."""
     model, t = chain(name), 0.3
     exact = model.logits(model.states(), times(t, 16))
@@ -441,7 +441,7 @@ def test_losses_are_least_at_the_exact_posterior(name: str, kind: str) -> None:
 
 
 @every_path
-def test_conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None:
+def test_metric_path__conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None:
     """Generator Matching, proposition 2, for the rates of metric paths. 2.5e-8 is what a series near u = 0 may cost."""
     model, t = chain(name), 0.3
     states = model.states()
@@ -458,7 +458,7 @@ def test_conditional_and_marginal_loss_have_the_same_gradient(name: str) -> None
 
 
 @every_path
-def test_divergence_is_the_sum_over_the_rates(name: str) -> None:
+def test_metric_path__divergence_is_the_sum_over_the_rates(name: str) -> None:
     path = PATHS[name]
     z, t = torch.randint(4, (20, 3), generator=rng()), torch.rand(20, generator=rng(1)).double() * 0.8 + 0.1
     x = path.sample(z, t, rng(2))
@@ -475,17 +475,19 @@ def test_divergence_is_the_sum_over_the_rates(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["distance", "embeddings"])
-def test_bound_of_the_exact_posterior_lies_above_the_entropy_and_is_estimated_without_bias(name: str) -> None:
+def test_metric_path__bound_of_the_exact_posterior_lies_above_the_entropy_and_is_estimated_without_bias(
+    name: str,
+) -> None:
     """∫ E D dt over κ by quadrature: no less than the entropy, as of every Markov process, and what draws average to."""
     model = chain(name)
-    entropy = float(-(model.law * model.law.log()).sum())
+    entropy = float(-(model.weights * model.weights.log()).sum())
     bound = 0.0
     for kappa, weight in kappa_nodes(60):
         t = model.path.schedule.inverse(kappa)
         loss = expected_losses(model, model.logits(model.states(), t.expand(16)), float(t), "generalized_kl")
         bound += weight * float(loss / model.path.schedule.derivative(t))
     assert entropy < bound < 3 * entropy
-    z = model.data[torch.multinomial(model.law, 3000, replacement=True, generator=rng(3))]
+    z = model.data[torch.multinomial(model.weights, 3000, replacement=True, generator=rng(3))]
     estimate = likelihood_bound(model, z, num_samples=4, rng=rng(4))
     nats = estimate.nats
     assert abs(float(nats.mean()) - bound) < 4.5 * float(nats.std()) / math.sqrt(len(nats))
@@ -508,7 +510,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_two_thousand_symbols_cost_rows_and_no_tables() -> None:
+def test_metric_path__two_thousand_symbols_cost_rows_and_no_tables() -> None:
     """K = 2000, 48 tokens: sampling p_t, a training step and a simulated step make nothing larger than [n, K]."""
     K = 2000
     path = MetricPath(K, embeddings=torch.randn(K, 8, generator=rng()), normalize=True)
@@ -525,7 +527,7 @@ def test_two_thousand_symbols_cost_rows_and_no_tables() -> None:
     assert 16 * K <= most.elements <= 48 * K
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metric_path__chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     path = MetricPath(30, embeddings=torch.randn(30, 3, generator=rng()))
     z, t = torch.randint(30, (4, 6), generator=rng(1)), torch.tensor([0.1, 0.3, 0.5, 0.9])
     logits = torch.randn(4, 6, 30, generator=rng(2))
@@ -544,7 +546,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # float32 logits, summed in other groups
 
 
-def test_a_model_on_embeddings_learns_where_the_noise_came_from() -> None:
+def test_metric_path__model_adds_the_evidence_of_the_noisy_symbol() -> None:
     """The evidence alone, an untrained network's belief: −β d(x, z) + const, so that π is near x and sure as κ → 1."""
     path = MetricPath(4, embeddings=ROWS)
     model = GMModel(GMConfig(path=path, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).eval()

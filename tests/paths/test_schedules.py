@@ -46,7 +46,7 @@ def relative_error(value: torch.Tensor, exact: mpmath.mpf) -> float:
 
 @every_schedule
 @pytest.mark.parametrize("t", [1e-12, 1e-6, 0.01, 0.3, 0.9, 1 - 1e-6, 1 - 1e-12, 1 - 2**-53])
-def test_every_value_has_relative_precision_next_to_both_ends(schedule: Schedule, t: float) -> None:
+def test_schedule__every_value_has_relative_precision_next_to_both_ends(schedule: Schedule, t: float) -> None:
     """A few roundings, amplified at most by the exponent c = 30 of the steepest schedule: 64 units in the last place."""
     exact, kappa = EXACT[schedule], EXACT[schedule](MP.mpf(t))
     derivative = MP.diff(exact, MP.mpf(t), h=MP.mpf(10) ** -30)
@@ -61,7 +61,7 @@ def test_every_value_has_relative_precision_next_to_both_ends(schedule: Schedule
 
 
 @every_schedule
-def test_ends_are_exact(schedule: Schedule) -> None:
+def test_schedule__ends_are_exact(schedule: Schedule) -> None:
     """κ(0) = 0 and κ(1) = 1, both ways: a grid that ends at κ = 1 ends at t = 1, neither before nor behind it."""
     assert float(schedule.kappa(0.0)) == 0
     assert float(schedule.complement(1.0)) == 0
@@ -72,13 +72,13 @@ def test_ends_are_exact(schedule: Schedule) -> None:
 
 
 @every_schedule
-def test_hazard_is_infinite_at_the_end(schedule: Schedule) -> None:
+def test_schedule__hazard_is_infinite_at_the_end(schedule: Schedule) -> None:
     assert float(schedule.hazard(1.0)) == math.inf or isinstance(schedule, SquaredSineSchedule)  # there κ' = 0 too
 
 
 @every_schedule
 @given(t=inner_times)
-def test_derivative_is_that_of_kappa_and_of_minus_the_complement(schedule: Schedule, t: float) -> None:
+def test_schedule__derivative_is_that_of_kappa_and_of_minus_the_complement(schedule: Schedule, t: float) -> None:
     """atol: torch differentiates expm1(v) as 1 + expm1(v), which carries the rounding of 1, times at most c = 30."""
     time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
     rise = torch.autograd.grad(schedule.kappa(time) * 1, time)[0]
@@ -89,7 +89,7 @@ def test_derivative_is_that_of_kappa_and_of_minus_the_complement(schedule: Sched
 
 @every_schedule
 @given(t=inner_times)
-def test_inverse_of_kappa_is_the_time(schedule: Schedule, t: float) -> None:
+def test_schedule__inverse_of_kappa_is_the_time(schedule: Schedule, t: float) -> None:
     """One unit in the last place of κ moves t by ulp/κ', which is what is allowed beside the rounding of t itself."""
     allowed = 8 * ULP * (1 + float(1 / schedule.derivative(t)))
     assert float(schedule.inverse(schedule.kappa(t))) == pytest.approx(t, abs=allowed)
@@ -97,7 +97,7 @@ def test_inverse_of_kappa_is_the_time(schedule: Schedule, t: float) -> None:
 
 @every_schedule
 @given(kappa=st.one_of(st.floats(1e-12, 1e-3), st.floats(1e-3, 1 - 1e-3), st.floats(1 - 1e-3, 1)))
-def test_kappa_of_the_inverse_is_kappa(schedule: Schedule, kappa: float) -> None:
+def test_schedule__kappa_of_the_inverse_is_kappa(schedule: Schedule, kappa: float) -> None:
     """One unit in the last place of t moves κ by κ' ulp(t), which is what is allowed beside the rounding of κ itself."""
     t = schedule.inverse(kappa)
     allowed = 8 * ULP * (kappa + float(schedule.derivative(t) * t))
@@ -106,7 +106,7 @@ def test_kappa_of_the_inverse_is_kappa(schedule: Schedule, kappa: float) -> None
 
 @every_schedule
 @given(pair=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
-def test_kappa_increases_and_its_complement_completes_it(schedule: Schedule, pair: list[float]) -> None:
+def test_schedule__kappa_increases_and_its_complement_completes_it(schedule: Schedule, pair: list[float]) -> None:
     t, s = pair
     assert 0 <= schedule.kappa(t) <= schedule.kappa(s) <= 1
     assert 1 + ULP >= schedule.complement(t) >= schedule.complement(s) - ULP
@@ -116,7 +116,9 @@ def test_kappa_increases_and_its_complement_completes_it(schedule: Schedule, pai
 
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.1, 0.2), (0.05, 0.95), (0.9, 0.99)])
-def test_jump_probability_is_one_minus_the_survival_of_the_hazard(schedule: Schedule, t: float, s: float) -> None:
+def test_schedule__jump_probability_is_one_minus_the_survival_of_the_hazard(
+    schedule: Schedule, t: float, s: float
+) -> None:
     """1 − exp(−∫ h), by Gauss-Legendre of 100 nodes: its error is below 1e-13 for these analytic integrands."""
     node, weight = np.polynomial.legendre.leggauss(100)
     times = torch.from_numpy(t + (s - t) * (node + 1) / 2)
@@ -126,7 +128,7 @@ def test_jump_probability_is_one_minus_the_survival_of_the_hazard(schedule: Sche
 
 @every_schedule
 @given(times=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999), st.floats(0, 0.999)).map(sorted))
-def test_survival_composes(schedule: Schedule, times: list[float]) -> None:
+def test_schedule__survival_composes(schedule: Schedule, times: list[float]) -> None:
     """1 − P(r, t) = (1 − P(r, s)) (1 − P(s, t)), to the rounding of P ≈ 1, which e^(ct) multiplies by up to c = 30."""
     r, s, t = times
     whole = 1 - schedule.jump_probability(r, t)
@@ -136,7 +138,7 @@ def test_survival_composes(schedule: Schedule, times: list[float]) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("t", [0.0, 0.5, 1 - 1e-12, 1 - 2**-53])
-def test_jump_is_certain_when_the_interval_ends_at_1_and_impossible_when_it_is_empty(
+def test_schedule__jump_is_certain_when_the_interval_ends_at_1_and_impossible_when_it_is_empty(
     schedule: Schedule, t: float
 ) -> None:
     assert float(schedule.jump_probability(t, 1.0)) == 1
@@ -146,7 +148,7 @@ def test_jump_is_certain_when_the_interval_ends_at_1_and_impossible_when_it_is_e
 
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(1 - 3e-12, 1 - 1e-12), (1 - 1e-9, 1 - 2e-12), (0.3, 1 - 1e-12)])
-def test_jump_probability_next_to_1(schedule: Schedule, t: float, s: float) -> None:
+def test_schedule__jump_probability_next_to_1(schedule: Schedule, t: float, s: float) -> None:
     exact = EXACT[schedule]
     expected = (exact(MP.mpf(s)) - exact(MP.mpf(t))) / (1 - exact(MP.mpf(t)))
     assert relative_error(schedule.jump_probability(t, s), expected) < 128 * ULP
@@ -154,7 +156,7 @@ def test_jump_probability_next_to_1(schedule: Schedule, t: float, s: float) -> N
 
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.0, 1e-4), (0.0, 1e-10), (1e-10, 3e-10)])
-def test_jump_probability_next_to_0(schedule: Schedule, t: float, s: float) -> None:
+def test_schedule__jump_probability_next_to_0(schedule: Schedule, t: float, s: float) -> None:
     """Reversal steps divide it by κ(s): the candidate of the step that starts at 0 must have probability 1, not 0."""
     exact = EXACT[schedule]
     start = exact(MP.mpf(t)) if t else MP.mpf(0)
@@ -163,7 +165,7 @@ def test_jump_probability_next_to_0(schedule: Schedule, t: float, s: float) -> N
 
 
 @every_schedule
-def test_tensors_of_any_shape_and_type_are_computed_in_float64(schedule: Schedule) -> None:
+def test_schedule__computes_tensors_of_any_shape_and_type_in_float64(schedule: Schedule) -> None:
     t = torch.tensor([[0.25], [0.75]], dtype=torch.float32)
     for method in (schedule.kappa, schedule.complement, schedule.derivative, schedule.inverse, schedule.hazard):
         assert method(t).shape == t.shape
@@ -172,7 +174,7 @@ def test_tensors_of_any_shape_and_type_are_computed_in_float64(schedule: Schedul
 
 
 @every_schedule
-def test_schedule_travels_through_json(schedule: Schedule) -> None:
+def test_schedule__travels_through_json(schedule: Schedule) -> None:
     copy = Schedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
     assert copy == schedule
     assert hash(copy) == hash(schedule)
@@ -180,7 +182,7 @@ def test_schedule_travels_through_json(schedule: Schedule) -> None:
     assert float(copy.kappa(0.3)) == float(schedule.kappa(0.3))
 
 
-def test_schedules_differ_by_kind_and_argument() -> None:
+def test_schedule__differs_by_kind_and_argument() -> None:
     assert PowerSchedule(2) != PowerSchedule(3)
     assert LinearSchedule() != PowerSchedule(1)
     assert "n=3" in repr(PowerSchedule(3))
@@ -194,7 +196,7 @@ def test_schedules_differ_by_kind_and_argument() -> None:
         for value in (0, -1, math.nan)
     ],
 )
-def test_bad_arguments_are_named(kind: type, value: float, name: str) -> None:
+def test_schedule__names_bad_arguments(kind: type, value: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
         kind(value)
 
@@ -208,6 +210,6 @@ def test_bad_arguments_are_named(kind: type, value: float, name: str) -> None:
         ({"type": "linear", "n": 2}, "LinearSchedule takes no argument n"),
     ],
 )
-def test_bad_configs_are_named(config: dict, message: str) -> None:
+def test_schedule__names_bad_configs(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule.from_dict(config)

@@ -1,4 +1,4 @@
-"""Pictures of runs: every state is a frame, every character stands where it should, and pages need nothing else."""
+"""Pictures of trajectories: every state is a frame, every character has its place, and pages need no other files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def frames_of(file: Path) -> tuple[list[np.ndarray], list[int]]:
 
 
 def cell(frame: np.ndarray, column: int, line: int) -> np.ndarray:
-    """The pixels [h, w, 3] of a character: 10 × 22 of them, behind a margin of 14."""
+    """The pixels [h, w, 3] of a character: 10 × 22 of them, after a margin of 14."""
     return frame[14 + 22 * line : 14 + 22 * line + 21, 14 + 10 * column : 24 + 10 * column]
 
 
@@ -89,7 +89,7 @@ def replayed(story: dict[str, Any]) -> list[list[int]]:
 # ---- GIF
 
 
-def test_every_state_is_a_frame_and_the_last_one_stays(tmp_path: Path) -> None:
+def test_animate__every_state_is_a_frame_and_the_last_one_stays(tmp_path: Path) -> None:
     file = animate(STORY, LETTERS, tmp_path / "new" / "run.gif")
     frames, durations = frames_of(file)
     assert file == tmp_path / "new" / "run.gif"
@@ -98,14 +98,14 @@ def test_every_state_is_a_frame_and_the_last_one_stays(tmp_path: Path) -> None:
     assert len(frames) == 4
 
 
-def test_states_that_do_not_differ_are_frames_all_the_same(tmp_path: Path) -> None:
+def test_animate__equal_states_are_frames_too(tmp_path: Path) -> None:
     same = trajectory([[[1, 1]]] * 5)
     assert frames_of(animate(same, LETTERS, tmp_path / "a.gif"))[1] == [DURATION] * 4 + [LAST_DURATION]
     alone = Trajectory(same.times[:1], same.states[:1], same.jumps[:0], None, same.fixed)
     assert len(frames_of(animate(alone, LETTERS, tmp_path / "b.gif"))[0]) == 1
 
 
-def test_symbols_have_the_colours_of_what_became_of_them(tmp_path: Path) -> None:
+def test_animate__tokens_have_the_colours_of_their_changes(tmp_path: Path) -> None:
     frames, _ = frames_of(animate(STORY, LETTERS, tmp_path / "run.gif"))
     expected = [
         ["given", "mask", "mask", "mask"],
@@ -123,15 +123,15 @@ def test_symbols_have_the_colours_of_what_became_of_them(tmp_path: Path) -> None
             assert near(strongest, ink), (column, kind, strongest)
 
 
-def test_steady_texts_keep_their_places(tmp_path: Path) -> None:
-    """The line of the end breaks behind its fourth symbol: the fifth stands below from the first frame on."""
+def test_animate__steady_texts_keep_their_places(tmp_path: Path) -> None:
+    """The last line breaks after its fourth token: the fifth is below from the first frame on."""
     frames, _ = frames_of(animate(STORY, LETTERS, tmp_path / "run.gif"))
     for frame in frames:
         assert not near(cell(frame, 4, 0), STYLES["mask"][0])
         assert near(cell(frame, 0, 1), STYLES["mask"][0]) or near(cell(frame, 0, 1), STYLES["new"][0])
 
 
-def test_lines_break_at_the_right_edge(tmp_path: Path) -> None:
+def test_animate__lines_break_at_the_right_edge(tmp_path: Path) -> None:
     assert _places(["a", "b", "↵\n", "c"], 9) == [[(0, 0, "a")], [(1, 0, "b")], [(2, 0, "↵")], [(0, 1, "c")]]
     assert _places(["ab", "cd", "e"], 3) == [[(0, 0, "a"), (1, 0, "b")], [(0, 1, "c"), (1, 1, "d")], [(2, 1, "e")]]
     assert _places(["abc"], 2) == [[(0, 0, "a"), (1, 0, "b"), (0, 1, "c")]]
@@ -141,7 +141,7 @@ def test_lines_break_at_the_right_edge(tmp_path: Path) -> None:
     assert [height - heights[0] for height in heights] == [0, 22, 9 * 22]
 
 
-def test_long_runs_are_thinned(tmp_path: Path) -> None:
+def test_animate__max_frames_thins_long_runs(tmp_path: Path) -> None:
     states = torch.arange(101)[:, None, None].clamp(max=100) % 2 + 1
     long = trajectory(states)
     frames, _ = frames_of(animate(long, LETTERS, tmp_path / "a.gif", max_frames=11))
@@ -150,7 +150,7 @@ def test_long_runs_are_thinned(tmp_path: Path) -> None:
     assert len(story_of(animate(long, LETTERS, tmp_path / "a.html", max_frames=500))["times"]) == 101
 
 
-def test_tokenizers_that_strip_spaces_get_them_back() -> None:
+def test_glyph__restores_spaces_that_tokenizers_strip() -> None:
     words = Symbols(" the", "a", "\n", strips=True)
     assert words.decode([1]) == "the"
     assert [glyph(words, symbol) for symbol in (1, 2, 3)] == [" the", "a", "\n"]
@@ -160,7 +160,7 @@ def test_tokenizers_that_strip_spaces_get_them_back() -> None:
 # ---- HTML
 
 
-def test_a_page_holds_every_state_exactly(tmp_path: Path) -> None:
+def test_page__holds_every_state_exactly(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     states = torch.randint(len(LETTERS.texts), (9, 2, 40), generator=rng)
     for index in (0, 1, -1):
@@ -174,7 +174,7 @@ def test_a_page_holds_every_state_exactly(tmp_path: Path) -> None:
         assert shown == expected
 
 
-def test_a_page_says_what_each_step_did(tmp_path: Path) -> None:
+def test_page__has_the_changes_of_each_step(tmp_path: Path) -> None:
     story = story_of(animate(STORY, LETTERS, tmp_path / "a.html"))
     assert [kind for _, _, kind in story["start"]] == ["given"] + ["mask"] * 4
     kinds = [{position: kind for position, _, _, kind in change} for change in story["changes"]]
@@ -187,7 +187,7 @@ def test_a_page_says_what_each_step_did(tmp_path: Path) -> None:
     assert "masked again" not in plain
 
 
-def test_special_characters_are_escaped(tmp_path: Path) -> None:
+def test_page__escapes_special_characters(tmp_path: Path) -> None:
     every = list(range(1, len(LETTERS.texts)))
     text = animate(trajectory([[every], [every]]), LETTERS, tmp_path / "a.html").read_text(encoding="utf-8")
     assert text.count("<script") == text.count("</script>") == 2
@@ -199,7 +199,7 @@ def test_special_characters_are_escaped(tmp_path: Path) -> None:
     assert replayed(story_of(tmp_path / "a.html")) == [every, every]
 
 
-def test_a_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_page__needs_no_other_files(tmp_path: Path) -> None:
     text = animate(STORY, LETTERS, tmp_path / "a.html").read_text()
     assert "//" not in re.sub(r"^\s*// .*$", "", text, flags=re.MULTILINE)  # but for comments: no address of any kind
     assert not re.search(r"\b(src|href|action|import|fetch|url)\s*[=(]", text)
@@ -209,7 +209,7 @@ def test_a_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
 # ---- curves
 
 
-def test_curves_are_a_png(tmp_path: Path) -> None:
+def test_plot_trajectory__writes_a_png(tmp_path: Path) -> None:
     sizes = {}
     for name, mask in (("plain", None), ("masked", MASK)):
         file = plot_trajectory(STORY, tmp_path / name / "a.png", mask)
@@ -222,7 +222,7 @@ def test_curves_are_a_png(tmp_path: Path) -> None:
     assert sizes["masked"][1] > sizes["plain"][1]
 
 
-def test_changes_are_told_apart() -> None:
+def test_plot_trajectory__separates_kinds_of_changes() -> None:
     found = _changes(STORY, (STORY.states == MASK).flatten(2))
     assert {name: values[:, 0].tolist() for name, values in found.items()} == {
         "unmasked": [2, 0, 3],
@@ -235,7 +235,7 @@ def test_changes_are_told_apart() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_runs_in_which_little_was_read_are_drawn(tmp_path: Path) -> None:
+def test_plot_trajectory__draws_runs_with_few_entropies(tmp_path: Path) -> None:
     unread = torch.full((3, 1), torch.nan, dtype=torch.float64)
     part = torch.tensor([[1.0], [torch.nan], [0.5]]).double()
     for number, entropy in enumerate((unread, part)):
@@ -245,40 +245,40 @@ def test_runs_in_which_little_was_read_are_drawn(tmp_path: Path) -> None:
     assert plot_trajectory(everything, tmp_path / "fixed.png", MASK).exists()
 
 
-def test_numbers_are_drawn_by_their_changes(tmp_path: Path) -> None:
+def test_plot_trajectory__draws_continuous_states(tmp_path: Path) -> None:
     states = torch.randn(5, 2, 3, 4)
     run = Trajectory(torch.linspace(0, 1, 5).double(), states, torch.full((4, 2), 12), None, states[0] > 9)
     assert plot_trajectory(run, tmp_path / "a.png").exists()
-    with pytest.raises(ValueError, match=r"mask_token_id=0 is of symbols; the states are torch\.float32"):
+    with pytest.raises(ValueError, match=r"mask_token_id=0 .*torch\.float32"):
         plot_trajectory(run, tmp_path / "b.png", MASK)
-    with pytest.raises(
-        ValueError, match=r"trajectory has states \(5, 2, 3, 4\) of torch\.float32; animate shows symbols"
-    ):
+    with pytest.raises(ValueError, match=r"trajectory .*\(5, 2, 3, 4\) of torch\.float32"):
         animate(run, LETTERS, tmp_path / "a.gif")
 
 
 # ---- errors
 
 
-def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    for options, message in (
-        ({"path": "a.mp4"}, r"path='.*a\.mp4' must end in \.gif or \.html"),
-        ({"index": 1}, "index=1 must be one of the 1 sequences"),
+def test_animate__bad_arguments_are_named(tmp_path: Path) -> None:
+    for options, match in (
+        ({"path": "a.mp4"}, r"path='.*a\.mp4'"),
+        ({"index": 1}, "index=1 "),
         ({"index": -2}, "index=-2"),
-        ({"columns": 0}, "columns=0 must be at least 1"),
-        ({"max_frames": 1}, "max_frames=1 must be at least 2"),
+        ({"columns": 0}, "columns=0 "),
+        ({"max_frames": 1}, "max_frames=1 "),
     ):
         settings: dict[str, Any] = {"path": "a.gif"} | options
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=match):
             animate(STORY, LETTERS, tmp_path / settings.pop("path"), **settings)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("package", ["PIL", "matplotlib"])
-def test_missing_packages_name_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures__missing_packages_name_the_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"pictures need {package}: pip install 'gm_discrete\[pictures\]'"):
+    with pytest.raises(ImportError, match=rf"{package}: .*gm_discrete\[pictures\]"):
         animate(STORY, LETTERS, tmp_path / "a.gif")
     assert animate(STORY, LETTERS, tmp_path / "a.html").exists()  # which needs neither
     if package == "matplotlib":
@@ -286,7 +286,7 @@ def test_missing_packages_name_the_extra(package: str, tmp_path: Path, monkeypat
             plot_trajectory(STORY, tmp_path / "a.png")
 
 
-def test_a_failed_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write__a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = animate(STORY, LETTERS, tmp_path / "a.gif")
     before = file.read_bytes()
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,39 +11,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 WORDS = "the of and to in a is that it as was for on are with his they be at one have this from or had by hot but some"
 
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """recipes/text.py, imported as Python would run it: with its folder on the path."""
+    """recipes/text.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(RECIPES)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield importlib.import_module("text")
+        yield importlib.import_module("recipes.text")
 
 
 @pytest.fixture(scope="session")
 def image_recipe(recipe: ModuleType) -> ModuleType:
-    """recipes/images.py, under a name of its own: a benchmark is called images too."""
-    return loaded("images")
+    """recipes/images.py."""
+    return importlib.import_module("recipes.images")
 
 
 @pytest.fixture(scope="session")
 def mixed_recipe(recipe: ModuleType) -> ModuleType:
     """recipes/mixed.py."""
-    return loaded("mixed")
-
-
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("recipes.mixed")
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +69,7 @@ def tiny_images() -> list[str]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty coloured PNGs of 32 × 32 pixels in folders by class, as the hub's data sets of images look to `load_images`."""
+    """Forty coloured PNGs of 32 × 32 pixels in folders by class, like those of hub data sets."""
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for number in range(40):
         file = folder / "train" / ("cat", "dog")[number % 2] / f"{number}.png"
@@ -94,7 +80,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def packaged_images(image_recipe: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """fashion_mnist and emoji32 of a few images, where and as their downloads leave them."""
+    """fashion_mnist and emoji32 of a few images, in the files that their downloads write."""
     folder, rng = tmp_path_factory.mktemp("packages"), np.random.default_rng(1)
     (folder / "gm_discrete").mkdir()
     fashion = {
@@ -112,5 +98,5 @@ def packaged_images(image_recipe: ModuleType, tmp_path_factory: pytest.TempPathF
         labels=np.arange(80) % 9, names=np.array([f"category {i}" for i in range(9)]), kinds=np.arange(80) // 2,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("gm_discrete.data.packaged"), "HF_CACHE_HOME", str(folder))
+        patch.setattr(importlib.import_module("recipes.datasets.packages"), "HF_CACHE_HOME", str(folder))
         yield folder

@@ -1,5 +1,4 @@
-"""Every config of texts is made of arguments that exist, describes a model that can be built, and trains; and the README's
-commands run."""
+"""Every config of recipes/text.py has known arguments, builds its model and trains; the commands of the README run."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ GPT2_SIZE = 50257
 
 
 class Symbols:
-    """As much of a tokenizer as a config needs: that of GPT-2 with a padding and a mask token added, or characters."""
+    """The attributes of a tokenizer that a config needs: that of GPT-2 with padding and mask token, or characters."""
 
     def __init__(self, options: Any) -> None:
         self.size = GPT2_SIZE + 2 if options.tokenizer == "gpt2" else 84
@@ -60,7 +59,7 @@ def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
     return recipe.parse_arguments((recipe.TextArguments, TrainingArguments), [str(part) for part in argv])
 
 
-def test_the_configs_are_there() -> None:
+def test_text_recipe__configs_exist() -> None:
     names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext", "moses"}
     assert names <= {file.stem for file in CONFIGS}
     everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
@@ -68,7 +67,7 @@ def test_the_configs_are_there() -> None:
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_it_describes_a_model_of_its_full_size(recipe: ModuleType, file: Path) -> None:
+def test_text_recipe__a_config_describes_a_model_of_full_size(recipe: ModuleType, file: Path) -> None:
     options, _ = parse(recipe, "--config", file)
     config = recipe.build_config(options, Symbols(options), None)
     with torch.device("meta"):
@@ -80,8 +79,11 @@ def test_it_describes_a_model_of_its_full_size(recipe: ModuleType, file: Path) -
     assert config.max_position_embeddings == options.length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_it_takes_two_steps(recipe: ModuleType, tiny: list[str], gpt2: Path, tmp_path: Path, file: Path) -> None:
+def test_text_recipe__a_config_trains_for_two_steps(
+    recipe: ModuleType, tiny: list[str], gpt2: Path, tmp_path: Path, file: Path
+) -> None:
     options, training = parse(recipe, "--config", file, "--use_cpu", "true")
     stand_ins = ["--output_dir", str(tmp_path)]
     if options.tokenizer == "gpt2":
@@ -96,7 +98,7 @@ def test_it_takes_two_steps(recipe: ModuleType, tiny: list[str], gpt2: Path, tmp
     assert training.output_dir == f"runs/{file.stem}"
 
 
-def test_the_command_line_goes_first(recipe: ModuleType, tmp_path: Path) -> None:
+def test_text_recipe__the_command_line_has_precedence(recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("length: 32\nhidden_size: 64\nlearning_rate: 3e-4\nmuon: true\noutput_dir: from_yaml\n")
     options, training = parse(recipe, "--hidden_size", 128, "--config", config, "--muon", "false")
@@ -107,7 +109,7 @@ def test_the_command_line_goes_first(recipe: ModuleType, tmp_path: Path) -> None
     assert (options.hidden_size, options.muon, training.output_dir) == (64, True, "from_line")
 
 
-def test_an_unknown_key_is_refused(recipe: ModuleType, tmp_path: Path) -> None:
+def test_text_recipe__an_unknown_key_is_an_error(recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("hiden_size: 64\nlength: 32\n")
     with pytest.raises(ValueError, match="unknown arguments: hiden_size"):
@@ -119,7 +121,7 @@ def test_an_unknown_key_is_refused(recipe: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("path", "masks"), ("rates", "fast"), ("times", "bell"), ("tokenizer", "./no")]
 )
-def test_an_unknown_choice_is_refused(
+def test_text_recipe__an_unknown_choice_is_an_error(
     recipe: ModuleType, tiny: list[str], tmp_path: Path, name: str, value: str
 ) -> None:
     path = ["--path", "uniform"] if name == "rates" else []
@@ -128,7 +130,8 @@ def test_an_unknown_choice_is_refused(
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_the_commands_of_the_readme_run(
+@pytest.mark.slow
+def test_readme__its_commands_run(
     recipe: ModuleType,
     tiny: list[str],
     gpt2: Path,

@@ -1,4 +1,4 @@
-"""recipes/images.py: every config builds its model and trains, a run leaves what it should and goes on where it stopped."""
+"""recipes/images.py: every config builds its model and trains; the files of a run; resuming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets import ClassLabel
 from PIL import Image
 from transformers import AutoModel, TrainingArguments
 
-from gm_discrete import GMModel, MaskedPath, UniformPath
+from gm_discrete import GaussianPath, GMModel, MaskedPath, UniformPath
 from tests.helpers.recipe_configs import configs
 
 CONFIGS = configs("images")
@@ -37,7 +37,7 @@ def flags(arguments: dict[str, object]) -> list[str]:
 
 
 class Rows:
-    """As much of a stream as a config looks at: eight images of noise with classes that have names."""
+    """A stream of eight images of noise with named classes."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         pixels = torch.randint(256, (8, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -52,7 +52,7 @@ class Rows:
 
 
 @every_config
-def test_it_describes_a_model_of_its_full_size(image_recipe: ModuleType, file: Path) -> None:
+def test_image_recipe__a_config_describes_a_model_of_full_size(image_recipe: ModuleType, file: Path) -> None:
     options, training = parse(image_recipe, "--config", file, "--use_cpu", "true")
     shape, classes = SOURCES[options.data]
     config = image_recipe.build_config(options, Rows(shape, classes))
@@ -87,8 +87,9 @@ def test_it_describes_a_model_of_its_full_size(image_recipe: ModuleType, file: P
     assert training.max_steps % training.eval_steps == training.max_steps % training.save_steps == 0
 
 
+@pytest.mark.slow
 @every_config
-def test_it_takes_two_steps(
+def test_image_recipe__a_config_trains_for_two_steps(
     image_recipe: ModuleType,
     tiny_images: list[str],
     image_folder: Path,
@@ -96,7 +97,7 @@ def test_it_takes_two_steps(
     tmp_path: Path,
     file: Path,
 ) -> None:
-    """mnist is real, the other packages are small ones in their real format, and a folder stands for the hub."""
+    """With the real mnist, a few images in the format of the other packages, and a folder in place of the hub."""
     options, _ = parse(image_recipe, "--config", file, "--use_cpu", "true")
     stand_ins = ["--output_dir", str(tmp_path), "--patch_size", str(7 if options.data.endswith("mnist") else 8)]
     hub = options.data not in ("mnist", "fashion_mnist", "emoji32")
@@ -131,13 +132,13 @@ def test_it_takes_two_steps(
         assert curve.format == "PNG"
 
 
-def test_the_configs_are_there() -> None:
+def test_image_recipe__configs_exist() -> None:
     names = {file.stem for file in CONFIGS}
     assert {f"mnist_{kind}" for kind in ("masked", "uniform", "flow", "jump", "superposition")} <= names
     assert {"emoji32_superposition", "fashion_mnist_superposition", "cifar10_superposition"} <= names
 
 
-def test_the_command_line_goes_first(image_recipe: ModuleType, tmp_path: Path) -> None:
+def test_image_recipe__the_command_line_has_precedence(image_recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("patch_size: 2\nhidden_size: 64\nmuon: true\nguidance_scale: 2.0\noutput_dir: from_yaml\n")
     options, training = parse(
@@ -162,7 +163,8 @@ def arguments(tiny_images: list[str], image_folder: Path) -> list[str]:
     return [*tiny_images, *flags(choice)]
 
 
-def test_a_stopped_run_goes_on(
+@pytest.mark.slow
+def test_image_recipe__resumes_a_stopped_run(
     image_recipe: ModuleType, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Six steps at once, and two and then four more: one and the same model."""
@@ -171,17 +173,18 @@ def test_a_stopped_run_goes_on(
     image_recipe.main([*arguments, *constant, *flags({"max_steps": 2, "output_dir": tmp_path / "resumed"})])
     capsys.readouterr()
     image_recipe.main([*arguments, *constant, *flags({"max_steps": 6, "output_dir": tmp_path / "resumed"})])
-    assert f"goes on from {tmp_path / 'resumed' / 'checkpoint-2'}" in capsys.readouterr().out
+    assert f"resumed from {tmp_path / 'resumed' / 'checkpoint-2'}" in capsys.readouterr().out
     for file in ("model.safetensors", "checkpoint-6/model.safetensors", "samples.png"):
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "unbroken" / file).read_bytes(), file
     with pytest.raises(ValueError, match=r"started with bins=8, now it is 16"):
         image_recipe.main([*arguments, *flags({"bins": 16, "output_dir": tmp_path / "resumed"})])
     shown = {"num_images": 2, "num_steps": 2, "guidance_scale": 2.0, "max_steps": 6, "output_dir": tmp_path / "resumed"}
-    image_recipe.main([*arguments, *constant, *flags(shown)])  # what weights do not depend on may change
+    image_recipe.main([*arguments, *constant, *flags(shown)])  # arguments that the weights do not depend on may change
     assert (tmp_path / "resumed" / "samples.png").read_bytes() != (tmp_path / "unbroken" / "samples.png").read_bytes()
 
 
-def test_without_classes_and_with_other_divergences(
+@pytest.mark.slow
+def test_image_recipe__trains_without_classes_and_with_other_divergences(
     image_recipe: ModuleType, arguments: list[str], tmp_path: Path
 ) -> None:
     choice = {
@@ -200,7 +203,8 @@ def test_without_classes_and_with_other_divergences(
     assert path.schedule.type_name == "trigonometric"
 
 
-def test_a_stream_is_trained_on(image_recipe: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_image_recipe__trains_on_a_stream(image_recipe: ModuleType, arguments: list[str], tmp_path: Path) -> None:
     source = Path(arguments[arguments.index("--data") + 1])
     for part in ("train", "validation"):
         shutil.copytree(source / "train", tmp_path / "data" / part)
@@ -215,16 +219,16 @@ def test_a_stream_is_trained_on(image_recipe: ModuleType, arguments: list[str], 
     [
         ("path", "diffusion", "path='diffusion' must be gaussian, masked or uniform"),
         ("times", "bell", "times='bell' must be logit_normal or uniform"),
-        ("generators", '{"leap": 1.0}', "generators leap are unknown; choose among flow, diffusion, jump"),
+        ("generators", '{"leap": 1.0}', r"generators.leap "),
         ("generators", '{"flow": 0.7}', "must have weights ≥ 0 of sum 1"),
         ("divergence", '{"jump": "cosh"}', "divergence='cosh' of rates"),
         ("prediction", "pixels", "prediction='pixels' must be 'belief', 'velocity'"),
         ("patch_size", "3", "patch_size=3 must divide"),
         ("data", "/nowhere", "/nowhere"),
-        ("image_column", "img", "column 'img' is not in data"),
+        ("image_column", "img", "column 'img' is not in source"),
     ],
 )
-def test_an_unknown_choice_is_refused(
+def test_image_recipe__an_unknown_choice_is_an_error(
     image_recipe: ModuleType, arguments: list[str], tmp_path: Path, name: str, value: str, message: str
 ) -> None:
     with pytest.raises((ValueError, OSError), match=message):
@@ -232,14 +236,14 @@ def test_an_unknown_choice_is_refused(
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_unfinished_states_are_shown(image_recipe: ModuleType) -> None:
+def test_image_recipe__shows_intermediate_states(image_recipe: ModuleType) -> None:
     """Masks in grey, symbols by their level, numbers as they are."""
     options, config = SimpleNamespace(levels=4), SimpleNamespace(image_shape=[1, 1, 3])
     masked: Any = SimpleNamespace(config=config, path=MaskedPath(5))
     state = image_recipe.visible(torch.tensor([[[[0, 3, 4]]]]), options, masked)
     assert state.flatten().tolist()[:2] == [0, 255]
     assert 100 < int(state.flatten()[2]) < 200
-    numbers: Any = SimpleNamespace(config=config, path=None)
+    numbers: Any = SimpleNamespace(config=config, path=GaussianPath())
     assert image_recipe.visible(torch.tensor([[[[-1.0, 1.0, 3.0]]]]), options, numbers).flatten().tolist() == [
         0,
         255,

@@ -1,4 +1,4 @@
-"""recipes/mixed.py: every config builds its model and trains, a run leaves what it should and goes on where it stopped."""
+"""recipes/mixed.py: every config builds its model and trains; the files of a run; resuming."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def notes() -> Dataset:
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_it_describes_a_model_of_its_full_size(mixed_recipe: ModuleType, file: Path) -> None:
+def test_mixed_recipe__a_config_describes_a_model_of_full_size(mixed_recipe: ModuleType, file: Path) -> None:
     options, training = mixed_recipe.parse_arguments(
         (mixed_recipe.MixedArguments, TrainingArguments), ["--config", str(file), "--use_cpu", "true"]
     )
@@ -78,12 +78,13 @@ def test_it_describes_a_model_of_its_full_size(mixed_recipe: ModuleType, file: P
     assert training.max_steps % training.eval_steps == training.max_steps % training.save_steps == 0
 
 
-def test_the_configs_are_there() -> None:
+def test_mixed_recipe__configs_exist() -> None:
     assert {"diamonds", "flights", "chorales"} <= {file.stem for file in CONFIGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["diamonds", "flights"])
-def test_a_table_is_trained_on(mixed_recipe: ModuleType, few: list[str], tmp_path: Path, name: str) -> None:
+def test_mixed_recipe__trains_on_a_table(mixed_recipe: ModuleType, few: list[str], tmp_path: Path, name: str) -> None:
     config = RECIPES / "configs" / f"{name}.yaml"
     metrics = mixed_recipe.main(["--config", str(config), *few, *flags({"output_dir": tmp_path, "streaming": False})])
     assert {entry.name for entry in tmp_path.iterdir() if entry.is_file()} == LEFT_OF_TABLES
@@ -102,7 +103,8 @@ def test_a_table_is_trained_on(mixed_recipe: ModuleType, few: list[str], tmp_pat
     assert list(model.config.codecs) == ["age", "height", "height_missing", "town"]
 
 
-def test_music_is_trained_on(
+@pytest.mark.slow
+def test_mixed_recipe__trains_on_music(
     mixed_recipe: ModuleType, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("music21")
@@ -115,7 +117,8 @@ def test_music_is_trained_on(
     assert (tmp_path / "samples.mid").read_bytes()[:4] == b"MThd"
 
 
-def test_a_stopped_run_goes_on(mixed_recipe: ModuleType, few: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_mixed_recipe__resumes_a_stopped_run(mixed_recipe: ModuleType, few: list[str], tmp_path: Path) -> None:
     """Four steps at once, and two and then two more, with times and noise of their own: one and the same model."""
     choice = {"lr_scheduler_type": "constant", "independent_times": True, "generators": '{"flow": 0.5, "jump": 0.5}'}
     for folder, steps in (("unbroken", 4), ("resumed", 2), ("resumed", 4)):
@@ -126,7 +129,10 @@ def test_a_stopped_run_goes_on(mixed_recipe: ModuleType, few: list[str], tmp_pat
         mixed_recipe.main([*few, *flags({**choice, "bins": 16, "output_dir": tmp_path / "resumed"})])
 
 
-def test_a_stream_is_trained_on(mixed_recipe: ModuleType, few: list[str], table: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_mixed_recipe__trains_on_a_stream(
+    mixed_recipe: ModuleType, few: list[str], table: Path, tmp_path: Path
+) -> None:
     rows = table.read_text().splitlines()
     for split, part in (("train", rows[:41]), ("validation", [rows[0], *rows[41:]])):
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -143,18 +149,18 @@ def test_a_stream_is_trained_on(mixed_recipe: ModuleType, few: list[str], table:
         ("times", "bell", "times='bell' must be logit_normal or uniform"),
         ("symbols", "blurred", "symbols='blurred' must be 'masked' or 'uniform'"),
         ("scalers", '"cubic"', "scalers='cubic'"),
-        ("generators", '{"leap": 1.0}', "generators leap are unknown"),
+        ("generators", '{"leap": 1.0}', r"generators.leap "),
         ("data", "/nowhere", "/nowhere"),
     ],
 )
-def test_an_unknown_choice_is_refused(
+def test_mixed_recipe__an_unknown_choice_is_an_error(
     mixed_recipe: ModuleType, few: list[str], tmp_path: Path, name: str, value: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         mixed_recipe.main([*few, f"--{name}", value, "--output_dir", str(tmp_path)])
 
 
-def test_columns_are_compared(mixed_recipe: ModuleType, tmp_path: Path) -> None:
+def test_compare_columns__draws_both_tables(mixed_recipe: ModuleType, tmp_path: Path) -> None:
     compare: Any = mixed_recipe.compare_columns
     real = {"a": [1.0, 2.0, 3.0, None], "b": ["x", "y", "x", "y"]}
     assert compare(real, {"a": [1, 2, 2, 1], "b": ["x", "x", "z", "y"]}, tmp_path / "a.png").read_bytes()[1:4] == b"PNG"

@@ -1,23 +1,13 @@
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(RECIPES)
-        yield importlib.import_module("pictures")
+from recipes import pictures
 
 
 def pixels(file: Path, factor: int, height: int, width: int) -> np.ndarray:
@@ -29,7 +19,7 @@ def pixels(file: Path, factor: int, height: int, width: int) -> np.ndarray:
     return array[:, 0, :, 0]
 
 
-def test_a_grid_is_read_row_by_row(pictures: ModuleType, tmp_path: Path) -> None:
+def test_image_grid__fills_rows_first(tmp_path: Path) -> None:
     images = torch.randint(256, (5, 3, 4, 6), generator=torch.Generator().manual_seed(0)).byte()
     file = pictures.image_grid(images, tmp_path / "new" / "grid.png", columns=3)
     table = pixels(file, factor=32, height=9, width=20)  # 3 of 6 and 2 lines; 640 / 20
@@ -40,14 +30,14 @@ def test_a_grid_is_read_row_by_row(pictures: ModuleType, tmp_path: Path) -> None
     assert [part.name for part in file.parent.iterdir()] == ["grid.png"]
 
 
-def test_grey_images_and_a_square_of_them(pictures: ModuleType, tmp_path: Path) -> None:
+def test_image_grid__grey_images_in_a_square(tmp_path: Path) -> None:
     images = torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 1, 2, 2)
     table = pixels(pictures.image_grid(images, tmp_path / "grid.png"), factor=80, height=8, width=8)
     assert table[::3, ::3, 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert (table == table[..., :1]).all()
 
 
-def test_states_become_frames(pictures: ModuleType, tmp_path: Path) -> None:
+def test_animate_images__a_frame_per_state(tmp_path: Path) -> None:
     states = [torch.full((4, 1, 8, 8), level, dtype=torch.uint8) for level in (0, 100, 200)]
     file = pictures.animate_images(states, tmp_path / "states.gif", columns=4)
     with Image.open(file) as animation:
@@ -61,7 +51,7 @@ def test_states_become_frames(pictures: ModuleType, tmp_path: Path) -> None:
         assert getattr(animation, "n_frames", 1) == 1
 
 
-def test_bad_pictures_are_named(pictures: ModuleType, tmp_path: Path) -> None:
+def test_image_grid__errors_name_the_argument(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 4\) and dtype=torch\.float32; give torch\.uint8"):
         pictures.image_grid(torch.zeros(2, 3, 4, 4), tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"shape \(0, 3, 4, 4\)"):

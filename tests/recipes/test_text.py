@@ -1,4 +1,4 @@
-"""recipes/text.py from start to end, with every path and tokenizer, and killed on the way."""
+"""recipes/text.py from start to end, with every path and tokenizer, and after a kill."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def unbroken(recipe: ModuleType, tiny: list[str], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def killed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, killed somewhere behind its second checkpoint and started again."""
+    """The same run, killed after its second checkpoint and started again."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     options = ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "text.py")]
@@ -70,7 +70,8 @@ def killed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_it_leaves(unbroken: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__writes_model_metrics_and_sample(unbroken: Path) -> None:
     published = {
         "config.json",
         "generation_config.json",
@@ -94,7 +95,8 @@ def test_what_it_leaves(unbroken: Path) -> None:
         assert curves.format == "PNG"
 
 
-def test_the_sample_goes_on_from_the_prompt(unbroken: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__the_sample_contains_the_prompt(unbroken: Path) -> None:
     text = (unbroken / "sample.txt").read_text()
     assert "[MASK]" not in text
     assert re.match(r"the (.|\n|\[[A-Z]+\])it", text)
@@ -102,14 +104,16 @@ def test_the_sample_goes_on_from_the_prompt(unbroken: Path) -> None:
     assert len(tokenizer(text)["input_ids"]) == 16
 
 
-def test_what_it_publishes_are_the_averaged_weights(unbroken: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__saves_the_averaged_weights(unbroken: Path) -> None:
     published = load_file(unbroken / "model.safetensors")
     averages = load_file(unbroken / "checkpoint-60" / "ema-0.safetensors")
     torch.testing.assert_close(published, averages, rtol=0, atol=0)
     assert isinstance(AutoModel.from_pretrained(unbroken), GMModel)
 
 
-def test_killed_and_started_again_is_unbroken(unbroken: Path, killed: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__a_killed_run_resumes_exactly(unbroken: Path, killed: Path) -> None:
     for file in (
         "model.safetensors",
         "checkpoint-60/model.safetensors",
@@ -121,17 +125,19 @@ def test_killed_and_started_again_is_unbroken(unbroken: Path, killed: Path) -> N
     assert metrics[0] == metrics[1]
 
 
-def test_a_finished_run_started_again_stays(recipe: ModuleType, tiny: list[str], unbroken: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__a_finished_run_does_not_change(recipe: ModuleType, tiny: list[str], unbroken: Path) -> None:
     before = (unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()
     recipe.main([*tiny, *flags(LONG | {"output_dir": unbroken})])
     assert ((unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "before"),
     [("learning_rate", 0.5, 5e-05), ("tokenizer", "bpe", "'characters'"), ("per_device_train_batch_size", 4, 2)],
 )
-def test_a_run_is_not_continued_with_other_settings(
+def test_text_recipe__a_run_is_not_resumed_with_other_settings(
     recipe: ModuleType, tiny: list[str], unbroken: Path, name: str, value: object, before: object
 ) -> None:
     files = {file: file.read_bytes() for file in unbroken.iterdir() if file.is_file()}
@@ -141,16 +147,20 @@ def test_a_run_is_not_continued_with_other_settings(
     assert {file: file.read_bytes() for file in unbroken.iterdir() if file.is_file()} == files
 
 
-def test_a_prompt_that_the_tokenizer_does_not_know_is_refused(
+@pytest.mark.slow
+def test_text_recipe__unknown_characters_in_the_prompt_are_an_error(
     recipe: ModuleType, tiny: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="prompt='§' holds characters that the tokenizer does not know"):
+    with pytest.raises(ValueError, match="prompt='§' holds characters that are not in"):
         recipe.main([*tiny, "--prompt", "§", "--output_dir", str(tmp_path)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["characters", "bpe", "sentencepiece"])
 @pytest.mark.parametrize("path", ["masked", "uniform reversal", "uniform mixture", "unigram reversal"])
-def test_paths_and_tokenizers(recipe: ModuleType, tiny: list[str], tmp_path: Path, path: str, tokenizer: str) -> None:
+def test_text_recipe__paths_and_tokenizers(
+    recipe: ModuleType, tiny: list[str], tmp_path: Path, path: str, tokenizer: str
+) -> None:
     name, rates = (path.split() * 2)[:2]
     choice = {"path": name, "tokenizer": tokenizer, "tokenizer_size": 300, "output_dir": tmp_path}
     metrics = recipe.main([*tiny, *flags(choice), *(["--rates", rates] if rates != name else [])])
@@ -166,7 +176,8 @@ def test_paths_and_tokenizers(recipe: ModuleType, tiny: list[str], tmp_path: Pat
         assert prior.argmax() == symbols.convert_tokens_to_ids(" ")
 
 
-def test_texts_may_be_padded_instead_of_packed(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__trains_on_padded_texts(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps({"body": "ab " * (1 + row % 6)}) + "\n" for row in range(40)))
     choice = {"data": short, "text_column": "body", "packed": False, "output_dir": tmp_path / "run"}
@@ -174,7 +185,8 @@ def test_texts_may_be_padded_instead_of_packed(recipe: ModuleType, tiny: list[st
     assert 0 < metrics["bits_per_character"] < 100
 
 
-def test_lengths_are_learned_where_padding_is_scored(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_text_recipe__learns_lengths_from_scored_padding(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps({"text": "Cl[nH]" * (1 + row % 6)}) + "\n" for row in range(40)))
     choice = {"data": short, "tokenizer": "smiles", "packed": False, "output_dir": tmp_path / "run"}
@@ -192,5 +204,5 @@ def test_lengths_are_learned_where_padding_is_scored(recipe: ModuleType, tiny: l
     metrics = recipe.main([*tiny, *flags(choice | {"pad_to_length": True})])
     characters = sum(len("Cl[nH]") * (1 + row % 6) for row in (38, 39))  # the two that are held out
     assert metrics["bits_per_character"] * characters == pytest.approx(metrics["bits_per_token"] * 16 * 2)
-    with pytest.raises(ValueError, match="pad_to_length=True is for packed=False"):
+    with pytest.raises(ValueError, match="pad_to_length=True needs packed=False"):
         recipe.main([*tiny, *flags(choice | {"pad_to_length": True, "packed": True, "output_dir": tmp_path / "other"})])

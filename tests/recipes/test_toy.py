@@ -15,18 +15,16 @@ from PIL import Image
 from gm_discrete import GMModel
 from gm_discrete.paths import EuclideanMixturePath
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
 
 @pytest.fixture(scope="module")
 def toy() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(RECIPES)
         patch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
-        yield importlib.import_module("toy")
+        yield importlib.import_module("recipes.toy")
 
 
-def test_a_quick_run(toy: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_toy__a_quick_run_writes_metrics_and_models(toy: ModuleType, tmp_path: Path) -> None:
     chosen = {"flow": "cosh", "diffusion": "itakura_saito"}
     arguments = ["--quick", "--workers", "1", "--ablation", "--divergence", json.dumps(chosen)]
     toy.main([*arguments, "--output_dir", str(tmp_path)])
@@ -52,7 +50,7 @@ def test_a_quick_run(toy: ModuleType, tmp_path: Path) -> None:
         assert kinds.get("jump", "generalized_kl") == "generalized_kl"
 
 
-def test_the_data(toy: ModuleType) -> None:
+def test_toy__data(toy: ModuleType) -> None:
     rng = torch.Generator().manual_seed(0)
     z = toy.checkerboard(10_000, rng)
     assert z.shape == (10_000, 1, 2)
@@ -64,25 +62,25 @@ def test_the_data(toy: ModuleType) -> None:
     # Eight cells of probability 1/8: σ = 33, seven of them are exceeded once in 10¹¹.
     assert int((counts[black] - 1250).abs().max()) < 7 * 33
     path = toy.mixture_path({"flow": 1.0}, 8)
-    # The distance that a sample of the law itself exceeds once in 10⁴ times is √(ln(2·10⁴)/2n).
+    # An exact sample exceeds the distance √(ln(2·10⁴)/2n) with probability 10⁻⁴.
     assert toy.kolmogorov(toy.two_modes(10_000, rng), path, 1.0) < math.sqrt(math.log(2e4) / 2e4)
 
 
 @pytest.mark.parametrize("kind", ["mixture_path", "condot"])
 @pytest.mark.parametrize("t", [0.3, 0.8])
-def test_the_laws_are_those_of_the_paths(toy: ModuleType, kind: str, t: float) -> None:
+def test_toy__marginals_are_those_of_the_paths(toy: ModuleType, kind: str, t: float) -> None:
     path: Any = getattr(toy, kind)({"flow": 1.0}, 8)
     rng, n = torch.Generator().manual_seed(1), 10_000
     x = path.sample(toy.two_modes(n, rng), torch.full((n,), t, dtype=torch.float64), rng)
     assert toy.kolmogorov(x, path, t) < math.sqrt(math.log(2e4) / 2 / n)
-    assert toy.kolmogorov(x, path, 1.0) > 0.03  # another time's it is not
+    assert toy.kolmogorov(x, path, 1.0) > 0.03  # far from the marginal at another time
     edges = torch.linspace(-4, 4, 2001, dtype=torch.float64)
-    density, function = toy.law_at(path, t, edges)
+    density, function = toy.marginal_at(path, t, edges)
     torch.testing.assert_close(density.cumsum(0) * (edges[1] - edges[0]) + function[0], function, atol=3e-3, rtol=0)
 
 
-def test_a_mixture_flow_does_not_leave_its_interval(toy: ModuleType) -> None:
-    """A network leads a little beyond the ends, where the path refuses the state."""
+def test_euclidean_mixture_path__samplers_stay_in_the_interval(toy: ModuleType) -> None:
+    """A network moves a little beyond the ends, and the path does not accept such a state."""
     path = EuclideanMixturePath({"flow": 1.0}, -1, 1)
 
     class Outwards:

@@ -242,7 +242,7 @@ def test_samplers__with_numbers_every_evaluation_counts_once(method: str) -> Non
     model = Counting()
     result = simulate(model, prior(model.exact, 6), GRID, rng(4), method, return_info=True)
     if method == "adaptive":  # every sequence at its own pace
-        assert int(result.network_calls.max()) == model.asked
+        assert model.asked / 2 < int(result.network_calls.max()) <= model.asked
     else:
         assert result.network_calls.tolist() == [model.asked] * 6
     expected = {"tau_leaping": 20, "euler": 20, "heun": 39}

@@ -1,4 +1,4 @@
-"""Checkpoints are complete or ignored, and nothing complete is deleted before something newer is."""
+"""Checkpoints are complete or ignored, and no complete one is deleted before a newer one is complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder_with(path: Path, **files: str) -> Path:
     return path
 
 
-def test_a_folder_is_complete_once_marked_and_while_its_files_stay(tmp_path: Path) -> None:
+def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "checkpoint-1", model="12345", state="{}")
     folder_with(folder / "shard", part="123")
     assert not is_complete(folder)
@@ -47,13 +47,13 @@ def test_a_folder_is_complete_once_marked_and_while_its_files_stay(tmp_path: Pat
 
 
 @pytest.mark.parametrize("marker", ["", "{", '{"model": 5'])
-def test_a_marker_cut_short_marks_nothing(tmp_path: Path, marker: str) -> None:
+def test_checkpoint__with_a_truncated_marker_is_incomplete(tmp_path: Path, marker: str) -> None:
     folder = folder_with(tmp_path / "checkpoint-1", model="12345")
     (folder / MARKER).write_text(marker)
     assert not is_complete(folder)
 
 
-def test_the_newest_is_that_of_the_highest_step(tmp_path: Path) -> None:
+def test_last_complete_checkpoint__is_that_of_the_highest_step(tmp_path: Path) -> None:
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "checkpoint-best", "other-200"):
         folder_with(tmp_path / name, model="1")
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
@@ -85,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("damage", [remove_marker, truncate_weights, remove_average])
-def test_a_damaged_checkpoint_is_passed_over(
+def test_checkpoint__damaged_ones_are_skipped(
     tmp_path: Path, finished: dict[str, torch.Tensor], damage: Callable[[Path], None]
 ) -> None:
     small_trainer(tmp_path, **SAVING).train()
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     damage(last)
     assert last_complete_checkpoint(tmp_path) == str(checkpoint(tmp_path, 2))
     resumed = small_trainer(tmp_path, model=small_model(seed=9), **SAVING)
-    with pytest.raises(ValueError, match=r"checkpoint-4 is not a complete checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint-4.*complete"):
         resumed.train(resume_from_checkpoint=str(last))
     assert resumed.state.global_step == 0
     resumed.train(resume_from_checkpoint=True)
@@ -101,16 +101,16 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert is_complete(last)
 
 
-def test_true_with_nothing_to_resume_from(tmp_path: Path) -> None:
+def test_train__nothing_to_resume_from_is_named(tmp_path: Path) -> None:
     folder_with(tmp_path / "checkpoint-2", model="1")
     for argument in (True, str(tmp_path / "checkpoint-2"), str(tmp_path / "checkpoint-3")):
-        with pytest.raises(ValueError, match="complete checkpoint"):
+        with pytest.raises(ValueError, match=r"complete checkpoint"):
             small_trainer(tmp_path).train(resume_from_checkpoint=argument)
 
 
-def test_a_checkpoint_without_averages_is_refused_by_a_run_with_them(tmp_path: Path) -> None:
+def test_checkpoint__without_averages_is_refused_by_a_run_with_them(tmp_path: Path) -> None:
     small_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
-    with pytest.raises(ValueError, match=r"checkpoint-4 holds no averaged weights"):
+    with pytest.raises(ValueError, match=r"checkpoint-4 .*ema-0"):
         small_trainer(tmp_path, **SAVING | {"max_steps": 6}).train(resume_from_checkpoint=True)
 
 
@@ -123,7 +123,7 @@ CRASHES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", CRASHES)
-def test_a_crash_while_saving_leaves_the_last_complete_one(
+def test_checkpoint__a_crash_while_saving_leaves_the_last_complete_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, torch.Tensor], name: str
 ) -> None:
     owner, method = CRASHES[name]
@@ -148,10 +148,10 @@ def test_a_crash_while_saving_leaves_the_last_complete_one(
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_half_written_checkpoint_does_not_crowd_out_complete_ones(tmp_path: Path, ours: bool) -> None:
-    """It lies ahead, as one does that was being written when a run with other `save_steps` was killed.
+def test_checkpoint__a_half_written_one_does_not_displace_complete_ones(tmp_path: Path, ours: bool) -> None:
+    """Its step is later, as that of one being written when a run with other `save_steps` was killed.
 
-    It is deleted if it was ours; what somebody else has put there, or changed since, is not.
+    It is deleted if a run of ours started it; other folders, or changed ones, are not.
     """
     folder_with(tmp_path / "checkpoint-7", model="1", **{STARTED: ""} if ours else {})
     small_trainer(tmp_path, save_total_limit=1, **SAVING).train()
@@ -159,11 +159,9 @@ def test_a_half_written_checkpoint_does_not_crowd_out_complete_ones(tmp_path: Pa
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"] + ["checkpoint-7"] * (not ours)
 
 
-def test_a_new_run_does_not_start_among_the_checkpoints_of_another(tmp_path: Path) -> None:
+def test_train__a_new_run_does_not_start_among_checkpoints(tmp_path: Path) -> None:
     small_trainer(tmp_path, **SAVING).train()
-    with pytest.raises(
-        ValueError, match=r"holds .*checkpoint-4 of an earlier run: resume_from_checkpoint=True goes on"
-    ):
+    with pytest.raises(ValueError, match=r"output_dir=.*checkpoint-4 .*resume_from_checkpoint=True"):
         small_trainer(tmp_path, **SAVING).train()
 
 
@@ -175,14 +173,14 @@ def test_a_new_run_does_not_start_among_the_checkpoints_of_another(tmp_path: Pat
         ({"path": MaskedPath(len(TOKENIZER), TOKENIZER.mask_token_id, CosineSchedule())}, "path"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, options: dict[str, Any], name: str) -> None:
+def test_checkpoint__of_another_model_is_refused(tmp_path: Path, options: dict[str, Any], name: str) -> None:
     small_trainer(tmp_path, **SAVING).train()
     other = small_trainer(tmp_path, model=small_model(**options), **SAVING | {"max_steps": 6})
-    with pytest.raises(ValueError, match=rf"checkpoint-4 is of another model: its {name} is "):
+    with pytest.raises(ValueError, match=rf"checkpoint-4 .*{name} "):
         other.train(resume_from_checkpoint=True)
 
 
-def test_a_truncated_publication_is_refused(tmp_path: Path) -> None:
+def test_from_pretrained__truncated_weights_are_refused(tmp_path: Path) -> None:
     run = small_trainer(tmp_path, rows())
     run.save_model(str(tmp_path / "model"))
     truncate_weights(tmp_path / "model")

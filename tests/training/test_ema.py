@@ -1,4 +1,4 @@
-"""Averaged weights: the recursion, where they are used, and that they come back."""
+"""`EMACallback`: the recursion, where averages are used, saved and loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gm_discrete.training import EMACallback
 from tests.helpers.small_run import Interrupt, Recorder, checkpoint, rows, small_model, small_trainer, weights
 
 
-def test_the_recursion(tmp_path: Path) -> None:
+def test_ema__recursion(tmp_path: Path) -> None:
     """θ̄ ← d θ̄ + (1 − d) θ with d = min(decay, (1 + n)/(10 + n)) after step n = 1, 2, …, from the initial weights."""
     model, recorder = small_model(), Recorder()
     expected = {name: weight.double() for name, weight in weights(model).items()}
@@ -28,7 +28,7 @@ def test_the_recursion(tmp_path: Path) -> None:
     assert not torch.equal(trainer.ema.average["heads.tokens.weight"], model.heads.tokens.weight)
 
 
-def test_applied_puts_the_averages_in_and_the_weights_back() -> None:
+def test_ema__applied_swaps_weights_and_restores_them() -> None:
     model, callback = small_model(), EMACallback(0.9)
     callback.on_train_begin(None, None, None, model=model)
     with torch.no_grad():
@@ -46,14 +46,14 @@ def test_applied_puts_the_averages_in_and_the_weights_back() -> None:
     torch.testing.assert_close(weights(model), own, rtol=0, atol=0)
 
 
-def test_without_averages_applied_does_nothing() -> None:
+def test_ema__without_averages_applied_does_nothing() -> None:
     model = small_model()
     own = weights(model)
     with EMACallback(0.9).applied(model):
         torch.testing.assert_close(weights(model), own, rtol=0, atol=0)
 
 
-def test_frozen_weights_are_not_averaged(tmp_path: Path) -> None:
+def test_ema__frozen_weights_are_not_averaged(tmp_path: Path) -> None:
     model = small_model()
     model.backbone.embed_tokens.requires_grad_(False)
     trainer = small_trainer(tmp_path, model=model, ema=0.9)
@@ -62,7 +62,7 @@ def test_frozen_weights_are_not_averaged(tmp_path: Path) -> None:
     assert set(weights(model)) - set(trainer.ema.average) == {"backbone.embed_tokens.weight"}
 
 
-def test_evaluation_and_publication_use_the_averages(tmp_path: Path) -> None:
+def test_ema__evaluation_and_publication_use_the_averages(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path, ema=0.9, eval_dataset=rows(8, seed=1))
     trainer.train()
     own, averaged = weights(trainer.model), trainer.bound()
@@ -79,7 +79,8 @@ def test_evaluation_and_publication_use_the_averages(tmp_path: Path) -> None:
         assert torch.equal(bound.nats, averaged.nats) == same
 
 
-def test_they_are_saved_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ema__averages_are_saved_and_resumed(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "ema": 0.9}
     unbroken = small_trainer(tmp_path / "unbroken", **saving)
     unbroken.train()
@@ -95,7 +96,8 @@ def test_they_are_saved_and_resumed(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.ema.average, unbroken.ema.average, rtol=0, atol=0)
 
 
-def test_the_best_model_comes_with_its_averages(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ema__the_best_model_comes_with_its_averages(tmp_path: Path) -> None:
     """A learning rate so high that the bound only gets worse: the best weights are those of the first evaluation."""
     trainer = small_trainer(
         tmp_path, ema=0.2, eval_dataset=rows(8, seed=1), learning_rate=3.0, eval_strategy="steps", eval_steps=1,
@@ -111,6 +113,6 @@ def test_the_best_model_comes_with_its_averages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decay", [0, 1, -0.5, 1.5, float("nan")])
-def test_a_decay_out_of_range_is_refused(decay: float) -> None:
+def test_ema__a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay="):
         EMACallback(decay)

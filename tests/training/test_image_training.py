@@ -1,4 +1,4 @@
-"""GMTrainer on images: numbers and symbols, by class, resumed, evaluated by part, and in two processes."""
+"""`GMTrainer` on images: continuous and discrete, by class, resumed, evaluated by part, and in two processes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from safetensors.torch import load_file
 from gm_discrete import GMModel, UniformTimeSampler
 from gm_discrete.data import ImageCollator
 from gm_discrete.evaluation import evaluate_matching
-from gm_discrete.objective import corrupt, parts_of_loss
+from gm_discrete.objective import corrupt, field_divergences
 from tests.helpers.small_images import LEVELS, PATHS, picture_model, picture_trainer, pictures
 from tests.helpers.small_run import Interrupt, checkpoint, losses, record_inputs, weights
 from tests.helpers.torchrun import torchrun
 from tests.helpers.two_image_processes import NAMES, run_equal
 
+pytestmark = pytest.mark.slow
 NUMBERS = ["flow", "flow and jump", "mixture"]
 every_path = pytest.mark.parametrize("name", PATHS)
 
 
 @every_path
-def test_a_few_steps_lower_the_loss(tmp_path: Path, name: str) -> None:
-    """Held-out loss on images of the same law before and behind 40 steps, with the same noise."""
+def test_image_training__lowers_the_loss(tmp_path: Path, name: str) -> None:
+    """Held-out loss on images of the same distribution before and after 40 steps, with the same noise."""
     trainer = picture_trainer(
         tmp_path, name, max_steps=40, per_device_train_batch_size=8, data=pictures(64), eval_dataset=pictures(32, 1),
-        times=UniformTimeSampler(), learning_rate=1e-2,
+        time_sampler=UniformTimeSampler(), learning_rate=1e-2,
     )  # fmt: skip
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -38,8 +39,8 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path, name: str) -> None:
 
 
 @every_path
-def test_evaluation_names_what_there_is(tmp_path: Path, name: str) -> None:
-    """Of symbols the bound, in bits per pixel; of numbers the loss, in all and by part."""
+def test_image_training__evaluation_metrics(tmp_path: Path, name: str) -> None:
+    """For discrete images the bound, in bits per pixel; for continuous ones the loss, in all and by part."""
     trainer = picture_trainer(tmp_path, name, eval_dataset=pictures(6, 1))
     metrics = trainer.evaluate()
     assert trainer.evaluate() == metrics
@@ -63,7 +64,7 @@ def test_evaluation_names_what_there_is(tmp_path: Path, name: str) -> None:
     assert weighed["eval_loss"] == pytest.approx(expected)
 
 
-def test_the_matching_loss_is_the_mean_of_its_draws() -> None:
+def test_evaluate_matching__is_the_mean_of_its_draws() -> None:
     """One batch, two draws, from the noise of one generator; by class; the model comes back to its mode."""
     model = picture_model().train()
     batch = ImageCollator()(list(pictures(6)))
@@ -74,17 +75,18 @@ def test_the_matching_loss_is_the_mean_of_its_draws() -> None:
     model.eval()
     with torch.no_grad():
         for _ in range(2):
-            x, t = corrupt(model.path, z, everything, rng)
-            generator = model.generator(x, t, class_labels=batch["class_labels"])
-            parts = parts_of_loss(model.path, generator, z, x, t, everything, model.config.divergence)
+            x, t = corrupt(model.path, {"": z}, {"": everything}, rng, UniformTimeSampler())
+            generator = model.generator(x[""], t, class_labels=batch["class_labels"])
+            kinds = {"": model.config.divergence}
+            parts = field_divergences(model.path, {"": generator}, {"": z}, x, t, {"": everything}, kinds)[""]  # type: ignore[dict-item]
             totals = {name: total + float(parts[name].mean()) / 2 for name, total in totals.items()}
     assert found == pytest.approx({"loss": sum(totals.values()), **totals}, rel=1e-5)
-    with pytest.raises(ValueError, match="dataloader is empty"):
+    with pytest.raises(ValueError, match="dataloader "):
         evaluate_matching(model, [])
 
 
 @pytest.mark.parametrize("name", ["flow and jump", "masked"])
-def test_classes_come_through_and_some_are_left_out(tmp_path: Path, name: str) -> None:
+def test_image_training__some_classes_are_dropped(tmp_path: Path, name: str) -> None:
     """25 % of 32 labels a step, 20 steps: 640 labels, a standard error of 0.017."""
     model = picture_model(name)
     calls = record_inputs(model)
@@ -93,23 +95,23 @@ def test_classes_come_through_and_some_are_left_out(tmp_path: Path, name: str) -
     labels = torch.cat([call["class_labels"] for call in calls])
     assert set(labels.tolist()) == {-1, 0, 1}
     assert abs(float((labels < 0).float().mean()) - 0.25) < 4.5 * math.sqrt(0.25 * 0.75 / 640)
-    for call in calls:  # those that are left are those of their images: the bright half says which
+    for call in calls:  # those that are left are those of their images, whose bright half shows the class
         clean = call["labels"].view(-1, 4, 4).float()
         right = (clean[:, :, 2:].sum((1, 2)) > clean[:, :, :2].sum((1, 2))).long()
         known = call["class_labels"] >= 0
         assert torch.equal(call["class_labels"][known], right[known])
 
 
-def test_a_model_without_classes_takes_images_that_have_none(tmp_path: Path) -> None:
+def test_image_training__without_classes(tmp_path: Path) -> None:
     trainer = picture_trainer(
         tmp_path, model=picture_model(num_classes=0), data=pictures(classes=False), eval_dataset=pictures(4, 1)
     )
     trainer.train()
     assert len(losses(trainer)) == 4
-    assert math.isfinite(trainer.evaluate()["eval_loss"])  # of images that have classes, which it is not told
+    assert math.isfinite(trainer.evaluate()["eval_loss"])  # of images that have classes, which are not passed to it
 
 
-def test_numbers_are_collated_unless_told(tmp_path: Path) -> None:
+def test_image_training__default_collator(tmp_path: Path) -> None:
     trainer = picture_trainer(tmp_path, data_collator=None)
     assert isinstance(trainer.data_collator, ImageCollator)
     assert trainer.data_collator.levels is None
@@ -124,7 +126,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resumed_is_unbroken(tmp_path: Path, name: str) -> None:
+def test_image_training__resumed_is_unbroken(tmp_path: Path, name: str) -> None:
     """Losses, weights and average, bit for bit; dropout of units and of classes included."""
     case = CASES[name] | {"save_strategy": "steps", "max_steps": 8, "save_steps": 3}
 
@@ -144,7 +146,7 @@ def test_resumed_is_unbroken(tmp_path: Path, name: str) -> None:
         assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
-def test_what_is_written_samples_by_class(tmp_path: Path) -> None:
+def test_image_training__a_saved_model_samples_by_class(tmp_path: Path) -> None:
     trainer = picture_trainer(tmp_path, "masked", ema=0.5)
     trainer.train()
     trainer.save_model(str(tmp_path / "model"))
@@ -165,7 +167,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_are_one(folder: Path, tmp_path: Path, name: str) -> None:
+def test_image_training__two_processes_are_one(folder: Path, tmp_path: Path, name: str) -> None:
     """Sums of float32 taken in another order differ by 1e-7 of their size, and by at most 10 times that a step (see
     `test_two_processes.py`); other noise, or other classes left out, moves the losses by 1e-1."""
     alone = run_equal(tmp_path, name, world_size=1)

@@ -41,21 +41,21 @@ def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
-def test_every_step_and_micro_step_has_its_own_noise(tmp_path: Path) -> None:
+def test_noise__every_step_and_micro_step_has_its_own(tmp_path: Path) -> None:
     first, again, other = (draws(tmp_path, seed=seed) for seed in (1, 1, 2))
     assert all(map(same, first, again))
     assert not any(map(same, first, other))
     assert not any(same(first[i], first[j]) for i in range(4) for j in range(i))
 
 
-def test_the_weights_and_dropout_do_not_change_it(tmp_path: Path) -> None:
+def test_noise__does_not_depend_on_weights_and_dropout(tmp_path: Path) -> None:
     model = small_model(seed=5, hidden_dropout=0.5)
     calls = record_inputs(model)
     small_trainer(tmp_path, SAME, model, max_steps=2, gradient_accumulation_steps=2).train()
     assert all(map(same, [(call["input_ids"], call["time"]) for call in calls], draws(tmp_path)))
 
 
-def test_a_trainer_that_was_interrupted_draws_the_same_again(tmp_path: Path) -> None:
+def test_noise__of_an_interrupted_step_is_drawn_again(tmp_path: Path) -> None:
     model, saving = small_model(), {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     calls = record_inputs(model)
     trainer = small_trainer(tmp_path, SAME, model, callbacks=[Interrupt(after=1)], **saving)
@@ -67,7 +67,7 @@ def test_a_trainer_that_was_interrupted_draws_the_same_again(tmp_path: Path) -> 
     assert same(second, second_again)
 
 
-def test_no_global_random_state_is_consumed(tmp_path: Path) -> None:
+def test_noise__consumes_no_global_random_state(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
@@ -77,17 +77,17 @@ def test_no_global_random_state_is_consumed(tmp_path: Path) -> None:
     assert random.getstate() == before[2]
 
 
-def test_times_are_stratified(tmp_path: Path) -> None:
-    """One κ in each of B equal parts of (0, 1); by default one logit κ in each of B equal parts of a normal law."""
+def test_noise__times_are_stratified(tmp_path: Path) -> None:
+    """One κ in each of B equal parts of (0, 1); by default one logit κ in each of B equal parts of a normal distribution."""
     for arguments, quantile in (
-        ({"times": UniformTimeSampler()}, lambda t: t),
+        ({"time_sampler": UniformTimeSampler()}, lambda t: t),
         ({}, lambda t: torch.special.ndtr(t.logit())),
     ):
         for _, t in draws(tmp_path, per_device_train_batch_size=16, **arguments):
             assert (quantile(t) * 16).floor().long().sort().values.tolist() == list(range(16))
 
 
-def test_only_data_is_noised(tmp_path: Path) -> None:
+def test_noise__only_data_is_noised(tmp_path: Path) -> None:
     model = small_model()
     calls = record_inputs(model)
     data = rows(16, lengths=(8, 3, 5, 1))
@@ -101,7 +101,7 @@ def test_only_data_is_noised(tmp_path: Path) -> None:
         assert bool((call["input_ids"][noised & ~padded] == TOKENIZER.mask_token_id).all())
 
 
-def test_dataloader_workers_change_nothing(tmp_path: Path) -> None:
+def test_trainer__dataloader_workers_change_nothing(tmp_path: Path) -> None:
     trainers = [small_trainer(tmp_path, rows(24), dataloader_num_workers=workers) for workers in (0, 2)]
     for trainer in trainers:
         trainer.train()
@@ -110,7 +110,7 @@ def test_dataloader_workers_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [(8,), (8, 3, 5, 1, 7)])
-def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+def test_trainer__accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     """∇ of (Σ over all scored positions)/(their number), however the rows, padded or not, are cut into micro-batches."""
     model, recorder = small_model(), Recorder()
     start, calls = weights(model), record_inputs(model)

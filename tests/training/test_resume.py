@@ -22,6 +22,7 @@ from tests.helpers.small_run import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
 SAVING = {"save_strategy": "steps", "max_steps": 8}
 
 
@@ -72,7 +73,7 @@ def _plain(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resumed_is_unbroken(tmp_path: Path, name: str) -> None:
+def test_resume__is_unbroken(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     unbroken = start(tmp_path / "unbroken", case)
     unbroken.train()
@@ -85,7 +86,7 @@ def test_resumed_is_unbroken(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [8, 7])  # at the end of an epoch of four steps, and within one
-def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, steps: int) -> None:
+def test_resume__of_a_finished_run_changes_nothing(tmp_path: Path, steps: int) -> None:
     case = {"ema": 0.9, "save_steps": 4, "max_steps": steps}
     start(tmp_path, case).train()
     before = {file: file.read_bytes() for file in checkpoint(tmp_path, steps).iterdir()}

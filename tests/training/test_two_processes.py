@@ -15,6 +15,8 @@ from tests.helpers.small_run import checkpoint, losses, rows, weights
 from tests.helpers.torchrun import torchrun
 from tests.helpers.two_processes import EQUAL, RAGGED, run_equal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +33,7 @@ def record(folder: Path, rank: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_losses_and_weights_are_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
+def test_two_processes__losses_and_weights_are_those_of_one(folder: Path, tmp_path: Path, name: str) -> None:
     alone = run_equal(tmp_path, name, world_size=1)
     assert alone.ema is not None
     for rank in range(2):
@@ -46,29 +48,29 @@ def test_losses_and_weights_are_those_of_one_process(folder: Path, tmp_path: Pat
             )
 
 
-def test_processes_hold_the_same_weights(folder: Path) -> None:
+def test_two_processes__hold_the_same_weights(folder: Path) -> None:
     for name in record(folder, 0)["losses"]:
         for suffix in ("", "-average"):
             first, second = (load_file(folder / f"{name}-{rank}{suffix}.safetensors") for rank in range(2))
             torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_the_bound_counts_every_sequence_once(folder: Path) -> None:
+def test_two_processes__bound_counts_every_sequence_once(folder: Path) -> None:
     first, second = record(folder, 0), record(folder, 1)
     assert first["bound"] == first["bound again"] == second["bound"]
     lengths = [len(row) for row in rows(7, RAGGED, seed=1)["input_ids"]]
     assert first["bound"]["num_tokens"] == lengths
 
 
-def test_a_resumed_run_is_an_unbroken_one(folder: Path) -> None:
+def test_two_processes__resumed_is_unbroken(folder: Path) -> None:
     unbroken, resumed = (checkpoint(folder / name, 6) for name in ("unbroken", "resumed"))
     for file in ("model.safetensors", "ema-0.safetensors"):
         assert (unbroken / file).read_bytes() == (resumed / file).read_bytes()
 
 
-def test_nan_on_one_process_stops_both(folder: Path) -> None:
+def test_two_processes__nan_on_one_stops_both(folder: Path) -> None:
     healthy, spoilt = (record(folder, rank)["error"] for rank in range(2))
-    assert spoilt.startswith("the loss is nan at step 3; the weights were not touched")
+    assert spoilt.startswith("the loss is nan at step 3;")
     assert healthy.startswith("another process has a loss that is not finite at step 3;")
     saved = checkpoint(folder / "poisoned", 2)
     assert last_complete_checkpoint(folder / "poisoned") == str(saved)

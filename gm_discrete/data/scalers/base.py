@@ -1,4 +1,4 @@
-"""What scalers share, and the two that are a formula."""
+"""The interface of scalers, and `StandardScaler`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MOST_DECIMALS = 4
 
 
 class Codec(Configurable, ABC):
-    """How the natural values of a column and the entries of a state turn into one another."""
+    """An invertible map from the natural values of a column to the entries of a field."""
 
 
 class Scaler(Codec, ABC):
-    """x = f(v), increasing: natural numbers v ↔ numbers x of unit size.
+    """An increasing map x = f(v) from natural numbers v to numbers x of unit size.
 
-    Numbers of `digits` decimals are atoms, of which a density knows nothing: `dequantize` spreads each over the unit
-    10^−digits around it, and `inverse` rounds. Rounding undoes the rest as long as 10^−digits is no less than about a
-    millionth of the range, which is what float32 resolves.
+    Numbers of `digits` decimals are atoms, which have no density: `dequantize` spreads each over the unit 10^−digits around
+    it, and `inverse` rounds. The round trip is exact as long as 10^−digits is no less than about a millionth of the range,
+    which is what float32 resolves.
 
     Args:
         digits: decimals of the natural values: 0 for whole numbers, −1 for tens, None for values that are not rounded.
-        low, high: bounds of the natural values; the state's are half a unit of `digits` further out.
+        low, high: bounds of the natural values; those of x are f of half a unit of `digits` further out.
 
     Raises:
         ValueError: `low` is above `high`, or a bound is not finite.
@@ -47,7 +47,7 @@ class Scaler(Codec, ABC):
                 and digits is not None
                 and abs(round(bound, digits) - bound) > 1e-9 * max(1, abs(bound))
             ):
-                raise ValueError(f"{name}={bound} is no number of digits={digits}; give {round(bound, digits)}")
+                raise ValueError(f"{name}={bound} has more decimals than digits={digits}; give {round(bound, digits)}")
         if low is not None and high is not None and low > high:
             raise ValueError(f"low={low} must not be above high={high}")
         self.digits = digits
@@ -65,14 +65,14 @@ class Scaler(Codec, ABC):
         high: float | None = None,
         bounded: bool = False,
     ) -> Self:
-        """The scaler of a sample of natural values.
+        """Fits the scaler to a sample of natural values.
 
         Args:
             digits: see `decimals`.
-            bounded: takes the least and the greatest value for the bounds that are not given.
+            bounded: use the least and the greatest value as the bounds that are not given.
 
         Raises:
-            ValueError: the values are none, not finite, outside the bounds, or all the same without `digits`.
+            ValueError: there are no values; or they are not finite, outside the bounds, or all the same without `digits`.
         """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Scaler(Codec, ABC):
 
     @abstractmethod
     def backward(self, x: Tensor) -> Tensor:
-        """f⁻¹(x) in float64, neither rounded nor kept within the bounds."""
+        """f⁻¹(x) in float64, neither rounded nor clamped to the bounds."""
 
     @abstractmethod
     def log_slope(self, values: Tensor) -> Tensor:
@@ -94,17 +94,17 @@ class Scaler(Codec, ABC):
 
     @property
     def reach(self) -> float:
-        """The greatest |x| of a state, infinite without bounds."""
+        """The greatest |x|; infinite without bounds."""
         if self.low is None or self.high is None:
             return math.inf
         ends = torch.tensor([self.low - self.unit / 2, self.high + self.unit / 2], dtype=torch.float64)
         return float(self.transform(ends).abs().max())
 
     def transform(self, values: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """v → x = f(v), float32; values beyond the bounds are put on them.
+        """x = f(v), float32, with v clamped to the bounds.
 
         Args:
-            rng: dequantises; without it each value goes to one x.
+            rng: source of the noise of `dequantize`; without it values are not dequantised.
 
         Raises:
             ValueError: a value is not finite.
@@ -116,10 +116,9 @@ class Scaler(Codec, ABC):
         return self.forward(self._within(values, self.unit / 2)).float()
 
     def dequantize(self, values: Tensor, uniform: Tensor) -> Tensor:
-        """v + (u − ½) 10^−digits with u uniform on [0, 1), which `inverse(transform(·))` leads back to v.
+        """v + (u − ½) 10^−digits with u uniform on [0, 1), which `inverse(transform(·))` maps back to v.
 
-        Where float32 would lead to a neighbour of v, at the very edge of its unit, v stays as it is. Without `digits`
-        all do.
+        Without `digits`, and where float32 rounding at the edge of a unit would lead to a neighbour of v, this is v.
         """
         values = self._checked("values", values)
         if self.digits is None:
@@ -129,7 +128,7 @@ class Scaler(Codec, ABC):
         return torch.where(self.inverse(self.transform(spread)) == values, spread, values)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """x → v = f⁻¹(x), float64, rounded to `digits` and kept within the bounds.
+        """v = f⁻¹(x), float64, rounded to `digits` and clamped to the bounds.
 
         Raises:
             ValueError: x is not finite.
@@ -137,7 +136,7 @@ class Scaler(Codec, ABC):
         return self._rounded(self.backward(self._checked("x", x)))
 
     def log_derivative(self, values: Tensor) -> Tensor:
-        """log |dx/dv|: log p(v) = log p(x) + this. Beyond the bounds it is that of the bound."""
+        """log |dx/dv|, so that log p(v) = log p(x) + log |dx/dv|. Beyond the bounds it is the value at the bound."""
         return self.log_slope(self._within(self._checked("values", values), self.unit / 2))
 
     def _checked(self, name: str, values: Tensor) -> Tensor:
@@ -198,81 +197,13 @@ class StandardScaler(Scaler):
         return torch.full_like(values, -math.log(self.std))
 
 
-class LogScaler(Scaler):
-    """x = (log(v + offset) − mean) / std, for heavy tails.
-
-    Raises:
-        ValueError: `low` less half a unit plus offset is not positive; (when called) a value plus offset is not.
-    """
-
-    type_name = "log_scaler"
-
-    def __init__(
-        self,
-        mean: float,
-        std: float,
-        offset: float = 0.0,
-        digits: int | None = None,
-        low: float | None = None,
-        high: float | None = None,
-    ) -> None:
-        super().__init__(digits, low, high)
-        self.mean, self.std = _location(mean, std)
-        self.offset = float(offset)
-        if self.low is not None and self.low - self.unit / 2 + self.offset <= 0:
-            raise ValueError(
-                f"low={low} leads to the logarithm of {self.low - self.unit / 2 + self.offset:g}; raise offset={offset}"
-            )
-
-    @classmethod
-    def fit(
-        cls,
-        values: Tensor | np.ndarray | Sequence[float],
-        *,
-        digits: int | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        bounded: bool = False,
-    ) -> Self:
-        """As of any scaler; offset = 0 if all values (less half a unit) are positive.
-
-        Else the least value plus offset is one unit of `digits` or, without `digits`, 1 % of the mean distance to it.
-        """
-        sample, low, high = sample_of(values, digits, low, high, bounded)
-        unit = 0.0 if digits is None else 10.0**-digits
-        least = float(sample.min()) if low is None else low
-        offset = 0.0 if least - unit / 2 > 0 else (unit or 0.01 * float((sample - least).mean())) - least
-        logs = np.log(sample + offset)
-        # The standard deviation of a unit's width, as values that are all the same have no other.
-        width = unit / math.sqrt(12) / math.exp(logs.mean())
-        return cls(float(logs.mean()), math.hypot(logs.std(), width), offset, digits, low, high)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return (torch.log(self._shifted(values)) - self.mean) / self.std
-
-    def backward(self, x: Tensor) -> Tensor:
-        return torch.exp(x * self.std + self.mean) - self.offset
-
-    def log_slope(self, values: Tensor) -> Tensor:
-        return -torch.log(self._shifted(values)) - math.log(self.std)
-
-    def _shifted(self, values: Tensor) -> Tensor:
-        shifted = values + self.offset
-        if shifted.numel() and shifted.min() <= 0:
-            raise ValueError(
-                f"values holds {float(values.min()):g}, and log(v + {self.offset:g}) is not defined there; fit on such "
-                "values too, or give low"
-            )
-        return shifted
-
-
 def decimals(values: Tensor | np.ndarray | Sequence[float]) -> int | None:
     """The least number of decimals, up to 4, that reproduces all values; None if there is none.
 
     Values that come from float32 are compared as float32.
 
     Raises:
-        ValueError: the values are none, or not finite.
+        ValueError: there are no values, or one is not finite.
     """
     sample = _finite(values)
     with np.errstate(over="ignore"):

@@ -1,10 +1,10 @@
-"""Names by their number."""
+"""Categories and their ids."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ Name = str | bool | int | float | None
 
 
 class Categories(Codec):
-    """Names ↔ the numbers 0, 1, …, in their order.
+    """The map between names and ids: the i-th name has the id i.
 
     Args:
-        names: strings, booleans, numbers, and None for cells without a value.
+        names: strings, booleans, numbers, and None for missing cells.
 
     Raises:
-        ValueError: there are no names, one of them occurs twice, or is something else.
+        ValueError: there are no names, one occurs twice, or one is something else.
     """
 
     type_name = "categories"
@@ -41,7 +41,7 @@ class Categories(Codec):
 
     @classmethod
     def fit(cls, values: Iterable[Any]) -> Self:
-        """The names that occur, in their natural order (numbers before strings), None last.
+        """The names that occur in `values`, in their natural order (numbers before strings), None last.
 
         Raises:
             ValueError: there are no values.
@@ -55,7 +55,7 @@ class Categories(Codec):
         return len(self.names)
 
     def encode(self, values: Iterable[Any]) -> Tensor:
-        """Names → numbers, long [N]; NaN is None.
+        """The ids of names, long [N]; NaN counts as None.
 
         Raises:
             ValueError: a value is not among the names.
@@ -68,26 +68,26 @@ class Categories(Codec):
             shown = ", ".join(map(repr, list(dict.fromkeys(unseen))[:5]))
             raise ValueError(
                 f"values holds {shown} ({len(unseen)} of {len(names)}), not among the {len(self)} categories: "
-                f"{_shortened(self.names)}; fit on rows that have them"
+                f"{_shortened(self.names)}; fit the categories on rows with these values"
             ) from None
 
     def decode(self, ids: Tensor | Sequence[int]) -> list[Name]:
-        """Numbers → names.
+        """The names of ids.
 
         Raises:
-            ValueError: a number is none of 0 to K − 1.
+            ValueError: an id is not one of 0 to K − 1.
         """
         numbers = torch.as_tensor(ids).flatten().tolist()
         wrong = [number for number in numbers if not 0 <= number < len(self)]
         if wrong:
-            raise ValueError(f"ids holds {wrong[0]}, which is none of the {len(self)} categories; is a mask left?")
+            raise ValueError(f"ids holds {wrong[0]}, and there are {len(self)} categories; unmask all entries first")
         return [self.names[number] for number in numbers]
 
 
-def _name(value: Any) -> Name:
-    """As plain Python has it, NaN as None."""
+def _name(value: object) -> Name:
+    """The value as a plain Python object, NaN as None."""
     value = value.item() if isinstance(value, np.generic | Tensor) else value
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and math.isnan(value) else cast(Name, value)
 
 
 def _shortened(names: list[Name], most: int = 12) -> str:

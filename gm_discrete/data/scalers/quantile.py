@@ -1,4 +1,4 @@
-"""Normal scores of the empirical law, for columns of any shape."""
+"""Normal scores of the empirical distribution, for columns of any shape."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gm_discrete.data.scalers.base import Scaler, sample_of
 TAIL = 5e-4
 """Probability beyond either end of a `QuantileScaler`: half a step of 1,001 quantiles."""
 GAP = 1e-6
-"""Probability of a gap between two values, so that quantiles increase there too: rare among a million draws."""
+"""Probability of a gap between two values, above 0 so that F increases there: one in a million draws."""
 
 
 class QuantileScaler(Scaler):
     """x = Φ⁻¹(h + (1 − 2h) F(v)): normal scores, with F piecewise linear between quantiles.
 
-    h = 0.0005 keeps x within ±3.29 (`reach`), and so the scores invertible to the last value. Values beyond the first
-    and the last quantile are put on them.
+    h = 0.0005 keeps x within ±3.29 (`reach`), so that the scores are invertible up to the last value. Values beyond the
+    first and the last quantile are clamped to them.
 
     Args:
         quantiles: increasing natural values v_0 < … < v_n.
-        probabilities: F of them, increasing from 0 to 1; evenly spaced unless told.
+        probabilities: F at the quantiles, increasing from 0 to 1; evenly spaced by default.
 
     Raises:
-        ValueError: there are fewer than two quantiles, or they or the probabilities do not increase.
+        ValueError: there are fewer than two quantiles, or the quantiles or probabilities do not increase.
     """
 
     type_name = "quantile_scaler"
@@ -51,15 +51,14 @@ class QuantileScaler(Scaler):
         self._shares = torch.tensor(shares, dtype=torch.float64, device="cpu")
         if count < 2 or len(self._shares) != count:
             raise ValueError(
-                f"quantiles has {count} values and probabilities {len(self._shares)}; give two or more, as many of each"
+                f"quantiles has {count} values and probabilities {len(self._shares)}; give two or more, of equal number"
             )
         for name, knots in (("quantiles", self._values), ("probabilities", self._shares)):
             flat = (~(knots.diff() > 0)).nonzero()
             if len(flat) or not knots.isfinite().all():
                 place = int(flat[0]) if len(flat) else 0
                 raise ValueError(
-                    f"{name} must be finite and increase; number {place} and the next are "
-                    f"{knots[place : place + 2].tolist()}"
+                    f"{name} must be finite and increase; at index {place} they are {knots[place : place + 2].tolist()}"
                 )
         if self._shares[0] != 0 or self._shares[-1] != 1:
             raise ValueError(f"probabilities={probabilities} must lead from 0 to 1")
@@ -75,20 +74,20 @@ class QuantileScaler(Scaler):
         bounded: bool = False,
         count: int = 1001,
     ) -> Self:
-        """Quantiles of the values, each spread over its unit, so that a value of 4 % of the rows has 4 % of F.
+        """Fits the quantiles of the values, each spread over its unit, so that a value of 4 % of the rows has 4 % of F.
 
-        If values repeat and fewer than `count` / 2 differ, the quantiles are the edges of their units: F is exact, and
-        between values there is next to nothing. Without `digits` a value's unit is 1e-9 of the range, and values nearer
-        than that are one.
+        If values repeat and there are at most `count` / 2 distinct ones, the quantiles are the edges of their units: F is
+        exact, and gaps between values have a probability of 1e-6. Without `digits` the unit is 1e-9 of the range, and values
+        closer than that are merged.
 
         Args:
-            count: of quantiles, at most; fewer for fewer values.
+            count: the greatest number of quantiles; fewer for fewer values.
         """
         if count < 2:
             raise ValueError(f"count={count} must be at least 2")
         sample, low, high = sample_of(values, digits, low, high, bounded)
         if digits is None:
-            # The second because a thousand quantiles within a unit must differ in float64.
+            # The second term, because a thousand quantiles within a unit must differ in float64.
             unit = max(1e-9 * float(np.ptp(sample)), 1e-12 * float(np.abs(sample).max()))
             sample = sample.min() + ((sample - sample.min()) / unit).round() * unit
         else:
@@ -130,9 +129,9 @@ class QuantileScaler(Scaler):
 
 
 def _edges(values: np.ndarray, shares: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the units around values with these probabilities, and F there; units that touch share an edge."""
+    """The edges of the units around values with the probabilities `shares`, and F there; adjacent units share an edge."""
     gaps = values[1:] - values[:-1] > 1.5 * unit
-    widths = np.maximum(shares, GAP)  # as float32 could not tell narrower ones apart
+    widths = np.maximum(shares, GAP)  # float32 cannot resolve narrower ones
     edges, steps = [values[0] - unit / 2], [0.0]
     for place, value in enumerate(values):
         edges.append(value + unit / 2)
@@ -145,7 +144,7 @@ def _edges(values: np.ndarray, shares: np.ndarray, unit: float) -> tuple[np.ndar
 
 
 def _interval(points: Tensor, knots: Tensor) -> Tensor:
-    """The interval between knots that each point lies in, the first or the last of those beyond."""
+    """The index of the interval between knots that holds each point; the first or the last for points beyond."""
     return (torch.searchsorted(knots, points.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
 
 

@@ -1,0 +1,1 @@
+"""Measurements of the library, with the scores that they need."""

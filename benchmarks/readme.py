@@ -1,0 +1,146 @@
+"""Writes benchmarks/README.md from README.template.md and the records in results/.
+
+    python benchmarks/readme.py
+
+A record is the JSON file that a benchmark writes with `--output benchmarks/results/NAME.json`: the environment (command,
+date, hardware, versions), the settings and the tables. In the template a line `{{NAME}}` becomes the environment of that
+record, and a line `{{NAME 2}}` its second table.
+
+A table is `{"columns": [{"name": …, "format": …}], "rows": [[cell, …], …]}`. A cell is a string, a number, or a list of
+numbers for a `format` such as "{:.2f} ± {:.2f}"; null is a missing value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS, TEMPLATE, README = HERE / "results", HERE / "README.template.md", HERE / "README.md"
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?!\w)")
+MISSING = "–"
+
+Cell = str | int | float | list[int | float] | None
+Table = dict[str, Any]
+"""See the head of this file."""
+
+
+def parse_tables(markdown: str) -> list[Table]:
+    """Reads every Markdown table of a text, with the numbers in its cells as numbers."""
+    blocks = re.findall(r"(?:^\|.*\|$\n?)+", markdown, re.MULTILINE)
+    return [_parse_table([_split(line) for line in block.strip().splitlines()]) for block in blocks]
+
+
+def markdown_table(table: Table) -> str:
+    """The table as Markdown; the inverse of `parse_tables`."""
+    columns = table["columns"]
+    lines = [[column["name"] for column in columns], ["---"] * len(columns)]
+    for row in table["rows"]:
+        lines.append([_text(cell, column.get("format")) for cell, column in zip(row, columns, strict=True)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def provenance(record: dict[str, Any]) -> str:
+    """One paragraph: the command, the hardware, the versions and the date of a record."""
+    where = record["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in where.get("versions", {}).items())
+    commit = f" (commit {where['commit']})" if "commit" in where else ""
+    threads = f", {where['threads']} thread{'s' if where['threads'] != 1 else ''}" if "threads" in where else ""
+    hardware = where["processor"] + threads
+    hardware = hardware if where.get("device", "cpu") == "cpu" else f"{where['device']} ({hardware})"
+    commands = where["command"] if isinstance(where["command"], list) else [where["command"]]
+    facts = [f"recorded {where['date']}{commit}", hardware, versions, *record.get("settings", {}).get("notes", [])]
+    shell = "\n".join(commands)
+    return f"```text\n{shell}\n```\n\n*{'; '.join(fact for fact in facts if fact)}.*"
+
+
+def render(template: str, records: dict[str, dict[str, Any]]) -> str:
+    """The template with its placeholders filled.
+
+    Raises:
+        ValueError: a placeholder names a record or a table that does not exist.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, number = match[1], match[2]
+        if name not in records:
+            raise ValueError(f"{match[0]} names the record {name!r}; there are {', '.join(sorted(records))}")
+        if number is None:
+            return provenance(records[name])
+        tables = records[name]["tables"]
+        if not 1 <= int(number) <= len(tables):
+            raise ValueError(f"{match[0]} names table {number} of {name!r}, which has {len(tables)}")
+        return markdown_table(tables[int(number) - 1])
+
+    return re.sub(r"^\{\{(\w+)(?: (\d+))?\}\}$", fill, template, flags=re.MULTILINE)
+
+
+def load_records(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """All records, by the names of their files."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+
+
+def readme() -> str:
+    """The text of benchmarks/README.md."""
+    return render(TEMPLATE.read_text(), load_records())
+
+
+def _split(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
+def _parse_table(lines: list[list[str]]) -> Table:
+    """The header is followed by a line of dashes."""
+    names, cells = lines[0], lines[2:]
+    columns: list[dict[str, str]] = []
+    values: list[list[Cell]] = []
+    for place, name in enumerate(names):
+        form, column = _numbers([row[place] for row in cells])
+        columns.append({"name": name} if form is None else {"name": name, "format": form})
+        values.append(column)
+    return {"columns": columns, "rows": [list(row) for row in zip(*values, strict=True)]}
+
+
+def _numbers(column: Sequence[str]) -> tuple[str | None, list[Cell]]:
+    """The format and the numbers of a column, if one format fits all its cells exactly; else None and the strings."""
+    present = [cell for cell in column if cell != MISSING]
+    cells = [None if cell == MISSING else _find_numbers(cell) for cell in column]
+    for spec in (_spec, "{}"):  # the same digits in every cell, or those that a number needs
+        formats = {NUMBER.sub(spec, re.sub(r"([{}])", r"\1\1", cell)) for cell in present}
+        if len(formats) == 1 and NUMBER.search(present[0]):
+            form = formats.pop()
+            if all(_text(value, form) == cell for value, cell in zip(cells, column, strict=True)):
+                return form, cells
+    return None, [None if cell == MISSING else cell for cell in column]
+
+
+def _spec(found: re.Match[str]) -> str:
+    number = found[0]
+    comma = "," if "," in number else ""
+    return f"{{:{comma}.{len(number.split('.')[1])}f}}" if "." in number else f"{{:{comma}d}}"
+
+
+def _find_numbers(cell: str) -> Cell:
+    found = [_number(number) for number in NUMBER.findall(cell)]
+    return found[0] if len(found) == 1 else found
+
+
+def _number(text: str) -> int | float:
+    plain = text.replace(",", "")
+    return float(plain) if "." in plain else int(plain)
+
+
+def _text(cell: Cell, form: str | None) -> str:
+    if cell is None:
+        return MISSING
+    if form is None:
+        return str(cell)
+    return form.format(*cell) if isinstance(cell, list) else form.format(cell)
+
+
+if __name__ == "__main__":
+    README.write_text(readme())
+    print(README)

@@ -1,0 +1,1 @@
+"""Complete training runs, one script for each kind of data."""

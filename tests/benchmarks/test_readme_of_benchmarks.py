@@ -1,0 +1,71 @@
+"""benchmarks/README.md is what benchmarks/readme.py makes of the template and the records."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import readme
+
+TABLE = """| model | time | calls | KS | share | note |
+| --- | --- | --- | --- | --- | --- |
+| a | 13.67 s | 1,024 | 0.0060 (3.5) | 39.0% | 1 of 2 |
+| b, 2 steps | 0.10 s | 16 | 0.1000 (12.0) | 100.0% | – |
+| c | – | – | 0.0445 (0.0) | – | {x} |"""
+
+
+def test_readme__is_made_from_template_and_records() -> None:
+    assert readme.README.read_text() == readme.readme()
+
+
+def test_readme__every_record_and_table_is_shown() -> None:
+    shown = re.findall(r"^\{\{(\w+)(?: (\d+))?\}\}$", readme.TEMPLATE.read_text(), re.MULTILINE)
+    records = readme.load_records()
+    expected = [(name, "") for name in records]
+    expected += [(name, str(i + 1)) for name, record in records.items() for i in range(len(record["tables"]))]
+    assert sorted(shown) == sorted(expected)
+
+
+def test_records__have_command_date_and_hardware() -> None:
+    for name, record in readme.load_records().items():
+        where = record["environment"]
+        assert where["command"], name
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", where["date"]), name
+        assert where["processor"], name
+        for table in record["tables"]:
+            assert table["rows"], name
+            assert all(len(row) == len(table["columns"]) for row in table["rows"]), name
+
+
+def test_parse_tables__reads_numbers_and_is_inverted_by_markdown_table() -> None:
+    (table,) = readme.parse_tables(f"Text before.\n\n{TABLE}\n\nText after.")
+    formats = [column.get("format") for column in table["columns"]]
+    assert formats == [None, "{:.2f} s", None, "{:.4f} ({:.1f})", "{:.1f}%", None]
+    assert table["rows"][0] == ["a", 13.67, "1,024", [0.006, 3.5], 39.0, "1 of 2"]
+    assert table["rows"][2] == ["c", None, None, [0.0445, 0.0], None, "{x}"]
+    assert readme.markdown_table(table) == TABLE
+    assert readme.parse_tables("no table") == []
+    assert len(readme.parse_tables(f"{TABLE}\n\n{TABLE}\n")) == 2
+
+
+def test_render__unknown_placeholders_are_an_error() -> None:
+    record = {"environment": {"command": "c", "date": "2026-01-01", "processor": "p"}, "tables": []}
+    with pytest.raises(ValueError, match=r"'speed'.*laws"):
+        readme.render("{{speed}}", {"laws": record})
+    with pytest.raises(ValueError, match=r"table 1 of 'laws'"):
+        readme.render("{{laws 1}}", {"laws": record})
+    assert readme.render("a\n{{laws}}\nb", {"laws": record}).startswith("a\n```text\nc\n```")
+
+
+def test_records__of_a_script_have_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(readme.HERE)
+    import measure
+
+    record = {"environment": measure.environment("cpu", "speed.py", ["--quick"]), "settings": {}}
+    measure.report(record, [f"#### A\n\n{TABLE}"], tmp_path / "speed.json")
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert [readme.markdown_table(table) for table in found["tables"]] == [TABLE]
+    assert "speed.py --quick" in readme.render("{{speed}}\n\n{{speed 1}}", {"speed": found})

@@ -1,0 +1,169 @@
+"""README.md and docs/: their Python runs, and the commands, arguments, files, links and classes that they name exist."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gm_discrete
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+RUN = [ROOT / "README.md", *DOCS]
+"""Pages whose Python blocks run."""
+PAGES = [*RUN, ROOT / "CONTRIBUTING.md"]
+PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
+OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
+SLOW = {"README", "generation", "images", "numbers", "tables", "text", "training"}
+"""Pages that train: more than five seconds on one core."""
+FOREIGN = {"AdamW", "DiffusionGemma", "LogitsProcessorList", "PreTrainedModel", "TrainingArguments"}
+"""Classes of other libraries that the pages name."""
+
+
+def name_of(page: Path) -> str:
+    return page.stem
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def prose(page: Path) -> str:
+    """The text without fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [], id=page.stem)
+        for page in RUN
+        if fenced(page, "python")
+    ],
+)
+def test_documentation__python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, Any] = {"__name__": "documentation"}
+    for number, source in enumerate(fenced(page, "python"), start=1):
+        exec(compile(source, f"{page.name}, python block {number}", "exec"), namespace)
+
+
+def test_documentation__every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    assert len(DOCS) > 10
+    assert [page.name for page in DOCS if page.stem != "index" and f"]({page.name})" not in index] == []
+
+
+def test_readme__is_a_page_of_at_most_200_lines() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command in the shell blocks of the page, without comments."""
+    joined = "\n".join(fenced(page, "bash")).replace("\\\n", " ")
+    lines = (line.removeprefix("$ ") for line in joined.splitlines())
+    yield from (words for line in lines if (words := shlex.split(line, comments=True)))
+
+
+@every_page
+def test_documentation__commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for words in commands(page):
+        program = Path(words[0]).name
+        assert program in PROGRAMS, words
+        if program == "make":
+            assert set(words[1:]) <= targets, words
+        for word in words[1:]:
+            if word.startswith(OURS):
+                assert (ROOT / word).exists(), word
+        if "-m" in words:
+            module = words[words.index("-m") + 1]
+            with contextlib.suppress(ModuleNotFoundError):
+                assert importlib.util.find_spec(module), module
+                continue
+            pytest.fail(f"python -m {module}: there is no such module")
+
+
+@every_page
+def test_documentation__arguments_of_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        scripts = [word for word in words if word.startswith(OURS) and word.endswith(".py")]
+        if scripts:
+            source = (ROOT / scripts[0]).read_text()
+            for word in words[words.index(scripts[0]) + 1 :]:
+                if word.startswith("--") and word not in ("--config", "--output_dir"):
+                    name = word.removeprefix("--")
+                    assert re.search(rf"\b{name}: |\"{word}\"", source), f"{scripts[0]} {word}"
+
+
+@every_page
+def test_documentation__files_named_in_the_text_exist(page: Path) -> None:
+    """Words in backticks that look like paths of this repository; `*` stands for several files."""
+    for word in re.findall(r"`([\w./*-]+)`", prose(page)):
+        if word.startswith(OURS):
+            assert list(ROOT.glob(word.rstrip("/"))), word
+        if re.fullmatch(r"[\w*]+\.yaml", word):
+            assert list((ROOT / "recipes/configs").glob(word)), word
+
+
+@every_page
+def test_documentation__links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)", prose(page)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        to = (page.parent / file).resolve() if file else page
+        assert to.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", prose(to), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
+
+
+@every_page
+def test_documentation__classes_named_in_the_text_exist(page: Path) -> None:
+    """Words in backticks such as `TauLeaping` or `TauLeaping(order="margin")`."""
+    text = "\n".join(file.read_text() for file in (ROOT / "gm_discrete").rglob("*.py"))
+    ours = set(re.findall(r"^class (\w+)", text, flags=re.MULTILINE))
+    for name in re.findall(r"`([A-Z]\w*[a-z]\w*[A-Z]\w*)\b", prose(page)):
+        assert name in ours | FOREIGN, name
+
+
+def test_documentation__glossary_covers_the_layout() -> None:
+    """The table of CONTRIBUTING.md names every part of the package."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Layout")[1].split("\n## ")[0]
+    parts = {
+        f"{place.name}{'/' * place.is_dir()}"
+        for place in (ROOT / "gm_discrete").iterdir()
+        if (place.is_dir() and (place / "__init__.py").exists()) or (place.suffix == ".py" and place.stem[0] != "_")
+    }
+    assert [part for part in sorted(parts) if part not in table] == []
+
+
+@pytest.mark.slow
+def test_generation_page__has_the_table_that_the_program_prints() -> None:
+    run = [sys.executable, "-m", "gm_discrete.generation.validation"]
+    printed = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    page = (ROOT / "docs/generation.md").read_text()
+    found = re.search(r"^<!-- table: generation -->\n(.*?)^<!-- end -->$", page, flags=re.MULTILINE | re.DOTALL)
+    assert found, "docs/generation.md has no markers for the table"
+    assert found.group(1).strip() == printed, f"paste the output of {' '.join(run[1:])} into docs/generation.md"
+
+
+def test_citation__has_the_version_of_the_package() -> None:
+    assert f"\nversion: {gm_discrete.__version__}\n" in (ROOT / "CITATION.cff").read_text()
