@@ -138,7 +138,7 @@ def _simulated(
 
 
 class NoisedObservations:
-    """A process whose network is given the observed values at the noise level of the time, as in training.
+    """A process whose network input holds the observed values at the noise level of the time, as in training.
 
     Masked paths need no such noise: an observed token is as in training, and conditioning on it is exact. For other paths
     the observed values are drawn from p_t(·|value), which is an approximation. With independent times a field that is
