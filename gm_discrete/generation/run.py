@@ -11,6 +11,7 @@ from torch import Tensor
 from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.generation.given import Observed
 from gm_discrete.generation.observers import Recorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
 from gm_discrete.generation.request import Model, Request
@@ -59,7 +60,7 @@ def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[
     """All entries together, from t = 0 to t = 1; with the attention masks of the samples."""
     process: Process = model if request.guidance is None else request.guidance.guided(model)
     if request.observed:
-        process = NoisedObservations(process, request)
+        process = NoisedObservations(process, request.observed, request.fixed, request.rng, request.x_0)
     if request.new is not None and request.observers.streamer is not None:
         canvas = Canvas(request.observed[""].state, request.fixed[""], request.attention_mask[""], request.new)
         request.observers.begin(canvas.ids, canvas.prompt_length)
@@ -145,12 +146,18 @@ class NoisedObservations:
     observed in all entries enters at its time 1, without noise; the rest is conditioned on it exactly.
     """
 
-    def __init__(self, process: Process, request: Request) -> None:
-        self.process, self.path, self.rng = process, process.path, request.rng
-        self.source = request.x_0
-        self.values = {name: cells.state for name, cells in request.observed.items()}
-        self.fixed = {name: request.fixed[name] for name in request.observed}
-        self.whole = {name: fixed.flatten(1).all(1) for name, fixed in self.fixed.items()}
+    def __init__(
+        self,
+        process: Process,
+        observed: Mapping[str, Observed],
+        fixed: Mapping[str, Tensor],
+        rng: torch.Generator,
+        x_0: State | None = None,
+    ) -> None:
+        self.process, self.path, self.rng, self.source = process, process.path, rng, x_0
+        self.values = {name: cells.state for name, cells in observed.items()}
+        self.fixed = {name: fixed[name] for name in observed}
+        self.whole = {name: mask.flatten(1).all(1) for name, mask in self.fixed.items()}
 
     def generator(
         self, x: Tensor | State, t: Tensor, t_next: Tensor | None = None, **conditioning: object

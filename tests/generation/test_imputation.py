@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete import Bins, GaussianPath, GMGenerationConfig, MaskedPath, UniformPath, simulate
+from gm_discrete import Bins, GaussianPath, MaskedPath, UniformPath, simulate
 from gm_discrete.generation.given import Observed
-from gm_discrete.generation.request import Request
 from gm_discrete.generation.run import NoisedObservations
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.euclid import kolmogorov, noise_of_ks, numbers, rng
@@ -36,14 +35,13 @@ def test_noised_observations__imputed_values_have_their_conditional_distribution
     state = {"kind": torch.full((3 * n, 1), 1), "size": numbers(0.55).expand(3 * n, 1)}
     known = {"kind": (rows == 0)[:, None], "size": (rows == 1)[:, None]}
     observed = {name: Observed(state[name], state[name], known[name]) for name in state}
-    request = Request(GMGenerationConfig(), {}, rng(4), observed=observed, fixed=known)
     x = {name: torch.where(known[name], state[name], x[name]) for name in x}
     grid = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
 
     def ends(model: Any) -> dict[str, Tensor]:
         return simulate(model, x, grid, rng(3), "heun", known)
 
-    end = ends(NoisedObservations(law.model, request))
+    end = ends(NoisedObservations(law.model, observed, known, rng(4)))
     assert all(torch.equal(end[name][known[name]], x[name][known[name]]) for name in x)
     assert kolmogorov(end["size"][rows == 0], law.sizes_given(1, 1.0))[0] < noise_of_ks(n) + BIAS
     given = law.density(torch.arange(3), numbers(0.55).expand(3), 1.0)
