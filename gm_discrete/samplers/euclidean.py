@@ -21,8 +21,8 @@ and smooth data, the usual growth leaves no larger an error than a fit to the wh
 up to twice as large a one. With nearly discrete data a fit to many entries leaves half of the error of the usual growth."""
 
 STEEP = 4.0
-"""Change of the drift, in unit time, of the entry that `pace` adds to those of a sequence. It keeps the steps of a few entries
-at a moderate length where their drift happens not to change."""
+"""Change of the drift, in unit time, of the entry that `pace` adds to those of a sequence. It keeps the steps of a few
+entries at a moderate length where their drift happens not to change."""
 
 
 @dataclass
