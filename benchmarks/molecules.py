@@ -5,7 +5,8 @@
 
 1. The scores of MOSES (`benchmarks.scores.molecules`) for each of `--ways`, arguments of `generate`. The first row is
    molecules of the test split, the score of a perfect model. Molecules end at the first [EOS] of a canvas as long as in
-   training. Novelty is against the whole training set. The Fréchet ChemNet distance is missing, because it needs ChemNet.
+   training. Novelty is against the whole training set. The Fréchet ChemNet distance, which the package fcd_torch has,
+   is not measured.
 2. `--infill` molecules whose scaffolds are in no training molecule: all symbols but those of the scaffold are masked,
    with the end of the canvas, and filled `--fills` times each. How many fills are valid; how many of these contain the
    scaffold, are distinct, and equal the original; and the share of unconditional molecules that contain the scaffold.

@@ -131,7 +131,7 @@ def compare(path_name: str, args: argparse.Namespace) -> list[dict]:
                 "head_s": typical["head"],
                 "over_backbone": median(_ratios(times, "backbone")),
                 "over_backbone_and_head": median(_ratios(times, "backbone", "head")),
-                "calls_per_sample": sum(len(given[0]) for given in calls) / args.batch_size,
+                "calls_per_sample": sum(len(given[0][""]) for given in calls) / args.batch_size,
                 "rows_per_position": sum(map(len, rows)) / (args.batch_size * args.length),
                 "rounds": times,
             }
@@ -168,7 +168,7 @@ def compare_methods(path_name: str, args: argparse.Namespace) -> list[dict]:
                 "backbone_s": median(times["backbone"]),
                 "over_backbone": median(_ratios(times, "backbone")),
                 "over_backbone_and_head": median(_ratios(times, "backbone", "head")),
-                "calls_per_sample": sum(len(given[0]) for given in calls) / args.batch_size,
+                "calls_per_sample": sum(len(given[0][""]) for given in calls) / args.batch_size,
                 "rows_per_position": sum(map(len, rows)) / (args.batch_size * args.length),
                 "rounds": times,
             }

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from gm_discrete.generation.processors import AllowedTokens
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Adaptive",

@@ -249,7 +249,7 @@ class GMHarness(TemplateLM):
         input_ids = torch.tensor([tokens + [pad] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in encoded], dtype=torch.long)
         source = [number for tokens, (_, copy) in zip(encoded, prompts, strict=True) for number in (*tokens, -copy)]
-        in_blocks = self.model.config.block_size or {"block_length", "blocks"} & (self.generation | own).keys()
+        in_blocks = self.model.config.block_size or "blocks" in (self.generation | own)
         if self.eot_token_id is not None and in_blocks:
             own.setdefault("eos_token_id", self.eot_token_id)
         arguments: dict[str, Any] = {"seed": self._rng(source).initial_seed()} | self._arguments(self.generation | own)
@@ -271,9 +271,11 @@ def argument_names(function: Callable[..., Any]) -> set[str]:
         if parameter.kind is not parameter.VAR_KEYWORD:
             names.add(name)
         else:
-            names |= {
-                key for options in get_args(get_type_hints(function).get(name)) for key in get_type_hints(options)
-            }
+            # Only this annotation is evaluated: those of the other arguments may hold forward references.
+            scope = inspect.unwrap(getattr(function, "__func__", function)).__globals__
+            annotation = parameter.annotation
+            unpacked = eval(annotation, scope) if isinstance(annotation, str) else annotation
+            names |= {key for options in get_args(unpacked) for key in get_type_hints(options)}
     return names
 
 

@@ -235,7 +235,7 @@ def refuse_unknown(options: Collection[str], where: str) -> None:
     """
     for name in options:
         if name in RENAMED:
-            raise TypeError(f"{where} takes no argument {name}, as version 0.1 did; it is now given as {RENAMED[name]}")
+            raise TypeError(f"{name} was an argument of {where} in version 0.1: give {RENAMED[name]} in its place")
     if options:
         raise TypeError(f"{where} takes no argument {', '.join(sorted(options))}")
 

@@ -8,11 +8,20 @@ al. 2026, arXiv 2605.13026).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gm_discrete.paths import Path, ProductPath
+
+
+class TimeSampler(Protocol):
+    """A distribution of κ(t), given by its quantile function. An object of any class with this method is one."""
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """κ in (0, 1) at the quantiles u [B] in (0, 1), float64; increasing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class FieldTimeSampler:
     UniformTimeSampler()
     """
 
-    marginal: UniformTimeSampler | LogitNormalTimeSampler = LogitNormalTimeSampler()
+    marginal: TimeSampler = LogitNormalTimeSampler()
     shared: float = 1 / 3
     conditional: float = 1 / 3
 
@@ -79,9 +88,7 @@ class FieldTimeSampler:
         return self.marginal.quantile(u)
 
 
-TimeSampler = UniformTimeSampler | LogitNormalTimeSampler | FieldTimeSampler
-
-DEFAULT = LogitNormalTimeSampler()
+DEFAULT: TimeSampler = LogitNormalTimeSampler()
 """The time sampler of `conditional_loss` and `GMTrainer`."""
 
 

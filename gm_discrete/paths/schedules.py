@@ -119,7 +119,11 @@ class PowerSchedule(Schedule):
 
 
 class CosineSchedule(Schedule):
-    """κ = 1 − cos(πt/2), with hazard (π/2) tan(πt/2)."""
+    """κ = 1 − cos(πt/2), with hazard (π/2) tan(πt/2)
+
+    >>> CosineSchedule().kappa(0.5)
+    tensor(0.2929, dtype=torch.float64)
+    """
 
     type_name = "cosine"
 
@@ -252,7 +256,12 @@ class AffineSchedule(Configurable, ABC):
 
 
 class CondOTSchedule(AffineSchedule):
-    """α = t, σ = 1 − t: straight lines from noise to data (conditional optimal transport, rectified flow)."""
+    """α = t, σ = 1 − t: straight lines from noise to data (conditional optimal transport, rectified flow).
+
+    >>> schedule, t = CondOTSchedule(), torch.tensor([0.25])
+    >>> schedule.alpha(t), schedule.sigma(t)
+    (tensor([0.2500]), tensor([0.7500]))
+    """
 
     type_name = "condot"
 

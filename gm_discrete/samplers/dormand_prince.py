@@ -62,31 +62,32 @@ class DormandPrince(Sampler):
         free, step = chain.free[""], torch.full_like(now, self.tolerance**0.2 / 2)
         if not bool((now < until).any()):
             return x
-        first = _velocity(chain, x, now, now < until)
+        first, limits = _velocity(chain, x, now, now < until)
         while bool((active := now < until).any()):
             h = torch.minimum(step, until - now)
             slopes, y = [first], x
             for c, weights in STAGES:
                 y = x + like(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
-                slopes.append(_velocity(chain, y, torch.minimum(now + c * h, until), active))
+                # A path on an interval has a generator inside of it alone.
+                slopes.append(_velocity(chain, within(y, limits), torch.minimum(now + c * h, until), active)[0])
             estimate = like(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
             relative = estimate / (self.tolerance * torch.maximum(x.abs(), y.abs()).clamp(min=1))
             count = free.flatten(1).sum(1).clamp(min=1)
             ratio = ((free * relative.square()).flatten(1).sum(1) / count).sqrt().double()
             accepted = active & (ratio <= 1)
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
-            x, first = torch.where(rows, y, x), torch.where(rows, slopes[-1], first)
+            x, first = torch.where(rows, within(y, limits), x), torch.where(rows, slopes[-1], first)
             now = torch.where(accepted, torch.where(h < step, until, now + h), now)
             step = torch.where(active, h * (0.9 * ratio.clamp(min=1e-9) ** -0.2).clamp(0.2, 2), step)
         return x
 
 
-def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> Tensor:
-    """The flow at (x, t), 0 at entries that may not move."""
+def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> tuple[Tensor, tuple[float, float] | None]:
+    """The flow at (x, t), 0 at entries that may not move; and the bounds of its path, if it has any."""
     generator = chain.generators({"": x}, {"": t})[""]
     if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
         raise TypeError(
             "dopri5 solves flows only; the generator also jumps or diffuses: use sampler='heun' or 'adaptive'"
         )
     chain.count(chain.movable("") & active)
-    return torch.where(chain.free[""], drift(generator, within(x, bounds(generator))), 0.0)
+    return torch.where(chain.free[""], drift(generator, x), 0.0), bounds(generator)

@@ -11,7 +11,7 @@ import torch
 
 from gm_discrete import CondOTSchedule, simulate
 
-pytest.importorskip("torchdiffeq", reason="of dopri5, an extra: pip install gm_discrete[ode]")
+pytest.importorskip("torchdiffeq", reason="the peer of the ODE solvers, of the extra benchmarks")
 Script = Callable[[str], ModuleType]
 
 

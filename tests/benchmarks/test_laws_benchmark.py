@@ -51,7 +51,7 @@ def test_laws_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: p
         assert ("flow_matching" in curves) == ("metric" not in name)
         assert {"order confidence", "entropy bounded"} <= curves.keys() or name != "masked"
         assert "entropy bounded" not in curves or name == "masked"
-        law = script.chain(script.PATHS[name](), 2).law
+        law = script.chain(script.PATHS[name](), 2).weights
         # Of the TV of n samples from their own law: |normal| in every cell, whose correlations only lessen it.
         deviation = math.sqrt(float(((1 - 2 / math.pi) * law * (1 - law)).sum()) / script.QUICK["samples"]) / 2
         # A place that the state chooses and a draw from the exact posterior there make the law, whatever the choice.
@@ -104,7 +104,7 @@ def test_laws_benchmark__prices_are_interpolated_within_a_curve(script: ModuleTy
 
 def test_laws_benchmark__noise_is_the_mean_of_the_simulated_tv(script: ModuleType) -> None:
     model, rng = script.chain(script.PATHS["masked"](), 3), torch.Generator().manual_seed(0)
-    draws = torch.multinomial(model.law, 200 * 2000, replacement=True, generator=rng).view(200, 2000)
+    draws = torch.multinomial(model.weights, 200 * 2000, replacement=True, generator=rng).view(200, 2000)
     points = [script.measured(model, model.data[rows], 0, 0, 0) for rows in draws]
     tv = torch.tensor([point.tv for point in points], dtype=torch.float64)
     # |Binomial − mean| of rare cells is a little less than the normal's; the 27 cells have few of them.

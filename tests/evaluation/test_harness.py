@@ -207,7 +207,7 @@ class Spelling(GMModel):
         max_new_tokens: int,
         seed: int,
         num_steps: int = 1,
-        block_length: int = 0,
+        blocks: int = 0,
         eos_token_id: int | None = None,
         top_k: int | None = None,
         temperature: float | None = None,
@@ -215,7 +215,7 @@ class Spelling(GMModel):
         self.told.append({"max_new_tokens": max_new_tokens, "seed": seed, "num_steps": num_steps})
         self.told[-1] |= {
             "eos_token_id": eos_token_id,
-            "block_length": block_length,
+            "blocks": blocks,
             "top_k": top_k,
             "temperature": temperature,
         }
@@ -244,12 +244,12 @@ def test_harness__texts_are_cut_at_until_or_the_end_token() -> None:
 def test_harness__passes_arguments_of_task_and_caller_to_generate() -> None:
     model = spelling(ids("dab\ncd"))
     sampled = {"until": ["\n"], "do_sample": True, "temperature": 0.7, "num_steps": 5, "max_gen_toks": 4}
-    both = harness(model, num_steps=3, block_length=2)
+    both = harness(model, num_steps=3, blocks=2)
     both.generate_until(requests("generate_until", ("ab", {"until": ["\n"]}), ("ab", sampled)), True)
     greedy_call, sampled_call = sorted(model.told, key=lambda told: told["temperature"] or 0)
     assert greedy_call["top_k"] == 1
     assert greedy_call["eos_token_id"] == EOS  # where sequences are written in blocks
-    assert (greedy_call["num_steps"], greedy_call["block_length"], greedy_call["max_new_tokens"]) == (3, 2, LENGTH // 2)
+    assert (greedy_call["num_steps"], greedy_call["blocks"], greedy_call["max_new_tokens"]) == (3, 2, LENGTH // 2)
     assert sampled_call["top_k"] is None
     assert (sampled_call["temperature"], sampled_call["num_steps"], sampled_call["max_new_tokens"]) == (0.7, 5, 4)
     with pytest.raises(ValueError, match="num_beams"):

@@ -163,7 +163,6 @@ def smooth(name: str) -> GMModel:
 @pytest.mark.slow
 def test_generate__samplers_of_a_flow_agree_and_heun_is_more_exact() -> None:
     """All from the same noise, as nothing else is drawn. dopri5 at 1e-6 stands for the solution."""
-    pytest.importorskip("torchdiffeq")
     model = smooth("flow on images").double()
     x_0 = torch.randn(2, 3, 4, 6, generator=rng(1)).double()
     exact = model.generate(x_0=x_0, sampler=DormandPrince(tolerance=1e-6))
@@ -179,7 +178,6 @@ def test_generate__samplers_of_a_flow_agree_and_heun_is_more_exact() -> None:
 
 @pytest.mark.slow
 def test_generate__dopri5_is_for_flows_alone() -> None:
-    pytest.importorskip("torchdiffeq")
     with pytest.raises(TypeError, match="dopri5"):
         smooth("jump").generate(sampler="dopri5", seed=0)
     sample = smooth("jump").generate(sampler="dopri5", generators={"flow": 1.0}, seed=0)

@@ -203,8 +203,6 @@ def test_trajectory__images_of_tokens_keep_their_shape() -> None:
 def test_trajectory__continuous_states_have_no_entropy(name: str, sampler: str) -> None:
     if sampler == "dopri5" and name != "flow":
         pytest.skip("it is for flows")
-    if sampler == "dopri5":
-        pytest.importorskip("torchdiffeq")
     model = continuous.network(name)
     start = model.path.prior((2, *continuous.CASES[name][2]), continuous.rng())
     out = run(model, x_0=start, num_steps=4, sampler=sampler)

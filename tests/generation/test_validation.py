@@ -138,8 +138,6 @@ SAMPLER_ROWS = {name: next(option for option in OPTIONS if option.name == f"samp
 @pytest.mark.parametrize(("option", "path", "column"), cells())
 def test_options__fit_where_the_table_says_so(option: Option, path: str, column: str) -> None:
     """Every ✓ runs, and every – is refused by an error that names the option."""
-    if column == "dopri5" or option.name == "sampler=dopri5":
-        pytest.importorskip("torchdiffeq")
     images = column == IMAGES
     model, given = model_for(option, path, images), arguments(option, path, images)
     call = {"num_steps": 1, "seed": 0, **given}

@@ -77,7 +77,7 @@ def test_sharded__times_and_losses_keep_their_precision_in_bfloat16(record: dict
 
 
 def test_sharded__unsupported_options_are_refused(record: dict[str, Any]) -> None:
-    assert "load the saved model and generate with that" in record["generate"]
+    assert "sharded over processes" in record["generate"]
     assert "max_steps" in record["finished"]
     assert record["muon"].startswith("optimizer_cls_and_kwargs")
     assert record["eval_on_start"].startswith("eval_on_start")
