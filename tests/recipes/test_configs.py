@@ -131,7 +131,7 @@ def test_text_recipe__an_unknown_choice_is_an_error(
 
 
 @pytest.mark.slow
-def test_readme__its_commands_run(
+def test_documentation__its_commands_run(
     recipe: ModuleType,
     tiny: list[str],
     gpt2: Path,
@@ -144,7 +144,7 @@ def test_readme__its_commands_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every shell command of the README but make's, at reduced size and without its launcher, one after the other.
+    """Every shell command of the README and the docs but make's, at reduced size and without its launcher, one by one.
 
     Of benchmarks that take long only the arguments are read: their own tests run them."""
     monkeypatch.chdir(tmp_path)
@@ -153,10 +153,16 @@ def test_readme__its_commands_run(
     (tmp_path / "recipes").symlink_to(RECIPES)
     moses_package.install(tmp_path / "packages", monkeypatch)
     (tmp_path / "my_book.txt").write_text(corpus.read_text())
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    commands = [shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines()]
-    ran = []
-    for words in commands:
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("text", "training", "checkpoints"))]
+    pages += sorted(set((ROOT / "docs").glob("*.md")) - set(pages))
+    text = "".join(page.read_text() for page in pages)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = {tuple(shlex.split(line, comments=True)): None for line in lines}  # each once, in order
+    ran: list[str] = []
+    for words in map(list, commands):
+        if not words:
+            continue
         name = next((word for word in words if word.endswith(".py")), "make")
         arguments = words[words.index(name) + 1 :] if name in words else []
         if name == "recipes/text.py":
