@@ -201,7 +201,7 @@ class GMModel(GMPreTrainedModel):
         z, scored = self._checked_batch(x, times, masks, data, class_labels)
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
-            now[name] = field.loss_time(times[name])
+            now[name] = field.at(times[name], per_kappa=True)
         clean = z if config.block_size and labels is not None else None
         heads = readouts(self.network, x, time, now, attention_mask=masks, class_labels=class_labels, clean=clean)
         if labels is None:

@@ -14,7 +14,7 @@ from gm_discrete.generators.kernels import chunked
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.network import Network
 from gm_discrete.paths import EuclideanPath, FinitePath
-from gm_discrete.paths.at import TimeLike, as_tensor
+from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
 
 LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
@@ -159,7 +159,10 @@ class LazyReadout:
             return cast(EuclideanPath, field.path).output(head, rows, x, t)
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
         if self.processor is not None:
-            more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
+            more = {
+                "time": t.t if isinstance(t, At) else t,
+                "position": where,
+            }  # for members of the list that take them
             rows = self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
         if self.on_read is not None:
             self.on_read(rows, sequence)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
-from gm_discrete.paths.at import At
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.schedules import At
 from gm_discrete.process import Process, State, factors, pack, unpack
 
 T = TypeVar("T")

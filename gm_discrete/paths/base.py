@@ -12,7 +12,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rows import require
-from gm_discrete.paths.at import At, TimeLike, as_tensor
+from gm_discrete.paths.schedules import At, TimeLike
 
 
 class Path(Configurable, ABC):
@@ -61,13 +61,14 @@ class Path(Configurable, ABC):
         """The inverse of `times`."""
         return times[""]
 
-    def at(self, t: TimeLike) -> At:
-        """The times t [B] with the values of the path's schedule there, each computed once."""
-        return t if isinstance(t, At) else At(t)
+    def at(self, t: TimeLike, per_kappa: bool = False) -> At:
+        """The times t [B] with the values of the path's schedule there, each computed once.
 
-    def loss_time(self, t: TimeLike) -> At:
-        """As `at`, for generators that are compared with each other: they are in `units` where that has a closed form."""
-        return self.at(t)
+        Args:
+            per_kappa: whether generators at these times are per unit of κ instead of per unit of time, as losses compare
+                them. Only mixture paths, where κ' cancels in closed form, heed it.
+        """
+        return t if isinstance(t, At) else At(t)
 
     @abstractmethod
     def time(self, u: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ def check_times(t: TimeLike, state: Tensor) -> None:
     Raises:
         ValueError: t is not of shape [B] within [0, 1].
     """
-    t = as_tensor(t)
+    t = t.t if isinstance(t, At) else t
     if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
         found = tuple(t.shape) if isinstance(t, Tensor) else t
         raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")

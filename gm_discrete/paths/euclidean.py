@@ -13,8 +13,8 @@ from torch import Tensor
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.generators.landings import ROUNDING, Bins, check_within
 from gm_discrete.generators.rows import require
-from gm_discrete.paths.at import TimeLike, as_tensor
 from gm_discrete.paths.base import Path, check_times
+from gm_discrete.paths.schedules import At, TimeLike
 
 Weights = Mapping[str, float | Sequence[float]]
 """Weight of each generator: a number, or numbers at evenly spaced times from 0 to 1, interpolated linearly."""
@@ -138,7 +138,7 @@ class EuclideanPath(Path):
         super().check_pair(z, x, t, names)
         if {"belief", "landing"} & self.heads.keys():
             check_within(self.bins, z, names[0])
-        t = as_tensor(t)
+        t = t.t if isinstance(t, At) else t
         if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool((t >= 1).any()):
             raise ValueError(f"t={float(t.max()):g}: the generators of p_t(·|z) diverge at t = 1; give times below 1")
 

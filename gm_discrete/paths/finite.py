@@ -18,9 +18,8 @@ from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
-from gm_discrete.paths.at import KappaAt, ScheduleAt, TimeLike, as_tensor
 from gm_discrete.paths.base import Path, check_times, device_of, uniform
-from gm_discrete.paths.schedules import LinearSchedule, Schedule
+from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
 CERTAIN = 1e4
 """Log-odds of certainty: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
@@ -85,15 +84,16 @@ class FinitePath(Path):
     def heads(self) -> dict[str, int]:
         return {"tokens": self.vocab_size}
 
-    def at(self, t: TimeLike) -> ScheduleAt:
-        return t if isinstance(t, ScheduleAt) else ScheduleAt(self.schedule, as_tensor(t))
+    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
+        return self.schedule.at(t)
 
     def time(self, u: Tensor) -> Tensor:
         return self.schedule.inverse(u)
 
     def units(self, t: TimeLike) -> dict[str, Tensor]:
-        """κ': rates are compared per unit of κ. Generators made at a `KappaAt` are in it, and have no unit to divide by."""
-        return {} if isinstance(t, KappaAt) else {"jump": self.at(t).derivative}
+        """κ': rates are compared per unit of κ. Generators at times `per_kappa` are in it, and have no unit to divide by."""
+        now = self.at(t)
+        return {} if now.per_kappa else {"jump": now.derivative}
 
     def loss_mask(self, labels: Tensor) -> Tensor:
         return labels != UNSCORED
@@ -186,7 +186,7 @@ class FinitePath(Path):
 
     def generator(self, belief: Kernel, x: Tensor, t: TimeLike, t_next: TimeLike | None = None) -> Jump:
         """The generator Σ_z belief(z) · (generator of p_t(·|z)) at x: the marginal one if `belief` is the posterior."""
-        now, end = self.at(t), None if t_next is None else as_tensor(t_next)
+        now, end = self.at(t), None if t_next is None else self.at(t_next).t
         intensity, probability = self.intensity(x, now.t), None
         if end is not None:
             probability = self.event_probability(x, now.t, end)
@@ -248,7 +248,7 @@ class FinitePath(Path):
             rows: logits; x, t: symbols and times of the same tokens, [n].
             excluded: symbols whose logit becomes −∞.
         """
-        rows = rows + self.log_evidence(x, as_tensor(t)).to(rows.dtype)
+        rows = rows + self.log_evidence(x, self.at(t).t).to(rows.dtype)
         if excluded:
             rows[:, list(excluded)] = -torch.inf
         return rows
@@ -297,7 +297,7 @@ class PathPosterior:
                 "which cannot be recovered from x"
             )
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
-        return Jump(ones, Renewal(self.belief, self.x, as_tensor(self.t), self.path), posterior=self)
+        return Jump(ones, Renewal(self.belief, self.x, self.path.at(self.t).t, self.path), posterior=self)
 
 
 def _interpolated(value: Tensor, nodes: Tensor, heights: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from gm_discrete.generators.beliefs import NormalBelief
 from gm_discrete.generators.kernels import Categorical, Readout
 from gm_discrete.generators.landings import Bins
 from gm_discrete.generators.rows import map_rows
-from gm_discrete.paths.at import AffineAt
+from gm_discrete.paths.affine import AffineAt
 
 LEAST_RATE = 1e-6
 """Least jump rate within a bin, in speed/σ, so that its logarithm is finite: one jump in 10⁶ lengths of the path."""

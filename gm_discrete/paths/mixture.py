@@ -21,10 +21,9 @@ from torch import Tensor
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Kernel, Reversal
 from gm_discrete.generators.rows import categorical_from_prior
-from gm_discrete.paths.at import KappaAt, TimeLike, as_tensor
 from gm_discrete.paths.base import device_of, uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
-from gm_discrete.paths.schedules import Schedule
+from gm_discrete.paths.schedules import Schedule, ScheduleAt, TimeLike
 
 
 class TokenMixturePath(FinitePath):
@@ -41,8 +40,8 @@ class TokenMixturePath(FinitePath):
     def probabilities(self) -> Sequence[float]:
         """p0 over the K symbols."""
 
-    def loss_time(self, t: TimeLike) -> KappaAt:
-        return KappaAt(self.schedule, as_tensor(t))
+    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
+        return self.schedule.at(t, per_kappa)
 
     def prior_probs(self, device: torch.device) -> Tensor:
         """p0 as a float64 tensor [K]."""

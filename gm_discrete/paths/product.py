@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gm_discrete.generators import Generator, Product
 from gm_discrete.generators.kernels import Readout
-from gm_discrete.paths.at import At, TimeLike
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.schedules import At, TimeLike
 
 State = Mapping[str, Tensor]
 """A tensor for each field, [B, …]."""
