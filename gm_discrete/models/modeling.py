@@ -26,8 +26,7 @@ from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
-from gm_discrete.nn.network import Network
-from gm_discrete.nn.readout import LazyReadout, OnRead, readouts
+from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import by_field, field_losses, generator_times, total_loss

@@ -160,10 +160,6 @@ class Field:
 
     # Entries and positions
 
-    def positions(self, x: Tensor) -> int:
-        """Number of positions of the states [B, …]."""
-        return x[0].numel() // self.slots
-
     def split(self, x: Tensor) -> Tensor:
         """[B, …] → [B, positions, slots]."""
         if self.image_shape is None:
