@@ -29,7 +29,7 @@ from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
-from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
+from gm_discrete.objective import field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
 from gm_discrete.process import State, pack
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -213,7 +213,7 @@ class GMModel(GMPreTrainedModel):
         for name, field in path.fields.items():
             predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
         counts = None if num_items_in_batch is None else pack(num_items_in_batch)
-        kinds, weights = by_field(path, divergence or config.divergence), by_field(path, config.loss_weights)
+        kinds, weights = divergence or config.divergence, config.loss_weights
         losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
         parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
@@ -319,7 +319,8 @@ class GMModel(GMPreTrainedModel):
         path, state = self.path, pack(x)
         if clean is not None and not self.config.block_size:
             raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
-        weights = by_field(path, generators)
+        single = "" in path.fields
+        weights = {"": generators} if single and generators is not None else dict(generators or {})
         if unknown := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(unknown))}; the fields are {', '.join(path.fields)}")
         times, then = path.times(t), None if t_next is None else path.times(t_next)

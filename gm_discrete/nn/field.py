@@ -103,7 +103,7 @@ class Field:
         """K of a discrete field, 0 of a continuous one."""
         return cast(FinitePath, self.path).vocab_size if self.path.is_discrete else 0
 
-    @property
+    @cached_property
     def num_channels(self) -> int:
         """C of vectors [L, C] and images [C, H, W]; 1 of a discrete field."""
         return 1 if self.path.is_discrete else cast(EuclideanPath, self.path).num_channels

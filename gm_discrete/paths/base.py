@@ -201,14 +201,10 @@ class Path(Configurable, ABC):
         self.check(x_0, t, "x_0")
 
 
-def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Float64 uniforms in [0, 1), drawn on the generator's device."""
-    return torch.rand(tuple(shape), generator=rng, device=rng.device if rng else device, dtype=torch.float64).to(device)
-
-
-def device_of(device: torch.device | str | None, rng: torch.Generator | None) -> torch.device:
-    """The device on which to draw: the one asked for, else that of the random generator, else the CPU."""
-    return torch.device(device if device is not None else rng.device if rng is not None else "cpu")
+def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device | str | None) -> Tensor:
+    """Float64 uniforms in [0, 1), drawn on the generator's device, where they stay without a `device`."""
+    source = rng.device if rng else device or "cpu"
+    return torch.rand(tuple(shape), generator=rng, device=source, dtype=torch.float64).to(device or source)
 
 
 def check_times(t: TimeLike, state: Tensor) -> None:

@@ -49,6 +49,7 @@ class EuclideanPath(Path):
         if not isinstance(bins, Bins | dict | None):
             raise TypeError(f"bins={bins!r} must be Bins(low, high, number)")
         self.num_channels, self.stop = int(num_channels), float(stop)
+        self.latest = 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
         self.bins = Bins.from_dict(bins) if isinstance(bins, dict) else bins or Bins()
 
     def _checked(self, generators: Weights) -> dict[str, float | list[float]]:
@@ -93,10 +94,6 @@ class EuclideanPath(Path):
         return "geometric" if set(self.generators) == {"jump"} else "linear"
 
     state_name = "input_values"
-
-    @property
-    def latest(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
 
     def time(self, u: Tensor) -> Tensor:
         return u

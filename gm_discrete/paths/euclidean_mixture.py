@@ -22,7 +22,7 @@ from torch import Tensor
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
 from gm_discrete.generators.landings import ROUNDING, Bins, Landing
-from gm_discrete.paths.base import device_of, uniform
+from gm_discrete.paths.base import uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
@@ -78,7 +78,7 @@ class EuclideanMixturePath(EuclideanPath):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        return (self.low + (self.high - self.low) * uniform(shape, rng, device_of(device, rng))).float()
+        return (self.low + (self.high - self.low) * uniform(shape, rng, device)).float()
 
     def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
         return self.schedule.at(t)

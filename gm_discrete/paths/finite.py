@@ -18,7 +18,7 @@ from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
-from gm_discrete.paths.base import Path, check_times, device_of, uniform
+from gm_discrete.paths.base import Path, check_times, uniform
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
 CERTAIN = 1e4
@@ -134,7 +134,7 @@ class FinitePath(Path):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        z = torch.zeros(tuple(shape), dtype=torch.long, device=device_of(device, rng))
+        z = torch.zeros(tuple(shape), dtype=torch.long, device=device or (rng.device if rng else "cpu"))
         return self.sample(z, torch.zeros(len(z), dtype=torch.float64, device=z.device), rng, check=False)
 
     def sample(

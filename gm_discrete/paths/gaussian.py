@@ -27,7 +27,6 @@ from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.landings import Bins, Landing, landing_quantile
 from gm_discrete.paths.affine import AT_REST, AffineAt, AffineSchedule, CondOTSchedule
-from gm_discrete.paths.base import device_of
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.gaussian_belief import BinnedBelief
 from gm_discrete.paths.schedules import TimeLike
@@ -114,8 +113,8 @@ class GaussianPath(EuclideanPath):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        device = device_of(device, rng)
-        return torch.randn(tuple(shape), generator=rng, device=rng.device if rng else device).to(device)
+        source = rng.device if rng else device or "cpu"
+        return torch.randn(tuple(shape), generator=rng, device=source).to(device or source)
 
     def sample(
         self,

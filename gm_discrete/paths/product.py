@@ -82,6 +82,7 @@ class ProductPath(Path):
                 raise ValueError(f"field {name!r} has coupled=True: coupled paths cannot be fields of a product")
             self.factors[name] = path
         self.independent_times = bool(independent_times)
+        self.latest = min(path.latest for path in self.factors.values())
 
     def to_dict(self) -> dict[str, Any]:
         factors = [[name, path.to_dict()] for name, path in self.factors.items()]  # pairs: JSON may sort a dict
@@ -96,10 +97,6 @@ class ProductPath(Path):
         return self.factors
 
     # Times
-
-    @property
-    def latest(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return min(path.latest for path in self.factors.values())
 
     def time(self, u: Tensor) -> Tensor:
         return u.double()
