@@ -95,7 +95,7 @@ class AffineSchedule(Configurable, ABC):
 
     def speed(self, t: Tensor) -> Tensor:
         """max(α', −σ'); above 0 also where a schedule is at rest, and nothing moves."""
-        return torch.maximum(self.alpha_derivative(t), -self.sigma_derivative(t)).clamp(min=AT_REST)
+        return self.at(t).speed
 
     def at(self, t: TimeLike) -> AffineAt:
         """The values at the times t."""

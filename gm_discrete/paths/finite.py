@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
-from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
+from gm_discrete.generators.rows import chunked, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
 from gm_discrete.paths.base import Path, check_times, uniform
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
@@ -113,12 +113,8 @@ class FinitePath(Path):
 
     def mean_probs(self, belief: Tensor, t: Tensor) -> Tensor:
         """E_{z~belief} p_t(·|z), rows [n, K] for beliefs [n, K] at times t [n]."""
-        size = chunk_size(self.vocab_size**2)
-        parts = [
-            (rows[:, None].double() @ self.table(times)).squeeze(1)
-            for rows, times in zip(belief.split(size), t.split(size), strict=True)
-        ]
-        return torch.cat(parts)
+        parts = zip(chunked(belief, self.vocab_size**2), chunked(t, self.vocab_size**2), strict=True)
+        return torch.cat([(rows[:, None].double() @ self.table(times)).squeeze(1) for rows, times in parts])
 
     def table(self, t: Tensor) -> Tensor:
         """p_t(x|z) at the times t [n]: [n, K, K], z before x."""
@@ -149,10 +145,8 @@ class FinitePath(Path):
         if check:
             self.check_source(x_0, z, t)
             self.check(z, t, "z")
-        times = t[:, None].expand(z.shape).flatten()
-        noise = uniform(z.shape, rng, z.device).flatten()
-        size = chunk_size(self.vocab_size)
-        parts = zip(z.flatten().split(size), times.split(size), noise.split(size), strict=True)
+        values = z.flatten(), t[:, None].expand(z.shape).flatten(), uniform(z.shape, rng, z.device).flatten()
+        parts = zip(*(chunked(value, self.vocab_size) for value in values), strict=True)
         return torch.cat([inverse_cdf(self.probs(data, time), u) for data, time, u in parts]).view_as(z)
 
     # Generators
