@@ -28,7 +28,7 @@ from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
-from gm_discrete.objective import field_losses, generator_times, total_loss
+from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
 from gm_discrete.process import State, pack
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -91,7 +91,7 @@ class GMModel(GMPreTrainedModel):
         attention_mask: Tensor | State | None = None,
         labels: Tensor | State | None = None,
         num_items_in_batch: Tensor | float | Mapping[str, Tensor | float] | None = None,
-        divergence: Any = None,
+        divergence: bregman.Choice | None = None,
         return_dict: bool | None = None,
         *,
         input_values: Tensor | None = None,

@@ -8,8 +8,9 @@ generator by the conditional one changes the expected loss by a constant only, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ DIVERGENCES: dict[str, Bregman] = {
     "exponential": Bregman(torch.exp, formula=lambda a, b: a.exp() - b.exp() * (1 + a - b)),
 }
 """By name. To use your own in a config, give it a name: `bregman.DIVERGENCES["mine"] = Bregman(phi)`."""
+
+
+Choice = str | Bregman | Mapping[str, Any]
+"""A divergence, by name or itself; for superposed generators by part, and for several fields by field."""
 
 
 def named(kind: str | Bregman, part: str) -> Bregman:

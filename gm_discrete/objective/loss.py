@@ -34,7 +34,7 @@ def conditional_loss(
     *,
     scored: Tensor | State | None = None,
     time_sampler: TimeSampler | None = None,
-    divergence: Any = None,
+    divergence: bregman.Choice | None = None,
     x_0: Tensor | None = None,
     class_labels: Tensor | None = None,
 ) -> Tensor:
@@ -131,7 +131,7 @@ def field_losses(
     t: Tensor,
     scored: State,
     num_items: Mapping[str, Tensor | float] | None = None,
-    divergence: Any = None,
+    divergence: bregman.Choice | None = None,
     weights: Mapping[str, Any] | None = None,
     now: Mapping[str, At] | None = None,
 ) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ def field_divergences(
     x: State,
     t: Tensor,
     scored: State,
-    divergence: Any = None,
+    divergence: bregman.Choice | None = None,
     now: Mapping[str, At] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """D(F(x|z), F_θ(x)) by field and part, each of x's shape and 0 where it is not scored, or its field is observed (t = 1).
@@ -197,7 +197,8 @@ def field_divergences(
         now = {name: path.fields[name].at(time) for name, time in generator_times(path, t).items()}
     for name, field in path.fields.items():
         state, here = x[name], now[name]
-        kinds: Any = ((divergence or {}).get(name) if name else divergence) or field.default_divergence
+        kinds = divergence.get(name) if name and isinstance(divergence, Mapping) else divergence
+        kinds = kinds or field.default_divergence
         kinds = kinds if isinstance(kinds, Mapping) else {"jump": kinds}
         target = field.conditional(z[name], state, here, check=check)
         aims: Any = target.parts if isinstance(target, Superposition) else {"jump": target}
