@@ -45,7 +45,7 @@ from gm_discrete import (
     TrigonometricSchedule,
     simulate,
 )
-from gm_discrete.paths.schedules import AffineSchedule
+from gm_discrete.paths.affine import AffineSchedule
 from gm_discrete.samplers import time_grid
 
 SCHEDULES: dict[str, AffineSchedule] = {"condot": CondOTSchedule(), "trigonometric": TrigonometricSchedule()}

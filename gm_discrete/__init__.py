@@ -32,16 +32,15 @@ from gm_discrete.paths import (
     ProductPath,
     UniformPath,
 )
+from gm_discrete.paths.affine import CondOTSchedule, TrigonometricSchedule
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
 from gm_discrete.paths.schedules import (
-    CondOTSchedule,
     CosineSchedule,
     ExponentialSchedule,
     LinearSchedule,
     PowerSchedule,
     SquaredSineSchedule,
-    TrigonometricSchedule,
 )
 from gm_discrete.samplers import (
     Adaptive,

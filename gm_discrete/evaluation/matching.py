@@ -15,7 +15,6 @@ from gm_discrete.likelihood import evaluation_mode
 from gm_discrete.models import GMModel
 from gm_discrete.objective import (
     UniformTimeSampler,
-    by_field,
     corrupt,
     field_divergences,
     generator_times,
@@ -73,14 +72,13 @@ def _example_sums(
     z, scored = clean_data(path, batch)
     names = ("attention_mask", "class_labels") if config.num_classes else ("attention_mask",)
     conditioning = {name: batch[name] for name in names if name in batch}
-    kinds = by_field(path, config.divergence)
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for _ in range(num_samples):
         x, t = corrupt(path, z, scored, rng, UniformTimeSampler())
         now = path.joined(generator_times(path, t))
         predicted = factors(model.generator(unpack(x), now, network_time=t, **conditioning))
-        for name, parts in field_divergences(path, predicted, z, x, t, scored, kinds).items():
+        for name, parts in field_divergences(path, predicted, z, x, t, scored, config.divergence).items():
             weights = config.loss_weights.get(name) if name and config.loss_weights else None
             for part, values in parts.items():
                 weight = weights.get(part, 1.0) if isinstance(weights, Mapping) else 1.0

@@ -12,8 +12,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generators import Generator
 from gm_discrete.nn.blocks import BlockCache
-from gm_discrete.nn.network import Network
-from gm_discrete.nn.readout import LogitsProcessor, OnRead, Window, readouts
+from gm_discrete.nn.readout import LogitsProcessor, Network, OnRead, Window, readouts
 from gm_discrete.process import State
 from gm_discrete.samplers import Simulation
 

@@ -21,7 +21,7 @@ from gm_discrete.generation.processors import AllowedTokens, logits_processors
 from gm_discrete.generation.validation import check_ids, check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
-from gm_discrete.nn.network import Network
+from gm_discrete.nn.readout import Network
 from gm_discrete.paths import FinitePath, Path
 from gm_discrete.process import Process, State, pack, unpack
 from gm_discrete.samplers import ClassifierGuidance

@@ -30,10 +30,13 @@ BISECTIONS = 40
 
 
 class AffineValues(Protocol):
-    """α, σ, α'/speed and −σ'/speed at a time, of shapes that broadcast (see `paths.at.AffineAt`)."""
+    """α, σ, α'/speed and −σ'/speed at a time, of shapes that broadcast (see `paths.affine.AffineAt`)."""
 
-    alpha: Tensor
-    sigma: Tensor
+    @property
+    def alpha(self) -> Tensor: ...
+
+    @property
+    def sigma(self) -> Tensor: ...
 
     @property
     def rise(self) -> Tensor: ...

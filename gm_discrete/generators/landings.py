@@ -86,15 +86,8 @@ class Bins(Configurable):
         if number < 2:
             raise ValueError(f"number={number} must be at least 2 bins")
         self.low, self.high, self.number = float(low), float(high), int(number)
-
-    @property
-    def width(self) -> float:
-        return (self.high - self.low) / self.number
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of a number that is uniform within one bin."""
-        return self.width / math.sqrt(12)
+        self.width = (self.high - self.low) / self.number
+        self.std = self.width / math.sqrt(12)  # of a number that is uniform within one bin
 
     def centers(self, device: torch.device) -> Tensor:
         """[number], float64."""

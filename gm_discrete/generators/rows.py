@@ -15,15 +15,11 @@ KEPT_CHUNKS = 4
 """Up to this many chunks are kept for backward; if there are more, they are recomputed there."""
 
 
-def chunk_size(row_elements: int) -> int:
-    """How many rows make a chunk, if each of them takes that many elements."""
-    return max(1, ROW_ELEMENTS // row_elements)
-
-
 def chunked(where: Tensor, row_size: int, total: int | None = None) -> Sequence[Tensor]:
-    """The positions in chunks of few enough rows; with `total`, as many chunks as that number of positions would need."""
+    """The positions (or a value of each) in chunks of few enough rows; with `total` in as many chunks as that number of
+    positions would need."""
     if total is None:
-        return where.split(chunk_size(row_size))
+        return where.split(max(1, ROW_ELEMENTS // row_size))
     return where.tensor_split(-(-total * row_size // ROW_ELEMENTS))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators.kernels import BeliefKernel, Dirac, Kernel
-from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
+from gm_discrete.generators.rows import chunked, inverse_cdf, require
 
 
 class ConditionalPath(Protocol):
@@ -68,8 +68,8 @@ class Transport(BeliefKernel):
         self.t_next = None if t_next is None else t_next[:, None].expand(x.shape).flatten()
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        size = chunk_size(self.vocab_size**2)  # `log_probs` has a row for every z
-        return [part for chunk in self.belief.prepare(where) for part in chunk.split(size)]
+        size = self.vocab_size**2  # `log_probs` has a row for every z
+        return [part for chunk in self.belief.prepare(where) for part in chunked(chunk, size)]
 
     def _moves(self, z: Tensor, where: Tensor, repeat: int = 1) -> Tensor:
         x, t, ceiling = (row[where].repeat_interleave(repeat) for row in (self.x, self.t, self.ceiling))
@@ -79,8 +79,8 @@ class Transport(BeliefKernel):
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         z = self.belief.sample(rng, where)
         accept, land = self._uniform(rng, where), self._uniform(rng, where)
-        size = chunk_size(8 * self.vocab_size)  # a few float64 rows for each position
-        parts = [self._land(*part) for part in zip(*(v.split(size) for v in (z, where, accept, land)), strict=True)]
+        size = 8 * self.vocab_size  # a few float64 rows for each position
+        parts = [self._land(*part) for part in zip(*(chunked(v, size) for v in (z, where, accept, land)), strict=True)]
         return torch.cat(parts) if parts else self.x[where]
 
     def _land(self, z: Tensor, where: Tensor, accept: Tensor, land: Tensor) -> Tensor:
@@ -97,8 +97,7 @@ class Transport(BeliefKernel):
         if isinstance(self.belief, Dirac):
             probs = self._moves(self.belief.target[where], where)
         else:
-            size = chunk_size(self.vocab_size**2)
-            probs = torch.cat([self._averaged(part) for part in where.split(size)])
+            probs = torch.cat([self._averaged(part) for part in chunked(where, self.vocab_size**2)])
         stay = (1 - probs.sum(1, keepdim=True)).clamp(min=0)
         probs = probs.scatter_add(1, self.x[where, None], stay)
         return probs.clamp(min=torch.finfo(torch.float64).tiny).log()  # finite: a gradient passes through log 0 as 0

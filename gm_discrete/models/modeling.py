@@ -6,14 +6,12 @@ The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, LogitsProcessor, PreTrainedModel, StoppingCriteria
-from transformers import initialization as init
+from transformers import AutoConfig, AutoModel, LogitsProcessor, StoppingCriteria
 
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
@@ -23,50 +21,17 @@ from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.outputs import GMModelOutput
-from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
+from gm_discrete.models.pretrained import GMPreTrainedModel
+from gm_discrete.nn.backbone import Backbone, ZeroLinear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
-from gm_discrete.nn.network import Network
-from gm_discrete.nn.readout import LazyReadout, OnRead, readouts
+from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
-from gm_discrete.objective import by_field, field_losses, generator_times, total_loss
+from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath, MaskedPath
 from gm_discrete.process import State, pack
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
-
-
-class GMPreTrainedModel(PreTrainedModel):
-    """Settings and initialisation that loading, saving and wrapping a model use."""
-
-    config_class = GMConfig
-    base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _keys_to_ignore_on_load_missing = [r"^path_tables\."]  # version 0.1 kept the tables in config.json
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, ZeroLinear):
-            init.zeros_(module.weight)
-        elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, LocalConvolution):  # near the identity
-            init.normal_(module.weight, std=0.5)
-            if not getattr(module.weight, "_is_hf_initialized", False):
-                module.weight[len(module.weight) // 2] += 1
-        elif isinstance(module, PathTables):
-            module.restore()
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            init.zeros_(module.bias)
 
 
 class GMModel(GMPreTrainedModel):
@@ -88,13 +53,6 @@ class GMModel(GMPreTrainedModel):
     >>> model(input_ids=x, time=t, labels=torch.tensor([[0, 1, 2]])).loss.shape
     torch.Size([])
     """
-
-    generation_config_class = GMGenerationConfig
-    if TYPE_CHECKING:  # transformers sets both, and takes an annotation of `config` for `config_class`
-        config: GMConfig
-        generation_config: GMGenerationConfig
-    accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
-    _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
@@ -121,32 +79,10 @@ class GMModel(GMPreTrainedModel):
         self.whole_batches = False  # see `Network`; set where FSDP shards the weights
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads a model as every `PreTrainedModel`; its path gets the tables that are stored with the weights."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
-        return loaded
-
     @property
     def network(self) -> Network:
         """Backbone and heads. Made anew at each access, as wrappers may have replaced the modules."""
         return Network(self.path, self.state_fields, self.groups, self.backbone, self.heads, self.whole_batches)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.heads["tokens"]
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.heads["tokens"] = new_embeddings
-
-    def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
-        raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
 
     def forward(
         self,
@@ -155,7 +91,7 @@ class GMModel(GMPreTrainedModel):
         attention_mask: Tensor | State | None = None,
         labels: Tensor | State | None = None,
         num_items_in_batch: Tensor | float | Mapping[str, Tensor | float] | None = None,
-        divergence: Any = None,
+        divergence: bregman.Choice | None = None,
         return_dict: bool | None = None,
         *,
         input_values: Tensor | None = None,
@@ -201,7 +137,7 @@ class GMModel(GMPreTrainedModel):
         z, scored = self._checked_batch(x, times, masks, data, class_labels)
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
-            now[name] = field.loss_time(times[name])
+            now[name] = field.at(times[name], per_kappa=True)
         clean = z if config.block_size and labels is not None else None
         heads = readouts(self.network, x, time, now, attention_mask=masks, class_labels=class_labels, clean=clean)
         if labels is None:
@@ -214,7 +150,7 @@ class GMModel(GMPreTrainedModel):
         for name, field in path.fields.items():
             predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
         counts = None if num_items_in_batch is None else pack(num_items_in_batch)
-        kinds, weights = by_field(path, divergence or config.divergence), by_field(path, config.loss_weights)
+        kinds, weights = divergence or config.divergence, config.loss_weights
         losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
         parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
@@ -320,7 +256,8 @@ class GMModel(GMPreTrainedModel):
         path, state = self.path, pack(x)
         if clean is not None and not self.config.block_size:
             raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
-        weights = by_field(path, generators)
+        single = "" in path.fields
+        weights = {"": generators} if single and generators is not None else dict(generators or {})
         if unknown := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(unknown))}; the fields are {', '.join(path.fields)}")
         times, then = path.times(t), None if t_next is None else path.times(t_next)
@@ -340,31 +277,6 @@ class GMModel(GMPreTrainedModel):
                 field = cast(EuclideanPath, field).reweighted(weights[name])
             found[name] = field.marginal(read[name], state[name], times[name], None if then is None else then[name])
         return found[""] if "" in found else Product(found)
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """True: transformers creates, loads and saves a generation config."""
-        return True
-
-    def adjust_generation_fn(
-        self,
-        generation_config: GMGenerationConfig | None,
-        from_auto_class: bool,
-        from_pipeline: object,
-        path: str,
-        **kwargs: Any,
-    ) -> None:
-        """Called by `from_pretrained`: loads `generation_config.json`, if there is one."""
-        if generation_config is not None:
-            self.generation_config = generation_config
-            return
-        known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-        try:
-            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
-                path, **{key: value for key, value in kwargs.items() if key in known}
-            )
-        except OSError:
-            self.generation_config = GMGenerationConfig()
 
     @torch.no_grad()
     def generate(

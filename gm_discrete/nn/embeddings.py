@@ -41,12 +41,12 @@ class FieldsEmbedding(nn.Module):
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
-        self.config, fields = config, config.state_fields
+        self.fields, self.groups = config.state_fields, config.groups
         # Prefixed, as the name of a field may be that of an attribute of a module.
-        self.entries = nn.ModuleDict({f"of {name}": embedding(field, config) for name, field in fields.items()})
-        found = {f"of {name}": places(field, config) for name, field in fields.items()}
+        self.entries = nn.ModuleDict({f"of {name}": embedding(field, config) for name, field in self.fields.items()})
+        found = {f"of {name}": places(field, config) for name, field in self.fields.items()}
         self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
-        self.kinds = nn.Embedding(len(config.groups), config.hidden_size)
+        self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
         self.times = nn.Linear(TIME_FEATURES, config.hidden_size) if config.independent_times else None
 
     def forward(
@@ -57,7 +57,7 @@ class FieldsEmbedding(nn.Module):
         A position is padding only if it is padded in all of its fields.
         """
         parts, masks, positions = [], [], []
-        for kind, group in enumerate(self.config.groups):
+        for kind, group in enumerate(self.groups):
             hidden = self.kinds.weight[kind]
             for name in group:
                 hidden = hidden + self._embedded(name, x[name], time)
@@ -71,11 +71,11 @@ class FieldsEmbedding(nn.Module):
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
         layer = self.entries[f"of {name}"]
-        hidden = layer(x if isinstance(layer, nn.Embedding) else self.config.state_fields[name].split(x))
+        hidden = layer(x if isinstance(layer, nn.Embedding) else self.fields[name].split(x))
         if f"of {name}" in self.places:
             hidden = hidden + self.places[f"of {name}"].weight  # pyright: ignore[reportOperatorIssue]
         if self.times is not None and time is not None:
-            column = time if time.dim() == 1 else time[:, list(self.config.state_fields).index(name)]
+            column = time if time.dim() == 1 else time[:, list(self.fields).index(name)]
             hidden = hidden + self.times(time_features(column).to(self.times.weight.dtype))[:, None]
         return hidden
 

@@ -103,7 +103,7 @@ class Field:
         """K of a discrete field, 0 of a continuous one."""
         return cast(FinitePath, self.path).vocab_size if self.path.is_discrete else 0
 
-    @property
+    @cached_property
     def num_channels(self) -> int:
         """C of vectors [L, C] and images [C, H, W]; 1 of a discrete field."""
         return 1 if self.path.is_discrete else cast(EuclideanPath, self.path).num_channels
@@ -159,10 +159,6 @@ class Field:
             raise ValueError(f"loss_weights={dict(weights)} must be weights ≥ 0 of {', '.join(parts) or 'no part'}")
 
     # Entries and positions
-
-    def positions(self, x: Tensor) -> int:
-        """Number of positions of the states [B, …]."""
-        return x[0].numel() // self.slots
 
     def split(self, x: Tensor) -> Tensor:
         """[B, …] → [B, positions, slots]."""

@@ -1,20 +1,23 @@
-"""Lazy evaluation of a network: hidden states of a sequence are computed when an entry of it is first read."""
+"""The network of a model, and its lazy evaluation: the backbone runs on a sequence when an entry of it is first read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from gm_discrete.generators.kernels import chunked
+from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
-from gm_discrete.nn.network import Network
-from gm_discrete.paths import EuclideanPath, FinitePath
-from gm_discrete.paths.at import TimeLike, as_tensor
+from gm_discrete.nn.dit import DiT
+from gm_discrete.nn.field import Field
+from gm_discrete.paths import EuclideanPath, FinitePath, Path
+from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
 
 LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
@@ -26,42 +29,84 @@ OnRead = Callable[[Tensor, Tensor], None]
 of the entries."""
 
 
+@dataclass
+class Network:
+    """A view of a model's two modules, without the Hugging Face class around them.
+
+    It owns nothing: the parameters stay those of the model, `backbone.*` and `heads.*`.
+
+    Attributes:
+        path: the probability path.
+        fields: the fields of a state; groups: the names of those that share positions.
+        backbone: state → hidden states [B, positions, D]; `backbone.finish` → final hidden states.
+        heads: final hidden states → numbers for each entry, by `name` or `field:name`.
+        whole_batches: whether every evaluation runs all sequences and as many chunks as all entries would need. Processes
+            that share the weights (FSDP) must make the same calls, whatever each of them needs.
+    """
+
+    path: Path
+    fields: Mapping[str, Field]
+    groups: Sequence[Sequence[str]]
+    backbone: Backbone | DiT
+    heads: nn.ModuleDict
+    whole_batches: bool = False
+
+    def hidden(
+        self,
+        x: State,
+        t: Tensor | None,
+        attention_mask: State | None = None,
+        class_labels: Tensor | None = None,
+        clean: State | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        """Hidden states [B, positions, D] after the last attention, of the states x at the times t [B] (or [B, M]).
+
+        Continuous fields enter the backbone normalised to unit size. `clean` and `cache` serve block-causal attention (see
+        `Backbone`).
+        """
+        normalized = dict(x)
+        for name, field in self.fields.items():
+            if t is not None and not field.path.is_discrete:
+                normalized[name] = cast(EuclideanPath, field.path).normalized(x[name], self.path.times(t)[name])
+        return self.backbone(normalized, t, attention_mask, class_labels, clean, cache)
+
+
+@dataclass(eq=False)
 class HiddenStates:
     """Hidden states of a batch, computed on first access for each sequence, and at most once.
 
-    Args:
+    Attributes:
         network: backbone and heads.
         x: states [B, …] by field; t: times of the network, [B] or [B, M]. Neither may be written to afterwards.
         attention_mask: [B, L] by field, 0 where padded.
         class_labels: [B], −1 for none.
         clean: for block-causal attention: the sequences [B, L] whose blocks come before those of x.
         cache: of the first blocks of x, which are then not run again.
+        states: [B, positions, D], of the sequences that are `done` [B] (all if `None`).
+        finished: after `finish`, of all positions.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        x: State,
-        t: Tensor,
-        attention_mask: State | None = None,
-        class_labels: Tensor | None = None,
-        clean: State | None = None,
-        cache: BlockCache | None = None,
-    ) -> None:
-        self.network, self.x, self.t = network, x, t
-        self.attention_mask, self.class_labels = attention_mask, class_labels
-        self.clean, self.cache = clean, cache
-        self.start = 0 if cache is None else cache.length  # positions that the cache holds, and `states` does not
-        self.states: Tensor | None = None  # [B, positions, D]
-        self.done: Tensor | None = None  # bool [B], the sequences whose `states` are computed; None: all of them
-        self.finished: Tensor | None = None  # after `finish`, of all positions
+    network: Network
+    x: State
+    t: Tensor
+    attention_mask: State | None = None
+    class_labels: Tensor | None = None
+    clean: State | None = None
+    cache: BlockCache | None = None
+    states: Tensor | None = None
+    done: Tensor | None = None
+    finished: Tensor | None = None
 
     @cached_property
     def layout(self) -> tuple[dict[str, tuple[int, int]], int]:
-        """First position and number of positions of each field, and the number of all positions."""
-        spans, start = {}, 0
+        """First of the `states` and number of positions of each field, and the number of all states.
+
+        Positions that the cache holds come before: the field's first is then negative.
+        """
+        spans, start = {}, 0 if self.cache is None else -self.cache.length
         for group in self.network.groups:
-            length = self.network.fields[group[0]].positions(self.x[group[0]])
+            length = self.x[group[0]][0].numel() // self.network.fields[group[0]].slots
             spans |= dict.fromkeys(group, (start, length))
             start += length
         return spans, start
@@ -70,28 +115,28 @@ class HiddenStates:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
         if self.states is not None and self.done is None:
             return self.states
-        batch, device = len(self.t), self.t.device
+        batch, device, start = len(self.t), self.t.device, 0 if self.cache is None else self.cache.length
+        x = {name: value[:, start:] for name, value in self.x.items()}
         done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
         if sequence is None or self.network.whole_batches:
             needed = torch.ones_like(done)
         else:
             needed = torch.zeros_like(done).index_fill(0, sequence, True)
         if self.states is None and (sequence is None or self.network.whole_batches or bool(needed.all())):
-            x = self.x if not self.start else {name: value[:, self.start :] for name, value in self.x.items()}
             self.states = self.network.hidden(x, self.t, self.attention_mask, self.class_labels, self.clean, self.cache)
             return self.states
         todo, states = (needed & ~done).nonzero().squeeze(1), self.states
         if states is None:
-            weight, length = next(self.network.backbone.parameters()), self.layout[1] - self.start
-            states = torch.zeros(
-                batch, length, self.network.backbone.config.hidden_size, dtype=weight.dtype, device=device
-            )
+            weight, size = next(self.network.backbone.parameters()), self.network.backbone.config.hidden_size
+            states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=device)
         if len(todo):  # else nothing runs, and nothing is kept
-            x = {name: value[todo, self.start :] for name, value in self.x.items()}
             labels = None if self.class_labels is None else self.class_labels[todo]
             cache = None if self.cache is None else self.cache.rows(todo)
-            masks, clean = by_row(self.attention_mask, todo), by_row(self.clean, todo)
-            new = self.network.hidden(x, self.t[todo], masks, labels, clean, cache)
+            x, masks, clean = (
+                None if value is None else {name: part[todo] for name, part in value.items()}
+                for value in (x, self.attention_mask, self.clean)
+            )
+            new = self.network.hidden(cast(State, x), self.t[todo], masks, labels, clean, cache)
             self.states = states = states.to(new.dtype).index_copy(0, todo, new)
             self.done, self.finished = done | needed, None
         return states
@@ -151,15 +196,18 @@ class LazyReadout:
         if head not in field.heads:
             raise ValueError(f"head={head!r} is unknown; this model has {', '.join(map(repr, field.heads))}")
         if field.heads[head] == 1:
-            return cast(EuclideanPath, field.path).output(head, self._all(head), self.x, self.t)
+            return cast(EuclideanPath, field.path).output(head, self._raw(head), self.x, self.t)
         where = torch.arange(self.x.numel(), device=self.x.device) if where is None else where
         sequence = where // self.size
-        rows, x, t = self._rows(head, where, sequence), self.x.flatten()[where], self.t[sequence]
+        rows, x, t = self._raw(head, where), self.x.flatten()[where], self.t[sequence]
         if not field.path.is_discrete:
             return cast(EuclideanPath, field.path).output(head, rows, x, t)
         rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
         if self.processor is not None:
-            more = {"time": as_tensor(t), "position": where}  # for members of the list that take them
+            more = {
+                "time": t.t if isinstance(t, At) else t,
+                "position": where,
+            }  # for members of the list that take them
             rows = self.processor(self.x[sequence], rows, **more)  # pyright: ignore[reportArgumentType]
         if self.on_read is not None:
             self.on_read(rows, sequence)
@@ -173,36 +221,27 @@ class LazyReadout:
         every = len(self.x) * max(self.field.length * self.field.slots, self.size)
         return chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
 
-    def _all(self, head: str) -> Tensor:
-        """The raw output of a head of one number, in x's shape."""
-        start, length = self.hidden.layout[0][self.name]
-        layer = self.hidden.network.head(self.name, head)
-        values = self.field.join(layer(self.hidden.final()[:, start : start + length]).float(), self.x.shape)
-        return values if self.unconditional is None else self.unconditional._all(head).lerp(values, self.scale)
-
-    def _rows(self, head: str, where: Tensor, sequence: Tensor) -> Tensor:
-        """The raw output of a head at the entries `where` of the sequences [n], [n, size]."""
-        spans, total = self.hidden.layout
+    def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
+        """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
+        field, hidden = self.field, self.hidden
+        layer = hidden.network.heads[f"{self.name}:{head}" if self.name else head]
+        spans, total = hidden.layout
         start, length = spans[self.name]
-        total, start = total - self.hidden.start, start - self.hidden.start
-        layer = self.hidden.network.head(self.name, head)
-        if self.field.slots == 1:
-            rows = layer(self.hidden.final(sequence * total + start + where % self.size, sequence))
+        if where is None:
+            raw = field.join(layer(hidden.final()[:, start : start + length]), self.x.shape)
+        elif field.slots == 1:
+            sequence = where // self.size
+            raw = layer(hidden.final(sequence * total + start + where % self.size, sequence))
         else:  # a position is evaluated once for all of its entries
-            position, slot = self.field.place(where % self.size)
-            place = sequence * total + start + position
+            position, slot = field.place(where % self.size)
+            place = where // self.size * total + start + position
             if len(where) == self.x.numel() and length == total:  # of every position, which needs no search
                 places, inverse = torch.arange(len(self.x) * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
-            rows = layer(self.hidden.final(places, places // total))
-            rows = rows.unflatten(1, (self.field.slots, -1))[inverse, slot]
-        rows = rows.float()
-        return (
-            rows
-            if self.unconditional is None
-            else self.unconditional._rows(head, where, sequence).lerp(rows, self.scale)
-        )
+            raw = layer(hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
+        raw = raw.float()
+        return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 
 
 def readouts(
@@ -260,8 +299,3 @@ class Window:
     def _outside(self, where: Tensor) -> Tensor:
         """Entries of the window as entries of the sequences."""
         return where // self.size * self.length + self.start + where % self.size
-
-
-def by_row(value: Mapping[str, Tensor] | None, rows: Tensor) -> dict[str, Tensor] | None:
-    """The given rows of every field."""
-    return None if value is None else {name: tensor[rows] for name, tensor in value.items()}

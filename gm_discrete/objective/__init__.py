@@ -1,7 +1,6 @@
 """The training objective: conditional generator matching, Bregman divergences, time samplers."""
 
 from gm_discrete.objective.loss import (
-    by_field,
     conditional_loss,
     conditioning_of,
     corrupt,
@@ -26,7 +25,6 @@ __all__ = [
     "LogitNormalTimeSampler",
     "TimeSampler",
     "UniformTimeSampler",
-    "by_field",
     "conditional_loss",
     "conditioning_of",
     "corrupt",

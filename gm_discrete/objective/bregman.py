@@ -8,8 +8,9 @@ generator by the conditional one changes the expected loss by a constant only, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ DIVERGENCES: dict[str, Bregman] = {
     "exponential": Bregman(torch.exp, formula=lambda a, b: a.exp() - b.exp() * (1 + a - b)),
 }
 """By name. To use your own in a config, give it a name: `bregman.DIVERGENCES["mine"] = Bregman(phi)`."""
+
+
+Choice = str | Bregman | Mapping[str, Any]
+"""A divergence, by name or itself; for superposed generators by part, and for several fields by field."""
 
 
 def named(kind: str | Bregman, part: str) -> Bregman:
@@ -137,28 +142,26 @@ def divergence(
     tensor([[0.5000, 0.0000]])
     """
     if isinstance(target, Flow) and isinstance(predicted, Flow):
-        return _within(named(kind, "flow")(target.velocity, predicted.velocity), where)
-    if isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
+        values = named(kind, "flow")(target.velocity, predicted.velocity)
+    elif isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
         if target.drift is not None:
             raise TypeError("a Diffusion with a drift has no divergence: compare its path's flow, which determines it")
-        return _within(named(kind, "diffusion")(target.scale**2, predicted.scale**2).expand(x.shape), where)
-    if not isinstance(target, Jump) or not isinstance(predicted, Jump):
+        values = named(kind, "diffusion")(target.scale**2, predicted.scale**2).expand(x.shape)
+    elif not isinstance(target, Jump) or not isinstance(predicted, Jump):
         kinds = f"{type(target).__name__} and {type(predicted).__name__}"
         raise TypeError(f"there is no divergence of {kinds}: compare generators of one kind, part by part")
-    if x.is_floating_point():
-        return _binned(target, predicted, x, where, kind)
-    if not isinstance(kind, str) or kind not in _ROWS:
-        raise ValueError(f"kind={kind!r} is no divergence of jumps; choose one of {', '.join(_ROWS)}")
-    active = target.intensity + predicted.intensity > 0
-    if where is not None:
-        active = active & where
-    rows = active.flatten().nonzero().squeeze(1)
-    chunks = predicted.kernel.prepare(rows)
-    values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), chunks)
-    return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
-
-
-def _within(values: Tensor, where: Tensor | None) -> Tensor:
+    elif x.is_floating_point():
+        values = _binned(target, predicted, x, where, kind)
+    else:
+        if not isinstance(kind, str) or kind not in _ROWS:
+            raise ValueError(f"kind={kind!r} is no divergence of jumps; choose one of {', '.join(_ROWS)}")
+        active = target.intensity + predicted.intensity > 0
+        if where is not None:
+            active = active & where
+        rows = active.flatten().nonzero().squeeze(1)
+        chunks = predicted.kernel.prepare(rows)
+        values = map_rows(lambda chunk: _ROWS[kind](target, predicted, x, chunk), chunks)
+        return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
     return values if where is None else torch.where(where, values, 0.0)
 
 
@@ -189,7 +192,7 @@ def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind
     if len(rows):
         landing = landing.index_put((rows,), map_rows(of_rows, kernel.prepare(rows)).to(x.dtype))
     landing = landing.view_as(x)
-    return landing if not kl else _within(bregman(rate, rate_hat) + rate * landing, where)
+    return landing if not kl else bregman(rate, rate_hat) + rate * landing
 
 
 def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
-from gm_discrete.paths.at import At
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.schedules import At
 from gm_discrete.process import Process, State, factors, pack, unpack
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def conditional_loss(
     *,
     scored: Tensor | State | None = None,
     time_sampler: TimeSampler | None = None,
-    divergence: Any = None,
+    divergence: bregman.Choice | None = None,
     x_0: Tensor | None = None,
     class_labels: Tensor | None = None,
 ) -> Tensor:
@@ -84,7 +84,7 @@ def conditional_loss(
         choice = {} if divergence is None else {"divergence": divergence}
         return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
-    return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=by_field(path, divergence)))
+    return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
 
 
 def corrupt(
@@ -114,7 +114,8 @@ def corrupt(
     x, times = {}, path.times(t)
     for name, field in path.fields.items():
         source = None if x_0 is None else x_0[name]
-        field.check_source(source, z[name], times[name][rows])
+        if source is not None or field.coupled:
+            field.check_source(source, z[name], times[name][rows])
         everyone = (world_size, *[1] * (z[name].dim() - 1))
         source = None if source is None else source.repeat(everyone)
         noisy = field.sample(z[name].repeat(everyone), times[name], rng, source, check=False)
@@ -130,7 +131,7 @@ def field_losses(
     t: Tensor,
     scored: State,
     num_items: Mapping[str, Tensor | float] | None = None,
-    divergence: Mapping[str, Any] | None = None,
+    divergence: bregman.Choice | None = None,
     weights: Mapping[str, Any] | None = None,
     now: Mapping[str, At] | None = None,
 ) -> dict[str, Tensor]:
@@ -143,13 +144,13 @@ def field_losses(
         z, x: data and states [B, …] by field; t: times [B], or [B, M] of independent times.
         scored: bool of their shape, by field.
         num_items: what the sum of each field is divided by; the number of its scored entries by default.
-        divergence: by field, of a `Superposition` by part; that of the field's path by default.
-        weights: by field the weight of its loss, which `total_loss` applies, or weights w of its parts, applied here.
+        divergence: of a `Superposition` by part, of a product by field; by default that of the field's path.
+        weights: weights w of the parts; of a product by field weights of its parts, or one for `total_loss` to apply.
         now: as for `field_divergences`.
     """
     losses = {}
     for name, parts in field_divergences(path, generators, z, x, t, scored, divergence, now).items():
-        inner = (weights or {}).get(name)
+        inner = (weights or {}).get(name) if name else weights
         inner = inner if isinstance(inner, Mapping) else {}
         total = torch.stack([inner.get(part, 1.0) * values.sum() for part, values in parts.items()]).sum()
         count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
@@ -173,7 +174,7 @@ def field_divergences(
     x: State,
     t: Tensor,
     scored: State,
-    divergence: Mapping[str, Any] | None = None,
+    divergence: bregman.Choice | None = None,
     now: Mapping[str, At] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """D(F(x|z), F_θ(x)) by field and part, each of x's shape and 0 where it is not scored, or its field is observed (t = 1).
@@ -182,8 +183,8 @@ def field_divergences(
     unscaled: their weights in the process are not those in the loss.
 
     Args:
-        now: times with values of the schedules, by field, that `generators` were made with (`path.loss_time`), for a
-            batch that is checked already; by default the data is checked here, and the generators are in 1/time.
+        now: times with values of the schedules, by field, that `generators` were made with (`path.at`), for a batch that
+            is checked already; by default the data is checked here, and the generators are in 1/time.
 
     Raises:
         TypeError: the model's generator lacks a field or a part that the path trains.
@@ -191,12 +192,15 @@ def field_divergences(
     if missing := path.fields.keys() - generators.keys():
         raise TypeError(f"the model's generator lacks {', '.join(missing)}; the path has {', '.join(path.fields)}")
     found: dict[str, dict[str, Tensor]] = {}
-    times, evaluated = path.times(t), generator_times(path, t)
+    check, times = now is None, path.times(t)
+    if now is None:
+        now = {name: path.fields[name].at(time) for name, time in generator_times(path, t).items()}
     for name, field in path.fields.items():
-        state, here = x[name], field.at(evaluated[name]) if now is None else now[name]
-        kinds: Any = (divergence or {}).get(name) or field.default_divergence
+        state, here = x[name], now[name]
+        kinds = divergence.get(name) if name and isinstance(divergence, Mapping) else divergence
+        kinds = kinds or field.default_divergence
         kinds = kinds if isinstance(kinds, Mapping) else {"jump": kinds}
-        target = field.conditional(z[name], state, here, check=now is None)
+        target = field.conditional(z[name], state, here, check=check)
         aims: Any = target.parts if isinstance(target, Superposition) else {"jump": target}
         guess: Any = generators[name]
         guesses = guess.parts if isinstance(guess, Superposition) else {"jump": guess}
@@ -279,11 +283,6 @@ def scored_positions(
     if all(chosen.device.type == "cpu" and not bool(chosen.any()) for chosen in found.values()):
         raise ValueError("nothing is left to score: attention_mask and scored leave no entry")
     return found if isinstance(z, Mapping) else found[""]
-
-
-def by_field(path: Path, value: Any) -> dict[str, Any]:
-    """An option by field: for a path with a single field, that of the field."""
-    return ({} if value is None else {"": value}) if "" in path.fields else dict(value or {})
 
 
 def conditioning_of(model: Process, z: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,3 @@
-from gm_discrete.paths.at import At, TimeLike
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.euclidean import EuclideanPath
 from gm_discrete.paths.euclidean_mixture import EuclideanMixturePath
@@ -7,6 +6,7 @@ from gm_discrete.paths.gaussian import GaussianPath
 from gm_discrete.paths.metric import MetricPath
 from gm_discrete.paths.mixture import MaskedPath, MixturePath, TokenMixturePath, UniformPath
 from gm_discrete.paths.product import ProductPath
+from gm_discrete.paths.schedules import At, TimeLike
 
 __all__ = [
     "At",

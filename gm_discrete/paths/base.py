@@ -12,7 +12,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rows import require
-from gm_discrete.paths.at import At, TimeLike, as_tensor
+from gm_discrete.paths.schedules import At, TimeLike
 
 
 class Path(Configurable, ABC):
@@ -61,13 +61,14 @@ class Path(Configurable, ABC):
         """The inverse of `times`."""
         return times[""]
 
-    def at(self, t: TimeLike) -> At:
-        """The times t [B] with the values of the path's schedule there, each computed once."""
-        return t if isinstance(t, At) else At(t)
+    def at(self, t: TimeLike, per_kappa: bool = False) -> At:
+        """The times t [B] with the values of the path's schedule there, each computed once.
 
-    def loss_time(self, t: TimeLike) -> At:
-        """As `at`, for generators that are compared with each other: they are in `units` where that has a closed form."""
-        return self.at(t)
+        Args:
+            per_kappa: whether generators at these times are per unit of κ instead of per unit of time, as losses compare
+                them. Only mixture paths, where κ' cancels in closed form, heed it.
+        """
+        return t if isinstance(t, At) else At(t)
 
     @abstractmethod
     def time(self, u: Tensor) -> Tensor:
@@ -200,14 +201,10 @@ class Path(Configurable, ABC):
         self.check(x_0, t, "x_0")
 
 
-def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Float64 uniforms in [0, 1), drawn on the generator's device."""
-    return torch.rand(tuple(shape), generator=rng, device=rng.device if rng else device, dtype=torch.float64).to(device)
-
-
-def device_of(device: torch.device | str | None, rng: torch.Generator | None) -> torch.device:
-    """The device on which to draw: the one asked for, else that of the random generator, else the CPU."""
-    return torch.device(device if device is not None else rng.device if rng is not None else "cpu")
+def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.device | str | None) -> Tensor:
+    """Float64 uniforms in [0, 1), drawn on the generator's device, where they stay without a `device`."""
+    source = rng.device if rng else device or "cpu"
+    return torch.rand(tuple(shape), generator=rng, device=source, dtype=torch.float64).to(device or source)
 
 
 def check_times(t: TimeLike, state: Tensor) -> None:
@@ -215,7 +212,7 @@ def check_times(t: TimeLike, state: Tensor) -> None:
     Raises:
         ValueError: t is not of shape [B] within [0, 1].
     """
-    t = as_tensor(t)
+    t = t.t if isinstance(t, At) else t
     if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
         found = tuple(t.shape) if isinstance(t, Tensor) else t
         raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")

@@ -13,8 +13,8 @@ from torch import Tensor
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.generators.landings import ROUNDING, Bins, check_within
 from gm_discrete.generators.rows import require
-from gm_discrete.paths.at import TimeLike, as_tensor
 from gm_discrete.paths.base import Path, check_times
+from gm_discrete.paths.schedules import At, TimeLike
 
 Weights = Mapping[str, float | Sequence[float]]
 """Weight of each generator: a number, or numbers at evenly spaced times from 0 to 1, interpolated linearly."""
@@ -49,6 +49,7 @@ class EuclideanPath(Path):
         if not isinstance(bins, Bins | dict | None):
             raise TypeError(f"bins={bins!r} must be Bins(low, high, number)")
         self.num_channels, self.stop = int(num_channels), float(stop)
+        self.latest = 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
         self.bins = Bins.from_dict(bins) if isinstance(bins, dict) else bins or Bins()
 
     def _checked(self, generators: Weights) -> dict[str, float | list[float]]:
@@ -94,10 +95,6 @@ class EuclideanPath(Path):
 
     state_name = "input_values"
 
-    @property
-    def latest(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
-
     def time(self, u: Tensor) -> Tensor:
         return u
 
@@ -138,7 +135,7 @@ class EuclideanPath(Path):
         super().check_pair(z, x, t, names)
         if {"belief", "landing"} & self.heads.keys():
             check_within(self.bins, z, names[0])
-        t = as_tensor(t)
+        t = t.t if isinstance(t, At) else t
         if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool((t >= 1).any()):
             raise ValueError(f"t={float(t.max()):g}: the generators of p_t(·|z) diverge at t = 1; give times below 1")
 

@@ -22,10 +22,9 @@ from torch import Tensor
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
 from gm_discrete.generators.landings import ROUNDING, Bins, Landing
-from gm_discrete.paths.at import ScheduleAt, TimeLike, as_tensor
-from gm_discrete.paths.base import device_of, uniform
+from gm_discrete.paths.base import uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
-from gm_discrete.paths.schedules import LinearSchedule, Schedule
+from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
 
 class EuclideanMixturePath(EuclideanPath):
@@ -79,10 +78,10 @@ class EuclideanMixturePath(EuclideanPath):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        return (self.low + (self.high - self.low) * uniform(shape, rng, device_of(device, rng))).float()
+        return (self.low + (self.high - self.low) * uniform(shape, rng, device)).float()
 
-    def at(self, t: TimeLike) -> ScheduleAt:
-        return t if isinstance(t, ScheduleAt) else ScheduleAt(self.schedule, as_tensor(t))
+    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
+        return self.schedule.at(t)
 
     def sample(
         self,
@@ -166,7 +165,7 @@ class EuclideanMixturePath(EuclideanPath):
         Over an interval the hazard is its mean. In a step to t = 1, where it is infinite, only the jump moves; a flow or a
         diffusion without a jump stays where it is, and the mass 1 − κ(1 − ε) does not reach the data.
         """
-        now, end = self.at(t), None if t_next is None else as_tensor(t_next)
+        now, end = self.at(t), None if t_next is None else self.at(t_next).t
         t, hazard, probability, jumped = now.t, now.hazard, None, None
         if end is not None:
             jumped = self.schedule.jump_probability(t, end)

@@ -13,11 +13,12 @@ from gm_discrete.generators import Factor, Product, Superposition
 from gm_discrete.generators.beliefs import NormalBelief
 from gm_discrete.generators.kernels import Categorical, TensorReadout
 from gm_discrete.generators.landings import ROUNDING
-from gm_discrete.paths.at import AffineAt, TimeLike
+from gm_discrete.paths.affine import AffineAt
 from gm_discrete.paths.check import ExactModel
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
 from gm_discrete.paths.product import ProductPath
+from gm_discrete.paths.schedules import TimeLike
 
 
 class ExactGaussianModel:

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
-from gm_discrete.generators.rows import chunk_size, inverse_cdf, require
+from gm_discrete.generators.rows import chunked, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
-from gm_discrete.paths.at import KappaAt, ScheduleAt, TimeLike, as_tensor
-from gm_discrete.paths.base import Path, check_times, device_of, uniform
-from gm_discrete.paths.schedules import LinearSchedule, Schedule
+from gm_discrete.paths.base import Path, check_times, uniform
+from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
 CERTAIN = 1e4
 """Log-odds of certainty: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
@@ -85,15 +84,16 @@ class FinitePath(Path):
     def heads(self) -> dict[str, int]:
         return {"tokens": self.vocab_size}
 
-    def at(self, t: TimeLike) -> ScheduleAt:
-        return t if isinstance(t, ScheduleAt) else ScheduleAt(self.schedule, as_tensor(t))
+    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
+        return self.schedule.at(t)
 
     def time(self, u: Tensor) -> Tensor:
         return self.schedule.inverse(u)
 
     def units(self, t: TimeLike) -> dict[str, Tensor]:
-        """κ': rates are compared per unit of κ. Generators made at a `KappaAt` are in it, and have no unit to divide by."""
-        return {} if isinstance(t, KappaAt) else {"jump": self.at(t).derivative}
+        """κ': rates are compared per unit of κ. Generators at times `per_kappa` are in it, and have no unit to divide by."""
+        now = self.at(t)
+        return {} if now.per_kappa else {"jump": now.derivative}
 
     def loss_mask(self, labels: Tensor) -> Tensor:
         return labels != UNSCORED
@@ -113,12 +113,8 @@ class FinitePath(Path):
 
     def mean_probs(self, belief: Tensor, t: Tensor) -> Tensor:
         """E_{z~belief} p_t(·|z), rows [n, K] for beliefs [n, K] at times t [n]."""
-        size = chunk_size(self.vocab_size**2)
-        parts = [
-            (rows[:, None].double() @ self.table(times)).squeeze(1)
-            for rows, times in zip(belief.split(size), t.split(size), strict=True)
-        ]
-        return torch.cat(parts)
+        parts = zip(chunked(belief, self.vocab_size**2), chunked(t, self.vocab_size**2), strict=True)
+        return torch.cat([(rows[:, None].double() @ self.table(times)).squeeze(1) for rows, times in parts])
 
     def table(self, t: Tensor) -> Tensor:
         """p_t(x|z) at the times t [n]: [n, K, K], z before x."""
@@ -134,7 +130,7 @@ class FinitePath(Path):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        z = torch.zeros(tuple(shape), dtype=torch.long, device=device_of(device, rng))
+        z = torch.zeros(tuple(shape), dtype=torch.long, device=device or (rng.device if rng else "cpu"))
         return self.sample(z, torch.zeros(len(z), dtype=torch.float64, device=z.device), rng, check=False)
 
     def sample(
@@ -149,10 +145,8 @@ class FinitePath(Path):
         if check:
             self.check_source(x_0, z, t)
             self.check(z, t, "z")
-        times = t[:, None].expand(z.shape).flatten()
-        noise = uniform(z.shape, rng, z.device).flatten()
-        size = chunk_size(self.vocab_size)
-        parts = zip(z.flatten().split(size), times.split(size), noise.split(size), strict=True)
+        values = z.flatten(), t[:, None].expand(z.shape).flatten(), uniform(z.shape, rng, z.device).flatten()
+        parts = zip(*(chunked(value, self.vocab_size) for value in values), strict=True)
         return torch.cat([inverse_cdf(self.probs(data, time), u) for data, time, u in parts]).view_as(z)
 
     # Generators
@@ -186,7 +180,7 @@ class FinitePath(Path):
 
     def generator(self, belief: Kernel, x: Tensor, t: TimeLike, t_next: TimeLike | None = None) -> Jump:
         """The generator Σ_z belief(z) · (generator of p_t(·|z)) at x: the marginal one if `belief` is the posterior."""
-        now, end = self.at(t), None if t_next is None else as_tensor(t_next)
+        now, end = self.at(t), None if t_next is None else self.at(t_next).t
         intensity, probability = self.intensity(x, now.t), None
         if end is not None:
             probability = self.event_probability(x, now.t, end)
@@ -248,7 +242,7 @@ class FinitePath(Path):
             rows: logits; x, t: symbols and times of the same tokens, [n].
             excluded: symbols whose logit becomes −∞.
         """
-        rows = rows + self.log_evidence(x, as_tensor(t)).to(rows.dtype)
+        rows = rows + self.log_evidence(x, self.at(t).t).to(rows.dtype)
         if excluded:
             rows[:, list(excluded)] = -torch.inf
         return rows
@@ -297,7 +291,7 @@ class PathPosterior:
                 "which cannot be recovered from x"
             )
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
-        return Jump(ones, Renewal(self.belief, self.x, as_tensor(self.t), self.path), posterior=self)
+        return Jump(ones, Renewal(self.belief, self.x, self.path.at(self.t).t, self.path), posterior=self)
 
 
 def _interpolated(value: Tensor, nodes: Tensor, heights: Tensor) -> Tensor:

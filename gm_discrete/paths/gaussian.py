@@ -26,11 +26,10 @@ from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check_landing_bins, jump_heads
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.landings import Bins, Landing, landing_quantile
-from gm_discrete.paths.at import AffineAt, TimeLike, as_tensor
-from gm_discrete.paths.base import device_of
+from gm_discrete.paths.affine import AT_REST, AffineAt, AffineSchedule, CondOTSchedule
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.gaussian_belief import BinnedBelief
-from gm_discrete.paths.schedules import AT_REST, AffineSchedule, CondOTSchedule
+from gm_discrete.paths.schedules import TimeLike
 
 LEAST_ALPHA = 1e-3
 """Below it, x in float32 hardly depends on z: a prediction of the noise does not determine ẑ, and the data mean is used."""
@@ -106,16 +105,16 @@ class GaussianPath(EuclideanPath):
             return {"belief": self.bins.number}
         return {"flow": 1} | (jump_heads(self.bins) if "jump" in self.generators else {})
 
-    def at(self, t: TimeLike) -> AffineAt:
-        return t if isinstance(t, AffineAt) else AffineAt(self.schedule, as_tensor(t))
+    def at(self, t: TimeLike, per_kappa: bool = False) -> AffineAt:
+        return self.schedule.at(t)
 
     # Distributions
 
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        device = device_of(device, rng)
-        return torch.randn(tuple(shape), generator=rng, device=rng.device if rng else device).to(device)
+        source = rng.device if rng else device or "cpu"
+        return torch.randn(tuple(shape), generator=rng, device=source).to(device or source)
 
     def sample(
         self,

@@ -13,7 +13,7 @@ from gm_discrete.generators.beliefs import NormalBelief
 from gm_discrete.generators.kernels import Categorical, Readout
 from gm_discrete.generators.landings import Bins
 from gm_discrete.generators.rows import map_rows
-from gm_discrete.paths.at import AffineAt
+from gm_discrete.paths.affine import AffineAt
 
 LEAST_RATE = 1e-6
 """Least jump rate within a bin, in speed/σ, so that its logarithm is finite: one jump in 10⁶ lengths of the path."""
@@ -49,12 +49,12 @@ class BinnedBelief:
 
     def clean_and_noise(self) -> tuple[Tensor, Tensor]:
         """(ẑ, ε̂), the posterior means of z and ε, of x's shape."""
-        chunks = self._chunks()
+        chunks = self.kernel.prepare(torch.arange(self.x.numel(), device=self.x.device))
         return self._means(map_rows(lambda where: self._mean(self.kernel.log_probs(where)), chunks))
 
     def clean_noise_and_jump(self) -> tuple[Tensor, Tensor, Tensor, Leavers]:
         """(ẑ, ε̂), the jump's rate in speed/σ, each of x's shape, and the posterior of the bin of z if x jumps."""
-        chunks = self._chunks()
+        chunks = self.kernel.prepare(torch.arange(self.x.numel(), device=self.x.device))
 
         def read(where: Tensor) -> tuple[Tensor, Tensor]:
             log_probs = self.kernel.log_probs(where)
@@ -78,9 +78,6 @@ class BinnedBelief:
         size = max(1, CACHED // self.bins.number) if self.flat.device.type == "cpu" else max(1, len(where))
         blocks = [self.normal(self.flat[part], self.now[part // self.size], self.bins) for part in where.split(size)]
         return torch.cat([block.rate.clamp(min=LEAST_RATE).log() for block in blocks])
-
-    def _chunks(self) -> list[Tensor]:
-        return list(self.kernel.prepare(torch.arange(self.x.numel(), device=self.x.device)))
 
     def _mean(self, log_probs: Tensor) -> Tensor:
         """Σ_k π_k c_k, [n]; not as a product of matrices, which autocast would round to bfloat16."""

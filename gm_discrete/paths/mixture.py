@@ -21,10 +21,9 @@ from torch import Tensor
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Kernel, Reversal
 from gm_discrete.generators.rows import categorical_from_prior
-from gm_discrete.paths.at import KappaAt, TimeLike, as_tensor
-from gm_discrete.paths.base import device_of, uniform
+from gm_discrete.paths.base import uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
-from gm_discrete.paths.schedules import Schedule
+from gm_discrete.paths.schedules import Schedule, ScheduleAt, TimeLike
 
 
 class TokenMixturePath(FinitePath):
@@ -41,8 +40,8 @@ class TokenMixturePath(FinitePath):
     def probabilities(self) -> Sequence[float]:
         """p0 over the K symbols."""
 
-    def loss_time(self, t: TimeLike) -> KappaAt:
-        return KappaAt(self.schedule, as_tensor(t))
+    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
+        return self.schedule.at(t, per_kappa)
 
     def prior_probs(self, device: torch.device) -> Tensor:
         """p0 as a float64 tensor [K]."""
@@ -53,8 +52,8 @@ class TokenMixturePath(FinitePath):
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        device = device_of(device, rng)
-        return categorical_from_prior(self.prior_probs(device), uniform(shape, rng, device))
+        noise = uniform(shape, rng, device)
+        return categorical_from_prior(self.prior_probs(noise.device), noise)
 
     def sample(
         self,
@@ -102,7 +101,7 @@ class TokenMixturePath(FinitePath):
 
     def _undecided(self, x: Tensor) -> Tensor:
         """Where a token may still move: a symbol outside the prior's support is the data symbol itself, and stays."""
-        return self.prior_probs(x.device)[x] > 0
+        return torch.ones_like(x, dtype=torch.bool) if self.coupled else self.prior_probs(x.device)[x] > 0
 
     def dominating_process(self, x: Tensor) -> DominatingProcess:
         """Candidate events at rate 1 per undecided token in G = −log(1 − κ), for reversal rates in G = logit κ."""
@@ -290,9 +289,6 @@ class MixturePath(TokenMixturePath):
         if self.coupled:
             raise ValueError("a path with coupled=True has no prior: it starts from the source of each example, x_0")
         return super().prior(shape, rng, device)
-
-    def _undecided(self, x: Tensor) -> Tensor:
-        return torch.ones_like(x, dtype=torch.bool) if self.coupled else super()._undecided(x)
 
     def to_dict(self) -> dict:
         return {

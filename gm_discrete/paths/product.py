@@ -12,15 +12,15 @@ samples any subset of the fields conditioned on any other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Generator, Product
+from gm_discrete.generators import Product
 from gm_discrete.generators.kernels import Readout
-from gm_discrete.paths.at import At, TimeLike
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.schedules import At, TimeLike
 
 State = Mapping[str, Tensor]
 """A tensor for each field, [B, …]."""
@@ -82,6 +82,7 @@ class ProductPath(Path):
                 raise ValueError(f"field {name!r} has coupled=True: coupled paths cannot be fields of a product")
             self.factors[name] = path
         self.independent_times = bool(independent_times)
+        self.latest = min(path.latest for path in self.factors.values())
 
     def to_dict(self) -> dict[str, Any]:
         factors = [[name, path.to_dict()] for name, path in self.factors.items()]  # pairs: JSON may sort a dict
@@ -96,10 +97,6 @@ class ProductPath(Path):
         return self.factors
 
     # Times
-
-    @property
-    def latest(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return min(path.latest for path in self.factors.values())
 
     def time(self, u: Tensor) -> Tensor:
         return u.double()
@@ -166,10 +163,12 @@ class ProductPath(Path):
             self._check_names(z, "z")
             self._check_names(x, "x")
 
-        def factor(name: str, path: Path, now: TimeLike, end: TimeLike | None) -> Generator:
-            return path.conditional(z[name], x[name], now, end, check=check)
-
-        return self._product(factor, t, t_next)
+        now, end = self.at(t), None if t_next is None else self.at(t_next)
+        found: dict[str, Any] = {}
+        for name, path in self.factors.items():
+            then = None if end is None else end[name]
+            found[name] = path.conditional(z[name], x[name], now[name], then, check=check)
+        return Product(found)
 
     def marginal(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -185,17 +184,11 @@ class ProductPath(Path):
             self._check_names(x, "x")
             self._check_names(readout, "readout")
 
-        def factor(name: str, path: Path, now: TimeLike, end: TimeLike | None) -> Generator:
-            return path.marginal(readout[name], x[name], now, end, check=check)
-
-        return self._product(factor, t, t_next)
-
-    def _product(self, factor: _FactorOf, t: FieldTimes, t_next: FieldTimes | None) -> Product:
         now, end = self.at(t), None if t_next is None else self.at(t_next)
-        found: dict[str, Any] = {
-            name: factor(name, path, now[name], None if end is None else end[name])
-            for name, path in self.factors.items()
-        }
+        found: dict[str, Any] = {}
+        for name, path in self.factors.items():
+            then = None if end is None else end[name]
+            found[name] = path.marginal(readout[name], x[name], now[name], then, check=check)
         return Product(found)
 
     # Networks and losses
@@ -252,20 +245,7 @@ class ProductPath(Path):
         for field, path in self.factors.items():
             path.check(state[field], times[field], f"{name}[{field!r}]")
 
-    def check_known(self, value: object, name: str) -> None:
-        """
-        Raises:
-            ValueError: the value, such as masks for some of the fields, is no dict or names unknown fields.
-        """
-        if value is not None and (not isinstance(value, Mapping) or value.keys() - self.factors.keys()):
-            found = ", ".join(sorted(value)) if isinstance(value, Mapping) else type(value).__name__
-            raise ValueError(f"{name} must be a dict by field, of {', '.join(self.factors)}; got {found}")
-
     def _check_names(self, state: object, name: str) -> None:
         if not isinstance(state, Mapping) or state.keys() != self.factors.keys():
             found = ", ".join(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"{name} must be a dict with the fields {', '.join(self.factors)}; got {found}")
-
-
-class _FactorOf(Protocol):
-    def __call__(self, name: str, path: Path, now: TimeLike, end: TimeLike | None) -> Generator: ...

@@ -1,4 +1,4 @@
-"""Schedules κ: [0, 1] → [0, 1], increasing, with κ(0) = 0 (prior) and κ(1) = 1 (data); and α, σ of Gaussian paths.
+"""Schedules κ: [0, 1] → [0, 1], increasing, with κ(0) = 0 (prior) and κ(1) = 1 (data), and their values at given times.
 
 Everything is computed in float64 from κ and its complement 1 − κ. Each schedule computes the complement in a form that
 keeps its relative precision near t = 1, where the hazard κ'/(1 − κ) diverges.
@@ -8,13 +8,59 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gm_discrete.configurable import Configurable
+
+_float64 = partial(torch.as_tensor, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class At:
+    """Times t [B]; subclasses hold the values of a schedule there, so that a step computes each once.
+
+    `Path.at(t)` makes one. Every method of a path that takes times takes it in their place.
+
+    >>> from gm_discrete import MaskedPath
+    >>> now = MaskedPath(5).at(torch.tensor([0.25, 0.5]))
+    >>> now.kappa
+    tensor([0.2500, 0.5000], dtype=torch.float64)
+    >>> now[torch.tensor([1, 1, 0])].t
+    tensor([0.5000, 0.5000, 0.2500])
+    """
+
+    t: Tensor
+
+    def __getitem__(self, index: Tensor) -> At:
+        """The times t[index], [n]."""
+        return At(self.t[index])
+
+
+@dataclass(frozen=True)
+class ScheduleAt(At):
+    """Times t [B] with κ, 1 − κ, κ' and the hazard κ'/(1 − κ) of a `Schedule` there, each [B] in float64.
+
+    Attributes:
+        per_kappa: whether rates count per unit of κ instead of per unit of time: κ' is 1 then, and the hazard 1/(1 − κ).
+    """
+
+    kappa: Tensor
+    complement: Tensor
+    derivative: Tensor
+    hazard: Tensor
+    per_kappa: bool = False
+
+    def __getitem__(self, index: Tensor) -> ScheduleAt:
+        t, kappa, complement = self.t[index], self.kappa[index], self.complement[index]
+        return ScheduleAt(t, kappa, complement, self.derivative[index], self.hazard[index], self.per_kappa)
+
+
+TimeLike = Tensor | At
+"""Times [B], or what `Path.at` makes of them."""
 
 
 class Schedule(Configurable, ABC):
@@ -61,6 +107,16 @@ class Schedule(Configurable, ABC):
         t, t_next = _float64(t), _float64(t_next)
         jump = (self.increment(t, t_next) / self.complement(t)).clamp(0, 1)
         return torch.where(t_next > t, torch.where(t_next < 1, jump, 1.0), 0.0)
+
+    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
+        """The values at the times t; with `per_kappa` of rates per unit of κ, so that κ' cancels also where it is 0."""
+        if isinstance(t, ScheduleAt):
+            return t
+        t = t.t if isinstance(t, At) else t
+        kappa, complement = self.kappa(t), self.complement(t)
+        if per_kappa:
+            return ScheduleAt(t, kappa, complement, torch.ones_like(complement), 1 / complement, per_kappa)
+        return ScheduleAt(t, kappa, complement, self.derivative(t), self.hazard(t))
 
 
 class LinearSchedule(Schedule):
@@ -204,109 +260,3 @@ class ExponentialSchedule(Schedule):
     def _inverse(self, kappa: Tensor) -> Tensor:
         late = torch.log(1 - kappa + kappa * math.exp(-self.c))
         return -torch.where(kappa < 0.5, torch.log1p(-kappa * self._scale), late) / self.c
-
-
-AT_REST = 1e-9
-"""Least speed of an affine schedule, in 1/time: slower motion is below the rounding of float32."""
-
-
-class AffineSchedule(Configurable, ABC):
-    """α(t) and σ(t) of x_t = α z + σ ε: α from 0 to 1, σ decreasing from 1 to 0. Times and values are float64.
-
-    A subclass needs `alpha` and `sigma`; their derivatives follow by automatic differentiation.
-
-    >>> from gm_discrete import TrigonometricSchedule
-    >>> schedule, t = TrigonometricSchedule(), torch.tensor(0.5, dtype=torch.float64)
-    >>> schedule.alpha(t), schedule.sigma(t)
-    (tensor(0.7071, dtype=torch.float64), tensor(0.7071, dtype=torch.float64))
-    """
-
-    @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
-        """α(t), the factor of the data."""
-
-    @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
-        """σ(t), the factor of the noise."""
-
-    def alpha_derivative(self, t: Tensor) -> Tensor:
-        """α'(t)."""
-        return _derivative(self.alpha, t)
-
-    def sigma_derivative(self, t: Tensor) -> Tensor:
-        """σ'(t)."""
-        return _derivative(self.sigma, t)
-
-    def speed(self, t: Tensor) -> Tensor:
-        """max(α', −σ'); above 0 also where a schedule is at rest, and nothing moves."""
-        return torch.maximum(self.alpha_derivative(t), -self.sigma_derivative(t)).clamp(min=AT_REST)
-
-    def growth(self, t: Tensor, t_next: Tensor) -> Tensor:
-        """∫ f(s) ds / f(t) over [t, t_next] for f = speed/σ³: the duration of the interval at the jump rate of its start.
-
-        At a fixed x the rate of jumping away grows like f. By Gauss–Legendre quadrature; infinite if the interval ends
-        where σ = 0.
-        """
-        nodes, masses = torch.tensor((NODES + 1) / 2, device=t.device), torch.tensor(MASSES / 2, device=t.device)
-        times = t[..., None] + (t_next - t)[..., None] * nodes
-        sigma, now = self.sigma(times), self.sigma(t)
-        values = self.speed(times) / self.speed(t)[..., None] * (now[..., None] / sigma) ** 3
-        whole = (t_next - t) * (values * masses).sum(-1)
-        return torch.where(self.sigma(t_next) > 0, whole, torch.inf)
-
-
-class CondOTSchedule(AffineSchedule):
-    """α = t, σ = 1 − t: straight lines from noise to data (conditional optimal transport, rectified flow).
-
-    >>> schedule, t = CondOTSchedule(), torch.tensor([0.25])
-    >>> schedule.alpha(t), schedule.sigma(t)
-    (tensor([0.2500]), tensor([0.7500]))
-    """
-
-    type_name = "condot"
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return t
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return 1 - t
-
-    def alpha_derivative(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def sigma_derivative(self, t: Tensor) -> Tensor:
-        return -torch.ones_like(t)
-
-    def growth(self, t: Tensor, t_next: Tensor) -> Tensor:
-        return (1 - t) / 2 * (((1 - t) / (1 - t_next)) ** 2 - 1)
-
-
-class TrigonometricSchedule(AffineSchedule):
-    """α = sin(πt/2), σ = cos(πt/2): keeps the variance of data of variance 1."""
-
-    type_name = "trigonometric"
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.sin(t * (math.pi / 2))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sin((1 - t) * (math.pi / 2))
-
-    def alpha_derivative(self, t: Tensor) -> Tensor:
-        return torch.sin((1 - t) * (math.pi / 2)) * (math.pi / 2)
-
-    def sigma_derivative(self, t: Tensor) -> Tensor:
-        return torch.sin(t * (math.pi / 2)) * (-math.pi / 2)
-
-
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    t = t.contiguous()  # an expanded time cannot carry a tangent
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
-
-
-NODES, MASSES = np.polynomial.legendre.leggauss(24)
-"""Nodes and weights of the Gauss–Legendre rule on [−1, 1]; 24 leave 1e-9 of a step in which 1 − t falls to a tenth."""
-
-
-def _float64(value: Tensor | float) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gm_discrete import AllowedTokens, Blocks, GMModel
-from gm_discrete.nn.network import Network
+from gm_discrete.nn.readout import Network
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.networks import BLOCK, LENGTH, MASK, PAD, K, causal, data, network
 

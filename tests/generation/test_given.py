@@ -17,7 +17,7 @@ from gm_discrete import (
     ProductPath,
     UniformPath,
 )
-from gm_discrete.nn.network import Network
+from gm_discrete.nn.readout import Network
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.euclid import kolmogorov, normal_cdf
 from tests.helpers.product_models import CODECS, Rows, network, rng, row_path

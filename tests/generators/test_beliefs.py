@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gm_discrete import Bins, ExactGaussianModel, GaussianPath, simulate, time_grid
 from gm_discrete.generators.beliefs import NormalBelief
-from gm_discrete.paths.schedules import AffineSchedule
+from gm_discrete.paths.affine import AffineSchedule
 from tests.helpers.distributions import LEAST_P
 from tests.helpers.euclid import SCHEDULES, conditional_density, density_slope, kolmogorov, numbers, rng, times
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding
 from gm_discrete.generators.kernels import Categorical, Dirac, TensorReadout
 from gm_discrete.generators.landings import Bins, Landing, check_within, gain, landing_quantile, roots, total_gain
-from gm_discrete.paths.schedules import AffineSchedule
+from gm_discrete.paths.affine import AffineSchedule
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.euclid import (
     SCHEDULES,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Generator, Jump, Superposition
 from gm_discrete.generators.kernels import Kernel
-from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule, TrigonometricSchedule
+from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
 
 
 class BentSchedule(AffineSchedule):

@@ -139,7 +139,7 @@ def by_hand(model: GMModel, z: Any, x: Any, t: Tensor, scored: Any) -> dict[str,
     found = {}
     for name, time in model.path.times(t).items():
         path, open_ = model.path.factors[name], scored[name] & (time < 1).view(-1, *[1] * (z[name].dim() - 1))
-        kinds, weights = {"": model.config.divergence[name]}, {"": (model.config.loss_weights or {}).get(name, 1.0)}
+        kinds, weights = model.config.divergence[name], (model.config.loss_weights or {}).get(name, 1.0)
         one, state = {"": generator.factors[name]}, ({"": z[name]}, {"": x[name]})
         found[name] = field_losses(path, one, *state, time, {"": open_}, {"": 1}, kinds, weights)[""]
     return found

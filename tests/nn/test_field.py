@@ -41,7 +41,7 @@ def states(name: str, rows: int = 2) -> torch.Tensor:
 def test_field__join_undoes_split(name: str) -> None:
     made, x = layout(name), states(name)
     split = made.split(x)
-    assert split.shape == (2, made.positions(x), made.slots)
+    assert split.shape == (2, x[0].numel() // made.slots, made.slots)
     assert split.flatten(1).sort(1).values.equal(x.flatten(1))  # each entry once, in its own row
     assert torch.equal(made.join(split, x.shape), x)
     assert torch.equal(made.split(made.join(x.view(split.shape), x.shape)), x.view(split.shape))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule, Schedule, TrigonometricSchedule
+from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
+from gm_discrete.paths.schedules import Schedule
 from tests.helpers.euclid import SCHEDULES, BentSchedule, numbers
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name)

@@ -22,7 +22,8 @@ from gm_discrete import (
 )
 from gm_discrete.generators.landings import Bins
 from gm_discrete.paths import Path
-from gm_discrete.paths.at import AffineAt, ScheduleAt
+from gm_discrete.paths.affine import AffineAt
+from gm_discrete.paths.schedules import ScheduleAt
 from tests.generators.test_transport import blurred
 
 ALL = {"flow": 0.5, "diffusion": 0.2, "jump": 0.3}
@@ -116,7 +117,6 @@ def test_at__rows_have_the_values_of_their_times(name: str) -> None:
     names = ("alpha", "sigma", "alpha_slope", "sigma_slope", "speed", "ratio", "rise", "fall")
     if isinstance(now, ScheduleAt):
         names = ("kappa", "complement", "derivative", "hazard")
-        assert now.kappa.shape == (2,)  # computed before the rows are taken; the others after
     rows = now[index]
     for value in names:
         assert torch.equal(getattr(rows, value), getattr(fresh, value))
@@ -188,8 +188,7 @@ def test_schedule_at__computes_kappa_once_in_a_training_step() -> None:
     path.marginal(torch.zeros(2, 3, 4), x, now, check=False)
     path.conditional(z, x, now, check=False)
     path.units(now)
-    # The evidence of single rows comes first here, so that κ is computed for them, and once more for all.
-    assert CountedSchedule.calls["kappa"] <= 2
+    assert CountedSchedule.calls["kappa"] == 1
     assert CountedSchedule.calls["hazard"] == 1
     assert CountedSchedule.calls["derivative"] <= 2  # the hazard is κ'/(1 − κ), and the unit κ'
 

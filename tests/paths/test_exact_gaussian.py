@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gm_discrete.generators.landings import Bins
 from gm_discrete.paths import GaussianPath, UniformPath
+from gm_discrete.paths.affine import AffineSchedule
 from gm_discrete.paths.exact import ExactGaussianModel
-from gm_discrete.paths.schedules import AffineSchedule
 from tests.helpers.distributions import LEAST_P, SIGMAS
 from tests.helpers.euclid import SCHEDULES, Mixture, kolmogorov, normal_density, numbers, panels, rng, times
 

@@ -12,8 +12,8 @@ from gm_discrete.generators import Diffusion, Flow, Superposition
 from gm_discrete.generators.jump_heads import KnownLanding
 from gm_discrete.generators.landings import Bins, roots
 from gm_discrete.paths import GaussianPath, Path
+from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
 from gm_discrete.paths.exact import ExactGaussianModel
-from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule, TrigonometricSchedule
 from tests.helpers.distributions import LEAST_P
 from tests.helpers.euclid import (
     FUNCTIONS,

@@ -15,8 +15,8 @@ from torch import Tensor
 from gm_discrete.generators import Superposition
 from gm_discrete.generators.landings import Bins
 from gm_discrete.paths import EuclideanMixturePath, GaussianPath
+from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule
 from gm_discrete.paths.exact import ExactGaussianModel
-from gm_discrete.paths.schedules import AffineSchedule, CondOTSchedule
 from gm_discrete.samplers import Adaptive, DormandPrince, simulate, time_grid
 from tests.helpers.distributions import LEAST_P, SIGMAS, Lookup, chain
 from tests.helpers.euclid import (

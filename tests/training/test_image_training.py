@@ -77,7 +77,7 @@ def test_evaluate_matching__is_the_mean_of_its_draws() -> None:
         for _ in range(2):
             x, t = corrupt(model.path, {"": z}, {"": everything}, rng, UniformTimeSampler())
             generator = model.generator(x[""], t, class_labels=batch["class_labels"])
-            kinds = {"": model.config.divergence}
+            kinds = model.config.divergence
             parts = field_divergences(model.path, {"": generator}, {"": z}, x, t, {"": everything}, kinds)[""]  # type: ignore[dict-item]
             totals = {name: total + float(parts[name].mean()) / 2 for name, total in totals.items()}
     assert found == pytest.approx({"loss": sum(totals.values()), **totals}, rel=1e-5)

@@ -1,0 +1,106 @@
+"""What transformers needs of a model beside its `forward`: settings, initialisation, embeddings, generation config."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
+from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.dit import DiT
+from gm_discrete.nn.tables import PathTables
+
+
+class GMPreTrainedModel(PreTrainedModel):
+    """Settings, initialisation, embeddings and generation config of a `GMModel`."""
+
+    config_class = GMConfig
+    generation_config_class = GMGenerationConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_missing = [r"^path_tables\."]  # version 0.1 kept the tables in config.json
+    if TYPE_CHECKING:  # transformers sets both, and takes an annotation of `config` for `config_class`
+        config: GMConfig
+        generation_config: GMGenerationConfig
+    accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
+    _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
+    backbone: Backbone | DiT
+    heads: nn.ModuleDict
+    path_tables: PathTables
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, LocalConvolution):  # near the identity
+            init.normal_(module.weight, std=0.5)
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight[len(module.weight) // 2] += 1
+        elif isinstance(module, PathTables):
+            module.restore()
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as every `PreTrainedModel`; its path gets the tables that are stored with the weights."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
+        return loaded
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.heads["tokens"]
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.heads["tokens"] = new_embeddings
+
+    def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
+        raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True: transformers creates, loads and saves a generation config."""
+        return True
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GMGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: object,
+        path: str,
+        **kwargs: Any,
+    ) -> None:
+        """Called by `from_pretrained`: loads `generation_config.json`, if there is one."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+            return
+        known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+                path, **{key: value for key, value in kwargs.items() if key in known}
+            )
+        except OSError:
+            self.generation_config = GMGenerationConfig()
