@@ -140,7 +140,7 @@ class GMGenerationConfig(GenerationConfig):
                 setattr(self, name, kind.from_dict(dict(value)))
             elif not isinstance(value, kind | None):
                 raise TypeError(f"{name}={value!r} must be a {kind.__name__} such as {example}, or its dict")
-        if not isinstance(self.grid, str | None):
+        if isinstance(self.grid, Tensor) or _is_list(self.grid):
             self.grid = [float(time) for time in self.grid]
         for name, least, optional in (
             ("num_steps", 1, False),
@@ -155,8 +155,8 @@ class GMGenerationConfig(GenerationConfig):
                 if not whole and not (optional and number is None):
                     raise ValueError(f"{name}={number!r} must be an integer ≥ {least}")
         grid, scale, words = self.grid, self.temperature, self.bad_words_ids
-        spaced = isinstance(grid, list) and len(grid) > 1 and grid[0] == 0 and grid[-1] == 1
-        spaced = spaced and all(a < b for a, b in pairwise(grid))
+        times = grid if isinstance(grid, list) else [0.0]
+        spaced = len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
         scales: Sequence[object] = scale if _is_list(scale) and len(scale) == 2 else [scale]
         for name, allowed, expected in (
             ("grid", spaced or grid in SPACINGS, f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),

@@ -159,11 +159,11 @@ class NoisedObservations:
     ) -> Generator:
         """The generator of the process at the state with noised observations."""
         state, times = dict(pack(x)), self.path.times(t)
-        network_times, independent = dict(times), getattr(self.path, "independent_times", False)
+        network_times, independent = dict(times), self.path.independent_times
         for name, fixed in self.fixed.items():
             path, values = self.path.fields[name], self.values[name].to(state[name].dtype)
             noised = values
-            if getattr(path, "rates", None) != "masked":
+            if path.rates != "masked":
                 noised = path.sample(values, times[name], self.rng, None if self.source is None else self.source[name])
             if independent:
                 whole = self.whole[name]

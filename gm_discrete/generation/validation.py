@@ -132,8 +132,7 @@ def column_of(path: Path) -> str:
     kind = kind_of(path)
     if kind != DISCRETE:
         return kind
-    rates = getattr(path, "rates", None)
-    return rates if rates in TOKENS else "kinetic"  # a user's path has rates by transport by default
+    return path.rates if path.rates in TOKENS else "kinetic"  # a user's path has rates by transport by default
 
 
 def check_options(

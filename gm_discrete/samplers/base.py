@@ -63,7 +63,7 @@ class Sampler(Configurable, ABC):
     @classmethod
     def misfit(cls, path: Path) -> str | None:
         """Why no sampler of this class can simulate the path; `None` if one can."""
-        kind, rates = kind_of(path), getattr(path, "rates", None)
+        kind, rates = kind_of(path), path.rates
         if kind not in cls.states:
             return f"does not simulate {kind} states"
         if kind == DISCRETE and cls.rates is not None and rates not in cls.rates:
