@@ -6,7 +6,7 @@ from tests.trace import calls, traced
 
 AT_MOST = {  # functions, files
     "conditional_loss, masked": (78, 13),
-    "generate(length=32, num_steps=1)": (124, 24),
+    "generate(length=32, num_steps=1)": (106, 22),
     "conditional_loss, three fields": (142, 20),
 }
 

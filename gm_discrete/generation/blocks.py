@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -109,9 +109,9 @@ class BlockRun:
             whole = canvas.ids[rows, : stop if self.causal else None]
             yield BlockProcess(self.network, whole, start, stop, self._cache_until(start, rows, class_labels)), rows
 
-    def put(self, block: BlockProcess, rows: Tensor, run: Simulation) -> None:
+    def put(self, block: BlockProcess, rows: Tensor, run: Simulation[State]) -> None:
         """Writes a finished block into the canvas, and ends the sequences that have generated an `eos` token."""
-        self.canvas.ids[rows, block.start : block.stop] = cast(State, run.x)[""]
+        self.canvas.ids[rows, block.start : block.stop] = run.x[""]
         self.calls[rows] += run.network_calls
         self.jumps[rows] += run.jumps
         self.error = None if run.error_bound is None else self.error

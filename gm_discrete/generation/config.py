@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard, cast
 
-import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
-from gm_discrete.paths import Path
 from gm_discrete.paths.euclidean import Weights
-from gm_discrete.samplers import SPACINGS, Corrector, Sampler, time_grid
+from gm_discrete.samplers import SPACINGS, Corrector, Sampler
 from gm_discrete.samplers.simulate import OLD_OPTIONS
 
 logger = logging.get_logger(__name__)
@@ -115,12 +114,9 @@ class GMGenerationConfig(GenerationConfig):
     ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
         if unknown:
             refuse_unknown(unknown, "GMGenerationConfig")
-        if isinstance(grid, Sequence | Tensor) and not isinstance(grid, str):
-            grid = [float(time) for time in grid]
         self.num_steps, self.grid = num_steps, grid
-        self.sampler = Sampler.of(sampler)
-        self.corrector = Corrector.from_dict(dict(corrector)) if isinstance(corrector, Mapping) else corrector
-        self.blocks = Blocks.from_dict(dict(blocks)) if isinstance(blocks, Mapping) else blocks
+        self.sampler = cast(Sampler, sampler)  # `validate` makes an object of a name or a dict
+        self.corrector, self.blocks = cast("Corrector | None", corrector), cast("Blocks | None", blocks)
         self.generators: Weights | Mapping[str, Weights] | None = generators
         self.length, self.seed, self.output_trajectory = length, seed, output_trajectory
         self.max_new_tokens, self.temperature, self.top_k, self.top_p = max_new_tokens, temperature, top_k, top_p
@@ -132,52 +128,58 @@ class GMGenerationConfig(GenerationConfig):
         self.validate()
 
     def validate(self, *_: object, **__: object) -> None:
-        """
+        """Makes objects of names and dicts, and checks each option by itself (`generation.validation`: what fits what).
+
         Raises:
             ValueError, TypeError: an argument is out of its range; the message names it.
         """
-        lengths = self.length.values() if isinstance(self.length, Mapping) else [self.length]
-        for name, least, optional, values in (
-            ("num_steps", 1, False, [self.num_steps]),
-            ("length", 1, True, lengths),
-            ("top_k", 1, True, [self.top_k]),
-            ("max_new_tokens", 0, False, [self.max_new_tokens]),
-            ("seed", 0, True, [self.seed]),
-        ):
-            for value in values:
-                whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-                if not whole and not (optional and value is None):
-                    raise ValueError(f"{name}={value!r} must be an integer ≥ {least}")
-        if self.grid is not None and not _is_grid(self.grid):
-            raise ValueError(
-                f"grid={self.grid!r} must be one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"
-            )
-        if self.temperature is not None and not _is_temperature(self.temperature):
-            raise ValueError(f"temperature={self.temperature!r} must be positive, or a pair of positive numbers")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} must be in (0, 1]")
-        if self.guidance_scale is not None and not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale={self.guidance_scale!r} must be ≥ 0; 1 is no guidance")
-        if self.bad_words_ids is not None and not _are_sequences(self.bad_words_ids):
-            raise ValueError(f"bad_words_ids={self.bad_words_ids!r} must be a list of lists of token ids")
+        self.sampler = Sampler.of(self.sampler)
         for name, kind, example in (("corrector", Corrector, "ReMDM()"), ("blocks", Blocks, "Blocks(32)")):
-            if not isinstance(value := getattr(self, name), kind | None):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                setattr(self, name, kind.from_dict(dict(value)))
+            elif not isinstance(value, kind | None):
                 raise TypeError(f"{name}={value!r} must be a {kind.__name__} such as {example}, or its dict")
+        if isinstance(self.grid, Tensor) or _is_list(self.grid):
+            self.grid = [float(time) for time in self.grid]
+        for name, least, optional in (
+            ("num_steps", 1, False),
+            ("length", 1, True),
+            ("top_k", 1, True),
+            ("max_new_tokens", 0, False),
+            ("seed", 0, True),
+        ):
+            value = getattr(self, name)
+            for number in value.values() if name == "length" and isinstance(value, Mapping) else [value]:
+                whole = isinstance(number, int) and not isinstance(number, bool) and number >= least
+                if not whole and not (optional and number is None):
+                    raise ValueError(f"{name}={number!r} must be an integer ≥ {least}")
+        grid, scale, words = self.grid, self.temperature, self.bad_words_ids
+        times = grid if isinstance(grid, list) else [0.0]
+        spaced = len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
+        scales: Sequence[object] = scale if _is_list(scale) and len(scale) == 2 else [scale]
+        for name, allowed, expected in (
+            ("grid", spaced or grid in SPACINGS, f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
+            (
+                "temperature",
+                all(isinstance(part, int | float) and not isinstance(part, bool) and part > 0 for part in scales),
+                "positive, or a pair of positive numbers",
+            ),
+            ("top_p", 0 < (self.top_p or 0) <= 1, "in (0, 1]"),
+            ("guidance_scale", (self.guidance_scale or 0) >= 0, "≥ 0; 1 is no guidance"),
+            (
+                "bad_words_ids",
+                _is_list(words)
+                and all(_is_list(part) and part and all(type(i) is int and i >= 0 for i in part) for part in words),
+                "a list of lists of token ids",
+            ),
+        ):
+            if getattr(self, name) is not None and not allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {expected}")
         if self.output_trajectory and not self.return_dict_in_generate:
             raise ValueError(
                 "output_trajectory=True is a part of the output of return_dict_in_generate=True: give both"
             )
-
-    def times(self, path: Path, every_step: bool) -> Tensor:
-        """The time grid [N + 1].
-
-        Args:
-            every_step: whether the states at the times of the grid are needed even if the sampler chooses its own times.
-        """
-        if self.grid is not None and not isinstance(self.grid, str):
-            return torch.tensor(self.grid, dtype=torch.float64)
-        free = self.sampler.chooses_times and not every_step and self.corrector is None
-        return time_grid(path, 1 if free else self.num_steps, self.grid)
 
     def blocks_for(self, block_size: int | None) -> Blocks | None:
         """How a model with that `block_size` generates: block by block, or (`None`) all positions together."""
@@ -188,17 +190,19 @@ class GMGenerationConfig(GenerationConfig):
 
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
-        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        kept: dict[str, Any] = dict(vars(self))
-        del kept["_original_object_hash"]
-        if "num_steps" in given and not isinstance(self.grid, str):
-            kept["grid"] = None
+        given = {name: value for name, value in changes.items() if value is not None}
+        config = copy(self)
+        if unknown := given.keys() - vars(config).keys():
+            refuse_unknown(unknown, "GMGenerationConfig")
+        if "num_steps" in given and not isinstance(config.grid, str):
+            config.grid = None
         if "sampler" in given:
-            kept["corrector"] = None
+            config.corrector = None
         if "blocks" in given:
-            kept["use_cache"] = None
-        kept.update(given)
-        return GMGenerationConfig(**kept)
+            config.use_cache = None
+        vars(config).update(given, _original_object_hash=None)
+        config.validate()
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -213,14 +217,6 @@ class GMGenerationConfig(GenerationConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> GMGenerationConfig:
         """The config that `to_dict` of this version or of version 0.1 described."""
         return super().from_dict(from_0_1(config_dict), **kwargs)  # pyright: ignore[reportReturnType]
-
-    def update(
-        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: object
-    ) -> dict[str, object]:
-        """Sets the attributes that exist, and returns the others; see `GenerationConfig.update`."""
-        kinds = {"sampler": Sampler, "corrector": Corrector, "blocks": Blocks}
-        kwargs |= {name: _built(kind, kwargs[name]) for name, kind in kinds.items() if name in kwargs}
-        return super().update(defaults_only, allow_custom_entries, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> GMGenerationConfig:
@@ -270,29 +266,5 @@ def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _built(kind: type[Sampler] | type[Corrector] | type[Blocks], value: object) -> object:
-    """The object that a name or a dict stands for; anything else is returned as it is."""
-    if isinstance(value, str) and issubclass(kind, Sampler):
-        return kind.of(value)
-    return kind.from_dict(dict(value)) if isinstance(value, Mapping) else value
-
-
-def _is_grid(value: object) -> bool:
-    """Whether it is the name of a spacing, or increasing times from 0 to 1."""
-    if not isinstance(value, list):
-        return value in SPACINGS
-    times = value
-    return len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
-
-
-def _is_temperature(value: object) -> bool:
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2 else [value]
-    return all(isinstance(part, int | float) and not isinstance(part, bool) and part > 0 for part in values)
-
-
-def _are_sequences(value: object) -> bool:
-    """Whether it is a list of non-empty lists of ids."""
-    return isinstance(value, Sequence) and all(
-        isinstance(words, Sequence) and words and all(type(word) is int and word >= 0 for word in words)
-        for words in value
-    )
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gm_discrete.generation.outputs import Trajectory
-from gm_discrete.process import State, unpack
+from gm_discrete.process import State
 
 
 class Streamer(Protocol):
@@ -66,9 +66,8 @@ class Observers:
             self.recorder.next_block(rows)
 
     def __call__(self, state: State, t: float) -> bool:
-        """Observes the state at time t of the grid; true ends the simulation."""
-        x = unpack(state)
-        assert isinstance(x, Tensor)  # products have no observers
+        """Observes the state at time t of the grid; true ends the simulation. (Products have no observers.)"""
+        x = state[""]
         sequences, draft, part = x, x[:, self.prompt_length :], x
         if self.block is not None:
             whole, rows, here = self.block

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor
 
-from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.samplers.banned import by_length, completing
 
 
@@ -113,27 +111,3 @@ class BannedSequences(LogitsProcessor):
                 row, word = completing(input_ids, column, words, place).nonzero(as_tuple=True)
                 banned[row, words[word, place]] = True
         return scores.masked_fill(banned, -torch.inf)
-
-
-def logits_processors(
-    config: GMGenerationConfig, processors: Sequence[LogitsProcessor], rows: Tensor | None = None
-) -> LogitsProcessorList | None:
-    """The user's processors, then banned sequences, temperature, top-k and top-p; `None` if there are none.
-
-    Args:
-        rows: the sequences [n] of the batch that are sampled; all of them by default.
-    """
-    found = LogitsProcessorList(processors)
-    if rows is not None:
-        found = LogitsProcessorList([p.rows(rows) if isinstance(p, AllowedTokens) else p for p in processors])
-    if config.bad_words_ids:
-        found.append(BannedSequences(config.bad_words_ids))
-    if isinstance(config.temperature, Sequence):
-        found.append(TemperatureSchedule(*config.temperature))
-    elif config.temperature not in (None, 1.0):
-        found.append(TemperatureLogitsWarper(float(config.temperature)))
-    if config.top_k is not None:
-        found.append(TopKLogitsWarper(config.top_k))
-    if config.top_p not in (None, 1.0):
-        found.append(TopPLogitsWarper(float(config.top_p)))
-    return found or None

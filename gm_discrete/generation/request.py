@@ -8,7 +8,8 @@ from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
 from gm_discrete.data.scalers import Scaler
@@ -17,13 +18,13 @@ from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.generation.given import Given, Observed
 from gm_discrete.generation.observers import Observers, Streamer
-from gm_discrete.generation.processors import AllowedTokens, logits_processors
-from gm_discrete.generation.validation import check_ids, check_options
+from gm_discrete.generation.processors import AllowedTokens, BannedSequences, TemperatureSchedule
+from gm_discrete.generation.validation import check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.readout import Network
 from gm_discrete.paths import FinitePath, Path
-from gm_discrete.process import Process, State, pack, unpack
+from gm_discrete.process import Process, State, unpack
 from gm_discrete.samplers import ClassifierGuidance
 
 logger = logging.get_logger(__name__)
@@ -54,7 +55,7 @@ class Request:
         fields: of the state.
         shapes: [B, …] of the state.
         rng: source of all noise.
-        observers: of the run.
+        observers: of the run, if there are any.
         blocks: how to go block by block; `None` to fill all entries together.
         observed: observed values, of the fields that have some.
         fixed: bool, entries that keep their value (observed ones and padding), of the fields that have some.
@@ -64,13 +65,14 @@ class Request:
         class_labels: [B], −1 for none.
         guidance: a classifier that the samples are guided by.
         logits_processor: of the user.
+        eos: tokens that end a sequence.
     """
 
     config: GMGenerationConfig
     fields: Mapping[str, Field]
     shapes: dict[str, tuple[int, ...]]
     rng: torch.Generator
-    observers: Observers
+    observers: Observers | None = None
     blocks: Blocks | None = None
     observed: dict[str, Observed] = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Request:
     class_labels: Tensor | None = None
     guidance: ClassifierGuidance | None = None
     logits_processor: Sequence[LogitsProcessor] = ()
+    eos: Sequence[int] = ()
 
     @classmethod
     def of(
@@ -125,8 +128,9 @@ class Request:
             raise ValueError(f"batch_size={batch_size} must be an integer ≥ 1")
         rng = torch.Generator(device=model.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
-        observers = Observers(streamer, stopping_criteria)
-        request = cls(config, network.fields, {}, rng, observers, blocks)
+        request = cls(config, network.fields, {}, rng, blocks=blocks)
+        if streamer is not None or stopping_criteria or config.output_trajectory:
+            request.observers = Observers(streamer, stopping_criteria)
         request.guidance, request.logits_processor = guidance, logits_processor or ()
         if input_ids is not None:
             request._observe_prompts(model, input_ids, cast("Tensor | None", attention_mask))
@@ -218,11 +222,23 @@ class Request:
         Raises:
             ValueError: x_0, a token id or allowed tokens do not fit a state of one field.
         """
-        shape = self.shapes[""]
+        shape, config, eos = self.shapes[""], self.config, self.config.eos_token_id
         x_0 = None if self.x_0 is None else self.x_0[""]
         if isinstance(path, FinitePath):
             path.check_source(x_0, torch.zeros(shape, dtype=torch.long), torch.zeros(shape[0]))
-            never = check_ids(path, field.excluded, self.config)
+            self.eos = cast("Sequence[int]", eos if isinstance(eos, Sequence) else [] if eos is None else [eos])
+            pad, words = config.pad_token_id, config.bad_words_ids or []
+            banned = [token for word in words for token in word]
+            ids = {"pad_token_id": [] if pad is None else [pad], "eos_token_id": self.eos, "bad_words_ids": banned}
+            for name, tokens in ids.items():
+                if not all(isinstance(token, int) and 0 <= token < path.vocab_size for token in tokens):
+                    raise ValueError(
+                        f"{name}={getattr(config, name)!r} must hold ids below vocab_size={path.vocab_size}: is this the "
+                        "model's tokenizer?"
+                    )
+            never = {*field.excluded, *(word[0] for word in words if len(word) == 1)}
+            if len(never) >= path.vocab_size:
+                raise ValueError(f"bad_words_ids={words} leaves no token of the vocabulary; ban fewer")
             for processor in self.logits_processor:
                 if isinstance(processor, AllowedTokens):
                     free = ~self.fixed[""] if self.fixed else torch.ones(shape, dtype=torch.bool)
@@ -232,34 +248,36 @@ class Request:
         if shape[1] > field.length and not field.image_shape:
             logger.warning_once(f"{shape[1]} positions; the model is made for max_position_embeddings={field.length}")
 
-    def start(self, model: Model) -> dict[str, Tensor]:
-        """The state at t = 0: x_0 or a draw from the prior, with the observed values in their place."""
-        if self.x_0 is None:
-            state = dict(pack(model.path.prior(unpack(self.shapes), self.rng, model.device)))  # pyright: ignore
-        else:
-            state = dict(self.x_0)
-        for name, cells in self.observed.items():
-            state[name] = torch.where(self.fixed[name], cells.state.to(state[name].dtype), state[name])
-        return state
-
     def conditioning(self, rows: Tensor | None = None, length: int | None = None) -> dict[str, Any]:
         """The arguments of `model.generator` beside state and time, for all sequences or for the rows [n] of the batch.
 
         Args:
             length: positions of the sequences; all by default.
         """
-        every = slice(None) if rows is None else rows
-        masks: dict[str, Tensor] = {}
-        for name, mask in self.attention_mask.items():
-            masks[name] = mask[every, :length]
+        every, config = slice(None) if rows is None else rows, self.config
+        processors = LogitsProcessorList(self.logits_processor)
+        if rows is not None:
+            processors = LogitsProcessorList([p.rows(rows) if isinstance(p, AllowedTokens) else p for p in processors])
+        if config.bad_words_ids:
+            processors.append(BannedSequences(config.bad_words_ids))
+        if isinstance(config.temperature, Sequence):
+            processors.append(TemperatureSchedule(*config.temperature))
+        elif config.temperature not in (None, 1.0):
+            processors.append(TemperatureLogitsWarper(float(config.temperature)))
+        if config.top_k is not None:
+            processors.append(TopKLogitsWarper(config.top_k))
+        if config.top_p not in (None, 1.0):
+            processors.append(TopPLogitsWarper(float(config.top_p)))
+        recorder = None if self.observers is None else self.observers.recorder
+        masks = {name: mask[every, :length] for name, mask in self.attention_mask.items()}
         if "" in masks and bool(masks[""].all()):
             masks = {}  # attention without a mask is faster
         return {
             "attention_mask": unpack(masks) if masks else None,
             "class_labels": None if self.class_labels is None else self.class_labels[every],
-            "logits_processor": logits_processors(self.config, self.logits_processor, rows),
-            "guidance_scale": self.config.guidance_scale,
-            "on_read": None if self.observers.recorder is None else self.observers.recorder.entropy,
+            "logits_processor": processors or None,
+            "guidance_scale": config.guidance_scale,
+            "on_read": None if recorder is None else recorder.entropy,
         }
 
     def natural(self, end: State) -> dict[str, Tensor]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
-from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.generation.given import Observed
-from gm_discrete.generation.observers import Recorder
+from gm_discrete.generation.observers import Observers, Recorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
 from gm_discrete.generation.request import Model, Request
 from gm_discrete.generators import Generator
-from gm_discrete.paths import EuclideanPath, Path
+from gm_discrete.paths import EuclideanPath
+from gm_discrete.paths.euclidean import Weights
 from gm_discrete.process import Process, State, pack, unpack
-from gm_discrete.samplers import Sampler, Simulation
-from gm_discrete.samplers.banned import Avoiding
-from gm_discrete.samplers.simulate import simulate_state
+from gm_discrete.samplers import Avoiding, Simulation, simulate_state, time_grid
 
 
 @torch.no_grad()
@@ -31,67 +29,67 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
         The samples, in natural units; or a `GMGenerateOutput` with `return_dict_in_generate=True`.
     """
     config, observers, fields = request.config, request.observers, request.fields
-    state, single = request.start(model), "" in fields
-    if config.output_trajectory:
+    single, training = "" in fields, model.training
+    prior = model.path.prior(unpack(request.shapes), request.rng, model.device) if request.x_0 is None else None  # pyright: ignore[reportArgumentType]
+    state: dict[str, Tensor] = {**(request.x_0 or {}), **({} if prior is None else pack(prior))}
+    for name, cells in request.observed.items():
+        state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
+    if observers is not None and config.output_trajectory:
         observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
-    training = model.training
     model.train(False)
     try:
         run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
     finally:
         model.train(training)
-    x = cast(State, run.x)
-    if single:
-        observers.end(x[""])
-    end = request.natural(x)
+    if observers is not None:
+        observers.end(run.x[""])
+    end = request.natural(run.x)
     if single and fields[""].image_shape and end[""].dim() == 2:  # images of tokens
         end = {"": end[""].unflatten(1, fields[""].image_shape)}
-    samples = cast(Samples, unpack(end))
+    samples = unpack(end)
     if not config.return_dict_in_generate:
         return samples
     if single and not masks and fields[""].path.is_discrete:
-        masks = {"": torch.ones_like(x[""])}
-    trajectory = None if observers.recorder is None else observers.recorder.trajectory(end[""], masks.get(""))
-    real = cast(Samples, unpack(masks)) if masks else None
+        masks = {"": torch.ones_like(run.x[""])}
+    recorder = None if observers is None else observers.recorder
+    trajectory = None if recorder is None else recorder.trajectory(end[""], masks.get(""))
+    real = unpack(masks) if masks else None
     return GMGenerateOutput(samples, run.network_calls, run.jumps, run.error_bound, real, trajectory)
 
 
-def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation, dict[str, Tensor]]:
+def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation[State], dict[str, Tensor]]:
     """All entries together, from t = 0 to t = 1; with the attention masks of the samples."""
     process: Process = model if request.guidance is None else request.guidance.guided(model)
     if request.observed:
         process = NoisedObservations(process, request.observed, request.fixed, request.rng, request.x_0)
-    if request.new is not None and request.observers.streamer is not None:
+    if request.new is not None and request.observers is not None and request.observers.streamer is not None:
         canvas = Canvas(request.observed[""].state, request.fixed[""], request.attention_mask[""], request.new)
         request.observers.begin(canvas.ids, canvas.prompt_length)
-    free: dict[str, Tensor] = {}
-    for name, x in state.items():
-        free[name] = ~request.fixed[name] if name in request.fixed else torch.ones_like(x, dtype=torch.bool)
+    free = {name: torch.ones_like(x, dtype=torch.bool) for name, x in state.items()}
+    free |= {name: ~fixed for name, fixed in request.fixed.items()}
     conditioning = request.conditioning() | {"generators": request.config.generators}
-    return _simulated(process, request, state, free, _sampler(request.config), conditioning), request.attention_mask
+    return _simulated(process, request, state, free, conditioning), request.attention_mask
 
 
-def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation, dict[str, Tensor]]:
+def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation[State], dict[str, Tensor]]:
     """Block by block, each from t = 0 to t = 1, for the sequences that have not ended; with their attention mask."""
-    config, observers, blocks = request.config, request.observers, request.blocks
+    blocks, observers, eos = request.blocks, request.observers or Observers(), request.eos
+    assert blocks is not None
     canvas = Canvas.empty(request.shapes[""], model.device)
     if request.new is not None:
         canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""], request.new)
         observers.begin(canvas.ids, canvas.prompt_length)
-    canvas.ids, eos = state[""], config.eos_token_id
-    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pads = [pad for pad in (config.pad_token_id, model.config.pad_token_id, *ends) if pad is not None]
-    assert blocks is not None
-    causal = model.config.block_size is not None
-    loop = BlockRun(model.network, canvas, blocks, causal, ends, pads[0] if pads else 0)
+    canvas.ids = state[""]
+    pads = [pad for pad in (request.config.pad_token_id, model.config.pad_token_id, *eos, 0) if pad is not None]
+    loop = BlockRun(model.network, canvas, blocks, model.config.block_size is not None, list(eos), pads[0])
     for block, rows in loop.to_fill(request.class_labels):
         here = slice(block.start, block.stop)
-        sampler = _sampler(config, block.whole[:, : block.start], block.whole[:, block.stop :])
         observers.next_block(canvas.ids, rows, here)
         x, free = {"": canvas.ids[rows, here]}, {"": ~canvas.fixed[rows, here]}
         request.attention_mask = {"": canvas.real}
-        run = _simulated(block, request, x, free, sampler, request.conditioning(rows, block.whole.shape[1]))
-        loop.put(block, rows, run)
+        conditioning = request.conditioning(rows, block.whole.shape[1])
+        around = block.whole[:, : block.start], block.whole[:, block.stop :]
+        loop.put(block, rows, _simulated(block, request, x, free, conditioning, around))
         unfinished = (~canvas.fixed[:, block.stop :]).any(1)
         if observers.stopped_at is not None or observers.met(canvas.ids[:, : block.stop], ~unfinished):
             loop.stop(block)
@@ -99,20 +97,8 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
         observers.put(canvas.ids[:, : block.stop])
     length = int(canvas.real.any(0).sum())  # columns after it are padding in every row
     times = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    return (
-        Simulation({"": canvas.ids[:, :length]}, times, loop.calls, loop.jumps, loop.error),
-        {"": canvas.real[:, :length]},
-    )
-
-
-def _sampler(config: GMGenerationConfig, before: Tensor | None = None, after: Tensor | None = None) -> Sampler:
-    """The sampler of a config with its corrector and its banned sequences.
-
-    Args:
-        before, after: tokens on both sides of the state that do not move, and that banned sequences may reach into.
-    """
-    sampler = config.sampler if config.corrector is None else config.corrector.corrected(config.sampler)
-    return Avoiding(sampler, config.bad_words_ids, before, after) if config.bad_words_ids else sampler
+    end: State = {"": canvas.ids[:, :length]}
+    return Simulation(end, times, loop.calls, loop.jumps, loop.error), {"": canvas.real[:, :length]}
 
 
 def _simulated(
@@ -120,21 +106,30 @@ def _simulated(
     request: Request,
     x: State,
     free: State,
-    sampler: Sampler,
-    conditioning: Mapping[str, Any],
-) -> Simulation:
-    """The process from t = 0 to t = 1; if the stopping criteria hold at some time, with one last step from there."""
-    config, observers = request.config, request.observers
-    observed = observers if "" in x else None  # products have no observers
-    path: Path = process.path
+    conditioning: Mapping[str, object],
+    around: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Simulation[State]:
+    """The process from t = 0 to t = 1; if the stopping criteria hold at some time, with one last step from there.
+
+    Args:
+        around: tokens before and after the state that do not move, and that banned sequences may reach into.
+    """
+    config, observers, path, rng = request.config, request.observers, process.path, request.rng
+    sampler = config.sampler if config.corrector is None else config.corrector.corrected(config.sampler)
+    if config.bad_words_ids:
+        sampler = Avoiding(sampler, config.bad_words_ids, *around)
     if config.generators is not None and isinstance(path, EuclideanPath):
-        path = path.reweighted(cast(Any, config.generators))  # its grid may be spaced in another way
-    grid = config.times(path, observers.needs_grid)
-    run = simulate_state(process, x, grid, request.rng, sampler, free, None, observed, (), conditioning)
-    if observers.stopped_at is not None:
+        path = path.reweighted(cast("Weights", config.generators))  # its grid may be spaced in another way
+    if isinstance(config.grid, list):
+        grid = torch.tensor(config.grid, dtype=torch.float64)
+    else:  # [0, 1] is enough for a sampler that chooses its own times, unless something else needs the grid
+        observed = observers is not None and observers.needs_grid
+        free_times = config.sampler.chooses_times and config.corrector is None and not observed
+        grid = time_grid(path, 1 if free_times else config.num_steps, cast("str | None", config.grid))
+    run = simulate_state(process, x, grid, rng, sampler, free, observers, (), conditioning)
+    if observers is not None and observers.stopped_at is not None:
         rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)
-        x = cast(State, run.x)
-        run = run.then(simulate_state(process, x, rest, request.rng, sampler, free, None, observed, (), conditioning))
+        run = run.then(simulate_state(process, run.x, rest, rng, sampler, free, observers, (), conditioning))
     return run
 
 
@@ -164,11 +159,11 @@ class NoisedObservations:
     ) -> Generator:
         """The generator of the process at the state with noised observations."""
         state, times = dict(pack(x)), self.path.times(t)
-        network_times, independent = dict(times), getattr(self.path, "independent_times", False)
+        network_times, independent = dict(times), self.path.independent_times
         for name, fixed in self.fixed.items():
             path, values = self.path.fields[name], self.values[name].to(state[name].dtype)
             noised = values
-            if getattr(path, "rates", None) != "masked":
+            if path.rates != "masked":
                 noised = path.sample(values, times[name], self.rng, None if self.source is None else self.source[name])
             if independent:
                 whole = self.whole[name]

@@ -7,7 +7,7 @@ prints it as Markdown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +15,8 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.config import GMConfig
-from gm_discrete.paths import FinitePath, Path
-from gm_discrete.samplers import SAMPLERS, Sampler, kind_of, samplers_for
+from gm_discrete.paths import Path
+from gm_discrete.samplers import SAMPLERS, kind_of, samplers_for
 from gm_discrete.samplers.base import CONTINUOUS, DISCRETE, PRODUCT
 
 TOKENS = ("masked", "reversal", "mixture", "kinetic")
@@ -132,13 +132,7 @@ def column_of(path: Path) -> str:
     kind = kind_of(path)
     if kind != DISCRETE:
         return kind
-    rates = getattr(path, "rates", None)
-    return rates if rates in TOKENS else "kinetic"  # a user's path has rates by transport by default
-
-
-def sampler_column(sampler: Sampler) -> str:
-    """The column of a sampler."""
-    return ORDERED if sampler.type_name == "tau_leaping" and not sampler.keeps_distribution else sampler.type_name
+    return path.rates if path.rates in TOKENS else "kinetic"  # a user's path has rates by transport by default
 
 
 def check_options(
@@ -157,22 +151,18 @@ def check_options(
     Raises:
         ValueError: options do not fit the path, the sampler or each other; the message names them, and what does fit.
     """
-    corrector, sampler = config.corrector, sampler_column(config.sampler)
-    used: dict[str, object] = {
-        **arguments,
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-        "bad_words_ids": config.bad_words_ids,
-        "generators": config.generators,
-        "blocks": config.blocks,
-        "guidance_scale": None if config.guidance_scale == 1 else config.guidance_scale,
-        "output_trajectory": config.output_trajectory or None,
-        "use_cache": config.use_cache or (blocks is not None and blocks.cache is not None) or None,
-        "corrector": corrector,
-        f"corrector={type(corrector).__name__}": corrector,
-        f"sampler={sampler}": config.sampler,
-    }
+    corrector, sampler = config.corrector, config.sampler.type_name
+    if sampler == "tau_leaping" and not config.sampler.keeps_distribution:
+        sampler = ORDERED
+    if sampler not in NAMES:  # a sampler of yours is no column
+        config.sampler.check(path)
+    names = ("temperature", "top_k", "top_p", "bad_words_ids", "generators", "blocks", "guidance_scale", "corrector")
+    used: dict[str, object] = {**arguments, **{name: getattr(config, name) for name in names}}
+    used[f"sampler={sampler}"], used[f"corrector={type(corrector).__name__}"] = config.sampler, corrector
+    used["output_trajectory"] = config.output_trajectory or None
+    used["use_cache"] = config.use_cache or (blocks is not None and blocks.cache is not None) or None
+    if config.guidance_scale == 1:
+        used["guidance_scale"] = None
     path_column = column_of(path)
     columns = {path_column: path, sampler: config.sampler, IMAGES: model.image_shape, BLOCKS: blocks}
     properties = {
@@ -187,7 +177,7 @@ def check_options(
         if (value := used.get(option.name)) is None:
             continue
         for column, of in columns.items():
-            if of is not None and column in COLUMNS and column not in option.columns:  # a sampler of yours is no column
+            if of is not None and column in COLUMNS and column not in option.columns:
                 cure = f"choose one of {', '.join(samplers_for(path))}" if value is config.sampler else option.cure
                 raise ValueError(f"{_shown(option.name, value)} cannot be used with {_words(column, of)}; {cure}")
         for need in option.needs:
@@ -197,6 +187,8 @@ def check_options(
         for other in option.excludes:
             if used[other] is not None:
                 raise ValueError(f"{_shown(option.name, value)} cannot be combined with {other}; give one of them")
+    if corrector is not None:  # those of yours, and coupled paths, are not in the table
+        corrector.check(path, config.sampler)
     if blocks is not None and model.block_size not in (None, blocks.length):
         raise ValueError(f"blocks={blocks!r} differs from the block_size={model.block_size} of the model; leave it out")
 
@@ -213,38 +205,6 @@ def _shown(name: str, value: object) -> str:
     """An option and its value, where that is short."""
     short = isinstance(value, str | int | float | Configurable | list | tuple) and len(repr(value)) < 100
     return f"{name.partition('=')[0]}={value!r}" if short else name
-
-
-def check_ids(path: FinitePath, excluded: Sequence[int], config: GMGenerationConfig) -> set[int]:
-    """Checks the token ids of a config for a discrete state.
-
-    Args:
-        excluded: tokens that never are data.
-
-    Returns:
-        The tokens that are never generated: the excluded and the banned ones.
-
-    Raises:
-        ValueError: an id is not in the vocabulary, or no token is left.
-    """
-    never, eos, pad = set(excluded), config.eos_token_id, config.pad_token_id
-    ids: list[tuple[str, object]] = [("pad_token_id", pad)] if pad is not None else []
-    for token in eos if isinstance(eos, Sequence) and not isinstance(eos, str) else [] if eos is None else [eos]:
-        ids.append(("eos_token_id", token))
-    for words in config.bad_words_ids or []:
-        for token in words:
-            ids.append(("bad_words_ids", token))
-        if len(words) == 1:
-            never.add(words[0])
-    for name, token in ids:
-        if not isinstance(token, int) or not 0 <= token < path.vocab_size:
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} must hold ids below vocab_size={path.vocab_size}: is this the "
-                "model's tokenizer?"
-            )
-    if len(never) >= path.vocab_size:
-        raise ValueError(f"bad_words_ids={config.bad_words_ids} leaves no token of the vocabulary; ban fewer")
-    return never
 
 
 def markdown() -> str:

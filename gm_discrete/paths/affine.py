@@ -120,7 +120,12 @@ class AffineSchedule(Configurable, ABC):
 
 
 class CondOTSchedule(AffineSchedule):
-    """α = t, σ = 1 − t: straight lines from noise to data (conditional optimal transport, rectified flow)."""
+    """α = t, σ = 1 − t: straight lines from noise to data (conditional optimal transport, rectified flow).
+
+    >>> schedule, t = CondOTSchedule(), torch.tensor([0.25])
+    >>> schedule.alpha(t), schedule.sigma(t)
+    (tensor([0.2500]), tensor([0.7500]))
+    """
 
     type_name = "condot"
 

@@ -8,10 +8,16 @@ from gm_discrete.samplers.decoding import ORDERS, EntropyBounded
 from gm_discrete.samplers.dormand_prince import DormandPrince
 from gm_discrete.samplers.euler import Euler
 from gm_discrete.samplers.exact import FirstHitting, Uniformization
-from gm_discrete.samplers.grids import SPACINGS, time_grid
 from gm_discrete.samplers.guidance import ClassifierGuidance
 from gm_discrete.samplers.heun import Heun
-from gm_discrete.samplers.simulate import Simulation, refuse_old_options, simulate, simulate_state
+from gm_discrete.samplers.simulate import (
+    SPACINGS,
+    Simulation,
+    refuse_old_options,
+    simulate,
+    simulate_state,
+    time_grid,
+)
 from gm_discrete.samplers.superpose import SuperposedModel, superpose
 from gm_discrete.samplers.tau_leaping import TauLeaping
 from gm_discrete.samplers.trapezoidal import Trapezoidal

@@ -78,7 +78,7 @@ class Avoiding(Sampler):
             ValueError: the path has no masks, or the sampler cannot simulate it.
         """
         self.sampler.check(path)
-        if getattr(path, "rates", None) != "masked":
+        if path.rates != "masked":
             raise ValueError(
                 f"{path!r} cannot avoid sequences: its symbols change together until the end; use MaskedPath"
             )

@@ -57,15 +57,18 @@ class Sampler(Configurable, ABC):
         Raises:
             ValueError: the sampler cannot simulate this path; the message names those that can.
         """
-        kind = kind_of(path)
-        unfit = None
-        if kind not in self.states:
-            unfit = f"does not simulate {kind} states"
-        elif kind == DISCRETE and self.rates is not None and getattr(path, "rates", None) not in self.rates:
-            rates = " or ".join(f"rates={name!r}" for name in self.rates)
-            unfit = f"needs a path with {rates}, not rates={getattr(path, 'rates', None)!r}"
-        if unfit:
-            raise ValueError(f"sampler={self.type_name!r} {unfit}; choose one of {', '.join(samplers_for(path))}")
+        if reason := self.misfit(path):
+            raise ValueError(f"sampler={self.type_name!r} {reason}; choose one of {', '.join(samplers_for(path))}")
+
+    @classmethod
+    def misfit(cls, path: Path) -> str | None:
+        """Why no sampler of this class can simulate the path; `None` if one can."""
+        kind, rates = kind_of(path), path.rates
+        if kind not in cls.states:
+            return f"does not simulate {kind} states"
+        if kind == DISCRETE and cls.rates is not None and rates not in cls.rates:
+            return f"needs a path with {' or '.join(f'rates={name!r}' for name in cls.rates)}, not rates={rates!r}"
+        return None
 
     @abstractmethod
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
@@ -101,15 +104,8 @@ class Sampler(Configurable, ABC):
 
 def samplers_for(path: Path) -> tuple[str, ...]:
     """The names of the samplers that can simulate the path, with default options."""
-    kind, rates = kind_of(path), getattr(path, "rates", None)
-    return tuple(
-        sorted(
-            sampler.type_name
-            for sampler in subclasses(Sampler)
-            if sampler.type_name and kind in sampler.states
-            if sampler.rates is None or kind != DISCRETE or rates in sampler.rates
-        )
-    )
+    found = (kind for kind in subclasses(Sampler) if kind.type_name and not kind.misfit(path))
+    return tuple(sorted(kind.type_name for kind in found))
 
 
 @dataclass
@@ -139,7 +135,8 @@ class Chain:
         self.jumps = torch.zeros_like(self.calls)
         self._counted = torch.zeros_like(self.calls, dtype=torch.bool)  # sequences counted in this evaluation
         self._memory: dict[tuple[str, type], Any] = {}
-        self._movable: dict[str, tuple[Tensor, bool]] = {}
+        self._movable = {name: free.flatten(1).any(1) for name, free in self.free.items()}
+        self._moves = {name: bool(rows.any()) for name, rows in self._movable.items()}  # once: it makes a GPU wait
 
     @property
     def path(self) -> Path:
@@ -166,7 +163,9 @@ class Chain:
             TypeError: the process has a generator of other fields.
         """
         self._counted, x = torch.zeros_like(self._counted), dict(x)  # a lazy readout keeps the state that it was given
-        now, then = self._joined(t), None if t_next is None else self._joined(t_next)
+        now, then = (
+            times if times is None else times[""] if "" in times else self.path.joined(times) for times in (t, t_next)
+        )
         generator = self.process.generator(unpack(x), now, then, **self.conditioning)
         found = factors(generator)
         if found.keys() != x.keys():
@@ -175,9 +174,6 @@ class Chain:
                 f"{', '.join(map(repr, found))}; the state has {', '.join(map(repr, x))}"
             )
         return found
-
-    def _joined(self, times: Times) -> Tensor:
-        return times[""] if "" in times else self.path.joined(times)
 
     def jump(self, x: State, t: Times, t_next: Times | None = None) -> Jump:
         """The generator of a state with one discrete field."""
@@ -192,28 +188,16 @@ class Chain:
         self.calls += sequences & ~self._counted
         self._counted = self._counted | sequences
 
-    def count_events(self, jump: Jump, events: Tensor) -> None:
-        """Counts one network call for the sequences with an event, and those evaluated for the probability of one."""
-        needed = events.flatten(1).any(1)
-        self.count(needed if jump.read is None else needed | jump.read)
-
     # What may move
 
     def movable(self, name: str) -> Tensor:
         """bool [B]: which sequences have a free entry in the field."""
-        return self._mobility(name)[0]
+        return self._movable[name]
 
     def moves(self, name: str, t: Tensor, t_next: Tensor) -> bool:
         """Whether the field has anything to do in the step: a free entry, and time to move."""
-        if not self._mobility(name)[1]:
-            return False
-        return len(self.free) == 1 or bool((t_next > t).any())  # the time of a single field never stands still
-
-    def _mobility(self, name: str) -> tuple[Tensor, bool]:
-        if name not in self._movable:  # computed once, as looking at it makes a GPU wait
-            rows = self.free[name].flatten(1).any(1)
-            self._movable[name] = rows, bool(rows.any())
-        return self._movable[name]
+        # The time of a single field never stands still.
+        return self._moves[name] and (len(self.free) == 1 or bool((t_next > t).any()))
 
     # Noise
 

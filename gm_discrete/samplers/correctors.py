@@ -87,7 +87,7 @@ class DetailedBalance(Corrector):
 
     def check(self, path: Path, sampler: Sampler) -> None:
         super().check(path, sampler)
-        if getattr(path, "coupled", False):
+        if path.coupled:
             raise ValueError(
                 "corrector=DetailedBalance is not defined for coupled paths: the source x_0 cannot be recovered from x"
             )
@@ -133,7 +133,7 @@ class ReMDM(Corrector):
         super().check(path, sampler)
         if sampler != TauLeaping():
             raise ValueError(f"corrector={self!r} is a step of its own: use sampler='tau_leaping', not {sampler!r}")
-        if getattr(path, "rates", None) != "masked":
+        if path.rates != "masked":
             raise ValueError(f"corrector={self!r} needs a MaskedPath, not {path!r}; use DetailedBalance")
 
     def step(self, sampler: Sampler, chain: Chain, x: State, t: Times, t_next: Times) -> State:

@@ -125,7 +125,7 @@ def check_masked(path: Path, order: str) -> None:
     Raises:
         ValueError: the path has no masks to choose from.
     """
-    if getattr(path, "rates", None) != "masked":
+    if path.rates != "masked":
         raise ValueError(f"order={order!r} chooses which masks are revealed, and {path!r} has none; use order='random'")
 
 

@@ -49,7 +49,7 @@ class DormandPrince(Sampler):
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         state, now, end = x[""], t[""], t_next[""]
-        stop = torch.full_like(end, 1 - getattr(chain.path, "stop", 0.005))
+        stop = torch.full_like(end, 1 - (chain.path.stop or 0.005))
         until = torch.where(end >= 1, torch.maximum(stop, now), end)
         state = self.solve(chain, state, now, until)
         if bool((until >= end).all()):

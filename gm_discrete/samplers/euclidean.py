@@ -238,7 +238,7 @@ def pace(
         restarted: bool [B], sequences in which another field has jumped, so that the step before says nothing: their step
             is as short as a first one.
     """
-    stop = getattr(chain.path.fields[name], "stop", 0.005)  # no step leads over 1 − stop, but from there to 1
+    stop = chain.path.fields[name].stop or 0.005  # no step leads over 1 − stop, but from there to 1
     memory, free, going = chain.remember(name, PaceMemory), chain.free[name], t < t_next
     b, rate = drift(generator, x), jump_rate(generator, x)
     if memory.step is None or memory.taken is None or memory.drift is None or memory.rate is None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gm_discrete.generators import Factor, Jump, over
+from gm_discrete.generators import over
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import Chain, Sampler, discrete
 from gm_discrete.samplers.tau_leaping import TauLeaping, leap
@@ -28,21 +28,16 @@ class Euler(Sampler):
         generators = chain.generators(x, t)
         y: dict[str, Tensor] = {}
         for name, state in x.items():
-            generator = generators[name]
-            if not chain.moves(name, t[name], t_next[name]):
+            generator, chance, now, then = generators[name], None, t[name], t_next[name]
+            if not chain.moves(name, now, then):
                 y[name] = state
-            elif state.is_floating_point():
-                y[name] = leap(chain, name, state, over(generator, t_next[name]), t[name], t_next[name])
-            elif bool((t_next[name] >= 1).any()) or bool(discrete(generator).intensity.isinf().any()):
-                whole = self._interval(chain, x, t, t_next, name, discrete(generator))
-                y[name] = leap(chain, name, state, whole, t[name], t_next[name])
+                continue
+            if state.is_floating_point():
+                generator = over(generator, then)
+            elif bool((then >= 1).any()) or bool(discrete(generator).intensity.isinf().any()):
+                made = discrete(generator).posterior is not None  # else the process is evaluated again
+                generator = over(generator, then) if made else chain.generators(x, t, t_next)[name]
             else:
-                jump = discrete(generator)
-                events = chain.events((jump.intensity * (t_next[name] - t[name])[:, None]).clamp(max=1), name)
-                chain.count_events(jump, events)
-                y[name] = chain.land(state, jump.kernel, events)
+                chance = (discrete(generator).intensity * (then - now)[:, None]).clamp(max=1)
+            y[name] = leap(chain, name, state, generator, now, then, chance)
         return y
-
-    def _interval(self, chain: Chain, x: State, t: Times, t_next: Times, name: str, jump: Jump) -> Factor:
-        """The generator of the whole step; the process is evaluated again if no path made the jump."""
-        return chain.generators(x, t, t_next)[name] if jump.posterior is None else over(jump, t_next[name])

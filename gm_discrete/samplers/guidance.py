@@ -140,11 +140,11 @@ class ClassifierGuidance:
         Raises:
             ValueError: the path's rates are not those of a time reversal.
         """
-        rates = getattr(path, "rates", None)
-        if rates not in ("masked", "reversal"):
+        if path.rates not in ("masked", "reversal"):
             raise ValueError(
-                f"ClassifierGuidance needs the rates of a time reversal, not rates={rates!r}: otherwise a token leaves at "
-                "the same rate whatever it is, and Bayes' rule does not hold; use a MaskedPath or rates='reversal'"
+                f"ClassifierGuidance needs the rates of a time reversal, not rates={path.rates or None!r}: otherwise a "
+                "token leaves at the same rate whatever it is, and Bayes' rule does not hold; use a MaskedPath or "
+                "rates='reversal'"
             )
 
     def guided(self, process: Process) -> GuidedProcess:

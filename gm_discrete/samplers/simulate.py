@@ -1,18 +1,25 @@
-"""The loop that all samplers share."""
+"""The loop that all samplers share, and its time grids."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, pack, unpack
 from gm_discrete.samplers.base import Chain, Sampler
 from gm_discrete.samplers.correctors import Corrector
 
+X = TypeVar("X", bound=Tensor | State)
+Grid = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float]]
+AnySampler = str | Mapping[str, Any] | Sampler
+AnyCorrector = Corrector | Mapping[str, Any] | None
+SPACINGS = ("linear", "quadratic", "geometric")
 OLD_OPTIONS = {
     "method": "sampler='heun'",
     "max_expected_changes": "sampler=Adaptive(max_expected_changes=2.0)",
@@ -25,7 +32,7 @@ OLD_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Simulation:
+class Simulation(Generic[X]):
     """What `simulate` returns with `return_info=True`.
 
     Attributes:
@@ -38,14 +45,14 @@ class Simulation:
         states: the states at `save_at`, in its order.
     """
 
-    x: Any
+    x: X
     times: Tensor
     network_calls: Tensor
     jumps: Tensor
     error_bound: Tensor | None = None
-    states: list[Any] = field(default_factory=list)
+    states: list[X] = field(default_factory=list)
 
-    def then(self, rest: Simulation) -> Simulation:
+    def then(self, rest: Simulation[X]) -> Simulation[X]:
         """This simulation and the one that went on from its end, as one."""
         bound = None
         if self.error_bound is not None and rest.error_bound is not None:
@@ -58,53 +65,41 @@ class Simulation:
 @overload
 def simulate(
     process: Process,
-    x_0: Tensor,
-    times: Tensor | Sequence[float],
+    x_0: X,
+    times: Grid,
     rng: torch.Generator | None = None,
-    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
-    fixed: Tensor | None = None,
-    *,
-    return_info: Literal[False] = False,
-    **options: Any,
-) -> Tensor: ...
-@overload
-def simulate(
-    process: Process,
-    x_0: State,
-    times: Tensor | Sequence[float] | Mapping[str, Any],
-    rng: torch.Generator | None = None,
-    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
-    fixed: State | None = None,
-    *,
-    return_info: Literal[False] = False,
-    **options: Any,
-) -> State: ...
-@overload
-def simulate(
-    process: Process,
-    x_0: Tensor | State,
-    times: Tensor | Sequence[float] | Mapping[str, Any],
-    rng: torch.Generator | None = None,
-    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
+    sampler: AnySampler = "tau_leaping",
     fixed: Tensor | State | None = None,
     *,
     return_info: Literal[True],
     **options: Any,
-) -> Simulation: ...
+) -> Simulation[X]: ...
+@overload
+def simulate(
+    process: Process,
+    x_0: X,
+    times: Grid,
+    rng: torch.Generator | None = None,
+    sampler: AnySampler = "tau_leaping",
+    fixed: Tensor | State | None = None,
+    *,
+    return_info: Literal[False] = False,
+    **options: Any,
+) -> X: ...
 def simulate(
     process: Process,
     x_0: Tensor | State,
-    times: Tensor | Sequence[float] | Mapping[str, Any],
+    times: Grid,
     rng: torch.Generator | None = None,
-    sampler: str | Mapping[str, Any] | Sampler = "tau_leaping",
+    sampler: AnySampler = "tau_leaping",
     fixed: Tensor | State | None = None,
     *,
-    corrector: Corrector | Mapping[str, Any] | None = None,
+    corrector: AnyCorrector = None,
     save_at: Sequence[int] = (),
-    on_step: Callable[[Any, Any], bool] | None = None,
+    on_step: Callable[..., bool] | None = None,
     return_info: bool = False,
-    **conditioning: Any,
-) -> Tensor | State | Simulation:
+    **conditioning: object,
+) -> Any:
     """Simulates a process from the state x_0 at times[0] to times[-1].
 
     Args:
@@ -150,22 +145,20 @@ def simulate(
         corrector = Corrector.from_dict(dict(corrector))
     if not isinstance(corrector, Corrector | None):
         raise TypeError(f"corrector={corrector!r} must be a Corrector such as DetailedBalance(), or its JSON form")
+    if corrector is not None:
+        sampler = corrector.corrected(sampler)
     state = pack(x_0)
     _check_state(process, state)
-    run = simulate_state(
-        process,
-        state,
-        grid_of(times, state),
-        rng,
-        sampler,
-        _free(state, fixed),
-        corrector,
-        None if on_step is None else lambda x, t: on_step(unpack(x), t),
-        save_at,
-        {name: value for name, value in conditioning.items() if value is not None},
-    )
-    run = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])  # pyright: ignore[reportArgumentType]
-    return run if return_info else run.x
+    grid, free = _grids(times, state), _free(state, fixed)
+    if getattr(process, "path", None) is not None:
+        sampler.check(process.path)
+    if not all(-len(grid) <= i < len(grid) for i in save_at):
+        raise ValueError(f"save_at={list(save_at)} must be indices into the {len(grid)} times")
+    observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
+    known = {name: value for name, value in conditioning.items() if value is not None}
+    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, known)
+    unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
+    return unpacked if return_info else unpacked.x
 
 
 @torch.no_grad()
@@ -176,43 +169,65 @@ def simulate_state(
     rng: torch.Generator | None,
     sampler: Sampler,
     free: State,
-    corrector: Corrector | None = None,
     on_step: Callable[[State, Any], bool] | None = None,
     save_at: Sequence[int] = (),
-    conditioning: Mapping[str, Any] | None = None,
-) -> Simulation:
+    conditioning: Mapping[str, object] | None = None,
+) -> Simulation[State]:
     """`simulate` for states that are dicts of fields, with arguments that are checked already.
 
     Args:
         grid: float64 [N + 1], or [N + 1, M] with a column for each field.
         free: by field, bool: entries that may move.
     """
-    if corrector is not None:
-        sampler = corrector.corrected(sampler)
-    if getattr(process, "path", None) is not None:
-        sampler.check(process.path)
     chain = Chain(process, free, rng, conditioning or {})
-    first = next(iter(x_0.values()))
-    wanted = indices(save_at, len(grid))
-
-    def at(i: int) -> dict[str, Tensor]:
-        """The times [B] of each field at the i-th time of the grid."""
-        columns = [
-            torch.full((len(first),), s, dtype=torch.float64, device=first.device) for s in grid[i].view(-1).tolist()
-        ]
-        return dict(zip(x_0, columns * len(x_0) if grid.dim() == 1 else columns, strict=True))
-
-    x, now = x_0, at(0)
-    saved = {0: x} if 0 in wanted else {}
+    columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, len(x_0), len(chain.calls)).contiguous()
+    saved, x = {0: x_0}, x_0
+    wanted = [i % len(grid) for i in save_at]
     for i in range(1, len(grid)):
-        then = at(i)
-        x, now = sampler.step(chain, x, now, then), then
+        t, t_next = (dict(zip(x_0, rows, strict=True)) for rows in columns[i - 1 : i + 1])
+        x = sampler.step(chain, x, t, t_next)
         if i in wanted:
             saved[i] = x
         if on_step is not None and on_step(x, float(grid[i]) if grid.dim() == 1 else grid[i]):
             break
     states = [saved[i] for i in wanted if i in saved]
     return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
+
+
+def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
+    """The times of a grid of N steps from 0 to 1, float64 [N + 1]. For continuous paths read t for κ.
+
+    - `"linear"`: even in κ. The default for masked paths, where every token jumps once, evenly in κ, for general paths, and
+      for continuous paths with a flow.
+    - `"quadratic"`: even in √(1 − κ). The default for mixture paths with another prior: tokens are redrawn at rate 1 in
+      s = −log(1 − κ), but change ever less, in proportion to 1 − κ: Σ (1 − κ) Δs² is least for Δs ∝ (1 − κ)^−½.
+    - `"geometric"`: even in −log(1 − κ) as far as 1 − κ = ε, the path's `stop` (0.005 where it has none), and one last step.
+      The default for continuous paths that only jump, at a rate that grows without bound.
+
+    Args:
+        path: whose schedule places the times.
+        num_steps: N.
+        spacing: by default that of the path.
+
+    >>> from gm_discrete import MaskedPath, UniformPath, time_grid
+    >>> time_grid(MaskedPath(5), 4).tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> time_grid(UniformPath(5), 4).tolist()
+    [0.0, 0.4375, 0.75, 0.9375, 1.0]
+    """
+    if spacing is None:
+        spacing = path.spacing
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    kappa = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    if spacing == "quadratic":
+        kappa = kappa * (2 - kappa)
+    if spacing == "geometric" and num_steps > 1:
+        last = math.log(path.stop or 0.005)
+        kappa[1:-1] = -torch.expm1(torch.linspace(0, last, num_steps, dtype=torch.float64))[1:]  # 0 stays 0, not −0
+    return path.time(kappa)
 
 
 def refuse_old_options(options: Mapping[str, Any]) -> None:
@@ -228,32 +243,27 @@ def refuse_old_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is an option of {kind}: {OLD_OPTIONS[name]}")
 
 
-def grid_of(times: Any, x_0: State) -> Tensor:
+def _grids(times: Grid, x_0: State) -> Tensor:
     """The grid as float64 [N + 1], or [N + 1, M] where each field has its own.
 
     Raises:
         ValueError: the times do not increase within [0, 1], or are grids of other fields.
     """
-    if not isinstance(times, Mapping):
-        return _grid(times)
-    if times.keys() != x_0.keys():
-        raise ValueError(f"times has grids of {', '.join(times)}; the fields are {', '.join(x_0)}")
-    columns = [_grid(times[name], rising=False) for name in x_0]
-    if len({len(column) for column in columns}) > 1:
-        raise ValueError(
-            f"times has grids of {', '.join(str(len(c)) for c in columns)} times; they must be equally many"
-        )
-    return torch.stack(columns, 1)
-
-
-def _grid(times: Any, rising: bool = True) -> Tensor:
-    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
-    if grid.dim() != 1 or len(grid) < 2:
-        raise ValueError(f"times must be a grid of at least two times, got shape {tuple(grid.shape)}")
-    steps = grid.diff()
-    if not (grid[0] >= 0 and grid[-1] <= 1 and bool((steps > 0 if rising else steps >= 0).all())):
-        raise ValueError(f"times must increase within [0, 1], got {grid.tolist() if len(grid) < 9 else grid}")
-    return grid
+    own = isinstance(times, Mapping)
+    columns = {"": times} if not isinstance(times, Mapping) else times
+    if own and columns.keys() != x_0.keys():
+        raise ValueError(f"times has grids of {', '.join(columns)}; the fields are {', '.join(x_0)}")
+    grids = [torch.as_tensor(columns[name], dtype=torch.float64).cpu() for name in (x_0 if own else columns)]
+    for grid in grids:
+        if grid.dim() != 1 or len(grid) < 2:
+            raise ValueError(f"times must be a grid of at least two times, got shape {tuple(grid.shape)}")
+        steps = grid.diff()
+        if not (grid[0] >= 0 and grid[-1] <= 1 and bool((steps >= 0 if own else steps > 0).all())):
+            raise ValueError(f"times must increase within [0, 1], got {grid.tolist() if len(grid) < 9 else grid}")
+    sizes = [len(grid) for grid in grids]
+    if len({*sizes}) > 1:
+        raise ValueError(f"times has grids of {', '.join(map(str, sizes))} times; they must be equally many")
+    return torch.stack(grids, 1) if own else grids[0]
 
 
 def _check_state(process: Process, x_0: State) -> None:
@@ -290,14 +300,3 @@ def _free(x_0: State, fixed: Tensor | State | None) -> State:
             raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")
         free[name] = torch.ones_like(x, dtype=torch.bool) if mask is None else ~mask.bool()
     return free
-
-
-def indices(save_at: Sequence[int], n: int) -> list[int]:
-    """The indices, counted from 0.
-
-    Raises:
-        ValueError: one of them is out of range.
-    """
-    if not all(-n <= i < n for i in save_at):
-        raise ValueError(f"save_at={list(save_at)} must be indices into the {n} times")
-    return [i % n for i in save_at]

@@ -71,13 +71,20 @@ class TauLeaping(Sampler):
         return {name: leap(chain, name, x[name], generators[name], t[name], t_next[name]) for name in x}
 
 
-def leap(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One field after the step that its generator was made for."""
+def leap(
+    chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, t_next: Tensor, chance: Tensor | None = None
+) -> Tensor:
+    """One field after the step that its generator was made for.
+
+    Args:
+        chance: the probability of an event at each position of a discrete field; by default that of the interval.
+    """
     if not chain.moves(name, t, t_next):
         return x
     if x.is_floating_point():
         return euler_maruyama(chain, name, x, generator, t, t_next)
     jump = discrete(generator)
-    events = chain.events(jump.chance, name)
-    chain.count_events(jump, events)
+    events = chain.events(jump.chance if chance is None else chance, name)
+    needed = events.any(1)
+    chain.count(needed if jump.read is None else needed | jump.read)  # some processes read the network for the chance
     return chain.land(x, jump.kernel, events)

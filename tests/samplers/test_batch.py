@@ -6,12 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete import Adaptive, DormandPrince, GaussianPath, MaskedPath, ProductPath, ReMDM, TauLeaping, simulate
+from gm_discrete import (
+    Adaptive,
+    Blocks,
+    DormandPrince,
+    GaussianPath,
+    MaskedPath,
+    ProductPath,
+    ReMDM,
+    TauLeaping,
+    simulate,
+)
 from gm_discrete.generators.kernels import Kernel
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
 from gm_discrete.process import pack
 from gm_discrete.samplers import Chain, samplers_for
+from tests.helpers import continuous
 from tests.helpers.distributions import chain, rng
+from tests.helpers.networks import LENGTH, MASK, causal, network
 
 FEW, MANY, ENTRIES = 3, 12, 40
 TABLE = torch.rand(MANY, ENTRIES, generator=rng(3), dtype=torch.float64)
@@ -89,3 +101,42 @@ def test_samplers__rows_do_not_depend_on_the_rest_of_the_batch(name: str, sample
     for state, expected in zip(together.states, alone.states, strict=True):
         for field, x in pack(expected).items():
             torch.testing.assert_close(pack(state)[field][:FEW], x, rtol=1e-9, atol=1e-9)
+
+
+BANNED = [[0], [1, 2], [2, 1]]
+GENERATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "tau_leaping": ("masked", {}),
+    "confidence": ("masked", {"sampler": TauLeaping("confidence", 1.0), "top_p": 0.9}),
+    "adaptive": ("masked", {"sampler": Adaptive(2.0), "temperature": (2.0, 0.5)}),
+    "entropy_bounded": ("masked", {"sampler": "entropy_bounded", "top_k": 3}),
+    "first_hitting": ("masked", {"sampler": "first_hitting"}),
+    "remasking": ("masked", {"corrector": ReMDM(0.3)}),
+    "banned": ("masked", {"bad_words_ids": BANNED}),
+    "blocks": ("masked", {"blocks": Blocks(3), "eos_token_id": 2}),
+    "cache": ("causal", {"use_cache": True, "eos_token_id": 2}),
+    "flow": ("flow", {"sampler": "heun"}),
+    "own steps": ("flow", {"sampler": "adaptive"}),
+}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generate__rows_do_not_depend_on_the_rest_of_the_batch(name: str) -> None:
+    """Alone, or beside others of other prompts or starts: the same samples and the same number of calls."""
+    kind, options = GENERATED[name]
+    if kind == "flow":
+        model = continuous.network(kind).double()  # this network makes much of rounding
+        start = torch.cat([torch.linspace(-1, 1, FEW), torch.linspace(-6, 6, MANY - FEW)]).double()
+        state = start.view(-1, 1, 1).expand(MANY, *model.state_fields[""].state_shape(5)).contiguous()
+    else:
+        model = causal() if kind == "causal" else network(kind)
+        state = torch.randint(3, MASK + 1, (MANY, LENGTH - 5), generator=rng(5))
+        state[:, 0] = MASK  # blocks of a batch begin at the first place to fill of any of its rows
+    runs = []
+    for rows in (FEW, MANY):
+        given = {"x_0": state[:rows]} if kind == "flow" else {"input_ids": state[:rows], "max_new_tokens": 5}
+        runs.append(model.generate(**given, num_steps=6, seed=1, return_dict_in_generate=True, **options))
+    alone, together = runs
+    assert torch.equal(together.network_calls[:FEW], alone.network_calls)
+    length = alone.sequences.shape[1]  # rows that go on beyond the end of these are padded
+    torch.testing.assert_close(together.sequences[:FEW, :length], alone.sequences, rtol=1e-4, atol=1e-4)
+    assert kind == "flow" or not bool(together.attention_mask[:FEW, length:].any())
