@@ -126,7 +126,7 @@ def test_forward__padding_of_aligned_fields_changes_nothing() -> None:
             torch.testing.assert_close(whole[name][row, : alone[name].shape[1]], alone[name][0], **ROUNDING)
     one = said(model, x, t, attention_mask={"pitch": mask})  # what is not given for "gap" is that of "pitch"
     assert all(torch.equal(one[name], whole[name]) for name in x)
-    with pytest.raises(ValueError, match=r"the aligned fields pitch, gap have \[4, 5\] positions"):
+    with pytest.raises(ValueError, match=r"pitch, gap.*\[4, 5\]"):
         model(fields={**x, "pitch": x["pitch"][:, :4]}, time=t)
 
 

@@ -310,18 +310,14 @@ def test_divergence__mixed_precision_ends_at_the_logits(name: str) -> None:
 
 def test_divergence__unknown_divergence_is_named() -> None:
     path, z, x, time, logits = case("masked")
-    with pytest.raises(
-        ValueError, match="kind='l2' is no divergence of jumps; choose one of generalized_kl, cross_entropy"
-    ):
+    with pytest.raises(ValueError, match=r"kind='l2'.*generalized_kl, cross_entropy"):
         bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind="l2")
 
 
 def test_divergence__cross_entropy_needs_a_target_headed_for_one_symbol() -> None:
     path, _, x, time, logits = case("prior mixture")
     marginal = path.marginal(logits, x, time)
-    with pytest.raises(
-        TypeError, match="cross_entropy needs a target headed for one symbol, got the kernel Categorical"
-    ):
+    with pytest.raises(TypeError, match=r"cross_entropy.*Categorical"):
         bregman.divergence(marginal, marginal, x, kind="cross_entropy")
 
 

@@ -255,9 +255,9 @@ Z, HALF = torch.zeros(2, 3, dtype=torch.long), times(0.5, 2)
     ("call", "message"),
     [
         (lambda: MixturePath(3, coupled=True, rates="reversal"), 'a coupled path has rates="mixture"'),
-        (lambda: MixturePath(3), "prior is missing: give probabilities .*, or coupled=True"),
+        (lambda: MixturePath(3), "prior.*coupled=True"),
         (lambda: PATH.prior((2, 3)), "coupled=True.*x_0"),
-        (lambda: PATH.sample(Z, HALF), r"a coupled path needs x_0, the sources, of z's shape \(2, 3\); got nothing"),
+        (lambda: PATH.sample(Z, HALF), r"x_0.* \(2, 3\)"),
         (lambda: PATH.sample(Z, HALF, x_0=Z[:, :2]), r"of z's shape \(2, 3\); got shape \(2, 2\)"),
         (lambda: PATH.sample(Z, HALF, x_0=Z + 3), "x_0 holds ids from 3 to 3"),
         (lambda: PATH.sample(Z, HALF, x_0=Z.float()), "x_0 must be a long tensor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_superpose__two_networks_are_one_process() -> None:
 
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.5, 1.5), (1.0,), (0.2, 0.3, 0.5)])
 def test_superpose__weights_that_are_no_mixture_are_named(weights: Any) -> None:
-    with pytest.raises(ValueError, match=r"weights=\[.*\] must be two numbers ≥ 0 of sum 1"):
+    with pytest.raises(ValueError, match=re.escape(f"weights={list(weights)}")):
         superpose(exact({"flow": 1.0}), exact({"jump": 1.0}), weights)
 
 
@@ -138,7 +139,7 @@ class Follower:
     ],
 )
 def test_superpose__different_paths_are_named(first: Any, second: Any) -> None:
-    with pytest.raises(ValueError, match="the paths differ"):
+    with pytest.raises(ValueError, match=second.type_name):
         superpose(Follower(first), Follower(second))
 
 
@@ -151,7 +152,7 @@ def test_superpose__predictions_and_bins_may_differ() -> None:
 
 @pytest.mark.parametrize("path", [MaskedPath(5), None])
 def test_superpose__discrete_paths_are_named(path: Any) -> None:
-    with pytest.raises(ValueError, match="has no generators that could be superposed"):
+    with pytest.raises(ValueError, match=re.escape(repr(path))):
         superpose(exact({"flow": 1.0}), Follower(path))
 
 
