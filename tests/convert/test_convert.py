@@ -86,7 +86,7 @@ def logits_of(model: GMModel, x: Tensor, t: Tensor) -> Tensor:
 # ---- what is stated
 
 
-@pytest.mark.parametrize("name", ["mdlm", "mdlm, told the time"])
+@pytest.mark.parametrize("name", ["mdlm", "mdlm, conditioned on time"])
 def test_convert__mdlm_predicts_the_same(tmp_path: File, name: str) -> None:
     model, state, (x, _), tau = converted(tmp_path, name), state_dict(), states(name), torch.tensor(TAU).double()
     sigma = total_noise(tau) if model.config.time_conditioning else torch.zeros(len(TAU))
@@ -182,7 +182,7 @@ def test_convert__uniform_sedd_has_scores_without_a_posterior() -> None:
 
 @every_family
 def test_convert__noise_input_is_clamped_to_the_original_range(tmp_path: File, name: str) -> None:
-    """κ runs from 0; the log-linear noise from κ = ε. Between the two the network is told σ̄ = −log ε."""
+    """κ runs from 0; the log-linear noise from κ = ε. Between the two the network is conditioned on σ̄ = −log ε."""
     model, (x, _) = converted(tmp_path, name), states(name)
     seen = [
         model.network.hidden({"": x}, torch.full((len(x),), kappa).double()) for kappa in (0.0, EPS / 2, EPS, 2 * EPS)

@@ -25,7 +25,7 @@ def conditional(model: Any, subset: tuple[int, ...]) -> Tensor:
     """−log p(z_S | z_C) of every z, [Z]."""
     others = [i for i in range(model.length) if i not in subset]
     same = (model.data[:, None, others] == model.data[None, :, others]).all(2)
-    return (same.double() @ model.law).log() - model.law.log()
+    return (same.double() @ model.weights).log() - model.weights.log()
 
 
 def bound_given(model: Any, subset: tuple[int, ...], nodes: int) -> Tensor:
@@ -76,7 +76,7 @@ def test_likelihood_bound__scored_masked_estimates_are_of_the_conditional(
 def test_likelihood_bound__scored_masked_of_a_wrong_model_lies_above_the_conditional(kind: Any) -> None:
     model = chain("masked", 3, kind=kind)
     for subset in ((2,), (1, 2), (0, 2)):
-        assert float((bound_given(model, subset, 40) - conditional(model, subset)) @ model.law) > 0.1
+        assert float((bound_given(model, subset, 40) - conditional(model, subset)) @ model.weights) > 0.1
 
 
 @pytest.mark.parametrize("name", ["uniform reversal", "prior reversal", "uniform mixture"])
@@ -84,7 +84,9 @@ def test_likelihood_bound__scored_without_masks_exceeds_the_conditional(name: st
     """The exact posterior takes the clean part for noisy: its process does not have the conditional distribution, so that
     the mean of the bound exceeds the conditional entropy; that of the whole sequence does not where the bound is tight."""
     model = chain(name)
-    excess = {s: float((bound_given(model, s, 60) - conditional(model, s)) @ model.law) for s in ((1, 2), (0, 1, 2))}
+    excess = {
+        s: float((bound_given(model, s, 60) - conditional(model, s)) @ model.weights) for s in ((1, 2), (0, 1, 2))
+    }
     assert excess[1, 2] > 0.05
     assert name == "uniform mixture" or excess[0, 1, 2] == pytest.approx(0, abs=1e-6)
 

@@ -194,7 +194,8 @@ def test_rates__are_those_of_a_markov_chain(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["masked", "mixture"])
 def test_init__an_untrained_model_is_the_identity_with_a_uniform_belief(name: str) -> None:
-    """Every block writes zeros, the time modulates by nothing, and the first bound is the entropy of the uniform law."""
+    """Every block writes zeros, the time modulates by nothing, and the first bound is the entropy of the uniform
+    distribution."""
     config = GMConfig(path=PATHS[name], hidden_size=32, num_hidden_layers=3, num_attention_heads=2, conv_kernel_size=3)
     model, (x, t) = GMModel(config), noisy(network(name), data(name))
     with torch.no_grad():

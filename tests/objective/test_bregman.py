@@ -229,7 +229,7 @@ def test_divergence__conditional_and_marginal_loss_have_the_same_gradient(name: 
     model = chain(name, 2)
     path, states = model.path, model.states()
     time = times(0.4, len(states))
-    joint = model.likelihood(states, time) * model.law  # [X, Z]
+    joint = model.likelihood(states, time) * model.weights  # [X, Z]
     noise = torch.randn(*states.shape, path.vocab_size, generator=torch.Generator().manual_seed(2)).double()
     theta = (noise + model.logits(states, time).clamp(min=-5)).requires_grad_()
     predicted = path.marginal(theta, states, time)

@@ -120,7 +120,9 @@ def bin_rates(z: int) -> Tensor:
 
 def jump_of(rates: Tensor, x: Tensor) -> Jump:
     total = rates.sum(-1)
-    logits = torch.where(total[..., None] > 0, rates, 1.0).log()  # where nothing jumps, any law of landings will do
+    logits = torch.where(
+        total[..., None] > 0, rates, 1.0
+    ).log()  # where nothing jumps, any distribution of landings will do
     return Jump(total, Categorical(TensorReadout(logits), x.shape, 4, x.device))
 
 

@@ -234,10 +234,10 @@ def test_conditional_loss__the_config_chooses_the_divergence() -> None:
 def test_conditional_loss__its_mean_times_the_length_is_the_bound(name: str, schedule: Any) -> None:
     """Times uniform in κ make the loss an unbiased estimate of the bound per position: 200 batches, within 4.5 stderr."""
     model = chain(name, 2, schedule)
-    exact = float(exact_bound(model, 100) @ model.law)
+    exact = float(exact_bound(model, 100) @ model.weights)
     noise, losses = rng(10), []
     for _ in range(200):
-        z = model.data[torch.multinomial(model.law, 100, replacement=True, generator=noise)]
+        z = model.data[torch.multinomial(model.weights, 100, replacement=True, generator=noise)]
         losses.append(float(conditional_loss(model, z, rng=noise, time_sampler=UniformTimeSampler())) * model.length)
     mean, stderr = torch.tensor(losses).mean(), torch.tensor(losses).std() / math.sqrt(200)
     assert abs(float(mean) - exact) < SIGMAS * float(stderr)

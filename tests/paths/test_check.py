@@ -183,7 +183,7 @@ class Broken(MetricPath):
 
     inside = False
 
-    def probs(self, z: Tensor, t: Tensor) -> Tensor:  # the law itself stays as it is
+    def probs(self, z: Tensor, t: Tensor) -> Tensor:  # the distribution itself stays as it is
         self.inside = True
         rows = super().probs(z, t)
         self.inside = False

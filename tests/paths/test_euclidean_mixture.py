@@ -1,4 +1,5 @@
-"""p_t(x|z) = (1 − κ) U[low, high] + κ δ_z: the weak Kolmogorov equation of its jump, flow and diffusion, and their laws."""
+"""p_t(x|z) = (1 − κ) U[low, high] + κ δ_z: the weak Kolmogorov equation of its jump, flow and diffusion, and their
+distributions."""
 
 import json
 import math
@@ -106,7 +107,7 @@ def test_euclidean_mixture_path__last_step_with_a_jump_arrives(generators: Any) 
     assert bool((simulate(known, path.prior([50, 1], rng(1)).double(), [0.3, 1.0], rng(2)) == 0.5).all())
 
 
-# ---- the law
+# ---- the distribution
 
 
 def test_euclidean_mixture_path__samples_have_the_distribution_p_t() -> None:
@@ -215,8 +216,8 @@ def test_euclidean_mixture_path__jump_is_exact_in_any_number_of_steps(steps: int
 
 STEPS = 100
 BIAS = 0.005
-"""KS distance that 100 even steps to t = 0.95 leave by themselves, of first order: of the flow, whose law is measured
-without noise below, 0.004."""
+"""KS distance that 100 even steps to t = 0.95 leave by themselves, of first order: of the flow, whose distribution is
+measured without noise below, 0.004."""
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_gaussian_path__marginal_drifts_of_smooth_data_solve_the_kolmogorov_equa
 def test_gaussian_path__marginal_jump_of_smooth_data_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float
 ) -> None:
-    """Rate and law are exact, landings a lattice of 400 pairs (z, landing). The slopes are 0.02 to 0.3."""
+    """Rate and distribution are exact, landings a lattice of 400 pairs (z, landing). The slopes are 0.02 to 0.3."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-4, 4))
     x = torch.linspace(-6, 6, 200, dtype=torch.float64)
     weight = torch.full_like(x, 12 / 199)
@@ -217,8 +217,8 @@ def best_readout(path: GaussianPath, schedule: AffineSchedule, x: Tensor, t: flo
 def test_gaussian_path__marginal_of_the_best_network_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float, prediction: str, bins: Bins
 ) -> None:
-    """The laws of bins are matched exactly; what is left is the width of the bins squared, of the order of 10⁻³, and of a
-    flow by its velocity the data beyond the ends of z, 10⁻⁷. The slopes are 0.05 to 0.3."""
+    """The distributions of bins are matched exactly; what is left is the width of the bins squared, of the order of
+    10⁻³, and of a flow by its velocity the data beyond the ends of z, 10⁻⁷. The slopes are 0.05 to 0.3."""
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, schedule=schedule, prediction=prediction, bins=bins)
     x = torch.linspace(-6, 6, 200, dtype=torch.float64)
     weight = torch.full_like(x, 12 / 199)
@@ -231,7 +231,7 @@ def test_gaussian_path__marginal_of_the_best_network_solves_the_kolmogorov_equat
     assert float(slopes(x, weight, density, t).abs().max()) > 0.05
 
 
-# ---- the law
+# ---- the distribution
 
 
 @every_schedule

@@ -1,4 +1,5 @@
-"""p_t(x|z) ∝ p0(x) e^{−β(t) d(x, z)}: distances and configs, laws from end to end, losses, and the cost of many symbols."""
+"""p_t(x|z) ∝ p0(x) e^{−β(t) d(x, z)}: distances and configs, distributions from end to end, losses, and the cost of
+many symbols."""
 
 import base64
 import json
@@ -326,7 +327,7 @@ def test_metric_path__names_bad_arguments(arguments: dict, message: str) -> None
         MetricPath(4, **arguments)
 
 
-# ---- laws
+# ---- distributions
 
 
 @every_path
@@ -368,7 +369,7 @@ def test_metric_path__beta_derivative_is_that_of_beta(schedule: Any, a: float) -
 @every_path
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.9])
 def test_metric_path__closed_derivative_is_that_of_probs(name: str, t: float) -> None:
-    """−β' p (d − E_p d), against forward-mode differentiation of the law."""
+    """−β' p (d − E_p d), against forward-mode differentiation of the distribution."""
     path = PATHS[name]
     z = torch.arange(4)
     slope = path.derivative(z, times(t, 4))
@@ -390,7 +391,7 @@ def test_metric_path__rate_at_the_start_is_not_nan(schedule: Any, a: float) -> N
 @pytest.mark.parametrize("schedule", [LinearSchedule(), PowerSchedule(2)], ids=repr)
 @pytest.mark.parametrize("method", ["euler", "tau_leaping"])
 def test_metric_path__infinite_or_undefined_rate_at_the_start_loses_no_jumps(schedule: Any, method: str) -> None:
-    """a = 1/2: β' is infinite at t = 0, or ∞ · 0. The law at t = 0.5 after one step of a single token is p_0.5."""
+    """a = 1/2: β' is infinite at t = 0, or ∞ · 0. The distribution at t = 0.5 after one step of a single token is p_0.5."""
     path = MetricPath(4, distance=DISTANCE, schedule=schedule, a=0.5)
     model = ExactModel(path, torch.arange(4)[:, None], torch.tensor([1.0, 2.0, 4.0, 8.0]))
     x = simulate(model, path.prior((20_000, 1), rng()), [0.0, 0.5], rng(1), method)

@@ -1,4 +1,5 @@
-"""Products of paths: their JSON, times, shapes, laws by field, and the Kolmogorov forward equation of their generators."""
+"""Products of paths: their JSON, times, shapes, distributions by field, and the Kolmogorov forward equation of their
+generators."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ def test_product_path__latest_is_that_of_the_field_which_stops_first() -> None:
     assert torch.equal(stops.time(numbers(0.3)), numbers(0.3))
 
 
-# ---- laws by field
+# ---- distributions by field
 
 
 def test_product_path__samples_have_the_distributions_of_their_fields() -> None:

@@ -1,4 +1,5 @@
-"""Two models as one process: the law of the path, the generator that the path itself would superpose, and errors."""
+"""Two models as one process: the distribution of the path, the generator that the path itself would superpose, and
+errors."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def test_superpose__flow_and_jump_have_the_distribution_of_the_path(schedule: An
     run = simulate(model, x_0, grid, rng(5), save_at=[middle], return_info=True)
     assert kolmogorov(run.states[0], DATA.cdf(schedule, 0.6))[1] > LEAST_P
     assert kolmogorov(run.x, DATA.cdf(schedule, 1.0))[1] > LEAST_P
-    assert kolmogorov(run.x, DATA.cdf(schedule, 0.8))[1] < LEAST_P  # the test tells neighbouring laws apart
+    assert kolmogorov(run.x, DATA.cdf(schedule, 0.8))[1] < LEAST_P  # the test tells neighbouring distributions apart
     assert float((run.jumps > 0).double().mean()) > 0.3
 
 

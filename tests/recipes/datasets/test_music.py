@@ -153,8 +153,8 @@ def test_write_midi__writes_the_notes(tmp_path: Path) -> None:
         for note in part.stripTies().flatten().notes
     ]
     starts = np.cumsum(PHRASE["onset"]).tolist()
-    told = [PARTS.index(part) for part in PHRASE["part"]]
-    assert sorted(found) == sorted(zip(told, PHRASE["pitch"], starts, PHRASE["duration"], strict=True))
+    places = [PARTS.index(part) for part in PHRASE["part"]]
+    assert sorted(found) == sorted(zip(places, PHRASE["pitch"], starts, PHRASE["duration"], strict=True))
 
 
 @needs_music21
