@@ -5,9 +5,9 @@
 
 The exact posterior of a Gaussian mixture stands in for the network, so that all that is wrong with the samples is the
 sampler's doing. Data: `line`, two modes of a number, and `plane`, three of two correlated numbers. The distance is that of
-Kolmogorov and Smirnov (KS) from the law p_t in closed form, in the plane the largest of four projections, at about t = ½ and
-at the end. Samples of the law itself have a distance, too, the `noise` (measured); it adds to a true error nearly in
-quadrature, so that √(KS² − noise²) is the `error` that is compared.
+Kolmogorov and Smirnov (KS) from the distribution p_t in closed form, in the plane the largest of four projections, at
+about t = ½ and at the end. Samples of the distribution itself have a distance, too, the `noise` (measured); it adds to
+a true error nearly in quadrature, so that √(KS² − noise²) is the `error` that is compared.
 
 Methods of one call a step are run on each spacing; `heun`, which takes two, on the path's own. Adaptive steps and dopri5
 are given tolerances; their calls are means over the sequences. The ratio compares them to the best of all fixed grids at
@@ -106,7 +106,7 @@ class Law:
         return float(torch.maximum((i[1:] - function).max(), (function - i[:-1]).max()))
 
     def noise(self, number: int, repeats: int, rng: torch.Generator) -> float:
-        """Mean distance of samples of the law itself."""
+        """Mean distance of samples of the distribution itself."""
         model = self.model(KINDS["flow"])
         return sum(self.distance(model.sample(number, rng), 1.0) for _ in range(repeats)) / repeats
 
@@ -190,7 +190,7 @@ LOOKS = {  # colour, line, marker
 
 
 def picture(panels: Mapping[str, Mapping[str, Curves]], noise: Mapping[str, float], file: Path) -> None:
-    """A row for each law, a column for each kind: KS at the end against calls. Grey: less than the noise."""
+    """A row for each distribution, a column for each kind: KS at the end against calls. Grey: less than the noise."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 2.8 * len(panels) + 0.6), layout="constrained")
@@ -322,7 +322,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.05, 0.02, 0.01, 0.005, 0.002, 0.001])
     parser.add_argument("--ode-tolerances", type=float, nargs="+", default=[1e-2, 1e-3, 1e-4], help="of dopri5")
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--repeats", type=int, default=20, help="samples of the law from which the noise is measured")
+    parser.add_argument("--repeats", type=int, default=20, help="samples that measure the noise")
     parser.add_argument("--peers", action="store_true", help="compare the flow's solvers instead")
     parser.add_argument("--calls", type=int, nargs="+", default=[10, 20, 50, 100], help="of the peers' KS")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds, of which the median is reported")

@@ -100,7 +100,8 @@ QUICK: dict[str, Any] = {
 
 
 class Enumerated(ExactModel):
-    """The exact posterior of a law over all sequences of SYMBOLS^L, looked up in a table where a batch shares its time."""
+    """The exact posterior of a distribution over all sequences of SYMBOLS^L, looked up in a table where a batch shares
+    its time."""
 
     def __init__(self, path: FinitePath, law: Tensor) -> None:
         length = round(math.log(len(law), SYMBOLS))
@@ -135,7 +136,7 @@ def at(x: Tensor, t: float) -> Tensor:
 
 
 def chain(path: FinitePath, length: int) -> Enumerated:
-    """A random law far from uniform, of a fixed seed for each length."""
+    """A random distribution far from uniform, of a fixed seed for each length."""
     rng = torch.Generator().manual_seed({3: 1, 4: 5}.get(length, 0))
     return Enumerated(path, torch.rand(SYMBOLS**length, generator=rng, dtype=torch.float64) ** 4)
 
@@ -158,14 +159,15 @@ class Point:
 
 Curves = dict[str, list[Point]]
 Step = Callable[[Enumerated, float, float], tuple[Tensor, Tensor]]
-"""(model, t, s) → the law of the next state for every state [from, to], and the calls that the step makes there [from]."""
+"""(model, t, s) → the distribution of the next state for every state [from, to], and the calls that the step makes
+there [from]."""
 
 
-# Exact laws of fixed grids
+# Exact distributions of fixed grids
 
 
 def transition(generator: Jump, probability: Tensor, model: Enumerated, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(law of the next state [n, X] of the states x [n, L], probability that no position has an event [n])."""
+    """(distribution of the next state [n, X] of the states x [n, L], probability that no position has an event [n])."""
     kernel = generator.kernel.probs().nan_to_num(nan=0.0)  # not a number where x is impossible, and so never reached
     stay = one_hot(x, model.path.vocab_size).double()
     token = probability[..., None] * kernel + (1 - probability)[..., None] * stay
@@ -213,7 +215,7 @@ def trapezoidal(model: Enumerated, t: float, s: float) -> tuple[Tensor, Tensor]:
 
 
 def exact_law(model: Enumerated, step: Step, times: Tensor) -> tuple[Tensor, float]:
-    """The final law of the steps [X], and the calls that they make on average."""
+    """The final distribution of the steps [X], and the calls that they make on average."""
     law, calls = model.marginal(0.0), 0.0
     for t, s in itertools.pairwise(times.tolist()):
         matrix, each = step(model, t, s)
@@ -240,7 +242,7 @@ def fixed_grids(model: Enumerated, budgets: Sequence[int]) -> Curves:
     return curves
 
 
-# Simulated laws
+# Simulated distributions
 
 
 def measured(
@@ -477,7 +479,7 @@ def picture(panels: Mapping[str, Curves], price: str, file: Path) -> None:
         axis.set(
             title=title,
             xlabel=f"network evaluations per sequence ({price})",
-            ylabel="total variation from the data law",
+            ylabel="total variation from the data distribution",
         )
         axis.set_ylim(bottom=noise / 2)
         axis.grid(which="major", alpha=0.3)
@@ -498,7 +500,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budgets", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128], help="steps of the tables"
     )
-    parser.add_argument("--samples", type=int, default=100_000, help="of each simulated law")
+    parser.add_argument("--samples", type=int, default=100_000, help="of each simulated distribution")
     changes = [2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125]
     parser.add_argument("--expected-changes", type=float, nargs="+", default=changes, help="M of adaptive")
     parser.add_argument("--entropy-bounds", type=float, nargs="+", default=[2.0, 0.5, 0.1, 0.05], help="ε, in nats")
@@ -532,7 +534,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}, L = {length}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     mixed = {MIXED: mixed_batch(args, rng)}
 
-    tables = [f"Values for L = {' / '.join(map(str, args.lengths))}; {args.samples} samples of simulated laws."]
+    tables = [
+        f"Values for L = {' / '.join(map(str, args.lengths))}; {args.samples} samples of simulated distributions."
+    ]
     for name, cases in laws.items():
         noise = " / ".join(f"{curves['adaptive'][0].noise:.4f}" for curves in cases.values())
         tables += [

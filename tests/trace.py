@@ -1,8 +1,16 @@
 """What a call of the library passes through: `python tests/trace.py` prints functions, files and calls of ours.
 
-Three calls are traced: the loss of a masked model of two layers, `generate(length=32, num_steps=1)` with the same model, and
-the loss of a model of three fields. A function counts once however often it is called. Comprehensions and lambdas count as
-part of the function that holds them.
+Four calls are traced: the loss of a masked model of two layers, `generate(length=32)` with the same model, by the default
+number of steps and by one step, and the loss of a model of three fields.
+
+    functions   different functions and methods of gm_discrete that run, properties and decorated ones included; each
+                counts once however often it is called
+    files       different files of gm_discrete that hold them
+    calls       calls of these functions, repeated ones included
+
+Functions of torch and transformers do not count, but those of gm_discrete that they call back do. Comprehensions and lambdas
+count as part of the function that holds them. Each call has run once before, so that what is cached by then does not count.
+`--list` prints every function.
 """
 
 from __future__ import annotations
@@ -61,6 +69,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     row = {name: value.clamp(-2, 2) if value.is_floating_point() else value for name, value in row.items()}
     found: dict[str, Callable[[], Any]] = {
         "conditional_loss, masked": lambda: conditional_loss(masked, z),
+        "generate(length=32)": lambda: masked.generate(length=32),
         "generate(length=32, num_steps=1)": lambda: masked.generate(length=32, num_steps=1),
         "conditional_loss, three fields": lambda: conditional_loss(fields, row),
     }

@@ -51,7 +51,9 @@ def untimed(part: Any) -> Any:
     return [untimed(value) for value in part] if isinstance(part, list) else part
 
 
-def test_rows(script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generation_benchmark__rows(
+    script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     figure, again = tmp_path / "new" / "figure.png", tmp_path / "again.png"
     filters = ["--rows", "tau-leaping, (8|16) steps", "first hitting"]
     record = run(script, folders, ["masked", "uniform"], tmp_path / "a.json", *filters, "--figure", str(figure))
@@ -89,7 +91,9 @@ def test_rows(script: Script, folders: dict[str, Path], tmp_path: Path, capsys: 
         script("generation").main(["--records", *parts])
 
 
-def test_the_seed_makes_the_samples(script: Script, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_benchmark__the_seed_makes_the_samples(
+    script: Script, folders: dict[str, Path], tmp_path: Path
+) -> None:
     def texts(seed: str, output: str) -> list[str]:
         filters = ["--rows", "order margin, 16 steps", "--seed", seed]
         record = run(script, folders, ["masked"], tmp_path / output, *filters)
@@ -100,7 +104,7 @@ def test_the_seed_makes_the_samples(script: Script, folders: dict[str, Path], tm
     assert texts("4", "c.json") != first
 
 
-def test_every_row_is_one_that_generate_takes(script: Script, folders: dict[str, Path]) -> None:
+def test_generation_benchmark__every_row_is_one_that_generate_takes(script: Script, folders: dict[str, Path]) -> None:
     """As `generate` refuses options that do not go together, and the rows run for minutes before the last is reached."""
     model = GMModel.from_pretrained(folders["masked"]).eval()
     for points in script("generation").ROWS.values():
@@ -108,7 +112,7 @@ def test_every_row_is_one_that_generate_takes(script: Script, folders: dict[str,
             assert not bool((model.generate(batch_size=1, seed=0, **options) == model.config.mask_token_id).any())
 
 
-def test_total_variation_of_ngrams(script: Script) -> None:
+def test_total_variation__of_ngrams(script: Script) -> None:
     counts, total_variation = script("generation").counts, script("generation").total_variation
     first, second = counts(torch.tensor([[0, 1, 1, 1]]), 2, 3), counts(torch.tensor([[1, 1], [2, 0]]), 2, 3)
     assert first == {0 + 1 * 3: 1, 1 + 1 * 3: 2}
@@ -117,6 +121,8 @@ def test_total_variation_of_ngrams(script: Script) -> None:
     assert total_variation(first, first) == 0
 
 
-def test_too_little_text_for_the_noise_is_refused(script: Script, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_benchmark__too_little_text_for_the_noise_is_refused(
+    script: Script, folders: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="needs twice as many"):
         run(script, folders, ["masked"], tmp_path / "a.json", "--num-samples", "1000")

@@ -52,9 +52,10 @@ def test_laws_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: p
         assert {"order confidence", "entropy bounded"} <= curves.keys() or name != "masked"
         assert "entropy bounded" not in curves or name == "masked"
         law = script.chain(script.PATHS[name](), 2).weights
-        # Of the TV of n samples from their own law: |normal| in every cell, whose correlations only lessen it.
+        # Of the TV of n samples from their own distribution: |normal| in every cell, whose correlations only lessen it.
         deviation = math.sqrt(float(((1 - 2 / math.pi) * law * (1 - law)).sum()) / script.QUICK["samples"]) / 2
-        # A place that the state chooses and a draw from the exact posterior there make the law, whatever the choice.
+        # A place that the state chooses and a draw from the exact posterior there make the distribution, whatever the
+        # choice.
         for exact in {"first hitting", "uniformization", "entropy bounded"} & curves.keys():
             (point,) = curves[exact]
             assert point["tv"] <= point["noise"] + SIGMAS * deviation + (point["error_bound"] or 0)
@@ -85,7 +86,7 @@ def test_laws_benchmark__matrices_are_the_distribution_of_the_samplers(
     run = simulate(model, model.path.prior((SAMPLES, 2), rng), times, rng, method, return_info=True)
     counts = torch.bincount(model.index(run.x), minlength=len(law))
     assert chi_square(counts, law) > LEAST_P
-    # The test has the power to fail: the law of a single step is told from that of three.
+    # The test has the power to fail: the distribution of a single step is told from that of three.
     other, _ = script.exact_law(model, getattr(script, method), time_grid(model.path, 1))
     assert chi_square(counts, other) < LEAST_P
     seen = run.network_calls.double()

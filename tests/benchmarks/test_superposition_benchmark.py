@@ -69,7 +69,7 @@ def samplers(found: dict[str, Any]) -> set[str]:
     return {figure["sampler"] for figure in found["figures"]}
 
 
-def test_every_run_leaves_figures_and_a_model(folder: Path) -> None:
+def test_superposition_benchmark__every_run_leaves_figures_and_a_model(folder: Path) -> None:
     expected = {
         "flow": {"flow, Euler", "flow, second order"},
         "jump": {"jump, Euler", "separate, Euler", "separate, mixed"},
@@ -103,7 +103,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_table_gives_mean_and_standard_deviation_over_seeds(
+def test_superposition_benchmark__the_table_gives_mean_and_standard_deviation_over_seeds(
     benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = lines_of_table(benchmark, folder, capsys)
@@ -130,14 +130,14 @@ def test_the_table_gives_mean_and_standard_deviation_over_seeds(
     assert f"mnist: 2 steps; held-out images have distance {floor['frechet']:.2f}" in lines[0]
 
 
-def test_every_row_of_the_table_has_a_cell_for_every_column(
+def test_superposition_benchmark__every_row_of_the_table_has_a_cell_for_every_column(
     benchmark: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [line for line in lines_of_table(benchmark, folder, capsys) if line.startswith("|")]
     assert {len(cells(line)) for line in lines} == {1 + 1 + 2 + 3}  # sampler, seeds, calls and scores
 
 
-def test_runs_in_the_folder_are_not_repeated(
+def test_superposition_benchmark__runs_in_the_folder_are_not_repeated(
     benchmark: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -154,13 +154,17 @@ def test_runs_in_the_folder_are_not_repeated(
         assert record(tmp_path, name)["figures"] == record(folder, name)["figures"]
 
 
-def test_unknown_runs_are_named(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_superposition_benchmark__unknown_runs_are_named(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         run(benchmark, tmp_path, "--runs", "flow,leap")
     assert "--runs leap: no such run" in capsys.readouterr().err
 
 
-def test_separate_networks_need_the_flow_of_their_seed(benchmark: ModuleType, folder: Path, tmp_path: Path) -> None:
+def test_superposition_benchmark__separate_networks_need_the_flow_of_their_seed(
+    benchmark: ModuleType, folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder / "mnist-flow-1", tmp_path / "mnist-flow-1")
     run(benchmark, tmp_path, "--runs", "jump", "--seeds", "0,1", "--calls", "4")
     assert samplers(record(tmp_path, "jump-0")) == {"jump, Euler"}

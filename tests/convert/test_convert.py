@@ -86,7 +86,7 @@ def logits_of(model: GMModel, x: Tensor, t: Tensor) -> Tensor:
 # ---- what is stated
 
 
-@pytest.mark.parametrize("name", ["mdlm", "mdlm, told the time"])
+@pytest.mark.parametrize("name", ["mdlm", "mdlm, conditioned on time"])
 def test_convert__mdlm_predicts_the_same(tmp_path: File, name: str) -> None:
     model, state, (x, _), tau = converted(tmp_path, name), state_dict(), states(name), torch.tensor(TAU).double()
     sigma = total_noise(tau) if model.config.time_conditioning else torch.zeros(len(TAU))
@@ -182,7 +182,7 @@ def test_convert__uniform_sedd_has_scores_without_a_posterior() -> None:
 
 @every_family
 def test_convert__noise_input_is_clamped_to_the_original_range(tmp_path: File, name: str) -> None:
-    """κ runs from 0; the log-linear noise from κ = ε. Between the two the network is told σ̄ = −log ε."""
+    """κ runs from 0; the log-linear noise from κ = ε. Between the two the network is conditioned on σ̄ = −log ε."""
     model, (x, _) = converted(tmp_path, name), states(name)
     seen = [
         model.network.hidden({"": x}, torch.full((len(x),), kappa).double()) for kappa in (0.0, EPS / 2, EPS, 2 * EPS)
@@ -380,9 +380,9 @@ def without(*names: str) -> dict[str, Tensor]:
         (
             state_dict() | {"blocks.0.attn_qkv.weight": torch.zeros(WIDTH, 3 * WIDTH)},
             {},
-            r"blocks.0.attn_qkv.weight of source has shape \(16, 48\); expected \(48, 16\)",
+            r"attn_qkv.weight.*\(16, 48\).*\(48, 16\)",
         ),
-        (without("vocab_embed.embedding"), {}, "no known layout: looked for one tensor named …vocab_embed.embedding"),
+        (without("vocab_embed.embedding"), {}, "…vocab_embed.embedding"),
         (without("rotary_emb.inv_freq"), {}, "num_attention_heads is missing"),
         (state_dict(), {"num_attention_heads": 4}, "not clear: 4 by num_attention_heads, 2 by rotary_emb.inv_freq"),
         (state_dict() | {"rotary_emb.inv_freq": torch.ones(4)}, {}, r"rotary_emb.inv_freq of source is not 10000\^"),
@@ -391,7 +391,7 @@ def without(*names: str) -> dict[str, Tensor]:
             {"family": None},
             r"family is missing.*no config\.json.*mdlm, sedd-absorb, sedd-uniform, duo",
         ),
-        (state_dict(), {"family": "gpt"}, "family='gpt' must be one of mdlm, sedd-absorb, sedd-uniform, duo"),
+        (state_dict(), {"family": "gpt"}, "family='gpt'.*mdlm, sedd-absorb, sedd-uniform, duo"),
         (state_dict(), {"family": "sedd-uniform"}, r"no exact counterpart: .* only if s\(y\)/Σs ≥ \(1 − κ\)/K"),
         (state_dict(), {"family": "duo", "mask_token_id": 2}, "mask_token_id=2 is MDLM's"),
         (state_dict(), {"mask_token_id": K}, f"mask_token_id={K} must be an id below"),
@@ -411,12 +411,12 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a file nor a folder"):
         convert(tmp_path / "nowhere", tmp_path / "model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"a folder without model.safetensors or pytorch_model.bin"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors or pytorch_model.bin"):
         convert(tmp_path / "empty", tmp_path / "model")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is no safetensors file"):
         convert(tmp_path / "bad.safetensors", tmp_path / "model", "mdlm")
-    with pytest.raises(FileExistsError, match="is not empty: give a new folder"):
+    with pytest.raises(FileExistsError, match="not empty"):
         convert(tmp_path / "empty", tmp_path)
     for i, (config, message) in enumerate(
         (
@@ -430,7 +430,7 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
     torch.save(
         {"backbone.vocab_embed.embedding": torch.zeros(2, 2), "decoder.bias": torch.zeros(2)}, tmp_path / "two.bin"
     )
-    with pytest.raises(ValueError, match=r"unexpected tensors beside backbone\.…: decoder.bias"):
+    with pytest.raises(ValueError, match=r"decoder.bias"):
         convert(tmp_path / "two.bin", tmp_path / "model", "mdlm")
 
 

@@ -107,9 +107,9 @@ def test_load_images__columns_of_a_hub_data_set(tmp_path: Path) -> None:
     assert [image[0, 0, 0] for image in arrays(rest)] == list(range(5, 20))
     unlabelled: Any = load_images(folder, "test", label_column=None, **options)
     assert unlabelled[0].keys() == {"pixel_values"}
-    with pytest.raises(ValueError, match=r"column 'image' is not in source=.*; it has img, label"):
+    with pytest.raises(ValueError, match=r"'image'.*source=.*img, label"):
         load_images(folder, cache_dir=tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"column 'fine_label' is not in source="):
+    with pytest.raises(ValueError, match=r"'fine_label'.*source="):
         load_images(folder, label_column="fine_label", **options)
     with pytest.raises(ValueError, match=r"image_column='label' of source=.* holds int, no images"):
         load_images(folder, image_column="label", cache_dir=tmp_path / "cache")
@@ -130,9 +130,9 @@ def test_load_images__errors_name_the_argument(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     folder = write_folder(tmp_path / "pictures", 2)
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
-    with pytest.raises(ValueError, match=r"source='someone/nothing' .*a folder of images or a hub id"):
+    with pytest.raises(ValueError, match=r"source='someone/nothing'"):
         load_images("someone/nothing", **options)
-    with pytest.raises(ValueError, match=r"split='test' is not in source=.*; it has train"):
+    with pytest.raises(ValueError, match=r"split='test'.*source=.*train"):
         load_images(folder, "test", **options)
     with pytest.raises(ValueError, match=r"validation_size=4 .*4 rows"):
         load_images(folder, validation_size=4, **options)

@@ -29,7 +29,7 @@ def test_load_table__files_and_folders(tmp_path: Path, suffix: str) -> None:
     assert len(listed(load_table(file, validation_size=0, **options))) == 40
     stream = load_table(file, "validation", validation_size=7, streaming=True, **options)
     assert listed(stream) == listed(rows)[:7]
-    with pytest.raises(ValueError, match=r"split='test' is not in source=.*; it has train"):
+    with pytest.raises(ValueError, match=r"split='test'.*source=.*train"):
         load_table(file, "test", **options)
     with pytest.raises(ValueError, match=r"validation_size=40 .*40 rows"):
         load_table(file, validation_size=40, **options)
@@ -42,5 +42,5 @@ def test_load_table__errors_name_the_argument(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "table.xls").touch()
     with pytest.raises(ValueError, match=r"source=.*table\.xls.*\.csv"):
         load_table(tmp_path / "table.xls")
-    with pytest.raises(ValueError, match=r"source='someone/nothing' .*a folder of them, or a hub id"):
+    with pytest.raises(ValueError, match=r"source='someone/nothing'"):
         load_table("someone/nothing", cache_dir=tmp_path)

@@ -85,9 +85,9 @@ def test_generative_perplexity__cuts_long_texts_into_windows(
     losses = by_hand(judge, ids[:37]) + by_hand(judge, ids[37:74])
     assert len(ids) == 75
     assert result["nats_per_token"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    untold = metric.compute(predictions=[text], judge=judge, tokenizer=tokenizer)
-    told = metric.compute(predictions=[text], judge=judge, tokenizer=tokenizer, max_length=64)
-    assert untold == pytest.approx(told, nan_ok=True)
+    by_default = metric.compute(predictions=[text], judge=judge, tokenizer=tokenizer)
+    explicit = metric.compute(predictions=[text], judge=judge, tokenizer=tokenizer, max_length=64)
+    assert by_default == pytest.approx(explicit, nan_ok=True)
 
 
 def test_generative_perplexity__bad_arguments_are_named(

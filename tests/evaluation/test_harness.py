@@ -197,7 +197,7 @@ class Spelling(GMModel):
     """A model whose `generate` returns the given tokens and records its arguments."""
 
     said = ids("dab\ncd")
-    told: list[dict[str, Any]]
+    received: list[dict[str, Any]]
 
     def generate(  # type: ignore[override]
         self,
@@ -212,8 +212,8 @@ class Spelling(GMModel):
         top_k: int | None = None,
         temperature: float | None = None,
     ) -> Tensor:
-        self.told.append({"max_new_tokens": max_new_tokens, "seed": seed, "num_steps": num_steps})
-        self.told[-1] |= {
+        self.received.append({"max_new_tokens": max_new_tokens, "seed": seed, "num_steps": num_steps})
+        self.received[-1] |= {
             "eos_token_id": eos_token_id,
             "blocks": blocks,
             "top_k": top_k,
@@ -228,7 +228,7 @@ class Spelling(GMModel):
 
 def spelling(said: list[int]) -> Spelling:
     model = Spelling(MODEL.config)
-    model.said, model.told = said, []
+    model.said, model.received = said, []
     return model
 
 
@@ -246,7 +246,7 @@ def test_harness__passes_arguments_of_task_and_caller_to_generate() -> None:
     sampled = {"until": ["\n"], "do_sample": True, "temperature": 0.7, "num_steps": 5, "max_gen_toks": 4}
     both = harness(model, num_steps=3, blocks=2)
     both.generate_until(requests("generate_until", ("ab", {"until": ["\n"]}), ("ab", sampled)), True)
-    greedy_call, sampled_call = sorted(model.told, key=lambda told: told["temperature"] or 0)
+    greedy_call, sampled_call = sorted(model.received, key=lambda received: received["temperature"] or 0)
     assert greedy_call["top_k"] == 1
     assert greedy_call["eos_token_id"] == EOS  # where sequences are written in blocks
     assert (greedy_call["num_steps"], greedy_call["blocks"], greedy_call["max_new_tokens"]) == (3, 2, LENGTH // 2)

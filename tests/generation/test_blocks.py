@@ -72,7 +72,7 @@ def test_blocks__ended_rows_leave_the_cache() -> None:
 # ---- which positions are filled, and what the network sees
 
 
-def told(model: GMModel, symbol_after: dict[int, int]) -> GMModel:
+def with_follows(model: GMModel, symbol_after: dict[int, int]) -> GMModel:
     """The model, with a logits processor `follows` that fixes the token after each of those on the left."""
 
     class Follows:
@@ -91,7 +91,7 @@ def told(model: GMModel, symbol_after: dict[int, int]) -> GMModel:
 
 @pytest.mark.parametrize("block_size", [None, 1])
 def test_blocks__of_one_position_are_filled_from_left_to_right(block_size: int | None) -> None:
-    model = told(network("masked", block_size=block_size), {k: (k + 1) % 9 for k in range(9)})
+    model = with_follows(network("masked", block_size=block_size), {k: (k + 1) % 9 for k in range(9)})
     prompts = torch.tensor([[2, 5], [0, 8]])
     found = model.generate(prompts, max_new_tokens=5, blocks=Blocks(1), logits_processor=[model.follows], seed=0)
     assert found[:, 2:].tolist() == [[6, 7, 8, 0, 1], [0, 1, 2, 3, 4]]
@@ -155,7 +155,7 @@ def test_blocks__distribution_is_that_of_the_chain_rule() -> None:
 
 @pytest.mark.parametrize("block_size", [None, BLOCK])
 def test_blocks__eos_ends_a_sequence_and_the_rest_is_padding(block_size: int | None) -> None:
-    model = told(network("masked", block_size=block_size), {1: 2, 2: 3, 3: EOS, 4: 5, 5: 6, 6: 1, EOS: 1})
+    model = with_follows(network("masked", block_size=block_size), {1: 2, 2: 3, 3: EOS, 4: 5, 5: 6, 6: 1, EOS: 1})
     prompts, mask = torch.tensor([[4, 4], [2, PAD], [3, EOS]]), torch.tensor([[1, 1], [1, 0], [1, 1]])
     found = model.generate(
         prompts, attention_mask=mask, max_new_tokens=12, blocks=Blocks(1) if block_size is None else None, num_steps=64,
@@ -178,7 +178,7 @@ def test_blocks__eos_ends_a_sequence_and_the_rest_is_padding(block_size: int | N
 
 
 def test_blocks__ended_sequences_cost_no_more_calls() -> None:
-    model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
+    model = with_follows(network("masked"), {1: EOS, 2: 3, 3: 2})
     found = model.generate(
         torch.tensor([[1], [2]]), max_new_tokens=8, blocks=Blocks(1), num_steps=1, logits_processor=[model.follows],
         eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True, seed=0,
@@ -209,7 +209,7 @@ def test_blocks__other_sequences_keep_their_class_and_allowed_tokens(monkeypatch
 
 
 def test_blocks__without_eos_every_position_is_filled() -> None:
-    model = told(network("masked"), {1: EOS, EOS: 1})
+    model = with_follows(network("masked"), {1: EOS, EOS: 1})
     options: Any = {"max_new_tokens": 4, "blocks": Blocks(1), "logits_processor": [model.follows], "seed": 0}
     assert model.generate(torch.tensor([[1]]), **options).tolist() == [[1, EOS, 1, EOS, 1]]
     several = model.generate(torch.tensor([[1]]), eos_token_id=[5, EOS], **options)
@@ -313,7 +313,7 @@ def test_blocks__criteria_ignore_ended_sequences() -> None:
         def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore
             return torch.tensor([input_ids.shape[1] >= 4, False])
 
-    model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
+    model = with_follows(network("masked"), {1: EOS, 2: 3, 3: 2})
     options: Any = {"max_new_tokens": 8, "blocks": Blocks(1), "num_steps": 1, "seed": 0, "pad_token_id": PAD}
     options |= {
         "logits_processor": [model.follows],
@@ -365,7 +365,7 @@ def test_trajectory__goes_through_the_blocks() -> None:
 
 
 def test_trajectory__ended_rows_have_no_entropy() -> None:
-    model = told(network("masked"), {1: EOS, 2: 3, 3: 2})
+    model = with_follows(network("masked"), {1: EOS, 2: 3, 3: 2})
     found = model.generate(
         torch.tensor([[1], [2]]), max_new_tokens=4, blocks=Blocks(1), num_steps=1, logits_processor=[model.follows],
         eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True, output_trajectory=True, seed=0,

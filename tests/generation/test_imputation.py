@@ -17,7 +17,7 @@ from tests.helpers.symbol_and_number import Mixed
 
 STEPS = 100
 BIAS = 0.018
-"""That of `test_product_laws.py`, for 100 steps."""
+"""That of `test_product_distributions.py`, for 100 steps."""
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ def test_normal_belief__evidence_is_the_density_of_x() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_schedule
 def test_normal_belief__rates_are_never_nan(schedule: AffineSchedule, dtype: torch.dtype) -> None:
-    """From t = 0 (of either sign) to the end, for laws of any width, far out and where the quadratic is constant."""
+    """From t = 0 (of either sign) to the end, for distributions of any width, far out and where the quadratic is
+    constant."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule)
     axes = [
         numbers(-30, -1, 0, 1e-3, 2, 30), numbers(-1, 0, 0.7), numbers(0, 1e-3, 0.02, 0.6),
@@ -149,7 +150,8 @@ def test_binned_belief__has_the_generators_of_its_mixture(schedule: AffineSchedu
             torch.testing.assert_close(found.parts["flow"].mean, exact.parts["flow"].mean)
             torch.testing.assert_close(found.parts["jump"].chance, exact.parts["jump"].chance, rtol=1e-4, atol=2e-5)
             draws = [g.parts["jump"].kernel.sample(rng(7), often) for g in (found, exact)]
-            assert int(((draws[0] - draws[1]).abs() > 1e-6).sum()) <= 1  # but for a rounding next to a step of the law
+            # But for a rounding next to a step of the distribution.
+            assert int(((draws[0] - draws[1]).abs() > 1e-6).sum()) <= 1
 
 
 def test_binned_belief__kept_rows_equal_those_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +219,7 @@ def test_binned_belief__velocity_at_the_end_is_finite() -> None:
 
 
 def test_normal_belief__leaver_is_found_far_in_the_tail() -> None:
-    """In float64 the law of z is exact also where next to nobody leaves, far in the one or the other tail."""
+    """In float64 the distribution of z is exact also where next to nobody leaves, far in the one or the other tail."""
     path = GaussianPath({"jump": 1.0})
     x, t = numbers(0.4, 0.8, -0.4, 0.2), times(0.5, 4)
     belief = NormalBelief(x, numbers(1.0, 1.0, -1.0, 0.0), 0.1, path.at(t).shaped(x))

@@ -1,4 +1,4 @@
-"""Where a jump lands: rows asked only where needed, laws, and gradients."""
+"""Where a jump lands: rows asked only where needed, distributions, and gradients."""
 
 import itertools
 import math

@@ -211,10 +211,10 @@ def test_landing__nodes_are_a_quadrature_of_the_landing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"low": 1.0, "high": 1.0}, "bins need low < high, got low=1.0 and high=1.0"),
+        ({"low": 1.0, "high": 1.0}, "low=1.0 and high=1.0"),
         ({"low": 2.0, "high": -2.0}, "bins need low < high"),
-        ({"high": math.inf}, "bins need low < high, got low=-1.0 and high=inf"),
-        ({"low": math.nan}, "bins need low < high, got low=nan"),
+        ({"high": math.inf}, "low=-1.0 and high=inf"),
+        ({"low": math.nan}, "low=nan"),
         ({"number": 1}, "number=1 must be at least 2"),
     ],
 )
@@ -239,7 +239,7 @@ def test_bins__cut_an_interval_into_equal_parts() -> None:
 
 @pytest.mark.parametrize("value", [-1.01, 1.01])
 def test_bins__names_values_outside(value: float) -> None:
-    with pytest.raises(ValueError, match=r"z goes from .* the bins cover only -1 to 1: give Bins\(low, high, number"):
+    with pytest.raises(ValueError, match=r"z .*-1 to 1.*Bins\("):
         check_within(Bins(), numbers(0.0, value), "z")
     check_within(Bins(), numbers(-1.0, 1.0), "z")
 

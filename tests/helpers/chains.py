@@ -1,4 +1,4 @@
-"""Enumerable chains with exact posteriors: every law, bound and rate of a path can be summed."""
+"""Enumerable chains with exact posteriors: every distribution, bound and rate of a path can be summed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EnumeratedChain:
 
     Attributes:
         path: the path whose posterior is computed.
-        data: [Z, L], every sequence. law: [Z], float64, its probability.
+        data: [Z, L], every sequence. weights: [Z], float64, its probability.
         definition: of a path that is no mixture, κ [B] → p(x|z) [B, z, x].
         sources: of a coupled path, the x_0 [Z, L] of each data point.
     """
@@ -31,12 +31,12 @@ class EnumeratedChain:
         self.data = torch.tensor(list(itertools.product(range(symbols), repeat=length)))
         rng = torch.Generator().manual_seed(seed)
         weights = torch.rand(len(self.data), generator=rng, dtype=torch.float64) ** 4  # far from uniform
-        self.law = weights / weights.sum()
+        self.weights = weights / weights.sum()
         self.calls = 0
 
     @property
     def entropy(self) -> float:
-        return float(-(self.law * self.law.log()).sum())
+        return float(-(self.weights * self.weights.log()).sum())
 
     def states(self) -> Tensor:
         """Every state of the path, [X, L]."""
@@ -54,11 +54,11 @@ class EnumeratedChain:
     def joint_marginal(self, t: float) -> Tensor:
         """p_t over `states()`, [X]."""
         states = self.states()
-        return self.likelihood(states, torch.full((len(states),), t, dtype=torch.float64)) @ self.law
+        return self.likelihood(states, torch.full((len(states),), t, dtype=torch.float64)) @ self.weights
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """log π(k|x) of every position, [B, L, K]; impossible states get an arbitrary posterior."""
-        joint = self.likelihood(x, t) * self.law
+        joint = self.likelihood(x, t) * self.weights
         posterior = joint / joint.sum(1, keepdim=True).clamp(min=1e-300)
         onehot = torch.nn.functional.one_hot(self.data, self.path.vocab_size).double()
         return torch.einsum("bz,zlk->blk", posterior, onehot).log()

@@ -42,7 +42,7 @@ METRIC = {"prior": [0.5, 0.3, 0.2], "c": 0.8, "a": 1.2}
 SOFT = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.5, 0.25], [0.0, 0.5, 0.5]]).double()
 
 
-def metric_law(kappa: Tensor) -> Tensor:
+def metric_probs(kappa: Tensor) -> Tensor:
     """p0(x) e^{−β d(x, z)} / Σ, β = c (κ/(1 − κ))^a, [B, z, x]."""
     beta = METRIC["c"] * (kappa / (1 - kappa))[:, None, None] ** METRIC["a"]
     weights = (
@@ -61,15 +61,15 @@ class Blur(FinitePath):
         super().__init__(3, schedule)
         self.start = start
 
-    def law(self, kappa: Tensor) -> Tensor:
+    def rows(self, kappa: Tensor) -> Tensor:
         kappa, start = kappa[:, None, None], torch.tensor(self.start, dtype=torch.float64)
         return (1 - kappa) ** 2 * start + 2 * kappa * (1 - kappa) * SOFT + kappa**2 * torch.eye(3).double()
 
     def probs(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.law(self.schedule.kappa(t))[torch.arange(len(z)), z]
+        return self.rows(self.schedule.kappa(t))[torch.arange(len(z)), z]
 
 
-# name → path of a schedule; data holds all 3 symbols. Their laws are `EnumeratedChain.definition` or `.sources`.
+# name → path of a schedule; data holds all 3 symbols. Their distributions are `EnumeratedChain.definition` or `.sources`.
 GENERAL_PATHS: dict[str, Callable[[Schedule | None], Any]] = {
     "metric kinetic": lambda s: MetricPath(3, DISTANCE, schedule=s, **METRIC),
     "blur kinetic": lambda s: Blur([1 / 3, 1 / 3, 1 / 3], s),
@@ -93,7 +93,7 @@ def chain(
     if name == "coupled":  # several data points share a source
         model.sources = model.data[torch.randint(len(model.data), (len(model.data),), generator=rng(1))]
     else:
-        model.definition = metric_law if isinstance(model.path, MetricPath) else model.path.law
+        model.definition = metric_probs if isinstance(model.path, MetricPath) else model.path.rows
     return model
 
 
@@ -102,7 +102,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def draw(model: EnumeratedChain, law: Tensor, number: int, seed: int = 0) -> Tensor:
-    """States [number, L] with the law [X]."""
+    """States [number, L] with the probabilities [X]."""
     return model.states()[torch.multinomial(law, number, replacement=True, generator=rng(seed))]
 
 
@@ -149,7 +149,7 @@ class WrongInTime(Wrong):
 
 
 def chi_square(counts: Tensor, law: Tensor) -> float:
-    """p-value of Pearson's χ² of observed counts against a law; cells expected fewer than 5 times are pooled."""
+    """p-value of Pearson's χ² of observed counts against a distribution; cells expected fewer than 5 times are pooled."""
     total = counts.sum()
     if bool((counts[law <= 0] > 0).any()):
         return 0.0
@@ -159,7 +159,7 @@ def chi_square(counts: Tensor, law: Tensor) -> float:
     means = torch.cat([expected[~rare], expected[rare].sum()[None]])
     cells, means = cells[means > 0], means[means > 0]
     if len(cells) == 1:
-        return 1.0  # a law with one outcome, which is what was seen
+        return 1.0  # a distribution with one outcome, which is what was seen
     statistic = ((cells - means) ** 2 / means).sum()
     return float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2).double(), statistic / 2))
 
@@ -266,18 +266,19 @@ def believed_step(model: EnumeratedChain, x: Tensor, belief: Tensor, t: float, s
             undecided = path.prior_probs(x.device)[x] > 0
         probability = min(1.0, hazard * (s - t)) if euler else exact
         step = probability * belief + (1 - probability) * stay
-    possible = model.likelihood(x, time[:1].expand(len(x))) @ model.law > 0  # elsewhere there is no posterior
+    possible = model.likelihood(x, time[:1].expand(len(x))) @ model.weights > 0  # elsewhere there is no posterior
     return torch.where(undecided[..., None] & possible[:, None, None], step, stay)
 
 
 def joint(model: EnumeratedChain, tokens: Tensor) -> Tensor:
-    """Law of the next state from token laws [N, L, K], [N, to]: tokens move independently within a step."""
+    """Distribution of the next state from token probabilities [N, L, K], [N, to]: tokens move independently within a
+    step."""
     states = model.states()
     return torch.stack([tokens[:, position][:, states[:, position]] for position in range(model.length)]).prod(0)
 
 
 def step_matrix(model: EnumeratedChain, t: float, s: float, method: str, theta: float = 0.5) -> Tensor:
-    """Law of the next state for every state, [from, to]."""
+    """Distribution of the next state for every state, [from, to]."""
     if method != "trapezoidal" or s == 1:
         return joint(model, token_step(model, t, s, method))
     # θ of the step in −log(1 − κ), then [a π_inner − (a − 1) π_t]₊ for every start and every inner state: [start, inner].
@@ -293,10 +294,10 @@ def step_matrix(model: EnumeratedChain, t: float, s: float, method: str, theta: 
     return torch.einsum("xm,xmy->xy", first, second.unflatten(0, (len(states), len(states))))
 
 
-def sampler_laws(
+def sampler_distributions(
     model: EnumeratedChain, times: Sequence[float], method: str, start: Tensor | None = None
 ) -> list[Tensor]:
-    """The exact law of a fixed-grid sampler at each of its times, [X] each, from p_0 or from `start`."""
+    """The exact distribution of a fixed-grid sampler at each of its times, [X] each, from p_0 or from `start`."""
     laws = [model.joint_marginal(0.0) if start is None else start]
     for t, s in pairwise(times):
         laws.append(laws[-1] @ step_matrix(model, t, s, method))

@@ -1,4 +1,5 @@
-"""Laws of numbers to hold against the library: quadrature, the Kolmogorov–Smirnov test, Gaussian mixtures in closed form."""
+"""Distributions of numbers to hold against the library: quadrature, the Kolmogorov–Smirnov test, Gaussian mixtures in
+closed form."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def normal_density(w: Tensor) -> Tensor:
 
 
 def kolmogorov(x: Tensor, cdf: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """(D, p-value) of the Kolmogorov–Smirnov test; the p-value by the limit law with Stephens' correction (1970)."""
+    """(D, p-value) of the Kolmogorov–Smirnov test; the p-value by the limit distribution with Stephens' correction
+    (1970)."""
     x = x.double().flatten().sort().values
     n, at = len(x), cdf(x)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
@@ -80,12 +82,12 @@ def kolmogorov(x: Tensor, cdf: Callable[[Tensor], Tensor]) -> tuple[float, float
 
 
 def noise_of_ks(n: int) -> float:
-    """D that a sample of its own law exceeds once in 10⁴ times: 2 e^{−2 n D²} = 10⁻⁴."""
+    """D that a sample of its own distribution exceeds once in 10⁴ times: 2 e^{−2 n D²} = 10⁻⁴."""
     return math.sqrt(math.log(2e4) / (2 * n))
 
 
 class Mixture:
-    """Data Σ_k w_k N(m_k, s_k²) of a number, and its law on a Gaussian path."""
+    """Data Σ_k w_k N(m_k, s_k²) of a number, and its distribution on a Gaussian path."""
 
     def __init__(self, means: Sequence[float], stds: Sequence[float], law: Sequence[float]) -> None:
         self.means, self.stds, self.law = numbers(*means), numbers(*stds), numbers(*law)

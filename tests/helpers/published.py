@@ -23,7 +23,7 @@ FLAT = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "mdlm": {"model_type": "mdlm", "time_conditioning": False, "vocab_size": K, **FLAT},
-    "mdlm, told the time": {"model_type": "mdlm", "time_conditioning": True, "vocab_size": K, **FLAT},
+    "mdlm, conditioned on time": {"model_type": "mdlm", "time_conditioning": True, "vocab_size": K, **FLAT},
     "duo": {"model_type": "DUO", "causal": False, "var_min": True, "vocab_size": K, **FLAT},
     "sedd": {
         "tokens": K - 1, "graph": {"type": "absorb"}, "noise": {"type": "loglinear"},
@@ -80,7 +80,7 @@ def total_noise(tau: Iterable[float] | Tensor, eps: float = EPS) -> Tensor:
 
 
 def network(state: dict[str, Tensor], x: Tensor, sigma: Tensor) -> Tensor:
-    """The raw output u [B, L, K] on symbols x [B, L], told σ̄ [B]."""
+    """The raw output u [B, L, K] on symbols x [B, L], conditioned on σ̄ [B]."""
     w = {name: tensor.double() for name, tensor in state.items()}
     frequency = torch.exp(-math.log(10000) * torch.arange(128).double() / 128)
     angles = sigma[:, None].double() * frequency

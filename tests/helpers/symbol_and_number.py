@@ -1,4 +1,4 @@
-"""Data of a symbol and a number that depend on each other, and their law on a product path, in closed form."""
+"""Data of a symbol and a number that depend on each other, and their distribution on a product path, in closed form."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BINS_ENDS = (-4.0, 4.0)
 class Mixed:
     """Component k has the weight w_k, the symbol c_k and a number N(m_k, s_k²); given k the two are independent.
 
-    The marginal of the number has two modes, one of which is of symbol 0 alone, whose law has two modes as well: numbers
-    that move by another symbol than their own are seen in every class.
+    The marginal of the number has two modes, one of which is of symbol 0 alone, whose distribution has two modes as
+    well: numbers that move by another symbol than their own are seen in every class.
     """
 
     def __init__(self, kind: FinitePath, size: GaussianPath, independent: bool = False) -> None:

@@ -43,7 +43,7 @@ def by_orders(model: Any, z: Tensor, positions: tuple[int, ...]) -> float:
 def test_any_order_likelihood__of_the_exact_posterior_is_exact(name: str, length: int) -> None:
     model = chain(name, length)
     found = any_order_likelihood(model, model.data)
-    torch.testing.assert_close(found.nats, -model.law.log(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.nats, -model.weights.log(), rtol=0, atol=1e-10)
     assert found.kind == "any_order"
     assert found.num_tokens.tolist() == [length] * len(model.data)
 

@@ -37,9 +37,9 @@ def test_likelihood_bound__of_the_exact_posterior_is_the_entropy(name: str, sche
     """For every z the integral is −log p(z), and its mean the entropy, to 1e-8. The schedule cancels."""
     model = chain(name, 2 if name.startswith("special") else 3, schedule)
     bound = exact_bound(model, 80 if model.path.rates == "masked" else 200)
-    assert float(bound @ model.law) == pytest.approx(model.entropy, abs=1e-8)
-    likely = model.law > 1e-4  # the rarest sequences weigh 1e-8 or less, and their integrand needs more nodes
-    torch.testing.assert_close(bound[likely], -model.law.log()[likely], rtol=0, atol=1e-6)
+    assert float(bound @ model.weights) == pytest.approx(model.entropy, abs=1e-8)
+    likely = model.weights > 1e-4  # the rarest sequences weigh 1e-8 or less, and their integrand needs more nodes
+    torch.testing.assert_close(bound[likely], -model.weights.log()[likely], rtol=0, atol=1e-6)
 
 
 def history_gap(model: Any, nodes: int) -> float:
@@ -63,7 +63,7 @@ def history_gap(model: Any, nodes: int) -> float:
             for moved, v in cells
         ]
         token = torch.stack(rows).double()  # likelihood of each cell given z, [2K, K]
-        joint = torch.stack([token[histories[:, i]][:, model.data[:, i]] for i in range(L)]).prod(0) * model.law
+        joint = torch.stack([token[histories[:, i]][:, model.data[:, i]] for i in range(L)]).prod(0) * model.weights
         mass = joint.sum(1, keepdim=True)
         given_history = torch.einsum("hz,zlk->hlk", joint / mass.clamp(min=1e-300), onehot)
         given_state = model.logits(x, t.expand(len(x))).exp()
@@ -77,7 +77,7 @@ def history_gap(model: Any, nodes: int) -> float:
 @pytest.mark.parametrize("name", GAPS)
 def test_likelihood_bound__of_mixture_rates_exceeds_the_entropy_by_the_information_in_histories(name: str) -> None:
     model = chain(name)
-    gap = float(exact_bound(model, 60) @ model.law) - model.entropy
+    gap = float(exact_bound(model, 60) @ model.weights) - model.entropy
     assert gap > 0.5
     assert gap == pytest.approx(history_gap(model, 60), abs=1e-6)
 
@@ -101,14 +101,14 @@ def test_likelihood_bound__is_the_time_free_sum_for_a_wrong_model(name: str) -> 
     model = chain(name, 3, PowerSchedule(2), Wrong)
     expected = time_free_bound(model)
     torch.testing.assert_close(exact_bound(model, 40), expected, rtol=1e-10, atol=0)
-    assert float(expected @ model.law) > model.entropy + 0.1
+    assert float(expected @ model.weights) > model.entropy + 0.1
 
 
 def test_likelihood_bound__of_a_wrong_model_lies_above_the_entropy() -> None:
     """A bound for every network: it exceeds the exact one by D ≥ 0."""
     for name in (*TIGHT, *GAPS):
         model = chain(name, 2, kind=WrongInTime)
-        assert float(exact_bound(model, 60) @ model.law) > model.entropy + 0.05
+        assert float(exact_bound(model, 60) @ model.weights) > model.entropy + 0.05
 
 
 # ---- the estimators
@@ -144,14 +144,14 @@ def test_likelihood_bound__any_number_of_samples_has_the_same_mean() -> None:
     for num_samples in (1, 2, 8):
         for estimator in ("time", "mask_count"):
             bound = likelihood_bound(model, z, num_samples=num_samples, rng=rng(2), estimator=estimator)
-            error = float(bound.nats.mean() + model.law[5].log())
+            error = float(bound.nats.mean() + model.weights[5].log())
             assert abs(error) < SIGMAS * float(bound.nats.std()) / math.sqrt(4000)
 
 
 def test_likelihood_bound__mask_count_is_the_default_for_masking_and_varies_less() -> None:
     """One draw a sequence: the random number of masks is most of the variance."""
     model = chain("masked", 3, kind=Wrong)
-    z = model.data[torch.multinomial(model.law, 2000, replacement=True, generator=rng(3))]
+    z = model.data[torch.multinomial(model.weights, 2000, replacement=True, generator=rng(3))]
     auto = likelihood_bound(model, z, num_samples=1, rng=rng(4))
     count = likelihood_bound(model, z, num_samples=1, rng=rng(4), estimator="mask_count")
     time = likelihood_bound(model, z, num_samples=1, rng=rng(4), estimator="time")
@@ -163,7 +163,7 @@ def test_likelihood_bound__mask_count_is_the_default_for_masking_and_varies_less
 def test_likelihood_bound__scored_tokens_are_bounded_given_the_others(estimator: str) -> None:
     """−log p(z_S | z without S), for rows of different S: by `scored`, by an attention mask, and by both."""
     model = chain("masked", 3)
-    joint = model.law.view(3, 3, 3)
+    joint = model.weights.view(3, 3, 3)
     z = torch.tensor([[0, 1, 2], [0, 1, 2], [2, 0, 1], [1, 1, 1]]).repeat_interleave(4000, 0)
     scored = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]).bool().repeat_interleave(4000, 0)
     expected = [

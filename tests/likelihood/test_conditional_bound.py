@@ -25,7 +25,7 @@ def conditional(model: Any, subset: tuple[int, ...]) -> Tensor:
     """−log p(z_S | z_C) of every z, [Z]."""
     others = [i for i in range(model.length) if i not in subset]
     same = (model.data[:, None, others] == model.data[None, :, others]).all(2)
-    return (same.double() @ model.law).log() - model.law.log()
+    return (same.double() @ model.weights).log() - model.weights.log()
 
 
 def bound_given(model: Any, subset: tuple[int, ...], nodes: int) -> Tensor:
@@ -52,7 +52,7 @@ def bound_given(model: Any, subset: tuple[int, ...], nodes: int) -> Tensor:
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
 @pytest.mark.parametrize("name", ["masked", "mask is 1"])
-def test_likelihood_bound__scored__masked_exact_posterior_is_tight(name: str, subset: tuple[int, ...]) -> None:
+def test_likelihood_bound__scored_masked_exact_posterior_is_tight(name: str, subset: tuple[int, ...]) -> None:
     """Suffixes and all other subsets, for every z: to the error of the quadrature."""
     model = chain(name)
     torch.testing.assert_close(bound_given(model, subset, 40), conditional(model, subset), rtol=0, atol=1e-9)
@@ -60,7 +60,7 @@ def test_likelihood_bound__scored__masked_exact_posterior_is_tight(name: str, su
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
 @pytest.mark.parametrize("estimator", ["time", "mask_count"])
-def test_likelihood_bound__scored__masked_estimates_are_of_the_conditional(
+def test_likelihood_bound__scored_masked_estimates_are_of_the_conditional(
     subset: tuple[int, ...], estimator: str
 ) -> None:
     """2000 rows of 8 draws, within 4.5 standard errors of their mean; zero error where one position is scored."""
@@ -73,18 +73,20 @@ def test_likelihood_bound__scored__masked_estimates_are_of_the_conditional(
 
 
 @pytest.mark.parametrize("kind", [Wrong, WrongInTime])
-def test_likelihood_bound__scored__masked_of_a_wrong_model_lies_above_the_conditional(kind: Any) -> None:
+def test_likelihood_bound__scored_masked_of_a_wrong_model_lies_above_the_conditional(kind: Any) -> None:
     model = chain("masked", 3, kind=kind)
     for subset in ((2,), (1, 2), (0, 2)):
-        assert float((bound_given(model, subset, 40) - conditional(model, subset)) @ model.law) > 0.1
+        assert float((bound_given(model, subset, 40) - conditional(model, subset)) @ model.weights) > 0.1
 
 
 @pytest.mark.parametrize("name", ["uniform reversal", "prior reversal", "uniform mixture"])
-def test_likelihood_bound__scored__without_masks_exceeds_the_conditional(name: str) -> None:
+def test_likelihood_bound__scored_without_masks_exceeds_the_conditional(name: str) -> None:
     """The exact posterior takes the clean part for noisy: its process does not have the conditional distribution, so that
     the mean of the bound exceeds the conditional entropy; that of the whole sequence does not where the bound is tight."""
     model = chain(name)
-    excess = {s: float((bound_given(model, s, 60) - conditional(model, s)) @ model.law) for s in ((1, 2), (0, 1, 2))}
+    excess = {
+        s: float((bound_given(model, s, 60) - conditional(model, s)) @ model.weights) for s in ((1, 2), (0, 1, 2))
+    }
     assert excess[1, 2] > 0.05
     assert name == "uniform mixture" or excess[0, 1, 2] == pytest.approx(0, abs=1e-6)
 
@@ -98,7 +100,7 @@ CANDIDATES = torch.tensor([[0, 1, 2], [0, 1, 1], [0, 2, 2], [1, 1, 2]])
 @pytest.mark.parametrize(
     ("name", "estimator"), [("masked", "mask_count"), ("masked", "time"), ("uniform reversal", "time")]
 )
-def test_likelihood_bound__paired__lowers_the_variance_of_differences(name: str, estimator: str) -> None:
+def test_likelihood_bound__paired_lowers_the_variance_of_differences(name: str, estimator: str) -> None:
     """Candidates that differ in one symbol, under the exact posterior: the variance falls to less than a third, as it was
     measured; over 100 repetitions half of it or more would be seen once in 10⁴. Means agree in 4.5 standard errors."""
     model = chain(name)
@@ -117,7 +119,7 @@ def test_likelihood_bound__paired__lowers_the_variance_of_differences(name: str,
 
 
 @pytest.mark.parametrize("estimator", ["mask_count", "time"])
-def test_likelihood_bound__paired__equal_rows_get_equal_bounds(estimator: str) -> None:
+def test_likelihood_bound__paired_equal_rows_get_equal_bounds(estimator: str) -> None:
     model = chain("masked", 3, kind=Wrong)
     z = CANDIDATES[[0, 0, 1, 0]]
     scored = torch.tensor([[0, 1, 1]] * 3 + [[1, 1, 1]]).bool()

@@ -426,7 +426,7 @@ def test_forward__bf16_autocast_trains_continuous_models(name: str) -> None:
 
 @every_number
 def test_init__an_untrained_model_predicts_the_best_constant(name: str) -> None:
-    """All heads are 0: the preconditioned velocity of data of the given mean and deviation, even laws of bins."""
+    """All heads are 0: the preconditioned velocity of data of the given mean and deviation, even distributions of bins."""
     path, options, _ = CASES[name]
     model = GMModel(GMConfig(path=path, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, **options))
     x, t = noisy(model, data(name))

@@ -126,7 +126,7 @@ def test_forward__padding_of_aligned_fields_changes_nothing() -> None:
             torch.testing.assert_close(whole[name][row, : alone[name].shape[1]], alone[name][0], **ROUNDING)
     one = said(model, x, t, attention_mask={"pitch": mask})  # what is not given for "gap" is that of "pitch"
     assert all(torch.equal(one[name], whole[name]) for name in x)
-    with pytest.raises(ValueError, match=r"the aligned fields pitch, gap have \[4, 5\] positions"):
+    with pytest.raises(ValueError, match=r"pitch, gap.*\[4, 5\]"):
         model(fields={**x, "pitch": x["pitch"][:, :4]}, time=t)
 
 
@@ -181,8 +181,8 @@ def test_conditional_loss__of_fields_is_that_of_a_stand_in(name: str) -> None:
         path = model.path
 
         def generator(self, x: Any, t: Tensor) -> Any:
-            told = t if self.path.independent_times else None
-            return model.generator(x, self.path.joined(generator_times(self.path, t)), network_time=told)
+            network_times = t if self.path.independent_times else None
+            return model.generator(x, self.path.joined(generator_times(self.path, t)), network_time=network_times)
 
     loss = conditional_loss(model, z, rng=rng(8))
     torch.testing.assert_close(conditional_loss(Standin(), z, rng=rng(8)), loss, **ROUNDING)
@@ -192,7 +192,7 @@ def test_conditional_loss__of_fields_is_that_of_a_stand_in(name: str) -> None:
 
 
 def test_forward__an_observed_field_has_no_loss_and_no_gradient() -> None:
-    """Whatever its labels; the others are told what it is."""
+    """Whatever its labels; the others depend on it."""
     model = network("independent row")
     z = data(model)
     x, t = noisy(model, z)
@@ -256,12 +256,14 @@ def test_forward__gradients_are_finite_where_fields_are_observed_or_noise(kind: 
 def test_network_time__reaches_every_head(name: str) -> None:
     model = network(name)
     x, t = noisy(model, data(model))
-    generators: list[Any] = [model.generator(x, t, network_time=told) for told in (None, t)]
+    generators: list[Any] = [model.generator(x, t, network_time=network_times) for network_times in (None, t)]
     assert all(torch.equal(a, b) for a, b in zip(*(map(values, generators)), strict=True))
     for column in range(t.shape[1]):
-        told = t.clone()
-        told[0, column] = (told[0, column] + 0.3) % 1
-        for before, after in zip(values(generators[0]), values(model.generator(x, t, network_time=told)), strict=True):
+        network_times = t.clone()
+        network_times[0, column] = (network_times[0, column] + 0.3) % 1
+        for before, after in zip(
+            values(generators[0]), values(model.generator(x, t, network_time=network_times)), strict=True
+        ):
             moved = (after - before).abs().flatten(1).amax(1)
             assert float(moved[0]) > MOVED / 10
             assert not moved[1:].any()

@@ -22,29 +22,29 @@ SHAPE = {"image_shape": [3, 4, 6], "patch_size": 2}
         ({"path": MaskedPath(4), "fields": {}}, "fields and aligned.*single field"),
         ({"path": GaussianPath(), "aligned": []}, "fields and aligned.*single field"),
         ({"image_shape": [3, 4, 6]}, r"image_shape=\[3, 4, 6\].*fields="),
-        ({"fields": {"c": {}}}, "fields names c; the path has a, b, image"),
+        ({"fields": {"c": {}}}, "fields.* c.*a, b, image"),
         ({"fields": {"a": {"size": 3}}}, r"fields\['a'\] takes no size"),
         ({"fields": {"a": {"codec": StandardScaler(0, 1)}}}, r"fields\['a'\].*MaskedPath.*Categories"),
         ({"fields": {"b": {"codec": Categories(["x"])}}}, r"fields\['b'\].* 1 categories.*GaussianPath"),
         ({"fields": {"a": {"codec": Categories([*"wxyz"])}}}, r"fields\['a'\].* 4 categories.*MaskedPath"),
-        ({"fields": {"a": {"length": 0}}}, r"fields\['a'\] has length=0; it must be at least 1"),
-        ({"fields": {"image": {**SHAPE, "patch_size": 4}}}, "patch_size=4 must divide height and width"),
-        ({"fields": {"b": SHAPE}}, r"\[3, 4, 6\] has 3 channels, the path num_channels=1"),
+        ({"fields": {"a": {"length": 0}}}, r"fields\['a'\] .*length=0"),
+        ({"fields": {"image": {**SHAPE, "patch_size": 4}}}, "patch_size=4"),
+        ({"fields": {"b": SHAPE}}, r"\[3, 4, 6\].*num_channels=1"),
         ({"fields": {"image": {"image_shape": [4, 6]}}}, r"image_shape=\[4, 6\] must be \[C, H, W\]"),
-        ({"aligned": [["a", "c"]]}, r"aligned=\[\['a', 'c'\]\] must be lists of fields, each in one at most"),
-        ({"aligned": [["a", "b"], ["b", "image"]]}, "must be lists of fields, each in one at most"),
-        ({"aligned": [["a", "a"]]}, "must be lists of fields, each in one at most"),
+        ({"aligned": [["a", "c"]]}, r"aligned=\[\['a', 'c'\]\]"),
+        ({"aligned": [["a", "b"], ["b", "image"]]}, r"aligned=\[\['a', 'b'\], \['b', 'image'\]\]"),
+        ({"aligned": [["a", "a"]]}, r"aligned=\[\['a', 'a'\]\]"),
         ({"aligned": [["a", "b"]], "fields": {"a": {"length": 2}}}, r"aligned=\[\[.a., .b.\]\].*one length"),
         ({"aligned": [["a", "image"]], "fields": {"a": {"length": 6}, "image": SHAPE}}, "fields a, image share"),
-        ({"loss_weights": {"c": 1.0}}, "must be weights ≥ 0 of a, b, image"),
-        ({"loss_weights": {"a": -1.0}}, "must be weights ≥ 0 of a, b, image"),
-        ({"loss_weights": {"b": {"jump": 1.0}}}, "loss_weights={'jump': 1.0} must be weights ≥ 0 of flow"),
-        ({"loss_weights": {"a": {"jump": 1.0}}}, "must be weights ≥ 0 of no part"),
-        ({"divergence": "cross_entropy"}, "divergence='cross_entropy' must be a dict by field, of a, b, image"),
-        ({"divergence": {"c": "cross_entropy"}}, "must be a dict by field, of a, b, image"),
-        ({"divergence": {"a": "squared"}}, "divergence='squared' must be 'generalized_kl' or 'cross_entropy'"),
+        ({"loss_weights": {"c": 1.0}}, "loss_weights={'c': 1.0}.*a, b, image"),
+        ({"loss_weights": {"a": -1.0}}, "loss_weights={'a': -1.0}.*a, b, image"),
+        ({"loss_weights": {"b": {"jump": 1.0}}}, "loss_weights={'jump': 1.0}.*flow"),
+        ({"loss_weights": {"a": {"jump": 1.0}}}, "loss_weights={'jump': 1.0}"),
+        ({"divergence": "cross_entropy"}, "divergence='cross_entropy'.*a, b, image"),
+        ({"divergence": {"c": "cross_entropy"}}, "divergence=.*'c'.*a, b, image"),
+        ({"divergence": {"a": "squared"}}, "divergence='squared'.*'generalized_kl'.*'cross_entropy'"),
         ({"divergence": {"b": {"jump": "squared"}}}, "divergence names jump.*flow"),
-        ({"mask_token_id": 3}, "mask_token_id=3 must be an id below vocab_size=0"),
+        ({"mask_token_id": 3}, "mask_token_id=3.*vocab_size=0"),
     ],
 )  # fmt: skip
 def test_config__bad_fields_are_named(options: dict[str, Any], message: str) -> None:
@@ -117,14 +117,14 @@ def test_forward__images_have_no_padding_and_one_shape() -> None:
     x, t = noisy(model, data(model))
     with pytest.raises(ValueError, match=r"attention_mask\['image'\].*no padding"):
         model(fields=x, time=t, attention_mask={"image": torch.ones(5, 3)})
-    with pytest.raises(ValueError, match=r"fields\['image'\] has shape \(5, 3, 4, 4\); the model takes \[B, 3, 4, 6\]"):
+    with pytest.raises(ValueError, match=r"fields\['image'\] .*\(5, 3, 4, 4\).*\[B, 3, 4, 6\]"):
         model(fields={**x, "image": x["image"][..., :4]}, time=t)
 
 
 @pytest.mark.parametrize(
     ("generators", "message"),
     [
-        ({"d": {"flow": 1.0}}, "generators names d; the fields are cut, price, depth, table"),
+        ({"d": {"flow": 1.0}}, "generators.* d.*cut, price, depth, table"),
         ({"cut": {"jump": 1.0}}, r"generators=.*cut.*superposition"),
         ({"depth": {"jump": 1.0}}, "generators=.*landing"),
     ],

@@ -229,7 +229,7 @@ def test_divergence__conditional_and_marginal_loss_have_the_same_gradient(name: 
     model = chain(name, 2)
     path, states = model.path, model.states()
     time = times(0.4, len(states))
-    joint = model.likelihood(states, time) * model.law  # [X, Z]
+    joint = model.likelihood(states, time) * model.weights  # [X, Z]
     noise = torch.randn(*states.shape, path.vocab_size, generator=torch.Generator().manual_seed(2)).double()
     theta = (noise + model.logits(states, time).clamp(min=-5)).requires_grad_()
     predicted = path.marginal(theta, states, time)
@@ -310,18 +310,14 @@ def test_divergence__mixed_precision_ends_at_the_logits(name: str) -> None:
 
 def test_divergence__unknown_divergence_is_named() -> None:
     path, z, x, time, logits = case("masked")
-    with pytest.raises(
-        ValueError, match="kind='l2' is no divergence of jumps; choose one of generalized_kl, cross_entropy"
-    ):
+    with pytest.raises(ValueError, match=r"kind='l2'.*generalized_kl, cross_entropy"):
         bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind="l2")
 
 
 def test_divergence__cross_entropy_needs_a_target_headed_for_one_symbol() -> None:
     path, _, x, time, logits = case("prior mixture")
     marginal = path.marginal(logits, x, time)
-    with pytest.raises(
-        TypeError, match="cross_entropy needs a target headed for one symbol, got the kernel Categorical"
-    ):
+    with pytest.raises(TypeError, match=r"cross_entropy.*Categorical"):
         bregman.divergence(marginal, marginal, x, kind="cross_entropy")
 
 

@@ -120,7 +120,9 @@ def bin_rates(z: int) -> Tensor:
 
 def jump_of(rates: Tensor, x: Tensor) -> Jump:
     total = rates.sum(-1)
-    logits = torch.where(total[..., None] > 0, rates, 1.0).log()  # where nothing jumps, any law of landings will do
+    logits = torch.where(
+        total[..., None] > 0, rates, 1.0
+    ).log()  # where nothing jumps, any distribution of landings will do
     return Jump(total, Categorical(TensorReadout(logits), x.shape, 4, x.device))
 
 
@@ -275,7 +277,7 @@ def test_bregman__a_divergence_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(values, expected)
         slopes = [torch.autograd.grad(d.sum(), b, retain_graph=True)[0] for d in (values, expected)]
         torch.testing.assert_close(slopes[0], slopes[1])
-    with pytest.raises(ValueError, match="'mine' is defined for positive numbers only"):
+    with pytest.raises(ValueError, match=r"'mine'.*positive"):
         divergence(Flow(a), Flow(b), x, kind="mine")
     skewed = Bregman(lambda a: a**4 + a.exp())  # on the whole line: also of velocities
     torch.testing.assert_close(
@@ -290,25 +292,21 @@ def test_bregman__a_divergence_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", POSITIVE)
 def test_bregman__velocities_have_either_sign(name: str) -> None:
     flow = Flow(torch.ones(2, 2))
-    with pytest.raises(
-        ValueError, match=f"'{name}' is defined for positive numbers only, and velocities have either sign"
-    ):
+    with pytest.raises(ValueError, match=f"'{name}'.*velocities"):
         divergence(flow, flow, torch.zeros(2, 2), kind=name)
 
 
 @pytest.mark.parametrize("part", ["diffusion", "jump"])
 @pytest.mark.parametrize("name", ["cosh", "log_cosh", "exponential"])
 def test_bregman__rates_are_positive_and_unbounded(part: str, name: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"'{name}' of rates or squared scales, .*: choose squared or one of generalized_kl"
-    ):
+    with pytest.raises(ValueError, match=f"'{name}'.*squared.*generalized_kl"):
         named(name, part)
     assert named("squared", part) is DIVERGENCES["squared"]
 
 
 @pytest.mark.parametrize("part", ["flow", "diffusion", "jump"])
 def test_bregman__unknown_names_are_named(part: str) -> None:
-    with pytest.raises(ValueError, match="divergence='l1' is unknown; choose one of squared, generalized_kl"):
+    with pytest.raises(ValueError, match=r"divergence='l1'.*squared, generalized_kl"):
         named("l1", part)
 
 

@@ -234,10 +234,10 @@ def test_conditional_loss__the_config_chooses_the_divergence() -> None:
 def test_conditional_loss__its_mean_times_the_length_is_the_bound(name: str, schedule: Any) -> None:
     """Times uniform in κ make the loss an unbiased estimate of the bound per position: 200 batches, within 4.5 stderr."""
     model = chain(name, 2, schedule)
-    exact = float(exact_bound(model, 100) @ model.law)
+    exact = float(exact_bound(model, 100) @ model.weights)
     noise, losses = rng(10), []
     for _ in range(200):
-        z = model.data[torch.multinomial(model.law, 100, replacement=True, generator=noise)]
+        z = model.data[torch.multinomial(model.weights, 100, replacement=True, generator=noise)]
         losses.append(float(conditional_loss(model, z, rng=noise, time_sampler=UniformTimeSampler())) * model.length)
     mean, stderr = torch.tensor(losses).mean(), torch.tensor(losses).std() / math.sqrt(200)
     assert abs(float(mean) - exact) < SIGMAS * float(stderr)
@@ -249,7 +249,7 @@ def test_conditional_loss__its_mean_times_the_length_is_the_bound(name: str, sch
 
 @pytest.mark.parametrize("masks", [{"attention_mask": torch.zeros(6, 8)}, {"scored": torch.zeros(6, 8).bool()}])
 def test_conditional_loss__nothing_to_score_is_named(masks: dict) -> None:
-    with pytest.raises(ValueError, match="nothing is left to score"):
+    with pytest.raises(ValueError, match=next(iter(masks))):
         conditional_loss(network("masked"), batch(), **masks)
 
 
@@ -280,7 +280,7 @@ def test_conditional_loss__data_that_does_not_fit_is_named() -> None:
     model = network("masked")
     with pytest.raises(ValueError, match=r"ids from \d to 7; vocab_size=7"):
         conditional_loss(model, torch.full((2, 3), 7))
-    with pytest.raises(ValueError, match="z must be a long tensor"):
+    with pytest.raises(ValueError, match=r"z .*torch\.float32"):
         conditional_loss(model, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="kind='l2'"):
         conditional_loss(model, batch(), divergence="l2")

@@ -183,7 +183,7 @@ class Broken(MetricPath):
 
     inside = False
 
-    def probs(self, z: Tensor, t: Tensor) -> Tensor:  # the law itself stays as it is
+    def probs(self, z: Tensor, t: Tensor) -> Tensor:  # the distribution itself stays as it is
         self.inside = True
         rows = super().probs(z, t)
         self.inside = False
@@ -288,11 +288,11 @@ class Odd(FinitePath):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("start", "must not depend on z at t = 0"),
-        ("end", r"must be 1\[x = z\] at t = 1"),
-        ("sum", "must sum to 1"),
-        ("sign", "must not be negative"),
-        ("shape", r"must have the shape \[n, K\]"),
+        ("start", "probs.*t = 0"),
+        ("end", "probs.*t = 1"),
+        ("sum", "probs.*sum"),
+        ("sign", "probs.*negative"),
+        ("shape", r"probs.*\[n, K\]"),
     ],
 )
 def test_check_kolmogorov__names_probs_that_are_no_path(fault: str, message: str) -> None:
@@ -303,11 +303,11 @@ def test_check_kolmogorov__names_probs_that_are_no_path(fault: str, message: str
 def test_exact_model__checks_its_weights_and_sources() -> None:
     data = torch.tensor([[0, 1], [1, 1]])
     for law in (torch.ones(3), torch.tensor([1.0, -1.0]), torch.zeros(2)):
-        with pytest.raises(ValueError, match=r"weights=.* for each of the 2 data points"):
+        with pytest.raises(ValueError, match=r"weights=.*\b2\b"):
             ExactModel(UniformPath(3), data, law)
     with pytest.raises(ValueError, match="x_0 is given"):
         ExactModel(UniformPath(3), data, x_0=data)
-    with pytest.raises(ValueError, match="a coupled path needs x_0"):
+    with pytest.raises(ValueError, match="x_0"):
         ExactModel(MixturePath(3, coupled=True), data)
     with pytest.raises(ValueError, match="must increase"):
         check_kolmogorov(UniformPath(3), times=[0.5, 0.1])

@@ -1,4 +1,5 @@
-"""Coupled mixture paths p_t(x|z, x_0) = (1 − κ) 1[x = x_0] + κ 1[x = z]: laws, bounds on −log p(z|x_0), refusals."""
+"""Coupled mixture paths p_t(x|z, x_0) = (1 − κ) 1[x = x_0] + κ 1[x = z]: distributions, bounds on −log p(z|x_0),
+refusals."""
 
 import math
 from typing import Any
@@ -45,7 +46,7 @@ def chain(path: MixturePath = PATH) -> ExactModel:
     return ExactModel(path, PAIRS[:, 2:], LAW, x_0=PAIRS[:, :2])
 
 
-# ---- laws
+# ---- distributions
 
 
 @pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
@@ -93,8 +94,9 @@ def test_coupled_path__moves_symbols_outside_the_prior_too() -> None:
 
 @pytest.mark.parametrize("method", ["tau_leaping", "euler", "uniformization"])
 def test_coupled_path__turns_sources_into_data(method: str) -> None:
-    """x_0 from the pairs, simulated with their exact posterior: x_t has the law Σ P(z, x_0) p_t(x|z, x_0) halfway and at
-    the end. The grid's error at 128 steps is below 0.004 in total variation, of which 5000 draws see nothing."""
+    """x_0 from the pairs, simulated with their exact posterior: x_t has the distribution Σ P(z, x_0) p_t(x|z, x_0)
+    halfway and at the end. The grid's error at 128 steps is below 0.004 in total variation, of which 5000 draws see
+    nothing."""
     model = chain()
     n = 5_000
     source = model.x_0[torch.multinomial(LAW, n, replacement=True, generator=rng(1))]
@@ -255,9 +257,9 @@ Z, HALF = torch.zeros(2, 3, dtype=torch.long), times(0.5, 2)
     ("call", "message"),
     [
         (lambda: MixturePath(3, coupled=True, rates="reversal"), 'a coupled path has rates="mixture"'),
-        (lambda: MixturePath(3), "prior is missing: give probabilities .*, or coupled=True"),
+        (lambda: MixturePath(3), "prior.*coupled=True"),
         (lambda: PATH.prior((2, 3)), "coupled=True.*x_0"),
-        (lambda: PATH.sample(Z, HALF), r"a coupled path needs x_0, the sources, of z's shape \(2, 3\); got nothing"),
+        (lambda: PATH.sample(Z, HALF), r"x_0.* \(2, 3\)"),
         (lambda: PATH.sample(Z, HALF, x_0=Z[:, :2]), r"of z's shape \(2, 3\); got shape \(2, 2\)"),
         (lambda: PATH.sample(Z, HALF, x_0=Z + 3), "x_0 holds ids from 3 to 3"),
         (lambda: PATH.sample(Z, HALF, x_0=Z.float()), "x_0 must be a long tensor"),

@@ -1,4 +1,5 @@
-"""p_t(x|z) = (1 − κ) U[low, high] + κ δ_z: the weak Kolmogorov equation of its jump, flow and diffusion, and their laws."""
+"""p_t(x|z) = (1 − κ) U[low, high] + κ δ_z: the weak Kolmogorov equation of its jump, flow and diffusion, and their
+distributions."""
 
 import json
 import math
@@ -106,7 +107,7 @@ def test_euclidean_mixture_path__last_step_with_a_jump_arrives(generators: Any) 
     assert bool((simulate(known, path.prior([50, 1], rng(1)).double(), [0.3, 1.0], rng(2)) == 0.5).all())
 
 
-# ---- the law
+# ---- the distribution
 
 
 def test_euclidean_mixture_path__samples_have_the_distribution_p_t() -> None:
@@ -215,8 +216,8 @@ def test_euclidean_mixture_path__jump_is_exact_in_any_number_of_steps(steps: int
 
 STEPS = 100
 BIAS = 0.005
-"""KS distance that 100 even steps to t = 0.95 leave by themselves, of first order: of the flow, whose law is measured
-without noise below, 0.004."""
+"""KS distance that 100 even steps to t = 0.95 leave by themselves, of first order: of the flow, whose distribution is
+measured without noise below, 0.004."""
 
 
 @pytest.mark.parametrize(
@@ -385,9 +386,9 @@ def test_euclidean_mixture_path__defaults() -> None:
         (
             {"generators": {"drift": 1.0}},
             ValueError,
-            "generators drift are unknown; choose among jump, flow, diffusion",
+            "generators.*drift.*jump, flow, diffusion",
         ),
-        ({"generators": {"jump": 0.5}}, ValueError, "must have weights ≥ 0 of sum 1 at all times"),
+        ({"generators": {"jump": 0.5}}, ValueError, r"generators=\{'jump': 0.5\}"),
         ({"stop": 1.0}, ValueError, "stop=1.0 must lie in"),
     ],
 )
@@ -398,11 +399,11 @@ def test_euclidean_mixture_path__names_bad_arguments(arguments: dict, error: typ
 
 def test_euclidean_mixture_path__names_bad_states() -> None:
     path, x, t = path_of(), torch.zeros(2, 1), times(0.5, 2)
-    with pytest.raises(ValueError, match=r"x goes from 2.1 to 2.1, beyond the path's low=-1.0 and high=2.0"):
+    with pytest.raises(ValueError, match=r"x .*2.1 to 2.1.*low=-1.0.*high=2.0"):
         path.conditional(x, x + 2.1, t)
-    with pytest.raises(ValueError, match=r"z goes from -1.5 to -1.5, beyond the path's low=-1.0"):
+    with pytest.raises(ValueError, match=r"z .*-1.5 to -1.5.*low=-1.0"):
         path.sample(x - 1.5, t)
-    with pytest.raises(ValueError, match=r"z goes from 0 to 0; the bins cover only 0.5 to 1"):
+    with pytest.raises(ValueError, match=r"z .*0 to 0.*0.5 to 1"):
         path_of(bins=Bins(0.5, 1.0)).conditional(x, x, t)
     with pytest.raises(ValueError, match="x must be a floating-point tensor"):
         path.conditional(x, x.long(), t)

@@ -1,4 +1,5 @@
-"""A path of one's own needs p_t(x|z) alone: samples, derivative, mean law, evidence, candidates, and its way to a model."""
+"""A path of one's own needs p_t(x|z) alone: samples, derivative, mean distribution, evidence, candidates, and its way
+to a model."""
 
 import json
 import math
@@ -50,7 +51,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---- the law
+# ---- the distribution
 
 
 @every_path

@@ -175,7 +175,7 @@ def test_gaussian_path__marginal_drifts_of_smooth_data_solve_the_kolmogorov_equa
 def test_gaussian_path__marginal_jump_of_smooth_data_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float
 ) -> None:
-    """Rate and law are exact, landings a lattice of 400 pairs (z, landing). The slopes are 0.02 to 0.3."""
+    """Rate and distribution are exact, landings a lattice of 400 pairs (z, landing). The slopes are 0.02 to 0.3."""
     path = GaussianPath({"jump": 1.0}, schedule=schedule, bins=Bins(-4, 4))
     x = torch.linspace(-6, 6, 200, dtype=torch.float64)
     weight = torch.full_like(x, 12 / 199)
@@ -217,8 +217,8 @@ def best_readout(path: GaussianPath, schedule: AffineSchedule, x: Tensor, t: flo
 def test_gaussian_path__marginal_of_the_best_network_solves_the_kolmogorov_equation(
     schedule: AffineSchedule, t: float, prediction: str, bins: Bins
 ) -> None:
-    """The laws of bins are matched exactly; what is left is the width of the bins squared, of the order of 10⁻³, and of a
-    flow by its velocity the data beyond the ends of z, 10⁻⁷. The slopes are 0.05 to 0.3."""
+    """The distributions of bins are matched exactly; what is left is the width of the bins squared, of the order of
+    10⁻³, and of a flow by its velocity the data beyond the ends of z, 10⁻⁷. The slopes are 0.05 to 0.3."""
     path = GaussianPath({"flow": 0.5, "jump": 0.5}, schedule=schedule, prediction=prediction, bins=bins)
     x = torch.linspace(-6, 6, 200, dtype=torch.float64)
     weight = torch.full_like(x, 12 / 199)
@@ -231,7 +231,7 @@ def test_gaussian_path__marginal_of_the_best_network_solves_the_kolmogorov_equat
     assert float(slopes(x, weight, density, t).abs().max()) > 0.05
 
 
-# ---- the law
+# ---- the distribution
 
 
 @every_schedule
@@ -527,9 +527,9 @@ def test_gaussian_path__action_of_a_superposition_is_weighed() -> None:
     ],
 )
 def test_gaussian_path__refuses_weights_that_do_not_sum_to_1(weights: Any) -> None:
-    with pytest.raises(ValueError, match="must have weights ≥ 0 of sum 1 at all times"):
+    with pytest.raises(ValueError, match=r"generators=\{.*'flow'"):
         GaussianPath(weights)
-    with pytest.raises(ValueError, match="must have weights ≥ 0 of sum 1 at all times"):
+    with pytest.raises(ValueError, match=r"generators=\{.*'flow'"):
         GaussianPath(ALL).reweighted(weights)
 
 
@@ -587,9 +587,9 @@ def test_gaussian_path__travels_through_json(generators: Any, schedule: AffineSc
         (
             {"generators": {"flow": 0.5, "drift": 0.5}},
             ValueError,
-            "generators drift are unknown; choose among flow, diff",
+            "generators.*drift.*flow, diff",
         ),
-        ({"generators": 0.5}, TypeError, "generators=0.5 must be weights by name, such as"),
+        ({"generators": 0.5}, TypeError, "generators=0.5"),
         ({"generators": ["flow"]}, TypeError, "must be weights by name"),
         ({"generators": {"flow": [1.0]}}, ValueError, r"two values, got \[1.0\]"),
         ({"num_channels": 0}, ValueError, "num_channels=0 must be at least 1"),
@@ -604,12 +604,12 @@ def test_gaussian_path__travels_through_json(generators: Any, schedule: AffineSc
         (
             {"generators": {"jump": 1.0}, "prediction": "velocity"},
             ValueError,
-            "bins from -1.0 to 1.0 do not cover the prior",
+            "bins.*-1.0.*1.0",
         ),
         (
             {"generators": {"jump": 1.0}, "prediction": "data", "bins": Bins(-9, 3.2)},
             ValueError,
-            "bins of the landing need low ≤ −3.3 and high ≥ 3.3",
+            "bins.*low ≤ −3.3.*high ≥ 3.3",
         ),
         (
             {"generators": {"jump": 1.0}, "prediction": "noise", "bins": Bins(1, 9)},
@@ -634,17 +634,17 @@ STATE = torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("z", "x", "t", "message"),
     [
-        (STATE, STATE.long(), times(0.5, 2), "x must be a floating-point tensor .* got torch.int64"),
+        (STATE, STATE.long(), times(0.5, 2), "x .*floating-point.*torch.int64"),
         (STATE.long(), STATE, times(0.5, 2), "z must be a floating-point tensor"),
         (STATE, [[0.0]], times(0.5, 2), "x must be a floating-point tensor"),
-        (STATE, torch.zeros(2), times(0.5, 2), r"x must be a floating-point tensor .* of shape \(2,\)"),
-        (STATE, STATE.clone().fill_(math.nan), times(0.5, 2), "x holds numbers that are not finite"),
-        (STATE.clone().fill_(math.inf), STATE, times(0.5, 2), "z holds numbers that are not finite"),
+        (STATE, torch.zeros(2), times(0.5, 2), r"x .*floating-point.*shape \(2,\)"),
+        (STATE, STATE.clone().fill_(math.nan), times(0.5, 2), "x .*finite"),
+        (STATE.clone().fill_(math.inf), STATE, times(0.5, 2), "z .*finite"),
         (torch.zeros(2, 4), STATE, times(0.5, 2), r"z has shape \(2, 4\), x has \(2, 3\)"),
         (STATE, STATE, times(0.5, 3), r"t must have shape \[B\] = \[2\]"),
         (STATE, STATE, 0.5, r"t must have shape \[B\] = \[2\], got 0.5"),
         (STATE, STATE, times(1.5, 2), r"times must lie in \[0, 1\]"),
-        (STATE + 1.5, STATE, times(0.5, 2), "z goes from 1.5 to 1.5; the bins cover only -1 to 1"),
+        (STATE + 1.5, STATE, times(0.5, 2), "z .*1.5 to 1.5.*-1 to 1"),
     ],
 )
 def test_gaussian_path__names_bad_states(z: Any, x: Any, t: Any, message: str) -> None:
@@ -656,16 +656,16 @@ def test_gaussian_path__data_may_lie_outside_of_bins_that_are_not_used() -> None
     GaussianPath().conditional(STATE + 9, STATE, times(0.5, 2))
     GaussianPath(prediction="noise").conditional(STATE + 9, STATE, times(0.5, 2))
     for path in (GaussianPath(ALL, prediction="velocity", bins=Bins(-4, 4)), GaussianPath(prediction="belief")):
-        with pytest.raises(ValueError, match="z goes from 9 to 9; the bins cover only"):
+        with pytest.raises(ValueError, match=r"z .*9 to 9"):
             path.conditional(STATE + 9, STATE, times(0.5, 2))
 
 
 def test_gaussian_path__names_bad_readouts() -> None:
     with pytest.raises(ValueError, match=r"readout\('flow'\) has shape \(2, 2\); expected x's shape \(2, 3\)"):
         GaussianPath().marginal(torch.zeros(2, 2), STATE, times(0.5, 2))
-    with pytest.raises(ValueError, match="a path with a jump needs a readout of 'flow', 'rate' and 'landing'"):
+    with pytest.raises(ValueError, match=r"readout.*'rate'.*'landing'"):
         GaussianPath(ALL, prediction="data", bins=Bins(-4, 4)).marginal(STATE, STATE, times(0.5, 2))
-    with pytest.raises(ValueError, match="x holds numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"x .*finite"):
         GaussianPath().marginal(STATE, STATE / 0, times(0.5, 2))
     with pytest.raises(ValueError, match="x_0 is given"):
         GaussianPath().sample(STATE, times(0.5, 2), rng(), STATE)

@@ -1,4 +1,5 @@
-"""p_t(x|z) ∝ p0(x) e^{−β(t) d(x, z)}: distances and configs, laws from end to end, losses, and the cost of many symbols."""
+"""p_t(x|z) ∝ p0(x) e^{−β(t) d(x, z)}: distances and configs, distributions from end to end, losses, and the cost of
+many symbols."""
 
 import base64
 import json
@@ -126,7 +127,7 @@ def test_metric_path__refuses_two_symbols_with_one_embedding(seed: int, power: f
     """Whatever the rounding of |a|² + |b|² − 2ab: such symbols would never be told apart."""
     rows = torch.randn(6, 7, generator=rng(seed), dtype=torch.float64)
     rows[3] = rows[1]
-    with pytest.raises(ValueError, match="embeddings hold the same row twice"):
+    with pytest.raises(ValueError, match=r"embeddings.*row"):
         MetricPath(6, embeddings=rows, power=power)
 
 
@@ -229,7 +230,7 @@ def test_metric_path__load_tables_replaces_all_that_was_computed_before(name: st
         ({"embeddings": torch.rand(4, 3)}, r"tables=\{'embeddings': \[4, 3\]\}.*\[4, 2\]"),
         ({"embeddings": torch.rand(4, 2), "more": torch.rand(1)}, "more"),
         ({"embeddings": torch.full((4, 2), math.nan)}, "embeddings must be finite"),
-        ({"embeddings": torch.ones(4, 2)}, "embeddings hold the same row twice"),
+        ({"embeddings": torch.ones(4, 2)}, "embeddings.*row"),
     ],
 )
 def test_metric_path__refuses_tables_that_are_not_its_own(tables: dict[str, torch.Tensor], message: str) -> None:
@@ -243,7 +244,7 @@ def test_metric_path__refuses_a_shape_that_is_not_its_own() -> None:
     for name, shape in (("distance", [4, 3]), ("embeddings", [3, 2]), ("embeddings", [4])):
         with pytest.raises(ValueError, match=f"{name} must have the shape"):
             MetricPath(4, **{name: {"shape": shape}})
-    with pytest.raises(ValueError, match=r"embeddings must be a table of numbers.*rows"):
+    with pytest.raises(ValueError, match=r"embeddings.*rows"):
         MetricPath(4, embeddings={"rows": ROWS})
 
 
@@ -294,14 +295,14 @@ def test_metric_path__paths_that_differ_are_not_equal() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give distance .* or embeddings .*, one of them"),
+        ({}, "distance .*embeddings"),
         ({"distance": DISTANCE, "embeddings": ROWS}, "one of them"),
-        ({"distance": [[0, 1], [1, 0]]}, r"distance must have the shape \[4, 4\], got \[2, 2\]"),
-        ({"distance": torch.rand(4, 3)}, r"distance must have the shape \[4, 4\], got \[4, 3\]"),
-        ({"embeddings": torch.rand(3, 2)}, r"embeddings must have the shape \[4, 2\], got \[3, 2\]"),
+        ({"distance": [[0, 1], [1, 0]]}, r"distance.*\[4, 4\].*\[2, 2\]"),
+        ({"distance": torch.rand(4, 3)}, r"distance.*\[4, 4\].*\[4, 3\]"),
+        ({"embeddings": torch.rand(3, 2)}, r"embeddings.*\[4, 2\].*\[3, 2\]"),
         ({"embeddings": torch.full((4, 2), math.nan)}, "embeddings must be finite"),
-        ({"embeddings": torch.rand(4)}, "embeddings must have the shape"),
-        ({"distance": 1 - 0.5 * torch.eye(4)}, "distance must be 0 from a symbol to itself"),
+        ({"embeddings": torch.rand(4)}, "embeddings.*shape"),
+        ({"distance": 1 - 0.5 * torch.eye(4)}, "distance.* 0 "),
         ({"distance": torch.zeros(4, 4)}, "positive between two symbols"),
         ({"distance": torch.eye(4) - 1}, "positive between two symbols"),
         ({"embeddings": [[0.0, 0], [1, 0], [2, 2], [3, 1]], "normalize": True}, "a row of length 0"),
@@ -311,7 +312,7 @@ def test_metric_path__paths_that_differ_are_not_equal() -> None:
         ({"distance": DISTANCE, "a": math.nan}, "a=nan must be positive"),
         (
             {"distance": DISTANCE, "prior": [0.5, 0.5, 0, 0]},
-            "prior must hold vocab_size=4 positive probabilities of sum 1",
+            "prior.*vocab_size=4",
         ),
         ({"distance": DISTANCE, "prior": [1.0]}, "prior must hold vocab_size=4"),
         ({"distance": DISTANCE, "prior": [0.5] * 4}, "of sum 1"),
@@ -326,7 +327,7 @@ def test_metric_path__names_bad_arguments(arguments: dict, message: str) -> None
         MetricPath(4, **arguments)
 
 
-# ---- laws
+# ---- distributions
 
 
 @every_path
@@ -368,7 +369,7 @@ def test_metric_path__beta_derivative_is_that_of_beta(schedule: Any, a: float) -
 @every_path
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.9])
 def test_metric_path__closed_derivative_is_that_of_probs(name: str, t: float) -> None:
-    """−β' p (d − E_p d), against forward-mode differentiation of the law."""
+    """−β' p (d − E_p d), against forward-mode differentiation of the distribution."""
     path = PATHS[name]
     z = torch.arange(4)
     slope = path.derivative(z, times(t, 4))
@@ -390,7 +391,7 @@ def test_metric_path__rate_at_the_start_is_not_nan(schedule: Any, a: float) -> N
 @pytest.mark.parametrize("schedule", [LinearSchedule(), PowerSchedule(2)], ids=repr)
 @pytest.mark.parametrize("method", ["euler", "tau_leaping"])
 def test_metric_path__infinite_or_undefined_rate_at_the_start_loses_no_jumps(schedule: Any, method: str) -> None:
-    """a = 1/2: β' is infinite at t = 0, or ∞ · 0. The law at t = 0.5 after one step of a single token is p_0.5."""
+    """a = 1/2: β' is infinite at t = 0, or ∞ · 0. The distribution at t = 0.5 after one step of a single token is p_0.5."""
     path = MetricPath(4, distance=DISTANCE, schedule=schedule, a=0.5)
     model = ExactModel(path, torch.arange(4)[:, None], torch.tensor([1.0, 2.0, 4.0, 8.0]))
     x = simulate(model, path.prior((20_000, 1), rng()), [0.0, 0.5], rng(1), method)

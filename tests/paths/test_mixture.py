@@ -1,4 +1,5 @@
-"""p_t(x|z) = (1 − κ) p0(x) + κ 1[x = z] per token: its laws, the Kolmogorov equation of its generators, its configs."""
+"""p_t(x|z) = (1 − κ) p0(x) + κ 1[x = z] per token: its distributions, the Kolmogorov equation of its generators, its
+configs."""
 
 import itertools
 import json
@@ -76,7 +77,7 @@ def test_mixture_path__marginal_generator_solves_the_kolmogorov_equation(
 ) -> None:
     """dp_t/dt = R p_t over all states of the sequence; rates reach 10³ near the ends, so rounding reaches 1e-13."""
     model = chain(name, 2, schedule)
-    p, dp = law_and_derivative(model, t, model.law)
+    p, dp = law_and_derivative(model, t, model.weights)
     assert float((dp - joint_rates(model, t) @ p).abs().max()) < 1e-12
     assert float(dp.abs().max()) > 1e-4
 
@@ -103,7 +104,7 @@ def test_mixture_path__marginal_generator_is_the_posterior_mean_of_the_condition
         model, average = chain(name, 2), 0.0
         states = model.states()
         t = times(0.4, len(states))
-        joint = model.likelihood(states, t) * model.law
+        joint = model.likelihood(states, t) * model.weights
         posterior = joint / joint.sum(1, keepdim=True)
         for index, z in enumerate(model.data):
             rates = model.path.conditional(z.expand_as(states), states, t).rates(states)
@@ -112,7 +113,7 @@ def test_mixture_path__marginal_generator_is_the_posterior_mean_of_the_condition
         torch.testing.assert_close(model.generator(states, t).rates(states), average, rtol=1e-12, atol=1e-12)
 
 
-# ---- laws
+# ---- distributions
 
 
 @every_path
@@ -268,7 +269,7 @@ def test_mixture_path__leave_one_out_logits_plus_evidence_are_the_posterior(name
     posterior = model.logits(states, times(t, len(states))).softmax(-1)
     evidence = path.evidence(states, times(t, len(states)))
     for i in range(model.length):
-        others = tokens[..., [j for j in range(model.length) if j != i]].prod(-1) * model.law
+        others = tokens[..., [j for j in range(model.length) if j != i]].prod(-1) * model.weights
         onehot = torch.nn.functional.one_hot(model.data[:, i], path.vocab_size).double()
         belief = (others @ onehot).log()
         logits = belief.scatter_add(1, states[:, i, None], evidence[:, i, None])
@@ -286,7 +287,7 @@ def test_mixture_path__evidence_stays_finite_at_both_ends() -> None:
     assert float(near) == pytest.approx(math.log(3e12), rel=1e-5)
 
 
-# ---- the law as a table, and noising again
+# ---- the distribution as a table, and noising again
 
 
 @every_path
@@ -391,7 +392,7 @@ def test_mixture_path__paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [math.nan, 1.0]), "of sum nan"),
         (
             lambda: Path.from_dict({"type": "blurred"}),
-            "type='blurred' names no Path; known: euclidean_mixture, gaussian, masked, metric, mixture, product, uniform",
+            "type='blurred'.*euclidean_mixture, gaussian, masked, metric, mixture, product, uniform",
         ),
         (
             lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),

@@ -1,9 +1,11 @@
-"""Products of paths: their JSON, times, shapes, laws by field, and the Kolmogorov forward equation of their generators."""
+"""Products of paths: their JSON, times, shapes, distributions by field, and the Kolmogorov forward equation of their
+generators."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -62,7 +64,7 @@ def test_product_path__factors_come_as_a_mapping_as_pairs_or_as_keywords() -> No
 
 @pytest.mark.parametrize("name", ["", "a.b", "a:b", "type", "factors", "independent_times"])
 def test_product_path__refuses_invalid_names(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot be the name of a field"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         ProductPath({name: KIND})
 
 
@@ -70,7 +72,7 @@ def test_product_path__refuses_invalid_names(name: str) -> None:
     ("factors", "error", "message"),
     [
         ({}, ValueError, "a product needs fields"),
-        ({"a": 3}, TypeError, "field 'a' has 3; give the path of a single field"),
+        ({"a": 3}, TypeError, "'a'.*\\b3\\b"),
         ({"a": ProductPath(b=KIND)}, TypeError, "field 'a' has ProductPath.*of a single field"),
         ({"a": MixturePath(3, coupled=True)}, ValueError, "field 'a' has coupled=True"),
     ],
@@ -99,7 +101,7 @@ def test_product_path__times_are_by_field() -> None:
 
 def test_product_path__names_times_that_do_not_fit() -> None:
     columns = torch.full((3, 2), 0.5).double()
-    with pytest.raises(ValueError, match=r"\(3, 2\); this path takes \[B\]: the fields share one time"):
+    with pytest.raises(ValueError, match=r"\(3, 2\).*\[B\]"):
         path().times(columns)
     for wrong in (columns[:, :1], torch.zeros(3, 3), torch.zeros(3, 2, 1), torch.zeros(())):
         with pytest.raises(ValueError, match=r"this path takes \[B\] or \[B, 2\]"):
@@ -115,7 +117,7 @@ def test_product_path__latest_is_that_of_the_field_which_stops_first() -> None:
     assert torch.equal(stops.time(numbers(0.3)), numbers(0.3))
 
 
-# ---- laws by field
+# ---- distributions by field
 
 
 def test_product_path__samples_have_the_distributions_of_their_fields() -> None:
@@ -140,7 +142,7 @@ def test_product_path__prior_is_that_of_each_field() -> None:
     assert bool((x["kind"] == 3).all())
     assert x["size"].shape == shapes["size"]
     assert kolmogorov(x["size"], normal_cdf)[1] > LEAST_P
-    with pytest.raises(ValueError, match="shape must be a dict with the fields kind, size; got kind"):
+    with pytest.raises(ValueError, match=r"shape .*kind, size.*kind"):
         path().prior({"kind": (5, 3)})
 
 
@@ -158,8 +160,8 @@ def test_product_path__scored_entries_are_marked_and_found_by_field() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (torch.zeros(2, 1), "x must be a dict with the fields kind, size; got Tensor"),
-        ({"kind": torch.zeros(2, 1)}, "x must be a dict with the fields kind, size; got kind"),
+        (torch.zeros(2, 1), "x .*kind, size.*Tensor"),
+        ({"kind": torch.zeros(2, 1)}, "x .*kind, size.*kind"),
         ({"kind": 0, "size": 0, "more": 0}, "got kind, more, size"),
         ({"kind": torch.full((2, 1), 9), "size": torch.zeros(2, 1)}, r"x\['kind'\] holds ids from 9 to 9"),
         ({"kind": torch.zeros(2, 1).long(), "size": torch.full((2, 1), torch.nan)}, r"x\['size'\].*not finite"),

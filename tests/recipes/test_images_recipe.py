@@ -217,10 +217,10 @@ def test_image_recipe__trains_on_a_stream(image_recipe: ModuleType, arguments: l
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("path", "diffusion", "path='diffusion' must be gaussian, masked or uniform"),
+        ("path", "diffusion", "path='diffusion'.*gaussian, masked"),
         ("times", "bell", "times='bell' must be logit_normal or uniform"),
         ("generators", '{"leap": 1.0}', r"generators.leap "),
-        ("generators", '{"flow": 0.7}', "must have weights ≥ 0 of sum 1"),
+        ("generators", '{"flow": 0.7}', "generators="),
         ("divergence", '{"jump": "cosh"}', "divergence='cosh' of rates"),
         ("prediction", "pixels", "prediction='pixels' must be 'belief', 'velocity'"),
         ("patch_size", "3", "patch_size=3 must divide"),

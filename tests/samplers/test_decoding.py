@@ -1,4 +1,4 @@
-"""Decoding orders: what each keeps of the law and what it leaves, how many positions go at once, and which."""
+"""Decoding orders: what each keeps of the distribution and what it leaves, how many positions go at once, and which."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def drawn(model: Any, sampler: Sampler, rows: int = N, length: int = 3, steps: i
 
 
 def p_value(model: EnumeratedChain, x: Tensor) -> float:
-    return chi_square(torch.bincount(index_of(x, 3), minlength=27), model.law)
+    return chi_square(torch.bincount(index_of(x, 3), minlength=27), model.weights)
 
 
 @pytest.mark.parametrize("schedule", [None, CosineSchedule()], ids=["linear", "cosine"])
@@ -98,7 +98,7 @@ def test_confidence__has_the_distribution_of_its_definition_which_is_not_that_of
     model = EnumeratedChain(MaskedPath(4), 3, 3)
     law = one_by_one(model, "confidence")
     assert law.sum() == pytest.approx(1)
-    assert (law - model.law).abs().sum() / 2 > 0.2
+    assert (law - model.weights).abs().sum() / 2 > 0.2
     run = drawn(model, sampler)
     assert chi_square(torch.bincount(index_of(run.x, 3), minlength=27), law) > LEAST_P
 
@@ -106,7 +106,7 @@ def test_confidence__has_the_distribution_of_its_definition_which_is_not_that_of
 @pytest.mark.parametrize("order", ["margin", "entropy"])
 def test_orders__definition_by_the_state_alone_gives_back_the_distribution(order: str) -> None:
     model = EnumeratedChain(MaskedPath(4), 3, 3)
-    assert (one_by_one(model, order) - model.law).abs().max() < 1e-12
+    assert (one_by_one(model, order) - model.weights).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Grids: their spacings and ends, and the error they leave, by exact laws."""
+"""Grids: their spacings and ends, and the error they leave, by exact distributions."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from gm_discrete import CosineSchedule, LinearSchedule, MaskedPath, PowerSchedule, UniformPath, time_grid
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.samplers import SPACINGS
-from tests.helpers.distributions import ALL_PATHS, chain, sampler_laws, total_variation
+from tests.helpers.distributions import ALL_PATHS, chain, sampler_distributions, total_variation
 
 # What is even along the grid, as a function of κ.
 EVEN = {
@@ -51,9 +51,9 @@ def test_time_grid__arguments_out_of_range_are_named() -> None:
 
 
 def error(name: str, steps: int, spacing: str) -> float:
-    """Total variation of the law of tau-leaping from the data, on L = 3."""
+    """Total variation of the distribution of tau-leaping from the data, on L = 3."""
     model = chain(name)
-    law: Tensor = sampler_laws(model, time_grid(model.path, steps, spacing).tolist(), "tau_leaping")[-1]
+    law: Tensor = sampler_distributions(model, time_grid(model.path, steps, spacing).tolist(), "tau_leaping")[-1]
     return total_variation(law, model.joint_marginal(1.0))
 
 

@@ -25,12 +25,12 @@ class Conditioned:
     def __init__(self, path: Any) -> None:
         self.path, self.plain, self.given = path, EnumeratedChain(path, 3, 3), EnumeratedChain(path, 3, 3)
         self.chance = torch.rand(27, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 2
-        self.given.law = self.plain.law * self.chance
-        self.given.law = self.given.law / self.given.law.sum()
+        self.given.weights = self.plain.weights * self.chance
+        self.given.weights = self.given.weights / self.given.weights.sum()
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         joint = (
-            self.plain.likelihood(x, t.clamp(min=1e-9)) * self.plain.law
+            self.plain.likelihood(x, t.clamp(min=1e-9)) * self.plain.weights
         )  # neighbours at t = 0 are of a time before it
         return ((joint * self.chance).sum(1) / joint.sum(1)).log()
 
@@ -90,8 +90,8 @@ def test_classifier_guidance__steps_have_the_distribution_given_the_condition(na
     x_0 = case.path.prior((1500, 3), rng)
     run = simulate(guided, x_0, torch.linspace(0, 1, 161), rng, method, return_info=True)
     counts = torch.bincount(index_of(run.x, 3), minlength=27)
-    assert chi_square(counts, case.given.law) > LEAST_P
-    assert chi_square(counts, case.plain.law) < 1e-12
+    assert chi_square(counts, case.given.weights) > LEAST_P
+    assert chi_square(counts, case.plain.weights) < 1e-12
     assert (run.network_calls >= 3).all()
 
 

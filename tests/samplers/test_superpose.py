@@ -1,7 +1,9 @@
-"""Two models as one process: the law of the path, the generator that the path itself would superpose, and errors."""
+"""Two models as one process: the distribution of the path, the generator that the path itself would superpose, and
+errors."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -87,7 +89,7 @@ def test_superpose__flow_and_jump_have_the_distribution_of_the_path(schedule: An
     run = simulate(model, x_0, grid, rng(5), save_at=[middle], return_info=True)
     assert kolmogorov(run.states[0], DATA.cdf(schedule, 0.6))[1] > LEAST_P
     assert kolmogorov(run.x, DATA.cdf(schedule, 1.0))[1] > LEAST_P
-    assert kolmogorov(run.x, DATA.cdf(schedule, 0.8))[1] < LEAST_P  # the test tells neighbouring laws apart
+    assert kolmogorov(run.x, DATA.cdf(schedule, 0.8))[1] < LEAST_P  # the test tells neighbouring distributions apart
     assert float((run.jumps > 0).double().mean()) > 0.3
 
 
@@ -117,7 +119,7 @@ def test_superpose__two_networks_are_one_process() -> None:
 
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.5, 1.5), (1.0,), (0.2, 0.3, 0.5)])
 def test_superpose__weights_that_are_no_mixture_are_named(weights: Any) -> None:
-    with pytest.raises(ValueError, match=r"weights=\[.*\] must be two numbers ≥ 0 of sum 1"):
+    with pytest.raises(ValueError, match=re.escape(f"weights={list(weights)}")):
         superpose(exact({"flow": 1.0}), exact({"jump": 1.0}), weights)
 
 
@@ -138,7 +140,7 @@ class Follower:
     ],
 )
 def test_superpose__different_paths_are_named(first: Any, second: Any) -> None:
-    with pytest.raises(ValueError, match="the paths differ"):
+    with pytest.raises(ValueError, match=second.type_name):
         superpose(Follower(first), Follower(second))
 
 
@@ -151,7 +153,7 @@ def test_superpose__predictions_and_bins_may_differ() -> None:
 
 @pytest.mark.parametrize("path", [MaskedPath(5), None])
 def test_superpose__discrete_paths_are_named(path: Any) -> None:
-    with pytest.raises(ValueError, match="has no generators that could be superposed"):
+    with pytest.raises(ValueError, match=re.escape(repr(path))):
         superpose(exact({"flow": 1.0}), Follower(path))
 
 

@@ -18,7 +18,7 @@ from gm_discrete.objective import FieldTimeSampler, LogitNormalTimeSampler, corr
 from tests.helpers.small_run import Interrupt, Recorder, checkpoint, losses, record_inputs, weights
 from tests.helpers.small_tables import OPTIONS, PATHS, collate, rows, table_model, table_path, table_trainer
 from tests.helpers.torchrun import torchrun
-from tests.helpers.two_field_processes import NAMES, run_equal
+from tests.helpers.two_equal_processes import RUNS, train_fields
 
 pytestmark = pytest.mark.slow
 every_kind = pytest.mark.parametrize("name", PATHS)
@@ -265,15 +265,15 @@ def test_field_time_sampler__mixes_three_kinds() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun("two_field_processes.py", folder)
+    torchrun("two_equal_processes.py", folder, "fields")
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUNS["fields"][1])
 def test_field_training__two_processes_are_one(folder: Path, tmp_path: Path, name: str) -> None:
     """Sums of float32 taken in another order differ by 1e-7 of their size, and by at most 10 times that a step (see
     `test_two_processes.py`); other noise, or another count of what is scored, moves the losses by 1e-1."""
-    alone = run_equal(tmp_path, name, world_size=1)
+    alone = train_fields(tmp_path, name, world_size=1)
     for rank in range(2):
         file = folder / f"record-{rank}.json"
         assert file.exists(), (folder / "log.txt").read_text()[-4000:]

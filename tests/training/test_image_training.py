@@ -18,7 +18,7 @@ from gm_discrete.objective import corrupt, field_divergences
 from tests.helpers.small_images import LEVELS, PATHS, picture_model, picture_trainer, pictures
 from tests.helpers.small_run import Interrupt, checkpoint, losses, record_inputs, weights
 from tests.helpers.torchrun import torchrun
-from tests.helpers.two_image_processes import NAMES, run_equal
+from tests.helpers.two_equal_processes import RUNS, train_images
 
 pytestmark = pytest.mark.slow
 NUMBERS = ["flow", "flow and jump", "mixture"]
@@ -162,15 +162,15 @@ def test_image_training__a_saved_model_samples_by_class(tmp_path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun("two_image_processes.py", folder)
+    torchrun("two_equal_processes.py", folder, "images")
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUNS["images"][1])
 def test_image_training__two_processes_are_one(folder: Path, tmp_path: Path, name: str) -> None:
     """Sums of float32 taken in another order differ by 1e-7 of their size, and by at most 10 times that a step (see
     `test_two_processes.py`); other noise, or other classes left out, moves the losses by 1e-1."""
-    alone = run_equal(tmp_path, name, world_size=1)
+    alone = train_images(tmp_path, name, world_size=1)
     for rank in range(2):
         file = folder / f"record-{rank}.json"
         assert file.exists(), (folder / "log.txt").read_text()[-4000:]

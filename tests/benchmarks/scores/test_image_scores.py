@@ -250,7 +250,7 @@ def test_inception__loads_and_names_a_failed_download(monkeypatch: pytest.Monkey
     assert network.num_features == 2048
     assert extract_features(bytes_like(2, 0)[:, :1], network).shape == (2, 3)  # grey became three channels
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Offline)
-    with pytest.raises(RuntimeError, match=r"cannot be downloaded .*no route.*; use efficientnet_lite0"):
+    with pytest.raises(RuntimeError, match=r"no route.*efficientnet_lite0"):
         inception()
 
 
@@ -271,9 +271,9 @@ def test_image_scores__missing_packages_name_the_command(monkeypatch: pytest.Mon
         (lambda: frechet_distance(bytes_like(5, 0), bytes_like(5, 0)), r"real has dtype=torch\.uint8; give features"),
         (lambda: frechet_distance(normal(5, 2, 0), bytes_like(5, 0)), r"fake has dtype=torch\.uint8"),
         (lambda: frechet_distance(normal(5, 2, 0), normal(5, 3, 0)), "real has 2 features and fake 3"),
-        (lambda: frechet_distance(normal(1, 2, 0), normal(5, 2, 0)), r"real has features of the shape \(1, 2\)"),
-        (lambda: frechet_distance(normal(5, 2, 0), normal(5, 2, 0).log()), "fake has features that are not finite"),
-        (lambda: precision_recall(normal(9, 2, 0), normal(5, 2, 0)), "k=5 must be at least 1 and below the 5 rows"),
+        (lambda: frechet_distance(normal(1, 2, 0), normal(5, 2, 0)), r"real.*\(1, 2\)"),
+        (lambda: frechet_distance(normal(5, 2, 0), normal(5, 2, 0).log()), "fake.*finite"),
+        (lambda: precision_recall(normal(9, 2, 0), normal(5, 2, 0)), "k=5"),
         (lambda: precision_recall(normal(9, 2, 0), normal(5, 2, 0), 0), "k=0 must be at least 1"),
         (lambda: extract_features(torch.zeros(2, 3, 4, 4), MeanColour()), r"dtype=torch\.float32; give torch\.uint8"),
         (lambda: extract_features(bytes_like(2, 0)[0], MeanColour()), r"shape \(3, 4, 4\)"),

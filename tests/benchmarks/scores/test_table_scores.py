@@ -244,15 +244,15 @@ def test_imputation_scores__without_cells_are_nan() -> None:
 
 
 def test_table_scores__tables_that_do_not_fit_are_an_error() -> None:
-    with pytest.raises(ValueError, match="different columns"):
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*\['a'\]"):
         column_shapes(TRUTH, TRUTH[["a", "c"]])
-    with pytest.raises(ValueError, match="different columns"):
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*\['a', 'b', 'c'\]"):
         pair_trends(TRUTH, TRUTH.assign(c=1))
-    with pytest.raises(ValueError, match=r"cells are missing: \{'a': 1\}"):
+    with pytest.raises(ValueError, match=r"\{'a': 1\}"):
         closest_records(TRUTH, TRUTH, TRUTH.assign(a=[NAN, 1.0]))
     with pytest.raises(ValueError, match="1 rows"):
         column_shapes(TRUTH, TRUTH[:1])
-    with pytest.raises(ValueError, match=r"cells are missing: \{'a': 1, 'b': 1, 'c': 2\}"):
+    with pytest.raises(ValueError, match=r"\{'a': 1, 'b': 1, 'c': 2\}"):
         imputation_scores(TRUTH, HIDDEN, pd.DataFrame(TRUTH.mask(HIDDEN)), TRUTH)
     with pytest.raises(ValueError, match=r"filled has the shape \(4, 3\)"):
         imputation_scores(TRUTH, HIDDEN, pd.concat([TRUTH, TRUTH]), TRUTH)

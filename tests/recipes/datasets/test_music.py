@@ -45,7 +45,7 @@ def test_load_chorales__settings_of_a_melody_are_in_one_split(tmp_path: Path, mo
     assert not melodies["validation"] & melodies["test"]
     assert not melodies["validation"] & melodies["train"]
     assert load_chorales("test", tmp_path)[:] == parts["test"][:]
-    with pytest.raises(ValueError, match="split='half' is not in the chorales; give one of train, validation, test"):
+    with pytest.raises(ValueError, match=r"split='half'.*train, validation, test"):
         load_chorales("half", tmp_path)
 
 
@@ -88,13 +88,13 @@ def test_piano_roll__shows_every_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "cells", "message"),
     [
-        ("part", ["violin"] * 7, "the part 'violin'; it must be one of soprano"),
-        ("pitch", [128] * 7, "the pitch 128; it must be 0 to 127"),
-        ("onset", [-1.0] * 7, r"the onset -1\.0; it must be 0 or more"),
-        ("duration", [0.0] * 7, r"the duration 0\.0; it must be more than 0"),
+        ("part", ["violin"] * 7, "part 'violin'.*soprano"),
+        ("pitch", [128] * 7, "pitch 128.*0 to 127"),
+        ("onset", [-1.0] * 7, r"onset -1\.0"),
+        ("duration", [0.0] * 7, r"duration 0\.0"),
         ("duration", [None] * 7, "the duration None"),
         ("duration", [float("nan")] * 7, "the duration nan"),
-        ("duration", [1.0], "give part, pitch, onset, duration of one length"),
+        ("duration", [1.0], "part, pitch, onset, duration"),
     ],
 )
 def test_piano_roll__errors_name_the_value(column: str, cells: list[Any], message: str, tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_write_midi__writes_the_notes(tmp_path: Path) -> None:
         for note in part.stripTies().flatten().notes
     ]
     starts = np.cumsum(PHRASE["onset"]).tolist()
-    told = [PARTS.index(part) for part in PHRASE["part"]]
-    assert sorted(found) == sorted(zip(told, PHRASE["pitch"], starts, PHRASE["duration"], strict=True))
+    places = [PARTS.index(part) for part in PHRASE["part"]]
+    assert sorted(found) == sorted(zip(places, PHRASE["pitch"], starts, PHRASE["duration"], strict=True))
 
 
 @needs_music21

@@ -1,8 +1,8 @@
-"""The law of every sampler, at an intermediate and at the final time.
+"""The distribution of every sampler, at an intermediate and at the final time.
 
-The law of a fixed-grid sampler with an exact posterior is a product of matrices, which `laws.step_matrix` writes from
-the definitions. Samples are held against that law, on grids coarse enough to tell the samplers apart; the law itself is
-held against the data, to which it must converge with order 1.
+The distribution of a fixed-grid sampler with an exact posterior is a product of matrices, which `distributions.step_matrix`
+writes from the definitions. Samples are held against that distribution, on grids coarse enough to tell the samplers
+apart; the distribution itself is held against the data, to which it must converge with order 1.
 """
 
 import math
@@ -36,7 +36,7 @@ from tests.helpers.distributions import (
     frequencies,
     p_value,
     rng,
-    sampler_laws,
+    sampler_distributions,
     step_matrix,
     total_variation,
 )
@@ -63,7 +63,7 @@ def test_samplers__samples_follow_the_exact_distribution(name: str, method: str,
     first = 0.02 if method == "euler" else 0.0
     times = [first, *torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64)[1:].tolist()]
     start = model.joint_marginal(first)
-    laws = sampler_laws(model, times, method, start)
+    laws = sampler_distributions(model, times, method, start)
     x_0 = draw(model, start, SAMPLES // 4 if name in GENERAL_PATHS else SAMPLES, 1)
     result = simulate(model, x_0, times, rng(2), method, save_at=[steps, -1], return_info=True)
     for x, law in zip(result.states, (laws[steps], laws[-1]), strict=True):
@@ -84,8 +84,8 @@ FOLLOWED = [(name, "tau_leaping") for name in ("metric kinetic", "blur kinetic",
 
 
 def distances(model: EnumeratedChain, steps: int, method: str) -> list[float]:
-    """Total variation of the sampler's law from p_t at t = 1/2 and t = 1."""
-    laws = sampler_laws(model, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist(), method)
+    """Total variation of the sampler's distribution from p_t at t = 1/2 and t = 1."""
+    laws = sampler_distributions(model, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist(), method)
     return [total_variation(law, model.joint_marginal(t)) for law, t in ((laws[steps // 2], 0.5), (laws[-1], 1.0))]
 
 
@@ -101,10 +101,10 @@ def test_samplers__distribution_converges_with_order_1(name: str, method: str, s
 
 
 def near_even(path: FinitePath) -> EnumeratedChain:
-    """A law so close to even that 2 π_inner ≥ π_t wherever a token has not moved."""
+    """A distribution so close to even that 2 π_inner ≥ π_t wherever a token has not moved."""
     model = EnumeratedChain(path, 3, 3)
-    model.law = 1 + 0.1 * torch.rand(27, generator=rng(1), dtype=torch.float64)
-    model.law /= model.law.sum()
+    model.weights = 1 + 0.1 * torch.rand(27, generator=rng(1), dtype=torch.float64)
+    model.weights /= model.weights.sum()
     return model
 
 
@@ -139,21 +139,22 @@ def test_samplers__steps_between_inner_times(name: str, method: str) -> None:
     times = [0.3, 0.35, 0.5, 0.8]
     start = model.joint_marginal(0.3)
     x = simulate(model, draw(model, start, SAMPLES // 4, 5), times, rng(6), method)
-    assert p_value(model, x, sampler_laws(model, times, method, start)[-1]) > LEAST_P
+    assert p_value(model, x, sampler_distributions(model, times, method, start)[-1]) > LEAST_P
 
 
 @pytest.mark.parametrize("method", ["tau_leaping", "euler"])
 def test_samplers__infilling_follows_the_conditional_distribution(method: str) -> None:
-    """Masks between fixed tokens: the law of the sampler that starts there, which converges to p(z | fixed tokens)."""
+    """Masks between fixed tokens: the distribution of the sampler that starts there, which converges to p(z | fixed
+    tokens)."""
     model = chain("masked", kind=Lookup)
     x_0 = torch.tensor([[2, 3, 3]])
     start = torch.zeros(len(model.states()), dtype=torch.float64).index_fill(0, index_of(x_0, 4), 1.0)
     times = torch.linspace(0.01, 1, 5, dtype=torch.float64).tolist()  # at 0 this state has no exact posterior
-    law = sampler_laws(model, times, method, start)[-1]
+    law = sampler_distributions(model, times, method, start)[-1]
     fixed = torch.tensor([[True, False, False]]).expand(SAMPLES // 4, 3)
     x = simulate(model, x_0.expand(SAMPLES // 4, 3), times, rng(7), method, fixed)
     assert p_value(model, x, law) > LEAST_P
-    fine = sampler_laws(model, torch.linspace(0.01, 1, 201, dtype=torch.float64).tolist(), method, start)[-1]
+    fine = sampler_distributions(model, torch.linspace(0.01, 1, 201, dtype=torch.float64).tolist(), method, start)[-1]
     conditional = model.joint_marginal(1.0) * (model.states()[:, 0] == 2)
     assert float((fine - conditional / conditional.sum()).abs().sum()) < 0.01
 
@@ -190,7 +191,7 @@ def test_tau_leaping__rare_symbols_of_a_large_vocabulary_are_not_lost() -> None:
     """Float32 noise must not swallow them: K = 50 257, 1/1024 unmasked a step.
 
     Drawn by one Gumbel-max over "stay or unmask to k", float32 uniforms lower the entropy of landed symbols from 7.57 to
-    5.63 nats and the unmasking rate to 0.69 of itself. E[−log p(landed)] is the entropy exactly if the law is p.
+    5.63 nats and the unmasking rate to 0.69 of itself. E[−log p(landed)] is the entropy exactly if the distribution is p.
     """
     model = Zipf()
     surprisal = -model.logits[:-1].double().log_softmax(0)

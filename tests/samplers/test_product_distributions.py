@@ -1,8 +1,8 @@
-"""Laws of samplers of several fields, at an intermediate and at the final time.
+"""Distributions of samplers of several fields, at an intermediate and at the final time.
 
-Two fields of symbols on one path are a chain of two tokens, whose law under a coarse grid `laws.step_matrix` writes from the
-definitions: a field that moved by the new state of the other would have another one. A symbol and a number are held
-against their joint law in closed form.
+Two fields of symbols on one path are a chain of two tokens, whose distribution under a coarse grid
+`distributions.step_matrix` writes from the definitions: a field that moved by the new state of the other would have
+another one. A symbol and a number are held against their joint distribution in closed form.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from gm_discrete import (
     simulate,
 )
 from gm_discrete.samplers import samplers_for
-from tests.helpers.distributions import LEAST_P, EnumeratedChain, chain, chi_square, draw, p_value, sampler_laws
+from tests.helpers.distributions import (
+    LEAST_P,
+    EnumeratedChain,
+    chain,
+    chi_square,
+    draw,
+    p_value,
+    sampler_distributions,
+)
 from tests.helpers.euclid import kolmogorov, noise_of_ks, numbers, rng
 from tests.helpers.symbol_and_number import Mixed
 
@@ -46,7 +54,7 @@ def joined(x: dict[str, Tensor]) -> Tensor:
 def two_fields(model: EnumeratedChain, independent: bool = False) -> ExactProductModel:
     """The chain of two tokens as a product of two fields."""
     path = ProductPath(a=model.path, b=model.path, independent_times=independent)
-    return ExactProductModel(path, split(model.data), weights=model.law)
+    return ExactProductModel(path, split(model.data), weights=model.weights)
 
 
 NAMES = ["masked", "uniform reversal", "uniform mixture", "prior mixture"]
@@ -61,7 +69,7 @@ def test_samplers__two_fields_have_the_distribution_of_two_tokens(name: str, met
     first = 0.02 if method == "euler" else 0.0
     times = [first, *torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64)[1:].tolist()]
     start = model.joint_marginal(first)
-    laws = sampler_laws(model, times, "tau_leaping" if method == "heun" else method, start)
+    laws = sampler_distributions(model, times, "tau_leaping" if method == "heun" else method, start)
     x_0 = split(draw(model, start, SAMPLES, 1))
     result = simulate(two_fields(model), x_0, times, rng(2), method, save_at=[steps, -1], return_info=True)
     for x, law in zip(result.states, (laws[steps], laws[-1]), strict=True):
@@ -71,10 +79,11 @@ def test_samplers__two_fields_have_the_distribution_of_two_tokens(name: str, met
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tau_leaping__fields_that_move_in_turn_have_another_distribution(name: str) -> None:
-    """What the test above would see: the second field moved by the new state of the first has another law of one step."""
+    """What the test above would see: the second field moved by the new state of the first has another distribution of
+    one step."""
     model, times = chain(name, 2, SquaredSineSchedule()), [0.3, 0.8]
     start = model.joint_marginal(0.3)
-    law = sampler_laws(model, times, "tau_leaping", start)[-1]
+    law = sampler_distributions(model, times, "tau_leaping", start)[-1]
     x, fields = split(draw(model, start, SAMPLES, 1)), two_fields(model)
     held = {name: torch.ones_like(state, dtype=torch.bool) for name, state in x.items()}
     for name in x:  # one after the other
@@ -85,7 +94,8 @@ def test_tau_leaping__fields_that_move_in_turn_have_another_distribution(name: s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["masked", "uniform reversal", "uniform mixture"])
 def test_adaptive__two_fields_have_the_distribution_of_the_data(name: str) -> None:
-    """Of M = 0.02 the law is within 0.001 (as 300 000 samples show, of M = 0.1 within 0.004); 20 000 have 0.006 of noise."""
+    """Of M = 0.02 the distribution is within 0.001 (as 300 000 samples show, of M = 0.1 within 0.004); 20 000 have
+    0.006 of noise."""
     model = chain(name, 2)
     x_0 = split(draw(model, model.joint_marginal(0.0), 20_000, 1))
     x = simulate(two_fields(model), x_0, [0.0, 0.5, 1.0], rng(2), Adaptive(max_expected_changes=0.02), save_at=[1, 2],
@@ -100,7 +110,7 @@ def test_simulate__order_of_fields_does_not_matter() -> None:
     times = [0.0, 0.5, 1.0]
     x_0 = split(draw(model, model.joint_marginal(0.0), SAMPLES, 3))
     x = simulate(two_fields(model, True), {"b": x_0["b"], "a": x_0["a"]}, times, rng(4))
-    assert p_value(model, joined(x), sampler_laws(model, times, "tau_leaping")[-1]) > LEAST_P
+    assert p_value(model, joined(x), sampler_distributions(model, times, "tau_leaping")[-1]) > LEAST_P
 
 
 # ---- a symbol and a number
@@ -182,7 +192,7 @@ def test_samplers__one_field_after_the_other_has_the_same_distribution(name: str
 
 
 def test_heun__a_bent_curve_has_the_distribution_of_its_two_times() -> None:
-    """t = s², s of the other: at s = 1/2 the joint law at (1/4, 1/2), and at the end that of the data."""
+    """t = s², s of the other: at s = 1/2 the joint distribution at (1/4, 1/2), and at the end that of the data."""
     law = mixed("mask × flow", True)
     s = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
     result = simulate(law.model, law.start(NUMBER), {"kind": s**2, "size": s}, rng(2), "heun", save_at=[STEPS // 2, -1],
@@ -196,7 +206,7 @@ def test_heun__a_bent_curve_has_the_distribution_of_its_two_times() -> None:
 
 
 def test_samplers__imputation_follows_the_conditional_distribution() -> None:
-    """A field that is fixed, at its own time 1 throughout: the other has its law given it."""
+    """A field that is fixed, at its own time 1 throughout: the other has its distribution given it."""
     law, n = mixed("mask × flow", True), 10_000
     one, s = torch.ones(STEPS + 1, dtype=torch.float64), torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)
     start = law.start(n)

@@ -1,23 +1,26 @@
-"""What `test_field_training.py` starts under torchrun: the same runs as there, each process on its half of the batch."""
+"""What `test_field_training.py` and `test_image_training.py` start under torchrun, with `fields` or `images`.
+
+Their runs, each process on its half of the batch.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from tests.helpers.small_images import picture_trainer, pictures
 from tests.helpers.small_run import STABLE, losses, weights
 from tests.helpers.small_tables import PATHS, rows, table_trainer
 
-NAMES = (*PATHS, "accumulated")
 
-
-def run_equal(folder: Path, name: str, world_size: int) -> Any:
+def train_fields(folder: Path, name: str, world_size: int) -> Any:
     """Four steps on batches of four, or of eight in two parts."""
     accumulated = name == "accumulated"
     kind = "missing" if accumulated else name
@@ -30,12 +33,30 @@ def run_equal(folder: Path, name: str, world_size: int) -> Any:
     return trainer
 
 
-def main(folder: Path) -> None:
+def train_images(folder: Path, name: str, world_size: int) -> Any:
+    """Four steps on batches of four, with classes, some of which are left out."""
+    trainer = picture_trainer(
+        folder / name, name, ema=0.9, per_device_train_batch_size=4 // world_size, eval_dataset=pictures(6, seed=1),
+        per_device_eval_batch_size=1, **STABLE,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+RUNS: dict[str, tuple[Callable[[Path, str, int], Any], tuple[str, ...]]] = {
+    "fields": (train_fields, (*PATHS, "accumulated")),
+    "images": (train_images, ("flow and jump", "masked")),
+}
+"""kind → what trains, and the names of the runs."""
+
+
+def main(folder: Path, kind: str) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    train, names = RUNS[kind]
     record: dict[str, Any] = {}
-    for name in NAMES:
-        trainer = run_equal(folder, name, world_size)
+    for name in names:
+        trainer = train(folder, name, world_size)
         record[name] = {"losses": losses(trainer), "metrics": [trainer.evaluate(), trainer.evaluate()]}
         save_file(weights(trainer.model), folder / f"{name}-{rank}.safetensors")
         (folder / f"record-{rank}.json").write_text(json.dumps(record))
@@ -44,4 +65,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
