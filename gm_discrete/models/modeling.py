@@ -7,6 +7,7 @@ The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Unpack, cast
 
 import torch
@@ -56,8 +57,9 @@ class GMModel(GMPreTrainedModel):
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
-        self.path = config.build_path()
-        self.state_fields, self.groups = config.state_fields, config.groups
+        # Copied together, so that the fields refer to the copied path: its tables are loaded into it, and are this model's own.
+        self.path, self.state_fields = deepcopy((config.build_path(), config.state_fields))
+        self.groups = config.groups
         self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
         if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
             raise ValueError(
