@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypedDict
 
@@ -15,6 +16,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.paths import Path
 from gm_discrete.paths.euclidean import Weights
+from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import SPACINGS, Corrector, Sampler, time_grid
 from gm_discrete.samplers.simulate import OLD_OPTIONS
 
@@ -27,6 +29,10 @@ RENAMED = {
     "allowed_symbols": "logits_processor=[AllowedTokens(mask)]",
 }
 """Arguments of version 0.1, and how they are given now."""
+RENAMED_DEFAULTS = {
+    "guidance": "guidance_scale=2.0, or as generate(…, guidance=ClassifierGuidance(log_prob)), which no file can hold"
+}
+"""Those that only the config does not take any more."""
 
 
 class TransformersOptions(TypedDict, total=False):
@@ -114,7 +120,7 @@ class GMGenerationConfig(GenerationConfig):
         **unknown: object,
     ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
         if unknown:
-            refuse_unknown(unknown, "GMGenerationConfig")
+            refuse_unknown(unknown, "GMGenerationConfig", {**RENAMED, **RENAMED_DEFAULTS})
         if isinstance(grid, Sequence | Tensor) and not isinstance(grid, str):
             grid = [float(time) for time in grid]
         self.num_steps, self.grid = num_steps, grid
@@ -189,8 +195,8 @@ class GMGenerationConfig(GenerationConfig):
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        kept: dict[str, Any] = dict(vars(self))
-        del kept["_original_object_hash"]
+        names = inspect.signature(GMGenerationConfig).parameters.keys() - {"unknown"}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in names}
         if "num_steps" in given and not isinstance(self.grid, str):
             kept["grid"] = None
         if "sampler" in given:
@@ -228,18 +234,6 @@ class GMGenerationConfig(GenerationConfig):
         return cls(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
 
 
-def refuse_unknown(options: Collection[str], where: str) -> None:
-    """
-    Raises:
-        TypeError: there are options that do not exist, or that version 0.1 had; the message names the new form.
-    """
-    for name in options:
-        if name in RENAMED:
-            raise TypeError(f"{where} takes no argument {name}, as version 0.1 did; it is now given as {RENAMED[name]}")
-    if options:
-        raise TypeError(f"{where} takes no argument {', '.join(sorted(options))}")
-
-
 def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a `generation_config.json` of version 0.1 as those of this version; newer ones are not changed.
 
@@ -249,8 +243,12 @@ def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     if isinstance(options.get("guidance"), str) and options.pop("guidance") == "raw":
         logger.warning("guidance='raw' does not exist any more; guidance_scale acts on the posterior")
-    if options.get("use_cache") is False:
-        del options["use_cache"]
+    if (
+        options.get("use_cache") is False
+        and "blocks" not in options
+        and not isinstance(options.get("sampler"), Mapping)
+    ):
+        del options["use_cache"]  # in version 0.1 the default
     flat = ("max_expected_changes", "tolerance", "order", "order_temperature", "entropy_bound")
     own = {name: value for name in flat if (value := options.pop(name, None)) is not None}
     if isinstance(name := options.get("sampler", "tau_leaping"), str):
@@ -262,7 +260,8 @@ def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
         options["sampler"] = {"type": "tau_leaping" if name == "ancestral" else name, **own}
     if (length := options.pop("block_length", None)) is not None:
         options["blocks"] = Blocks(length).to_dict()
-    if (options.get("corrector") or {}).get("type") in ("backward_noise", "eta_noise"):
+    corrector = options.get("corrector")
+    if isinstance(corrector, Mapping) and corrector.get("type") in ("backward_noise", "eta_noise"):
         logger.warning(f"corrector={options.pop('corrector')} does not exist any more; none takes its place")
     if options.get("grid") == "logarithmic":
         logger.warning("grid='logarithmic' does not exist any more; the path's own spacing takes its place")

@@ -8,7 +8,7 @@ sum. A network does the last three in its own `forward`, which wrappers for dist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import At
 from gm_discrete.process import Process, State, factors, pack, unpack
+from gm_discrete.renamed import refuse_unknown
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ def conditional_loss(
     divergence: bregman.Choice | None = None,
     x_0: Tensor | None = None,
     class_labels: Tensor | None = None,
+    **unknown: Never,
 ) -> Tensor:
     """Conditional generator matching loss of a batch, per scored entry (for discrete states in nats).
 
@@ -69,6 +71,7 @@ def conditional_loss(
     >>> conditional_loss(posterior, z, rng=torch.Generator().manual_seed(0)) >= 0
     tensor(True)
     """
+    refuse_unknown(unknown, "conditional_loss", {"times": "time_sampler"})
     model: Any = unwrapped(process)
     path: Path = model.path
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))

@@ -12,7 +12,7 @@ samples any subset of the fields conditioned on any other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -91,6 +91,10 @@ class ProductPath(Path):
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={path!r}" for name, path in self.factors.items())
         return f"ProductPath({fields}{', independent_times=True' if self.independent_times else ''})"
+
+    @staticmethod
+    def of_codecs(*_: object, **__: object) -> Never:
+        raise AttributeError("ProductPath.of_codecs was renamed: use gm_discrete.data.table_path(codecs, …)")
 
     @property
     def fields(self) -> Mapping[str, Path]:

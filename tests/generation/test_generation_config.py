@@ -90,6 +90,8 @@ def test_generation_config__of_other_models_is_refused() -> None:
         {"corrector": ReMDM(0.1), "grid": [0.0, 0.5, 1.0]},
         {"corrector": DetailedBalance(3, 0.2), "grid": "linear"},
         {"blocks": Blocks(8, cache="exact"), "eos_token_id": [3, 4], "temperature": [1.0, 0.5]},
+        {"blocks": Blocks(2, "exact"), "use_cache": False},
+        {"use_cache": False},
         {"length": {"pitch": 4}, "seed": 3, "bad_words_ids": [[1, 2], [3]]},
     ],
     ids=str,
@@ -127,6 +129,12 @@ def test_generation_config__use_cache_is_short_for_blocks_with_a_cache() -> None
     cached = GMGenerationConfig(use_cache=True)
     assert cached.updated({"blocks": Blocks(4)}).blocks_for(4) == Blocks(4)
     assert causal().generate(num_steps=1, generation_config=cached).shape == (1, 12)
+
+
+def test_generation_config__attributes_of_the_user_are_no_options() -> None:
+    config = GMGenerationConfig(num_steps=2)
+    config.note = "mine"  # type: ignore[attr-defined]
+    assert network().generate(generation_config=config).shape == (1, 12)
 
 
 # ---- files of version 0.1, as it wrote them (transformers' own keys left out)
@@ -204,7 +212,7 @@ def test_generate__names_the_new_form_of_an_option_of_version_0_1(name: str, cur
 def test_generate__guidance_takes_no_string(guidance: Any) -> None:
     with pytest.raises(TypeError, match=f"guidance='{guidance}'.*ClassifierGuidance"):
         network(num_classes=2).generate(class_labels=[0], guidance_scale=2.0, guidance=guidance)
-    with pytest.raises(TypeError, match="guidance"):
+    with pytest.raises(TypeError, match="guidance_scale"):
         GMGenerationConfig(guidance=guidance)
 
 
