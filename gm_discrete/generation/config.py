@@ -160,10 +160,21 @@ class GMGenerationConfig(GenerationConfig):
             )
         if self.temperature is not None and not _is_temperature(self.temperature):
             raise ValueError(f"temperature={self.temperature!r} must be positive, or a pair of positive numbers")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} must be in (0, 1]")
-        if self.guidance_scale is not None and not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale={self.guidance_scale!r} must be ≥ 0; 1 is no guidance")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p={self.top_p!r} must be a number in (0, 1]")
+        if self.guidance_scale is not None and not (_is_number(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ValueError(f"guidance_scale={self.guidance_scale!r} must be a number ≥ 0; 1 is no guidance")
+        tokens = self.eos_token_id if isinstance(self.eos_token_id, Sequence) else [self.eos_token_id]
+        if self.eos_token_id is not None and not _are_sequences([tokens]):
+            raise ValueError(f"eos_token_id={self.eos_token_id!r} must be a token id, or a list of them")
+        for name in ("pad_token_id", "bos_token_id"):
+            if (token := getattr(self, name)) is not None and not _are_sequences([[token]]):
+                raise ValueError(f"{name}={token!r} must be a token id")
+        for name in ("use_cache", "output_trajectory", "return_dict_in_generate"):
+            if not isinstance(value := getattr(self, name), bool | None):
+                raise TypeError(f"{name}={value!r} must be True or False")
+        if not isinstance(self.generators, Mapping | None):
+            raise TypeError(f'generators={self.generators!r} must be a dict of weights such as {{"flow": 1.0}}')
         if self.bad_words_ids is not None and not _are_sequences(self.bad_words_ids):
             raise ValueError(f"bad_words_ids={self.bad_words_ids!r} must be a list of lists of token ids")
         for name, kind, example in (("corrector", Corrector, "ReMDM()"), ("blocks", Blocks, "Blocks(32)")):
@@ -286,7 +297,11 @@ def _is_grid(value: object) -> bool:
 
 def _is_temperature(value: object) -> bool:
     values = value if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2 else [value]
-    return all(isinstance(part, int | float) and not isinstance(part, bool) and part > 0 for part in values)
+    return all(_is_number(part) and part > 0 for part in values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _are_sequences(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path as File
 from typing import Any
 
@@ -254,6 +255,11 @@ def test_generate__has_at_most_22_arguments() -> None:
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0"),
+        ({"top_p": "0.9"}, "top_p='0.9'"),
+        ({"guidance_scale": "a"}, "guidance_scale='a'"),
+        ({"eos_token_id": "x"}, "eos_token_id='x'"),
+        ({"eos_token_id": [3, -1]}, r"eos_token_id=\[3, -1\]"),
+        ({"pad_token_id": 0.5}, "pad_token_id=0.5"),
         ({"length": 0}, "length=0"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"seed": -3}, "seed=-3"),
@@ -267,7 +273,30 @@ def test_generate__arguments_out_of_range_are_named(options: dict[str, Any], fou
             call(**options)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("options", [{"corrector": "remdm"}, {"blocks": 32}, {"sampler": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": "3"}, {"batch_size": 2.5}, {"stopping_criteria": 3}, {"logits_processor": 3}, {"logits_processor": [3]}],
+    ids=str,
+)  # fmt: skip
+def test_generate__arguments_of_the_call_are_named(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"{name}={value!r}")):
+        network().generate(**options)
+
+
+def test_generation_config__dicts_are_checked() -> None:
+    with pytest.raises(TypeError, match="corrector='x'"):
+        GMGenerationConfig.from_dict({"corrector": "x"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"corrector": "remdm"}, {"blocks": 32}, {"sampler": 5}, {"use_cache": "yes"}, {"return_dict_in_generate": 3},
+        {"generators": 3},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_generate__objects_of_another_type_are_named(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     for call in (network().generate, GMGenerationConfig):
@@ -280,3 +309,11 @@ def test_blocks__check_their_arguments(options: dict[str, Any]) -> None:
     name, value = list(options.items())[-1]
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         Blocks(**options)
+
+
+def test_blocks__are_the_only_type_that_from_dict_knows() -> None:
+    assert Blocks.from_dict({"length": 2}) == GMGenerationConfig(blocks={"length": 2}).blocks == Blocks(2)
+    with pytest.raises(ValueError, match="type='magic'"):
+        Blocks.from_dict({"type": "magic", "length": 2})
+    with pytest.raises(ValueError, match="lengths; give any of length, cache"):
+        Blocks.from_dict({"lengths": 2})
