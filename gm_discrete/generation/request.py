@@ -112,9 +112,6 @@ class Request:
             raise TypeError(
                 f"guidance={guidance!r} must be a ClassifierGuidance; guidance_scale guides without classifier"
             )
-        for name, functions in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
-            if not isinstance(functions, Sequence | None) or not all(callable(one) for one in functions or ()):
-                raise TypeError(f"{name}={functions!r} must be a list of functions")
         network, blocks = model.network, config.blocks_for(model.config.block_size)
         arguments: dict[str, object] = {
             "input_ids": input_ids, "attention_mask": attention_mask, "given": given, "x_0": x_0, "length": length,
@@ -124,6 +121,9 @@ class Request:
         check_options(model.path, model.config, config, {**arguments, **asked}, blocks)
         if network.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
+        for name, functions in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
+            if not isinstance(functions, Sequence | None) or not all(callable(one) for one in functions or ()):
+                raise TypeError(f"{name}={functions!r} must be a list of functions")
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"batch_size={batch_size!r} must be an integer ≥ 1")
         rng = torch.Generator(device=model.device)

@@ -30,7 +30,7 @@ from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
-from gm_discrete.paths import EuclideanPath, MaskedPath
+from gm_discrete.paths import EuclideanPath
 from gm_discrete.process import State, pack
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -58,7 +58,7 @@ class GMModel(GMPreTrainedModel):
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
-        # Copied together, so that the fields refer to the copied path: its tables are loaded into it, and are this model's own.
+        # Copied together, so that the fields refer to the copied path, into which this model's tables are loaded.
         self.path, self.state_fields = deepcopy((config.build_path(), config.state_fields))
         self.groups = config.groups
         self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
@@ -130,9 +130,9 @@ class GMModel(GMPreTrainedModel):
             raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
         x = pack(given[path.state_name])
         if time is None:
-            if labels is not None or config.time_conditioning or not isinstance(path, MaskedPath):
+            if labels is not None or config.time_conditioning or not path.is_masked:
                 raise ValueError(
-                    "time is missing: pass time=t in [0, 1], of shape [B] or, of independent times, [B, M]"
+                    "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)

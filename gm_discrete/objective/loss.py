@@ -193,7 +193,10 @@ def field_divergences(
         TypeError: the model's generator lacks a field or a part that the path trains.
     """
     if missing := path.fields.keys() - generators.keys():
-        raise TypeError(f"the model's generator lacks {', '.join(missing)}; the path has {', '.join(path.fields)}")
+        raise TypeError(
+            f"the model's generator has the fields {', '.join(generators)}, and lacks {', '.join(missing)} of the path: "
+            "return a Product with a generator for each field"
+        )
     found: dict[str, dict[str, Tensor]] = {}
     check, times = now is None, path.times(t)
     if now is None:
@@ -208,7 +211,10 @@ def field_divergences(
         guess: Any = generators[name]
         guesses = guess.parts if isinstance(guess, Superposition) else {"jump": guess}
         if missing := kinds.keys() - guesses.keys():
-            raise TypeError(f"the model's generator lacks {', '.join(missing)}, which the path trains")
+            raise TypeError(
+                f"the model's generator has the parts {', '.join(guesses)}, and lacks {', '.join(missing)}, which the path "
+                "trains: return a Superposition with all of them, or leave them out of divergence"
+            )
         shape, units, found[name] = (-1, *[1] * (state.dim() - 1)), field.units(here), {}
         open_ = scored[name] & (times[name] < 1).view(shape)
         for part, kind in kinds.items():

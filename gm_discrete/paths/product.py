@@ -74,7 +74,8 @@ class ProductPath(Path):
             path = Path.from_dict(path) if isinstance(path, dict) else path
             if not name or "." in name or ":" in name or name in RESERVED:
                 raise ValueError(
-                    f"{name!r} cannot be the name of a field: it is empty, reserved, or contains '.' or ':'"
+                    f"{name!r} cannot be the name of a field; give one without '.' and ':', that is not empty and none of "
+                    f"{', '.join(RESERVED)}"
                 )
             if not isinstance(path, Path) or isinstance(path, ProductPath):
                 raise TypeError(f"field {name!r} has {path!r}; give the path of a single field")
