@@ -42,6 +42,7 @@ from gm_discrete.paths.schedules import (
     PowerSchedule,
     SquaredSineSchedule,
 )
+from gm_discrete.renamed import missing_name
 from gm_discrete.samplers import (
     Adaptive,
     ClassifierGuidance,
@@ -161,6 +162,8 @@ def __getattr__(name: str) -> Any:
     """The model classes and their options, imported on first access: they import transformers."""
     if name in _LAZY:
         return getattr(import_module(f"gm_discrete.{_LAZY[name]}"), name)
-    if name in _RENAMED:  # an AttributeError would lose its message in `from gm_discrete import …`
-        raise ImportError(f"gm_discrete.{name} was renamed or removed: use {_RENAMED[name]}")
-    raise AttributeError(f"module 'gm_discrete' has no attribute {name!r}")
+    raise missing_name(__name__, name, _RENAMED)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

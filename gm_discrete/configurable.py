@@ -21,6 +21,8 @@ class Configurable:
     """
 
     type_name: ClassVar[str] = ""
+    removed_types: ClassVar[dict[str, str]] = {}
+    """Types of version 0.1, and what to use in their place."""
 
     def to_dict(self) -> dict[str, Any]:
         """`{"type": …, argument: value, …}`, of JSON values only."""
@@ -29,19 +31,23 @@ class Configurable:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
-        """The object that `to_dict` describes.
+        """The object that `to_dict` describes. The type may be left out where there is only one.
 
         Raises:
             ValueError: no subclass has that `type`, or the arguments are not those of its constructor.
         """
         known = {kind.type_name: kind for kind in subclasses(cls) if vars(kind).get("type_name")}
-        name = config.get("type")
+        name = config.get("type", *(known if len(known) == 1 else ()))
+        if name in cls.removed_types:
+            raise ValueError(f"type={name!r} was removed: use {cls.removed_types[name]}")
         if name not in known:
             raise ValueError(f"type={name!r} names no {cls.__name__}; known: {', '.join(sorted(known))}")
         kind, arguments = known[name], {key: value for key, value in config.items() if key != "type"}
-        unknown = arguments.keys() - inspect.signature(kind).parameters.keys()
-        if unknown:
-            raise ValueError(f"{kind.__name__} takes no argument {', '.join(sorted(unknown))}")
+        accepted = inspect.signature(kind).parameters.keys()
+        if unknown := arguments.keys() - accepted:
+            raise ValueError(
+                f"{kind.__name__} takes no argument {', '.join(sorted(unknown))}; give any of {', '.join(accepted)}"
+            )
         return kind(**arguments)
 
     def __eq__(self, other: object) -> bool:

@@ -20,6 +20,7 @@ from gm_discrete.data.tokenizers import (
     sentencepiece_tokenizer,
     smiles_tokenizer,
 )
+from gm_discrete.renamed import missing_name
 
 __all__ = [
     "ImageCollator",
@@ -64,6 +65,4 @@ _MOVED = {
 if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
     def __getattr__(name: str) -> None:
-        if name in _MOVED:
-            raise ImportError(f"{__name__}.{name} moved out of the library, to recipes/datasets in its repository")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise missing_name(__name__, name, dict.fromkeys(_MOVED, "recipes/datasets in the repository of the library"))

@@ -83,7 +83,8 @@ def fit_codecs(
             continue
         kind, companion = chosen.get(name, "quantile"), f"{name}_missing"
         if kind not in SCALERS:
-            raise ValueError(f"scalers={kind!r} for column {name!r} is unknown; choose one of {', '.join(SCALERS)}")
+            why = "was removed" if kind == "log" else "is unknown"
+            raise ValueError(f"scalers={kind!r} for column {name!r} {why}; choose one of {', '.join(SCALERS)}")
         try:
             values = numbers(cells)
             observed = values[~np.isnan(values)]

@@ -40,13 +40,20 @@ def read_splits(
 
 
 def choose_split(
-    splits: Mapping[Any, Rows], source: str | os.PathLike[str], split: str, validation_size: float | int | None
+    splits: Mapping[Any, Rows],
+    source: str | os.PathLike[str],
+    split: str,
+    validation_size: float | int | None,
+    *,
+    shuffle: bool = True,
 ) -> Rows:
-    """Returns a split; a missing validation split is held out of the training split, at random with a fixed seed.
+    """Returns a split; a missing validation split is held out of the training split.
 
     Args:
         source: for the error message.
         validation_size: a fraction or a number of rows; `None`: 0.05, or the first 1000 rows of a stream; 0: none.
+        shuffle: hold out rows at random with a fixed seed, not the last ones. Folders are sorted by class, and tables often
+            by a column.
 
     Raises:
         ValueError: there is no such split, or `validation_size` leaves no row in one of the parts.
@@ -64,9 +71,10 @@ def choose_split(
             )
         return rows.skip(size) if split == "train" else rows.take(size)  # pyright: ignore[reportReturnType]
     size = 0.05 if validation_size is None else validation_size
+    if isinstance(size, float) and not 0 < size < 1:
+        raise ValueError(f"validation_size={size} must be a fraction between 0 and 1, or a whole number of rows")
     count = max(1, round(size * len(rows))) if isinstance(size, float) else size
     if not 0 < count < len(rows):
         raise ValueError(f"validation_size={size} must be positive and leave some of the {len(rows)} rows to train on")
-    # Shuffled, because folders are sorted by class, and tables often by a column.
-    parts = rows.train_test_split(count, seed=0)
+    parts = rows.train_test_split(count, seed=0) if shuffle else rows.train_test_split(count, shuffle=False)
     return parts["train"] if split == "train" else parts["test"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from gm_discrete.data.reading import read_splits
+from gm_discrete.data.reading import choose_split, read_splits
 
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """The file reader of `datasets` for each suffix; a compressed file (`.jsonl.gz`) is recognised by the suffix before."""
@@ -39,7 +39,7 @@ def load_text(
         streaming: read rows on demand; returns an `IterableDataset`.
         sample_by: what one row of a .txt file is. A row is tokenised at once, which takes about 100 bytes per token.
         validation_size: size of the held-out split, a fraction or a number of rows: by default 0.05, for a stream 1000
-            rows.
+            rows; 0 for none.
         cache_dir: folder for downloads and converted files; the cache of `datasets` by default.
 
     Raises:
@@ -47,15 +47,19 @@ def load_text(
             nothing to train on.
     """
     splits = _read(source, name, streaming, sample_by, cache_dir)
-    if split in splits and (split != "train" or "validation" in splits):
-        rows = _select_text(splits[split], source, text_column)
-        if next(iter(rows), None) is None:
-            raise ValueError(f"split={split!r} of source={str(source)!r} is empty; give another split or source")
-        return rows
-    if split not in ("train", "validation") or "train" not in splits:
-        raise ValueError(f"split={split!r} is not in source={str(source)!r}; it has {', '.join(map(str, splits))}")
-    train, validation = _hold_out(_select_text(splits["train"], source, text_column), validation_size)
-    return train if split == "train" else validation
+    train: Any = splits.get("train")
+    held_out = split in ("train", "validation") and "validation" not in splits
+    size = (1000 if streaming else 0.05) if validation_size is None else validation_size
+    if held_out and isinstance(train, Dataset) and len(train) == 1 and isinstance(size, float) and 0 < size < 1:
+        return _halves(_select_text(train, source, text_column), split, size)  # pyright: ignore[reportArgumentType]
+    chosen: Any = choose_split(splits, source, split, size, shuffle=False)
+    rows = _select_text(chosen, source, text_column)
+    if next(iter(rows), None) is None:
+        raise ValueError(
+            f"split={split!r} of source={str(source)!r} is empty; give another, and validation_size={size} must leave rows "
+            "to train on"
+        )
+    return rows
 
 
 def _read(
@@ -93,30 +97,8 @@ def _select_text(
     return rows if column == "text" else rows.rename_column(column, "text")
 
 
-def _hold_out(
-    rows: Dataset | IterableDataset, size: float | int | None
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
-    """The training and the validation part of the rows of a source that has no validation split."""
-    if isinstance(rows, IterableDataset):
-        size = 1000 if size is None else size
-        if not isinstance(size, int):
-            raise ValueError(f"validation_size={size} must be a number of rows when the source is a stream")
-        train, validation = rows.skip(size), rows.take(size)
-        if size < 1 or next(iter(train), None) is None:
-            raise ValueError(f"validation_size={size} must be at least 1 and leave rows of the stream to train on")
-        return train, validation
-    size = 0.05 if size is None else size
-    if isinstance(size, float):
-        if not 0 < size < 1:
-            raise ValueError(f"validation_size={size} must be a fraction between 0 and 1, or a whole number of rows")
-        if len(rows) == 1:
-            text = rows[0]["text"]
-            end = round((1 - size) * len(text))
-            rows = Dataset.from_dict({"text": [text[:end], text[end:]]})
-        size = max(1, round(size * len(rows)))
-    end = len(rows) - size
-    if not 0 < end < len(rows):
-        raise ValueError(
-            f"validation_size={size} must be at least 1 and leave some of the {len(rows)} rows to train on"
-        )
-    return rows.select(range(end)), rows.select(range(end, len(rows)))
+def _halves(rows: Dataset, split: str, share: float) -> Dataset:
+    """A single row cut into its training and its validation part."""
+    text = rows[0]["text"]
+    end = round((1 - share) * len(text))
+    return Dataset.from_dict({"text": [text[:end] if split == "train" else text[end:]]})

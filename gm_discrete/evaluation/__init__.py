@@ -6,6 +6,7 @@ from gm_discrete.evaluation.entropy import SampleEntropy, unigram_entropy
 from gm_discrete.evaluation.generative_perplexity import GenerativePerplexity
 from gm_discrete.evaluation.matching import evaluate_matching
 from gm_discrete.evaluation.perplexity import BoundPerplexity, count_characters, evaluate_bound
+from gm_discrete.renamed import missing_name
 
 __all__ = [
     "BoundPerplexity",
@@ -36,6 +37,4 @@ _MOVED = {
 if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
     def __getattr__(name: str) -> None:
-        if name in _MOVED:
-            raise ImportError(f"{__name__}.{name} moved out of the library, to benchmarks/scores in its repository")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise missing_name(__name__, name, dict.fromkeys(_MOVED, "benchmarks/scores in the repository of the library"))

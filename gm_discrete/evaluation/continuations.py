@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class ContinuationScorer:
         if self.rolling_context >= self.max_length:
             raise ValueError(f"rolling_context={self.rolling_context} must be less than max_length={self.max_length}")
         for name in ("num_orders", "exact_up_to"):
-            if getattr(self, name) and not isinstance(self.model.path, MaskedPath):
+            if getattr(self, name) and not self.model.path.is_masked:
                 raise ValueError(
                     f"{name}={getattr(self, name)} needs a MaskedPath, not {self.model.path!r}; leave it out"
                 )
@@ -78,8 +78,8 @@ class ContinuationScorer:
     def is_greedy(self, context: list[int], tokens: list[int]) -> bool:
         """Whether a masked model decodes exactly these tokens, one at a time, always the most probable token of the position
         with the greatest maximum. False for other models, and for continuations longer than `max_length`."""
-        path = self.model.path
-        if not isinstance(path, MaskedPath) or not tokens or len(tokens) > self.max_length:
+        path = cast(MaskedPath, self.model.path)
+        if not path.is_masked or not tokens or len(tokens) > self.max_length:
             return not tokens
         z = torch.tensor([(context + tokens)[-self.max_length :]], device=self.model.device)
         count, size = len(tokens), self.model.config.block_size

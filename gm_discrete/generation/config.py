@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from copy import copy
+import inspect
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypedDict, TypeGuard, cast
 
@@ -14,8 +14,9 @@ from transformers.utils import logging
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.paths.euclidean import Weights
+from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import SPACINGS, Corrector, Sampler
-from gm_discrete.samplers.simulate import OLD_OPTIONS
+from gm_discrete.samplers.removed import OLD_OPTIONS, REMOVED, hint
 
 logger = logging.get_logger(__name__)
 
@@ -26,6 +27,10 @@ RENAMED = {
     "allowed_symbols": "logits_processor=[AllowedTokens(mask)]",
 }
 """Arguments of version 0.1, and how they are given now."""
+RENAMED_DEFAULTS = {
+    "guidance": "guidance_scale=2.0, or as generate(…, guidance=ClassifierGuidance(log_prob)), which no file can hold"
+}
+"""Those that only the config does not take any more."""
 
 
 class TransformersOptions(TypedDict, total=False):
@@ -56,7 +61,7 @@ class GMGenerationConfig(GenerationConfig):
             `"trapezoidal"`, `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"entropy_bounded"`, `"dopri5"`. Samplers
             that choose their own times use the grid only for a streamer, stopping criteria, a trajectory or a corrector.
             `python -m gm_discrete.generation.validation` prints which sampler fits which path.
-        corrector: `DetailedBalance` or `ReMDM`.
+        corrector: `DetailedBalance` or `ReMDM`, or its name for one with default options.
         blocks: `Blocks(length)` fills the positions block by block (semi-autoregressive generation); by default only models
             with a `block_size` do, in blocks of that size.
         generators: weights of a superposition, in place of those of the path; for a product path by field.
@@ -90,7 +95,7 @@ class GMGenerationConfig(GenerationConfig):
         num_steps: int = 128,
         grid: str | Sequence[float] | Tensor | None = None,
         sampler: Sampler | str | Mapping[str, Any] = "tau_leaping",
-        corrector: Corrector | Mapping[str, Any] | None = None,
+        corrector: Corrector | str | Mapping[str, Any] | None = None,
         blocks: Blocks | Mapping[str, Any] | None = None,
         generators: Mapping[str, Any] | None = None,
         length: int | Mapping[str, int] | None = None,
@@ -113,7 +118,7 @@ class GMGenerationConfig(GenerationConfig):
         **unknown: object,
     ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
         if unknown:
-            refuse_unknown(unknown, "GMGenerationConfig")
+            refuse_unknown(unknown, "GMGenerationConfig", {**RENAMED, **RENAMED_DEFAULTS})
         self.num_steps, self.grid = num_steps, grid
         self.sampler = cast(Sampler, sampler)  # `validate` makes an object of a name or a dict
         self.corrector, self.blocks = cast("Corrector | None", corrector), cast("Blocks | None", blocks)
@@ -134,12 +139,11 @@ class GMGenerationConfig(GenerationConfig):
             ValueError, TypeError: an argument is out of its range; the message names it.
         """
         self.sampler = Sampler.of(self.sampler)
-        for name, kind, example in (("corrector", Corrector, "ReMDM()"), ("blocks", Blocks, "Blocks(32)")):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                setattr(self, name, kind.from_dict(dict(value)))
-            elif not isinstance(value, kind | None):
-                raise TypeError(f"{name}={value!r} must be a {kind.__name__} such as {example}, or its dict")
+        self.corrector = None if self.corrector is None else Corrector.of(self.corrector)
+        if isinstance(self.blocks, Mapping):
+            self.blocks = Blocks.from_dict(dict(self.blocks))
+        elif not isinstance(self.blocks, Blocks | None):
+            raise TypeError(f"blocks={self.blocks!r} must be a Blocks such as Blocks(32), or its dict")
         if isinstance(self.grid, Tensor) or _is_list(self.grid):
             self.grid = [float(time) for time in self.grid]
         for name, least, optional in (
@@ -159,20 +163,30 @@ class GMGenerationConfig(GenerationConfig):
         spaced = len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
         scales: Sequence[object] = scale if _is_list(scale) and len(scale) == 2 else [scale]
         for name, allowed, expected in (
-            ("grid", spaced or grid in SPACINGS, f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
+            (
+                "grid",
+                spaced or grid in SPACINGS,
+                f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1{hint(grid)}",
+            ),
             (
                 "temperature",
-                all(isinstance(part, int | float) and not isinstance(part, bool) and part > 0 for part in scales),
+                all(_is_number(part) and part > 0 for part in scales),
                 "positive, or a pair of positive numbers",
             ),
-            ("top_p", 0 < (self.top_p or 0) <= 1, "in (0, 1]"),
-            ("guidance_scale", (self.guidance_scale or 0) >= 0, "≥ 0; 1 is no guidance"),
+            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]"),
+            ("guidance_scale", _is_number(self.guidance_scale) and self.guidance_scale >= 0, "≥ 0; 1 is no guidance"),
             (
-                "bad_words_ids",
-                _is_list(words)
-                and all(_is_list(part) and part and all(type(i) is int and i >= 0 for i in part) for part in words),
-                "a list of lists of token ids",
+                "eos_token_id",
+                _are_ids(self.eos_token_id) or _are_ids([self.eos_token_id]),
+                "a token id, or a list of them",
             ),
+            ("pad_token_id", _are_ids([self.pad_token_id]), "a token id"),
+            ("bos_token_id", _are_ids([self.bos_token_id]), "a token id"),
+            ("bad_words_ids", _is_list(words) and all(map(_are_ids, words)), "a list of lists of token ids"),
+            ("generators", isinstance(self.generators, Mapping), 'a dict of weights such as {"flow": 1.0}'),
+            ("use_cache", isinstance(self.use_cache, bool), "True or False"),
+            ("output_trajectory", isinstance(self.output_trajectory, bool), "True or False"),
+            ("return_dict_in_generate", isinstance(self.return_dict_in_generate, bool), "True or False"),
         ):
             if getattr(self, name) is not None and not allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {expected}")
@@ -190,19 +204,16 @@ class GMGenerationConfig(GenerationConfig):
 
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
-        given = {name: value for name, value in changes.items() if value is not None}
-        config = copy(self)
-        if unknown := given.keys() - vars(config).keys():
-            refuse_unknown(unknown, "GMGenerationConfig")
-        if "num_steps" in given and not isinstance(config.grid, str):
-            config.grid = None
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        names = inspect.signature(GMGenerationConfig).parameters.keys() - {"unknown"}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if "num_steps" in given and not isinstance(self.grid, str):
+            kept["grid"] = None
         if "sampler" in given:
-            config.corrector = None
+            kept["corrector"] = None
         if "blocks" in given:
-            config.use_cache = None
-        vars(config).update(given, _original_object_hash=None)
-        config.validate()
-        return config
+            kept["use_cache"] = None
+        return GMGenerationConfig(**{**kept, **given})
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -224,18 +235,6 @@ class GMGenerationConfig(GenerationConfig):
         return cls(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
 
 
-def refuse_unknown(options: Collection[str], where: str) -> None:
-    """
-    Raises:
-        TypeError: there are options that do not exist, or that version 0.1 had; the message names the new form.
-    """
-    for name in options:
-        if name in RENAMED:
-            raise TypeError(f"{name} was an argument of {where} in version 0.1: give {RENAMED[name]} in its place")
-    if options:
-        raise TypeError(f"{where} takes no argument {', '.join(sorted(options))}")
-
-
 def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a `generation_config.json` of version 0.1 as those of this version; newer ones are not changed.
 
@@ -245,26 +244,39 @@ def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     if isinstance(options.get("guidance"), str) and options.pop("guidance") == "raw":
         logger.warning("guidance='raw' does not exist any more; guidance_scale acts on the posterior")
-    if options.get("use_cache") is False:
-        del options["use_cache"]
+    flat_form = "blocks" not in options and not isinstance(options.get("sampler"), Mapping)
+    if flat_form and options.get("use_cache") is False:
+        del options["use_cache"]  # in version 0.1 the default
     flat = ("max_expected_changes", "tolerance", "order", "order_temperature", "entropy_bound")
     own = {name: value for name in flat if (value := options.pop(name, None)) is not None}
     if isinstance(name := options.get("sampler", "tau_leaping"), str):
         if own.get("order") == "random" and name != "entropy_bounded":
             del own["order"]
-        if name in (gone := {"step_doubling": "adaptive", "stratified_hazard": "tau_leaping"}):
-            logger.warning(f"sampler={name!r} does not exist any more; {gone[name]!r} takes its place")
-            name, own = gone[name], {}
+        if name in REMOVED:
+            logger.warning(f"sampler={name!r} does not exist any more; {REMOVED[name]!r} takes its place")
+            name, own = REMOVED[name], {}
         options["sampler"] = {"type": "tau_leaping" if name == "ancestral" else name, **own}
     if (length := options.pop("block_length", None)) is not None:
         options["blocks"] = Blocks(length).to_dict()
-    if (options.get("corrector") or {}).get("type") in ("backward_noise", "eta_noise"):
-        logger.warning(f"corrector={options.pop('corrector')} does not exist any more; none takes its place")
-    if options.get("grid") == "logarithmic":
-        logger.warning("grid='logarithmic' does not exist any more; the path's own spacing takes its place")
-        del options["grid"]
+    corrector = options.get("corrector")
+    if isinstance(corrector, Mapping) and (kind := corrector.get("type")) in REMOVED:
+        logger.warning(
+            f"corrector={options.pop('corrector')} does not exist any more and is left out; use {REMOVED[kind]}"
+        )
+    if isinstance(grid := options.get("grid"), str) and grid in REMOVED:
+        logger.warning(f"grid={grid!r} does not exist any more; {REMOVED[grid]!r} takes its place")
+        options["grid"] = REMOVED[grid]
     return options
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_ids(value: object) -> bool:
+    """Whether it is a list of token ids, one at least."""
+    return _is_list(value) and len(value) > 0 and all(type(token) is int and token >= 0 for token in value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Observed:
         """
         label = f"given[{name!r}]" if name else "given"
         values, mask = given if isinstance(given, tuple) and len(given) == 2 and _is_mask(given[1]) else (given, None)
-        natural, known = (_tokens if isinstance(field.path, FinitePath) else _numbers)(values, field, label)
+        natural, known = (_tokens if field.path.is_discrete else _numbers)(values, field, label)
         state = natural
         if isinstance(field.codec, Scaler):
             # A scaler may refuse placeholders: unobserved entries get a value from its own range.
@@ -78,12 +78,11 @@ def _tokens(values: Values, field: Field, label: str) -> tuple[Tensor, Tensor]:
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"{label} is {ids.dtype}; give ids or names of categories")
     natural = _shaped(ids.long(), field, label)
-    assert isinstance(field.path, FinitePath)
     known = natural != UNOBSERVED
     for token in field.path.excluded:
         known = known & (natural != token)
     natural = torch.where(known, natural, 0)
-    most = len(field.codec) if isinstance(field.codec, Categories) else field.path.vocab_size
+    most = len(field.codec) if isinstance(field.codec, Categories) else cast(FinitePath, field.path).vocab_size
     if bool(((natural < 0) | (natural >= most))[known].any()):
         raise ValueError(f"{label} holds ids outside of 0 to {most - 1}")
     return natural, known

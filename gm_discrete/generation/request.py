@@ -124,8 +124,11 @@ class Request:
         check_options(model.path, model.config, config, {**arguments, **explicit}, blocks)
         if network.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise ValueError(f"batch_size={batch_size} must be an integer ≥ 1")
+        for name, functions in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
+            if not isinstance(functions, Sequence | None) or not all(callable(one) for one in functions or ()):
+                raise TypeError(f"{name}={functions!r} must be a list of functions")
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise ValueError(f"batch_size={batch_size!r} must be an integer ≥ 1")
         rng = torch.Generator(device=model.device)
         rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
         request = cls(config, network.fields, {}, rng, blocks=blocks)

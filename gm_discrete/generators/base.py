@@ -103,7 +103,9 @@ class Jump:
             ValueError: the generator has none.
         """
         if self.probability is None:
-            raise ValueError("probability is missing: the process's generator ignored t_next")
+            raise ValueError(
+                "probability=None: a step needs it; let the process's generator(x, t, t_next) pass t_next to its path"
+            )
         return self.probability
 
     def rates(self, x: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ class Transport(BeliefKernel):
 
 
 _TOO_SLOW = (
-    "a move is more likely than the candidate event it should be thinned from: the path's `intensity` or "
-    "`event_probability` must bound the moves of every z"
+    "a move is more likely than the candidate event it should be thinned from (probability > 1): let the path's "
+    "`intensity` and `event_probability` return more, a bound on the moves of every z"
 )
 
 

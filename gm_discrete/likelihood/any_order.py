@@ -12,6 +12,7 @@ others.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -198,8 +199,8 @@ class _MaskedPosterior:
         batch_size: int,
     ) -> None:
         self.model = unwrapped(model)
-        path = self.model.path
-        if not isinstance(path, MaskedPath):
+        path = cast(MaskedPath, self.model.path)
+        if not path.is_masked:
             raise TypeError(f"orders of revealing masks need a MaskedPath, not {path!r}; use likelihood_bound")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")

@@ -93,7 +93,7 @@ def likelihood_bound(
             f"likelihood_bound needs a discrete path, not {model.path!r}: use flow_likelihood for a continuous path, "
             "field_likelihood for several fields"
         )
-    masking = isinstance(path, MaskedPath)
+    masking = path.is_masked
     if estimator not in ("auto", "time", "mask_count") or (estimator == "mask_count" and not masking):
         raise ValueError(f"estimator={estimator!r} must be 'auto', 'time', or (with a MaskedPath) 'mask_count'")
     if batch_size is not None and batch_size < 1:

@@ -23,7 +23,6 @@ from gm_discrete.likelihood.flow import flow_likelihood
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.gaussian import GaussianPath
-from gm_discrete.paths.mixture import MaskedPath
 from gm_discrete.process import Process, State, factors
 
 
@@ -97,7 +96,7 @@ def field_likelihood(
             nats |= zip(continuous, (part.sum(1) for part in flow.entries.split(vector.sizes, 1)), strict=True)
         if discrete:
             # Masks are drawn by their number: the estimate by the time has infinite variance for a product of masked fields.
-            masking = all(isinstance(factor, MaskedPath) for factor in discrete.values())
+            masking = all(factor.is_masked for factor in discrete.values())
             by_mask_count = masking and common_schedule(discrete) is not None
             with torch.no_grad():
                 draws = bound_draws(model, z, scored, num_samples, rng, conditioning, by_mask_count=by_mask_count)

@@ -7,7 +7,8 @@ The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack, cast
+from copy import deepcopy
+from typing import Any, Never, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModel, LogitsProcessor, StoppingCriteri
 
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
-from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions, refuse_unknown
+from gm_discrete.generation.config import RENAMED, GMGenerationConfig, TransformersOptions
 from gm_discrete.generation.given import Given
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
@@ -29,8 +30,9 @@ from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
-from gm_discrete.paths import EuclideanPath, MaskedPath
+from gm_discrete.paths import EuclideanPath
 from gm_discrete.process import State, pack
+from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
 
 
@@ -56,8 +58,9 @@ class GMModel(GMPreTrainedModel):
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__(config)
-        self.path = config.build_path()
-        self.state_fields, self.groups = config.state_fields, config.groups
+        # Copied together, so that the fields refer to the copied path, into which this model's tables are loaded.
+        self.path, self.state_fields = deepcopy((config.build_path(), config.state_fields))
+        self.groups = config.groups
         self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
         if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
             raise ValueError(
@@ -127,9 +130,9 @@ class GMModel(GMPreTrainedModel):
             raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
         x = pack(given[path.state_name])
         if time is None:
-            if labels is not None or config.time_conditioning or not isinstance(path, MaskedPath):
+            if labels is not None or config.time_conditioning or not path.is_masked:
                 raise ValueError(
-                    "time is missing: pass time=t in [0, 1], of shape [B] or, of independent times, [B, M]"
+                    "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
@@ -237,6 +240,7 @@ class GMModel(GMPreTrainedModel):
         network_time: Tensor | None = None,
         clean: Tensor | None = None,
         on_read: OnRead | None = None,
+        **unknown: Never,
     ) -> Generator:
         """The marginal generator at x, or that of the step [t, t_next].
 
@@ -253,13 +257,14 @@ class GMModel(GMPreTrainedModel):
             clean: for block-causal attention: the data [B, L] whose blocks precede each block of x; x itself by default.
             on_read: observes the posteriors that are evaluated (see `nn.readout.OnRead`).
         """
+        refuse_unknown(unknown, "generator", {"told": "network_time"})
         path, state = self.path, pack(x)
         if clean is not None and not self.config.block_size:
             raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
         single = "" in path.fields
         weights = {"": generators} if single and generators is not None else dict(generators or {})
-        if unknown := weights.keys() - path.fields.keys():
-            raise ValueError(f"generators names {', '.join(sorted(unknown))}; the fields are {', '.join(path.fields)}")
+        if others := weights.keys() - path.fields.keys():
+            raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
         times, then = path.times(t), None if t_next is None else path.times(t_next)
         read = readouts(
             self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
@@ -365,7 +370,7 @@ class GMModel(GMPreTrainedModel):
         if not isinstance(config, GMGenerationConfig):
             raise TypeError(f"generation_config is a {type(config).__name__}; give a GMGenerationConfig")
         if unknown := options.keys() - TransformersOptions.__annotations__.keys():
-            refuse_unknown(sorted(unknown), "generate")
+            refuse_unknown(sorted(unknown), "generate", RENAMED)
         changes = dict(
             options, length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
             generators=generators, seed=seed, output_trajectory=output_trajectory,

@@ -139,7 +139,7 @@ class GMConfig(PreTrainedConfig):
 
     def _check_tokens(self, path: Path) -> None:
         size = cast(FinitePath, path).vocab_size if "" in path.fields and path.is_discrete else 0
-        mask = path.mask_token_id if isinstance(path, MaskedPath) else None
+        mask = cast(MaskedPath, path).mask_token_id if path.is_masked else None
         if self.vocab_size not in (0, size):
             raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={size}; leave it out")
         if mask is not None and self.mask_token_id not in (None, mask):
@@ -209,7 +209,7 @@ class GMConfig(PreTrainedConfig):
                 raise ValueError(f"loss_weights={weights} must be weights ≥ 0 of {', '.join(fields)}")
 
     def _check_network(self, fields: Mapping[str, Field]) -> None:
-        masked = "" in fields and isinstance(fields[""].path, MaskedPath)
+        masked = "" in fields and fields[""].path.is_masked
         if self.backbone not in ("gm", "dit"):
             raise ValueError(f"backbone={self.backbone!r} must be 'gm' or 'dit'")
         known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)

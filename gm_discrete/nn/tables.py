@@ -49,6 +49,11 @@ class PathTables(nn.Module):
                 setattr(self, name, table.to("cpu" if buffer.is_meta else buffer.device, copy=True))
         self.load_path()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, table in self.path.tables().items():  # version 0.1 kept them in the path's JSON
+            state_dict.setdefault(prefix + name, table)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for name, buffer in self.named_buffers(recurse=False):
             moved = fn(buffer)

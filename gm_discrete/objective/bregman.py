@@ -131,7 +131,7 @@ def divergence(
         kind: `"generalized_kl"` or `"cross_entropy"` for discrete states; else a name in `DIVERGENCES`, or a `Bregman`.
 
     Returns:
-        Of x's shape: float64 for discrete states, else in the precision of x.
+        Divergences, shaped as x: float64 for discrete states, else in the precision of x.
 
     Raises:
         TypeError: the generators are of different kinds.

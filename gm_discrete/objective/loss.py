@@ -8,7 +8,7 @@ sum. A network does the last three in its own `forward`, which wrappers for dist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import At
 from gm_discrete.process import Process, State, factors, pack, unpack
+from gm_discrete.renamed import refuse_unknown
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ def conditional_loss(
     divergence: bregman.Choice | None = None,
     x_0: Tensor | None = None,
     class_labels: Tensor | None = None,
+    **unknown: Never,
 ) -> Tensor:
     """Conditional generator matching loss of a batch, per scored entry (for discrete states in nats).
 
@@ -69,6 +71,7 @@ def conditional_loss(
     >>> conditional_loss(posterior, z, rng=torch.Generator().manual_seed(0)) >= 0
     tensor(True)
     """
+    refuse_unknown(unknown, "conditional_loss", {"times": "time_sampler"})
     model: Any = unwrapped(process)
     path: Path = model.path
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))
@@ -190,7 +193,10 @@ def field_divergences(
         TypeError: the model's generator lacks a field or a part that the path trains.
     """
     if missing := path.fields.keys() - generators.keys():
-        raise TypeError(f"the model's generator lacks {', '.join(missing)}; the path has {', '.join(path.fields)}")
+        raise TypeError(
+            f"the model's generator has the fields {', '.join(generators)}, and lacks {', '.join(missing)} of the path: "
+            "return a Product with a generator for each field"
+        )
     found: dict[str, dict[str, Tensor]] = {}
     check, times = now is None, path.times(t)
     if now is None:
@@ -205,7 +211,10 @@ def field_divergences(
         guess: Any = generators[name]
         guesses = guess.parts if isinstance(guess, Superposition) else {"jump": guess}
         if missing := kinds.keys() - guesses.keys():
-            raise TypeError(f"the model's generator lacks {', '.join(missing)}, which the path trains")
+            raise TypeError(
+                f"the model's generator has the parts {', '.join(guesses)}, and lacks {', '.join(missing)}, which the path "
+                "trains: return a Superposition with all of them, or leave them out of divergence"
+            )
         shape, units, found[name] = (-1, *[1] * (state.dim() - 1)), field.units(here), {}
         open_ = scored[name] & (times[name] < 1).view(shape)
         for part, kind in kinds.items():

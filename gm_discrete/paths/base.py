@@ -46,6 +46,11 @@ class Path(Configurable, ABC):
     independent_times = False
     """Whether every field of a state has a time of its own."""
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether noise replaces tokens by a mask token (`MaskedPath`)."""
+        return False
+
     # Fields and times
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Never
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Jump
 from gm_discrete.paths.finite import FinitePath
+from gm_discrete.renamed import refuse_unknown
 
 MOST_STATES = 4096
 """With more states the generator is a matrix of more than 128 MiB."""
@@ -37,8 +39,9 @@ class ExactModel:
     """
 
     def __init__(
-        self, path: FinitePath, data: Tensor, weights: Tensor | None = None, x_0: Tensor | None = None
+        self, path: FinitePath, data: Tensor, weights: Tensor | None = None, x_0: Tensor | None = None, **unknown: Never
     ) -> None:
+        refuse_unknown(unknown, "ExactModel", {"law": "weights"})
         self.path, self.data, self.x_0 = path, data, x_0
         path.check_source(x_0, data, torch.zeros(len(data), device=data.device))
         weights = torch.ones(len(data), dtype=torch.float64) if weights is None else weights.double()

@@ -127,9 +127,12 @@ class EuclideanPath(Path):
         if torch.compiler.is_compiling():  # reading the values would break the graph in two
             return
         if state.device.type != "cpu":
-            require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite")
-        elif not bool(state.isfinite().all()):
-            raise ValueError(f"{name} holds numbers that are not finite (NaN or infinity)")
+            require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite; give finite ones")
+        elif not bool((finite := state.isfinite()).all()):
+            at = (~finite).nonzero()[0].tolist()
+            raise ValueError(
+                f"{name} holds numbers that are not finite, such as {float(state[~finite][0])} at {at}; give finite ones"
+            )
 
     def check_pair(self, z: Tensor, x: Tensor, t: TimeLike, names: tuple[str, str] = ("z", "x")) -> None:
         super().check_pair(z, x, t, names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from typing import Never
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
 from gm_discrete.paths.product import ProductPath
 from gm_discrete.paths.schedules import TimeLike
+from gm_discrete.renamed import refuse_unknown
 
 
 class ExactGaussianModel:
@@ -39,8 +41,14 @@ class ExactGaussianModel:
     """
 
     def __init__(
-        self, path: GaussianPath, means: Tensor, std: Tensor | float = 0.0, weights: Tensor | None = None
+        self,
+        path: GaussianPath,
+        means: Tensor,
+        std: Tensor | float = 0.0,
+        weights: Tensor | None = None,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown(unknown, "ExactGaussianModel", {"law": "weights"})
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path={path!r} must be a GaussianPath")
         self.path, self.means = path, means.double()
@@ -120,7 +128,9 @@ class ExactProductModel:
         data: Mapping[str, Tensor],
         std: Mapping[str, Tensor | float] | None = None,
         weights: Tensor | None = None,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown(unknown, "ExactProductModel", {"law": "weights"})
         path.check(data, torch.ones(len(next(iter(data.values()))), dtype=torch.float64), "data")
         self.path = path
         self.fields: dict[str, ExactModel | ExactGaussianModel] = {}

@@ -103,17 +103,33 @@ class MetricPath(FinitePath):
         stored = table.float() if self._embedded else table.double()
         rows = stored.double()
         if not bool(rows.isfinite().all()):
-            raise ValueError(f"{self._name} must be finite; it holds NaN or infinity")
+            row = int((~rows.isfinite()).nonzero()[0, 0])
+            raise ValueError(f"{self._name} must be finite, and row {row} holds NaN or infinity; give numbers")
         if not self._embedded:
-            if bool((rows.diagonal() != 0).any()) or not bool((rows + rows.new_ones(len(rows)).diag() > 0).all()):
-                raise ValueError("distance must be 0 from a symbol to itself and positive between two symbols")
+            wrong = (rows.diagonal() != 0).diag() | (rows + rows.new_ones(len(rows)).diag() <= 0)
+            if bool(wrong.any()):
+                x, z = wrong.nonzero()[0].tolist()
+                raise ValueError(
+                    f"distance[{x}][{z}]={float(rows[x, z])}, but distance must be 0 from a symbol to itself and positive "
+                    "between two symbols"
+                )
         elif self.normalize:
             lengths = rows.norm(dim=1, keepdim=True)
             if not bool((lengths > 0).all()):
-                raise ValueError("embeddings hold a row of length 0, which normalize=True cannot scale to length 1")
+                row = int((lengths == 0).nonzero()[0, 0])
+                raise ValueError(
+                    f"embeddings hold a row of length 0, number {row}, which normalize=True cannot scale to length 1; give "
+                    "another row, or normalize=False"
+                )
             rows = rows / lengths
-        if self._embedded and len(rows.unique(dim=0)) < self.vocab_size:
-            raise ValueError("embeddings hold the same row twice: distances between two symbols must be positive")
+        if self._embedded:
+            _, group, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
+            if len(counts) < self.vocab_size:
+                first, second = (group == counts.argmax()).nonzero()[:2, 0].tolist()
+                raise ValueError(
+                    f"embeddings hold the same row twice, as {first} and as {second}; give each symbol a row of its own, as "
+                    "distances between two symbols must be positive"
+                )
         self._table, self._rows = stored, rows
         self._cache.clear()
 

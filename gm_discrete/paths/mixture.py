@@ -171,6 +171,10 @@ class MaskedPath(TokenMixturePath):
             raise ValueError(f"mask_token_id={mask_token_id} must be an id below vocab_size={vocab_size}")
         self.excluded = (self.mask_token_id,)
 
+    @property
+    def is_masked(self) -> bool:
+        return True
+
     def probabilities(self) -> Sequence[float]:
         return [float(symbol == self.mask_token_id) for symbol in range(self.vocab_size)]
 

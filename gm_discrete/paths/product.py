@@ -12,7 +12,7 @@ samples any subset of the fields conditioned on any other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ class ProductPath(Path):
             path = Path.from_dict(path) if isinstance(path, dict) else path
             if not name or "." in name or ":" in name or name in RESERVED:
                 raise ValueError(
-                    f"{name!r} cannot be the name of a field: it is empty, reserved, or contains '.' or ':'"
+                    f"{name!r} cannot be the name of a field; give one without '.' and ':', that is not empty and none of "
+                    f"{', '.join(RESERVED)}"
                 )
             if not isinstance(path, Path) or isinstance(path, ProductPath):
                 raise TypeError(f"field {name!r} has {path!r}; give the path of a single field")
@@ -91,6 +92,10 @@ class ProductPath(Path):
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={path!r}" for name, path in self.factors.items())
         return f"ProductPath({fields}{', independent_times=True' if self.independent_times else ''})"
+
+    @staticmethod
+    def of_codecs(*_: object, **__: object) -> Never:
+        raise AttributeError("ProductPath.of_codecs was renamed: use gm_discrete.data.table_path(codecs, …)")
 
     @property
     def fields(self) -> Mapping[str, Path]:

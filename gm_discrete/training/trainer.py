@@ -322,7 +322,7 @@ class GMTrainer(Trainer):
     def _trained(self) -> nn.Module:
         """The module whose parameters are trained: the model, or with FSDP its sharded wrapper."""
         if self.model is None:
-            raise ValueError("model is missing")
+            raise ValueError(f"model={self.model}: there is nothing to train; give GMTrainer a GMModel")
         return self.model
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path as File
 from typing import Any
 
@@ -90,6 +91,8 @@ def test_generation_config__of_other_models_is_refused() -> None:
         {"corrector": ReMDM(0.1), "grid": [0.0, 0.5, 1.0]},
         {"corrector": DetailedBalance(3, 0.2), "grid": "linear"},
         {"blocks": Blocks(8, cache="exact"), "eos_token_id": [3, 4], "temperature": [1.0, 0.5]},
+        {"blocks": Blocks(2, "exact"), "use_cache": False},
+        {"use_cache": False},
         {"length": {"pitch": 4}, "seed": 3, "bad_words_ids": [[1, 2], [3]]},
     ],
     ids=str,
@@ -127,6 +130,12 @@ def test_generation_config__use_cache_is_short_for_blocks_with_a_cache() -> None
     cached = GMGenerationConfig(use_cache=True)
     assert cached.updated({"blocks": Blocks(4)}).blocks_for(4) == Blocks(4)
     assert causal().generate(num_steps=1, generation_config=cached).shape == (1, 12)
+
+
+def test_generation_config__attributes_of_the_user_are_no_options() -> None:
+    config = GMGenerationConfig(num_steps=2)
+    config.note = "mine"  # type: ignore[attr-defined]
+    assert network().generate(generation_config=config).shape == (1, 12)
 
 
 # ---- files of version 0.1, as it wrote them (transformers' own keys left out)
@@ -218,7 +227,7 @@ def test_generate__names_the_new_form_of_an_option_of_version_0_1(name: str, cur
 def test_generate__guidance_takes_no_string(guidance: Any) -> None:
     with pytest.raises(TypeError, match=f"guidance='{guidance}'.*ClassifierGuidance"):
         network(num_classes=2).generate(class_labels=[0], guidance_scale=2.0, guidance=guidance)
-    with pytest.raises(TypeError, match="guidance"):
+    with pytest.raises(TypeError, match="guidance_scale"):
         GMGenerationConfig(guidance=guidance)
 
 
@@ -260,6 +269,11 @@ def test_generate__has_at_most_22_arguments() -> None:
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0"),
+        ({"top_p": "0.9"}, "top_p='0.9'"),
+        ({"guidance_scale": "a"}, "guidance_scale='a'"),
+        ({"eos_token_id": "x"}, "eos_token_id='x'"),
+        ({"eos_token_id": [3, -1]}, r"eos_token_id=\[3, -1\]"),
+        ({"pad_token_id": 0.5}, "pad_token_id=0.5"),
         ({"length": 0}, "length=0"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"seed": -3}, "seed=-3"),
@@ -273,7 +287,30 @@ def test_generate__arguments_out_of_range_are_named(options: dict[str, Any], fou
             call(**options)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("options", [{"corrector": "remdm"}, {"blocks": 32}, {"sampler": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": "3"}, {"batch_size": 2.5}, {"stopping_criteria": 3}, {"logits_processor": 3}, {"logits_processor": [3]}],
+    ids=str,
+)  # fmt: skip
+def test_generate__arguments_of_the_call_are_named(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"{name}={value!r}")):
+        network().generate(**options)
+
+
+def test_generation_config__dicts_are_checked() -> None:
+    with pytest.raises(TypeError, match="corrector='x'"):
+        GMGenerationConfig.from_dict({"corrector": "x"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"corrector": "remdm"}, {"blocks": 32}, {"sampler": 5}, {"use_cache": "yes"}, {"return_dict_in_generate": 3},
+        {"generators": 3},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_generate__objects_of_another_type_are_named(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     for call in (network().generate, GMGenerationConfig):
@@ -286,3 +323,11 @@ def test_blocks__check_their_arguments(options: dict[str, Any]) -> None:
     name, value = list(options.items())[-1]
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         Blocks(**options)
+
+
+def test_blocks__are_the_only_type_that_from_dict_knows() -> None:
+    assert Blocks.from_dict({"length": 2}) == GMGenerationConfig(blocks={"length": 2}).blocks == Blocks(2)
+    with pytest.raises(ValueError, match="type='magic'"):
+        Blocks.from_dict({"type": "magic", "length": 2})
+    with pytest.raises(ValueError, match="lengths; give any of length, cache"):
+        Blocks.from_dict({"lengths": 2})

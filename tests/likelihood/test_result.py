@@ -98,5 +98,8 @@ def test_likelihood__cat_joins_fields_and_entries() -> None:
     ],
 )
 def test_renamed__old_names_name_the_new_ones(name: str, cure: str) -> None:
-    with pytest.raises(ImportError, match=rf"{name} .*{cure}"):
+    assert not hasattr(gm_discrete, name)
+    with pytest.raises(AttributeError, match=rf"{name} .*{cure}"):
         getattr(gm_discrete, name)
+    with pytest.raises(ImportError, match=rf"{name} .*{cure}"):
+        exec(f"from gm_discrete import {name}")

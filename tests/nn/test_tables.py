@@ -49,7 +49,7 @@ def test_path_tables__are_saved_with_the_weights(tmp_path: File, name: str) -> N
     again, report = GMModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert again.path == model.path
-    assert again.path is again.config.build_path()
+    assert again.path is again.path_tables.path is not again.config.build_path()
     assert torch.equal(logits(again), logits(model))
     shapes = {
         key.removeprefix("path_tables."): list(v.shape) for key, v in model.state_dict().items() if "tables" in key
@@ -104,3 +104,24 @@ def test_path_tables__follow_copies() -> None:
     copied = deepcopy(model)
     assert copied.path is copied.path_tables.path is copied.state_fields[""].path is not model.path
     assert torch.equal(logits(copied), logits(model))
+
+
+@every_path
+def test_path_tables__are_not_shared_by_models_of_one_config(name: str) -> None:
+    config = network(name).config
+    first, second = GMModel(config), GMModel(config)
+    before = {key: table.clone() for key, table in first.path.tables().items()}
+    second.load_state_dict({key: v * 2 if "path_tables" in key else v for key, v in second.state_dict().items()})
+    for key, table in before.items():
+        assert torch.equal(first.path.tables()[key], table)
+        assert torch.equal(second.path.tables()[key], 2 * table)
+    for model in (first, second):
+        assert all(model.state_fields[field].path is path for field, path in model.path.fields.items())
+
+
+@every_path
+def test_path_tables__are_optional_in_a_state_dict(name: str) -> None:
+    """Version 0.1 kept them in the config alone."""
+    model, again = network(name), GMModel(network(name).config).eval()
+    again.load_state_dict({key: v for key, v in model.state_dict().items() if "path_tables" not in key})
+    assert torch.equal(logits(again), logits(model))

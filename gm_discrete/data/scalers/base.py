@@ -19,6 +19,8 @@ MOST_DECIMALS = 4
 class Codec(Configurable, ABC):
     """An invertible map from the natural values of a column to the entries of a field."""
 
+    removed_types = dict.fromkeys(("log", "log_scaler"), "'quantile_scaler' or 'standard_scaler'")
+
 
 class Scaler(Codec, ABC):
     """An increasing map x = f(v) from natural numbers v to numbers x of unit size.
