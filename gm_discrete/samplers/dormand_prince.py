@@ -26,7 +26,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 
 
 class DormandPrince(Sampler):
-    """A pure flow by the Dormand–Prince pair with step control, to t = 1 − ε, and one Euler step more.
+    """Sampler that solves a pure flow by the Dormand–Prince pair with step control, to t = 1 − ε, and one Euler step more.
 
     Every sequence has steps of its own. A step is accepted where the root mean square of the estimated error over the
     sequence's entries, relative to tolerance · max(1, |x|), is at most 1. ε is the path's `stop`. Dormand and Prince 1980.
@@ -36,6 +36,7 @@ class DormandPrince(Sampler):
 
     Raises:
         TypeError: the generator is more than a flow.
+        FloatingPointError: there is no step that could be accepted: the velocity is not finite, or changes too fast.
     """
 
     type_name: ClassVar[str] = "dopri5"
@@ -74,6 +75,13 @@ class DormandPrince(Sampler):
             relative = estimate / (self.tolerance * torch.maximum(x.abs(), y.abs()).clamp(min=1))
             count = free.flatten(1).sum(1).clamp(min=1)
             ratio = ((free * relative.square()).flatten(1).sum(1) / count).sqrt().double()
+            stuck = active & (ratio.isnan() | (now + h <= now))
+            if bool(stuck.any()):
+                raise FloatingPointError(
+                    f"sampler='dopri5' finds no step from t={float(now[stuck][0]):.6g} on with tolerance={self.tolerance}: "
+                    "the velocity is not a finite number there, or changes too fast; look for NaN in the network's output "
+                    "at this t, or use sampler='heun'"
+                )
             accepted = active & (ratio <= 1)
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
             x, first = torch.where(rows, within(y, limits), x), torch.where(rows, slopes[-1], first)

@@ -368,6 +368,22 @@ def test_dormand_prince__tolerance_is_positive() -> None:
         DormandPrince(0)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 1e30], ids=["NaN", "infinite", "noise"])
+def test_dormand_prince__ends_where_no_step_can_be_accepted(broken: float) -> None:
+    """A velocity that is no number from t = 0.4 on, or so large and rough that the steps have no length any more."""
+    exact = model({"flow": 1.0})
+
+    def generator(x: Tensor, t: Tensor, t_next: Tensor | None) -> Any:
+        right = exact.generator(x, t, t_next)
+        rough = torch.where(t[:, None] > 0.4, broken * torch.randn(x.shape, generator=noise, dtype=x.dtype), 0.0)
+        flow = right.parts["flow"]
+        return replace(right, parts={**right.parts, "flow": replace(flow, velocity=flow.velocity + rough)})
+
+    noise = rng(1)
+    with pytest.raises(FloatingPointError, match=r"dopri5.*t=0\.[34].*tolerance=1e-05.*heun"):
+        simulate(Model(exact.path, generator), even_normals(4), [0.0, 0.9], rng(), "dopri5")
+
+
 def test_dormand_prince__agrees_with_torchdiffeq() -> None:
     odeint = pytest.importorskip("torchdiffeq").odeint
     exact, x_0 = model({"flow": 1.0}), torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
