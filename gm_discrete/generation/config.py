@@ -15,7 +15,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.paths.euclidean import Weights
 from gm_discrete.samplers import SPACINGS, Corrector, Sampler
-from gm_discrete.samplers.simulate import OLD_OPTIONS
+from gm_discrete.samplers.removed import OLD_OPTIONS, REMOVED, hint
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class GMGenerationConfig(GenerationConfig):
             `"trapezoidal"`, `"first_hitting"`, `"uniformization"`, `"adaptive"`, `"entropy_bounded"`, `"dopri5"`. Samplers
             that choose their own times use the grid only for a streamer, stopping criteria, a trajectory or a corrector.
             `python -m gm_discrete.generation.validation` prints which sampler fits which path.
-        corrector: `DetailedBalance` or `ReMDM`.
+        corrector: `DetailedBalance` or `ReMDM`, or its name for one with default options.
         blocks: `Blocks(length)` fills the positions block by block (semi-autoregressive generation); by default only models
             with a `block_size` do, in blocks of that size.
         generators: weights of a superposition, in place of those of the path; for a product path by field.
@@ -90,7 +90,7 @@ class GMGenerationConfig(GenerationConfig):
         num_steps: int = 128,
         grid: str | Sequence[float] | Tensor | None = None,
         sampler: Sampler | str | Mapping[str, Any] = "tau_leaping",
-        corrector: Corrector | Mapping[str, Any] | None = None,
+        corrector: Corrector | str | Mapping[str, Any] | None = None,
         blocks: Blocks | Mapping[str, Any] | None = None,
         generators: Mapping[str, Any] | None = None,
         length: int | Mapping[str, int] | None = None,
@@ -134,12 +134,11 @@ class GMGenerationConfig(GenerationConfig):
             ValueError, TypeError: an argument is out of its range; the message names it.
         """
         self.sampler = Sampler.of(self.sampler)
-        for name, kind, example in (("corrector", Corrector, "ReMDM()"), ("blocks", Blocks, "Blocks(32)")):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                setattr(self, name, kind.from_dict(dict(value)))
-            elif not isinstance(value, kind | None):
-                raise TypeError(f"{name}={value!r} must be a {kind.__name__} such as {example}, or its dict")
+        self.corrector = None if self.corrector is None else Corrector.of(self.corrector)
+        if isinstance(self.blocks, Mapping):
+            self.blocks = Blocks.from_dict(dict(self.blocks))
+        elif not isinstance(self.blocks, Blocks | None):
+            raise TypeError(f"blocks={self.blocks!r} must be a Blocks such as Blocks(32), or its dict")
         if isinstance(self.grid, Tensor) or _is_list(self.grid):
             self.grid = [float(time) for time in self.grid]
         for name, least, optional in (
@@ -159,7 +158,11 @@ class GMGenerationConfig(GenerationConfig):
         spaced = len(times) > 1 and times[0] == 0 and times[-1] == 1 and all(a < b for a, b in pairwise(times))
         scales: Sequence[object] = scale if _is_list(scale) and len(scale) == 2 else [scale]
         for name, allowed, expected in (
-            ("grid", spaced or grid in SPACINGS, f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1"),
+            (
+                "grid",
+                spaced or grid in SPACINGS,
+                f"one of {', '.join(SPACINGS)}, or increasing times from 0 to 1{hint(grid)}",
+            ),
             (
                 "temperature",
                 all(isinstance(part, int | float) and not isinstance(part, bool) and part > 0 for part in scales),
@@ -252,17 +255,20 @@ def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(name := options.get("sampler", "tau_leaping"), str):
         if own.get("order") == "random" and name != "entropy_bounded":
             del own["order"]
-        if name in (gone := {"step_doubling": "adaptive", "stratified_hazard": "tau_leaping"}):
-            logger.warning(f"sampler={name!r} does not exist any more; {gone[name]!r} takes its place")
-            name, own = gone[name], {}
+        if name in REMOVED:
+            logger.warning(f"sampler={name!r} does not exist any more; {REMOVED[name]!r} takes its place")
+            name, own = REMOVED[name], {}
         options["sampler"] = {"type": "tau_leaping" if name == "ancestral" else name, **own}
     if (length := options.pop("block_length", None)) is not None:
         options["blocks"] = Blocks(length).to_dict()
-    if (options.get("corrector") or {}).get("type") in ("backward_noise", "eta_noise"):
-        logger.warning(f"corrector={options.pop('corrector')} does not exist any more; none takes its place")
-    if options.get("grid") == "logarithmic":
-        logger.warning("grid='logarithmic' does not exist any more; the path's own spacing takes its place")
-        del options["grid"]
+    corrector = options.get("corrector")
+    if isinstance(corrector, Mapping) and (kind := corrector.get("type")) in REMOVED:
+        logger.warning(
+            f"corrector={options.pop('corrector')} does not exist any more and is left out; use {REMOVED[kind]}"
+        )
+    if isinstance(grid := options.get("grid"), str) and grid in REMOVED:
+        logger.warning(f"grid={grid!r} does not exist any more; {REMOVED[grid]!r} takes its place")
+        options["grid"] = REMOVED[grid]
     return options
 
 

@@ -16,6 +16,7 @@ from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
+from gm_discrete.samplers.removed import hint
 
 DISCRETE, CONTINUOUS, PRODUCT = "discrete", "continuous", "product"
 EVERY_STATE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
@@ -97,8 +98,8 @@ class Sampler(Configurable, ABC):
                 f'sampler={sampler!r} must be a Sampler such as TauLeaping(), its name, or {{"type": name, …}}'
             )
         known = sorted(kind.type_name for kind in subclasses(Sampler) if kind.type_name)
-        if sampler.get("type") not in known:
-            raise ValueError(f"sampler={sampler.get('type')!r} is unknown; choose one of {', '.join(known)}")
+        if (name := sampler.get("type")) not in known:
+            raise ValueError(f"sampler={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
         return Sampler.from_dict(dict(sampler))
 
 

@@ -14,21 +14,13 @@ from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, pack, unpack
 from gm_discrete.samplers.base import Chain, Sampler
 from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.removed import hint, refuse_old_options
 
 X = TypeVar("X", bound=Tensor | State)
 Grid = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float]]
 AnySampler = str | Mapping[str, Any] | Sampler
-AnyCorrector = Corrector | Mapping[str, Any] | None
+AnyCorrector = str | Mapping[str, Any] | Corrector | None
 SPACINGS = ("linear", "quadratic", "geometric")
-OLD_OPTIONS = {
-    "method": "sampler='heun'",
-    "max_expected_changes": "sampler=Adaptive(max_expected_changes=2.0)",
-    "tolerance": "sampler=Adaptive(tolerance=0.001), Uniformization(tolerance=…) or DormandPrince(tolerance=…)",
-    "order": "sampler=TauLeaping(order='confidence') or EntropyBounded(order=…)",
-    "order_temperature": "sampler=TauLeaping(order='confidence', order_temperature=1.0)",
-    "entropy_bound": "sampler=EntropyBounded(entropy_bound=0.1)",
-}
-"""Options of version 0.1, and how they are given now."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,7 @@ def simulate(
             `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
             `"adaptive"` is short for one with its defaults.
         fixed: bool, of x_0's shape: entries that stay as they are; of a product by field, those left out being free.
-        corrector: `DetailedBalance` or `ReMDM`.
+        corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
@@ -126,7 +118,7 @@ def simulate(
 
     Raises:
         ValueError: an argument is out of its range, or the sampler does not fit the path.
-        TypeError: an option of a sampler is given to `simulate`.
+        TypeError: an option of a sampler, or an argument that version 0.1 had, is passed to `simulate`.
 
     >>> import torch
     >>> from gm_discrete import ExactModel, MaskedPath, simulate
@@ -141,12 +133,8 @@ def simulate(
     """
     refuse_old_options(conditioning)
     sampler = Sampler.of(sampler)
-    if isinstance(corrector, Mapping):
-        corrector = Corrector.from_dict(dict(corrector))
-    if not isinstance(corrector, Corrector | None):
-        raise TypeError(f"corrector={corrector!r} must be a Corrector such as DetailedBalance(), or its JSON form")
     if corrector is not None:
-        sampler = corrector.corrected(sampler)
+        sampler = Corrector.of(corrector).corrected(sampler)
     state = pack(x_0)
     _check_state(process, state)
     grid, free = _grids(times, state), _free(state, fixed)
@@ -218,7 +206,7 @@ def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
     if spacing is None:
         spacing = path.spacing
     if spacing not in SPACINGS:
-        raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}")
+        raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}{hint(spacing)}")
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     kappa = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
@@ -228,19 +216,6 @@ def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
         last = math.log(path.stop or 0.005)
         kappa[1:-1] = -torch.expm1(torch.linspace(0, last, num_steps, dtype=torch.float64))[1:]  # 0 stays 0, not −0
     return path.time(kappa)
-
-
-def refuse_old_options(options: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        TypeError: one of them is an option of a sampler, that has to be given to the sampler itself.
-    """
-    for name in options:
-        if name == "method":
-            raise TypeError("method is called sampler: sampler='heun'")
-        if name in OLD_OPTIONS:
-            kind = OLD_OPTIONS[name].removeprefix("sampler=").split("(")[0]
-            raise TypeError(f"{name} is an option of {kind}: {OLD_OPTIONS[name]}")
 
 
 def _grids(times: Grid, x_0: State) -> Tensor:

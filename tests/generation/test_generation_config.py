@@ -173,7 +173,7 @@ KEPT = {
         ({"corrector": {"b": 0.5, "type": "backward_noise"}}, {}),
         ({"corrector": {"eta": 0.5, "type": "eta_noise"}}, {}),
         ({"guidance": "raw", "guidance_scale": 2.0}, {"guidance_scale": 2.0}),
-        ({"grid": "logarithmic"}, {}),
+        ({"grid": "logarithmic"}, {"grid": "quadratic"}),
     ],
     ids=str,
 )  # fmt: skip
@@ -273,7 +273,7 @@ def test_generate__arguments_out_of_range_are_named(options: dict[str, Any], fou
             call(**options)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("options", [{"corrector": "remdm"}, {"blocks": 32}, {"sampler": 5}], ids=str)
+@pytest.mark.parametrize("options", [{"corrector": 32}, {"blocks": 32}, {"sampler": 5}], ids=str)
 def test_generate__objects_of_another_type_are_named(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     for call in (network().generate, GMGenerationConfig):
