@@ -84,10 +84,11 @@ class Corrected(Sampler):
 
 
 class DetailedBalance(Corrector):
-    """After each step, `sweeps` times: every token is drawn anew from p_t(·|z), z ~ π, with probability 1 − e^{−strength}.
+    """Corrector that draws tokens anew from p_t(·|z), z ~ π, each with probability 1 − e^{−strength}.
 
-    The generator G(y|x) = E_{z~π} p_t(y|z) is in detailed balance with p_t, on any path (for mixture paths
-    (1 − κ) p0(y) + κ π(y)); the forward-backward corrector of Campbell et al. 2022 (arXiv 2205.14987) is one such.
+    It does so `sweeps` times after each step. The generator G(y|x) = E_{z~π} p_t(y|z) is in detailed balance with p_t, on
+    any path (for mixture paths (1 − κ) p0(y) + κ π(y)); the forward-backward corrector of Campbell et al. 2022 (arXiv
+    2205.14987) is one such.
 
     Args:
         sweeps: how often.
@@ -129,10 +130,11 @@ class DetailedBalance(Corrector):
 
 
 class ReMDM(Corrector):
-    """Remasking of masked diffusion: a step masks revealed tokens with probability σ, and reveals masked ones with
-    (κ_s − (1 − σ) κ_t)/(1 − κ_t), σ = η min(1, (1 − κ_s)/κ_t).
+    """Corrector of masked diffusion that masks revealed tokens again.
 
-    Given z the step carries p_t to p_s for every σ in that range. Wang et al. 2025 (arXiv 2503.00307, equations 7 and 10).
+    A step masks revealed tokens with probability σ = η min(1, (1 − κ_s)/κ_t), and reveals masked ones with probability (κ_s
+    − (1 − σ) κ_t)/(1 − κ_t). For a fixed z it carries p_t to p_s for every σ in that range. Wang et al. 2025 (arXiv
+    2503.00307, equations 7 and 10).
 
     Args:
         eta: η in (0, 1].

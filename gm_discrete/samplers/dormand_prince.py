@@ -10,7 +10,7 @@ from torch import Tensor
 from gm_discrete.generators import Flow, terms
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import CONTINUOUS, Chain, Sampler
-from gm_discrete.samplers.euclidean import bounds, drift, euler_maruyama, like, within
+from gm_discrete.samplers.euclidean import bounds, broadcast, drift, euler_maruyama, within
 
 STAGES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (1 / 5, (1 / 5,)),
@@ -68,10 +68,10 @@ class DormandPrince(Sampler):
             h = torch.minimum(step, until - now)
             slopes, y = [first], x
             for c, weights in STAGES:
-                y = x + like(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
+                y = x + broadcast(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
                 # A path on an interval has a generator inside of it alone.
                 slopes.append(_velocity(chain, within(y, limits), torch.minimum(now + c * h, until), active)[0])
-            estimate = like(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
+            estimate = broadcast(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
             relative = estimate / (self.tolerance * torch.maximum(x.abs(), y.abs()).clamp(min=1))
             count = free.flatten(1).sum(1).clamp(min=1)
             ratio = ((free * relative.square()).flatten(1).sum(1) / count).sqrt().double()

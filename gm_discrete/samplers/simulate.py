@@ -100,13 +100,13 @@ def simulate(
         x_0: initial state, long [B, L] of a discrete path, floating-point [B, …] of a continuous one, a dict by field of a
             product; not modified.
         times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
-            samplers choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. Of a
-            product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
+            samplers choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. For
+            a product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
         rng: source of all noise.
         sampler: `TauLeaping`, `Euler`, `Trapezoidal`, `Heun` on the grid; `FirstHitting`, `Uniformization` (exact);
             `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
             `"adaptive"` is short for one with its defaults.
-        fixed: bool, of x_0's shape: entries that stay as they are; of a product by field, those left out being free.
+        fixed: bool, of x_0's shape: entries that stay as they are; for a product a dict by field, which may leave out some.
         corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
@@ -143,8 +143,8 @@ def simulate(
     if not all(-len(grid) <= i < len(grid) for i in save_at):
         raise ValueError(f"save_at={list(save_at)} must be indices into the {len(grid)} times")
     observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
-    known = {name: value for name, value in conditioning.items() if value is not None}
-    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, known)
+    conditioning = {name: value for name, value in conditioning.items() if value is not None}
+    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning)
     unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
     return unpacked if return_info else unpacked.x
 
@@ -183,7 +183,7 @@ def simulate_state(
 
 
 def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
-    """The times of a grid of N steps from 0 to 1, float64 [N + 1]. For continuous paths read t for κ.
+    """The times of a grid of N steps from 0 to 1, float64 [N + 1]. For continuous paths κ is t.
 
     - `"linear"`: even in κ. The default for masked paths, where every token jumps once, evenly in κ, for general paths, and
       for continuous paths with a flow.
@@ -266,7 +266,7 @@ def _free(x_0: State, fixed: Tensor | State | None) -> State:
     masks = {} if fixed is None else pack(fixed)
     if unknown := masks.keys() - x_0.keys():
         names = (", ".join(sorted(map(str, keys))) or "''" for keys in (unknown, x_0.keys()))
-        raise ValueError("fixed names {}; the fields are {}".format(*names))
+        raise ValueError("fixed has the fields {}, which x_0 lacks: use fields of x_0, {}".format(*names))
     free = {}
     for name, x in x_0.items():
         mask = masks.get(name)

@@ -223,7 +223,7 @@ def test_corrector__options_travel_as_json() -> None:
 
 @pytest.mark.parametrize("value", ["magic", {"type": "magic"}, {}, {"type": ["remdm"]}])
 def test_corrector__unknown_names_are_refused_with_those_that_exist(value: Any) -> None:
-    with pytest.raises(ValueError, match="corrector.*detailed_balance, remdm"):
+    with pytest.raises(ValueError, match=r"corrector.*detailed_balance, remdm"):
         Corrector.of(value)
 
 
@@ -231,11 +231,11 @@ def test_corrector__unknown_names_are_refused_with_those_that_exist(value: Any) 
     "value", ["eta_noise", {"type": "eta_noise", "eta": 0.5}, {"type": "backward_noise", "b": 0.5}]
 )
 def test_corrector__removed_names_name_their_replacement(value: Any) -> None:
-    with pytest.raises(ValueError, match="(eta|backward)_noise.*use remdm or detailed_balance"):
+    with pytest.raises(ValueError, match=r"(eta|backward)_noise.*use remdm or detailed_balance"):
         simulate(chain("masked"), torch.full((2, 3), 3), [0, 1], corrector=value)
 
 
 @pytest.mark.parametrize("value", [3, TauLeaping()])
 def test_corrector__anything_else_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="corrector=(3|TauLeaping)"):
+    with pytest.raises(TypeError, match=r"corrector=(3|TauLeaping)"):
         simulate(chain("masked"), torch.full((2, 3), 3), [0, 1], corrector=value)
