@@ -18,7 +18,7 @@ MOST_CANDIDATES = 1e6
 
 
 class FirstHitting(Sampler):
-    """Sampler that reveals masks one by one: with n left, 1 − κ ← (1 − κ) U^{1/n}, and one of the n, drawn evenly, goes.
+    """Sampler that reveals masks one by one: with n left, 1 − κ ← (1 − κ) U^{1/n} and one of them, drawn evenly.
 
     Exact, in as many network evaluations as there are masks. Zheng et al. 2024 (arXiv 2409.02908, algorithm 1), here for
     batches whose sequences have different numbers of masks.
