@@ -13,7 +13,6 @@ from gm_discrete.samplers.heun import Heun
 from gm_discrete.samplers.simulate import (
     SPACINGS,
     Simulation,
-    refuse_old_options,
     simulate,
     simulate_state,
     time_grid,
@@ -53,7 +52,6 @@ __all__ = [
     "Trapezoidal",
     "Uniformization",
     "kind_of",
-    "refuse_old_options",
     "samplers_for",
     "simulate",
     "simulate_state",

@@ -19,10 +19,10 @@ from gm_discrete.generators.kernels import Kernel
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import Chain, Sampler, discrete, leaving, needs_network, posterior
-from gm_discrete.samplers.euclidean import advance, keep, pace
+from gm_discrete.samplers.euclidean import advance, pace, update_rows
 
 SURVEY = 32
-"""Of a longer sequence, the number of unsettled tokens is estimated at so many positions, not read at all of them."""
+"""In longer sequences the number of unsettled tokens is estimated from so many positions, drawn at random."""
 
 LEAST_NOISE = 1e-9
 """At 1 − κ = 1e-9 a sequence of 10⁶ tokens still has noise with probability 0.001: the last step may take it all."""
@@ -30,19 +30,21 @@ LEAST_NOISE = 1e-9
 
 @dataclass
 class TokenMemory:
-    """E [B], how many tokens of a field were unsettled when it was last asked."""
+    """E [B], how many tokens of a field were unsettled when they were last counted."""
 
     unsettled: Tensor | None = None
 
 
 class Adaptive(Sampler):
-    """Every field proposes how far a sequence may go, and all go as far as the most careful of them; one evaluation a step.
+    """Sampler whose steps have the length that the most careful field of a sequence allows; one evaluation a step.
 
     Discrete fields, counted together, propose P = min(1, M/√(n E)), κ ← κ + P (1 − κ), where E = Σ_i (1 − π_i(x^i)) of n
     free tokens are unsettled. P E ≤ M tokens change in a step, and fewer as the sequence settles, so that n tokens take
-    about 2 n/M steps. Of the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls. Masks are counted. Else E is read
-    from the network where the step will probably need it anyway, and otherwise the last one known serves, which is n in the
-    beginning: a step without an event costs next to no evaluations.
+    about 2 n/M steps. Among the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls.
+
+    On masked paths E is the number of masks. On other paths it is computed from the network output where an event is
+    likelier than none, or a continuous field moves. Otherwise the last value is used, at first n; if there is an event all
+    the same, E is computed for the next step. This costs an evaluation only where a likely event does not happen.
 
     Continuous fields propose a step whose error is about `tolerance` (see `samplers.euclidean.pace`).
 
@@ -147,20 +149,20 @@ class _Leap:
         return until()
 
     def unsettled(self) -> Tensor:
-        """E, [B], of all fields as last known."""
+        """E, [B], of all fields, as it was last computed."""
         total = torch.zeros_like(self.t)
         for name, positions in self.positions.items():
-            known = self.chain.remember(name, TokenMemory).unsettled
-            total = total if known is None else total + torch.where(positions.any(1), known, 0.0)
+            last = self.chain.remember(name, TokenMemory).unsettled
+            total = total if last is None else total + torch.where(positions.any(1), last, 0.0)
         return total
 
     def look(self, sequences: Tensor) -> None:
-        """Finds E anew in these sequences."""
+        """Computes E of these sequences from the present state."""
         for name, found in self.posteriors.items():
             memory, positions = self.chain.remember(name, TokenMemory), self.positions[name]
-            asked = positions & sequences[:, None]
-            unsettled, read = _unsettled(found.belief, self.x[name], asked, self.chain)
-            memory.unsettled = keep(memory.unsettled, unsettled, asked.any(1))
+            wanted = positions & sequences[:, None]
+            unsettled, read = _unsettled(found.belief, self.x[name], wanted, self.chain)
+            memory.unsettled = update_rows(memory.unsettled, unsettled, wanted.any(1))
             self.read |= read
 
     def land(self, until: Tensor) -> dict[str, Tensor]:
@@ -177,16 +179,16 @@ class _Leap:
 
 def _unsettled(belief: Kernel, x: Tensor, positions: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     """(E = Σ_i (1 − π_i(x^i)) over the positions, [B]; which sequences the network was evaluated for)."""
-    asked = positions
+    surveyed = positions
     if x.shape[1] > SURVEY:
         lot = chain.uniform(*x.shape).masked_fill(~positions, -1)
-        asked = positions & (lot >= lot.topk(SURVEY, 1).values[:, -1:])
-    leave, read = leaving(belief, x, asked)
-    return leave.sum(1) * positions.sum(1) / asked.sum(1).clamp(min=1), read
+        surveyed = positions & (lot >= lot.topk(SURVEY, 1).values[:, -1:])
+    leave, read = leaving(belief, x, surveyed)
+    return leave.sum(1) * positions.sum(1) / surveyed.sum(1).clamp(min=1), read
 
 
 def _after(schedule: Schedule, t: Tensor, t_next: Tensor, part: Tensor) -> Tensor:
-    """The time at which 1 − κ has fallen by the given part of itself, or `t_next` if that comes first."""
+    """The time at which 1 − κ has fallen by `part` of itself, or `t_next` if that comes first."""
     left = schedule.complement(t) * (1 - part).clamp(min=0)
     # Where nothing but rounding is left of the noise, the step would not move: it is the last one.
     until = torch.where(left > LEAST_NOISE, schedule.inverse(1 - left), 1.0)

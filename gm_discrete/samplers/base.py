@@ -16,6 +16,7 @@ from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
+from gm_discrete.samplers.removed import hint
 
 DISCRETE, CONTINUOUS, PRODUCT = "discrete", "continuous", "product"
 EVERY_STATE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
@@ -97,8 +98,8 @@ class Sampler(Configurable, ABC):
                 f'sampler={sampler!r} must be a Sampler such as TauLeaping(), its name, or {{"type": name, …}}'
             )
         known = sorted(kind.type_name for kind in subclasses(Sampler) if kind.type_name)
-        if sampler.get("type") not in known:
-            raise ValueError(f"sampler={sampler.get('type')!r} is unknown; choose one of {', '.join(known)}")
+        if (name := sampler.get("type")) not in known:
+            raise ValueError(f"sampler={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
         return Sampler.from_dict(dict(sampler))
 
 
@@ -110,7 +111,7 @@ def samplers_for(path: Path) -> tuple[str, ...]:
 
 @dataclass
 class Chain:
-    """One simulation: a process, a batch of B states, the noise, and what is counted on the way.
+    """A simulation in progress: the process, which entries may move, the noise, and what is counted on the way.
 
     Attributes:
         process: what is simulated.
@@ -118,7 +119,7 @@ class Chain:
         rng: source of all noise.
         conditioning: keywords that are passed on to `process.generator`.
         calls: [B], evaluations of the network that a sequence needed. jumps: [B], changes of an entry by jumps.
-        error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` where none is known.
+        error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` for other samplers.
     """
 
     process: Process
@@ -162,7 +163,7 @@ class Chain:
         Raises:
             TypeError: the process has a generator of other fields.
         """
-        self._counted, x = torch.zeros_like(self._counted), dict(x)  # a lazy readout keeps the state that it was given
+        self._counted, x = torch.zeros_like(self._counted), dict(x)  # a lazy readout keeps the state that it gets
         now, then = (
             times if times is None else times[""] if "" in times else self.path.joined(times) for times in (t, t_next)
         )
@@ -170,8 +171,8 @@ class Chain:
         found = factors(generator)
         if found.keys() != x.keys():
             raise TypeError(
-                f"the generator of the process is a {type(generator).__name__}, of the fields "
-                f"{', '.join(map(repr, found))}; the state has {', '.join(map(repr, x))}"
+                f"x_0 has the fields {', '.join(map(repr, x))}, but process.generator(…) returned a "
+                f"{type(generator).__name__} of {', '.join(map(repr, found))}: let both have the same fields"
             )
         return found
 

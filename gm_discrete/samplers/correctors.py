@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from gm_discrete.configurable import Configurable
+from gm_discrete.configurable import Configurable, subclasses
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler, kind_of
+from gm_discrete.samplers.removed import hint
 from gm_discrete.samplers.tau_leaping import TauLeaping
 
 
@@ -43,6 +45,27 @@ class Corrector(Configurable, ABC):
         """The sampler whose steps are corrected."""
         return Corrected(sampler, self)
 
+    @classmethod
+    def of(cls, corrector: str | Mapping[str, Any] | Corrector) -> Corrector:
+        """The corrector of that name with default options, or of that JSON form; a corrector is returned as it is.
+
+        Raises:
+            ValueError: no corrector has that name; the message lists those that exist.
+            TypeError: it is none of these.
+        """
+        if isinstance(corrector, Corrector):
+            return corrector
+        if isinstance(corrector, str):
+            corrector = {"type": corrector}
+        if not isinstance(corrector, Mapping):
+            raise TypeError(
+                f'corrector={corrector!r} must be a Corrector such as DetailedBalance(), its name, or {{"type": name, …}}'
+            )
+        known = sorted(kind.type_name for kind in subclasses(Corrector) if kind.type_name)
+        if (name := corrector.get("type")) not in known:
+            raise ValueError(f"corrector type={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
+        return Corrector.from_dict(dict(corrector))
+
 
 class Corrected(Sampler):
     """A sampler with a corrector. It has no JSON form of its own: sampler and corrector have theirs."""
@@ -61,10 +84,11 @@ class Corrected(Sampler):
 
 
 class DetailedBalance(Corrector):
-    """After each step, `sweeps` times: every token is drawn anew from p_t(·|z), z ~ π, with probability 1 − e^{−strength}.
+    """Corrector that draws tokens anew from p_t(·|z), z ~ π, each with probability 1 − e^{−strength}.
 
-    The generator G(y|x) = E_{z~π} p_t(y|z) is in detailed balance with p_t, on any path (for mixture paths
-    (1 − κ) p0(y) + κ π(y)); the forward-backward corrector of Campbell et al. 2022 (arXiv 2205.14987) is one such.
+    It does so `sweeps` times after each step. The generator G(y|x) = E_{z~π} p_t(y|z) is in detailed balance with p_t, on
+    any path (for mixture paths (1 − κ) p0(y) + κ π(y)); the forward-backward corrector of Campbell et al. 2022 (arXiv
+    2205.14987) is one such.
 
     Args:
         sweeps: how often.
@@ -106,10 +130,11 @@ class DetailedBalance(Corrector):
 
 
 class ReMDM(Corrector):
-    """Remasking of masked diffusion: a step masks revealed tokens with probability σ, and reveals masked ones with
-    (κ_s − (1 − σ) κ_t)/(1 − κ_t), σ = η min(1, (1 − κ_s)/κ_t).
+    """Corrector of masked diffusion that masks revealed tokens again.
 
-    Given z the step carries p_t to p_s for every σ in that range. Wang et al. 2025 (arXiv 2503.00307, equations 7 and 10).
+    A step masks revealed tokens with probability σ = η min(1, (1 − κ_s)/κ_t), and reveals masked ones with probability (κ_s
+    − (1 − σ) κ_t)/(1 − κ_t). For a fixed z it carries p_t to p_s for every σ in that range. Wang et al. 2025 (arXiv
+    2503.00307, equations 7 and 10).
 
     Args:
         eta: η in (0, 1].

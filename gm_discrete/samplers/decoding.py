@@ -2,7 +2,7 @@
 
 On a masked path the masks of a sequence are revealed in random order, all orders being equally likely. A sampler that
 reveals first what the network is surest of does not sample the model distribution: its samples have no likelihood and are
-less varied, but of a network that is better at some orders than at others they may well read better. (Orders that depend on
+less varied, but if the network is better at some orders than at others they may well be better text. (Orders that depend on
 the state alone, `margin` and `entropy`, preserve the distribution where one symbol at a time is drawn from the conditionals
 of one joint distribution; those of a network are conditionals of none. `confidence`, which depends on the symbol that was
 drawn, never does.) Each order scores the masked positions, and those of highest score are revealed first:
@@ -45,7 +45,7 @@ class Reached:
 
 
 class EntropyBounded(Sampler):
-    """Reveals, in the given order, as many positions as Σ_i H(π_i) − max_i H(π_i) ≤ ε allows, and at least one.
+    """Sampler that reveals, in a chosen order, as many masks as Σ_i H(π_i) − max_i H(π_i) ≤ ε allows, and at least one.
 
     Positions that are revealed at once are drawn as if independent. This costs KL(joint ‖ Π_i π_i) = Σ_i H(π_i) − H, with
     H ≥ max_i H(π_i) the entropy of their joint distribution under the network: ε bounds it in every step, and the number of

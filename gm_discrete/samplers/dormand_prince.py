@@ -10,7 +10,7 @@ from torch import Tensor
 from gm_discrete.generators import Flow, terms
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import CONTINUOUS, Chain, Sampler
-from gm_discrete.samplers.euclidean import bounds, drift, euler_maruyama, like, within
+from gm_discrete.samplers.euclidean import bounds, broadcast, drift, euler_maruyama, within
 
 STAGES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (1 / 5, (1 / 5,)),
@@ -26,7 +26,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 
 
 class DormandPrince(Sampler):
-    """A pure flow by the Dormand–Prince pair with step control, to t = 1 − ε, and one Euler step more.
+    """Sampler that solves a pure flow by the Dormand–Prince pair with step control, to t = 1 − ε, and one Euler step more.
 
     Every sequence has steps of its own. A step is accepted where the root mean square of the estimated error over the
     sequence's entries, relative to tolerance · max(1, |x|), is at most 1. ε is the path's `stop`. Dormand and Prince 1980.
@@ -36,6 +36,7 @@ class DormandPrince(Sampler):
 
     Raises:
         TypeError: the generator is more than a flow.
+        FloatingPointError: there is no step that could be accepted: the velocity is not finite, or changes too fast.
     """
 
     type_name: ClassVar[str] = "dopri5"
@@ -67,13 +68,20 @@ class DormandPrince(Sampler):
             h = torch.minimum(step, until - now)
             slopes, y = [first], x
             for c, weights in STAGES:
-                y = x + like(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
+                y = x + broadcast(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
                 # A path on an interval has a generator inside of it alone.
                 slopes.append(_velocity(chain, within(y, limits), torch.minimum(now + c * h, until), active)[0])
-            estimate = like(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
+            estimate = broadcast(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
             relative = estimate / (self.tolerance * torch.maximum(x.abs(), y.abs()).clamp(min=1))
             count = free.flatten(1).sum(1).clamp(min=1)
             ratio = ((free * relative.square()).flatten(1).sum(1) / count).sqrt().double()
+            stuck = active & (ratio.isnan() | (now + h <= now))
+            if bool(stuck.any()):
+                raise FloatingPointError(
+                    f"sampler='dopri5' finds no step from t={float(now[stuck][0]):.6g} on with tolerance={self.tolerance}: "
+                    "the velocity is not a finite number there, or changes too fast; look for NaN in the network's output "
+                    "at this t, or use sampler='heun'"
+                )
             accepted = active & (ratio <= 1)
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
             x, first = torch.where(rows, within(y, limits), x), torch.where(rows, slopes[-1], first)

@@ -15,14 +15,15 @@ from torch import Tensor
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, over, terms
 from gm_discrete.samplers.base import Chain
 
-USUAL = 16
-"""Entries of a sequence whose own growth of rates weighs as much as the usual one. Where a sequence has one or two entries
-and smooth data, the usual growth leaves no larger an error than a fit to the whole batch did, and a fit to the entries alone
-up to twice as large a one. With nearly discrete data a fit to many entries leaves half of the error of the usual growth."""
+PRIOR_ENTRIES = 16
+"""Weight of the prior value 1 in the estimate of a growth power (see `_growth`), in entries: p = (n p̂ + 16 · 1)/(n + 16).
 
-STEEP = 4.0
-"""Change of the drift, in unit time, of the entry that `pace` adds to those of a sequence, so that the steps of a few
-entries stay of moderate length where their drift happens not to change."""
+With one or two entries a sequence and smooth data p = 1 leaves no larger an error than a fit to the whole batch, and p = p̂
+up to twice as large a one. With nearly discrete data and many entries p = p̂ leaves half of the error of p = 1."""
+
+PRIOR_SLOPE = 4.0
+"""Change of the drift in unit time of the one entry that `pace` adds to those of a sequence as a prior, so that sequences of
+few entries take steps of moderate length where their drift happens not to change."""
 
 
 @dataclass
@@ -50,7 +51,7 @@ def predicted(
 ) -> tuple[Tensor, Tensor | float]:
     """The first half of a Heun step: x + Δ b(t) + noise, without jumps; and the noise."""
     chain.count(chain.movable(name) & (t < t_next))
-    step, variance = like(t_next - t, x), _variance(generator, x)
+    step, variance = broadcast(t_next - t, x), _variance(generator, x)
     noise = 0.0 if variance is None else (step * variance).sqrt() * chain.normal(x)
     return torch.where(chain.free[name], within(x + step * drift(generator, x) + noise, bounds(generator)), x), noise
 
@@ -70,13 +71,13 @@ def corrected(
     The noise is not the mean of both ends: where it depends on x, that would add a drift.
     """
     chain.count(chain.movable(name) & (t < t_next))
-    y = x + like(t_next - t, x) / 2 * (drift(first, x) + drift(second, x)) + noise
+    y = x + broadcast(t_next - t, x) / 2 * (drift(first, x) + drift(second, x)) + noise
     return _jumped(chain, name, x, within(y, bounds(first)), first, t, t_next)
 
 
 def moved(chain: Chain, name: str, x: Tensor, generator: Factor, drift: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """The step of the interval that the generator was made for, with the given drift."""
-    step, variance = like(t_next - t, x), _variance(generator, x)
+    """The step of the interval that the generator was made for, with this drift."""
+    step, variance = broadcast(t_next - t, x), _variance(generator, x)
     y = x + step * drift
     if variance is not None:
         y = y + (step * variance).sqrt() * chain.normal(x)
@@ -91,13 +92,13 @@ def drift(generator: Factor, x: Tensor, mean: bool = False) -> Tensor:
             point = part.velocity if isinstance(part, Flow) else part.drift
             value = part.mean if mean and part.mean is not None else point
             if value is not None:
-                total = total + like(weight, x) * value
+                total = total + broadcast(weight, x) * value
     return total
 
 
 def _variance(generator: Factor, x: Tensor) -> Tensor | None:
     """Σ w g² of the diffusions; `None` without any."""
-    found = [(like(weight, x), part) for weight, part in terms(generator) if isinstance(part, Diffusion)]
+    found = [(broadcast(weight, x), part) for weight, part in terms(generator) if isinstance(part, Diffusion)]
     if not found:
         return None
     return torch.stack([(weight * part.scale**2).expand(x.shape) for weight, part in found]).sum(0)
@@ -111,25 +112,25 @@ def bounds(generator: Factor) -> tuple[float, float] | None:
 
 def jump_rate(generator: Factor, x: Tensor) -> Tensor:
     """Σ w λ of the jumps."""
-    rates = [like(weight, x) * part.intensity for weight, part in terms(generator) if isinstance(part, Jump)]
+    rates = [broadcast(weight, x) * part.intensity for weight, part in terms(generator) if isinstance(part, Jump)]
     return torch.stack(rates).sum(0) if rates else torch.zeros_like(x)
 
 
-def jump_weight(generator: Factor, like: Tensor) -> Tensor:
-    """Σ w of the jumps, [B] like the tensor."""
+def jump_weight(generator: Factor, t: Tensor) -> Tensor:
+    """Σ w of the jumps, [B] like t."""
     weights = [weight for weight, part in terms(generator) if isinstance(part, Jump)]
-    return sum((torch.as_tensor(weight).to(like).expand(like.shape) for weight in weights), torch.zeros_like(like))
+    return sum((torch.as_tensor(weight).to(t).expand(t.shape) for weight in weights), torch.zeros_like(t))
 
 
-def jump_length(generator: Factor, like: Tensor) -> Tensor:
-    """The length of the longest of the generator's jumps, [B] like the tensor; 0 without any."""
+def jump_length(generator: Factor, t: Tensor) -> Tensor:
+    """The length of the longest of the generator's jumps, [B] like t; 0 without any."""
     lengths = [part.length for _, part in terms(generator) if isinstance(part, Jump) and part.length is not None]
-    return torch.stack([length.to(like).expand(like.shape) for length in lengths]).amax(0) if lengths else 0 * like
+    return torch.stack([length.to(t).expand(t.shape) for length in lengths]).amax(0) if lengths else 0 * t
 
 
 def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
     """The state y to which drifts led, but where entries jump the landing instead; what may not move is x."""
-    free = chain.free[name] & like((t < t_next).to(x.dtype), x).bool()
+    free = chain.free[name] & broadcast((t < t_next).to(x.dtype), x).bool()
     state, stayed = torch.where(free, y, x), free
     jumps = [(weight, part) for weight, part in terms(generator) if isinstance(part, Jump)]
     if not jumps:
@@ -141,40 +142,41 @@ def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t:
         if part.guessed and duration is not None:
             grown = -torch.expm1(-part.intensity.double() * duration)
             chance = torch.where(duration.isnan(), chance, grown)
-        chance = 1 - (1 - chance) ** like(weight, x).double()
+        chance = 1 - (1 - chance) ** broadcast(weight, x).double()
         if part.joint:
-            events = free & like((chain.uniform(len(x)) < chance.flatten(1)[:, 0]).to(x.dtype), x).bool()
+            events = free & broadcast((chain.uniform(len(x)) < chance.flatten(1)[:, 0]).to(x.dtype), x).bool()
         else:
             events = chain.events(chance, name) & free
         state, stayed = chain.land(state, part.kernel, events), stayed & ~events
     going = t < t_next  # a sequence that waits for the others keeps its memory
-    memory.rate = keep(memory.rate, rate, going)
-    memory.time = keep(memory.time, t, going)
-    memory.stayed = keep(memory.stayed, stayed, going)
+    memory.rate = update_rows(memory.rate, rate, going)
+    memory.time = update_rows(memory.time, t, going)
+    memory.stayed = update_rows(memory.stayed, stayed, going)
     return state
 
 
 def _growth(memory: JumpMemory, rate: Tensor, t: Tensor, t_next: Tensor) -> Tensor | None:
     """∫ ((1 − t)/(1 − s))^p ds over [t, t_next], [B, …]: the effective duration of a step in which rates grow with power p.
 
-    p is that with which the rates of a sequence grew over the last step, summed over the entries that did not jump: 3 where
-    z is known and the state is far from it, 1 where z is as uncertain as x is noisy. Of a few entries the growth is mostly
-    chance: so it counts as much as p = 1 where there are `USUAL` of them. NaN in the first step and the last.
+    p is a shrinkage estimate. The fit p̂ is the power with which the rates of a sequence grew over the last step, summed
+    over its n entries that did not jump: 3 where z is known and the state is far from it, 1 where z is as uncertain as x is
+    noisy. With few entries p̂ is mostly chance, so that p = (n p̂ + 16 · 1)/(n + 16) draws it towards 1. NaN in the first
+    step and the last.
     """
     if memory.rate is None or memory.stayed is None or memory.time is None:
         return None
     before = (memory.rate * memory.stayed).flatten(1).sum(1, dtype=torch.float64)
     ratio = (rate * memory.stayed).flatten(1).sum(1, dtype=torch.float64) / before
-    seen = (ratio.log() / ((1 - memory.time) / (1 - t)).log()).nan_to_num(nan=1.0, neginf=0.0, posinf=3.0).clamp(0, 3)
-    number = memory.stayed.flatten(1).sum(1)
-    p = (number * seen + USUAL) / (number + USUAL)
+    fitted = (ratio.log() / ((1 - memory.time) / (1 - t)).log()).nan_to_num(nan=1.0, neginf=0.0, posinf=3.0).clamp(0, 3)
+    n = memory.stayed.flatten(1).sum(1)
+    p = (n * fitted + PRIOR_ENTRIES) / (n + PRIOR_ENTRIES)
     left, power = (1 - t_next) / (1 - t), 1 - p
     part = torch.where(power.abs() < 1e-6, -left.log(), (1 - left**power) / power)  # which is 0/0 at p = 1
     duration = torch.where(t_next < 1, (1 - t) * part, torch.nan)
-    return like(duration, rate.double())
+    return broadcast(duration, rate.double())
 
 
-def keep(old: Tensor | None, new: Tensor, rows: Tensor) -> Tensor:
+def update_rows(old: Tensor | None, new: Tensor, rows: Tensor) -> Tensor:
     """The new values [B, …] in these rows (bool [B]), the old ones in the others."""
     return new if old is None else torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
@@ -188,7 +190,7 @@ def within(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
     return low + torch.minimum(folded, 2 * width - folded)
 
 
-def like(value: Tensor | float, x: Tensor) -> Tensor:
+def broadcast(value: Tensor | float, x: Tensor) -> Tensor:
     """Values [B], shaped to act on x [B, …]."""
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     return value if value.dim() == 0 else value.view(-1, *[1] * (x.dim() - 1))
@@ -201,7 +203,7 @@ def like(value: Tensor | float, x: Tensor) -> Tensor:
 class PaceMemory:
     """What `pace` keeps of the last step: drift and rate [B, …] at its start, its length, and the drift's slope.
 
-    A row of `taken` is 0 where no step was taken yet, and one of `curved` is false where the slope is not known yet.
+    A row of `taken` is 0 where no step was taken yet, and one of `curved` is false where there is no slope yet.
     """
 
     step: Tensor | None = None
@@ -224,8 +226,8 @@ def pace(
 ) -> Tensor:
     """The end [B] of the next step of a sequence, such that its error, relative to the size of the state, is `tolerance`.
 
-    Drifts are extrapolated from the step before (Adams–Bashforth, of second order), jumps are those of `TauLeaping`. Of a
-    step Δ, by means over the free entries of the sequence,
+    Drifts are extrapolated from the step before (Adams–Bashforth, of second order), jumps are those of `TauLeaping`. For
+    a step Δ, by means over the free entries of the sequence,
 
         e = ½ Δ rms |Δ(Σ w b)| / rms |x|                           the drift's change,
         j = ½ Δ (mean |Δ(Σ w λ)| + Δ mean (Σ w λ)²) ℓ / rms |x|    the rate's, and second jumps, which find no room,
@@ -246,26 +248,26 @@ def pace(
         memory.taken, memory.curved = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
         memory.slope = torch.zeros_like(x)
     else:
-        known = (memory.taken > 0) & ~restarted
-        taken = torch.where(known, memory.taken, 1.0)
-        slope = (b - memory.drift) / like(taken, x)
+        usable = (memory.taken > 0) & ~restarted
+        taken = torch.where(usable, memory.taken, 1.0)
+        slope = (b - memory.drift) / broadcast(taken, x)
         count = free.flatten(1).sum(1).clamp(min=1)
 
         def total(values: Tensor) -> Tensor:
             return (free * values).flatten(1).sum(1)
 
-        # Means over a few entries are mostly chance: one more is added, of unit size, slope `STEEP` and rate 1/(1 − t).
-        usual = jump_weight(generator, t) / (1 - t)
+        # Means over few entries are mostly chance: a prior entry of size 1, slope `PRIOR_SLOPE`, rate 1/(1 − t) is added.
+        prior_rate = jump_weight(generator, t) / (1 - t)
         size = ((total(x.square()) + 1) / (count + 1)).sqrt()
-        bent = ((total(slope.square()) + STEEP**2) / (count + 1)).sqrt()
-        changed = total((rate - memory.rate).abs()) / taken + total(rate.square()) + 2 * usual.to(size) ** 2
+        bent = ((total(slope.square()) + PRIOR_SLOPE**2) / (count + 1)).sqrt()
+        changed = total((rate - memory.rate).abs()) / taken + total(rate.square()) + 2 * prior_rate.to(size) ** 2
         length = jump_length(generator, size)
         needed = (bent / tolerance ** (2 / 3) + changed / (count + 1) * length / tolerance) / size
         step = torch.minimum(torch.maximum((needed.double() / 2).rsqrt(), memory.step / 2), memory.step * 2)
         first = memory.step.clamp(max=tolerance**0.5)
-        memory.step = torch.where(restarted, first, keep(memory.step, step, known & going))
-        memory.slope, memory.curved = slope, known
-    memory.drift, memory.rate = keep(memory.drift, b, going), keep(memory.rate, rate, going)
+        memory.step = torch.where(restarted, first, update_rows(memory.step, step, usable & going))
+        memory.slope, memory.curved = slope, usable
+    memory.drift, memory.rate = update_rows(memory.drift, b, going), update_rows(memory.rate, rate, going)
     reach = t + memory.step
     return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
 
@@ -275,8 +277,8 @@ def advance(chain: Chain, name: str, x: Tensor, generator: Factor, t: Tensor, un
     memory, step = chain.remember(name, PaceMemory), over(generator, until)
     b = drift(step, x, mean=True)
     if memory.slope is not None and memory.drift is not None and memory.curved is not None:
-        ahead = memory.drift + like((until - t) / 2, x) * memory.slope
+        ahead = memory.drift + broadcast((until - t) / 2, x) * memory.slope
         curved = memory.curved & (until < 1)
         b = torch.where(curved.view(-1, *[1] * (x.dim() - 1)), ahead, b)
-    memory.taken = keep(memory.taken, until - t, t < until)
+    memory.taken = update_rows(memory.taken, until - t, t < until)
     return moved(chain, name, x, step, b, t, until)

@@ -13,11 +13,11 @@ from gm_discrete.samplers.tau_leaping import TauLeaping, leap
 
 
 class Euler(Sampler):
-    """Jumps with probability min(1, λ(x, t)(t_next − t)) at the rates of the point t.
+    """Sampler that jumps with probability min(1, λ(x, t)(t_next − t)), at the rates of the point t.
 
     Rates are not integrable at t = 1, and some are infinite at t = 0, where no Euler step converges: a step that ends or
-    starts there is that of `TauLeaping`, and so are all steps of continuous fields. It is no better than `TauLeaping` on any
-    path that we measured, and is here for comparison, and for generators that know only their rates.
+    starts there is that of `TauLeaping`, and so are all steps of continuous fields. It is no better than `TauLeaping` on
+    any path that we measured, and is here for comparison, and for generators that have only rates.
     """
 
     type_name: ClassVar[str] = "euler"

@@ -18,7 +18,7 @@ MOST_CANDIDATES = 1e6
 
 
 class FirstHitting(Sampler):
-    """Masked tokens one by one: with n left, 1 − κ ← (1 − κ) U^{1/n}, and one of the n, drawn evenly, is revealed.
+    """Sampler that reveals masks one by one: with n left, 1 − κ ← (1 − κ) U^{1/n} and one of them, drawn evenly.
 
     Exact, in as many network evaluations as there are masks. Zheng et al. 2024 (arXiv 2409.02908, algorithm 1), here for
     batches whose sequences have different numbers of masks.
@@ -35,7 +35,7 @@ class FirstHitting(Sampler):
 
 
 class Uniformization(Sampler):
-    """Candidate events of the path's dominating Poisson process, each accepted or rejected at its own time.
+    """Sampler that accepts or rejects each candidate event of the path's dominating Poisson process at its own time.
 
     With mixture rates an event draws a token anew from the posterior, at rate 1 per token in −log(1 − κ). Where the process
     has infinitely many events near t = 0 (reversal rates) or t = 1 (all but masked paths) it is cut, and one leap covers the
@@ -142,9 +142,9 @@ def _cuts(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor, tolerance: float) 
     return start, end, torch.where(n > 0, error, 0.0)
 
 
-def _bisect(path: Any, good: Callable[[Tensor], Tensor], like: Tensor, side: int) -> Tensor:
-    """The times [B] with logit κ in [−40, 0] or [0, 40] (side −1, 1) nearest to 0 at which `good` holds."""
-    schedule, far, near = path.schedule, torch.full_like(like, 40.0 * side), torch.zeros_like(like)
+def _bisect(path: Any, good: Callable[[Tensor], Tensor], t: Tensor, side: int) -> Tensor:
+    """The times [B] like t with logit κ in [−40, 0] or [0, 40] (side −1, 1) nearest to 0 at which `good` holds."""
+    schedule, far, near = path.schedule, torch.full_like(t, 40.0 * side), torch.zeros_like(t)
     for _ in range(40):
         middle = (far + near) / 2
         ok = good(schedule.inverse(middle.sigmoid()))

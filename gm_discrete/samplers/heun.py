@@ -13,10 +13,11 @@ from gm_discrete.samplers.tau_leaping import TauLeaping, leap
 
 
 class Heun(Sampler):
-    """Flows and drifts by the mean of both ends, of second order; jumps as in `TauLeaping`. Two evaluations a step.
+    """Sampler of second order for flows and drifts, by the mean of both ends of a step; jumps are those of `TauLeaping`.
 
-    With jumps this is the "mixed" method of Generator Matching. In a product the second evaluation is at the predicted
-    continuous fields and at the discrete ones after their leap. The last step, to t = 1, is that of `TauLeaping`.
+    A step takes two evaluations. With jumps this is the "mixed" method of Generator Matching. In a product the second
+    evaluation is at the predicted continuous fields and at the discrete ones after their leap. The last step, to t = 1, is
+    that of `TauLeaping`.
     """
 
     type_name: ClassVar[str] = "heun"

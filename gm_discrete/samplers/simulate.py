@@ -14,21 +14,13 @@ from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, pack, unpack
 from gm_discrete.samplers.base import Chain, Sampler
 from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.removed import hint, refuse_old_options
 
 X = TypeVar("X", bound=Tensor | State)
 Grid = Tensor | Sequence[float] | Mapping[str, Tensor | Sequence[float]]
 AnySampler = str | Mapping[str, Any] | Sampler
-AnyCorrector = Corrector | Mapping[str, Any] | None
+AnyCorrector = str | Mapping[str, Any] | Corrector | None
 SPACINGS = ("linear", "quadratic", "geometric")
-OLD_OPTIONS = {
-    "method": "sampler='heun'",
-    "max_expected_changes": "sampler=Adaptive(max_expected_changes=2.0)",
-    "tolerance": "sampler=Adaptive(tolerance=0.001), Uniformization(tolerance=…) or DormandPrince(tolerance=…)",
-    "order": "sampler=TauLeaping(order='confidence') or EntropyBounded(order=…)",
-    "order_temperature": "sampler=TauLeaping(order='confidence', order_temperature=1.0)",
-    "entropy_bound": "sampler=EntropyBounded(entropy_bound=0.1)",
-}
-"""Options of version 0.1, and how they are given now."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +100,14 @@ def simulate(
         x_0: initial state, long [B, L] of a discrete path, floating-point [B, …] of a continuous one, a dict by field of a
             product; not modified.
         times: increasing grid in [0, 1], [N + 1]; it may start and end anywhere (see `time_grid`). Exact and adaptive
-            samplers choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. Of a
-            product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
+            samplers choose their own times in between, so that [0, 1] will do; a corrector acts at those of the grid. For
+            a product with independent times also a dict of grids by field, each of N + 1 times that do not fall.
         rng: source of all noise.
         sampler: `TauLeaping`, `Euler`, `Trapezoidal`, `Heun` on the grid; `FirstHitting`, `Uniformization` (exact);
             `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
             `"adaptive"` is short for one with its defaults.
-        fixed: bool, of x_0's shape: entries that stay as they are; of a product by field, those left out being free.
-        corrector: `DetailedBalance` or `ReMDM`.
+        fixed: bool, of x_0's shape: entries that stay as they are; for a product a dict by field, which may leave out some.
+        corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
@@ -126,7 +118,7 @@ def simulate(
 
     Raises:
         ValueError: an argument is out of its range, or the sampler does not fit the path.
-        TypeError: an option of a sampler is given to `simulate`.
+        TypeError: an option of a sampler, or an argument that version 0.1 had, is passed to `simulate`.
 
     >>> import torch
     >>> from gm_discrete import ExactModel, MaskedPath, simulate
@@ -141,12 +133,8 @@ def simulate(
     """
     refuse_old_options(conditioning)
     sampler = Sampler.of(sampler)
-    if isinstance(corrector, Mapping):
-        corrector = Corrector.from_dict(dict(corrector))
-    if not isinstance(corrector, Corrector | None):
-        raise TypeError(f"corrector={corrector!r} must be a Corrector such as DetailedBalance(), or its JSON form")
     if corrector is not None:
-        sampler = corrector.corrected(sampler)
+        sampler = Corrector.of(corrector).corrected(sampler)
     state = pack(x_0)
     _check_state(process, state)
     grid, free = _grids(times, state), _free(state, fixed)
@@ -155,8 +143,8 @@ def simulate(
     if not all(-len(grid) <= i < len(grid) for i in save_at):
         raise ValueError(f"save_at={list(save_at)} must be indices into the {len(grid)} times")
     observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
-    known = {name: value for name, value in conditioning.items() if value is not None}
-    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, known)
+    conditioning = {name: value for name, value in conditioning.items() if value is not None}
+    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning)
     unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
     return unpacked if return_info else unpacked.x
 
@@ -195,7 +183,7 @@ def simulate_state(
 
 
 def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
-    """The times of a grid of N steps from 0 to 1, float64 [N + 1]. For continuous paths read t for κ.
+    """The times of a grid of N steps from 0 to 1, float64 [N + 1]. For continuous paths κ is t.
 
     - `"linear"`: even in κ. The default for masked paths, where every token jumps once, evenly in κ, for general paths, and
       for continuous paths with a flow.
@@ -218,7 +206,7 @@ def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
     if spacing is None:
         spacing = path.spacing
     if spacing not in SPACINGS:
-        raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}")
+        raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}{hint(spacing)}")
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     kappa = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
@@ -228,19 +216,6 @@ def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
         last = math.log(path.stop or 0.005)
         kappa[1:-1] = -torch.expm1(torch.linspace(0, last, num_steps, dtype=torch.float64))[1:]  # 0 stays 0, not −0
     return path.time(kappa)
-
-
-def refuse_old_options(options: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        TypeError: one of them is an option of a sampler, that has to be given to the sampler itself.
-    """
-    for name in options:
-        if name == "method":
-            raise TypeError("method is called sampler: sampler='heun'")
-        if name in OLD_OPTIONS:
-            kind = OLD_OPTIONS[name].removeprefix("sampler=").split("(")[0]
-            raise TypeError(f"{name} is an option of {kind}: {OLD_OPTIONS[name]}")
 
 
 def _grids(times: Grid, x_0: State) -> Tensor:
@@ -291,7 +266,7 @@ def _free(x_0: State, fixed: Tensor | State | None) -> State:
     masks = {} if fixed is None else pack(fixed)
     if unknown := masks.keys() - x_0.keys():
         names = (", ".join(sorted(map(str, keys))) or "''" for keys in (unknown, x_0.keys()))
-        raise ValueError("fixed names {}; the fields are {}".format(*names))
+        raise ValueError("fixed has the fields {}, which x_0 lacks: use fields of x_0, {}".format(*names))
     free = {}
     for name, x in x_0.items():
         mask = masks.get(name)

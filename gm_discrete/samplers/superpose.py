@@ -25,7 +25,8 @@ class SuperposedModel:
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Superposition:
         """The superposition at (x, t), or of the step [t, t_next]."""
-        parts = [_factor(model.generator(x, t, t_next, **conditioning)) for model in self.models]
+        named = zip(("model_a", "model_b"), self.models, strict=True)
+        parts = [_factor(name, model.generator(x, t, t_next, **conditioning)) for name, model in named]
         return self._joined(parts, t)
 
     def _joined(self, parts: Sequence[Factor], t: Tensor) -> Superposition:
@@ -52,23 +53,30 @@ def superpose(model_a: Process, model_b: Process, weights: Sequence[float] = (0.
         ValueError: the weights are no mixture, or the paths differ in more than their generators.
     """
     if len(weights) != 2 or min(weights) < 0 or abs(sum(weights) - 1) > ROUNDING:
-        raise ValueError(f"weights={list(weights)} must be two numbers ≥ 0 of sum 1")
+        raise ValueError(f"weights={list(weights)} must be two numbers ≥ 0 of sum 1, such as (0.5, 0.5)")
     described = []
-    for model in (model_a, model_b):
+    for name, model in (("model_a", model_a), ("model_b", model_b)):
         path = getattr(model, "path", None)
         if not isinstance(path, Path) or not hasattr(path, "generators"):
             raise ValueError(
-                f"{path!r} has no generators that could be superposed: give a GaussianPath or EuclideanMixturePath"
+                f"{name} has the path {path!r}, which has no generators that could be superposed: use a model on a "
+                "GaussianPath or EuclideanMixturePath"
             )
         config = path.to_dict()
-        names = ("type", "num_channels", "schedule", "low", "high", "block")
-        described.append({name: config[name] for name in names if name in config})
+        keys = ("type", "num_channels", "schedule", "low", "high", "block")
+        described.append({key: config[key] for key in keys if key in config})
     if described[0] != described[1]:
-        raise ValueError(f"the paths differ, {described[0]} and {described[1]}: a mixture would follow neither")
+        raise ValueError(
+            f"the paths differ: that of model_a is {described[0]}, that of model_b {described[1]}; superpose models that "
+            "were trained on one path"
+        )
     return SuperposedModel((model_a, model_b), weights)
 
 
-def _factor(generator: Generator) -> Factor:
+def _factor(name: str, generator: Generator) -> Factor:
     if isinstance(generator, Product):
-        raise TypeError("superpose mixes generators of one field, not a Product")
+        raise TypeError(
+            f"{name} has a Product generator of the fields {', '.join(generator.factors)}; superpose mixes generators of "
+            "one field: use a model on a GaussianPath or EuclideanMixturePath"
+        )
     return generator

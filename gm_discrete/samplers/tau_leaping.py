@@ -22,11 +22,11 @@ from gm_discrete.samplers.euclidean import euler_maruyama
 
 
 class TauLeaping(Sampler):
-    """Jumps with the exact probability of the interval, (κ_s − κ_t)/(1 − κ_t) for mixture rates, and π frozen at t.
+    """Sampler that jumps with the exact probability of the interval, (κ_s − κ_t)/(1 − κ_t) for mixture rates, π frozen at t.
 
-    Given the data symbol the step is exact; its error comes only from positions that move together. With the reversal rates
-    it is ancestral sampling, x_s ~ E_{z~π} p(x_s|x_t, z) (D3PM, arXiv 2107.03006, equation 4). A continuous field moves by
-    Euler–Maruyama steps of its flow and diffusion, and a jump overrides these (see `samplers.euclidean`).
+    Where the data symbol is certain the step is exact; its error comes only from positions that move together. With the
+    reversal rates it is ancestral sampling, x_s ~ E_{z~π} p(x_s|x_t, z) (D3PM, arXiv 2107.03006, equation 4). A continuous
+    field moves by Euler–Maruyama steps of its flow and diffusion, and a jump overrides these (see `samplers.euclidean`).
 
     Args:
         order: which masks of a masked path are revealed first: `"random"`, which samples the model distribution, or
@@ -86,5 +86,5 @@ def leap(
     jump = discrete(generator)
     events = chain.events(jump.chance if chance is None else chance, name)
     needed = events.any(1)
-    chain.count(needed if jump.read is None else needed | jump.read)  # some processes read the network for the chance
+    chain.count(needed if jump.read is None else needed | jump.read)  # some processes need the network for the chance
     return chain.land(x, jump.kernel, events)

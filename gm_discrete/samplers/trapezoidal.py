@@ -11,12 +11,12 @@ from gm_discrete.samplers.tau_leaping import TauLeaping
 
 
 class Trapezoidal(Sampler):
-    """A leap to the part θ of the step in −log(1 − κ), and one to its end with the posterior extrapolated from both.
+    """Sampler that leaps to the part θ of a step in −log(1 − κ), and then to its end with an extrapolated posterior.
 
-    π ∝ [a π_inner − (a − 1) π_t]₊ with a = 1/(2θ(1 − θ)). Two evaluations a step. Of second order where nothing is clipped,
-    which is the rule on masked paths; elsewhere of the first, with a smaller constant. A step that ends at t = 1, which is
-    infinitely long in −log(1 − κ), is that of `TauLeaping`. Hu, Li and Min 2011; for masked diffusion Ren et al. 2025
-    (arXiv 2502.00234, algorithm 2).
+    That is π ∝ [a π_inner − (a − 1) π_t]₊ with a = 1/(2θ(1 − θ)). A step takes two evaluations. Its order is 2 where
+    nothing is clipped, which is the rule on masked paths, and 1 elsewhere, with a smaller constant than that of
+    tau-leaping. A step that ends at t = 1, which is infinitely long in −log(1 − κ), is that of `TauLeaping`. Hu, Li and Min
+    2011; for masked diffusion Ren et al. 2025 (arXiv 2502.00234, algorithm 2).
 
     Args:
         theta: θ in (0, 1).

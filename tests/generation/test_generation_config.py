@@ -182,7 +182,7 @@ KEPT = {
         ({"corrector": {"b": 0.5, "type": "backward_noise"}}, {}),
         ({"corrector": {"eta": 0.5, "type": "eta_noise"}}, {}),
         ({"guidance": "raw", "guidance_scale": 2.0}, {"guidance_scale": 2.0}),
-        ({"grid": "logarithmic"}, {}),
+        ({"grid": "logarithmic"}, {"grid": "quadratic"}),
     ],
     ids=str,
 )  # fmt: skip
@@ -299,14 +299,14 @@ def test_generate__arguments_of_the_call_are_named(options: dict[str, Any]) -> N
 
 
 def test_generation_config__dicts_are_checked() -> None:
-    with pytest.raises(TypeError, match="corrector='x'"):
+    with pytest.raises(TypeError, match="corrector=.x."):
         GMGenerationConfig.from_dict({"corrector": "x"})
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"corrector": "remdm"}, {"blocks": 32}, {"sampler": 5}, {"use_cache": "yes"}, {"return_dict_in_generate": 3},
+        {"corrector": 32}, {"blocks": 32}, {"sampler": 5}, {"use_cache": "yes"}, {"return_dict_in_generate": 3},
         {"generators": 3},
     ],
     ids=str,

@@ -207,9 +207,35 @@ def test_remdm__leaves_no_mask(steps: int) -> None:
     assert not bool((x == 3).any())
 
 
-def test_correctors__anything_else_is_refused() -> None:
-    x_0 = torch.full((2, 3), 3)
-    with pytest.raises(TypeError, match="corrector='remdm'"):
-        simulate(chain("masked"), x_0, [0, 1], corrector="remdm")
-    drawn = [simulate(chain("masked"), x_0, [0, 0.5, 1], rng(1), corrector=c) for c in (ReMDM(), ReMDM().to_dict())]
-    assert torch.equal(*drawn)
+@pytest.mark.parametrize("corrector", [DetailedBalance(), ReMDM()])
+def test_corrector__names_and_json_are_short_for_it(corrector: Corrector) -> None:
+    x_0, forms = torch.full((20, 3), 3), (corrector, corrector.type_name, corrector.to_dict())
+    assert all(Corrector.of(form) == corrector for form in forms)
+    first, *others = (simulate(chain("masked"), x_0, [0, 0.5, 1], rng(1), corrector=form) for form in forms)
+    assert all(torch.equal(x, first) for x in others)
+
+
+def test_corrector__options_travel_as_json() -> None:
+    assert Corrector.of({"type": "remdm", "eta": 0.7}) == ReMDM(0.7)
+    with pytest.raises(ValueError, match="takes no argument sweeps"):
+        Corrector.of({"type": "remdm", "sweeps": 1})
+
+
+@pytest.mark.parametrize("value", ["magic", {"type": "magic"}, {}, {"type": ["remdm"]}])
+def test_corrector__unknown_names_are_refused_with_those_that_exist(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"corrector.*detailed_balance, remdm"):
+        Corrector.of(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["eta_noise", {"type": "eta_noise", "eta": 0.5}, {"type": "backward_noise", "b": 0.5}]
+)
+def test_corrector__removed_names_name_their_replacement(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"(eta|backward)_noise.*use remdm or detailed_balance"):
+        simulate(chain("masked"), torch.full((2, 3), 3), [0, 1], corrector=value)
+
+
+@pytest.mark.parametrize("value", [3, TauLeaping()])
+def test_corrector__anything_else_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"corrector=(3|TauLeaping)"):
+        simulate(chain("masked"), torch.full((2, 3), 3), [0, 1], corrector=value)

@@ -46,6 +46,8 @@ def test_time_grid__default_fits_the_path(name: str) -> None:
 def test_time_grid__arguments_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match=r"spacing='even'.*linear, quadratic, geometric"):
         time_grid(MaskedPath(4), 4, "even")
+    with pytest.raises(ValueError, match=r"spacing='logarithmic'.*use quadratic"):
+        time_grid(MaskedPath(4), 4, "logarithmic")
     with pytest.raises(ValueError, match="num_steps=0"):
         time_grid(MaskedPath(4), 0)
 

@@ -310,7 +310,7 @@ def test_simulate__arguments_that_do_not_fit_a_product_are_named() -> None:
     with pytest.raises(ValueError, match="the fields share one time"):
         simulate(model, x_0, grids, rng())
     assert simulate(model, x_0, dict.fromkeys(x_0, GRID), rng(1))["c"].isfinite().all()  # which are one
-    with pytest.raises(ValueError, match="fixed names d; the fields are a, b, c"):
+    with pytest.raises(ValueError, match=r"fixed.*\bd\b.*a, b, c"):
         simulate(model, x_0, GRID, rng(), fixed={"d": x_0["a"].bool()})
     with pytest.raises(ValueError, match=r"fixed\['a'\].*\(2, 2\).*\(2, 3\)"):
         simulate(model, x_0, GRID, rng(), fixed={"a": torch.ones(2, 2)})

@@ -231,7 +231,7 @@ def test_simulate__arguments_out_of_range_are_named(options: dict, message: str)
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("method", "sampler='heun'"),
+        ("predictor", r"ClassifierGuidance\(.*\)\.guided\(process\)"),
         ("max_expected_changes", r"Adaptive: sampler=Adaptive\(max_expected_changes="),
         ("tolerance", r"Adaptive: sampler=Adaptive\(tolerance=.*Uniformization.*DormandPrince"),
         ("order", r"TauLeaping: sampler=TauLeaping\(order="),
@@ -242,6 +242,12 @@ def test_simulate__arguments_out_of_range_are_named(options: dict, message: str)
 def test_simulate__options_of_samplers_name_the_sampler(option: str, message: str) -> None:
     with pytest.raises(TypeError, match=rf"{option}.*{message}"):
         simulate(chain("masked"), torch.full((2, 3), 3), GRID, rng(0), **{option: 0.1})
+
+
+@pytest.mark.parametrize(("method", "sampler"), [("euler", "euler"), ("step_doubling", "adaptive")])
+def test_simulate__method_names_the_sampler_of_the_same_value(method: str, sampler: str) -> None:
+    with pytest.raises(TypeError, match=f"method='{method}'.*sampler='{sampler}'"):
+        simulate(chain("masked"), torch.full((2, 3), 3), GRID, rng(0), method=method)
 
 
 class RevealLeft(Sampler):
@@ -304,6 +310,13 @@ def test_sampler__unknown_names_are_refused_with_those_that_exist(value: Any) ->
         Sampler.of({"type": "adaptive", "eta": 1})
     with pytest.raises(TypeError, match="sampler=3"):
         Sampler.of(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "use"), [("step_doubling", "adaptive"), ("stratified_hazard", "tau_leaping")])
+def test_sampler__removed_names_name_their_replacement(name: str, use: str) -> None:
+    for value in (name, {"type": name}):
+        with pytest.raises(ValueError, match=f"sampler='{name}'.*use {use}"):
+            Sampler.of(value)
 
 
 @pytest.mark.parametrize(
