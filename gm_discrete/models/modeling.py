@@ -297,7 +297,7 @@ class GMModel(GMPreTrainedModel):
         num_steps: int | None = None,
         grid: str | Sequence[float] | Tensor | None = None,
         sampler: Sampler | str | Mapping[str, Any] | None = None,
-        corrector: Corrector | Mapping[str, Any] | None = None,
+        corrector: Corrector | str | Mapping[str, Any] | None = None,
         blocks: Blocks | Mapping[str, Any] | None = None,
         guidance: ClassifierGuidance | None = None,
         generators: Mapping[str, Any] | None = None,

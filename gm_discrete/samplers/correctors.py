@@ -63,7 +63,7 @@ class Corrector(Configurable, ABC):
             )
         known = sorted(kind.type_name for kind in subclasses(Corrector) if kind.type_name)
         if (name := corrector.get("type")) not in known:
-            raise ValueError(f"corrector type={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
+            raise ValueError(f"corrector={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
         return Corrector.from_dict(dict(corrector))
 
 
