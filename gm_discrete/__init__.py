@@ -29,10 +29,11 @@ from gm_discrete.paths import (
     MaskedPath,
     MetricPath,
     MixturePath,
+    Path,
     ProductPath,
     UniformPath,
 )
-from gm_discrete.paths.affine import CondOTSchedule, TrigonometricSchedule
+from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
 from gm_discrete.paths.schedules import (
@@ -40,6 +41,7 @@ from gm_discrete.paths.schedules import (
     ExponentialSchedule,
     LinearSchedule,
     PowerSchedule,
+    Schedule,
     SquaredSineSchedule,
 )
 from gm_discrete.renamed import missing_name
@@ -73,6 +75,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Adaptive",
+    "AffineSchedule",
     "AllowedTokens",
     "Bins",
     "Blocks",
@@ -107,11 +110,13 @@ __all__ = [
     "MaskedPath",
     "MetricPath",
     "MixturePath",
+    "Path",
     "PowerSchedule",
     "Product",
     "ProductPath",
     "ReMDM",
     "Sampler",
+    "Schedule",
     "Simulation",
     "SquaredSineSchedule",
     "Superposition",

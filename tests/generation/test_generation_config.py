@@ -299,7 +299,7 @@ def test_generate__arguments_of_the_call_are_named(options: dict[str, Any]) -> N
 
 
 def test_generation_config__dicts_are_checked() -> None:
-    with pytest.raises(TypeError, match=r"corrector=.x."):
+    with pytest.raises(ValueError, match=r"corrector=.x."):
         GMGenerationConfig.from_dict({"corrector": "x"})
 
 
