@@ -6,12 +6,14 @@ import inspect
 from typing import Any, ClassVar, Self, TypeVar
 
 T = TypeVar("T")
+IMPORT_IT = " (for a class of your own, import the module that defines it)"
+"""The hint of errors about a name that no class has."""
 
 
 class Configurable:
     """A value that travels as `{"type": type_name, **arguments of its constructor}`.
 
-    A subclass has a `type_name`, and stores each argument of its constructor in an attribute of the same name.
+    A subclass has a `type_name` of its own, and stores each argument of its constructor in an attribute of the same name.
 
     >>> from gm_discrete.paths.schedules import PowerSchedule, Schedule
     >>> PowerSchedule(3).to_dict()
@@ -25,9 +27,33 @@ class Configurable:
     """Types of version 0.1, and what to use in their place."""
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"type": …, argument: value, …}`, of JSON values only."""
-        arguments = {name: _plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
-        return {"type": self.type_name, **arguments}
+        """`{"type": …, argument: value, …}`, of JSON values only.
+
+        Raises:
+            TypeError: the class has no `type_name` of its own, or an argument is not stored under its name.
+        """
+        kind = type(self)
+        names = list(inspect.signature(kind).parameters)
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise TypeError(
+                f"{kind.__name__} takes the argument {missing[0]!r} but has no attribute of that name, from which JSON "
+                f"could be written: set self.{missing[0]} in its constructor"
+            )
+        return {"type": self.own_type(), **{name: _plain(getattr(self, name)) for name in names}}
+
+    @classmethod
+    def own_type(cls) -> str:
+        """The `type_name` of the class itself, by which `from_dict` finds it.
+
+        Raises:
+            TypeError: it has none, or only that of its parent.
+        """
+        if not (name := vars(cls).get("type_name")):
+            raise TypeError(
+                f"{cls.__name__} has no type_name of its own, by which JSON names a class: set, for example, "
+                f"type_name = {cls.__name__.lower()!r} in its body"
+            )
+        return name
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
@@ -41,7 +67,7 @@ class Configurable:
         if name in cls.removed_types:
             raise ValueError(f"type={name!r} was removed: use {cls.removed_types[name]}")
         if name not in known:
-            raise ValueError(f"type={name!r} names no {cls.__name__}; known: {', '.join(sorted(known))}")
+            raise ValueError(f"type={name!r} names no {cls.__name__}; known: {', '.join(sorted(known))}{IMPORT_IT}")
         kind, arguments = known[name], {key: value for key, value in config.items() if key != "type"}
         accepted = inspect.signature(kind).parameters.keys()
         if unknown := arguments.keys() - accepted:
@@ -51,13 +77,15 @@ class Configurable:
         return kind(**arguments)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, type(self)) and self.to_dict() == other.to_dict()
+        return self is other or (isinstance(other, type(self)) and self.to_dict() == other.to_dict())
 
     def __hash__(self) -> int:
         return hash(self.type_name)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
+        arguments = ", ".join(
+            f"{name}={getattr(self, name, '?')!r}" for name in inspect.signature(type(self)).parameters
+        )
         return f"{type(self).__name__}({arguments})"
 
 

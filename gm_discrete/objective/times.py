@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gm_discrete.generators.rows import require
 from gm_discrete.paths import Path, ProductPath
 
 
@@ -102,6 +103,9 @@ def draw_times(
 
     Args:
         time_sampler: `DEFAULT` by default.
+
+    Raises:
+        ValueError: a quantile of the sampler is not in [0, 1].
     """
     sampler = time_sampler or DEFAULT
     if isinstance(path, ProductPath) and path.independent_times:
@@ -110,7 +114,22 @@ def draw_times(
     offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
     order = torch.randperm(batch, generator=rng, device=source)
     u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
-    return path.time(path.latest * sampler.quantile(u)).to(device)
+    kappa = sampler.quantile(u)
+    _check_quantiles(sampler, kappa)
+    return path.time(path.latest * kappa).to(device)
+
+
+def _check_quantiles(sampler: TimeSampler, kappa: Tensor) -> None:
+    """
+    Raises:
+        ValueError: a value of κ is not in [0, 1].
+    """
+    inside = (kappa >= 0) & (kappa <= 1)  # False for NaN
+    what = f"the quantiles of time_sampler={sampler!r} must be values of κ in [0, 1]"
+    cure = "quantile(u) is the inverse of the distribution function of κ"
+    if kappa.device.type == "cpu" and not bool(inside.all()):
+        raise ValueError(f"{what}, got {float(kappa[~inside][0])}: {cure}")
+    require(inside.all(), ValueError, f"{what}: {cure}")
 
 
 def _draw_field_times(

@@ -17,6 +17,8 @@ from gm_discrete.renamed import refuse_unknown
 
 MOST_STATES = 4096
 """With more states the generator is a matrix of more than 128 MiB."""
+ROUNDING = 1e-9
+"""Errors of probabilities up to this size are taken for rounding."""
 
 
 class ExactModel:
@@ -167,17 +169,45 @@ def check_kolmogorov(
 
 
 def _check_probs(path: FinitePath, z: Tensor, times: Tensor) -> None:
-    start, *inner, end = (path.probs(z, _times(t, z)) for t in (0.0, *times.tolist(), 1.0))
-    if any(p.shape != (len(z), path.vocab_size) for p in (start, *inner, end)):
-        raise ValueError(f"probs of {path!r} must have the shape [n, K], got {list(start.shape)}")
-    for wrong, what in (
-        (any(bool((p < 0).any()) for p in (start, *inner, end)), "must not be negative"),
-        (any(bool(((p.sum(1) - 1).abs() > 1e-9).any()) for p in (start, *inner, end)), "must sum to 1"),
-        (bool(((start - start[:1]).abs() > 1e-9).any()), "must not depend on z at t = 0"),
-        (bool((end.gather(1, z[:, None]) < 1 - 1e-9).any()), "must be 1[x = z] at t = 1"),
-    ):
-        if wrong:
-            raise ValueError(f"probs of {path!r}: p_t(x|z) {what}")
+    """
+    Raises:
+        ValueError: `probs` are no distributions p_t(·|z) from a common prior to the data; the message has the worst value.
+    """
+    every = [0.0, *times.tolist(), 1.0]
+    rows = [path.probs(z, _times(t, z)) for t in every]
+    for p in rows:
+        if p.shape != (len(z), path.vocab_size):
+            raise ValueError(
+                f"probs of {path!r} must have the shape [n, K] = {[len(z), path.vocab_size]}, got {[*p.shape]}"
+            )
+        if p.dtype != torch.float64:
+            raise ValueError(f"probs of {path!r} must be float64, got {p.dtype}: compute them from schedule.kappa(t)")
+    p = torch.stack(rows)  # [times, z, x]
+    data = torch.nn.functional.one_hot(z, path.vocab_size).double()
+    value, where = _worst(-p, every, z)
+    if not value <= 0:
+        hint = ": rounding, which .clamp(min=0) removes" if value < ROUNDING else ""
+        raise ValueError(f"probs of {path!r} must not be negative, got {-value:.3g} at {where}{hint}")
+    value, where = _worst((p.sum(2, keepdim=True) - 1).abs(), every, z)
+    if not value <= ROUNDING:
+        raise ValueError(
+            f"probs of {path!r} must sum to 1 over x, but are off by {value:.3g} at {where.split(', x')[0]}"
+        )
+    value, where = _worst((p[:1] - p[:1, :1]).abs(), every, z)
+    if not value <= ROUNDING:
+        raise ValueError(
+            f"probs of {path!r} must not depend on z at t = 0, but are {value:.3g} from those of z={int(z[0])} at {where}"
+        )
+    value, where = _worst((p[-1:] - data).abs(), [1.0], z)
+    if not value <= ROUNDING:
+        raise ValueError(f"probs of {path!r} must be 1[x = z] at t = 1, but are off by {value:.3g} at {where}")
+
+
+def _worst(fault: Tensor, times: list[float], z: Tensor) -> tuple[float, str]:
+    """The greatest value of fault [times, z, x], or NaN, and where it is."""
+    value, index = fault.flatten().max(0)
+    t, row, x = torch.unravel_index(index, fault.shape)
+    return float(value), f"z={int(z[row])}, t={times[int(t)]:.4g}, x={int(x)}"
 
 
 def _quadrature(a: float, b: float, nodes: int) -> Iterator[tuple[float, float]]:

@@ -220,7 +220,7 @@ class MetricPath(FinitePath):
     def to_dict(self) -> dict[str, Any]:
         shape = {"shape": list(self._shape)}
         return {
-            "type": self.type_name,
+            "type": self.own_type(),
             "vocab_size": self.vocab_size,
             "distance": None if self._embedded else shape,
             "embeddings": shape if self._embedded else None,

@@ -296,7 +296,7 @@ class MixturePath(TokenMixturePath):
 
     def to_dict(self) -> dict:
         return {
-            "type": self.type_name,
+            "type": self.own_type(),
             "vocab_size": self.vocab_size,
             "prior": list(self._weights),
             "schedule": self.schedule.to_dict(),

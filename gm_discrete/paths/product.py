@@ -87,7 +87,7 @@ class ProductPath(Path):
 
     def to_dict(self) -> dict[str, Any]:
         factors = [[name, path.to_dict()] for name, path in self.factors.items()]  # pairs: JSON may sort a dict
-        return {"type": self.type_name, "factors": factors, "independent_times": self.independent_times}
+        return {"type": self.own_type(), "factors": factors, "independent_times": self.independent_times}
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={path!r}" for name, path in self.factors.items())

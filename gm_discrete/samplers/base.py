@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from gm_discrete.configurable import Configurable, subclasses
+from gm_discrete.configurable import IMPORT_IT, Configurable, subclasses
 from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.paths.base import Path
@@ -99,7 +99,7 @@ class Sampler(Configurable, ABC):
             )
         known = sorted(kind.type_name for kind in subclasses(Sampler) if kind.type_name)
         if (name := sampler.get("type")) not in known:
-            raise ValueError(f"sampler={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
+            raise ValueError(f"sampler={name!r} is unknown; choose one of {', '.join(known)}{hint(name) or IMPORT_IT}")
         return Sampler.from_dict(dict(sampler))
 
 

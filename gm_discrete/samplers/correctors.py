@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from gm_discrete.configurable import Configurable, subclasses
+from gm_discrete.configurable import IMPORT_IT, Configurable, subclasses
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler, kind_of
@@ -63,7 +63,9 @@ class Corrector(Configurable, ABC):
             )
         known = sorted(kind.type_name for kind in subclasses(Corrector) if kind.type_name)
         if (name := corrector.get("type")) not in known:
-            raise ValueError(f"corrector={name!r} is unknown; choose one of {', '.join(known)}{hint(name)}")
+            raise ValueError(
+                f"corrector={name!r} is unknown; choose one of {', '.join(known)}{hint(name) or IMPORT_IT}"
+            )
         return Corrector.from_dict(dict(corrector))
 
 

@@ -174,6 +174,12 @@ def simulate_state(
     for i in range(1, len(grid)):
         t, t_next = (dict(zip(x_0, rows, strict=True)) for rows in columns[i - 1 : i + 1])
         x = sampler.step(chain, x, t, t_next)
+        if not isinstance(x, dict) or x.keys() != x_0.keys():
+            found = f"fields {list(x)}" if isinstance(x, dict) else type(x).__name__
+            raise TypeError(
+                f"{type(sampler).__name__}.step must return a dict with the fields {list(x_0)}, got {found}: a state of one "
+                'field is {"": x}'
+            )
         if i in wanted:
             saved[i] = x
         if on_step is not None and on_step(x, float(grid[i]) if grid.dim() == 1 else grid[i]):

@@ -1,6 +1,7 @@
 """E_{t, z, x} D(F(x|z), F_θ(x)): how times and noise are drawn, what is scored, and what the mean estimates."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -284,3 +285,15 @@ def test_conditional_loss__data_that_does_not_fit_is_named() -> None:
         conditional_loss(model, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="kind='l2'"):
         conditional_loss(model, batch(), divergence="l2")
+
+
+@pytest.mark.parametrize(
+    ("quantile", "value"), [(lambda u: 1 + u, "1."), (lambda u: -u, "-0."), (lambda u: u * math.nan, "nan")]
+)
+def test_draw_times__quantiles_outside_of_0_to_1_are_named(quantile: Any, value: str) -> None:
+    class OwnTimes:
+        def quantile(self, u: Tensor) -> Tensor:
+            return quantile(u)
+
+    with pytest.raises(ValueError, match=f"OwnTimes.*{re.escape(value)}.*inverse of the distribution function"):
+        conditional_loss(network("masked"), batch(), time_sampler=OwnTimes())

@@ -259,6 +259,8 @@ def test_path__subclass_without_type_name_does_not_take_that_of_its_parent() -> 
     class Unnamed(Parent):
         pass
 
+    with pytest.raises(TypeError, match=r"Unnamed has no type_name.*type_name = 'unnamed'"):
+        Unnamed(3).to_dict()
     assert issubclass(Unnamed, Parent)
     assert type(Path.from_dict(Parent(3).to_dict())) is Parent
 
@@ -266,6 +268,25 @@ def test_path__subclass_without_type_name_does_not_take_that_of_its_parent() -> 
 def test_check_kolmogorov__refuses_a_coupled_path() -> None:
     with pytest.raises(ValueError, match="coupled=False"):
         check_kolmogorov(MixturePath(3, coupled=True))
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (lambda p: p.float(), r"float64, got torch.float32"),
+        (lambda p: p - 1e-14 * (p == p.min()), r"negative, got -1e-14 at z=\d, t=1, x=\d: .*clamp\(min=0\)"),
+        (lambda p: p * torch.tensor([1.0, 1.0, 2.0]).double(), r"off by 1 at z=2, t=1\b"),
+        (lambda p: p * torch.nan, r"got nan at z=0, t=0\b"),
+    ],
+)
+def test_check_kolmogorov__names_the_worst_value_and_its_place(found: Any, message: str) -> None:
+    class Changed(FinitePath):
+        def probs(self, z: Tensor, t: Tensor) -> Tensor:
+            kappa = self.schedule.kappa(t)[:, None]
+            return found((1 - kappa) / 3 + kappa * torch.nn.functional.one_hot(z, 3))
+
+    with pytest.raises(ValueError, match=message):
+        check_kolmogorov(Changed(3))
 
 
 class Odd(FinitePath):

@@ -213,3 +213,21 @@ def test_schedule__names_bad_arguments(kind: type, value: float, name: str) -> N
 def test_schedule__names_bad_configs(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule.from_dict(config)
+
+
+def test_configurable__an_argument_that_is_not_stored_under_its_name_is_named() -> None:
+    class Renamed(LinearSchedule):
+        type_name = "user's renamed"
+
+        def __init__(self, slope: float = 1.0) -> None:
+            self.steepness = slope
+
+    schedule = Renamed()
+    assert "slope='?'" in repr(schedule)
+    with pytest.raises(TypeError, match=r"Renamed takes the argument 'slope'.*self\.slope"):
+        schedule.to_dict()
+
+
+def test_configurable__an_unknown_type_says_to_import_its_module() -> None:
+    with pytest.raises(ValueError, match=r"type='ring' names no Schedule.*import the module"):
+        Schedule.from_dict({"type": "ring"})

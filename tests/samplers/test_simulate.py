@@ -280,6 +280,16 @@ def test_sampler__of_ones_own_is_simulated_and_corrected() -> None:
         RevealLeft().check(GaussianPath())
 
 
+@pytest.mark.parametrize("returned", [lambda x: x, lambda x: {"word": x}, lambda x: None])
+def test_simulate__a_sampler_that_returns_no_dict_of_the_fields_is_named(returned: Any) -> None:
+    class Returning(Sampler):
+        def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+            return returned(x[""])
+
+    with pytest.raises(TypeError, match=r"Returning\.step must return a dict.*\[''\]"):
+        simulate(chain("masked"), torch.full((4, 3), 3), [0.0, 1.0], sampler=Returning())
+
+
 # ---- samplers as objects
 
 
