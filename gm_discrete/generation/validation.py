@@ -121,7 +121,7 @@ OPTIONS = (
         "use_cache", ("masked",), images=False, needs=("block_size",), excludes=("guidance_scale",),
         cure="only block-causal attention leaves keys and values of finished blocks as they are",
     ),
-    Option("eos_token_id", ("masked",), images=False, needs=("blocks",), cure="give blocks=Blocks(length)"),
+    Option("eos_token_id", ("masked",), images=False, needs=("blocks",), cure="give blocks=Blocks(length); masked paths"),
     Option("pad_token_id", TOKENS, images=False, cure="only sequences of tokens are padded"),
 )  # fmt: skip
 """The rows; an option that is not among them fits everywhere. An error names the first that does not fit."""

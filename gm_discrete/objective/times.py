@@ -102,6 +102,9 @@ def draw_times(
 
     Args:
         time_sampler: `DEFAULT` by default.
+
+    Raises:
+        ValueError: a quantile of the time sampler lies outside [0, 1], or is not a number.
     """
     sampler = time_sampler or DEFAULT
     if isinstance(path, ProductPath) and path.independent_times:
@@ -110,7 +113,13 @@ def draw_times(
     offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
     order = torch.randperm(batch, generator=rng, device=source)
     u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
-    return path.time(path.latest * sampler.quantile(u)).to(device)
+    kappa = sampler.quantile(u)
+    if kappa.device.type == "cpu" and not bool(((kappa >= 0) & (kappa <= 1)).all()):  # elsewhere it would stall the device
+        raise ValueError(
+            f"time_sampler={sampler!r} gives κ from {float(kappa.min()):.4g} to {float(kappa.max()):.4g}: its quantile must "
+            "lie in [0, 1] for u in [0, 1]"
+        )
+    return path.time(path.latest * kappa).to(device)
 
 
 def _draw_field_times(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gm_discrete import (
     CosineSchedule,
+    ExactModel,
     GMConfig,
     GMModel,
     Jump,
@@ -284,3 +285,21 @@ def test_conditional_loss__data_that_does_not_fit_is_named() -> None:
         conditional_loss(model, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="kind='l2'"):
         conditional_loss(model, batch(), divergence="l2")
+
+
+class Beyond:
+    """A time sampler whose quantile leaves [0, 1]."""
+
+    def __init__(self, shift: float) -> None:
+        self.shift = shift
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return u + self.shift
+
+
+@pytest.mark.parametrize("shift", [1.0, -1.0, math.nan])
+def test_conditional_loss__time_samplers_must_stay_in_range(shift: float) -> None:
+    path = MaskedPath(4)
+    model = ExactModel(path, torch.tensor([[0, 1], [2, 0]]))
+    with pytest.raises(ValueError, match=r"time_sampler=.*Beyond.*\[0, 1\]"):
+        conditional_loss(model, torch.tensor([[0, 1]]), time_sampler=Beyond(shift))
