@@ -114,7 +114,8 @@ def draw_times(
     order = torch.randperm(batch, generator=rng, device=source)
     u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
     kappa = sampler.quantile(u)
-    if kappa.device.type == "cpu" and not bool(((kappa >= 0) & (kappa <= 1)).all()):  # elsewhere it would stall the device
+    # Looked at on the CPU only: elsewhere it would stall the device.
+    if kappa.device.type == "cpu" and not bool(((kappa >= 0) & (kappa <= 1)).all()):
         raise ValueError(
             f"time_sampler={sampler!r} gives κ from {float(kappa.min()):.4g} to {float(kappa.max()):.4g}: its quantile must "
             "lie in [0, 1] for u in [0, 1]"
