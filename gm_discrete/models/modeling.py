@@ -47,6 +47,8 @@ class GMModel(GMPreTrainedModel):
     Args:
         config: path and sizes.
 
+    >>> import torch
+    >>> from gm_discrete import GMConfig, GMModel, MaskedPath
     >>> config = GMConfig(path=MaskedPath(5), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     >>> model = GMModel(config)
     >>> x, t = torch.tensor([[0, 4, 2]]), torch.tensor([0.5])  # 4 is the mask

@@ -37,6 +37,7 @@ def leaving(path: GaussianPath, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return torch.cat(found).clamp(min=0) / speed
 
 
+@pytest.mark.slow
 @every_schedule
 def test_normal_belief__rate_given_z_is_the_fall_of_the_log_density(schedule: AffineSchedule) -> None:
     """With s = 0, at random x, z and t: λ(x|z) = [−∂_t log p_t(x|z)]₊; the density's slope is a difference over 2e-6."""

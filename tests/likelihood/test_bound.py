@@ -31,6 +31,7 @@ def rng(seed: int = 0) -> torch.Generator:
 # ---- exact sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIGHT)
 @pytest.mark.parametrize("schedule", [None, CosineSchedule()], ids=["linear", "cosine"])
 def test_likelihood_bound__of_the_exact_posterior_is_the_entropy(name: str, schedule: Schedule | None) -> None:

@@ -69,6 +69,7 @@ def test_flow_likelihood__x_0_keeps_quantiles() -> None:
     torch.testing.assert_close(found.x_0, (z - 0.4) / 0.7, rtol=0, atol=5e-3)
 
 
+@pytest.mark.slow
 @every_schedule
 def test_flow_likelihood__of_a_correlated_mixture(schedule: Any) -> None:
     model = correlated(schedule=schedule)
@@ -158,6 +159,7 @@ def network(**options: Any) -> GMModel:
     return model
 
 
+@pytest.mark.slow
 def test_flow_likelihood__of_an_untrained_network_is_normal() -> None:
     """All heads are 0, and the preconditioned velocity that of N(m, s²): its likelihood is known."""
     path = GaussianPath(data_mean=0.2, data_std=0.5)

@@ -318,6 +318,7 @@ def test_conditional_loss__is_the_loss_of_its_own_noise(name: str) -> None:
     torch.testing.assert_close(stand_in, loss, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jump on images", "belief on images", "mixture", "masked", "uniform"])
 def test_conditional_loss__in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     model, z = network(name), data(name)

@@ -177,6 +177,7 @@ def test_simulate__lazy_and_dense_models_draw_the_same_samples(name: str, method
         assert evaluated <= 8 * 12 * (2 if method == "trapezoidal" else 1)
 
 
+@pytest.mark.slow
 @every_path
 @pytest.mark.parametrize("divergence", ["generalized_kl", "cross_entropy"])
 def test_conditional_loss__lazy_chunked_and_dense_ones_agree(

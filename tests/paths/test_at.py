@@ -214,6 +214,7 @@ def test_product_path__at_is_by_field() -> None:
     path.check(x, now, "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reversal", "belief", "numbers"])
 def test_path__is_compiled_without_a_graph_break(name: str) -> None:
     """Checks that read values are left out of a compiled graph, and `At` needs no Python that it cannot hold."""

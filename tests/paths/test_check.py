@@ -147,6 +147,7 @@ def test_exact_model__has_some_posterior_at_an_impossible_state() -> None:
 # ---- Kolmogorov
 
 
+@pytest.mark.slow
 @every_path
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.type_name if s else "linear")
 def test_check_kolmogorov__rates_carry_the_path(name: str, schedule: Schedule | None) -> None:

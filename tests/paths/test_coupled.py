@@ -158,6 +158,7 @@ def exact_bound(model: ExactModel, nodes: int = 60) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 def test_coupled_path__bound_lies_above_the_likelihood_given_the_source() -> None:
     """Of every pair, where the process's own P(x_1 = z | x_0) is the solution of its Kolmogorov equation; and the draws
     average to the integral."""

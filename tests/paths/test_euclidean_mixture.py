@@ -220,6 +220,7 @@ BIAS = 0.005
 measured without noise below, 0.004."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "generators",
     [{"flow": 1.0}, {"diffusion": 1.0}, {"flow": 0.5, "jump": 0.5}, ALL, {"flow": [1.0, 0.0], "jump": [0.0, 1.0]}],

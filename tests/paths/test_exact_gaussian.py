@@ -75,6 +75,7 @@ def test_exact_gaussian_model__rate_of_atoms_is_exact(schedule: AffineSchedule) 
     )
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("x", [-1.8, 1.4])
 def test_exact_gaussian_model__landing_is_the_mixture_of_landings(schedule: AffineSchedule, x: float) -> None:

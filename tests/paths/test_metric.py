@@ -398,6 +398,7 @@ def test_metric_path__infinite_or_undefined_rate_at_the_start_loses_no_jumps(sch
     assert chi_square(torch.bincount(x[:, 0], minlength=4), model.marginal(0.5)) > LEAST_P
 
 
+@pytest.mark.slow
 @every_path
 @pytest.mark.parametrize("method", ["tau_leaping", "uniformization"])
 def test_metric_path__simulated_single_tokens_have_the_distribution_p_t(name: str, method: str) -> None:
@@ -475,6 +476,7 @@ def test_metric_path__divergence_is_the_sum_over_the_rates(name: str) -> None:
     torch.testing.assert_close(values, entropy, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["distance", "embeddings"])
 def test_metric_path__bound_of_the_exact_posterior_lies_above_the_entropy_and_is_estimated_without_bias(
     name: str,

@@ -285,6 +285,7 @@ def test_product_path__each_factor_solves_its_own_equation_at_independent_times(
         assert float(expected.abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_product_path__marginal_with_jumps_solves_the_kolmogorov_equation() -> None:
     """Landings of 100 nodes: n^(−3/2) = 1e-3 of the landing's own change; the slopes are 0.02 to 0.5."""
     t, mixed = 0.6, Mixed(MaskedPath(4), GaussianPath({"flow": 0.3, "jump": 0.7}, bins=BINS))

@@ -87,6 +87,7 @@ def test_schedule__derivative_is_that_of_kappa_and_of_minus_the_complement(sched
     torch.testing.assert_close(-fall, schedule.derivative(t), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @every_schedule
 @given(t=inner_times)
 def test_schedule__inverse_of_kappa_is_the_time(schedule: Schedule, t: float) -> None:

@@ -209,6 +209,7 @@ def test_page__needs_no_other_files(tmp_path: Path) -> None:
 # ---- curves
 
 
+@pytest.mark.slow
 def test_plot_trajectory__writes_a_png(tmp_path: Path) -> None:
     sizes = {}
     for name, mask in (("plain", None), ("masked", MASK)):
@@ -234,6 +235,7 @@ def test_plot_trajectory__separates_kinds_of_changes() -> None:
     assert _changes(still, still.states == MASK)["changed"].tolist() == [[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_plot_trajectory__draws_runs_with_few_entropies(tmp_path: Path) -> None:
     unread = torch.full((3, 1), torch.nan, dtype=torch.float64)

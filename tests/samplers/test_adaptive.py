@@ -53,6 +53,7 @@ def test_adaptive__a_single_token_is_exact_whatever_its_steps(name: str) -> None
         assert p_value(model, x, model.joint_marginal(t)) > LEAST_P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_adaptive__error_vanishes_with_max_expected_changes(name: str) -> None:
     """Of L = 2: the noise of 20 000 samples on 9 states is 0.008 on average, and what is left of the error little beside."""

@@ -81,6 +81,7 @@ def test_classifier_guidance__mixture_rates_are_refused_for_a_reason(monkeypatch
     assert (joint_rates(guided, 0.4) - joint_rates(case.given, 0.4)).abs().max() > 0.05
 
 
+@pytest.mark.slow
 @every_reversal
 @pytest.mark.parametrize("method", ["tau_leaping", "euler"])
 def test_classifier_guidance__steps_have_the_distribution_given_the_condition(name: str, method: str) -> None:

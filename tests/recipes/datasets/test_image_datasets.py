@@ -32,6 +32,7 @@ def labels(rows: Dataset | IterableDataset) -> list[int]:
     return [row["class_labels"] for row in loaded]
 
 
+@pytest.mark.slow
 def test_mnist__is_split_evenly_by_class() -> None:
     train, validation = load_images("mnist"), load_images("mnist", "validation")
     assert (len(arrays(train)), len(arrays(validation))) == (4500, 500)

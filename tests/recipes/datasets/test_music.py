@@ -114,6 +114,7 @@ def test_music__missing_packages_name_the_command(tmp_path: Path, monkeypatch: p
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
+@pytest.mark.slow
 @needs_music21
 def test_read_score__sorts_notes_by_time() -> None:
     from music21 import chord, note, stream, tie

@@ -27,6 +27,7 @@ def listed(rows: Dataset | IterableDataset) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 @needs_plotnine
 def test_diamonds__always_have_the_same_splits() -> None:
     parts: dict[str, Any] = {split: load_table("diamonds", split) for split in SPLITS}
