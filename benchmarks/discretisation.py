@@ -80,19 +80,19 @@ class Point:
 Curves = dict[str, list[Point]]
 
 
-class Law:
+class MixtureOnPath:
     """A Gaussian mixture on a path: exact models, distribution functions, and the noise of n samples."""
 
     def __init__(self, data: str, schedule: AffineSchedule) -> None:
-        means, stds, law = (torch.tensor(v, dtype=torch.float64) for v in DATA[data])
-        self.means, self.stds, self.law, self.schedule = means, stds, law, schedule
+        means, stds, weights = (torch.tensor(v, dtype=torch.float64) for v in DATA[data])
+        self.means, self.stds, self.weights, self.schedule = means, stds, weights, schedule
         size = means.shape[1]
         angles = torch.arange(4 if size == 2 else 1, dtype=torch.float64) * math.pi / 4
         self.axes = torch.stack([angles.cos(), angles.sin()])[:size]  # [size, directions]
 
     def model(self, generators: Mapping[str, float]) -> ExactGaussianModel:
         path = GaussianPath(dict(generators), schedule=self.schedule)
-        return ExactGaussianModel(path, self.means[:, None], self.stds, self.law)
+        return ExactGaussianModel(path, self.means[:, None], self.stds, self.weights)
 
     def distance(self, x: Tensor, t: float) -> float:
         """KS of samples [N, 1, size] from p_t, the largest over the projections."""
@@ -101,7 +101,7 @@ class Law:
         along = (x.flatten(1).double() @ self.axes).sort(0).values  # [N, directions]
         std = ((alpha * self.stds) ** 2 + sigma**2).sqrt()
         w = (along[..., None] - alpha * (self.means @ self.axes).T) / std
-        function = (self.law * torch.special.ndtr(w)).sum(-1)
+        function = (self.weights * torch.special.ndtr(w)).sum(-1)
         i = torch.arange(len(x) + 1, dtype=torch.float64)[:, None] / len(x)
         return float(torch.maximum((i[1:] - function).max(), (function - i[:-1]).max()))
 
@@ -125,21 +125,21 @@ def methods(kind: str, args: argparse.Namespace) -> Iterator[tuple[str, str, str
             yield "dopri5", "dopri5", None, tolerance
 
 
-def curves(law: Law, kind: str, args: argparse.Namespace, noise: float) -> Curves:
+def curves(mixture: MixtureOnPath, kind: str, args: argparse.Namespace, noise: float) -> Curves:
     """KS of every method of a kind of generator."""
     found: Curves = {}
-    model = law.model(KINDS[kind])
+    model = mixture.model(KINDS[kind])
     for label, method, spacing, setting in methods(kind, args):
         rng = torch.Generator().manual_seed(args.seed)
-        x_0 = model.path.prior((args.samples, 1, law.means.shape[1]), rng).double()
+        x_0 = model.path.prior((args.samples, 1, mixture.means.shape[1]), rng).double()
         own = spacing is None and method != "heun"
         times = torch.tensor([0, 0.5, 1.0]) if own else time_grid(model.path, int(setting), spacing)
         middle = int((times < 0.5).sum())
         sampler = {"type": method, "tolerance": setting} if own else method
         run = simulate(model, x_0, times, rng, sampler, save_at=[middle], return_info=True)
-        end = law.distance(run.x, 1.0)
+        end = mixture.distance(run.x, 1.0)
         error = math.sqrt(max(end**2 - noise**2, 0.0))
-        between = law.distance(run.states[0], float(times[middle]))
+        between = mixture.distance(run.states[0], float(times[middle]))
         found.setdefault(label, []).append(
             Point(setting, round(float(run.network_calls.double().mean())), between, end, error)
         )
@@ -271,19 +271,19 @@ def steps_of(model: GMModel, x: Tensor, end: float) -> dict[str, Callable[[], ob
 @torch.no_grad()
 def peers(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """KS of the flow at equal calls, and the time of a step."""
-    law, kinds = Law("line", CondOTSchedule()), KINDS["flow"]
-    exact = law.model(kinds)
+    mixture, kinds = MixtureOnPath("line", CondOTSchedule()), KINDS["flow"]
+    exact = mixture.model(kinds)
     end = 1 - exact.path.stop  # where every velocity is finite
     rng = torch.Generator().manual_seed(args.seed)
     x_0 = exact.path.prior((args.samples, 1, 1), rng).double()
     quality: dict[str, dict[str, float]] = {}
     for name, solve in solvers(exact, end).items():
         each = TABLEAUX[name.split(",")[0]][1]
-        quality[name] = {str(calls): law.distance(solve(x_0, max(calls // each, 1)), end) for calls in args.calls}
+        quality[name] = {str(calls): mixture.distance(solve(x_0, max(calls // each, 1)), end) for calls in args.calls}
     controlled: dict[str, list[float]] = {}
     for tolerance in args.tolerances:
         run = simulate(exact, x_0, [0.0, end], None, Adaptive(tolerance=tolerance), return_info=True)
-        controlled[f"{tolerance:g}"] = [float(run.network_calls.double().mean()), law.distance(run.x, end)]
+        controlled[f"{tolerance:g}"] = [float(run.network_calls.double().mean()), mixture.distance(run.x, end)]
     seconds: dict[str, dict[str, float]] = {}
     for batch in args.batch_sizes:
         timed = steps_of(network(args), torch.randn(batch, args.length, args.channels), end)
@@ -356,9 +356,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     printed = [f"{args.samples} samples; KS at t = 1 (at about t = ½)."]
     for data in args.data:
         for schedule in args.schedules:
-            title, law = f"{data}, {schedule}", Law(data, SCHEDULES[schedule])
-            noise[title] = law.noise(args.samples, args.repeats, torch.Generator().manual_seed(args.seed))
-            found[title] = {kind: curves(law, kind, args, noise[title]) for kind in args.kinds}
+            title, mixture = f"{data}, {schedule}", MixtureOnPath(data, SCHEDULES[schedule])
+            noise[title] = mixture.noise(args.samples, args.repeats, torch.Generator().manual_seed(args.seed))
+            found[title] = {kind: curves(mixture, kind, args, noise[title]) for kind in args.kinds}
             printed += [f"### {title}\n\nNoise {noise[title]:.4f}.", *tables(found[title], args, noise[title])]
             print(f"{title}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if args.plot is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +24,10 @@ class Configurable:
     """
 
     type_name: ClassVar[str] = ""
+    argument: ClassVar[str] = "type"
+    """What errors call the name of a type: the argument in which users give it."""
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other names of types."""
     removed_types: ClassVar[dict[str, str]] = {}
     """Types of version 0.1, and what to use in their place."""
 
@@ -56,7 +61,21 @@ class Configurable:
         return name
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Self:
+    def of(cls, value: str | Mapping[str, Any] | Self) -> Self:
+        """The object of that name with default options, or of that JSON form; an object is returned as it is.
+
+        Raises:
+            ValueError: the name or an argument does not exist; the message lists those that do.
+            TypeError: the value is none of these.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str | Mapping):
+            raise TypeError(f'{cls.argument}={value!r} must be a {cls.__name__}, its name, or {{"type": name, …}}')
+        return cls.from_dict({"type": value} if isinstance(value, str) else value)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """The object that `to_dict` describes. The type may be left out where there is only one.
 
         Raises:
@@ -64,10 +83,12 @@ class Configurable:
         """
         known = {kind.type_name: kind for kind in subclasses(cls) if vars(kind).get("type_name")}
         name = config.get("type", *(known if len(known) == 1 else ()))
+        name = cls.aliases.get(name, name)
         if name in cls.removed_types:
-            raise ValueError(f"type={name!r} was removed: use {cls.removed_types[name]}")
+            raise ValueError(f"{cls.argument}={name!r} was removed: use {cls.removed_types[name]}")
         if name not in known:
-            raise ValueError(f"type={name!r} names no {cls.__name__}; known: {', '.join(sorted(known))}{IMPORT_IT}")
+            choice = ", ".join(sorted(known))
+            raise ValueError(f"{cls.argument}={name!r} names no {cls.__name__}; choose one of {choice}{IMPORT_IT}")
         kind, arguments = known[name], {key: value for key, value in config.items() if key != "type"}
         accepted = inspect.signature(kind).parameters.keys()
         if unknown := arguments.keys() - accepted:

@@ -36,6 +36,7 @@ class Blocks(Configurable):
     """
 
     type_name: ClassVar[str] = "blocks"
+    argument: ClassVar[str] = "blocks"
 
     def __init__(self, length: int, cache: str | None = None) -> None:
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:

@@ -140,10 +140,7 @@ class GMGenerationConfig(GenerationConfig):
         """
         self.sampler = Sampler.of(self.sampler)
         self.corrector = None if self.corrector is None else Corrector.of(self.corrector)
-        if isinstance(self.blocks, Mapping):
-            self.blocks = Blocks.from_dict(dict(self.blocks))
-        elif not isinstance(self.blocks, Blocks | None):
-            raise TypeError(f"blocks={self.blocks!r} must be a Blocks such as Blocks(32), or its dict")
+        self.blocks = None if self.blocks is None else Blocks.of(self.blocks)
         if isinstance(self.grid, Tensor) or _is_list(self.grid):
             self.grid = [float(time) for time in self.grid]
         for name, least, optional in (

@@ -79,6 +79,7 @@ class Bins(Configurable):
     """
 
     type_name = "bins"
+    argument = "bins"
 
     def __init__(self, low: float = -1.0, high: float = 1.0, number: int = 64) -> None:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):

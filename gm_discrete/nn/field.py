@@ -94,7 +94,7 @@ class Field:
             int(options.get("length", 1)),
             None if shape is None else tuple(int(size) for size in shape),
             options.get("patch_size", 1),
-            Codec.from_dict(codec) if isinstance(codec, dict) else codec,
+            None if codec is None else Codec.of(codec),
             name,
         )
 

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -76,6 +77,8 @@ class AffineSchedule(Configurable, ABC):
     >>> schedule.alpha(t), schedule.sigma(t)
     (tensor(0.7071, dtype=torch.float64), tensor(0.7071, dtype=torch.float64))
     """
+
+    argument: ClassVar[str] = "schedule"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class Path(Configurable, ABC):
     generator of p_t (Generator Matching, proposition 1); with a network's output in place of the posterior, it is the
     prediction. Times may be tensors [B] or `path.at(t)`, whose values of the schedule several calls then share.
     """
+
+    argument: ClassVar[str] = "path"
 
     default_divergence: str | Mapping[str, str]
     """The loss used by default; by part where generators are superposed."""

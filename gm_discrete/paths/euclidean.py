@@ -46,11 +46,9 @@ class EuclideanPath(Path):
             raise ValueError(f"num_channels={num_channels} must be at least 1")
         if not 0 < stop < 0.5:
             raise ValueError(f"stop={stop} must lie in (0, 0.5): the last step goes from t = 1 − stop to the data")
-        if not isinstance(bins, Bins | dict | None):
-            raise TypeError(f"bins={bins!r} must be Bins(low, high, number)")
         self.num_channels, self.stop = int(num_channels), float(stop)
         self.latest = 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
-        self.bins = Bins.from_dict(bins) if isinstance(bins, dict) else bins or Bins()
+        self.bins = Bins() if bins is None else Bins.of(bins)
 
     def _checked(self, generators: Weights) -> dict[str, float | list[float]]:
         if not isinstance(generators, Mapping) or not generators:

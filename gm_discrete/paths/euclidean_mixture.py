@@ -60,10 +60,8 @@ class EuclideanMixturePath(EuclideanPath):
             raise ValueError(
                 f"generators={self.generators}: the flow and the diffusion work per coordinate, not in a block"
             )
-        if not isinstance(schedule, Schedule | dict | None):
-            raise TypeError(f"schedule={schedule!r} must be a Schedule, such as LinearSchedule()")
         self.low, self.high, self.block = float(low), float(high), bool(block)
-        self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
+        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
 
     @property
     def default_divergence(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]

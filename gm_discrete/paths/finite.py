@@ -73,10 +73,8 @@ class FinitePath(Path):
             raise ValueError(f"vocab_size={vocab_size} must be at least 2")
         if rates not in self.known_rates:
             raise ValueError(f"rates={rates!r} must be {' or '.join(map(repr, self.known_rates))}")
-        if not isinstance(schedule, Schedule | dict | None):
-            raise TypeError(f"schedule={schedule!r} must be a Schedule, such as CosineSchedule()")
         self.vocab_size = int(vocab_size)
-        self.schedule = Schedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or LinearSchedule()
+        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
         self.rates = rates
         self._cache: dict[Any, Any] = {}  # derived tensors by (name, device)
 

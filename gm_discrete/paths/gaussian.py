@@ -77,11 +77,7 @@ class GaussianPath(EuclideanPath):
         stop: float = 0.005,
     ) -> None:
         super().__init__(generators, num_channels, bins, stop)
-        if not isinstance(schedule, AffineSchedule | dict | None):
-            raise TypeError(f"schedule={schedule!r} must be an AffineSchedule, such as CondOTSchedule()")
-        self.schedule = (
-            AffineSchedule.from_dict(schedule) if isinstance(schedule, dict) else schedule or CondOTSchedule()
-        )
+        self.schedule = CondOTSchedule() if schedule is None else AffineSchedule.of(schedule)
         prediction = prediction or ("belief" if "jump" in self.generators else "velocity")
         if prediction not in ("belief", "velocity", "data", "noise"):
             raise ValueError(f"prediction={prediction!r} must be 'belief', 'velocity', 'data' or 'noise'")

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +74,8 @@ class Schedule(Configurable, ABC):
     >>> schedule.jump_probability(0.5, 1.0)
     tensor(1., dtype=torch.float64)
     """
+
+    argument: ClassVar[str] = "schedule"
 
     @abstractmethod
     def kappa(self, t: Tensor | float) -> Tensor:

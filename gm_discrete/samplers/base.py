@@ -10,18 +10,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from gm_discrete.configurable import IMPORT_IT, Configurable, subclasses
+from gm_discrete.configurable import Configurable, subclasses
 from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
-from gm_discrete.samplers.removed import hint
+from gm_discrete.samplers.removed import REMOVED
 
 DISCRETE, CONTINUOUS, PRODUCT = "discrete", "continuous", "product"
 EVERY_STATE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
-ALIASES = {"ancestral": "tau_leaping"}
-"""Other names of a sampler: with the exact probabilities of the interval, tau-leaping is ancestral sampling."""
 
 Memory = TypeVar("Memory")
 
@@ -40,7 +38,9 @@ class Sampler(Configurable, ABC):
     path, `states` and `rates`.
     """
 
-    type_name: ClassVar[str] = ""
+    argument: ClassVar[str] = "sampler"
+    aliases: ClassVar[dict[str, str]] = {"ancestral": "tau_leaping"}  # with the exact probabilities of the interval
+    removed_types: ClassVar[dict[str, str]] = REMOVED
     chooses_times: ClassVar[bool] = False
     """Whether it chooses its own times between those of the grid, so that [0, 1] is grid enough."""
     states: ClassVar[frozenset[str]] = EVERY_STATE
@@ -80,27 +80,6 @@ class Sampler(Configurable, ABC):
             x: state [B, …] of each field.
             t, t_next: times [B] of each field.
         """
-
-    @classmethod
-    def of(cls, sampler: str | Mapping[str, Any] | Sampler) -> Sampler:
-        """The sampler of that name with default options, or of that JSON form; a sampler is returned as it is.
-
-        Raises:
-            ValueError: no sampler has that name; the message lists those that exist.
-            TypeError: it is none of these.
-        """
-        if isinstance(sampler, Sampler):
-            return sampler
-        if isinstance(sampler, str):
-            sampler = {"type": ALIASES.get(sampler, sampler)}
-        if not isinstance(sampler, Mapping):
-            raise TypeError(
-                f'sampler={sampler!r} must be a Sampler such as TauLeaping(), its name, or {{"type": name, …}}'
-            )
-        known = sorted(kind.type_name for kind in subclasses(Sampler) if kind.type_name)
-        if (name := sampler.get("type")) not in known:
-            raise ValueError(f"sampler={name!r} is unknown; choose one of {', '.join(known)}{hint(name) or IMPORT_IT}")
-        return Sampler.from_dict(dict(sampler))
 
 
 def samplers_for(path: Path) -> tuple[str, ...]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from gm_discrete.configurable import IMPORT_IT, Configurable, subclasses
+from gm_discrete.configurable import Configurable
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler, kind_of
-from gm_discrete.samplers.removed import hint
+from gm_discrete.samplers.removed import REMOVED
 from gm_discrete.samplers.tau_leaping import TauLeaping
 
 
 class Corrector(Configurable, ABC):
     """Turns the step of a sampler into a corrected one, for states with one discrete field."""
+
+    argument: ClassVar[str] = "corrector"
+    removed_types: ClassVar[dict[str, str]] = REMOVED
 
     def check(self, path: Path, sampler: Sampler) -> None:
         """
@@ -44,29 +46,6 @@ class Corrector(Configurable, ABC):
     def corrected(self, sampler: Sampler) -> Sampler:
         """The sampler whose steps are corrected."""
         return Corrected(sampler, self)
-
-    @classmethod
-    def of(cls, corrector: str | Mapping[str, Any] | Corrector) -> Corrector:
-        """The corrector of that name with default options, or of that JSON form; a corrector is returned as it is.
-
-        Raises:
-            ValueError: no corrector has that name; the message lists those that exist.
-            TypeError: it is none of these.
-        """
-        if isinstance(corrector, Corrector):
-            return corrector
-        if isinstance(corrector, str):
-            corrector = {"type": corrector}
-        if not isinstance(corrector, Mapping):
-            raise TypeError(
-                f'corrector={corrector!r} must be a Corrector such as DetailedBalance(), its name, or {{"type": name, …}}'
-            )
-        known = sorted(kind.type_name for kind in subclasses(Corrector) if kind.type_name)
-        if (name := corrector.get("type")) not in known:
-            raise ValueError(
-                f"corrector={name!r} is unknown; choose one of {', '.join(known)}{hint(name) or IMPORT_IT}"
-            )
-        return Corrector.from_dict(dict(corrector))
 
 
 class Corrected(Sampler):

@@ -66,14 +66,14 @@ def test_discretisation_benchmark__peers(script: Script, tmp_path: Path) -> None
 @pytest.mark.parametrize("data", ["line", "plane"])
 def test_discretisation_benchmark__distribution_is_that_of_the_path(script: Script, data: str) -> None:
     module, t, n = script("discretisation"), 0.6, 4000
-    law, rng = module.Law(data, CondOTSchedule()), torch.Generator().manual_seed(0)
-    model = law.model(module.KINDS["flow"])
+    mixture, rng = module.MixtureOnPath(data, CondOTSchedule()), torch.Generator().manual_seed(0)
+    model = mixture.model(module.KINDS["flow"])
     x = model.path.sample(model.sample(n, rng), torch.full((n,), t, dtype=torch.float64), rng)
     # Exceeded once in 10⁴ times by each of at most four projections: √(ln(2·10⁴)/2n).
     bound = math.sqrt(math.log(8e4) / 2 / n)
-    assert law.distance(x, t) < bound < law.distance(x, 0.9)
+    assert mixture.distance(x, t) < bound < mixture.distance(x, 0.9)
     x_0 = model.path.prior((n, 1, x.shape[2]), rng).double()
-    assert law.distance(simulate(model, x_0, torch.linspace(0, t, 101).double(), rng), t) < bound
+    assert mixture.distance(simulate(model, x_0, torch.linspace(0, t, 101).double(), rng), t) < bound
 
 
 def test_discretisation_benchmark__the_best_fixed_grid_is_found_between_its_budgets(script: Script) -> None:

@@ -53,11 +53,11 @@ def test_parse_tables__reads_numbers_and_is_inverted_by_markdown_table() -> None
 
 def test_render__unknown_placeholders_are_an_error() -> None:
     record = {"environment": {"command": "c", "date": "2026-01-01", "processor": "p"}, "tables": []}
-    with pytest.raises(ValueError, match=r"'speed'.*laws"):
-        readme.render("{{speed}}", {"laws": record})
-    with pytest.raises(ValueError, match=r"table 1 of 'laws'"):
-        readme.render("{{laws 1}}", {"laws": record})
-    assert readme.render("a\n{{laws}}\nb", {"laws": record}).startswith("a\n```text\nc\n```")
+    with pytest.raises(ValueError, match=r"'speed'.*chains"):
+        readme.render("{{speed}}", {"chains": record})
+    with pytest.raises(ValueError, match=r"table 1 of 'chains'"):
+        readme.render("{{chains 1}}", {"chains": record})
+    assert readme.render("a\n{{chains}}\nb", {"chains": record}).startswith("a\n```text\nc\n```")
 
 
 def test_records__of_a_script_have_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,26 +24,26 @@ SAMPLES, STEPS = 20_000, 3
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/laws.py, under a name of its own: `laws` is a module of the tests."""
+    """benchmarks/chains.py, under a name of its own."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
-    spec = importlib.util.spec_from_file_location("laws_benchmark", BENCHMARKS / "laws.py")
+    spec = importlib.util.spec_from_file_location("chains_benchmark", BENCHMARKS / "chains.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "laws_benchmark", module)  # where its dataclass looks for its annotations
+    monkeypatch.setitem(sys.modules, "chains_benchmark", module)  # where its dataclass looks for its annotations
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.mark.slow
-def test_laws_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output, plot = tmp_path / "new" / "laws.json", tmp_path / "figures" / "laws.png"
+def test_chains_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, plot = tmp_path / "new" / "chains.json", tmp_path / "figures" / "chains.png"
     script.main(["--quick", "--threads", "1", "--output", str(output), "--plot", str(plot)])
     record = json.loads(output.read_text())
-    assert record["benchmark"] == "laws"
+    assert record["benchmark"] == "chains"
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert [file.name for file in (*output.parent.iterdir(), *plot.parent.iterdir())] == ["laws.json", "laws.png"]
+    assert [file.name for file in (*output.parent.iterdir(), *plot.parent.iterdir())] == ["chains.json", "chains.png"]
     assert list(record["results"]) == list(script.PATHS)
     for name, cases in record["results"].items():
         curves = cases["2"]
@@ -51,9 +51,9 @@ def test_laws_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: p
         assert ("flow_matching" in curves) == ("metric" not in name)
         assert {"order confidence", "entropy bounded"} <= curves.keys() or name != "masked"
         assert "entropy bounded" not in curves or name == "masked"
-        law = script.chain(script.PATHS[name](), 2).weights
+        probs = script.chain(script.PATHS[name](), 2).weights
         # Of the TV of n samples from their own distribution: |normal| in every cell, whose correlations only lessen it.
-        deviation = math.sqrt(float(((1 - 2 / math.pi) * law * (1 - law)).sum()) / script.QUICK["samples"]) / 2
+        deviation = math.sqrt(float(((1 - 2 / math.pi) * probs * (1 - probs)).sum()) / script.QUICK["samples"]) / 2
         # A place that the state chooses and a draw from the exact posterior there make the distribution, whatever the
         # choice.
         for exact in {"first hitting", "uniformization", "entropy bounded"} & curves.keys():
@@ -77,15 +77,15 @@ def test_laws_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     "path", ["masked", "uniform, mixture rates", "uniform, reversal rates", "metric, ordered symbols, kinetic"]
 )
-def test_laws_benchmark__matrices_are_the_distribution_of_the_samplers(
+def test_chains_benchmark__matrices_are_the_distribution_of_the_samplers(
     script: ModuleType, path: str, method: str
 ) -> None:
     model = script.chain(script.PATHS[path](), 2)
     times, rng = time_grid(model.path, STEPS, "quadratic"), torch.Generator().manual_seed(0)
-    law, calls = script.exact_law(model, getattr(script, method), times)
+    probs, calls = script.exact_law(model, getattr(script, method), times)
     run = simulate(model, model.path.prior((SAMPLES, 2), rng), times, rng, method, return_info=True)
-    counts = torch.bincount(model.index(run.x), minlength=len(law))
-    assert chi_square(counts, law) > LEAST_P
+    counts = torch.bincount(model.index(run.x), minlength=len(probs))
+    assert chi_square(counts, probs) > LEAST_P
     # The test has the power to fail: the distribution of a single step is told from that of three.
     other, _ = script.exact_law(model, getattr(script, method), time_grid(model.path, 1))
     assert chi_square(counts, other) < LEAST_P
@@ -93,7 +93,7 @@ def test_laws_benchmark__matrices_are_the_distribution_of_the_samplers(
     assert abs(float(seen.mean()) - calls) <= SIGMAS * float(seen.std()) / math.sqrt(SAMPLES) + 1e-9
 
 
-def test_laws_benchmark__prices_are_interpolated_within_a_curve(script: ModuleType) -> None:
+def test_chains_benchmark__prices_are_interpolated_within_a_curve(script: ModuleType) -> None:
     points = [script.Point(n, n, n / 2, 1 / n, error=1 / n) for n in (1, 2, 4, 8)]
     assert script.price_of(points, 1 / 3, "steps") == ("", pytest.approx(3))  # a line in the logarithms
     assert script.price_of(points, 1 / 3, "calls") == ("", pytest.approx(1.5))
@@ -103,7 +103,7 @@ def test_laws_benchmark__prices_are_interpolated_within_a_curve(script: ModuleTy
     assert script.error_at(points, 9, "steps") == math.inf
 
 
-def test_laws_benchmark__noise_is_the_mean_of_the_simulated_tv(script: ModuleType) -> None:
+def test_chains_benchmark__noise_is_the_mean_of_the_simulated_tv(script: ModuleType) -> None:
     model, rng = script.chain(script.PATHS["masked"](), 3), torch.Generator().manual_seed(0)
     draws = torch.multinomial(model.weights, 200 * 2000, replacement=True, generator=rng).view(200, 2000)
     points = [script.measured(model, model.data[rows], 0, 0, 0) for rows in draws]
@@ -112,7 +112,9 @@ def test_laws_benchmark__noise_is_the_mean_of_the_simulated_tv(script: ModuleTyp
     assert float(tv.mean()) == pytest.approx(points[0].noise, rel=0.02)
 
 
-def test_laws_benchmark__unknown_arguments_are_refused(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chains_benchmark__unknown_arguments_are_refused(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         script.main(["--sample", "2"])
     assert "--sample" in capsys.readouterr().err

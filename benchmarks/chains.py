@@ -1,6 +1,6 @@
 """Error of the samplers' final distribution against network calls, on chains whose distribution can be summed.
 
-    python benchmarks/laws.py --threads 1 --output laws.json --plot benchmarks/figures/laws.png
+    python benchmarks/chains.py --threads 1 --output chains.json --plot benchmarks/figures/chains.png
 
 The exact posterior of a distribution over K^L sequences stands in for the network, so that the total variation TV between
 the distribution that a sampler draws from and that of the data is the sampler's own error. It is held against two prices,
@@ -103,9 +103,9 @@ class Enumerated(ExactModel):
     """The exact posterior of a distribution over all sequences of SYMBOLS^L, looked up in a table where a batch shares
     its time."""
 
-    def __init__(self, path: FinitePath, law: Tensor) -> None:
-        length = round(math.log(len(law), SYMBOLS))
-        super().__init__(path, torch.tensor(list(itertools.product(range(SYMBOLS), repeat=length))), law)
+    def __init__(self, path: FinitePath, probs: Tensor) -> None:
+        length = round(math.log(len(probs), SYMBOLS))
+        super().__init__(path, torch.tensor(list(itertools.product(range(SYMBOLS), repeat=length))), probs)
         self.length, self._states = length, super().states()
         self.evaluations = 0  # of sequences that are not yet at t = 1, whether the answer is read or not
 
@@ -214,19 +214,19 @@ def trapezoidal(model: Enumerated, t: float, s: float) -> tuple[Tensor, Tensor]:
     return matrix, finished + 1 - (1 - some) * empty.index_put((a[same],), idle[same])
 
 
-def exact_law(model: Enumerated, step: Step, times: Tensor) -> tuple[Tensor, float]:
+def exact_distribution(model: Enumerated, step: Step, times: Tensor) -> tuple[Tensor, float]:
     """The final distribution of the steps [X], and the calls that they make on average."""
-    law, calls = model.marginal(0.0), 0.0
+    probs, calls = model.marginal(0.0), 0.0
     for t, s in itertools.pairwise(times.tolist()):
         matrix, each = step(model, t, s)
-        calls += float(law @ each)
-        law = law @ matrix
-    assert abs(float(law.sum()) - 1) < 1e-9, f"the steps of {step.__name__} lose probability: {float(law.sum())}"
-    return law, calls
+        calls += float(probs @ each)
+        probs = probs @ matrix
+    assert abs(float(probs.sum()) - 1) < 1e-9, f"the steps of {step.__name__} lose probability: {float(probs.sum())}"
+    return probs, calls
 
 
-def total_variation(model: Enumerated, law: Tensor) -> float:
-    return float((law - model.marginal(1.0)).abs().sum() / 2)
+def total_variation(model: Enumerated, probs: Tensor) -> float:
+    return float((probs - model.marginal(1.0)).abs().sum() / 2)
 
 
 def fixed_grids(model: Enumerated, budgets: Sequence[int]) -> Curves:
@@ -236,8 +236,8 @@ def fixed_grids(model: Enumerated, budgets: Sequence[int]) -> Curves:
         points = curves[f"{name}, {spacing}"] = []
         for budget in sorted({fine for fine in FINE if fine <= max(budgets)} | set(budgets)):
             if budget % evaluations == 0:
-                law, calls = exact_law(model, step, time_grid(model.path, budget // evaluations, spacing))
-                tv = total_variation(model, law)
+                probs, calls = exact_distribution(model, step, time_grid(model.path, budget // evaluations, spacing))
+                tv = total_variation(model, probs)
                 points.append(Point(budget, budget - evaluations + 1, calls, tv, error=tv))  # the last step is a leap
     return curves
 
@@ -341,9 +341,11 @@ def mixed_batch(args: argparse.Namespace, rng: torch.Generator) -> Curves:
     for spacing in SPACINGS:
         points = curves[f"tau-leaping, {spacing}"] = []
         for steps in range(1, args.mixed_steps + 1):
-            laws = [exact_law(group, tau_leaping, time_grid(path, steps, spacing)) for group in groups]
-            tv = sum(total_variation(group, law) for group, (law, _) in zip(groups, laws, strict=True)) / len(groups)
-            points.append(Point(steps, steps, sum(calls for _, calls in laws) / len(groups), tv, error=tv))
+            found = [exact_distribution(group, tau_leaping, time_grid(path, steps, spacing)) for group in groups]
+            tv = sum(total_variation(group, probs) for group, (probs, _) in zip(groups, found, strict=True)) / len(
+                groups
+            )
+            points.append(Point(steps, steps, sum(calls for _, calls in found) / len(groups), tv, error=tv))
     curves["adaptive"] = []
     for m in args.expected_changes:
         each = [simulated(group, args.samples, rng, m, sampler=Adaptive(m)) for group in groups]
@@ -527,23 +529,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # the peer knows the global generator only
     rng, started = torch.Generator().manual_seed(args.seed), time.perf_counter()
-    laws: dict[str, dict[int, Curves]] = {name: {} for name in args.paths}
+    found: dict[str, dict[int, Curves]] = {name: {} for name in args.paths}
     for name, length in itertools.product(args.paths, args.lengths):
         model = chain(PATHS[name](), length)
-        laws[name][length] = fixed_grids(model, args.budgets) | monte_carlo(model, args, rng)
+        found[name][length] = fixed_grids(model, args.budgets) | monte_carlo(model, args, rng)
         print(f"{name}, L = {length}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     mixed = {MIXED: mixed_batch(args, rng)}
 
     tables = [
         f"Values for L = {' / '.join(map(str, args.lengths))}; {args.samples} samples of simulated distributions."
     ]
-    for name, cases in laws.items():
+    for name, cases in found.items():
         noise = " / ".join(f"{curves['adaptive'][0].noise:.4f}" for curves in cases.values())
         tables += [
             f"### {name}\n\nTV; noise of simulated ones {noise}",
             *law_tables(list(cases.values()), args.budgets),
         ]
-    every = {f"{name}, L = {n}": curves for name, cases in laws.items() for n, curves in cases.items()} | mixed
+    every = {f"{name}, L = {n}": curves for name, cases in found.items() for n, curves in cases.items()} | mixed
     comparisons = {price: {name: comparison(curves, price) for name, curves in every.items()} for price in PRICES}
     for price, compared in comparisons.items():
         tables += [f"### {price.capitalize()} needed at equal error (over those of adaptive)", needed_table(compared)]
@@ -551,14 +553,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot is not None:
         longest = max(args.lengths)
         picture(
-            {f"{name}, L = {longest}": cases[longest] for name, cases in laws.items()} | mixed, args.price, args.plot
+            {f"{name}, L = {longest}": cases[longest] for name, cases in found.items()} | mixed, args.price, args.plot
         )
     record = {
-        "benchmark": "laws",
+        "benchmark": "chains",
         "environment": environment("cpu", __file__, argv),
         "settings": vars(args),
         "seconds": {"wall": time.perf_counter() - started, "processor": time.process_time()},
-        "results": {name: {n: plain(curves) for n, curves in cases.items()} for name, cases in laws.items()},
+        "results": {name: {n: plain(curves) for n, curves in cases.items()} for name, cases in found.items()},
         "mixed": plain(mixed[MIXED]),
         "comparisons": comparisons,
     }
