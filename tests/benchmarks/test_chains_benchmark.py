@@ -82,12 +82,12 @@ def test_chains_benchmark__matrices_are_the_distribution_of_the_samplers(
 ) -> None:
     model = script.chain(script.PATHS[path](), 2)
     times, rng = time_grid(model.path, STEPS, "quadratic"), torch.Generator().manual_seed(0)
-    probs, calls = script.exact_law(model, getattr(script, method), times)
+    probs, calls = script.exact_distribution(model, getattr(script, method), times)
     run = simulate(model, model.path.prior((SAMPLES, 2), rng), times, rng, method, return_info=True)
     counts = torch.bincount(model.index(run.x), minlength=len(probs))
     assert chi_square(counts, probs) > LEAST_P
     # The test has the power to fail: the distribution of a single step is told from that of three.
-    other, _ = script.exact_law(model, getattr(script, method), time_grid(model.path, 1))
+    other, _ = script.exact_distribution(model, getattr(script, method), time_grid(model.path, 1))
     assert chi_square(counts, other) < LEAST_P
     seen = run.network_calls.double()
     assert abs(float(seen.mean()) - calls) <= SIGMAS * float(seen.std()) / math.sqrt(SAMPLES) + 1e-9
