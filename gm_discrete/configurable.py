@@ -83,10 +83,10 @@ class Configurable:
         """
         known = {kind.type_name: kind for kind in subclasses(cls) if vars(kind).get("type_name")}
         name = config.get("type", *(known if len(known) == 1 else ()))
-        name = cls.aliases.get(name, name)
-        if name in cls.removed_types:
+        name = cls.aliases.get(name, name) if isinstance(name, str) else name
+        if isinstance(name, str) and name in cls.removed_types:
             raise ValueError(f"{cls.argument}={name!r} was removed: use {cls.removed_types[name]}")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             choice = ", ".join(sorted(known))
             raise ValueError(f"{cls.argument}={name!r} names no {cls.__name__}; choose one of {choice}{IMPORT_IT}")
         kind, arguments = known[name], {key: value for key, value in config.items() if key != "type"}

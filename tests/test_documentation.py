@@ -26,7 +26,16 @@ PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
 OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
 SLOW = {"README", "generation", "images", "numbers", "own-paths", "tables", "text", "training"}
 """Pages that train: more than five seconds on one core."""
-FOREIGN = {"AdamW", "DiffusionGemma", "LogitsProcessorList", "PreTrainedModel", "TrainingArguments"}
+FOREIGN = {
+    "AdamW",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "DiffusionGemma",
+    "LogitsProcessorList",
+    "PreTrainedModel",
+    "TrainingArguments",
+}
 """Classes of other libraries that the pages name."""
 
 

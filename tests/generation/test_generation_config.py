@@ -259,7 +259,7 @@ def test_generate__has_at_most_22_arguments() -> None:
         ({"grid": [0.5, 1.0]}, r"grid=\[0.5, 1.0\]"),
         ({"grid": [0.0, 0.5, 0.5, 1.0]}, "grid="),
         ({"corrector": {"type": "magic"}}, "corrector='magic'"),
-        ({"blocks": {"type": "magic"}}, "type='magic'"),
+        ({"blocks": {"type": "magic"}}, "blocks='magic'"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": math.nan}, "temperature=nan"),
@@ -327,7 +327,7 @@ def test_blocks__check_their_arguments(options: dict[str, Any]) -> None:
 
 def test_blocks__are_the_only_type_that_from_dict_knows() -> None:
     assert Blocks.from_dict({"length": 2}) == GMGenerationConfig(blocks={"length": 2}).blocks == Blocks(2)
-    with pytest.raises(ValueError, match="type='magic'"):
+    with pytest.raises(ValueError, match="blocks='magic'"):
         Blocks.from_dict({"type": "magic", "length": 2})
     with pytest.raises(ValueError, match="lengths; give any of length, cache"):
         Blocks.from_dict({"lengths": 2})

@@ -189,7 +189,7 @@ def test_affine_schedule__arguments_of_a_users_schedule_travel_through_json() ->
 
 @pytest.mark.parametrize("name", ["linear", "nonsense", None])
 def test_affine_schedule__is_no_schedule_of_a_discrete_path(name: str | None) -> None:
-    with pytest.raises(ValueError, match=f"type={name!r} names no AffineSchedule; known: .*condot"):
+    with pytest.raises(ValueError, match=f"schedule={name!r} names no AffineSchedule; choose one of .*condot"):
         AffineSchedule.from_dict({"type": name})
-    with pytest.raises(ValueError, match="type='condot' names no Schedule"):
+    with pytest.raises(ValueError, match="schedule='condot' names no Schedule"):
         Schedule.from_dict({"type": "condot"})

@@ -382,7 +382,7 @@ def test_euclidean_mixture_path__defaults() -> None:
         ({"low": 1.0, "high": 0.0, "bins": Bins()}, ValueError, "low=1.0 must be below high=0.0"),
         ({"block": True, "generators": {"flow": 1.0}}, ValueError, r"generators=.*not in a block"),
         ({"block": True, "generators": ALL}, ValueError, r"generators=.*not in a block"),
-        ({"schedule": "linear"}, TypeError, "schedule='linear' must be a Schedule"),
+        ({"schedule": 0.5}, TypeError, "schedule=0.5 must be a Schedule"),
         ({"schedule": {"type": "condot"}}, ValueError, "names no Schedule"),
         (
             {"generators": {"drift": 1.0}},

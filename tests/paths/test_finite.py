@@ -293,8 +293,8 @@ def test_finite_path__needs_probs() -> None:
     [
         (lambda: Staged([1.0], [[1.0]]), ValueError, "vocab_size=1 must be at least 2"),
         (lambda: blurred(rates="reversal"), ValueError, "rates='reversal' must be 'kinetic'"),
-        (lambda: blurred("cosine"), TypeError, r"must be a Schedule, such as CosineSchedule\(\)"),
-        (lambda: blurred({"type": "cubic"}), ValueError, "type='cubic' names no Schedule"),
+        (lambda: blurred(0.5), TypeError, "schedule=0.5 must be a Schedule"),
+        (lambda: blurred({"type": "cubic"}), ValueError, "schedule='cubic' names no Schedule"),
     ],
 )
 def test_finite_path__names_bad_arguments(build: Any, error: type[Exception], message: str) -> None:

@@ -392,7 +392,7 @@ def test_mixture_path__paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [math.nan, 1.0]), "of sum nan"),
         (
             lambda: Path.from_dict({"type": "blurred"}),
-            "type='blurred'.*euclidean_mixture, gaussian, masked, metric, mixture, product, uniform",
+            "path='blurred'.*euclidean_mixture, gaussian, masked, metric, mixture, product, uniform",
         ),
         (
             lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),
@@ -407,8 +407,9 @@ def test_mixture_path__names_bad_arguments(build, message: str) -> None:
 
 
 def test_mixture_path__names_a_bad_schedule() -> None:
-    for schedule in ("cosine", CosineSchedule):
-        with pytest.raises(TypeError, match=r"must be a Schedule, such as CosineSchedule\(\)"):
+    assert UniformPath(3, schedule="cosine") == UniformPath(3, schedule=CosineSchedule())
+    for schedule in (0.5, CosineSchedule):
+        with pytest.raises(TypeError, match=r"schedule=.* must be a Schedule"):
             UniformPath(3, schedule=schedule)
 
 

@@ -205,8 +205,8 @@ def test_schedule__names_bad_arguments(kind: type, value: float, name: str) -> N
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"type": "quadratic"}, "type='quadratic' .*cosine, exponential, linear"),
-        ({}, "type=None"),
+        ({"type": "quadratic"}, "schedule='quadratic' .*cosine, exponential, linear"),
+        ({}, "schedule=None"),
         ({"type": "power", "m": 2}, "PowerSchedule takes no argument m"),
         ({"type": "linear", "n": 2}, "LinearSchedule takes no argument n"),
     ],
@@ -230,5 +230,5 @@ def test_configurable__an_argument_that_is_not_stored_under_its_name_is_named() 
 
 
 def test_configurable__an_unknown_type_says_to_import_its_module() -> None:
-    with pytest.raises(ValueError, match=r"type='ring' names no Schedule.*import the module"):
+    with pytest.raises(ValueError, match=r"schedule='ring' names no Schedule.*import the module"):
         Schedule.from_dict({"type": "ring"})
