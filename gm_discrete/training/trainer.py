@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Never, TypeAlias, TypeVar, cast
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -22,21 +23,32 @@ from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
 from gm_discrete.process import pack, unpack
+from gm_discrete.training.adapters import base_model, check_adapter, save_base
 from gm_discrete.training.checkpoints import (
     check_config,
+    check_new,
+    check_resumed,
+    check_state,
+    defects,
+    delete_leftovers,
     delete_old,
-    is_complete,
     last_complete_checkpoint,
     mark_complete,
     mark_started,
+    saving,
 )
 from gm_discrete.training.ema import EMACallback
+from gm_discrete.training.lock import locked
 from gm_discrete.training.noise import noisy_inputs, seeded_generator
+from gm_discrete.training.options import check_options
+from gm_discrete.training.publishing import published
 from gm_discrete.training.sharding import gathered, prepare_sharding
 
 T = TypeVar("T")
 EvalData: TypeAlias = Dataset | IterableDataset | TorchDataset | Mapping[str, Any]
 """A data set, or several by name."""
+WEIGHTS = "*model*.safetensors*"
+"""Files of weights, in one part or several: none of an earlier model stays beside those of a new one."""
 
 
 class GMTrainer(Trainer):
@@ -89,13 +101,9 @@ class GMTrainer(Trainer):
     ) -> None:
         if "times" in kwargs:
             raise TypeError(f"times is now called time_sampler: GMTrainer(…, time_sampler={kwargs['times']!r})")
-        for name, cure in (
-            ("model_init", "give a model"),
-            ("compute_metrics", "evaluation is the likelihood bound or the matching loss"),
-        ):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not supported by GMTrainer: {cure}")
-        tokenizer, path, config = kwargs.get("processing_class"), model.path, model.config
+        check_options(args, kwargs)
+        base = base_model(model)
+        tokenizer, path, config = kwargs.get("processing_class"), base.path, base.config
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
         if "" not in path.fields:
@@ -114,8 +122,9 @@ class GMTrainer(Trainer):
         self.time_sampler = time_sampler or LogitNormalTimeSampler()
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
+        self._has_warned_of_empty = False
         if self.is_fsdp_enabled:
-            prepare_sharding(self, model)
+            prepare_sharding(self, base)
 
     @property
     def ema(self) -> EMACallback | None:
@@ -151,7 +160,8 @@ class GMTrainer(Trainer):
         """The number of scored entries of a step on all processes; by field if there are several."""
         fields = self._unwrapped.path.fields
         if self._is_discrete or not batch_samples or "labels" not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
+            count: Any = super()._get_num_items_in_batch(batch_samples, device)
+            return count.clamp(min=1) if isinstance(count, torch.Tensor) else count
         labels = [pack(batch["labels"]) for batch in batch_samples]
         found = [sum(field.loss_mask(part[name]).sum() for part in labels) for name, field in fields.items()]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
@@ -168,9 +178,20 @@ class GMTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
-        finite: Any = self.accelerator.reduce(torch.isfinite(loss.detach()).all().float(), "sum")
-        if int(finite) < self.args.world_size:
-            last = last_complete_checkpoint(self.args.output_dir or ".")
+        labels, fields = pack(inputs["labels"]), self._unwrapped.path.fields
+        is_empty = ~torch.stack([field.loss_mask(labels[name]).any() for name, field in fields.items()]).any()
+        flags = torch.stack([torch.isfinite(loss.detach()).all().float(), is_empty.float()])
+        summed: Any = self.accelerator.reduce(flags, "sum")
+        finite, empty = summed.tolist()  # one transfer from the device
+        if empty and not self._has_warned_of_empty:
+            self._has_warned_of_empty = True
+            warnings.warn(
+                f"the batch of step {self.state.global_step + 1} has nothing to learn, as no entry of its labels is scored: "
+                "such batches contribute zero, and this is the only warning of them",
+                stacklevel=2,
+            )
+        if finite < self.args.world_size:
+            last = last_complete_checkpoint(self._output_dir)
             own = f"the loss is {loss.detach().mean().item()}"
             what = "another process has a loss that is not finite" if bool(torch.isfinite(loss).all()) else own
             raise FloatingPointError(
@@ -190,45 +211,62 @@ class GMTrainer(Trainer):
         A run that resumes on a stream reads the stream again up to its position.
 
         Raises:
-            ValueError: the checkpoint is incomplete, belongs to another model, or there is none; or this is a new run and
-                `output_dir` holds checkpoints of an earlier one.
+            ValueError: the checkpoint is incomplete or damaged, belongs to another model, or there is none; or this is a new
+                run and `output_dir` holds checkpoints of an earlier one; or another run uses `output_dir`.
         """
-        self._noise_step = (-1, 0)
         if self.train_dataset is None or next(iter(self.train_dataset), None) is None:
             raise ValueError("train_dataset is empty; give at least one example")
         if isinstance(self.train_dataset, IterableDataset):
             # One endless pass: a resumed run looks for its position within a pass. Every repetition has the same order.
             self.train_dataset = self.train_dataset.repeat(None)
+        self._noise_step, self._has_warned_of_empty = (-1, 0), False
+        with locked(self._output_dir):
+            if self.args.should_save:
+                delete_leftovers(self._output_dir)
+            checkpoint = self._checked_checkpoint(resume_from_checkpoint)
+            if checkpoint is not None:
+                if self.ema:
+                    self.ema.load(checkpoint, self._shard)
+                state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+                if 0 < self.args.max_steps <= state.global_step:  # finished: Trainer would take one more step
+                    return self._finished(checkpoint, state)
+            return super().train(checkpoint, cast(Any, trial), ignore_keys_for_eval)
+
+    def _checked_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The checkpoint to go on from, which fits this run; `None` for a new run, in whose way there is none."""
+        if not resume_from_checkpoint:
+            check_new(self._output_dir)
+            return None
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
-            if resume_from_checkpoint is None:
-                raise ValueError(f"output_dir={self.args.output_dir!r} holds no complete checkpoint to resume from")
-        if resume_from_checkpoint:
-            if not is_complete(resume_from_checkpoint):
+            checkpoint = last_complete_checkpoint(self._output_dir)
+            if checkpoint is None:
+                reasons = defects(self._output_dir)
                 raise ValueError(
-                    f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not a complete checkpoint, as saving it was "
-                    "interrupted; resume from an earlier one"
+                    f"output_dir={self._output_dir!r} holds no complete checkpoint to resume from: {reasons}"
                 )
-            check_config(resume_from_checkpoint, self._unwrapped.config)
-            if self.ema:
-                self.ema.load(resume_from_checkpoint, self._shard)
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            if 0 < self.args.max_steps <= state.global_step:  # finished: Trainer would take one more step
-                if self.is_fsdp_enabled:
-                    raise ValueError(
-                        f"{resume_from_checkpoint} is the end of this run: nothing is left to train; raise max_steps"
-                    )
-                self._load_from_checkpoint(str(resume_from_checkpoint))
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        elif last := last_complete_checkpoint(self.args.output_dir or "."):
-            raise ValueError(
-                f"output_dir={self.args.output_dir!r} holds {last} of an earlier run; resume it with "
-                "resume_from_checkpoint=True, or give another output_dir"
-            )
-        return super().train(resume_from_checkpoint or None, cast(Any, trial), ignore_keys_for_eval)
+        else:
+            check_resumed(checkpoint := str(resume_from_checkpoint))
+        check_state(checkpoint)
+        check_adapter(self.accelerator.unwrap_model(self._trained), checkpoint)
+        check_config(checkpoint, self._unwrapped.config)
+        return checkpoint
+
+    def _finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        if self.is_fsdp_enabled:
+            raise ValueError(f"{checkpoint} is the end of this run: nothing is left to train; raise max_steps")
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        return TrainOutput(state.global_step, 0.0, {})
 
     # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As `Trainer.get_eval_dataloader`; `dataloader_drop_last` is for training, and leaves out no held-out example."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
 
     def evaluate(
         self,
@@ -275,36 +313,48 @@ class GMTrainer(Trainer):
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves model and tokenizer for publication: averaged weights if there are any, and no pickle."""
+        """Saves model and tokenizer for publication: averaged weights if there are any, and no pickle.
+
+        The files get their names when all of them are written: an interruption leaves the folder as it was.
+        """
         if _internal_call and output_dir is not None:  # a checkpoint
-            return super().save_model(output_dir, _internal_call=True)
-        with self.averaged_weights():
-            super().save_model(output_dir)
-        if self.args.should_save:
-            Path(output_dir or self.args.output_dir or ".", "training_args.bin").unlink(missing_ok=True)
-        return None
+            super().save_model(output_dir, _internal_call=True)
+            if self.args.should_save:
+                save_base(self.accelerator.unwrap_model(self._trained), output_dir)
+            return
+        folder = output_dir or self._output_dir
+        with saving(folder, self._output_dir), published(folder, self.args.should_save, replaces=WEIGHTS) as draft:
+            with self.averaged_weights():
+                super().save_model(str(draft), _internal_call=True)
+            if self.args.should_save:
+                (draft / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        step = self.state.global_step
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
         if not all(bool(weight.isfinite().all()) for weight in self._trained.parameters()):
             raise FloatingPointError(
-                f"the weights are not finite after step {self.state.global_step} and are not saved. "
+                f"the weights are not finite after step {step} and are not saved. "
                 f"Last complete checkpoint: {last_complete_checkpoint(folder.parent) or 'none'}. Lower the learning rate."
             )
-        limit = self.args.save_total_limit
-        self.args.save_total_limit = None  # delete nothing before this checkpoint is complete
-        try:
+        with saving(folder, folder.parent):
             if self.args.should_save:
                 mark_started(folder)
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        if self.ema and (self.args.should_save or self.is_fsdp_enabled):
-            self.ema.save(folder, self._shard)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(folder)
-            delete_old(folder.parent, limit, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()
+            limit = self.args.save_total_limit
+            self.args.save_total_limit = None  # delete nothing before this checkpoint is complete
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            if self.ema and (self.args.should_save or self.is_fsdp_enabled):
+                self.ema.save(folder, self._shard)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_complete(folder)
+                delete_old(folder.parent, limit, self.state.best_model_checkpoint, step)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints are not uploaded: `push_to_hub` publishes what `save_model` writes."""
@@ -313,6 +363,23 @@ class GMTrainer(Trainer):
         super()._load_best_model()
         if self.ema and self.state.best_model_checkpoint:
             self.ema.load(self.state.best_model_checkpoint, self._shard)
+
+    # What does not work
+
+    def predict(self, *args: Any, **kwargs: Any) -> Never:
+        """Refused: a generative model predicts by `model.generate`, and `evaluate` scores a data set."""
+        raise ValueError(
+            "predict is not supported by GMTrainer; sample with model.generate(…), score with evaluate(dataset) or "
+            "bound(dataset)"
+        )
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Never:
+        """Refused: it would start all trials in one `GMTrainer`, whose noise and checkpoints are of one run."""
+        raise ValueError("hyperparameter_search is not supported by GMTrainer; make a GMTrainer for each trial")
+
+    @property
+    def _output_dir(self) -> str:
+        return self.args.output_dir or "."
 
     @property
     def _shard(self) -> int:
@@ -327,7 +394,7 @@ class GMTrainer(Trainer):
 
     @property
     def _unwrapped(self) -> GMModel:
-        return self.accelerator.unwrap_model(self._trained)
+        return base_model(self.accelerator.unwrap_model(self._trained))
 
     @property
     def _is_discrete(self) -> bool:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from gm_discrete import CosineSchedule, MaskedPath, UniformPath
 from gm_discrete.training import EMACallback, GMTrainer, is_complete, last_complete_checkpoint, trainer
-from gm_discrete.training.checkpoints import MARKER, STARTED, checkpoints, is_broken, mark_complete, mark_started
+from gm_discrete.training import checkpoints as saved
+from gm_discrete.training.checkpoints import (
+    MARKER,
+    STARTED,
+    checkpoints,
+    delete_old,
+    is_unfinished,
+    mark_complete,
+    mark_started,
+)
 from tests.helpers.small_run import TOKENIZER, checkpoint, rows, small_model, small_trainer, weights
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "ema": 0.9}
@@ -35,22 +46,24 @@ def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: 
     (folder / "shard" / "part").write_text("12")
     assert not is_complete(folder)
     mark_complete(folder)
-    assert not is_broken(folder)
+    assert not is_unfinished(folder)
     mark_started(folder)
     mark_started(folder)
     assert not is_complete(folder)
-    assert is_broken(folder)
+    assert is_unfinished(folder)
     mark_complete(folder)
     assert is_complete(folder)
-    assert not is_broken(folder)
+    assert not is_unfinished(folder)
     assert not is_complete(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("marker", ["", "{", '{"model": 5'])
-def test_checkpoint__with_a_truncated_marker_is_incomplete(tmp_path: Path, marker: str) -> None:
+@pytest.mark.parametrize("marker", ["", "{", '{"model": 5', "[]", "5", '{"model": 5}', '{"model": {"size": null}}'])
+def test_checkpoint__with_a_damaged_marker_is_incomplete(tmp_path: Path, marker: str) -> None:
     folder = folder_with(tmp_path / "checkpoint-1", model="12345")
     (folder / MARKER).write_text(marker)
     assert not is_complete(folder)
+    with pytest.warns(UserWarning, match=r"checkpoint-1 has a damaged COMPLETE marker"):
+        assert last_complete_checkpoint(tmp_path) is None
 
 
 def test_last_complete_checkpoint__is_that_of_the_highest_step(tmp_path: Path) -> None:
@@ -77,6 +90,32 @@ def remove_average(folder: Path) -> None:
     (folder / "ema-0.safetensors").unlink()
 
 
+def flip_a_bit(folder: Path, name: str = "model.safetensors") -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[-5] ^= 1
+    (folder / name).write_bytes(content)
+
+
+def flip_a_bit_of_the_average(folder: Path) -> None:
+    flip_a_bit(folder, "ema-0.safetensors")
+
+
+def flip_a_bit_of_the_optimizer(folder: Path) -> None:
+    flip_a_bit(folder, "optimizer.pt")
+
+
+def spoil_marker(folder: Path) -> None:
+    (folder / MARKER).write_text("[]")
+
+
+DAMAGES = {
+    remove_marker: MARKER, truncate_weights: "model.safetensors", remove_average: "ema-0.safetensors",
+    flip_a_bit: "model.safetensors", flip_a_bit_of_the_average: "ema-0.safetensors",
+    flip_a_bit_of_the_optimizer: "optimizer.pt", spoil_marker: MARKER,
+}  # fmt: skip
+"""What happens to the files of a checkpoint, and the file that is named."""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     run = small_trainer(tmp_path_factory.mktemp("finished"), **SAVING)
@@ -84,28 +123,40 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor
     return weights(run.model)
 
 
-@pytest.mark.parametrize("damage", [remove_marker, truncate_weights, remove_average])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_checkpoint__damaged_ones_are_skipped(
     tmp_path: Path, finished: dict[str, torch.Tensor], damage: Callable[[Path], None]
 ) -> None:
     small_trainer(tmp_path, **SAVING).train()
     last = checkpoint(tmp_path, 4)
     damage(last)
-    assert last_complete_checkpoint(tmp_path) == str(checkpoint(tmp_path, 2))
     resumed = small_trainer(tmp_path, model=small_model(seed=9), **SAVING)
-    with pytest.raises(ValueError, match=r"checkpoint-4.*complete"):
+    with pytest.raises(ValueError, match=rf"resume_from_checkpoint='{last}' .*{DAMAGES[damage]}"):
         resumed.train(resume_from_checkpoint=str(last))
     assert resumed.state.global_step == 0
-    resumed.train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match=rf"checkpoint-4 .*{DAMAGES[damage]}.*skipped"):
+        resumed.train(resume_from_checkpoint=True)
     torch.testing.assert_close(weights(resumed.model), finished, rtol=0, atol=0)
     assert is_complete(last)
 
 
 def test_train__nothing_to_resume_from_is_named(tmp_path: Path) -> None:
     folder_with(tmp_path / "checkpoint-2", model="1")
-    for argument in (True, str(tmp_path / "checkpoint-2"), str(tmp_path / "checkpoint-3")):
-        with pytest.raises(ValueError, match=r"complete checkpoint"):
+    cases: dict[str | bool, str] = {
+        True: r"complete checkpoint .*checkpoint-2 has no COMPLETE",
+        str(tmp_path / "checkpoint-2"): "checkpoint-2' has no COMPLETE",
+        str(tmp_path / "checkpoint-3"): "checkpoint-3' does not exist",
+    }
+    for argument, message in cases.items():
+        with pytest.raises(ValueError, match=message):
             small_trainer(tmp_path).train(resume_from_checkpoint=argument)
+
+
+def test_train__a_checkpoint_of_weights_alone_is_not_resumed(tmp_path: Path) -> None:
+    """Trainer would skip the missing state of the optimizer, and begin with a new one."""
+    small_trainer(tmp_path, save_only_model=True, **SAVING).train()
+    with pytest.raises(ValueError, match=r"checkpoint-4 .*save_only_model=True"):
+        small_trainer(tmp_path, **SAVING | {"max_steps": 6}).train(resume_from_checkpoint=True)
 
 
 def test_checkpoint__without_averages_is_refused_by_a_run_with_them(tmp_path: Path) -> None:
@@ -147,16 +198,100 @@ def test_checkpoint__a_crash_while_saving_leaves_the_last_complete_one(
     assert len(checkpoints(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_checkpoint__a_half_written_one_does_not_displace_complete_ones(tmp_path: Path, ours: bool) -> None:
-    """Its step is later, as that of one being written when a run with other `save_steps` was killed.
-
-    It is deleted if a run of ours started it; other folders, or changed ones, are not.
-    """
-    folder_with(tmp_path / "checkpoint-7", model="1", **{STARTED: ""} if ours else {})
+def test_checkpoint__a_half_written_one_is_deleted(tmp_path: Path) -> None:
+    """Its step is later, as that of one being written when a run with other `save_steps` was killed."""
+    folder_with(tmp_path / "checkpoint-7", model="1", **{STARTED: ""})
     small_trainer(tmp_path, save_total_limit=1, **SAVING).train()
-    assert last_complete_checkpoint(tmp_path) == str(checkpoint(tmp_path, 4))
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"] + ["checkpoint-7"] * (not ours)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
+    assert is_complete(checkpoint(tmp_path, 4))
+
+
+def test_checkpoint__damaged_ones_neither_displace_complete_ones_nor_are_deleted(tmp_path: Path) -> None:
+    small_trainer(tmp_path, save_total_limit=1, **SAVING).train()
+    folder_with(tmp_path / "checkpoint-7", model="1")
+    small_trainer(tmp_path, save_total_limit=1, **SAVING | {"max_steps": 6}).train(resume_from_checkpoint=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-7"]
+    assert is_complete(checkpoint(tmp_path, 6))
+
+
+def test_train__does_not_begin_anew_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
+    small_trainer(tmp_path, **SAVING).train()
+    remove_marker(checkpoint(tmp_path, 2))
+    flip_a_bit(checkpoint(tmp_path, 4))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for resume in (None, True):
+        with (
+            pytest.warns(UserWarning, match=r"checkpoint-4 .*model\.safetensors"),
+            pytest.raises(
+                ValueError,
+                match=rf"output_dir='{tmp_path}' .*checkpoint-2 has no COMPLETE marker; checkpoint-4 .*model\.safetensors",
+            ),
+        ):
+            small_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=resume)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_train__begins_anew_after_a_kill_within_the_first_checkpoint(tmp_path: Path) -> None:
+    folder_with(tmp_path / "checkpoint-2", model="1", **{STARTED: ""})
+    small_trainer(tmp_path, **SAVING).train()
+    assert is_complete(checkpoint(tmp_path, 2))
+
+
+def test_delete_old__what_an_interruption_left_is_deleted_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-deleted checkpoint has another name, and is no checkpoint."""
+
+    def stop(folder: Path) -> None:
+        if not folder.exists():
+            return
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "_remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            small_trainer(tmp_path, save_total_limit=1, **SAVING).train()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
+    assert (tmp_path / "deleted-checkpoint-2").exists()
+    small_trainer(tmp_path, save_total_limit=1, **SAVING).train(resume_from_checkpoint=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_delete_old__keeps_the_newest_of_this_run(tmp_path: Path) -> None:
+    """A later checkpoint, from which the user has gone back to an earlier one, is not among those that are counted."""
+    for number in (2, 4, 10):
+        folder_with(tmp_path / f"checkpoint-{number}", model="1")
+        mark_complete(tmp_path / f"checkpoint-{number}")
+    delete_old(tmp_path, limit=1, best=None, newest=4)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-10"]
+
+
+@pytest.mark.parametrize("write", [safetensors.torch.save_file, torch.save])
+def test_checkpoint__a_full_disk_is_named_with_folder_cause_and_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, torch.Tensor], write: Any
+) -> None:
+    """A limit on the size of files makes every writer fail as a full disk does: safetensors, torch and Python."""
+    name = "save_model" if write is not torch.save else "_save_optimizer_and_scheduler"
+    original = getattr(GMTrainer, name)
+
+    def on_a_full_disk(self: GMTrainer, folder: str, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < 4:
+            return original(self, folder, *args, **kwargs)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+        try:
+            return original(self, folder, *args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GMTrainer, name, on_a_full_disk)
+        with pytest.raises(OSError, match=rf"{checkpoint(tmp_path, 4)} could not .*: {checkpoint(tmp_path, 2)}\."):
+            small_trainer(tmp_path, save_total_limit=1, **SAVING).train()
+    resumed = small_trainer(tmp_path, model=small_model(seed=9), save_total_limit=1, **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(weights(resumed.model), finished, rtol=0, atol=0)
 
 
 def test_train__a_new_run_does_not_start_among_checkpoints(tmp_path: Path) -> None:

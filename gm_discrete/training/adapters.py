@@ -1,0 +1,86 @@
+"""Training of adapters (PEFT): their checkpoints hold the adapter alone, the config of the model, and a hash of the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gm_discrete.models import GMModel
+
+FROZEN = "frozen_weights.json"
+"""File with the hash of the weights that are not trained, and that a checkpoint of adapters does not hold."""
+NOT_COMPARED = {
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "peft_version",
+    "auto_mapping",
+    "runtime_config",
+}
+"""Settings of an adapter that may change when its training is resumed."""
+
+
+def base_model(model: Any) -> GMModel:
+    """The `GMModel` itself, without the wrapper of PEFT if it has one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def save_base(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Adds to a checkpoint of adapters what it lacks to be recognised. Does nothing for other models."""
+    if base_model(model) is model:
+        return
+    base_model(model).config.save_pretrained(folder)
+    Path(folder, FROZEN).write_text(json.dumps({"crc32": _frozen(model)}), encoding="utf-8")
+
+
+def check_adapter(model: Any, checkpoint: str | os.PathLike[str]) -> None:
+    """Warns if the frozen weights are not those that the adapter of the checkpoint was trained with.
+
+    Raises:
+        ValueError: the checkpoint holds another kind of adapter, or an adapter where the model has none, or none.
+    """
+    file, adapted = Path(checkpoint, FROZEN), base_model(model) is not model
+    if file.exists() != adapted:
+        raise ValueError(
+            f"{checkpoint} holds an adapter, and the model has none; wrap it with peft.get_peft_model as in the first run"
+            if file.exists()
+            else f"{checkpoint} holds a whole model, and this one has an adapter; load the model with from_pretrained first"
+        )
+    if not adapted:
+        return
+    name = model.active_adapters[0]
+    folder = Path(checkpoint) if name == "default" else Path(checkpoint, name)
+    here = model.peft_config[name]
+    before, now = type(here).from_pretrained(str(folder)).to_dict(), here.to_dict()
+    for setting in sorted(now.keys() - NOT_COMPARED):
+        if _comparable(before.get(setting)) != _comparable(now[setting]):
+            raise ValueError(
+                f"{checkpoint} holds an adapter with {setting}={before.get(setting)!r}, and that of the model has "
+                f"{now[setting]!r}; give the first to resume the run"
+            )
+    if json.loads(file.read_text(encoding="utf-8"))["crc32"] != _frozen(model):
+        warnings.warn(
+            f"the frozen weights of the model are not those that the adapter in {checkpoint} was trained with",
+            stacklevel=3,
+        )
+
+
+def _comparable(setting: Any) -> Any:
+    return sorted(setting) if isinstance(setting, set | list | tuple) else setting
+
+
+@torch.no_grad()
+def _frozen(model: nn.Module) -> int:
+    value = 0
+    for weight in model.parameters():
+        if not weight.requires_grad and type(weight) in (Tensor, nn.Parameter):
+            content: Any = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            value = zlib.crc32(content, value)
+    return value

@@ -1,0 +1,57 @@
+"""Options of transformers' `Trainer` that a `GMTrainer` refuses, as they could not do what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+
+OWN_EVALUATION = "evaluation is the likelihood bound or the matching loss"
+OWN_LOSS = "the loss is computed in the model: choose its `divergence` in GMConfig"
+
+PARTS = {
+    "model_init": "give a model",
+    "compute_loss_func": OWN_LOSS,
+    "compute_metrics": OWN_EVALUATION,
+    "preprocess_logits_for_metrics": OWN_EVALUATION,
+}
+"""Arguments of `Trainer`, and why or in place of what they are refused."""
+
+ARGUMENTS = {
+    "label_smoothing_factor": OWN_LOSS,
+    "include_for_metrics": OWN_EVALUATION,
+    "batch_eval_metrics": OWN_EVALUATION,
+    "fp16_full_eval": "evaluation has the precision of training: give fp16=True",
+    "bf16_full_eval": "evaluation has the precision of training: give bf16=True",
+    "auto_find_batch_size": "noise and schedule depend on the batch size: lower per_device_train_batch_size, and raise "
+    "gradient_accumulation_steps",
+    "neftune_noise_alpha": "the noise would be that of one process, and no function of seed and step: give GMConfig a "
+    "hidden_dropout",
+    "use_liger_kernel": "it has no kernels for this model, whose loss is fused already",
+    "enable_jit_checkpoint": "it would leave checkpoints without their marker: lower save_steps",
+    "deepspeed": "averages, evaluation and checkpoints need whole weights or those of FSDP 2: launch with --fsdp_version 2",
+    "parallelism_config": "noise is drawn for whole sequences on every process: launch with --fsdp_version 2",
+}
+"""Fields of `TrainingArguments`, likewise. They are refused unless they are empty, zero or false."""
+
+UPLOADS = ("checkpoint", "all_checkpoints")
+"""Values of `hub_strategy` that would upload checkpoints, which `GMTrainer` does not."""
+
+
+def check_options(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: an argument of `Trainer` or `TrainingArguments` does not work with a `GMTrainer`.
+    """
+    for name, cure in PARTS.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} is not supported by GMTrainer: {cure}")
+    for name, cure in ARGUMENTS.items():
+        if value := getattr(args, name, None):
+            raise ValueError(f"{name}={value!r} is not supported by GMTrainer: {cure}")
+    if args.push_to_hub and args.hub_strategy in UPLOADS:
+        raise ValueError(
+            f"hub_strategy={str(args.hub_strategy)!r} is not supported by GMTrainer: checkpoints are not uploaded; "
+            'hub_strategy="end" uploads what save_model writes'
+        )
