@@ -43,7 +43,7 @@ from flow_matching.path import MixtureDiscreteProbPath
 from flow_matching.path.scheduler import PolynomialConvexScheduler
 from flow_matching.solver import MixtureDiscreteEulerSolver
 from flow_matching.utils import ModelWrapper
-from measure import environment, markdown, report
+from measure import environment, markdown, output_file, report
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -511,8 +511,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--seed", type=int, default=0, help="of the simulations")
     parser.add_argument("--quick", action="store_true", help=f"tiny settings: {QUICK}")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
-    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting and figure")
+    parser.add_argument("--plot", type=output_file, help="PNG file")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
     return parser.parse_args(argv)

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, interleaved, markdown, medians, report
+from measure import environment, interleaved, markdown, medians, output_file, report
 from torch import Tensor
 
 from gm_discrete import (
@@ -334,8 +334,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help=f"tiny settings: {QUICK}")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
-    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting and figure")
+    parser.add_argument("--plot", type=output_file, help="PNG file")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
     return parser.parse_args(argv)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, markdown, report, save
+from measure import environment, markdown, output_file, report, save
 from perplexity import fingerprint, held_out, load_judge, sample, score
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -272,8 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on the CPU")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting, figure and text")
-    parser.add_argument("--figure", type=Path, help="PNG file")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting, figure and text")
+    parser.add_argument("--figure", type=output_file, help="PNG file")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.records:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, markdown, report, seconds
+from measure import environment, markdown, output_file, output_folder, report, seconds
 from perplexity import fingerprint
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -240,9 +240,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch, on the CPU")
-    add("--figures", type=Path, default=Path(__file__).parent / "figures", help="folder for the grids of samples")
+    add(
+        "--figures",
+        type=output_folder,
+        default=str(Path(__file__).parent / "figures"),
+        help="folder for the grids of samples",
+    )
     add("--quick", action="store_true", help=f"sizes that only show that it works: {QUICK}")
-    add("--output", type=Path, help="JSON file with every setting and figure")
+    add("--output", type=output_file, help="JSON file with every setting and figure")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)

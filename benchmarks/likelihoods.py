@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, markdown, report
+from measure import environment, markdown, output_file, report
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on the CPU")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting and figure")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if not 0 < args.scored < args.length:

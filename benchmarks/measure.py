@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +47,33 @@ def network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--quick", action="store_true", help=f"tiny sizes: {QUICK}")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting and figure")
+
+
+def output_file(text: str) -> Path:
+    """An argument that names a file to write, which is tried before the work begins.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot be written. The parser adds the name of the argument, and ends the program.
+    """
+    file = Path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; give a file")
+    output_folder(str(file.parent))
+    return file
+
+
+def output_folder(text: str) -> Path:
+    """Likewise, a folder to write files to, which is created."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written to ({error.strerror}); give another folder"
+        ) from error
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str], **quick: Any) -> argparse.Namespace:

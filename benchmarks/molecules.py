@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, markdown, report, seconds
+from measure import environment, markdown, output_file, report, seconds
 from perplexity import fingerprint
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -218,7 +218,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch, on the CPU")
     parser.add_argument("--quick", action="store_true", help=f"tiny sizes: {QUICK}")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting and figure")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.config import HF_CACHE_HOME
-from measure import environment, markdown, report
+from measure import environment, markdown, output_file, report
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on the CPU")
-    parser.add_argument("--output", type=Path, help="JSON file with every setting and figure")
+    parser.add_argument("--output", type=output_file, help="JSON file with every setting and figure")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
 

@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from measure import environment, markdown
+from measure import environment, markdown, output_folder
 from torch import Tensor
 
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, bregman, conditional_loss, simulate, superpose, time_grid
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bins", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--folder", type=Path, default=Path("runs/superposition"))
+    parser.add_argument("--folder", type=output_folder, default="runs/superposition")
     parser.add_argument(
         "--table", action="store_true", help="make the tables of the figures in the folder, and train nothing"
     )

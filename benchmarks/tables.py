@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from measure import environment, markdown, report
+from measure import environment, markdown, output_file, output_folder, report
 
 from gm_discrete import GMModel
 from gm_discrete.data import decode_rows
@@ -73,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="training steps; default: those of the recipe")
     parser.add_argument("--num_steps", type=int, default=50, help="sampling steps of our methods")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; scikit-learn follows OMP_NUM_THREADS")
-    parser.add_argument("--folder", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--folder", type=output_folder, default="runs/tables")
     parser.add_argument("--again", action="store_true", help="score the tables in the folder again, without training")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is in the folder")
-    parser.add_argument("--output", type=Path, help="with --table: JSON file with the tables")
-    parser.add_argument("--figure", type=Path, help="only draw the methods' tables that are in the folder")
+    parser.add_argument("--output", type=output_file, help="with --table: JSON file with the tables")
+    parser.add_argument("--figure", type=output_file, help="only draw the methods' tables that are in the folder")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     methods, imputers = names(args.methods), names(args.imputers)

@@ -15,7 +15,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
 from gm_discrete.samplers import Sampler
-from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
+from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
+from gm_discrete.training.checkpoints import check_new
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -39,7 +40,7 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
         argv: the command line, `sys.argv` by default.
 
     Raises:
-        ValueError: the file holds an argument that no class has.
+        ValueError: the file holds an argument that no class has, or one that a recipe does not use is given.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     settings: dict[str, Any] = {}
@@ -59,19 +60,29 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
     parser.set_defaults(**settings)
     for action in parser._actions:
         action.required = action.required and action.dest not in settings
-    return parser.parse_args_into_dataclasses(argv)
+    parsed = parser.parse_args_into_dataclasses(argv)
+    if checkpoint := next(
+        (part.resume_from_checkpoint for part in parsed if isinstance(part, TrainingArguments)), None
+    ):
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint!r} is not an argument of recipes: they resume from the last complete "
+            "checkpoint in output_dir. To go back to an earlier one, delete the later ones"
+        )
+    return parsed
 
 
 def check_run(folder: Path, settings: Mapping[str, object]) -> None:
     """Writes the settings of a run to `run.json`; if the run has a checkpoint, checks that they have not changed.
 
     Raises:
-        ValueError: a setting differs from that of the checkpoint.
+        ValueError: a setting differs from that of the checkpoint, `run.json` is damaged, or no checkpoint is complete.
     """
     record = folder / "run.json"
     current = json.loads(json.dumps(settings, default=str))
-    if last_complete_checkpoint(folder) and record.exists():
-        before = json.loads(record.read_text())
+    if last_complete_checkpoint(folder) is None:
+        check_new(folder)
+    elif record.exists():
+        before = _settings(record)
         for name in sorted(before.keys() & current.keys()):
             if before[name] != current[name]:
                 raise ValueError(
@@ -79,6 +90,23 @@ def check_run(folder: Path, settings: Mapping[str, object]) -> None:
                     "give the first to resume it, or choose another output_dir"
                 )
     write_json(record, current)
+
+
+def _settings(record: Path) -> dict[str, object]:
+    """
+    Raises:
+        ValueError: the file is not what `check_run` writes.
+    """
+    try:
+        settings = json.loads(record.read_text(encoding="utf-8"))
+        if isinstance(settings, dict):
+            return settings
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{record} is damaged, so that the settings of the run cannot be compared with those that are given now; delete the "
+        "file if they are the same, and start the run again"
+    )
 
 
 def weight_settings(options: object, training: TrainingArguments, display: set[str]) -> dict[str, object]:
@@ -141,14 +169,12 @@ def print_once(training: TrainingArguments, text: str) -> None:
 
 def write_json(file: Path, content: Mapping[str, object]) -> None:
     """Writes a JSON file; it is replaced as a whole, never left half written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    draft.replace(file)
+    with published(file.parent) as draft:
+        (draft / file.name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
-    """Draws the training loss and the held-out bound against the optimizer step.
+    """Draws the training loss and the held-out bound against the optimizer step. The file is replaced as a whole.
 
     Args:
         history: the log of the trainer.
@@ -166,5 +192,6 @@ def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
     axes.set(xlabel="optimizer step", ylabel=f"bits per {unit}" if unit else "matching loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with published(path.parent) as draft:
+        figure.savefig(draft / path.name, dpi=120)
     pyplot.close(figure)

@@ -25,7 +25,7 @@ from transformers import TrainingArguments, set_seed
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath, flow_likelihood
 from gm_discrete.data import ImageCollator, to_uint8
 from gm_discrete.paths import Path as ProbabilityPath
-from gm_discrete.training import GMTrainer
+from gm_discrete.training import GMTrainer, locked, published
 from recipes.common import (
     check_run,
     parse_arguments,
@@ -102,8 +102,14 @@ class ImageArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((ImageArguments, TrainingArguments), argv)
+    with locked(training.output_dir):
+        return run(options, training)
+
+
+def run(options: ImageArguments, training: TrainingArguments) -> dict[str, float]:
+    """Trains, scores, samples and draws."""
     set_seed(training.seed)
-    output = Path(training.output_dir)
+    output = Path(str(training.output_dir))
     with training.main_process_first(desc="data"):
         if options.download and options.data in DOWNLOADS and training.process_index == 0:
             DOWNLOADS[options.data]()
@@ -135,7 +141,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             metrics |= flow_bits(GMModel.from_pretrained(output).to(training.device), held_out)
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "dimension" if discrete else "", output / "curve.png")
-        show_samples(options, output, training.device)
+        with published(output) as draft:
+            show_samples(options, GMModel.from_pretrained(output).to(training.device), draft)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print_once(
         training, f"\nheld out: {shown}\nwritten to {output}/: model, metrics.json, curve.png, samples.png, samples.gif"
@@ -228,9 +235,8 @@ def collated(rows: Dataset | IterableDataset, dequantize: bool = False) -> dict[
     return ImageCollator(dequantize=dequantize)(list(rows))
 
 
-def show_samples(options: ImageArguments, output: Path, device: torch.device) -> None:
-    """Loads the model that was written, writes a grid of samples, a column per class, and an animation of their steps."""
-    model = GMModel.from_pretrained(output).to(device)  # pyright: ignore[reportArgumentType]
+def show_samples(options: ImageArguments, model: GMModel, output: Path) -> None:
+    """Writes a grid of samples, a column per class, and an animation of their steps."""
     classes = [i % model.config.num_classes for i in range(options.num_images)] if model.config.num_classes else None
     sample = model.generate(
         batch_size=options.num_images,

@@ -35,7 +35,7 @@ from gm_discrete.data import (
     table_path,
 )
 from gm_discrete.data.scalers import Codec
-from gm_discrete.training import GMTrainer
+from gm_discrete.training import GMTrainer, locked, published
 from recipes.common import (
     check_run,
     parse_arguments,
@@ -107,8 +107,14 @@ class MixedArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((MixedArguments, TrainingArguments), argv)
+    with locked(training.output_dir):
+        return run(options, training)
+
+
+def run(options: MixedArguments, training: TrainingArguments) -> dict[str, float]:
+    """Trains, scores, samples and draws."""
     set_seed(training.seed)
-    output, music = Path(training.output_dir), options.data == "chorales"
+    output, music = Path(str(training.output_dir)), options.data == "chorales"
     with training.main_process_first(desc="data"):
         if options.download and options.data == "flights" and training.process_index == 0:
             download_flights()
@@ -141,7 +147,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "", output / "curve.png")
         model = GMModel.from_pretrained(output).to(training.device)
-        show_music(options, model, output) if music else show_table(options, model, real, output)
+        with published(output) as draft:
+            show_music(options, model, draft) if music else show_table(options, model, real, draft)
     return metrics
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
@@ -38,7 +39,7 @@ from gm_discrete.data import (
 from gm_discrete.evaluation import count_characters
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.pictures import animate, plot_trajectory
-from gm_discrete.training import GMTrainer, last_complete_checkpoint
+from gm_discrete.training import GMTrainer, last_complete_checkpoint, locked, published
 from recipes.common import (
     check_run,
     parse_arguments,
@@ -127,15 +128,23 @@ class TextArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((TextArguments, TrainingArguments), argv)
+    with locked(training.output_dir):
+        return run(options, training)
+
+
+def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]:
+    """Trains, scores, samples and draws."""
     set_seed(training.seed)
-    output = Path(training.output_dir)
+    output = Path(str(training.output_dir))
+    shared = output / "_tokenizer"  # all processes load it; the finished model has it, too
     with training.main_process_first(desc="tokenizer and data"):
         if options.download and options.data == "gcide" and training.process_index == 0:
             download_gcide()
         if training.local_process_index == 0:
             check_run(output, weight_settings(options, training, DISPLAY))
-            build_tokenizer(options, output).save_pretrained(output)
-        tokenizer = AutoTokenizer.from_pretrained(output)  # the same on all processes
+            with published(shared) as draft:
+                build_tokenizer(options, output).save_pretrained(draft)
+        tokenizer = AutoTokenizer.from_pretrained(shared)
         train_rows, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
     model = GMModel(build_config(options, tokenizer, train_rows))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
@@ -167,7 +176,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")
-        show_sample(options, tokenizer, output, training.device)
+        with published(output) as draft:
+            show_sample(options, tokenizer, GMModel.from_pretrained(output).to(training.device), draft)
+        rmtree(shared)
     print_once(
         training,
         f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
@@ -259,9 +270,8 @@ def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | Ite
     raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
 
 
-def show_sample(options: TextArguments, tokenizer: Tokenizer, output: Path, device: torch.device) -> None:
-    """Loads the model that was written, generates from the prompt, and writes the text and pictures of its steps."""
-    model = GMModel.from_pretrained(output).to(device)  # pyright: ignore[reportArgumentType]
+def show_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> None:
+    """Generates from the prompt, and writes the text and pictures of its steps."""
     length = options.sample_length or options.length
     settings: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0}
     settings |= {"return_dict_in_generate": True, "output_trajectory": True}

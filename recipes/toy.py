@@ -47,6 +47,7 @@ from gm_discrete import (
 from gm_discrete.objective.bregman import DIVERGENCES
 from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
+from gm_discrete.training import locked, published
 from recipes.common import pyplot, write_json
 
 
@@ -202,7 +203,8 @@ def train(name: str, options: ToyArguments) -> float:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    model.save_pretrained(folder_of(name, options))
+    with published(folder_of(name, options)) as draft:
+        model.save_pretrained(draft)
     return time.process_time() - started
 
 
@@ -380,8 +382,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     (options,) = HfArgumentParser(ToyArguments).parse_args_into_dataclasses(argv)  # pyright: ignore
     if options.quick:
         options = replace(options, training_steps=2, batch_size=16, num_samples=64, num_steps=4, hidden_size=8)
-    if not PartialState().is_main_process:  # under accelerate, other processes have nothing to do
-        return {}
+    with locked(options.output_dir):
+        return run(options) if PartialState().is_main_process else {}  # other processes have nothing to do
+
+
+def run(options: ToyArguments) -> dict[str, Any]:
+    """Trains all networks, samples them, and draws."""
     started, output = time.perf_counter(), Path(options.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     learned = list(NETWORKS) + (list(ABLATIONS) if options.ablation else [])

@@ -1,0 +1,49 @@
+"""A recipe that is killed wherever it writes, and started again each time, ends as one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.torchrun import ROOT
+
+pytestmark = pytest.mark.slow
+
+RUN = {
+    "max_steps": 12, "save_steps": 2, "save_total_limit": 2, "eval_strategy": "no", "ema_decay": 0.9,
+    "model_options": '{"hidden_dropout": 0.1}', "seed": 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kills")
+    argv = [*tiny, *(part for name, value in RUN.items() for part in (f"--{name}", str(value)))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    environment["PYTHONPATH"] = str(ROOT)
+    program = [sys.executable, str(ROOT / "tests" / "helpers" / "killed_recipe.py"), str(folder), *argv]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_recipe__is_killed_at_every_point_and_starts_again(runs: Path) -> None:
+    codes = json.loads((runs / "codes.json").read_text())
+    assert (codes.pop("unbroken"), codes.pop("finished")) == (0, 0), (runs / "log.txt").read_text()[-4000:]
+    assert len(codes) >= 10
+    assert codes == dict.fromkeys(codes, -9), (runs / "log.txt").read_text()[-4000:]
+
+
+def test_recipe__killed_and_started_again_ends_as_the_unbroken_one(runs: Path) -> None:
+    unbroken, killed = runs / "unbroken", runs / "killed"
+    names = {str(file.relative_to(unbroken)) for file in unbroken.rglob("*") if file.is_file()}
+    assert {str(file.relative_to(killed)) for file in killed.rglob("*") if file.is_file()} == names
+    assert {name.split("/")[0] for name in names if "/" in name} == {"checkpoint-10", "checkpoint-12"}
+    for name in sorted(names):
+        if name.endswith((".safetensors", "metrics.json", ".txt", ".gif", "run.json", "tokenizer.json")):
+            assert (killed / name).read_bytes() == (unbroken / name).read_bytes(), name
