@@ -46,7 +46,7 @@ def evaluate_matching(
         accelerator: the one that prepared `dataloader`, if any; every process then returns the means of all.
 
     Raises:
-        ValueError: `dataloader` is empty.
+        ValueError: `dataloader` is empty, or nothing of it is scored.
     """
     sums: dict[str, tuple[float, float]] = {}
     with evaluation_mode(model):
@@ -59,6 +59,8 @@ def evaluate_matching(
                 sums[name] = total + float(pair[0].sum()), count + float(pair[1].sum())
     if not sums:
         raise ValueError("dataloader is empty; give at least one batch")
+    if not any(count for _, count in sums.values()):
+        raise ValueError("dataloader has nothing to score: no label of its batches is scored")
     values = {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
     losses = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     return {"loss": float(total_loss(losses, model.config.loss_weights)), **values}

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gm_discrete.data.collator import IGNORED
 from gm_discrete.likelihood import Likelihood, likelihood_bound
+from gm_discrete.objective import unwrapped
 from gm_discrete.process import Process
 
 
@@ -80,30 +81,35 @@ def evaluate_bound(
 
     Args:
         model: a `GMModel` or any other `Process`.
-        dataloader: batches of `TokenCollator` or `ImageCollator`. Positions whose label is not −100 are scored. Class labels
-            are passed to models with classes.
+        dataloader: batches of `TokenCollator` or `ImageCollator`. Positions whose label is not −100 are scored; sequences
+            without any have a bound of 0. Class labels are passed to models with classes.
         num_samples, rng, estimator: see `likelihood_bound`; seed `rng` differently on every process.
         accelerator: the one that prepared `dataloader`, if any; every process then returns the bounds of all.
 
     Raises:
-        ValueError: `dataloader` is empty.
+        ValueError: `dataloader` is empty, or nothing of it is scored.
     """
     bounds = []
     device = getattr(model, "device", None)
     for batch in tqdm(dataloader, desc="Bound", disable=accelerator and not accelerator.is_main_process):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         classes = batch.get("class_labels") if getattr(getattr(model, "config", None), "num_classes", 0) else None
-        bound = likelihood_bound(
-            model,
-            batch["input_ids"],
-            batch.get("attention_mask"),
-            num_samples,
-            rng,
-            scored=batch["labels"] != IGNORED,
-            estimator=estimator,
-            x_0=batch.get("source_ids"),
-            class_labels=classes,
-        )
+        scored = batch["labels"] != IGNORED
+        if bool(scored.any()):
+            bound = likelihood_bound(
+                model,
+                batch["input_ids"],
+                batch.get("attention_mask"),
+                num_samples,
+                rng,
+                scored=scored,
+                estimator=estimator,
+                x_0=batch.get("source_ids"),
+                class_labels=classes,
+            )
+        else:
+            nothing = scored.new_zeros((len(scored), num_samples), dtype=torch.float64)
+            bound = Likelihood(nothing.sum(1), scored.sum(1), unwrapped(model).path.rates, nothing)
         if accelerator:
             parts = (bound.nats, bound.num_tokens, bound.draws)
             nats, num_tokens, draws = accelerator.gather_for_metrics(parts)
@@ -111,7 +117,10 @@ def evaluate_bound(
         bounds.append(bound)
     if not bounds:
         raise ValueError("dataloader is empty; give at least one batch")
-    return Likelihood.cat(bounds)
+    bound = Likelihood.cat(bounds)
+    if not int(bound.num_tokens.sum()):
+        raise ValueError("dataloader has nothing to score: no label of its batches differs from −100")
+    return bound
 
 
 def count_characters(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 OWN_EVALUATION = "evaluation is the likelihood bound or the matching loss"
 OWN_LOSS = "the loss is computed in the model: choose its `divergence` in GMConfig"
@@ -51,7 +52,8 @@ def check_options(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
         if value := getattr(args, name, None):
             raise ValueError(f"{name}={value!r} is not supported by GMTrainer: {cure}")
     if args.push_to_hub and args.hub_strategy in UPLOADS:
+        strategy = HubStrategy(args.hub_strategy).value
         raise ValueError(
-            f"hub_strategy={str(args.hub_strategy)!r} is not supported by GMTrainer: checkpoints are not uploaded; "
+            f"hub_strategy={strategy!r} is not supported by GMTrainer: checkpoints are not uploaded; "
             'hub_strategy="end" uploads what save_model writes'
         )

@@ -247,8 +247,8 @@ class GMTrainer(Trainer):
         else:
             check_resumed(checkpoint := str(resume_from_checkpoint))
         check_state(checkpoint)
-        check_adapter(self.accelerator.unwrap_model(self._trained), checkpoint)
         check_config(checkpoint, self._unwrapped.config)
+        check_adapter(self.accelerator.unwrap_model(self._trained), checkpoint)
         return checkpoint
 
     def _finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:

@@ -1,0 +1,99 @@
+"""Runs that train a LoRA adapter resume as all others do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gm_discrete import GMModel, MaskedPath
+from gm_discrete.training import GMTrainer
+from tests.helpers.small_run import TOKENIZER, Interrupt, checkpoint, losses, rows, small_model, small_trainer
+
+peft = pytest.importorskip("peft", reason="an extra: pip install peft")
+
+RUN: dict[str, Any] = {"ema": 0.9, "save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+
+
+def adapted(seed: int = 0, base_seed: int = 0, **options: Any) -> Any:
+    base = small_model(seed=base_seed, hidden_dropout=0.1)
+    torch.manual_seed(seed)
+    settings = {"target_modules": ["qkv", "mlp.input"], "r": 2, "lora_dropout": 0.1}
+    return peft.get_peft_model(base, peft.LoraConfig(**settings | options))
+
+
+def run(folder: Path, model: Any = None, **more: Any) -> GMTrainer:
+    return small_trainer(folder, rows(24), model or adapted(), **RUN | more)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> GMTrainer:
+    trainer = run(tmp_path_factory.mktemp("unbroken"))
+    trainer.train()
+    return trainer
+
+
+def test_adapter__resumed_is_unbroken(tmp_path: Path, unbroken: GMTrainer) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callbacks=[Interrupt(after=4)]).train()
+    resumed = run(tmp_path, adapted(seed=7))  # its own adapter must not matter
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(unbroken)
+    for name in ("adapter_model.safetensors", "ema-0.safetensors"):
+        files = [checkpoint(folder, 6) / name for folder in (tmp_path, unbroken.args.output_dir or "")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_adapter__checkpoint_holds_the_adapter_alone_and_the_config(unbroken: GMTrainer) -> None:
+    folder = checkpoint(unbroken.args.output_dir or "", 6)
+    assert not (folder / "model.safetensors").exists()
+    assert all("lora" in name for name in load_file(folder / "adapter_model.safetensors"))
+    assert (folder / "config.json").exists()
+
+
+def test_adapter__evaluates_and_publishes_its_average(tmp_path: Path, unbroken: GMTrainer) -> None:
+    unbroken.eval_dataset = rows(4, seed=1)
+    expected = unbroken.bound()
+    unbroken.save_model(str(tmp_path))
+    assert unbroken.ema is not None
+    average = {name.replace(".default", ""): value for name, value in unbroken.ema.average.items()}
+    torch.testing.assert_close(load_file(tmp_path / "adapter_model.safetensors"), average, rtol=0, atol=0)
+    loaded = peft.PeftModel.from_pretrained(small_model(hidden_dropout=0.1), str(tmp_path))
+    again = small_trainer(tmp_path / "again", model=loaded, eval_dataset=unbroken.eval_dataset)
+    torch.testing.assert_close(again.bound().nats, expected.nats)
+
+
+def test_adapter__of_another_model_or_kind_is_refused(unbroken: GMTrainer) -> None:
+    folder = str(unbroken.args.output_dir)
+    cases: dict[str, Any] = {
+        r"num_hidden_layers is 1, here 2": peft.get_peft_model(
+            small_model(num_hidden_layers=2, hidden_dropout=0.1), adapted().peft_config["default"]
+        ),
+        r"path is .*'vocab_size': 8.*here .*'vocab_size': 9": peft.get_peft_model(
+            small_model(MaskedPath(len(TOKENIZER) + 1), hidden_dropout=0.1), adapted().peft_config["default"]
+        ),
+        "r=2, .* has 4": adapted(r=4),
+        "lora_alpha=8, .* has 16": adapted(lora_alpha=16),
+        "target_modules=.* has .*qkv": adapted(target_modules=["qkv"]),
+        "checkpoint-6 holds an adapter, and the model has none": small_model(hidden_dropout=0.1),
+    }
+    for message, model in cases.items():
+        trainer = small_trainer(folder, model=model, tokenizer=None, **RUN | {"max_steps": 8})
+        with pytest.raises(ValueError, match=message):
+            trainer.train(resume_from_checkpoint=True)
+
+
+def test_adapter__is_not_resumed_from_a_whole_model(tmp_path: Path) -> None:
+    small_trainer(tmp_path, model=small_model(hidden_dropout=0.1), **RUN).train()
+    with pytest.raises(ValueError, match=r"checkpoint-6 holds a whole model"):
+        run(tmp_path, max_steps=8).train(resume_from_checkpoint=True)
+
+
+def test_adapter__another_frozen_model_is_named(tmp_path: Path, unbroken: GMTrainer) -> None:
+    other = small_trainer(str(unbroken.args.output_dir), model=adapted(base_seed=1), tokenizer=None, **RUN)
+    with pytest.warns(UserWarning, match=r"frozen weights .*checkpoint-6"):
+        other.train(resume_from_checkpoint=True)
+    assert isinstance(other._unwrapped, GMModel)
