@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,8 +62,9 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(Σ nats / Σ scored tokens)."""
-        return 2**self.bits_per_token
+        """exp(Σ nats / Σ scored tokens); infinite where that exceeds the greatest float."""
+        nats = self.bits_per_token * math.log(2)
+        return math.exp(nats) if nats < math.log(sys.float_info.max) or math.isnan(nats) else math.inf
 
     @property
     def stderr(self) -> float:

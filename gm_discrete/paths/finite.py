@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import whole
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunked, inverse_cdf, require
@@ -69,11 +70,9 @@ class FinitePath(Path):
     """Default loss: the divergence of the rates costs O(K²) per position here, the cross-entropy O(K)."""
 
     def __init__(self, vocab_size: int, schedule: Schedule | dict | None = None, rates: str = "kinetic") -> None:
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size={vocab_size} must be at least 2")
+        self.vocab_size = whole("vocab_size", vocab_size, least=2)
         if rates not in self.known_rates:
             raise ValueError(f"rates={rates!r} must be {' or '.join(map(repr, self.known_rates))}")
-        self.vocab_size = int(vocab_size)
         self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
         self.rates = rates
         self._cache: dict[Any, Any] = {}  # derived tensors by (name, device)

@@ -22,10 +22,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check_landing_bins, jump_heads
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
-from gm_discrete.generators.landings import Bins, Landing, landing_quantile
+from gm_discrete.generators.landings import GREATEST, Bins, Landing, landing_quantile
 from gm_discrete.paths.affine import AT_REST, AffineAt, AffineSchedule, CondOTSchedule
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.gaussian_belief import BinnedBelief
@@ -81,12 +82,9 @@ class GaussianPath(EuclideanPath):
         prediction = prediction or ("belief" if "jump" in self.generators else "velocity")
         if prediction not in ("belief", "velocity", "data", "noise"):
             raise ValueError(f"prediction={prediction!r} must be 'belief', 'velocity', 'data' or 'noise'")
-        if not data_std > 0:
-            raise ValueError(f"data_std={data_std} must be positive")
-        if not noise >= 0:
-            raise ValueError(f"noise={noise} must not be negative")
-        self.prediction, self.noise = prediction, float(noise)
-        self.data_mean, self.data_std = float(data_mean), float(data_std)
+        self.prediction, self.noise = prediction, number("noise", noise, least=0, most=1e6)
+        self.data_mean = number("data_mean", data_mean, least=-GREATEST, most=GREATEST)
+        self.data_std = number("data_std", data_std, least=1 / GREATEST, most=GREATEST)
         if "jump" in self.generators and prediction != "belief":
             check_landing_bins(self.bins)
 

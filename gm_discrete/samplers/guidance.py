@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import Kernel, map_rows, require
 from gm_discrete.generators.rows import ROW_ELEMENTS
@@ -132,8 +133,9 @@ class ClassifierGuidance:
     def __post_init__(self) -> None:
         if self.method not in ("exact", "taylor"):
             raise ValueError(f"method={self.method!r} must be 'exact' or 'taylor'")
-        if not self.scale >= 0:
-            raise ValueError(f"scale={self.scale} must be ≥ 0; 1 is Bayes' rule, 0 no guidance")
+        number("scale", self.scale, least=0, most=1e6, cure="; 1 is Bayes' rule, 0 no guidance")
+        if not callable(self.log_prob):
+            raise TypeError(f"log_prob={self.log_prob!r} must be a function of states and times")
 
     def check(self, path: Path) -> None:
         """

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import numbers
 from gm_discrete.generators import Factor, Generator, Product, Superposition, over
 from gm_discrete.generators.landings import ROUNDING
 from gm_discrete.paths.base import Path
@@ -52,6 +53,7 @@ def superpose(model_a: Process, model_b: Process, weights: Sequence[float] = (0.
     Raises:
         ValueError: the weights are no mixture, or the paths differ in more than their generators.
     """
+    weights = numbers("weights", weights)
     if len(weights) != 2 or min(weights) < 0 or abs(sum(weights) - 1) > ROUNDING:
         raise ValueError(f"weights={list(weights)} must be two numbers ≥ 0 of sum 1, such as (0.5, 0.5)")
     described = []
