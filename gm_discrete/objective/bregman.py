@@ -88,6 +88,8 @@ def named(kind: str | Bregman, part: str) -> Bregman:
     """
     if isinstance(kind, str) and kind not in DIVERGENCES:
         raise ValueError(f"divergence={kind!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+    if not isinstance(kind, str | Bregman):
+        raise TypeError(f"divergence={kind!r} must be a Bregman or the name of one: {', '.join(DIVERGENCES)}")
     bregman = DIVERGENCES[kind] if isinstance(kind, str) else kind
     fitting = [name for name, other in DIVERGENCES.items() if other.positive == (part != "flow")]
     if part == "flow" and bregman.positive:

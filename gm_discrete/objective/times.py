@@ -111,6 +111,8 @@ def draw_times(
         ValueError: a quantile of the time sampler lies outside [0, 1], or is not a number.
     """
     sampler = time_sampler or DEFAULT
+    if not callable(getattr(sampler, "quantile", None)):
+        raise TypeError(f"time_sampler={sampler!r} must have a method quantile, as UniformTimeSampler() has")
     if isinstance(path, ProductPath) and path.independent_times:
         return _draw_field_times(path, batch, rng, device, sampler)
     source = rng.device if rng is not None else device

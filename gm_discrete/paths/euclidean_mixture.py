@@ -23,7 +23,7 @@ from gm_discrete.arguments import flag
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
 from gm_discrete.generators.landings import ROUNDING, Bins, Landing, ends
-from gm_discrete.paths.base import uniform
+from gm_discrete.paths.base import check_times, uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
@@ -112,6 +112,7 @@ class EuclideanMixturePath(EuclideanPath):
     ) -> Superposition:
         if check:
             self.check_pair(z, x, t)
+            check_times(t, x, t_next)
         away = (x != z).to(x.dtype)
         if self.block:
             away = away.flatten(1).amax(1).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
@@ -135,6 +136,7 @@ class EuclideanMixturePath(EuclideanPath):
         """
         if check:
             self.check(x, t, "x")
+            check_times(t, x, t_next)
         if self.block:
             raise ValueError("block=True: a network with bins predicts each coordinate by itself; use block=False")
         if isinstance(readout, Tensor):

@@ -28,6 +28,7 @@ from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.landings import GREATEST, Bins, Landing, landing_quantile
 from gm_discrete.paths.affine import AT_REST, AffineAt, AffineSchedule, CondOTSchedule
+from gm_discrete.paths.base import check_times
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.gaussian_belief import BinnedBelief
 from gm_discrete.paths.schedules import TimeLike
@@ -132,6 +133,7 @@ class GaussianPath(EuclideanPath):
     ) -> Superposition:
         if check:
             self.check_pair(z, x, t)
+            check_times(t, x, t_next)
         now = self.at(t)
         here = now.shaped(x)
         noise = (x - here.alpha * z) / here.sigma
@@ -164,6 +166,7 @@ class GaussianPath(EuclideanPath):
         """
         if check:
             self.check(x, t, "x")
+            check_times(t, x, t_next)
         now = self.at(t)
         if self.prediction == "belief":
             return self._from_belief(readout, x, now, t_next)

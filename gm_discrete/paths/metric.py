@@ -49,6 +49,8 @@ class MetricPath(FinitePath):
     """
 
     type_name = "metric"
+    rounding = 0.0
+    spacing = "linear"
 
     def __init__(
         self,

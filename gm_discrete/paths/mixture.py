@@ -32,6 +32,7 @@ class TokenMixturePath(FinitePath):
 
     known_rates = ("reversal", "mixture")
     default_divergence = "generalized_kl"
+    rounding = 0.0
 
     @property
     def spacing(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

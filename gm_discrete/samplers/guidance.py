@@ -24,7 +24,7 @@ from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import Kernel, map_rows, require
 from gm_discrete.generators.rows import ROW_ELEMENTS
 from gm_discrete.paths.base import Path
-from gm_discrete.process import Process
+from gm_discrete.process import Process, check_call
 from gm_discrete.samplers.base import discrete
 
 Weight = Callable[[Tensor], Tensor]
@@ -168,6 +168,10 @@ class GuidedProcess:
     @property
     def path(self) -> Path:
         return self.process.path
+
+    def check(self, x: Tensor, name: str, **conditioning: Any) -> None:
+        """Checks what goes to the generator of the process (see `process.check_call`)."""
+        check_call(self.process, x, name, conditioning)
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
         """The guided jump at (x, t), or of the step [t, t_next]."""
