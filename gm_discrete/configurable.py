@@ -79,8 +79,11 @@ class Configurable:
         """The object that `to_dict` describes. The type may be left out where there is only one.
 
         Raises:
+            TypeError: `config` is no dict.
             ValueError: no subclass has that `type`, or the arguments are not those of its constructor.
         """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"{cls.argument}={config!r} must be a dict, as {cls.__name__}.to_dict makes it")
         known = {kind.type_name: kind for kind in subclasses(cls) if vars(kind).get("type_name")}
         name = config.get("type", *(known if len(known) == 1 else ()))
         name = cls.aliases.get(name, name) if isinstance(name, str) else name
@@ -90,11 +93,13 @@ class Configurable:
             choice = ", ".join(sorted(known))
             raise ValueError(f"{cls.argument}={name!r} names no {cls.__name__}; choose one of {choice}{IMPORT_IT}")
         kind, arguments = known[name], {key: value for key, value in config.items() if key != "type"}
-        accepted = inspect.signature(kind).parameters.keys()
-        if unknown := arguments.keys() - accepted:
-            raise ValueError(
-                f"{kind.__name__} takes no argument {', '.join(sorted(unknown))}; give any of {', '.join(accepted)}"
-            )
+        accepted = inspect.signature(kind).parameters
+        if unknown := arguments.keys() - accepted.keys():
+            names = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"{kind.__name__} takes no argument {names}; give any of {', '.join(accepted)}")
+        needed = [p.name for p in accepted.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if missing := [part for part in needed if part not in arguments]:
+            raise ValueError(f"{kind.__name__} needs the argument {', '.join(missing)}, which {dict(config)} lacks")
         return kind(**arguments)
 
     def __eq__(self, other: object) -> bool:

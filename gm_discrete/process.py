@@ -7,9 +7,11 @@ likelihoods.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from gm_discrete.generators import Factor, Generator, Product
@@ -56,6 +58,55 @@ def pack(value: T | Mapping[str, T]) -> Mapping[str, T]:
 def unpack(state: Mapping[str, T]) -> T | Mapping[str, T]:
     """The inverse of `pack`: the value of the only field if there is just one, else the dict."""
     return state.get("", state)
+
+
+def check_call(process: Process, state: Tensor | State, name: str, conditioning: Mapping[str, Any]) -> None:
+    """Checks a state and the keywords that go to `process.generator` with it, once, before a process is run.
+
+    A process may have a method `check(x, name, **conditioning)`, as networks have: it knows the shapes, the classes and the
+    device that the process is made for. Of any other process the path is asked, and the names of the keywords are compared
+    with those that its generator takes.
+
+    Args:
+        name: of the state, for messages.
+
+    Raises:
+        TypeError: the generator takes no such keyword.
+        ValueError: the state or a keyword does not fit the process.
+    """
+    if (check := getattr(process, "check", None)) is not None:
+        check(state, name, **conditioning)
+        return
+    parameters = inspect.signature(process.generator).parameters
+    unknown = conditioning.keys() - parameters.keys()
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(
+            f"the generator of {type(process).__name__} takes no {', '.join(sorted(unknown))}; leave it out"
+        )
+    check_state(getattr(process, "path", None), state, name)
+
+
+def check_state(path: Path | None, state: Tensor | State, name: str) -> None:
+    """
+    Raises:
+        ValueError: it is no state of the path.
+    """
+    fields = pack(state)
+    for field, x in fields.items():
+        where = f"{name}[{field!r}]" if field else name
+        if not isinstance(x, Tensor) or x.dim() < 2 or (x.dim() > 2 and not x.is_floating_point()):
+            found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+            raise ValueError(f"{where} must be a long tensor [B, L] or a floating-point tensor [B, …]; got {found}")
+    if path is None:
+        return
+    if fields.keys() != path.fields.keys():
+        expected, found = (
+            "a tensor" if "" in names else f"a dict of {', '.join(names)}" for names in (path.fields, fields)
+        )
+        raise ValueError(f"{name} must be {expected} for {path!r}; got {found}")
+    for field, own in path.fields.items():
+        x = fields[field]
+        own.check(x, torch.zeros(len(x), device=x.device), f"{name}[{field!r}]" if field else name)
 
 
 def factors(generator: Generator) -> Mapping[str, Factor]:

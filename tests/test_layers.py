@@ -27,6 +27,7 @@ ROWS = [
     {"paths"},
     {"generators"},
     {"configurable", "renamed"},
+    {"arguments"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
 ALLOWED_SIBLINGS = {("training", "evaluation")}  # the trainer evaluates

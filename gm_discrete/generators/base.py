@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators.kernels import Kernel
+from gm_discrete.generators.rows import require
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ class Jump:
         return self.probability
 
     def rates(self, x: Tensor) -> Tensor:
-        """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum."""
+        """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum.
+
+        Raises:
+            ValueError: they are infinite, as at t = 1, and reversal rates at t = 0.
+        """
+        require(self.intensity.isfinite().all(), ValueError, _INFINITE)
         here = x.unsqueeze(-1)
         idle = self.intensity.unsqueeze(-1) == 0  # there the kernel may be undefined
         rates = torch.where(idle, 0.0, self.intensity.unsqueeze(-1) * self.kernel.probs()).scatter(-1, here, 0.0)
@@ -132,6 +138,12 @@ class Jump:
         )
         values = f(neighbours.view(-1, *x.shape[1:])).view(batch, size, -1)
         return (rates * (values - f(x).view(batch, 1, 1))).sum((1, 2))
+
+
+_INFINITE = (
+    "the rates are not finite at this t: all rates are infinite at t = 1, and rates='reversal' at t = 0; give a time inside "
+    "of (0, 1), or t_next and read the probabilities of the step"
+)
 
 
 @dataclass(frozen=True)

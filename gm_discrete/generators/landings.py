@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number, whole
 from gm_discrete.configurable import Configurable
 from gm_discrete.generators.kernels import BeliefKernel, Kernel
 
@@ -26,6 +27,12 @@ BISECTIONS = 44
 
 ROUNDING = 1e-6
 """Tolerance for numbers in float32: relative to the range that they must lie in, or to the sum 1."""
+
+GREATEST = 1e15
+"""The greatest size of numbers: squares of such numbers are finite in float32."""
+
+MOST_BINS = 2**16
+"""A network predicts a number for each bin."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, are evenly spread: the second coordinate of a lattice for quadrature."""
@@ -64,6 +71,20 @@ def _antiderivative(w: Tensor, zeta: Tensor) -> Tensor:
     return (w - zeta) * torch.exp(-w * w / 2) / math.sqrt(2 * math.pi)
 
 
+def ends(low_name: str, low: float, high_name: str, high: float) -> tuple[float, float]:
+    """The ends of an interval of float32 numbers.
+
+    Raises:
+        TypeError, ValueError: they are no finite numbers, or do not increase; the message names them.
+    """
+    low, high = (
+        number(name, end, least=-GREATEST, most=GREATEST) for name, end in ((low_name, low), (high_name, high))
+    )
+    if not low < high:
+        raise ValueError(f"{low_name}={low} must be below {high_name}={high}")
+    return low, high
+
+
 class Bins(Configurable):
     """Equal bins of [low, high], over which a network predicts the distribution of a number.
 
@@ -82,12 +103,14 @@ class Bins(Configurable):
     argument = "bins"
 
     def __init__(self, low: float = -1.0, high: float = 1.0, number: int = 64) -> None:
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"bins need low < high, got low={low} and high={high}")
-        if number < 2:
-            raise ValueError(f"number={number} must be at least 2 bins")
-        self.low, self.high, self.number = float(low), float(high), int(number)
+        self.low, self.high = ends("low", low, "high", high)
+        self.number = whole("number", number, least=2, most=MOST_BINS)
         self.width = (self.high - self.low) / self.number
+        if self.width < 4 * torch.finfo(torch.float32).eps * max(abs(self.low), abs(self.high)):
+            raise ValueError(
+                f"low={low}, high={high}, number={number}: bins of width {self.width:g} cannot be told apart in float32; "
+                "give fewer, or move the data towards 0"
+            )
         self.std = self.width / math.sqrt(12)  # of a number that is uniform within one bin
 
     def centers(self, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from gm_discrete.generators.rows import chunked, inverse_cdf, require
 class ConditionalPath(Protocol):
     """A path as these kernels use it: p_t(·|z) of symbols z [n] at times t [n], as float64 rows [n, K]."""
 
-    def probs(self, z: Tensor, t: Tensor) -> Tensor: ...
+    def clean_probs(self, z: Tensor, t: Tensor) -> Tensor: ...
 
     def derivative(self, z: Tensor, t: Tensor) -> Tensor: ...
 
@@ -35,9 +35,9 @@ class ConditionalPath(Protocol):
 
 def moves(path: ConditionalPath, z: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None) -> Tensor:
     """Probability of moving from x [n] to each y given z [n], in the step or (t_next None) per time; rows [n, K], 0 at x."""
-    p = path.probs(z, t)
+    p = path.clean_probs(z, t)
     here = p.gather(1, x[:, None])
-    change = path.derivative(z, t) if t_next is None else path.probs(z, t_next) - p
+    change = path.derivative(z, t) if t_next is None else path.clean_probs(z, t_next) - p
     # change − p · change(x)/p(x) is [q − p q(x)/p(x)] for a step and [ṗ − p ṗ(x)/p(x)] for a rate. Where p(x) = 0, because
     # a wrong belief drew a z that contradicts x, the ratio is undefined: a step then draws from q, a rate is [ṗ(y)]₊.
     impossible = 0.0 if t_next is None else -1.0
@@ -87,7 +87,7 @@ class Transport(BeliefKernel):
         probs, x = self._moves(z, where), self.x[where]
         total = probs.sum(1)
         # A total above 1, but for rounding, means that candidates are too few. It is no error where z contradicts x.
-        possible = self.path.probs(z, self.t[where]).gather(1, x[:, None]).squeeze(1) > 0
+        possible = self.path.clean_probs(z, self.t[where]).gather(1, x[:, None]).squeeze(1) > 0
         require((~possible | (total <= 1 + 1e-9)).all(), ValueError, _TOO_SLOW)
         moved = accept < total
         probs = torch.where((total > 0)[:, None], probs, 1.0)

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import whole
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import map_rows
 from gm_discrete.likelihood.bound import evaluation_mode
@@ -24,7 +25,7 @@ from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import conditioning_of, scored_positions, unwrapped
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.mixture import MaskedPath
-from gm_discrete.process import Process
+from gm_discrete.process import Process, check_call
 
 MAX_SCORED = 16
 """2¹⁶ network rows for a sequence; each further token doubles them."""
@@ -69,6 +70,7 @@ def any_order_likelihood(
         TypeError: the path is not a `MaskedPath`.
         ValueError: the network has time conditioning; a sequence has more scored positions than `max_scored`.
     """
+    whole("max_scored", max_scored, least=1)
     posterior = _MaskedPosterior(model, z, attention_mask, scored, class_labels, batch_size)
     with evaluation_mode(posterior.model):
         if posterior.depends_on_time():
@@ -164,8 +166,7 @@ def any_order_bound(
         ValueError: `num_orders`, `num_samples` or `batch_size` is below 1.
     """
     for name, value in (("num_orders", num_orders), ("num_samples", num_samples)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+        whole(name, value, least=1)
     posterior = _MaskedPosterior(model, z, attention_mask, scored, class_labels, batch_size)
     repeats = num_orders * num_samples
     sequence = torch.arange(len(z), device=z.device).repeat_interleave(repeats)
@@ -202,12 +203,12 @@ class _MaskedPosterior:
         path = cast(MaskedPath, self.model.path)
         if not path.is_masked:
             raise TypeError(f"orders of revealing masks need a MaskedPath, not {path!r}; use likelihood_bound")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        whole("batch_size", batch_size, least=1)
         self.path, self.z, self.batch_size = path, z, batch_size
         self.scored: Tensor = scored_positions(path, z, attention_mask, scored)
         conditioning = {"attention_mask": attention_mask, "class_labels": class_labels}
         self.conditioning = conditioning_of(self.model, z, conditioning)
+        check_call(self.model, z, "z", self.conditioning)
 
     def depends_on_time(self) -> bool:
         """A network's config says so; any other process is evaluated on the first sequences at two times."""

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from gm_discrete.arguments import whole
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import bregman, conditioning_of, scored_positions, unwrapped
 from gm_discrete.paths.base import Path, uniform
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.mixture import MaskedPath
 from gm_discrete.paths.schedules import Schedule
-from gm_discrete.process import Process, State, factors, pack, unpack
+from gm_discrete.process import Process, State, check_call, factors, pack, unpack
 
 
 @torch.no_grad()
@@ -96,13 +97,15 @@ def likelihood_bound(
     masking = path.is_masked
     if estimator not in ("auto", "time", "mask_count") or (estimator == "mask_count" and not masking):
         raise ValueError(f"estimator={estimator!r} must be 'auto', 'time', or (with a MaskedPath) 'mask_count'")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if batch_size is not None:
+        whole("batch_size", batch_size, least=1)
+    whole("num_samples", num_samples, least=1)
     if x_0 is not None and not path.coupled:
         raise ValueError("x_0 is given, but the path is not coupled; use MixturePath(…, coupled=True)")
     states, masks = pack(z), pack(scored_positions(path, z, attention_mask, scored))
     conditioning = {"attention_mask": attention_mask, "class_labels": class_labels}
     conditioning = conditioning_of(model, z, conditioning)
+    check_call(model, z, "z", conditioning)
     with evaluation_mode(model):
         draws = bound_draws(
             model, states, masks, num_samples, rng, conditioning,
@@ -143,12 +146,7 @@ def bound_draws(
         z, scored: clean data and loss masks of all fields.
         by_mask_count: draw the number of masks among all discrete fields (see `likelihood_bound`), else the time.
         x_0, paired, batch_size: see `likelihood_bound`.
-
-    Raises:
-        ValueError: `num_samples` is below 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1")
     path, first = model.path, next(iter(z.values()))
     if paired and rng is None:
         rng = torch.Generator(first.device).manual_seed(int(torch.randint(2**62, ())))

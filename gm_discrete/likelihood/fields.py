@@ -17,13 +17,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gm_discrete.arguments import whole
 from gm_discrete.generators import Flow, terms
 from gm_discrete.likelihood.bound import bound_draws, common_schedule, discrete_fields, evaluation_mode
 from gm_discrete.likelihood.flow import flow_likelihood
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.gaussian import GaussianPath
-from gm_discrete.process import Process, State, factors
+from gm_discrete.process import Process, State, check_call, factors
 
 
 def field_likelihood(
@@ -87,6 +88,8 @@ def field_likelihood(
             )
     if attention_mask is not None:
         conditioning["attention_mask"] = attention_mask
+    whole("num_samples", num_samples, least=1)
+    check_call(model, z, "z", conditioning)
     nats: dict[str, Tensor] = {}
     with evaluation_mode(model):
         if continuous:

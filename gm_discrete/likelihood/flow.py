@@ -9,12 +9,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gm_discrete.arguments import whole
 from gm_discrete.generators import Flow, Generator, terms
 from gm_discrete.likelihood.bound import evaluation_mode
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import unwrapped
 from gm_discrete.paths.gaussian import GaussianPath
-from gm_discrete.process import Process
+from gm_discrete.process import Process, check_call
 
 
 def flow_likelihood(
@@ -61,9 +62,8 @@ def flow_likelihood(
         raise TypeError(f"flow_likelihood needs a GaussianPath, not {path!r}; for several fields use field_likelihood")
     if trace not in ("hutchinson", "exact"):
         raise ValueError(f"trace={trace!r} must be 'hutchinson' or 'exact'")
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
-    path.check(z, torch.ones(len(z), device=z.device), "z")
+    whole("num_steps", num_steps, least=1)
+    check_call(model, z, "z", conditioning)
     if isinstance(model, nn.Module):  # so that the network does not compute the rates of jumps
         conditioning.setdefault("generators", {"flow": 1.0})
     signs = torch.randint(0, 2, z.shape, generator=rng, device=rng.device if rng else z.device).to(z) * 2 - 1

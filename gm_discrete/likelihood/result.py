@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ class Likelihood:
         fields: the share of each field, [B]; for products.
         entries: the share of each entry, [B, N]; for flows. If entries depend on each other, only their sum has a meaning.
         x_0: the starting points of the flow, [B, …]; for flows.
+
+    Raises:
+        FloatingPointError: one of `nats` is NaN or −∞. It may be infinite: so is −log p of what a model excludes.
     """
 
     nats: Tensor
@@ -39,6 +43,15 @@ class Likelihood:
     fields: Mapping[str, Tensor] | None = None
     entries: Tensor | None = None
     x_0: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        wrong = self.nats.isnan() | self.nats.isneginf()
+        if bool(wrong.any()):
+            raise FloatingPointError(
+                f"nats={self.nats[:8].tolist()} is not a number for {int(wrong.sum())} of {len(self.nats)} examples: the "
+                "output of the model is not, as its weights hold NaN, or overflow in float16; look at the weights, or use "
+                "bfloat16 or float32"
+            )
 
     @property
     def nats_stderr(self) -> Tensor:
@@ -61,8 +74,9 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(Σ nats / Σ scored tokens)."""
-        return 2**self.bits_per_token
+        """exp(Σ nats / Σ scored tokens); infinite where that exceeds the greatest float."""
+        nats = self.bits_per_token * math.log(2)
+        return math.exp(nats) if nats < math.log(sys.float_info.max) or math.isnan(nats) else math.inf
 
     @property
     def stderr(self) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, LogitsProcessor, StoppingCriteria
 
+from gm_discrete.arguments import number
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import RENAMED, GMGenerationConfig, TransformersOptions
@@ -31,6 +32,7 @@ from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath
+from gm_discrete.paths.base import check_times
 from gm_discrete.process import State, pack
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -137,9 +139,11 @@ class GMModel(GMPreTrainedModel):
                     "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
             time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
+        if not isinstance(time, Tensor):
+            raise ValueError(f"time must be a tensor [B], or [B, M] where fields have independent times; got {time!r}")
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack(labels)
-        z, scored = self._checked_batch(x, times, masks, data, class_labels)
+        z, scored = self._checked_batch(x, times, masks, data, class_labels, path.state_name)
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
             now[name] = field.at(times[name], per_kappa=True)
@@ -182,37 +186,45 @@ class GMModel(GMPreTrainedModel):
         masks: State | None,
         labels: State | None,
         class_labels: Tensor | None,
+        argument: str,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Checks a batch, once: nothing below checks it again. Returns (z, scored) of the labels, if there are any.
+
+        Args:
+            argument: what messages call the state.
 
         Raises:
             ValueError: a tensor is not what the model is made for.
         """
         path = self.path
         if x.keys() != path.fields.keys():
-            found = ", ".join(sorted(x))
-            raise ValueError(f"{path.state_name} must be a dict with the fields {', '.join(path.fields)}; got {found}")
-        for argument, value in (("attention_mask", masks), ("labels", labels)):
+            expected = "a tensor" if "" in path.fields else f"a dict with the fields {', '.join(path.fields)}"
+            found = "a tensor" if "" in x else ", ".join(map(str, x))
+            raise ValueError(f"{argument} must be {expected}; got {found}")
+        for name, value in ((argument, x), ("attention_mask", masks), ("labels", labels)):
             if value is not None and (unknown := value.keys() - x.keys()):
-                raise ValueError(f"{argument} must be by field, of {', '.join(x)}; got {', '.join(sorted(unknown))}")
+                names = ", ".join(sorted(map(str, unknown))) or "a tensor"
+                raise ValueError(f"{name} must be by field, of {', '.join(x)}; got {names}")
+            for key, tensor in (value or {}).items():
+                self._check_tensor(tensor, f"{name}[{key!r}]" if key else name)
+        if class_labels is not None:
+            self._check_tensor(class_labels, "class_labels")
         z, scored = {}, {}
         for name, field in self.state_fields.items():
             state, where = x[name], f"[{name!r}]" if name else ""
             if labels is None:
-                field.path.check(state, times[name], path.state_name + where)
+                field.path.check(state, times[name], argument + where)
             elif name not in labels or labels[name].shape != state.shape:
                 found = f"shape {tuple(labels[name].shape)}" if name in labels else "nothing"
                 raise ValueError(f"labels{where} has {found}; give the shape of the state, {tuple(state.shape)}")
             else:
                 scored[name] = field.path.loss_mask(labels[name])
                 z[name] = torch.where(scored[name], labels[name], field.path.fill_unscored(state))
-                field.path.check_pair(z[name], state, times[name], (f"labels{where}", path.state_name + where))
+                field.path.check_pair(z[name], state, times[name], (f"labels{where}", argument + where))
             expected = field.state_shape(state.shape[1])
             if state.shape[1:] != expected:
                 expected = ", ".join(str(size) for size in ("B", *expected))
-                raise ValueError(
-                    f"{path.state_name}{where} has shape {tuple(state.shape)}; the model takes [{expected}]"
-                )
+                raise ValueError(f"{argument}{where} has shape {tuple(state.shape)}; the model takes [{expected}]")
             mask = None if masks is None else masks.get(name)
             if mask is not None and field.image_shape:
                 raise ValueError(f"attention_mask{where} is given for an image, which has no padding; leave it out")
@@ -228,6 +240,68 @@ class GMModel(GMPreTrainedModel):
         if class_labels is not None:
             self.config.check_classes(class_labels, len(next(iter(x.values()))))
         return z, scored
+
+    def _check_tensor(self, tensor: object, name: str) -> None:
+        """
+        Raises:
+            ValueError: it is no tensor, or on another device than the model.
+        """
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__} {tensor!r}")
+        own = self.device.type
+        # Weights that accelerate keeps elsewhere are on "meta" until they are used.
+        if tensor.device.type != own and own != "meta" and not hasattr(self, "hf_device_map"):
+            raise ValueError(
+                f"{name} is on {tensor.device}, the model on {self.device}: move one of them by .to(device)"
+            )
+
+    def check(
+        self,
+        x: Tensor | State,
+        name: str = "x",
+        t: Tensor | None = None,
+        t_next: Tensor | None = None,
+        attention_mask: Tensor | State | None = None,
+        class_labels: Tensor | None = None,
+        guidance_scale: float | None = None,
+        generators: Mapping[str, Any] | None = None,
+        network_time: Tensor | None = None,
+        clean: Tensor | None = None,
+        logits_processor: Processor | None = None,
+        on_read: OnRead | None = None,
+        **unknown: Never,
+    ) -> None:
+        """Checks the arguments of `generator`, and evaluates nothing. Entry points call it once before they start.
+
+        Args:
+            name: of the state, for messages. The others are those of `generator`.
+
+        Raises:
+            TypeError: there is no such argument.
+            ValueError: an argument is not what the model is made for; the message names it.
+        """
+        refuse_unknown(unknown, "generator", {"told": "network_time"})
+        path, state = self.path, pack(x)
+        self._check_tensor(next(iter(state.values()), None), name)
+        first = next(iter(state.values()))
+        for label, time in (("t", t), ("t_next", t_next), ("network_time", network_time)):
+            if time is not None:
+                self._check_tensor(time, label)
+        times = path.times(torch.zeros(len(first), device=first.device) if t is None else t)
+        masks = None if attention_mask is None else pack(attention_mask)
+        self._checked_batch(state, times, masks, None, class_labels, name)
+        for label, time in (("t_next", t_next), ("network_time", network_time)):
+            for field, end in ({} if time is None else path.times(time)).items():
+                now = times[field] if label == "t_next" else end
+                check_times(now, state[field], end)
+        if guidance_scale is not None:
+            number("guidance_scale", guidance_scale, least=0, cure="; 1 is no guidance")
+        if clean is not None and not self.config.block_size:
+            raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
+        if clean is not None:
+            self._checked_batch(pack(clean), times, None, None, None, "clean")
+        if generators is not None and not isinstance(generators, Mapping):
+            raise TypeError(f"generators={generators!r} must be weights by name")
 
     def generator(
         self,
@@ -259,10 +333,10 @@ class GMModel(GMPreTrainedModel):
             clean: for block-causal attention: the data [B, L] whose blocks precede each block of x; x itself by default.
             on_read: observes the posteriors that are evaluated (see `nn.readout.OnRead`).
         """
-        refuse_unknown(unknown, "generator", {"told": "network_time"})
+        self.check(
+            x, "x", t, t_next, attention_mask, class_labels, guidance_scale, generators, network_time, clean, **unknown
+        )
         path, state = self.path, pack(x)
-        if clean is not None and not self.config.block_size:
-            raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
         single = "" in path.fields
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
@@ -282,7 +356,9 @@ class GMModel(GMPreTrainedModel):
                         "leave it out for discrete fields"
                     )
                 field = cast(EuclideanPath, field).reweighted(weights[name])
-            found[name] = field.marginal(read[name], state[name], times[name], None if then is None else then[name])
+            found[name] = field.marginal(
+                read[name], state[name], times[name], None if then is None else then[name], check=False
+            )
         return found[""] if "" in found else Product(found)
 
     @torch.no_grad()

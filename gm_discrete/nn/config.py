@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
+from gm_discrete.generators.rows import require
 from gm_discrete.nn.field import Field
 from gm_discrete.paths import FinitePath, MaskedPath, Path
 
@@ -300,11 +302,19 @@ class GMConfig(PreTrainedConfig):
     def check_classes(self, labels: Tensor, batch: int) -> None:
         """
         Raises:
-            ValueError: the labels are not of shape [batch], or (on the CPU only) not among the model's classes.
+            ValueError: the labels are not integers of shape [batch], or not among the model's classes.
         """
         if not self.num_classes:
             raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
-        if labels.shape != (batch,):
-            raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{batch}]")
-        if labels.device.type == "cpu" and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(f"class_labels must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}")
+        if labels.shape != (batch,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ValueError(f"class_labels is {found}; expected integers of shape [B] = [{batch}]")
+        if torch.compiler.is_compiling():  # reading the values would break the graph in two
+            return
+        inside = ((labels >= -1) & (labels < self.num_classes)).all()
+        if labels.device.type != "cpu":  # reading the values would stall the device
+            require(inside, ValueError, "class_labels out of range")
+        elif not bool(inside):
+            raise ValueError(
+                f"class_labels={labels[:8].tolist()} must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}"
+            )

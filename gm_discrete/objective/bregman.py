@@ -88,6 +88,8 @@ def named(kind: str | Bregman, part: str) -> Bregman:
     """
     if isinstance(kind, str) and kind not in DIVERGENCES:
         raise ValueError(f"divergence={kind!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+    if not isinstance(kind, str | Bregman):
+        raise TypeError(f"divergence={kind!r} must be a Bregman or the name of one: {', '.join(DIVERGENCES)}")
     bregman = DIVERGENCES[kind] if isinstance(kind, str) else kind
     fitting = [name for name, other in DIVERGENCES.items() if other.positive == (part != "flow")]
     if part == "flow" and bregman.positive:
@@ -250,8 +252,13 @@ def _reversal_kl(
     c = torch.where(moved, 1.0, b / (b + kappa_t))
     c_hat = (leave + at_x * b / (b + kappa_t)).clamp(min=tiny)
     odds = kappa / ((1 - kappa) * c_hat)  # of "data" against "noise", but for π(y)/p0(y)
-    inverse = torch.where(prior > 0, 1 / prior, 0.0).to(belief.dtype)
-    surplus = torch.log1p(odds[:, None].to(belief.dtype) * belief * inverse) * prior.to(belief.dtype)
+    log_odds = (
+        kappa.log() - torch.log1p(-kappa) - c_hat.log()
+    )  # not the logarithm of the odds, whose gradient is ∞ at 0
+    # In log space, as π(y)/p0(y) overflows in float32 where p0 is tiny. A symbol without prior mass has no term.
+    log_prior = torch.where(prior > 0, prior, 1.0).log()
+    each = log_belief + (log_odds[:, None] - log_prior).to(belief.dtype)
+    surplus = torch.logaddexp(each, torch.zeros_like(each)) * prior.to(belief.dtype)
     surplus = surplus.sum(1, dtype=torch.float64) - p_x * torch.log1p(odds * at_x / p_x)
 
     noise, noise_z = (1 - kappa) * c, (1 - kappa) * c * p_z

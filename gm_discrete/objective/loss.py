@@ -18,7 +18,7 @@ from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import At
-from gm_discrete.process import Process, State, factors, pack, unpack
+from gm_discrete.process import Process, State, check_call, check_state, factors, pack, unpack
 from gm_discrete.renamed import refuse_unknown
 
 T = TypeVar("T")
@@ -75,8 +75,12 @@ def conditional_loss(
     model: Any = unwrapped(process)
     path: Path = model.path
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))
-    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=None if x_0 is None else pack(x_0))
     conditioning: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
+    if hasattr(model, "check") or not isinstance(model, nn.Module):
+        check_call(model, z, "z", conditioning | ({} if class_labels is None else {"class_labels": class_labels}))
+    else:  # a module of your own needs no generator, but a `forward`
+        check_state(path, z, "z")
+    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=None if x_0 is None else pack(x_0))
     if class_labels is not None:
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
@@ -270,6 +274,8 @@ def scored_positions(
     found: dict[str, Tensor] = {}
     for field, values in state.items():
         own = path.fields[field]
+        if not isinstance(values, Tensor):
+            raise ValueError(f"z must be a tensor, got {type(values).__name__} {values!r}")
         if values.dim() < 2 or values.is_floating_point() == own.is_discrete:
             kind = "a long tensor [B, L]" if own.is_discrete else "a floating-point tensor [B, L, C] or [B, C, H, W]"
             raise ValueError(f"z must be {kind}, got {values.dtype} of shape {tuple(values.shape)}")
@@ -277,6 +283,8 @@ def scored_positions(
         for name, given in masks.items():
             if (mask := given.get(field)) is None:
                 continue
+            if not isinstance(mask, Tensor):
+                raise ValueError(f"{name} must be a tensor, got {type(mask).__name__} {mask!r}")
             if name == "attention_mask" and values.dim() == 3:  # of vectors [B, L, C]
                 mask = mask[..., None].expand(*mask.shape, values.shape[2])
             if mask.shape != values.shape:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.paths import Path, ProductPath
 
 
@@ -49,8 +50,9 @@ class LogitNormalTimeSampler:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std={self.std} must be positive")
+        # Beyond, κ is 0 or 1 in every float type at all times that are drawn, and nothing is learnt.
+        number("mean", self.mean, least=-20, most=20)
+        number("std", self.std, above=0, most=20)
 
     def quantile(self, u: Tensor) -> Tensor:
         """κ at the quantile u."""
@@ -78,7 +80,9 @@ class FieldTimeSampler:
     conditional: float = 1 / 3
 
     def __post_init__(self) -> None:
-        if min(self.shared, self.conditional) < 0 or self.shared + self.conditional > 1:
+        if not callable(getattr(self.marginal, "quantile", None)):
+            raise TypeError(f"marginal={self.marginal!r} must be a time sampler, such as LogitNormalTimeSampler()")
+        if number("shared", self.shared, least=0) + number("conditional", self.conditional, least=0) > 1 + 1e-9:
             raise ValueError(
                 f"shared={self.shared} and conditional={self.conditional} must be shares of the examples: ≥ 0, of sum ≤ 1"
             )
@@ -107,12 +111,15 @@ def draw_times(
         ValueError: a quantile of the time sampler lies outside [0, 1], or is not a number.
     """
     sampler = time_sampler or DEFAULT
+    if not callable(getattr(sampler, "quantile", None)):
+        raise TypeError(f"time_sampler={sampler!r} must have a method quantile, as UniformTimeSampler() has")
     if isinstance(path, ProductPath) and path.independent_times:
         return _draw_field_times(path, batch, rng, device, sampler)
     source = rng.device if rng is not None else device
     offset = torch.rand((), generator=rng, device=source, dtype=torch.float64)
     order = torch.randperm(batch, generator=rng, device=source)
-    u = ((order + offset) / batch).clamp(torch.finfo(torch.float64).tiny, 1 - 2**-53)  # neither end, where κ is 0 or 1
+    least, most = torch.finfo(torch.float64).tiny, 1 - 2**-53  # neither end, where κ is 0 or 1
+    u = ((order + offset) / batch).clamp(least, most)
     kappa = sampler.quantile(u)
     # Looked at on the CPU only: elsewhere it would stall the device.
     if kappa.device.type == "cpu" and not bool(((kappa >= 0) & (kappa <= 1)).all()):
@@ -120,7 +127,7 @@ def draw_times(
             f"time_sampler={sampler!r} gives κ from {float(kappa.min()):.4g} to {float(kappa.max()):.4g}: its quantile must "
             "lie in [0, 1] for u in [0, 1]"
         )
-    return path.time(path.latest * kappa).to(device)
+    return path.time(path.latest * kappa.clamp(least, most)).to(device)
 
 
 def _draw_field_times(

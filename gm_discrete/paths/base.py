@@ -215,18 +215,26 @@ def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.dev
     return torch.rand(tuple(shape), generator=rng, device=source, dtype=torch.float64).to(device or source)
 
 
-def check_times(t: TimeLike, state: Tensor) -> None:
+def check_times(t: TimeLike, state: Tensor, t_next: TimeLike | None = None) -> None:
     """
     Raises:
-        ValueError: t is not of shape [B] within [0, 1].
+        ValueError: t is not floating-point of shape [B] within [0, 1], or t_next not the like, or before t.
     """
-    t = t.t if isinstance(t, At) else t
-    if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
-        found = tuple(t.shape) if isinstance(t, Tensor) else t
-        raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
+    if t_next is not None:
+        check_times(t_next, state)
+    t, end = (time.t if isinstance(time, At) else time for time in (t, t_next))
+    if not isinstance(t, Tensor) or t.shape != state.shape[:1] or not t.is_floating_point():
+        found = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else t
+        raise ValueError(f"t must be floating-point of shape [B] = [{state.shape[0]}], got {found}")
     if torch.compiler.is_compiling():  # reading the values would break the graph in two
         return
     if t.device.type != "cpu":  # reading the values would stall the device
         require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
     elif t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got t={t.min():.6g} to {t.max():.6g}")
+    if end is None:
+        return
+    if t.device.type != "cpu":
+        require((end >= t).all(), ValueError, "t_next must not be before t")
+    elif not bool((end >= t).all()):
+        raise ValueError(f"t_next={float(end[end < t][0]):.6g} must not be before t={float(t[end < t][0]):.6g}")

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
-from gm_discrete.paths.finite import FinitePath
+from gm_discrete.paths.finite import NEGATIVE, FinitePath
 from gm_discrete.renamed import refuse_unknown
 
 MOST_STATES = 4096
 """With more states the generator is a matrix of more than 128 MiB."""
-ROUNDING = 1e-9
+ROUNDING = NEGATIVE
 """Errors of probabilities up to this size are taken for rounding."""
+ENDS = (1e-4, 4e-4, 1.5e-3, 6e-3)
+"""κ at the first ends of intervals, and 1 − κ at the last ones: rates that grow like 1/κ or 1/(1 − κ) are smooth enough on
+each for a rule of 12 nodes."""
 
 
 class ExactModel:
@@ -44,7 +47,10 @@ class ExactModel:
         self, path: FinitePath, data: Tensor, weights: Tensor | None = None, x_0: Tensor | None = None, **unknown: Never
     ) -> None:
         refuse_unknown(unknown, "ExactModel", {"law": "weights"})
+        if not isinstance(path, FinitePath) or not isinstance(data, Tensor):
+            raise TypeError(f"path={path!r} must be a path on symbols, and data a tensor [Z, L] of them")
         self.path, self.data, self.x_0 = path, data, x_0
+        path.check(data, torch.zeros(len(data), device=data.device), "data")
         path.check_source(x_0, data, torch.zeros(len(data), device=data.device))
         weights = torch.ones(len(data), dtype=torch.float64) if weights is None else weights.double()
         if weights.shape != (len(data),) or not bool((weights >= 0).all()) or not bool(weights.sum() > 0):
@@ -125,7 +131,8 @@ def check_kolmogorov(
 
     Args:
         path: one of the library's or your own, with K^length at most 4096.
-        times: ends of the intervals [N + 1]; by default 12 of them between κ = 0.02 and 0.98.
+        times: ends of the intervals [N + 1]; by default 12 of them between κ = 0.02 and 0.98, and 4 more to each side, as
+            far as 10⁻⁴ from the ends.
         length: L of the marginal check.
         nodes: of the Gauss-Legendre rule on each interval. Rates with kinks need more.
         seed: of the random data distribution.
@@ -141,7 +148,8 @@ def check_kolmogorov(
             f"vocab_size^length = {path.vocab_size}^{length} exceeds {MOST_STATES} states: check a smaller one"
         )
     if times is None:
-        times = path.schedule.inverse(torch.linspace(0.02, 0.98, 13, dtype=torch.float64))
+        middle, ends = torch.linspace(0.02, 0.98, 13, dtype=torch.float64), torch.tensor(ENDS, dtype=torch.float64)
+        times = path.schedule.inverse(torch.cat([ends, middle, 1 - ends.flip(0)]))
     times = torch.as_tensor(times, dtype=torch.float64)
     if len(times) < 2 or not bool((times.diff() > 0).all()) or nodes < 1:
         raise ValueError(f"times={times.tolist()} must increase, at least two of them, and nodes={nodes} be positive")
@@ -150,19 +158,20 @@ def check_kolmogorov(
     weights = torch.rand(len(data), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
     model = ExactModel(path, data, weights)
     _check_probs(path, every, times)
+    _check_candidates(path)
     states, symbols = model.states(), torch.arange(path.vocab_size)
     z, x = every.repeat_interleave(path.vocab_size)[:, None], symbols.repeat(len(every))[:, None]
     conditional, marginal = [], []
     for a, b in itertools.pairwise(times.tolist()):
         flows, flow = torch.zeros(len(every), path.vocab_size).double(), torch.zeros(len(states)).double()
         for t, weight in _quadrature(a, b, nodes):
-            p = path.probs(every, _times(t, every))  # [z, x]
+            p = path.clean_probs(every, _times(t, every))  # [z, x]
             rates = path.conditional(z, x, _times(t, x)).rates(x).view(len(every), len(symbols), -1)  # [z, x, y]
             flows += weight * torch.einsum("zx,zxy->zy", p, torch.where((p > 0)[..., None], rates, 0.0))
             p = model.marginal(t)
             rates = model.generator(states, _times(t, states)).rates(states)
             flow += weight * (_matrix(model, torch.where((p > 0)[:, None, None], rates, 0.0)) @ p)
-        change = path.probs(every, _times(b, every)) - path.probs(every, _times(a, every))
+        change = path.clean_probs(every, _times(b, every)) - path.clean_probs(every, _times(a, every))
         conditional.append(float((change - flows).abs().max()))
         marginal.append(float((model.marginal(b) - model.marginal(a) - flow).abs().max()))
     return KolmogorovResidual(times, torch.tensor(conditional), torch.tensor(marginal))
@@ -185,9 +194,8 @@ def _check_probs(path: FinitePath, z: Tensor, times: Tensor) -> None:
     p = torch.stack(rows)  # [times, z, x]
     data = torch.nn.functional.one_hot(z, path.vocab_size).double()
     value, where = _worst(-p, every, z)
-    if not value <= 0:
-        hint = ": rounding, which .clamp(min=0) removes" if value < ROUNDING else ""
-        raise ValueError(f"probs of {path!r} must not be negative, got {-value:.3g} at {where}{hint}")
+    if not value <= NEGATIVE:
+        raise ValueError(f"probs of {path!r} must not be negative, got {-value:.3g} at {where}")
     value, where = _worst((p.sum(2, keepdim=True) - 1).abs(), every, z)
     if not value <= ROUNDING:
         raise ValueError(
@@ -201,6 +209,24 @@ def _check_probs(path: FinitePath, z: Tensor, times: Tensor) -> None:
     value, where = _worst((p[-1:] - data).abs(), [1.0], z)
     if not value <= ROUNDING:
         raise ValueError(f"probs of {path!r} must be 1[x = z] at t = 1, but are off by {value:.3g} at {where}")
+
+
+def _check_candidates(path: FinitePath) -> None:
+    """
+    Raises:
+        ValueError: a token's rate exceeds that of its candidate events, as far as 10⁻⁸ from the ends of κ.
+    """
+    kappa = torch.linspace(-18, 18, 257, dtype=torch.float64).sigmoid()  # not the nodes of a table
+    t = path.schedule.inverse(kappa)
+    x = torch.arange(path.vocab_size).repeat(len(t), 1)
+    process, intensity = path.dominating_process(x), path.conditional(torch.zeros_like(x), x, t, check=False).intensity
+    excess = intensity / (process.rate(t)[:, None] * process.weight).clamp(min=torch.finfo(torch.float64).tiny)
+    row, symbol = (excess == excess.max()).nonzero()[0].tolist()
+    if not float(excess[row, symbol]) <= 1 + ROUNDING:
+        raise ValueError(
+            f"dominating_process of {path!r} must bound its intensity, and is exceeded by a factor of "
+            f"{float(excess[row, symbol]):.4g} at t={float(t[row]):.8g}, x={symbol}: return a greater rate"
+        )
 
 
 def _worst(fault: Tensor, times: list[float], z: Tensor) -> tuple[float, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number, numbers, whole
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.generators.landings import ROUNDING, Bins, check_within
 from gm_discrete.generators.rows import require
@@ -42,11 +43,10 @@ class EuclideanPath(Path):
         self, generators: Weights | None, num_channels: int, bins: Bins | dict[str, Any] | None, stop: float
     ) -> None:
         self.generators = self._checked(generators or {"flow": 1.0})
-        if num_channels < 1:
-            raise ValueError(f"num_channels={num_channels} must be at least 1")
-        if not 0 < stop < 0.5:
-            raise ValueError(f"stop={stop} must lie in (0, 0.5): the last step goes from t = 1 − stop to the data")
-        self.num_channels, self.stop = int(num_channels), float(stop)
+        self.num_channels = whole("num_channels", num_channels, least=1)
+        self.stop = number(
+            "stop", stop, least=1e-6, below=0.5, cure=": the last step goes from t = 1 − stop to the data"
+        )
         self.latest = 1 - self.stop / 4  # steps of a fine grid start after 1 − ε
         self.bins = Bins() if bins is None else Bins.of(bins)
 
@@ -54,13 +54,14 @@ class EuclideanPath(Path):
         if not isinstance(generators, Mapping) or not generators:
             raise TypeError(f'generators={generators!r} must be weights by name, such as {{"flow": 0.5, "jump": 0.5}}')
         if unknown := generators.keys() - set(self.known_generators):
-            raise ValueError(
-                f"generators {', '.join(sorted(unknown))} are unknown; choose among {', '.join(self.known_generators)}"
-            )
+            names, known = ", ".join(sorted(map(str, unknown))), ", ".join(self.known_generators)
+            raise ValueError(f"generators {names} are unknown; choose among {known}")
         # In the order of the class, which is that of a model's heads: JSON may have reordered the dict.
         chosen = {name: generators[name] for name in self.known_generators if name in generators}
         plain = {
-            name: [float(w) for w in weight] if isinstance(weight, Sequence) else float(weight)
+            name: numbers(f"generators[{name!r}]", weight)
+            if isinstance(weight, Sequence) and not isinstance(weight, str)
+            else number(f"generators[{name!r}]", weight)
             for name, weight in chosen.items()
         }
         # Straight lines between nodes sum to 1 everywhere if they do at every node.

@@ -19,10 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import flag
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
-from gm_discrete.generators.landings import ROUNDING, Bins, Landing
-from gm_discrete.paths.base import uniform
+from gm_discrete.generators.landings import ROUNDING, Bins, Landing, ends
+from gm_discrete.paths.base import check_times, uniform
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
@@ -53,14 +54,13 @@ class EuclideanMixturePath(EuclideanPath):
         schedule: Schedule | dict | None = None,
         stop: float = 0.005,
     ) -> None:
-        super().__init__(generators or {"jump": 1.0}, num_channels, bins or Bins(low, high), stop)
-        if not low < high:
-            raise ValueError(f"low={low} must be below high={high}")
+        self.low, self.high = ends("low", low, "high", high)
+        super().__init__(generators or {"jump": 1.0}, num_channels, Bins(low, high) if bins is None else bins, stop)
+        self.block = flag("block", block)
         if block and set(self.generators) != {"jump"}:
             raise ValueError(
                 f"generators={self.generators}: the flow and the diffusion work per coordinate, not in a block"
             )
-        self.low, self.high, self.block = float(low), float(high), bool(block)
         self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
 
     @property
@@ -112,6 +112,7 @@ class EuclideanMixturePath(EuclideanPath):
     ) -> Superposition:
         if check:
             self.check_pair(z, x, t)
+            check_times(t, x, t_next)
         away = (x != z).to(x.dtype)
         if self.block:
             away = away.flatten(1).amax(1).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
@@ -135,6 +136,7 @@ class EuclideanMixturePath(EuclideanPath):
         """
         if check:
             self.check(x, t, "x")
+            check_times(t, x, t_next)
         if self.block:
             raise ValueError("block=True: a network with bins predicts each coordinate by itself; use block=False")
         if isinstance(readout, Tensor):

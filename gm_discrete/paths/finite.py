@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import whole
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunked, inverse_cdf, require
@@ -26,6 +27,13 @@ CERTAIN = 1e4
 
 UNSCORED = -100
 """The label of a position that the loss leaves out, as everywhere in transformers."""
+
+ROUNDING = 1e-14
+"""Probabilities below this are rounding where they are differences of numbers of size 1, as in a product of matrices. The
+ratio of two of them would become a rate; those above are known to a tenth."""
+
+NEGATIVE = 1e-9
+"""Probabilities down to −1e-9 are taken for rounding, too. What is lower is a mistake of the path."""
 
 CLOCK_LOGITS = 20.0
 """A tabulated dominating process covers logit κ ∈ [−20, 20]: at κ = 2e-9 a sequence of 10⁴ tokens is still noise, at
@@ -62,18 +70,20 @@ class FinitePath(Path):
     schedule: Schedule
     rates: str
     """Which of the jump generators that solve the path's Kolmogorov equation is simulated and scored."""
-    spacing = "linear"
+    spacing: str = "quadratic"
+
+    rounding = ROUNDING
+    """Results of `probs` below this count as 0. A path whose `probs` have relative precision however small they are, as
+    products and exponentials have, sets 0."""
 
     known_rates: tuple[str, ...] = ("kinetic",)
     default_divergence = "cross_entropy"
     """Default loss: the divergence of the rates costs O(K²) per position here, the cross-entropy O(K)."""
 
     def __init__(self, vocab_size: int, schedule: Schedule | dict | None = None, rates: str = "kinetic") -> None:
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size={vocab_size} must be at least 2")
+        self.vocab_size = whole("vocab_size", vocab_size, least=2)
         if rates not in self.known_rates:
             raise ValueError(f"rates={rates!r} must be {' or '.join(map(repr, self.known_rates))}")
-        self.vocab_size = int(vocab_size)
         self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
         self.rates = rates
         self._cache: dict[Any, Any] = {}  # derived tensors by (name, device)
@@ -105,6 +115,25 @@ class FinitePath(Path):
     def probs(self, z: Tensor, t: Tensor) -> Tensor:
         """p_t(·|z) of data symbols z [n] at times t [n]: float64 rows [n, K]; at t = 0 the same for every z."""
 
+    def clean_probs(self, z: Tensor, t: Tensor) -> Tensor:
+        """`probs` without what is rounding, as everything that follows from them takes them.
+
+        Raises:
+            ValueError: one is negative, or no number.
+        """
+        p = self.probs(z, t)
+        if not self.rounding:
+            return p
+        fine = (p >= -NEGATIVE).all()
+        if p.device.type != "cpu":
+            require(fine, ValueError, "probs of the path must not be negative")
+        elif not bool(fine):
+            least = float(p.min())
+            raise ValueError(
+                f"probs of {self!r} must not be negative, got {least:.3g} at t={float(t[p.argmin() // p.shape[1]]):.6g}"
+            )
+        return torch.where(p < self.rounding, 0.0, p)
+
     def derivative(self, z: Tensor, t: Tensor) -> Tensor:
         """dp_t(·|z)/dt, [n, K]; by forward-mode differentiation of `probs`."""
         return torch.func.jvp(lambda time: self.probs(z, time), (t.clone(),), (torch.ones_like(t),))[1]
@@ -116,7 +145,7 @@ class FinitePath(Path):
 
     def table(self, t: Tensor) -> Tensor:
         """p_t(x|z) at the times t [n]: [n, K, K], z before x."""
-        return self._every_symbol(self.probs, t)
+        return self._every_symbol(self.clean_probs, t)
 
     def _every_symbol(self, rows: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> Tensor:
         """rows(z, t) of every symbol z at the times t [n]: [n, K, K]; equal times are computed once."""
@@ -145,7 +174,7 @@ class FinitePath(Path):
             self.check(z, t, "z")
         values = z.flatten(), t[:, None].expand(z.shape).flatten(), uniform(z.shape, rng, z.device).flatten()
         parts = zip(*(chunked(value, self.vocab_size) for value in values), strict=True)
-        return torch.cat([inverse_cdf(self.probs(data, time), u) for data, time, u in parts]).view_as(z)
+        return torch.cat([inverse_cdf(self.clean_probs(data, time), u) for data, time, u in parts]).view_as(z)
 
     # Generators
 
@@ -154,6 +183,7 @@ class FinitePath(Path):
     ) -> Jump:
         if check:
             self.check_pair(z, x, t)
+            check_times(t, x, t_next)
         return self.generator(Dirac(z, self.vocab_size), x, t, t_next)
 
     def marginal(
@@ -168,6 +198,7 @@ class FinitePath(Path):
         """
         if check:
             self.check(x, t, "x")
+            check_times(t, x, t_next)
         if isinstance(readout, Tensor):
             if readout.shape != (*x.shape, self.vocab_size):
                 expected = [*x.shape, self.vocab_size]
@@ -201,8 +232,10 @@ class FinitePath(Path):
             kappa = torch.linspace(-CLOCK_LOGITS, CLOCK_LOGITS, 801, dtype=torch.float64, device=x.device).sigmoid()
             times = self.schedule.inverse(kappa)
             rates = torch.cat([self._greatest_rate(part) for part in times.split(8)])
-            # Between two nodes rates may exceed both; simulation checks at every candidate that 1.25 was enough.
-            rates = 1.25 * torch.maximum(rates[:-1], rates[1:])
+            # Between two nodes rates may exceed both, and near them where a probability is still taken for rounding;
+            # simulation checks at every candidate that 1.25 was enough.
+            around = torch.nn.functional.max_pool1d(rates[None], 7, stride=1, padding=3)[0]
+            rates = 1.25 * torch.maximum(around[:-1], around[1:])
             cumulative_rate = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
             self._cache["dominating", x.device] = times, cumulative_rate, rates
         times, cumulative_rate, rates = self._cache["dominating", x.device]

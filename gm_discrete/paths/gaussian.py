@@ -22,11 +22,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check_landing_bins, jump_heads
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
-from gm_discrete.generators.landings import Bins, Landing, landing_quantile
+from gm_discrete.generators.landings import GREATEST, Bins, Landing, landing_quantile
 from gm_discrete.paths.affine import AT_REST, AffineAt, AffineSchedule, CondOTSchedule
+from gm_discrete.paths.base import check_times
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.gaussian_belief import BinnedBelief
 from gm_discrete.paths.schedules import TimeLike
@@ -81,12 +83,9 @@ class GaussianPath(EuclideanPath):
         prediction = prediction or ("belief" if "jump" in self.generators else "velocity")
         if prediction not in ("belief", "velocity", "data", "noise"):
             raise ValueError(f"prediction={prediction!r} must be 'belief', 'velocity', 'data' or 'noise'")
-        if not data_std > 0:
-            raise ValueError(f"data_std={data_std} must be positive")
-        if not noise >= 0:
-            raise ValueError(f"noise={noise} must not be negative")
-        self.prediction, self.noise = prediction, float(noise)
-        self.data_mean, self.data_std = float(data_mean), float(data_std)
+        self.prediction, self.noise = prediction, number("noise", noise, least=0, most=1e6)
+        self.data_mean = number("data_mean", data_mean, least=-GREATEST, most=GREATEST)
+        self.data_std = number("data_std", data_std, least=1 / GREATEST, most=GREATEST)
         if "jump" in self.generators and prediction != "belief":
             check_landing_bins(self.bins)
 
@@ -134,6 +133,7 @@ class GaussianPath(EuclideanPath):
     ) -> Superposition:
         if check:
             self.check_pair(z, x, t)
+            check_times(t, x, t_next)
         now = self.at(t)
         here = now.shaped(x)
         noise = (x - here.alpha * z) / here.sigma
@@ -166,6 +166,7 @@ class GaussianPath(EuclideanPath):
         """
         if check:
             self.check(x, t, "x")
+            check_times(t, x, t_next)
         now = self.at(t)
         if self.prediction == "belief":
             return self._from_belief(readout, x, now, t_next)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import flag, number, numbers
 from gm_discrete.generators import DominatingProcess
 from gm_discrete.paths.finite import CERTAIN, FinitePath
 from gm_discrete.paths.schedules import Schedule
@@ -48,6 +49,8 @@ class MetricPath(FinitePath):
     """
 
     type_name = "metric"
+    rounding = 0.0
+    spacing = "linear"
 
     def __init__(
         self,
@@ -65,15 +68,16 @@ class MetricPath(FinitePath):
         if rates == "positive_part":
             raise ValueError("rates='positive_part' is no longer supported: use 'kinetic', which carries the same path")
         super().__init__(vocab_size, schedule, rates)
-        for name, value in (("power", power), ("c", c), ("a", a)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value} must be positive")
         if (distance is None) == (embeddings is None):
             raise ValueError("give distance [K, K] or embeddings [K, D], one of them")
-        self.normalize, self.power, self.c, self.a = bool(normalize), float(power), float(c), float(a)
-        weights = [1 / vocab_size] * vocab_size if prior is None else [float(mass) for mass in prior]
-        if len(weights) != vocab_size or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
-            raise ValueError(f"prior must hold vocab_size={vocab_size} positive probabilities of sum 1")
+        self.normalize = flag("normalize", normalize)
+        # (κ/(1 − κ))^a and distances must be finite at every κ that float64 tells from 0 and 1.
+        self.power, self.a = (number(*pair, least=0.01, most=16) for pair in (("power", power), ("a", a)))
+        self.c = number("c", c, least=1e-6, most=1e6)
+        size = self.vocab_size
+        weights = [1 / size] * size if prior is None else numbers("prior", prior)
+        if len(weights) != size or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
+            raise ValueError(f"prior must hold vocab_size={size} positive probabilities of sum 1")
         self._prior, self._weights = (None if prior is None else weights), weights
         self._name, value = ("embeddings", embeddings) if distance is None else ("distance", distance)
         self._table: Tensor | None = None  # what `tables` returns

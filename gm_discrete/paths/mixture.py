@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import flag, listed, numbers, whole
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Kernel, Reversal
 from gm_discrete.generators.rows import categorical_from_prior
@@ -31,6 +32,7 @@ class TokenMixturePath(FinitePath):
 
     known_rates = ("reversal", "mixture")
     default_divergence = "generalized_kl"
+    rounding = 0.0
 
     @property
     def spacing(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -166,9 +168,8 @@ class MaskedPath(TokenMixturePath):
         self, vocab_size: int, mask_token_id: int | None = None, schedule: Schedule | dict | None = None
     ) -> None:
         super().__init__(vocab_size, schedule, rates="masked")
-        self.mask_token_id = vocab_size - 1 if mask_token_id is None else mask_token_id
-        if not 0 <= self.mask_token_id < vocab_size:
-            raise ValueError(f"mask_token_id={mask_token_id} must be an id below vocab_size={vocab_size}")
+        last = self.vocab_size - 1
+        self.mask_token_id = last if mask_token_id is None else whole("mask_token_id", mask_token_id, 0, last)
         self.excluded = (self.mask_token_id,)
 
     @property
@@ -203,9 +204,8 @@ class UniformPath(TokenMixturePath):
         special_token_ids: Sequence[int] = (),
     ) -> None:
         super().__init__(vocab_size, schedule, rates)
-        self.special_token_ids = tuple(int(token) for token in special_token_ids)
-        if not all(0 <= token < vocab_size for token in self.special_token_ids):
-            raise ValueError(f"special_token_ids={self.special_token_ids} must be ids below vocab_size={vocab_size}")
+        tokens = listed("special_token_ids", special_token_ids)
+        self.special_token_ids = tuple(whole("special_token_ids", token, 0, self.vocab_size - 1) for token in tokens)
         if len(set(self.special_token_ids)) > vocab_size - 2:
             raise ValueError(f"special_token_ids={self.special_token_ids} leave fewer than 2 of {vocab_size} symbols")
 
@@ -246,16 +246,17 @@ class MixturePath(TokenMixturePath):
         rates: str | None = None,
         coupled: bool = False,
     ) -> None:
+        self.coupled = flag("coupled", coupled)
         super().__init__(vocab_size, schedule, rates or ("mixture" if coupled else "reversal"))
         if coupled and self.rates != "mixture":
             raise ValueError(f'rates={rates!r}: a coupled path has rates="mixture"')
         if prior is None and not coupled:
             raise ValueError("prior is missing: give probabilities [K], or coupled=True; uniform is UniformPath")
-        self.coupled = bool(coupled)
-        weights = [1 / vocab_size] * vocab_size if prior is None else [float(mass) for mass in prior]
-        if len(weights) != vocab_size or min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
+        size = self.vocab_size
+        weights = [1 / size] * size if prior is None else numbers("prior", prior)
+        if len(weights) != size or min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-5):
             raise ValueError(
-                f"prior must hold vocab_size={vocab_size} probabilities of sum 1; "
+                f"prior must hold vocab_size={size} probabilities of sum 1; "
                 f"got {len(weights)} of sum {sum(weights):.6g}, the least {min(weights, default=math.nan):.6g}"
             )
         total = math.fsum(weights)  # what sums to 1 but for rounding stays as it is, so that a round trip is exact
@@ -275,12 +276,12 @@ class MixturePath(TokenMixturePath):
             counts: how often each of the K symbols was seen. The one more keeps every symbol reachable.
             never: symbols that the noise never takes: padding, masks.
         """
-        numbers, barred = torch.as_tensor(counts, dtype=torch.float64).tolist(), set(never)
-        weights = [0.0 if k in barred else count + 1 for k, count in enumerate(numbers)]
+        found, barred = numbers("counts", counts, least=0), set(listed("never", never))
+        weights = [0.0 if k in barred else count + 1 for k, count in enumerate(found)]
         total = math.fsum(weights)
-        if not total or min(numbers) < 0 or not barred <= set(range(len(numbers))):
+        if not 0 < total < math.inf or not barred <= set(range(len(found))):
             raise ValueError(
-                f"counts must be non-negative, and never={list(never)} hold ids below {len(numbers)} and leave a symbol"
+                f"counts must have a finite sum, and never={list(never)} hold ids below {len(found)} and leave a symbol"
             )
         return cls(len(weights), [weight / total for weight in weights], schedule, rates)
 

@@ -17,6 +17,7 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import flag, listed
 from gm_discrete.generators import Product
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.paths.base import Path
@@ -65,8 +66,7 @@ class ProductPath(Path):
         independent_times: bool = False,
         **paths: Path,
     ) -> None:
-        pairs: Any = factors or {}
-        chosen: dict[str, Any] = {**dict(pairs), **paths}
+        chosen: dict[str, Any] = {**_by_name(factors or {}), **paths}
         if not chosen:
             raise ValueError("a product needs fields: ProductPath(name=path, …)")
         self.factors: dict[str, Path] = {}
@@ -82,7 +82,7 @@ class ProductPath(Path):
             if path.coupled:
                 raise ValueError(f"field {name!r} has coupled=True: coupled paths cannot be fields of a product")
             self.factors[name] = path
-        self.independent_times = bool(independent_times)
+        self.independent_times = flag("independent_times", independent_times)
         self.latest = min(path.latest for path in self.factors.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +112,8 @@ class ProductPath(Path):
         Raises:
             ValueError: t has another shape.
         """
+        if not isinstance(t, Tensor):
+            raise ValueError(f"t must be a tensor of times, got {t!r}")
         if t.dim() == 1:
             return dict.fromkeys(self.factors, t)
         if t.dim() != 2 or t.shape[1] != len(self.factors) or not self.independent_times:
@@ -254,3 +256,16 @@ class ProductPath(Path):
         if not isinstance(state, Mapping) or state.keys() != self.factors.keys():
             found = ", ".join(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"{name} must be a dict with the fields {', '.join(self.factors)}; got {found}")
+
+
+def _by_name(factors: Any) -> dict[str, Any]:
+    """
+    Raises:
+        TypeError: they are neither a mapping nor pairs.
+    """
+    pairs = list(factors.items()) if isinstance(factors, Mapping) else listed("factors", factors)
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise TypeError(
+            f"factors={factors!r} must be paths by the names of their fields, or pairs of a name and a path"
+        )
+    return dict(pairs)

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.configurable import Configurable
 
 _float64 = partial(torch.as_tensor, dtype=torch.float64)
@@ -148,14 +149,13 @@ class LinearSchedule(Schedule):
 
 
 class PowerSchedule(Schedule):
-    """κ = tⁿ, n > 0."""
+    """κ = tⁿ with n from 0.05, below which the times of early noise would underflow, to 10⁴, above which those of late noise
+    could not be told from 1."""
 
     type_name = "power"
 
     def __init__(self, n: float = 2.0) -> None:
-        if not n > 0:
-            raise ValueError(f"n={n} must be positive")
-        self.n = float(n)
+        self.n = number("n", n, least=0.05, most=1e4)
 
     def kappa(self, t: Tensor | float) -> Tensor:
         return _float64(t) ** self.n
@@ -232,14 +232,12 @@ class SquaredSineSchedule(Schedule):
 
 
 class ExponentialSchedule(Schedule):
-    """κ = (1 − e^(−ct)) / (1 − e^(−c)), c > 0: fast first, slow at the end."""
+    """κ = (1 − e^(−ct)) / (1 − e^(−c)), fast first, slow at the end; c from 10⁻⁶, which is linear, to 10⁶."""
 
     type_name = "exponential"
 
     def __init__(self, c: float = 1.0) -> None:
-        if not c > 0:
-            raise ValueError(f"c={c} must be positive")
-        self.c = float(c)
+        self.c = number("c", c, least=1e-6, most=1e6)
 
     @property
     def _scale(self) -> float:
@@ -249,9 +247,19 @@ class ExponentialSchedule(Schedule):
         return -torch.expm1(-self.c * _float64(t)) / self._scale
 
     def complement(self, t: Tensor | float) -> Tensor:
-        t = _float64(t)
-        late = math.exp(-self.c) * torch.expm1(self.c * (1 - t)) / self._scale
-        return torch.where(self.kappa(t) < 0.5, 1 - self.kappa(t), late)
+        return torch.exp(-self.c * _float64(t)) * self._left(t) / self._scale
+
+    def _left(self, t: Tensor | float) -> Tensor:
+        """1 − e^(−c(1 − t)); what is left once e^(−ct) has cancelled, which underflows where c t is large."""
+        return -torch.expm1(-self.c * (1 - _float64(t)))
+
+    def hazard(self, t: Tensor | float) -> Tensor:
+        return self.c / self._left(t)
+
+    def jump_probability(self, t: Tensor | float, t_next: Tensor | float) -> Tensor:
+        t, t_next = _float64(t), _float64(t_next)
+        jump = (torch.expm1(-self.c * (t_next - t)) / torch.expm1(-self.c * (1 - t))).clamp(0, 1)
+        return torch.where(t_next > t, torch.where(t_next < 1, jump, 1.0), 0.0)
 
     def derivative(self, t: Tensor | float) -> Tensor:
         return self.c * torch.exp(-self.c * _float64(t)) / self._scale
@@ -262,4 +270,4 @@ class ExponentialSchedule(Schedule):
 
     def _inverse(self, kappa: Tensor) -> Tensor:
         late = torch.log(1 - kappa + kappa * math.exp(-self.c))
-        return -torch.where(kappa < 0.5, torch.log1p(-kappa * self._scale), late) / self.c
+        return -torch.where(kappa * self._scale < 0.5, torch.log1p(-kappa * self._scale), late) / self.c

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from gm_discrete.arguments import number, whole
 from gm_discrete.configurable import Configurable
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
@@ -86,9 +87,7 @@ class DetailedBalance(Corrector):
     type_name = "detailed_balance"
 
     def __init__(self, sweeps: int = 1, strength: float = 0.4) -> None:
-        if sweeps < 1:
-            raise ValueError(f"sweeps={sweeps} must be at least 1")
-        self.sweeps, self.strength = int(sweeps), _positive("strength", strength)
+        self.sweeps, self.strength = whole("sweeps", sweeps, least=1), number("strength", strength, above=0)
 
     def check(self, path: Path, sampler: Sampler) -> None:
         super().check(path, sampler)
@@ -131,9 +130,7 @@ class ReMDM(Corrector):
     type_name = "remdm"
 
     def __init__(self, eta: float = 0.2) -> None:
-        self.eta = _positive("eta", eta)
-        if eta > 1:
-            raise ValueError(f"eta={eta} must be in (0, 1]")
+        self.eta = number("eta", eta, above=0, most=1)
 
     def check(self, path: Path, sampler: Sampler) -> None:
         super().check(path, sampler)
@@ -153,9 +150,3 @@ class ReMDM(Corrector):
         chain.count((events & masked).any(1))
         landed = chain.land(state, jump.kernel, events & masked)
         return {"": chain.jumped(landed, landed.masked_fill(events & ~masked, path.mask_token_id))}
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value} must be positive")
-    return float(value)

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import inverse_cdf, map_rows
 from gm_discrete.paths.base import Path
@@ -64,9 +65,7 @@ class EntropyBounded(Sampler):
 
     def __init__(self, entropy_bound: float = 0.1, order: str = "entropy") -> None:
         check_order(order)
-        if not entropy_bound > 0:
-            raise ValueError(f"entropy_bound={entropy_bound} must be positive, in nats")
-        self.entropy_bound, self.order = float(entropy_bound), order
+        self.entropy_bound, self.order = number("entropy_bound", entropy_bound, above=0, cure=", in nats"), order
 
     @property
     def keeps_distribution(self) -> bool:

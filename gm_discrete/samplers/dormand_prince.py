@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Flow, terms
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import CONTINUOUS, Chain, Sampler
@@ -44,9 +45,7 @@ class DormandPrince(Sampler):
     states: ClassVar[frozenset[str]] = frozenset({CONTINUOUS})
 
     def __init__(self, tolerance: float = 1e-5) -> None:
-        if not tolerance > 0:
-            raise ValueError(f"tolerance={tolerance} must be positive")
-        self.tolerance = float(tolerance)
+        self.tolerance = number("tolerance", tolerance, least=1e-14)  # below, rounding decides
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         state, now, end = x[""], t[""], t_next[""]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators.kernels import inverse_cdf, require
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
@@ -56,9 +57,7 @@ class Uniformization(Sampler):
     states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
 
     def __init__(self, tolerance: float = 1e-3) -> None:
-        if not 1e-12 <= tolerance < 1:  # below, rounding decides
-            raise ValueError(f"tolerance={tolerance} must lie in [1e-12, 1)")
-        self.tolerance = float(tolerance)
+        self.tolerance = number("tolerance", tolerance, least=1e-12, below=1)  # below, rounding decides
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         path: Any = chain.path

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import Kernel, map_rows, require
 from gm_discrete.generators.rows import ROW_ELEMENTS
 from gm_discrete.paths.base import Path
-from gm_discrete.process import Process
+from gm_discrete.process import Process, check_call
 from gm_discrete.samplers.base import discrete
 
 Weight = Callable[[Tensor], Tensor]
@@ -132,8 +133,9 @@ class ClassifierGuidance:
     def __post_init__(self) -> None:
         if self.method not in ("exact", "taylor"):
             raise ValueError(f"method={self.method!r} must be 'exact' or 'taylor'")
-        if not self.scale >= 0:
-            raise ValueError(f"scale={self.scale} must be ≥ 0; 1 is Bayes' rule, 0 no guidance")
+        number("scale", self.scale, least=0, most=1e6, cure="; 1 is Bayes' rule, 0 no guidance")
+        if not callable(self.log_prob):
+            raise TypeError(f"log_prob={self.log_prob!r} must be a function of states and times")
 
     def check(self, path: Path) -> None:
         """
@@ -166,6 +168,10 @@ class GuidedProcess:
     @property
     def path(self) -> Path:
         return self.process.path
+
+    def check(self, x: Tensor, name: str, **conditioning: Any) -> None:
+        """Checks what goes to the generator of the process (see `process.check_call`)."""
+        check_call(self.process, x, name, conditioning)
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Jump:
         """The guided jump at (x, t), or of the step [t, t_next]."""

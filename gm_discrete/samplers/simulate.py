@@ -10,8 +10,9 @@ from typing import Any, Generic, Literal, TypeVar, overload
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import listed, numbers, whole
 from gm_discrete.paths.base import Path
-from gm_discrete.process import Process, State, pack, unpack
+from gm_discrete.process import Process, State, check_call, pack, unpack
 from gm_discrete.samplers.base import Chain, Sampler
 from gm_discrete.samplers.correctors import Corrector
 from gm_discrete.samplers.removed import hint, refuse_old_options
@@ -136,14 +137,14 @@ def simulate(
     if corrector is not None:
         sampler = Corrector.of(corrector).corrected(sampler)
     state = pack(x_0)
-    _check_state(process, state)
+    conditioning = {name: value for name, value in conditioning.items() if value is not None}
+    check_call(process, x_0, "x_0", conditioning)
     grid, free = _grids(times, state), _free(state, fixed)
     if getattr(process, "path", None) is not None:
         sampler.check(process.path)
-    if not all(-len(grid) <= i < len(grid) for i in save_at):
-        raise ValueError(f"save_at={list(save_at)} must be indices into the {len(grid)} times")
+    for i in listed("save_at", save_at):
+        whole("save_at", i, -len(grid), len(grid) - 1, f", an index into the {len(grid)} times")
     observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
-    conditioning = {name: value for name, value in conditioning.items() if value is not None}
     run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning)
     unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
     return unpacked if return_info else unpacked.x
@@ -191,10 +192,11 @@ def simulate_state(
 def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
     """The times of a grid of N steps from 0 to 1, float64 [N + 1]. For continuous paths κ is t.
 
-    - `"linear"`: even in κ. The default for masked paths, where every token jumps once, evenly in κ, for general paths, and
+    - `"linear"`: even in κ. The default for masked paths, where every token jumps once, evenly in κ, for metric paths, and
       for continuous paths with a flow.
     - `"quadratic"`: even in √(1 − κ). The default for mixture paths with another prior: tokens are redrawn at rate 1 in
-      s = −log(1 − κ), but change ever less, in proportion to 1 − κ: Σ (1 − κ) Δs² is least for Δs ∝ (1 − κ)^−½.
+      s = −log(1 − κ), but change ever less, in proportion to 1 − κ: Σ (1 − κ) Δs² is least for Δs ∝ (1 − κ)^−½. Also that
+      for paths of your own, whose tokens move at a rate that grows like 1/(1 − κ), too.
     - `"geometric"`: even in −log(1 − κ) as far as 1 − κ = ε, the path's `stop` (0.005 where it has none), and one last step.
       The default for continuous paths that only jump, at a rate that grows without bound.
 
@@ -213,8 +215,7 @@ def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
         spacing = path.spacing
     if spacing not in SPACINGS:
         raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}{hint(spacing)}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    whole("num_steps", num_steps, least=1)
     kappa = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     if spacing == "quadratic":
         kappa = kappa * (2 - kappa)
@@ -234,7 +235,12 @@ def _grids(times: Grid, x_0: State) -> Tensor:
     columns = {"": times} if not isinstance(times, Mapping) else times
     if own and columns.keys() != x_0.keys():
         raise ValueError(f"times has grids of {', '.join(columns)}; the fields are {', '.join(x_0)}")
-    grids = [torch.as_tensor(columns[name], dtype=torch.float64).cpu() for name in (x_0 if own else columns)]
+    grids = []
+    for name in x_0 if own else columns:
+        grid = columns[name]
+        if not isinstance(grid, Tensor):
+            grid = torch.tensor(numbers("times", grid))
+        grids.append(grid.to("cpu", torch.float64))
     for grid in grids:
         if grid.dim() != 1 or len(grid) < 2:
             raise ValueError(f"times must be a grid of at least two times, got shape {tuple(grid.shape)}")
@@ -247,27 +253,6 @@ def _grids(times: Grid, x_0: State) -> Tensor:
     return torch.stack(grids, 1) if own else grids[0]
 
 
-def _check_state(process: Process, x_0: State) -> None:
-    """
-    Raises:
-        ValueError: the state is none of the process's path.
-    """
-    path = getattr(process, "path", None)
-    if path is not None and path.fields.keys() != x_0.keys():
-        expected, found = (
-            "a tensor" if "" in fields else f"a dict of {', '.join(fields)}" for fields in (path.fields, x_0)
-        )
-        raise ValueError(f"x_0 must be {expected} for {path!r}; got {found}")
-    for name, x in x_0.items():
-        where = f"x_0[{name!r}]" if name else "x_0"
-        if not isinstance(x, Tensor) or x.dim() < 2 or (x.dim() > 2 and not x.is_floating_point()):
-            found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
-            raise ValueError(f"{where} must be a long tensor [B, L] or a floating-point tensor [B, …]; got {found}")
-        if path is not None and path.fields[name].is_discrete == x.is_floating_point():
-            kind = "long" if path.fields[name].is_discrete else "floating-point"
-            raise ValueError(f"{where} must be a {kind} tensor for {path.fields[name]!r}; got {x.dtype}")
-
-
 def _free(x_0: State, fixed: Tensor | State | None) -> State:
     masks = {} if fixed is None else pack(fixed)
     if unknown := masks.keys() - x_0.keys():
@@ -276,6 +261,8 @@ def _free(x_0: State, fixed: Tensor | State | None) -> State:
     free = {}
     for name, x in x_0.items():
         mask = masks.get(name)
+        if not isinstance(mask, Tensor | None):
+            raise ValueError(f"fixed must be a tensor of x_0's shape, got {mask!r}")
         if mask is not None and mask.shape != x.shape:
             where = f"fixed[{name!r}]" if name else "fixed"
             raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")

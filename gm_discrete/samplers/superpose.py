@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import numbers
 from gm_discrete.generators import Factor, Generator, Product, Superposition, over
 from gm_discrete.generators.landings import ROUNDING
 from gm_discrete.paths.base import Path
-from gm_discrete.process import Process
+from gm_discrete.process import Process, check_call
 
 
 class SuperposedModel:
@@ -22,6 +23,11 @@ class SuperposedModel:
         smooth = [model.path for model in models if model.path.spacing == "linear"]
         # Its grid is that of a superposition, unless all of them only jump.
         self.path: Path = (smooth or [models[0].path])[0]
+
+    def check(self, x: Tensor, name: str, **conditioning: Any) -> None:
+        """Checks what goes to the generators of both processes (see `process.check_call`)."""
+        for model in self.models:
+            check_call(model, x, name, conditioning)
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None, **conditioning: Any) -> Superposition:
         """The superposition at (x, t), or of the step [t, t_next]."""
@@ -52,6 +58,7 @@ def superpose(model_a: Process, model_b: Process, weights: Sequence[float] = (0.
     Raises:
         ValueError: the weights are no mixture, or the paths differ in more than their generators.
     """
+    weights = numbers("weights", weights)
     if len(weights) != 2 or min(weights) < 0 or abs(sum(weights) - 1) > ROUNDING:
         raise ValueError(f"weights={list(weights)} must be two numbers ≥ 0 of sum 1, such as (0.5, 0.5)")
     described = []

@@ -8,11 +8,11 @@ entropy of samples.)
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from torch import Tensor
 
+from gm_discrete.arguments import number
 from gm_discrete.generators import Factor
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
@@ -46,14 +46,12 @@ class TauLeaping(Sampler):
 
     def __init__(self, order: str = "random", order_temperature: float = 0.0) -> None:
         check_order(order)
-        if not 0 <= order_temperature < math.inf:
-            raise ValueError(f"order_temperature={order_temperature} must be ≥ 0; 0 is no noise")
+        self.order, self.order_temperature = order, number("order_temperature", order_temperature, least=0, most=1e30)
         if order_temperature and order == "random":
             raise ValueError(
                 f"order_temperature={order_temperature} is noise on the scores of an order: give "
                 f"order={' or '.join(map(repr, SCORES))} with it"
             )
-        self.order, self.order_temperature = order, float(order_temperature)
 
     @property
     def keeps_distribution(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from gm_discrete.arguments import number
 from gm_discrete.generators.transport import Extrapolated
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
@@ -19,16 +20,14 @@ class Trapezoidal(Sampler):
     2011; for masked diffusion Ren et al. 2025 (arXiv 2502.00234, algorithm 2).
 
     Args:
-        theta: θ in (0, 1).
+        theta: θ, from 0.001 to 0.999.
     """
 
     type_name: ClassVar[str] = "trapezoidal"
     states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
 
     def __init__(self, theta: float = 0.5) -> None:
-        if not 0 < theta < 1:
-            raise ValueError(f"theta={theta} must lie in (0, 1)")
-        self.theta = float(theta)
+        self.theta = number("theta", theta, least=1e-3, most=1 - 1e-3)
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         if bool((t_next[""] >= 1).any()):

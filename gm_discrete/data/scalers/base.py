@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import number, whole
 from gm_discrete.configurable import Configurable
 
 MOST_DECIMALS = 4
+MOST_DIGITS = 15
+"""Decimals that float64 holds."""
+GREATEST = 1e30
+"""The greatest natural value and scale: beyond, float32 holds neither them nor their inverse."""
 
 
 class Codec(Configurable, ABC):
@@ -38,11 +43,11 @@ class Scaler(Codec, ABC):
     """
 
     def __init__(self, digits: int | None = None, low: float | None = None, high: float | None = None) -> None:
-        if digits is not None and (isinstance(digits, bool) or not isinstance(digits, int)):
-            raise ValueError(f"digits={digits!r} must be a whole number of decimals, or None")
+        if digits is not None:
+            whole("digits", digits, -MOST_DIGITS, MOST_DIGITS, ", or None")
         for name, bound in (("low", low), ("high", high)):
-            if bound is not None and not math.isfinite(bound):
-                raise ValueError(f"{name}={bound} must be finite; give None for no bound")
+            if bound is not None:
+                number(name, bound, least=-GREATEST, most=GREATEST, cure="; give None for no bound")
             # Binary fractions are not exactly the decimal ones that they stand for.
             if (
                 bound is not None
@@ -115,7 +120,10 @@ class Scaler(Codec, ABC):
         if rng is not None:
             uniform = torch.rand(values.shape, generator=rng, dtype=torch.float64, device=rng.device)
             values = self.dequantize(values, uniform.to(values.device))
-        return self.forward(self._within(values, self.unit / 2)).float()
+        x = self.forward(self._within(values, self.unit / 2)).float()
+        if len(wrong := values[~x.isfinite()]):
+            raise ValueError(f"values holds {float(wrong[0])}, which {self!r} maps beyond the numbers of float32")
+        return x
 
     def dequantize(self, values: Tensor, uniform: Tensor) -> Tensor:
         """v + (u − ½) 10^−digits with u uniform on [0, 1), which `inverse(transform(·))` maps back to v.
@@ -248,6 +256,5 @@ def sample_of(
 
 
 def _location(mean: float, std: float) -> tuple[float, float]:
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise ValueError(f"mean={mean} must be finite, std={std} finite and positive")
-    return float(mean), float(std)
+    mean = number("mean", mean, least=-GREATEST, most=GREATEST)
+    return mean, number("std", std, least=1 / GREATEST, most=GREATEST)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import listed
 from gm_discrete.data.scalers.base import Codec
 
 Name = str | bool | int | float | None
@@ -28,10 +29,10 @@ class Categories(Codec):
     type_name = "categories"
 
     def __init__(self, names: Sequence[Name]) -> None:
-        self.names = [_name(value) for value in names]
+        self.names = [_name(value) for value in listed("names", names)]
         if not self.names:
             raise ValueError("names is empty; give at least one")
-        wrong = [value for value in self.names if not isinstance(value, Name)]
+        wrong = [value for value in self.names if not isinstance(value, Name) or value in (math.inf, -math.inf)]
         if wrong:
             raise ValueError(f"names holds {wrong[0]!r} ({type(wrong[0]).__name__}); give strings, numbers or None")
         self._ids = {value: number for number, value in enumerate(self.names)}

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gm_discrete.data.scalers.base import Scaler, sample_of
+from gm_discrete.arguments import numbers, whole
+from gm_discrete.data.scalers.base import GREATEST, Scaler, sample_of
 
 TAIL = 5e-4
 """Probability beyond either end of a `QuantileScaler`: half a step of 1,001 quantiles."""
@@ -43,8 +44,8 @@ class QuantileScaler(Scaler):
         high: float | None = None,
     ) -> None:
         super().__init__(digits, low, high)
-        self.quantiles = [float(value) for value in quantiles]
-        self.probabilities = None if probabilities is None else [float(value) for value in probabilities]
+        self.quantiles = numbers("quantiles", quantiles, least=-GREATEST, most=GREATEST)
+        self.probabilities = None if probabilities is None else numbers("probabilities", probabilities)
         count = len(self.quantiles)
         self._values = torch.tensor(self.quantiles, dtype=torch.float64, device="cpu")  # models load on "meta"
         shares = self.probabilities or np.linspace(0, 1, count).tolist()
@@ -55,11 +56,9 @@ class QuantileScaler(Scaler):
             )
         for name, knots in (("quantiles", self._values), ("probabilities", self._shares)):
             flat = (~(knots.diff() > 0)).nonzero()
-            if len(flat) or not knots.isfinite().all():
-                place = int(flat[0]) if len(flat) else 0
-                raise ValueError(
-                    f"{name} must be finite and increase; at index {place} they are {knots[place : place + 2].tolist()}"
-                )
+            if len(flat):
+                place = int(flat[0])
+                raise ValueError(f"{name} must increase; at index {place} they are {knots[place : place + 2].tolist()}")
         if self._shares[0] != 0 or self._shares[-1] != 1:
             raise ValueError(f"probabilities={probabilities} must lead from 0 to 1")
 
@@ -83,8 +82,7 @@ class QuantileScaler(Scaler):
         Args:
             count: the greatest number of quantiles; fewer for fewer values.
         """
-        if count < 2:
-            raise ValueError(f"count={count} must be at least 2")
+        whole("count", count, least=2)
         sample, low, high = sample_of(values, digits, low, high, bounded)
         if digits is None:
             # The second term, because a thousand quantiles within a unit must differ in float64.
