@@ -31,10 +31,11 @@ the network's raw output at one position:
   (Kκx̂(y) + 1 − κ)/(Kκx̂(x_t) + 1 − κ) is the score, the ratio of p_t(·|others). `GMModel` has logits with just this
   meaning, and adds the evidence. So u stays as it is, the reversal rates are Duo's, and so is the likelihood bound.
 
-Only tensors and plain containers are unpickled (`torch.load(weights_only=True)`).
+Nothing of a file runs: `pickles.py` reads tensors and containers, and holds any other object as data.
 """
 
 from gm_discrete.convert.cli import main
-from gm_discrete.convert.conversion import FAMILIES, convert
+from gm_discrete.convert.conversion import convert
+from gm_discrete.convert.settings import FAMILIES
 
 __all__ = ["FAMILIES", "convert", "main"]

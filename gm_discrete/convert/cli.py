@@ -6,7 +6,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from gm_discrete.convert.conversion import FAMILIES, convert
+from gm_discrete.convert.conversion import convert
+from gm_discrete.convert.settings import FAMILIES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,7 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m gm_discrete.convert",
         description="Turn a published MDLM, SEDD or Duo checkpoint, or a folder of gm_discrete 0.1, into a GMModel folder.",
     )
-    parser.add_argument("source", help="weights file, or folder with config.json and weights")
+    parser.add_argument(
+        "source",
+        help="weights file, folder with weights or of a training run, or id of a model on the hub",
+    )
     parser.add_argument("destination", help="new folder")
     parser.add_argument("--family", choices=FAMILIES, help="by default that of config.json")
     parser.add_argument("--num-attention-heads", type=int, help="if config.json and the weights lack it")
@@ -26,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether the time is an input of an MDLM network",
     )
-    parser.add_argument("--eps", type=float, default=1e-3, help="of the log-linear noise (default: 0.001)")
+    parser.add_argument("--eps", type=float, help="of the log-linear noise; by default that of the config, or 0.001")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights, if there are any"
     )
@@ -34,5 +38,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         convert(options.pop("source"), options.pop("destination"), **options)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    except (ValueError, TypeError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gm_discrete.convert.archive import Archive
+from gm_discrete.convert.pickles import StoredTensor, Unread, within
+from gm_discrete.convert.sources import Folder
+from gm_discrete.convert.tokenizers import PickledTokenizer
+
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONTAINERS = ("state_dict", "model")
 """Keys under which Lightning (MDLM, Duo) and SEDD's own training keep the network within a checkpoint."""
 
@@ -35,76 +38,105 @@ class Checkpoint:
     Attributes:
         state: by name, in the order of the file.
         shadow: the averaged weights, in the order of the network's parameters; `None` if there are none.
-        config: of config.json; empty if there is none.
+        config: of the folder, or the unread one that Lightning keeps in its checkpoints; empty if there is none.
         folder: the folder that it was read from; `None` if the source was a single file.
+        tokenizer: the one that Lightning keeps in its checkpoints.
     """
 
     state: dict[str, Tensor]
     shadow: list[Tensor] | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
+    config: object = None
+    folder: Folder | None = None
+    tokenizer: PickledTokenizer | None = None
 
 
-def read(source: str | Path) -> Checkpoint:
-    """A checkpoint from a weights file, or from a folder with config.json and weights.
+def read(source: Path | Folder) -> Checkpoint:
+    """A checkpoint from a weights file or a folder.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it cannot be read without unpickling code, or holds no DiT.
+        ValueError: it is damaged, cannot be read without running code from it, or holds no DiT.
     """
-    source = Path(source)
-    folder = source if source.is_dir() else None
-    file = source if folder is None else next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if file is None or not file.is_file():
-        sought = "neither a file nor a folder" if folder is None else f"a folder without {' or '.join(WEIGHTS)}"
-        raise FileNotFoundError(f"source={str(source)!r} is {sought}")
-    config = None if folder is None else folder / "config.json"
-    settings = json.loads(config.read_text()) if config is not None and config.is_file() else {}
-    content = _load(file)
+    folder = source if isinstance(source, Folder) else None
+    files = [source] if isinstance(source, Path) else source.weights()
+    content: Mapping[Any, Any]
+    content, tensor = _load(files[0])
+    if len(files) > 1:  # shards, which hold nothing but tensors
+        parts = [(content, tensor), *map(_load, files[1:])]
+        content = {name: find(value) for part, find in parts for name, value in part.items()}
+        tensor = _as_tensor
     container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
-    tensors = content if container is None else content[container]
-    average = content.get("ema")
-    shadow = average.get("shadow_params") if container is not None and isinstance(average, Mapping) else None
-    return Checkpoint(_without_prefix(tensors, file), shadow, settings, folder)
+    average = within(content, "ema", "shadow_params") if container is not None else None
+    shadow = [tensor(value) for value in average] if isinstance(average, list) else None
+    hyper = content.get("hyper_parameters")
+    kept = within(hyper, "tokenizer")
+    return Checkpoint(
+        state=_without_prefix(content if container is None else content[container], tensor, files[0]),
+        shadow=None if shadow is None else [value for value in shadow if value is not None],
+        config=(folder.config() if folder is not None else None) or within(hyper, "config"),
+        folder=folder,
+        tokenizer=None if kept is None else PickledTokenizer.of(kept),
+    )
 
 
-def _load(file: Path) -> Mapping[str, Any]:
+def _as_tensor(value: object) -> Tensor | None:
+    return value if isinstance(value, Tensor) else None
+
+
+def _load(file: Path) -> tuple[Mapping[Any, Any], Callable[[object], Tensor | None]]:
+    """The content of a file, and the function that gives the tensor of one of its values (`None` if that is no tensor)."""
+    if not file.stat().st_size:
+        raise ValueError(f"source={str(file)!r} is empty")
     if file.suffix == ".safetensors":
         try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"source={str(file)!r} is no safetensors file: {error}") from error
+            return load_file(file), _as_tensor
+        except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(f"source={str(file)!r} is no safetensors file: {_line(error)}") from error
+    if zipfile.is_zipfile(file):
+        archive = Archive(file)
+        content = archive.content()
+        if not isinstance(content, Mapping):
+            found = type(content).__name__ if not isinstance(content, Unread) else "object of a class"
+            raise ValueError(f"source={str(file)!r} holds a {found}; expected a dict of tensors by name")
+        return content, lambda value: archive.tensor(value) if isinstance(value, StoredTensor) else None
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except Exception as error:  # damaged files raise errors of many kinds
         raise ValueError(
-            f"source={str(file)!r} holds more than tensors, or is no checkpoint; reading it could run code from it. "
+            f"source={str(file)!r} is no checkpoint, is damaged, or is of torch < 1.6 and holds more than tensors. "
             "If you trust it, load it with the code that it came from, and save what is needed: "
-            f"torch.save({{'state_dict': c['state_dict'], 'ema': c.get('ema')}}, …). ({str(error).splitlines()[0]})"
+            f"torch.save({{'state_dict': c['state_dict'], 'ema': c.get('ema')}}, …). ({_line(error)})"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"source={str(file)!r} holds a {type(content).__name__}; expected a dict of tensors by name")
-    return content
+    return content, _as_tensor
 
 
-def _without_prefix(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _without_prefix(
+    tensors: Mapping[Any, Any], tensor: Callable[[object], Tensor | None], file: Path
+) -> dict[str, Tensor]:
     """The tensors of the one DiT among them, under names without "backbone.", "module." and the like."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(ELSEWHERE)}
-    if others := sorted(tensors.keys() - kept.keys()):
+    kept = {name: value for name, value in tensors.items() if not str(name).startswith(ELSEWHERE)}
+    if others := sorted(map(str, tensors.keys() - kept.keys())):
         logger.info("left out, because they are not the network: %s", ", ".join(others))
-    prefixes = [name.removesuffix(ROOT) for name in kept if name.endswith(ROOT)]
+    prefixes = [str(name).removesuffix(ROOT) for name in kept if str(name).endswith(ROOT)]
     if len(prefixes) != 1:
         raise ValueError(
             f"source={str(file)!r} has no known layout: looked for one tensor named …{ROOT} (as in MDLM, SEDD and Duo), at "
             f"the top or in {' or '.join(CONTAINERS)}; found {len(prefixes)} among {_some(list(tensors))}"
         )
     prefix = prefixes[0]
-    if strangers := [name for name in kept if not name.startswith(prefix)]:
+    if strangers := [name for name in kept if not isinstance(name, str) or not name.startswith(prefix)]:
         raise ValueError(f"source={str(file)!r} holds unexpected tensors beside {prefix}…: {_some(strangers)}")
-    if not all(isinstance(tensor, Tensor) for tensor in kept.values()):
-        raise ValueError(f"source={str(file)!r} holds values that are no tensors among the network's")
-    return {name.removeprefix(prefix): tensor for name, tensor in kept.items()}
+    found = {name: tensor(value) for name, value in kept.items()}
+    if nothing := [name for name, value in found.items() if value is None]:
+        raise ValueError(f"source={str(file)!r} holds values that are no tensors among the network's: {_some(nothing)}")
+    return {name.removeprefix(prefix): value for name, value in found.items() if value is not None}
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _some(names: list[Any]) -> str:
+    return ", ".join(str(name)[:80] for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

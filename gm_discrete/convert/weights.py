@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def expected_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     size = len(condition) if condition is not None and condition.dim() == 1 else 0
     inner = state.get("blocks.0.mlp.0.bias")
     hidden = len(inner) if inner is not None and inner.dim() == 1 else 4 * width
-    found = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
+    depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
     block = {
         "norm1.weight": (width,),
         "attn_qkv.weight": (3 * width, width),
@@ -45,7 +46,7 @@ def expected_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
         "sigma_map.mlp.0.bias": (size,),
         "sigma_map.mlp.2.weight": (size, size),
         "sigma_map.mlp.2.bias": (size,),
-        **{f"blocks.{i}.{name}": shape for i in range(max(found, default=0) + 1) for name, shape in block.items()},
+        **{f"blocks.{i}.{name}": shape for i in range(max(depth, 1)) for name, shape in block.items()},
         "output_layer.norm_final.weight": (width,),
         "output_layer.linear.weight": (vocabulary, width),
         "output_layer.linear.bias": (vocabulary,),
@@ -70,6 +71,18 @@ def check(state: dict[str, Tensor]) -> None:
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise ValueError(f"{name} of source has shape {tuple(state[name].shape)}; expected {shape}")
+
+
+def check_values(state: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        ValueError: a parameter holds NaN or infinity, or integers in place of numbers.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} of source is of {tensor.dtype}: quantized weights cannot be converted")
+        if wrong := int((~tensor.isfinite()).sum()):
+            raise ValueError(f"{name} of source holds NaN or infinity in {wrong} of {tensor.numel()} values")
 
 
 def averaged(state: dict[str, Tensor], shadow: list[Tensor] | None) -> dict[str, Tensor]:
@@ -139,22 +152,27 @@ def heads(state: dict[str, Tensor], given: int | None, configured: int | None) -
 
     Args:
         given: by the user.
-        configured: from config.json. The buffer of frequencies, if there is one, must agree.
+        configured: in the config. The buffer of frequencies, if there is one, must agree.
 
     Raises:
         ValueError: no source has the number, two sources disagree, or the rotary frequencies are unknown ones.
     """
     width, frequencies = state[ROOT].shape[1], state.get(FREQUENCIES)
-    sources = {"num_attention_heads": given, "config.json": configured}
+    sources = {"num_attention_heads": given, "the config": configured}
     if frequencies is not None:
-        sources[FREQUENCIES] = width // (2 * len(frequencies))
+        sources[FREQUENCIES] = width // max(1, 2 * len(frequencies))
         exponent = torch.arange(len(frequencies)) / len(frequencies)
         if not torch.allclose(frequencies.float(), ROPE_THETA**-exponent, rtol=1e-2):  # in bfloat16 they err by 2⁻⁸
             raise ValueError(f"{FREQUENCIES} of source is not {ROPE_THETA:g}^(−2i/d), which every known DiT has")
     numbers = {name: number for name, number in sources.items() if number is not None}
     if not numbers:
-        raise ValueError(f"num_attention_heads is missing: source has it neither in a config.json nor as {FREQUENCIES}")
+        raise ValueError(f"num_attention_heads is missing: source has it neither in a config nor as {FREQUENCIES}")
     if len(set(numbers.values())) > 1:
         disagreement = ", ".join(f"{number} by {name}" for name, number in numbers.items())
         raise ValueError(f"num_attention_heads is not clear: {disagreement}")
-    return next(iter(numbers.values()))
+    number = next(iter(numbers.values()))
+    if number < 1 or width % (2 * number):
+        raise ValueError(
+            f"num_attention_heads={number} must divide the width {width} of source into heads of an even size"
+        )
+    return number

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import pickle
 from pathlib import Path as File
 from typing import Any
 
@@ -345,29 +344,6 @@ def test_convert__mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> N
 # ---- refusals
 
 
-class Harmful:
-    """What a pickle can bring along: a call that is made when it is read."""
-
-    def __init__(self, file: File) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple:
-        return File.touch, (self.file,)
-
-
-@pytest.mark.parametrize("protocol", ["torch", "pickle"])
-def test_convert__does_not_run_pickled_code(tmp_path: File, protocol: str) -> None:
-    content = {"state_dict": state_dict(), "hyper_parameters": Harmful(tmp_path / "ran")}
-    if protocol == "torch":
-        torch.save(content, tmp_path / "last.ckpt")
-    else:
-        (tmp_path / "last.ckpt").write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(ValueError, match=r"source=.*last\.ckpt.*state_dict"):
-        convert(tmp_path / "last.ckpt", tmp_path / "model", "mdlm")
-    assert not (tmp_path / "ran").exists()
-    assert not (tmp_path / "model").exists()
-
-
 def without(*names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state_dict().items() if name not in names}
 
@@ -389,7 +365,7 @@ def without(*names: str) -> dict[str, Tensor]:
         (
             state_dict(),
             {"family": None},
-            r"family is missing.*no config\.json.*mdlm, sedd-absorb, sedd-uniform, duo",
+            r"family is missing.*no config.*mdlm, sedd-absorb, sedd-uniform, duo",
         ),
         (state_dict(), {"family": "gpt"}, "family='gpt'.*mdlm, sedd-absorb, sedd-uniform, duo"),
         (state_dict(), {"family": "sedd-uniform"}, r"no exact counterpart: .* only if s\(y\)/Σs ≥ \(1 − κ\)/K"),
@@ -411,7 +387,7 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a file nor a folder"):
         convert(tmp_path / "nowhere", tmp_path / "model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"model.safetensors or pytorch_model.bin"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors, .*pytorch_model.bin"):
         convert(tmp_path / "empty", tmp_path / "model")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is no safetensors file"):
@@ -421,7 +397,7 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
     for i, (config, message) in enumerate(
         (
             ({**CONFIGS["duo"], "causal": True}, "causal=true"),
-            ({"model_type": "gpt2"}, "its config.json has model_type='gpt2'"),
+            ({"model_type": "gpt2"}, "its config has model_type='gpt2'"),
             ({**CONFIGS["sedd"], "graph": {"type": "uniform"}}, "family='sedd-uniform' has no exact counterpart"),
         )
     ):

@@ -210,13 +210,14 @@ class Spelling(GMModel):
         blocks: int = 0,
         eos_token_id: int | None = None,
         top_k: int | None = None,
+        do_sample: bool | None = None,
         temperature: float | None = None,
     ) -> Tensor:
         self.received.append({"max_new_tokens": max_new_tokens, "seed": seed, "num_steps": num_steps})
         self.received[-1] |= {
             "eos_token_id": eos_token_id,
             "blocks": blocks,
-            "top_k": top_k,
+            "likeliest": top_k == 1 or do_sample is False,
             "temperature": temperature,
         }
         rows = []
@@ -247,10 +248,10 @@ def test_harness__passes_arguments_of_task_and_caller_to_generate() -> None:
     both = harness(model, num_steps=3, blocks=2)
     both.generate_until(requests("generate_until", ("ab", {"until": ["\n"]}), ("ab", sampled)), True)
     greedy_call, sampled_call = sorted(model.received, key=lambda received: received["temperature"] or 0)
-    assert greedy_call["top_k"] == 1
+    assert greedy_call["likeliest"]
     assert greedy_call["eos_token_id"] == EOS  # where sequences are written in blocks
     assert (greedy_call["num_steps"], greedy_call["blocks"], greedy_call["max_new_tokens"]) == (3, 2, LENGTH // 2)
-    assert sampled_call["top_k"] is None
+    assert not sampled_call["likeliest"]
     assert (sampled_call["temperature"], sampled_call["num_steps"], sampled_call["max_new_tokens"]) == (0.7, 5, 4)
     with pytest.raises(ValueError, match="num_beams"):
         both.generate_until(requests("generate_until", ("ab", {"num_beams": 2})), True)
@@ -272,6 +273,35 @@ def test_harness__repeated_prompts_are_different_samples() -> None:
     kwargs = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
     texts = harness(num_steps=8).generate_until(requests("generate_until", *[("ab", kwargs)] * 4), True)
     assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"do_sample": True, "temperature": 0}])
+def test_harness__equal_requests_without_sampling_get_equal_texts_at_any_batch_size(options: dict[str, Any]) -> None:
+    """Eleven tokens in four steps: which of them are filled together is random, and so is the text."""
+    kwargs = {"until": [], "max_gen_toks": LENGTH - 1, **options}
+    prompts = [(text, kwargs) for text in ("a", "b", "a", "", "c", "a", "b")]
+    found = [
+        harness(num_steps=4, generation_batch_size=size).generate_until(
+            requests("generate_until", *prompts[::step]), True
+        )[::step]
+        for size, step in ((1, 1), (3, 1), (16, -1))
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == found[0][2] == found[0][5]
+    assert found[0][1] == found[0][6]
+    other = [
+        harness(num_steps=4, seed=seed).generate_until(requests("generate_until", *prompts), True)
+        for seed in range(1, 4)
+    ]
+    assert any(texts != found[0] for texts in other)  # so that equal texts are no matter of course
+
+
+def test_harness__every_request_reaches_the_cache() -> None:
+    model, kept = harness(spelling(ids("da"))), []
+    model.cache_hook = type("Hook", (), {"add_partial": lambda self, *found: kept.append(found)})()
+    pairs = [("a", {"until": []}), ("a", {"until": []}), ("b", {"until": []})]
+    assert model.generate_until(requests("generate_until", *pairs), True) == ["da"] * 3
+    assert {(kind, arguments[0]) for kind, arguments, _ in kept} == {("generate_until", "a"), ("generate_until", "b")}
 
 
 def test_argument_names__include_those_of_unpacked_keywords() -> None:
