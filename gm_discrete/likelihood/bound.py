@@ -10,12 +10,11 @@ then bounds the likelihood of another sampler, the one with mixture rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import bregman, conditioning_of, scored_positions, unwrapped
@@ -23,7 +22,7 @@ from gm_discrete.paths.base import Path, uniform
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.mixture import MaskedPath
 from gm_discrete.paths.schedules import Schedule
-from gm_discrete.process import Process, State, factors, pack, unpack
+from gm_discrete.process import Process, State, evaluation_mode, factors, pack, unpack
 
 
 @torch.no_grad()
@@ -109,19 +108,6 @@ def likelihood_bound(
             by_mask_count=masking and estimator != "time", x_0=x_0, paired=paired, batch_size=batch_size,
         )[""]  # fmt: skip
     return Likelihood(draws.mean(1), masks[""].sum(1), path.rates, draws)
-
-
-@contextmanager
-def evaluation_mode(model: object) -> Iterator[None]:
-    """Within this context a network is in evaluation mode."""
-    network = model if isinstance(model, nn.Module) and model.training else None
-    if network is not None:
-        network.eval()
-    try:
-        yield
-    finally:
-        if network is not None:
-            network.train()
 
 
 def bound_draws(
