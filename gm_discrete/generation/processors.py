@@ -37,7 +37,9 @@ class TemperatureSchedule(LogitsProcessor):
         self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
     ) -> Tensor:
         temperature = (self.start + (self.end - self.start) * time)[:, None].to(scores.dtype)
-        return (scores - scores.amax(1, keepdim=True)) / temperature.clamp(min=torch.finfo(scores.dtype).tiny)
+        if self.start and self.end:
+            return scores / temperature
+        return torch.where(temperature > 0, scores / temperature, MostLikely()(input_ids, scores))
 
 
 class AllowedTokens(LogitsProcessor):

@@ -127,8 +127,8 @@ class Request:
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"batch_size={batch_size!r} must be an integer ≥ 1")
         rng = torch.Generator(device=model.device)
-        drawn = int(torch.randint(2**62, ())) if config.do_sample is not False else 0
-        rng.manual_seed(drawn if config.seed is None else config.seed)
+        seed = 0 if config.seed is None and config.do_sample is False else config.seed
+        rng.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         request = cls(config, network.fields, {}, rng, blocks=blocks)
         if streamer is not None or stopping_criteria or config.output_trajectory:
             request.observers = Observers(streamer, stopping_criteria)

@@ -153,7 +153,7 @@ class GMModel(GMPreTrainedModel):
                 raise ValueError(
                     "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
-            time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
+            time = torch.zeros(x[""].shape[0], dtype=torch.float64, device=x[""].device)
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack(labels)
         z, scored = self._checked_batch(x, times, masks, data, class_labels)
@@ -165,6 +165,7 @@ class GMModel(GMPreTrainedModel):
         if labels is None:
             hidden = next(iter(heads.values())).hidden
             hidden.embeds, hidden.record = inputs_embeds, [] if recorded else None
+            hidden.compute()  # of all sequences, whatever the heads would need
             output = self._head_outputs(heads, symbols)
             return output if return_dict is not False else output.to_tuple()
         # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute what they share.
@@ -270,7 +271,7 @@ class GMModel(GMPreTrainedModel):
                     f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions; give one number"
                 )
         if class_labels is not None:
-            self.config.check_classes(class_labels, len(next(iter(x.values()))))
+            self.config.check_classes(class_labels, next(iter(x.values())).shape[0])
         return z, scored
 
     def generator(

@@ -64,9 +64,10 @@ class GMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            zero = getattr(module, "starts_at_zero", False)
-            init.normal_(module.weight, std=0.0 if zero else 1 / math.sqrt(module.in_features))
+        if isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.RMSNorm | nn.LayerNorm):

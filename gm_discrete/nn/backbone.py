@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         """The vector that modulates the norms, [B, 1, D]: of the times [B] or [B, M] and the classes [B] (−1: none)."""
         condition = None if self.time is None else self.time(time)
         if self.classes is not None:
-            count = len(time) if time is not None else len(hidden)
+            count = (hidden if time is None else time).shape[0]
             labels = torch.full((count,), -1, device=hidden.device) if class_labels is None else class_labels
             by_class = self.classes(torch.where(labels < 0, self.config.num_classes, labels))[:, None]
             condition = by_class if condition is None else condition + by_class

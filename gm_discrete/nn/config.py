@@ -17,6 +17,7 @@ from gm_discrete.nn.field import Field
 from gm_discrete.nn.validators import (
     choice,
     flag,
+    image_shape,
     list_of,
     mapping,
     optional,
@@ -25,6 +26,7 @@ from gm_discrete.nn.validators import (
     probability,
     validate,
     weight,
+    weights_of,
     whole,
 )
 from gm_discrete.paths import FinitePath, MaskedPath, Path
@@ -123,7 +125,7 @@ class GMConfig(PreTrainedConfig):
     noise_range: tuple[float, float] | list[float] = validated_field(list_of(weight, 2), default=(0.0, -math.log(1e-3)))
     divergence: str | dict[str, Any] | None = None
     loss_weights: dict[str, Any] | None = validated_field(optional(mapping), default=None)
-    image_shape: list[int] | None = validated_field(optional(list_of(whole(1), 3)), default=None)
+    image_shape: list[int] | None = validated_field(optional(image_shape), default=None)
     patch_size: int = validated_field(whole(1), default=1)
     fields: dict[str, dict[str, Any]] | None = validated_field(optional(mapping), default=None)
     aligned: list[list[str]] | None = validated_field(optional(list_of(list_of(lambda name: None))), default=None)
@@ -244,13 +246,10 @@ class GMConfig(PreTrainedConfig):
         if not isinstance(choice, Mapping | None) or set(choice or ()) - fields.keys():
             raise ValueError(f"divergence={choice!r} must be a dict by field, of {', '.join(fields)}")
         self.divergence = {name: field.chosen_divergence((choice or {}).get(name)) for name, field in fields.items()}
-        for name, given in weights.items():
-            if name not in fields:
-                raise ValueError(f"loss_weights={weights} must be weights ≥ 0 of {', '.join(fields)}")
-            if isinstance(given, Mapping):
-                fields[name].check_loss_weights(given)
-            else:
-                validate(f"loss_weights[{name!r}]", given, weight)
+        plain = {name: part for name, part in weights.items() if not isinstance(part, Mapping) or name not in fields}
+        validate("loss_weights", plain, weights_of(*fields))
+        for name in weights.keys() - plain.keys():
+            fields[name].check_loss_weights(weights[name])
 
     def _check_network(self, fields: Mapping[str, Field]) -> None:
         masked = "" in fields and fields[""].path.is_masked

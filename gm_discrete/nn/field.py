@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec
-from gm_discrete.nn.validators import list_of, optional, validate, weight, whole
+from gm_discrete.nn.validators import image_shape, optional, validate, weights_of, whole
 from gm_discrete.objective import bregman
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 
@@ -52,7 +52,9 @@ class Field:
         inside = f"{where}: " if self.name else ""
         validate(f"{inside}length", self.length, whole(1))
         validate(f"{inside}patch_size", self.patch_size, whole(1))
-        validate(f"{inside}image_shape", None if shape is None else list(shape), optional(list_of(whole(1), 3)))
+        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image_shape))
+        if shape is not None:
+            object.__setattr__(self, "image_shape", shape := tuple(shape))
         if path.is_discrete:
             excluded = dict.fromkeys((*cast(FinitePath, path).excluded, *self.excluded))
             object.__setattr__(self, "excluded", tuple(excluded))
@@ -93,7 +95,7 @@ class Field:
         return cls(
             path,
             options.get("length", 1),
-            None if shape is None else tuple(shape),
+            shape,
             options.get("patch_size", 1),
             None if codec is None else Codec.of(codec),
             name,
@@ -161,10 +163,7 @@ class Field:
         """
         default = self.path.default_divergence
         parts = default.keys() if isinstance(default, Mapping) else ()
-        if weights.keys() - parts:
-            raise ValueError(f"loss_weights={dict(weights)} must be weights ≥ 0 of {', '.join(parts) or 'no part'}")
-        for part, value in weights.items():
-            validate(f"loss_weights[{part!r}]", value, weight)
+        validate("loss_weights", dict(weights), weights_of(*parts))
 
     # Entries and positions
 
@@ -175,8 +174,8 @@ class Field:
     def split(self, x: Tensor) -> Tensor:
         """[B, …] → [B, positions, slots]."""
         if self.image_shape is None:
-            return x.reshape(len(x), -1, self.slots)
-        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(len(x), -1, self.slots)
+            return x.reshape(x.shape[0], -1, self.slots)
+        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(x.shape[0], -1, self.slots)
 
     def join(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """[B, positions, slots] → [B, …] of the given shape, the inverse of `split`."""
@@ -191,9 +190,14 @@ class Field:
         return entry // self.slots, entry % self.slots
 
 
-@lru_cache(maxsize=64)
 def _patches(image_shape: tuple[int, ...], patch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The entries of an image in the order of the patches, and the place of each entry in that order."""
+    made = _made_patches.__wrapped__ if torch.compiler.is_exporting() else _made_patches  # tensors of an export: no values
+    return made(image_shape, patch_size, device)
+
+
+@lru_cache(maxsize=64)
+def _made_patches(image_shape: tuple[int, ...], patch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     channels, height, width = image_shape
     grid = torch.arange(channels * height * width, device=device)
     grid = grid.view(channels, height // patch_size, patch_size, width // patch_size, patch_size)

@@ -120,7 +120,7 @@ class HiddenStates:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
         if self.states is not None and self.done is None:
             return self.states
-        batch, device, start = len(self.t), self.t.device, 0 if self.cache is None else self.cache.length
+        batch, device, start = self.t.shape[0], self.t.device, 0 if self.cache is None else self.cache.length
         x = {name: value[:, start:] for name, value in self.x.items()}
         done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
         if sequence is None or self.network.whole_batches:
@@ -225,7 +225,7 @@ class LazyReadout:
         self.hidden.compute(where // self.size)
         if self.unconditional is not None:
             self.unconditional.hidden.compute(where // self.size)
-        every = len(self.x) * max(self.field.length * self.field.slots, self.size)
+        every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
         return chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
@@ -242,8 +242,8 @@ class LazyReadout:
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
-            if len(where) == self.x.numel() and length == total:  # of every position, which needs no search
-                places, inverse = torch.arange(len(self.x) * total, device=place.device), place
+            if where.shape[0] == self.x.numel() and length == total:  # of every position, which needs no search
+                places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
             raw = layer(hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]

@@ -100,6 +100,30 @@ def list_of(validator: Validator, length: int | None = None) -> Validator:
     return check
 
 
+def image_shape(value: Any) -> None:
+    """[C, H, W]."""
+    try:
+        list_of(whole(1), 3)(value)
+    except (TypeError, ValueError):
+        raise ValueError("[C, H, W], three integers ≥ 1") from None
+
+
+def weights_of(*names: str) -> Validator:
+    """A dict of finite weights ≥ 0 of some of the names."""
+
+    def check(value: Any) -> None:
+        expected = f"weights ≥ 0 of {', '.join(names) or 'no part'}"
+        if not isinstance(value, Mapping) or value.keys() - set(names):
+            raise ValueError(expected)
+        for part in value.values():
+            try:
+                weight(part)
+            except (TypeError, ValueError) as error:
+                raise type(error)(expected) from None
+
+    return check
+
+
 def mapping(value: Any) -> None:
     """A dict whose keys are strings."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):

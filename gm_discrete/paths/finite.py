@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
@@ -76,7 +77,7 @@ class FinitePath(Path):
         self.vocab_size = int(vocab_size)
         self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
         self.rates = rates
-        self._cache: dict[Any, Any] = {}  # derived tensors by (name, device)
+        self._cache = Derived()
 
     @property
     def heads(self) -> dict[str, int]:
@@ -268,6 +269,15 @@ class FinitePath(Path):
                 f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "
                 "allows 0 to vocab_size − 1: is this the tokenizer that the path was made for?"
             )
+
+
+class Derived(dict[Any, Any]):
+    """Derived tensors by (name, device). Those that `torch.export` has made hold no values: they count as absent."""
+
+    def __contains__(self, key: object) -> bool:
+        found = self.get(key, ())
+        parts = found if isinstance(found, tuple) else (found,)
+        return len(parts) > 0 and not any(isinstance(part, FakeTensor) for part in parts)
 
 
 @dataclass(frozen=True)
