@@ -8,11 +8,14 @@ likelihoods.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gm_discrete.generators import Factor, Generator, Product
 from gm_discrete.paths.base import Path
@@ -48,6 +51,34 @@ class Process(Protocol):
 
     @property
     def generator(self) -> Callable[..., Generator]: ...
+
+
+_EVALUATED: WeakKeyDictionary[nn.Module, tuple[int, Sequence[nn.Module]]] = WeakKeyDictionary()
+"""How many callers evaluate a network now, and which of its modules train again after the last of them."""
+_LOCK = Lock()
+
+
+@contextmanager
+def evaluation_mode(process: object) -> Iterator[None]:
+    """Within this context a network is in evaluation mode, also while other threads enter and leave theirs."""
+    if not isinstance(process, nn.Module):
+        yield
+        return
+    with _LOCK:
+        callers, training = _EVALUATED.get(process, (0, ()))
+        training = training or [module for module in process.modules() if module.training]
+        for module in training:
+            module.training = False
+        _EVALUATED[process] = callers + 1, training
+    try:
+        yield
+    finally:
+        with _LOCK:
+            callers, training = _EVALUATED.pop(process)
+            if callers > 1:
+                _EVALUATED[process] = callers - 1, training
+            for module in training if callers == 1 else ():
+                module.training = True
 
 
 def pack(value: T | Mapping[str, T]) -> Mapping[str, T]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 
 
 def missing_name(module: str, name: str, renamed: Mapping[str, str]) -> Exception:
@@ -22,18 +23,25 @@ def missing_name(module: str, name: str, renamed: Mapping[str, str]) -> Exceptio
     return kind(f"{module}.{name} was renamed or removed: use {renamed[name]}")
 
 
-def refuse_unknown(options: Collection[str], where: str, renamed: Mapping[str, str]) -> None:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a name that does not exist: the known one that it resembles, if there is one."""
+    found = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def refuse_unknown(options: Collection[str], where: str, renamed: Mapping[str, str], known: Iterable[str] = ()) -> None:
     """
     Args:
         options: names of arguments that do not exist.
         where: what they were given to.
-        renamed: how arguments of version 0.1 are given now.
+        renamed: how arguments of version 0.1, or of transformers, are given here.
+        known: names that exist, of which the error suggests the nearest.
 
     Raises:
         TypeError: there are any; the message names the new form.
     """
     for name in options:
         if name in renamed:
-            raise TypeError(f"{where} takes no argument {name}, as version 0.1 did; it is now given as {renamed[name]}")
-    if options:
-        raise TypeError(f"{where} takes no argument {', '.join(sorted(options))}")
+            raise TypeError(f"{where} takes no argument {name}; give {renamed[name]}")
+    for name in sorted(options):
+        raise TypeError(f"{where} takes no argument {name}{nearest(name, known)}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypedDict, TypeGuard, cast
 
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, __version__
 from transformers.utils import logging
 
 from gm_discrete.configurable import Configurable
@@ -33,10 +34,41 @@ RENAMED_DEFAULTS = {
 """Those that only the config does not take any more."""
 
 
+_PROCESSOR = "logits_processor=[…], which takes those of transformers"
+NOT_HERE = {
+    "num_beams": "num_return_sequences=n, of which you choose",
+    "num_beam_groups": "num_return_sequences=n, of which you choose",
+    "stop_strings": "eos_token_id with blocks=Blocks(n), or stopping_criteria",
+    "min_length": "max_length; all of it is filled",
+    "min_new_tokens": "max_new_tokens; all of them are filled",
+    "max_time": "stopping_criteria=[MaxTimeCriteria(…)]",
+    "prefix_allowed_tokens_fn": "logits_processor=[AllowedTokens(mask)]",
+    "suppress_tokens": "bad_words_ids=[[token], …]",
+    "force_words_ids": "input_ids with these tokens in their places",
+    "inputs": "input_ids",
+    "inputs_embeds": "input_ids",
+    "decoder_input_ids": "input_ids",
+    "past_key_values": "use_cache=True, of models with a block_size",
+    "cache_implementation": "use_cache=True, of models with a block_size",
+    "output_scores": "output_trajectory=True",
+    "output_logits": "output_trajectory=True, or a forward call",
+    "output_hidden_states": "a forward call with output_hidden_states=True",
+    "assistant_model": "sampler=Adaptive(…) or EntropyBounded(…), which save network calls",
+    **dict.fromkeys(
+        ("repetition_penalty", "no_repeat_ngram_size", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff",
+         "sequence_bias", "renormalize_logits", "exponential_decay_length_penalty"), _PROCESSOR,
+    ),
+}  # fmt: skip
+"""Options of transformers' `generate` that do not exist here, and what takes their place."""
+
+
 class TransformersOptions(TypedDict, total=False):
     """The options of `generate` that transformers' own `generate` has, too; they have the same meaning."""
 
     max_new_tokens: int | None
+    max_length: int | None
+    num_return_sequences: int | None
+    do_sample: bool | None
     temperature: float | Sequence[float] | None
     top_k: int | None
     top_p: float | None
@@ -69,8 +101,12 @@ class GMGenerationConfig(GenerationConfig):
         seed: of all noise; by default drawn from torch's global generator.
         output_trajectory: return a `Trajectory` of all states; needs `return_dict_in_generate=True`.
         max_new_tokens: positions to fill after each prompt; 0 by default, which fills only the mask tokens inside.
-        temperature: divides the logits of the posterior π of the data tokens, before it becomes rates. A pair is a schedule,
-            linear in time from t = 0 to t = 1.
+        max_length: positions of a sample, the prompt included; in place of max_new_tokens or length.
+        num_return_sequences: samples for each prompt or each row of the other arguments, one after another.
+        do_sample: False is temperature=0, and seed=0 unless another is given: the same call returns the same samples. When
+            the jumps happen, and so the order in which tokens are revealed, is still random.
+        temperature: divides the logits of the posterior π of the data tokens, before it becomes rates; at 0 a jump lands on
+            the most likely token. A pair is a schedule, linear in time from t = 0 to t = 1.
         top_k, top_p: truncate π, after the temperature.
         guidance_scale: γ of classifier-free guidance towards `class_labels`, π ∝ π_c^γ π_u^{1−γ}; 1 (off) by default.
         use_cache: keep keys and values of finished blocks, for models with a `block_size`; short for
@@ -102,6 +138,9 @@ class GMGenerationConfig(GenerationConfig):
         seed: int | None = None,
         output_trajectory: bool = False,
         max_new_tokens: int = 0,
+        max_length: int | None = None,
+        num_return_sequences: int = 1,
+        do_sample: bool | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -115,10 +154,13 @@ class GMGenerationConfig(GenerationConfig):
         transformers_version: str | None = None,
         _commit_hash: str | None = None,
         _from_model_config: bool = False,
-        **unknown: object,
+        **others: object,
     ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
-        if unknown:
-            refuse_unknown(unknown, "GMGenerationConfig", {**RENAMED, **RENAMED_DEFAULTS})
+        if others and transformers_version is None:
+            refuse_unknown(others, "GMGenerationConfig", {**RENAMED, **RENAMED_DEFAULTS, **NOT_HERE}, known_options())
+        for name, value in others.items():  # of a file; kept, as transformers does
+            logger.warning(f"generation config: {name}={value!r} has no effect on a GMModel")
+            setattr(self, name, value)
         self.num_steps, self.grid = num_steps, grid
         self.sampler = cast(Sampler, sampler)  # `validate` makes an object of a name or a dict
         self.corrector, self.blocks = cast("Corrector | None", corrector), cast("Blocks | None", blocks)
@@ -127,6 +169,7 @@ class GMGenerationConfig(GenerationConfig):
         self.max_new_tokens, self.temperature, self.top_k, self.top_p = max_new_tokens, temperature, top_k, top_p
         self.guidance_scale, self.use_cache = guidance_scale, use_cache
         self.eos_token_id, self.pad_token_id, self.bos_token_id = eos_token_id, pad_token_id, bos_token_id
+        self.max_length, self.num_return_sequences, self.do_sample = max_length, num_return_sequences, do_sample
         self.bad_words_ids, self.return_dict_in_generate = bad_words_ids, return_dict_in_generate
         self.transformers_version, self._commit_hash = transformers_version, _commit_hash
         self._from_model_config, self._original_object_hash = _from_model_config, None
@@ -148,6 +191,8 @@ class GMGenerationConfig(GenerationConfig):
             ("length", 1, True),
             ("top_k", 1, True),
             ("max_new_tokens", 0, False),
+            ("max_length", 1, True),
+            ("num_return_sequences", 1, False),
             ("seed", 0, True),
         ):
             value = getattr(self, name)
@@ -167,11 +212,15 @@ class GMGenerationConfig(GenerationConfig):
             ),
             (
                 "temperature",
-                all(_is_number(part) and part > 0 for part in scales),
-                "positive, or a pair of positive numbers",
+                all(_is_number(part) and 0 <= part < math.inf for part in scales),
+                "≥ 0 and finite, or a pair of such numbers",
             ),
             ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]"),
-            ("guidance_scale", _is_number(self.guidance_scale) and self.guidance_scale >= 0, "≥ 0; 1 is no guidance"),
+            (
+                "guidance_scale",
+                _is_number(self.guidance_scale) and 0 <= self.guidance_scale < math.inf,
+                "≥ 0; 1 is no guidance",
+            ),
             (
                 "eos_token_id",
                 _are_ids(self.eos_token_id) or _are_ids([self.eos_token_id]),
@@ -181,12 +230,21 @@ class GMGenerationConfig(GenerationConfig):
             ("bos_token_id", _are_ids([self.bos_token_id]), "a token id"),
             ("bad_words_ids", _is_list(words) and all(map(_are_ids, words)), "a list of lists of token ids"),
             ("generators", isinstance(self.generators, Mapping), 'a dict of weights such as {"flow": 1.0}'),
+            ("do_sample", isinstance(self.do_sample, bool), "True or False"),
             ("use_cache", isinstance(self.use_cache, bool), "True or False"),
             ("output_trajectory", isinstance(self.output_trajectory, bool), "True or False"),
             ("return_dict_in_generate", isinstance(self.return_dict_in_generate, bool), "True or False"),
         ):
             if getattr(self, name) is not None and not allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {expected}")
+        if self.max_length is not None and (self.max_new_tokens or self.length is not None):
+            other = "max_new_tokens" if self.max_new_tokens else "length"
+            raise ValueError(f"max_length={self.max_length} and {other}={getattr(self, other)}: give one of them")
+        if scale is not None and (scale == 0 if self.do_sample else self.do_sample is False and scale not in (0, 1)):
+            raise ValueError(
+                f"do_sample={self.do_sample} and temperature={scale}: temperature=0 takes the most likely tokens, as "
+                "do_sample=False does; give one of them"
+            )
         if self.output_trajectory and not self.return_dict_in_generate:
             raise ValueError(
                 "output_trajectory=True is a part of the output of return_dict_in_generate=True: give both"
@@ -199,17 +257,29 @@ class GMGenerationConfig(GenerationConfig):
             return blocks
         return Blocks(blocks.length, "exact" if self.use_cache else None)
 
+    @property
+    def takes_most_likely(self) -> bool:
+        """Whether jumps land on the most likely tokens."""
+        return self.do_sample is False or self.temperature == 0
+
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        names = inspect.signature(GMGenerationConfig).parameters.keys() - {"unknown"}
-        kept: dict[str, Any] = {name: getattr(self, name) for name in names}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in known_options()}
         if "num_steps" in given and not isinstance(self.grid, str):
             kept["grid"] = None
         if "sampler" in given:
             kept["corrector"] = None
         if "blocks" in given:
             kept["use_cache"] = None
+        if "max_length" in given:
+            kept |= {"max_new_tokens": 0, "length": None}
+        if given.keys() & {"max_new_tokens", "length"}:
+            kept["max_length"] = None
+        if "temperature" in given:
+            kept["do_sample"] = None
+        if given.get("do_sample") is False or ("do_sample" in given and self.temperature == 0):
+            kept["temperature"] = None
         return GMGenerationConfig(**{**kept, **given})
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,12 +294,17 @@ class GMGenerationConfig(GenerationConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> GMGenerationConfig:
         """The config that `to_dict` of this version or of version 0.1 described."""
-        return super().from_dict(from_0_1(config_dict), **kwargs)  # pyright: ignore[reportReturnType]
+        return super().from_dict({"transformers_version": __version__, **from_0_1(config_dict)}, **kwargs)  # pyright: ignore[reportReturnType]
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> GMGenerationConfig:
         pad, bos, eos = (getattr(model_config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id"))
         return cls(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
+
+
+def known_options() -> set[str]:
+    """The arguments of `GMGenerationConfig`."""
+    return {*inspect.signature(GMGenerationConfig).parameters} - {"others"}
 
 
 def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Observed:
         """The same on another device."""
         return Observed(self.natural.to(device), self.state.to(device), self.mask.to(device))
 
+    def rows(self, row: Tensor) -> Observed:
+        """Those of some of the sequences."""
+        return Observed(self.natural[row], self.state[row], self.mask[row])
+
     @staticmethod
     def of(given: Given, field: Field, name: str) -> Observed:
         """Converts natural values.

@@ -16,11 +16,18 @@ from transformers import LogitsProcessor
 from gm_discrete.samplers.banned import by_length, completing
 
 
+class MostLikely(LogitsProcessor):
+    """Sets π(y) = 0 for all tokens but the most likely one, the first of several: the limit of temperature 0."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.full_like(scores, -torch.inf).scatter(1, scores.argmax(1, keepdim=True), 0.0)
+
+
 class TemperatureSchedule(LogitsProcessor):
     """Divides the logits by a temperature that changes linearly from `start` at t = 0 to `end` at t = 1.
 
     Args:
-        start, end: positive.
+        start, end: ≥ 0; at 0 the most likely tokens remain.
     """
 
     def __init__(self, start: float, end: float) -> None:
@@ -29,8 +36,10 @@ class TemperatureSchedule(LogitsProcessor):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # the list passes arguments by name
         self, input_ids: Tensor, scores: Tensor, time: Tensor, position: Tensor
     ) -> Tensor:
-        temperature = self.start + (self.end - self.start) * time
-        return scores / temperature[:, None].to(scores.dtype)
+        temperature = (self.start + (self.end - self.start) * time)[:, None].to(scores.dtype)
+        if self.start and self.end:
+            return scores / temperature
+        return torch.where(temperature > 0, scores / temperature, MostLikely()(input_ids, scores))
 
 
 class AllowedTokens(LogitsProcessor):

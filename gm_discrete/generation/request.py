@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.generation.given import Given, Observed
 from gm_discrete.generation.observers import Observers, Streamer
-from gm_discrete.generation.processors import AllowedTokens, BannedSequences, TemperatureSchedule
+from gm_discrete.generation.processors import AllowedTokens, BannedSequences, MostLikely, TemperatureSchedule
 from gm_discrete.generation.validation import check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
@@ -35,15 +35,12 @@ class Model(Process, Protocol):
     """A process with a network, as `GMModel` is one."""
 
     config: GMConfig
-    training: bool
 
     @property
     def network(self) -> Network: ...
 
     @property
     def device(self) -> torch.device: ...
-
-    def train(self, mode: bool = True) -> Self: ...
 
 
 @dataclass
@@ -119,7 +116,7 @@ class Request:
         arguments: dict[str, object] = {
             "input_ids": input_ids, "attention_mask": attention_mask, "given": given, "x_0": x_0, "length": length,
             "class_labels": class_labels, "guidance": guidance, "logits_processor": logits_processor or None,
-            "stopping_criteria": stopping_criteria, "streamer": streamer,
+            "stopping_criteria": stopping_criteria, "streamer": streamer, "max_length": config.max_length,
         }  # fmt: skip
         check_options(model.path, model.config, config, {**arguments, **explicit}, blocks)
         if network.whole_batches:
@@ -130,7 +127,8 @@ class Request:
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"batch_size={batch_size!r} must be an integer ≥ 1")
         rng = torch.Generator(device=model.device)
-        rng.manual_seed(int(torch.randint(2**62, ())) if config.seed is None else config.seed)
+        seed = 0 if config.seed is None and config.do_sample is False else config.seed
+        rng.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         request = cls(config, network.fields, {}, rng, blocks=blocks)
         if streamer is not None or stopping_criteria or config.output_trajectory:
             request.observers = Observers(streamer, stopping_criteria)
@@ -144,20 +142,43 @@ class Request:
                 raise ValueError(f"x_0 must be a tensor [B, …], got {type(x_0).__name__}")
             request.x_0 = {"": x_0.to(model.device)}
         labels = None if class_labels is None else torch.as_tensor(class_labels)
+        length = config.max_length if config.max_length is not None and input_ids is None else length
         request._set_shapes(network.groups, batch_size, length, 1 if labels is None else labels.numel())
         if labels is not None:
             model.config.check_classes(labels, next(iter(request.shapes.values()))[0])
             request.class_labels = labels.to(model.device)
         if "" in network.fields:
             request._check_single(model.path, network.fields[""])
+        request._repeat(config.num_return_sequences)
         return request
+
+    def _repeat(self, times: int) -> None:
+        """Repeats every row of the batch, one copy after another."""
+        if times == 1:
+            return
+        row = torch.arange(next(iter(self.shapes.values()))[0]).repeat_interleave(times)
+        self.shapes = {name: (len(row), *shape[1:]) for name, shape in self.shapes.items()}
+        self.observed = {name: cells.rows(row) for name, cells in self.observed.items()}
+        self.fixed = {name: mask[row] for name, mask in self.fixed.items()}
+        self.attention_mask = {name: mask[row] for name, mask in self.attention_mask.items()}
+        self.new = None if self.new is None else self.new[row]
+        self.x_0 = None if self.x_0 is None else {name: state[row] for name, state in self.x_0.items()}
+        self.class_labels = None if self.class_labels is None else self.class_labels[row]
+        self.logits_processor = [p.rows(row) if isinstance(p, AllowedTokens) else p for p in self.logits_processor]
 
     def _observe_prompts(self, model: Model, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """Takes prompts as observed values: everything but mask tokens."""
-        config, pad = model.config, self.config.pad_token_id
+        config, pad, new = model.config, self.config.pad_token_id, self.config.max_new_tokens
+        if self.config.max_length is not None and isinstance(input_ids, Tensor):
+            new = self.config.max_length - input_ids.shape[-1]
+            if new < 0:
+                raise ValueError(
+                    f"max_length={self.config.max_length} is less than the {input_ids.shape[-1]} positions of input_ids; it "
+                    "counts the prompt, and max_new_tokens does not"
+                )
         canvas = Canvas.of_prompts(
             model.path, input_ids.to(model.device) if isinstance(input_ids, Tensor) else input_ids, attention_mask,
-            self.config.max_new_tokens, config.mask_token_id, config.pad_token_id if pad is None else pad,
+            new, config.mask_token_id, config.pad_token_id if pad is None else pad,
             align_left=self.blocks is not None,
         )  # fmt: skip
         self.observed = {"": Observed(canvas.ids, canvas.ids, canvas.fixed)}
@@ -263,7 +284,9 @@ class Request:
             processors = LogitsProcessorList([p.rows(rows) if isinstance(p, AllowedTokens) else p for p in processors])
         if config.bad_words_ids:
             processors.append(BannedSequences(config.bad_words_ids))
-        if isinstance(config.temperature, Sequence):
+        if config.takes_most_likely:
+            processors.append(MostLikely())
+        elif isinstance(config.temperature, Sequence):
             processors.append(TemperatureSchedule(*config.temperature))
         elif config.temperature not in (None, 1.0):
             processors.append(TemperatureLogitsWarper(float(config.temperature)))

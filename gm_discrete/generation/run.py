@@ -17,7 +17,7 @@ from gm_discrete.generation.request import Model, Request
 from gm_discrete.generators import Generator
 from gm_discrete.paths import EuclideanPath
 from gm_discrete.paths.euclidean import Weights
-from gm_discrete.process import Process, State, pack, unpack
+from gm_discrete.process import Process, State, evaluation_mode, pack, unpack
 from gm_discrete.samplers import Avoiding, Simulation, simulate_state, time_grid
 
 
@@ -29,18 +29,15 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
         The samples, in natural units; or a `GMGenerateOutput` with `return_dict_in_generate=True`.
     """
     config, observers, fields = request.config, request.observers, request.fields
-    single, training = "" in fields, model.training
+    single = "" in fields
     prior = model.path.prior(unpack(request.shapes), request.rng, model.device) if request.x_0 is None else None  # pyright: ignore[reportArgumentType]
     state: dict[str, Tensor] = {**(request.x_0 or {}), **({} if prior is None else pack(prior))}
     for name, cells in request.observed.items():
         state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
     if observers is not None and config.output_trajectory:
         observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
-    model.train(False)
-    try:
+    with evaluation_mode(model):
         run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
-    finally:
-        model.train(training)
     if observers is not None:
         observers.end(run.x[""])
     end = request.natural(run.x)

@@ -86,6 +86,11 @@ OPTIONS = (
         cure="only the process of a continuous or a coupled path, MixturePath(…, coupled=True), starts from a given state",
     ),
     Option("length", images=False, excludes=("input_ids",), cure="max_new_tokens adds positions to a prompt"),
+    Option(
+        "max_length", TOKENS, images=False, excludes=("length",),
+        cure="length is the number of positions of other sequences",
+    ),
+    Option("do_sample", (*TOKENS, PRODUCT), cure="only discrete states have a most likely value"),
     Option("temperature", (*TOKENS, PRODUCT), cure="only discrete states have a posterior with a temperature"),
     Option("top_k", (*TOKENS, PRODUCT), cure="only discrete states have a posterior to truncate"),
     Option("top_p", (*TOKENS, PRODUCT), cure="only discrete states have a posterior to truncate"),
@@ -162,6 +167,7 @@ def check_options(
     names = ("temperature", "top_k", "top_p", "bad_words_ids", "generators", "blocks", "guidance_scale", "corrector")
     used: dict[str, object] = {**arguments, **{name: getattr(config, name) for name in names}}
     used[f"sampler={sampler}"], used[f"corrector={type(corrector).__name__}"] = config.sampler, corrector
+    used["do_sample"] = None if config.do_sample is None or config.do_sample else False
     used["output_trajectory"] = config.output_trajectory or None
     used["use_cache"] = config.use_cache or (blocks is not None and blocks.cache is not None) or None
     if config.guidance_scale == 1:

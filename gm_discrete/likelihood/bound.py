@@ -10,12 +10,11 @@ then bounds the likelihood of another sampler, the one with mixture rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gm_discrete.arguments import whole
 from gm_discrete.likelihood.result import Likelihood
@@ -24,7 +23,7 @@ from gm_discrete.paths.base import Path, uniform
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.mixture import MaskedPath
 from gm_discrete.paths.schedules import Schedule
-from gm_discrete.process import Process, State, check_call, factors, pack, unpack
+from gm_discrete.process import Process, State, check_call, evaluation_mode, factors, pack, unpack
 
 
 @torch.no_grad()
@@ -112,19 +111,6 @@ def likelihood_bound(
             by_mask_count=masking and estimator != "time", x_0=x_0, paired=paired, batch_size=batch_size,
         )[""]  # fmt: skip
     return Likelihood(draws.mean(1), masks[""].sum(1), path.rates, draws)
-
-
-@contextmanager
-def evaluation_mode(model: object) -> Iterator[None]:
-    """Within this context a network is in evaluation mode."""
-    network = model if isinstance(model, nn.Module) and model.training else None
-    if network is not None:
-        network.eval()
-    try:
-        yield
-    finally:
-        if network is not None:
-            network.train()
 
 
 def bound_draws(

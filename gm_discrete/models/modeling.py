@@ -6,25 +6,26 @@ The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Never, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, LogitsProcessor, StoppingCriteria
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, LogitsProcessor, StoppingCriteria
 
 from gm_discrete.arguments import number
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
-from gm_discrete.generation.config import RENAMED, GMGenerationConfig, TransformersOptions
+from gm_discrete.generation.config import NOT_HERE, RENAMED, GMGenerationConfig, TransformersOptions
 from gm_discrete.generation.given import Given
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.pretrained import GMPreTrainedModel
-from gm_discrete.nn.backbone import Backbone, ZeroLinear
+from gm_discrete.nn.backbone import Backbone, zero_linear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
@@ -66,11 +67,11 @@ class GMModel(GMPreTrainedModel):
         self.path, self.state_fields = deepcopy((config.build_path(), config.state_fields))
         self.groups = config.groups
         self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
-        if config.tie_word_embeddings and not isinstance(self.backbone.embed_tokens, nn.Embedding):
+        if config.tie_word_embeddings and not ("" in self.state_fields and self.state_fields[""].is_token):
             raise ValueError(
                 "tie_word_embeddings=True needs one discrete field with a position for each symbol; leave it out"
             )
-        head = nn.Linear if config.tie_word_embeddings else ZeroLinear
+        head = nn.Linear if config.tie_word_embeddings else zero_linear
         self.heads = nn.ModuleDict(
             {
                 f"{name}:{part}" if name else part: head(
@@ -104,6 +105,9 @@ class GMModel(GMPreTrainedModel):
         input_values: Tensor | None = None,
         fields: State | None = None,
         class_labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> GMModelOutput | tuple:
         """The outputs of the heads at noisy states x, or the loss if labels are given.
 
@@ -119,14 +123,27 @@ class GMModel(GMPreTrainedModel):
             fields: in place of `input_ids` for a product path: x by field. attention_mask, labels, num_items_in_batch and
                 divergence are then by field, too.
             class_labels: long [B], −1 for no class.
+            inputs_embeds: [B, L, D] in place of the embedding of `input_ids`. The logits are those of a posterior at noisy
+                symbols, and need `input_ids` as well.
+            output_hidden_states: return the hidden states of all layers; by default `config.output_hidden_states`.
+            output_attentions: not supported; `None` or False.
+            return_dict: False for a tuple; by default `config.return_dict`.
 
         Returns:
-            With labels `.loss`, else `.logits` or `.velocity` (see `GMModelOutput`).
+            With labels `.loss`, else `.last_hidden_state` and `.logits` or `.velocity` (see `GMModelOutput`).
 
         Raises:
             ValueError: an argument does not fit the model; the message names it.
         """
-        path, config = self.path, self.config
+        path, config, symbols = self.path, self.config, input_ids is not None or inputs_embeds is None
+        if output_attentions or config.output_attentions:
+            raise ValueError("output_attentions=True: attention weights are not returned; leave it out")
+        if inputs_embeds is not None:
+            self._check_embeds(inputs_embeds, input_ids, labels)
+            if not symbols:  # of no effect
+                input_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        return_dict = config.return_dict if return_dict is None else return_dict
+        recorded = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         given = {"input_ids": input_ids, "input_values": input_values, "fields": fields}
         given = {name: state for name, state in given.items() if state is not None}
         if given.keys() != {path.state_name}:
@@ -138,7 +155,7 @@ class GMModel(GMPreTrainedModel):
                 raise ValueError(
                     "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
-            time = torch.zeros(len(x[""]), dtype=torch.float64, device=x[""].device)
+            time = torch.zeros(x[""].shape[0], dtype=torch.float64, device=x[""].device)
         if not isinstance(time, Tensor):
             raise ValueError(f"time must be a tensor [B], or [B, M] where fields have independent times; got {time!r}")
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
@@ -150,7 +167,10 @@ class GMModel(GMPreTrainedModel):
         clean = z if config.block_size and labels is not None else None
         heads = readouts(self.network, x, time, now, attention_mask=masks, class_labels=class_labels, clean=clean)
         if labels is None:
-            output = self._head_outputs(heads)
+            hidden = next(iter(heads.values())).hidden
+            hidden.embeds, hidden.record = inputs_embeds, [] if recorded else None
+            hidden.compute()  # of all sequences, whatever the heads would need
+            output = self._head_outputs(heads, symbols)
             return output if return_dict is not False else output.to_tuple()
         # The backbone runs before any chunk of a head: backward recomputes chunks, and must not recompute what they share.
         hidden = heads[next(iter(heads))].hidden
@@ -165,19 +185,44 @@ class GMModel(GMPreTrainedModel):
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
-    def _head_outputs(self, heads: Mapping[str, LazyReadout]) -> GMModelOutput:
-        """The outputs of all heads, at all entries."""
+    def _check_embeds(self, embeds: Tensor, input_ids: Tensor | None, labels: Tensor | State | None) -> None:
+        """
+        Raises:
+            ValueError: the model has no embedding of tokens, or what it is replaced by does not fit.
+        """
+        field = self.state_fields.get("")
+        if field is None or not field.is_token:
+            raise ValueError(
+                f"inputs_embeds replaces the embedding of tokens [B, L], and {self.path!r} has other states"
+            )
+        if labels is not None:
+            raise ValueError("inputs_embeds has no noisy symbols, which the loss needs: give input_ids with labels")
+        shape = ("B", "L") if input_ids is None else tuple(input_ids.shape)
+        if (
+            embeds.dim() != 3
+            or embeds.shape[2] != self.config.hidden_size
+            or shape not in (("B", "L"), embeds.shape[:2])
+        ):
+            expected = ", ".join(map(str, (*shape, self.config.hidden_size)))
+            raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; the model takes [{expected}]")
+
+    def _head_outputs(self, heads: Mapping[str, LazyReadout], symbols: bool) -> GMModelOutput:
+        """The outputs of all heads, at all entries; none where the input is not `symbols`, but embeddings alone."""
         logits, velocity = {}, {}
         for name, readout in heads.items():
-            for head in readout.field.heads:
+            for head in readout.field.heads if symbols else ():
                 if head in ("tokens", "belief"):
                     logits[name] = readout(head).unflatten(0, readout.x.shape)
                 elif head == "flow":
                     velocity[name] = readout(head)
-        hidden = next(iter(heads.values())).hidden.final()
-        if "" in heads:
-            return GMModelOutput(None, logits.get(""), velocity.get(""), hidden)
-        return GMModelOutput(None, logits, velocity, hidden)
+        hidden = next(iter(heads.values())).hidden
+        final, record = hidden.final(), hidden.record
+        return GMModelOutput(
+            last_hidden_state=final,
+            logits=logits.get("") if "" in heads else logits,
+            velocity=velocity.get("") if "" in heads else velocity,
+            hidden_states=None if record is None else (*record, final),
+        )
 
     def _checked_batch(
         self,
@@ -238,7 +283,7 @@ class GMModel(GMPreTrainedModel):
                     f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions; give one number"
                 )
         if class_labels is not None:
-            self.config.check_classes(class_labels, len(next(iter(x.values()))))
+            self.config.check_classes(class_labels, next(iter(x.values())).shape[0])
         return z, scored
 
     def _check_tensor(self, tensor: object, name: str) -> None:
@@ -423,9 +468,9 @@ class GMModel(GMPreTrainedModel):
                 with `put_draft` also every intermediate state that differs from the one before. By blocks in generation by
                 blocks.
             generation_config: in place of the model's; arguments of the call go before it.
-            options: the names that transformers' `generate` has, with its meaning: max_new_tokens, temperature, top_k,
-                top_p, guidance_scale, use_cache, eos_token_id, pad_token_id, bad_words_ids, return_dict_in_generate (see
-                `GMGenerationConfig`).
+            options: the names that transformers' `generate` has, with its meaning: max_new_tokens, max_length,
+                num_return_sequences, do_sample, temperature, top_k, top_p, guidance_scale, use_cache, eos_token_id,
+                pad_token_id, bad_words_ids, return_dict_in_generate (see `GMGenerationConfig`).
 
         Raises:
             ValueError: arguments are out of range, or do not fit each other, the path or the model; the message names them.
@@ -448,7 +493,8 @@ class GMModel(GMPreTrainedModel):
         if not isinstance(config, GMGenerationConfig):
             raise TypeError(f"generation_config is a {type(config).__name__}; give a GMGenerationConfig")
         if unknown := options.keys() - TransformersOptions.__annotations__.keys():
-            refuse_unknown(sorted(unknown), "generate", RENAMED)
+            known = {*inspect.signature(GMModel.generate).parameters, *TransformersOptions.__annotations__} - {"self"}
+            refuse_unknown(sorted(unknown), "generate", {**RENAMED, **NOT_HERE}, known)
         changes = dict(
             options, length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
             generators=generators, seed=seed, output_trajectory=output_trajectory,
@@ -472,3 +518,4 @@ class GMModel(GMPreTrainedModel):
 
 AutoConfig.register("gm_discrete", GMConfig)
 AutoModel.register(GMConfig, GMModel)
+AutoModelForMaskedLM.register(GMConfig, GMModel)

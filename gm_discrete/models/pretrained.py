@@ -1,20 +1,43 @@
-"""What transformers needs of a model beside its `forward`: settings, initialisation, embeddings, generation config."""
+"""What transformers needs of a model beside its `forward`: settings, initialisation, embeddings, files of a folder."""
 
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.nn.backbone import Backbone, LocalConvolution, ZeroLinear
+from gm_discrete.nn.backbone import Backbone, LocalConvolution
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.tables import PathTables
+
+CARD = """---
+library_name: gm_discrete
+tags:
+- gm_discrete
+---
+
+# {path} model
+
+A model of the library gm_discrete. transformers alone does not know its architecture.
+
+```python
+from gm_discrete import GMModel
+
+model = GMModel.from_pretrained("this folder, or the name of this repository")
+samples = model.generate()
+```
+
+`AutoModel.from_pretrained` loads it as well, after `import gm_discrete.models`.
+"""
+"""README.md of a folder: transformers alone does not know the architecture, and would ask for its own update."""
 
 
 class GMPreTrainedModel(PreTrainedModel):
@@ -22,7 +45,7 @@ class GMPreTrainedModel(PreTrainedModel):
 
     config_class = GMConfig
     generation_config_class = GMGenerationConfig
-    base_model_prefix = "backbone"
+    base_model_prefix = "model"  # of no attribute: the whole model is its own base model
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _supports_sdpa = True
@@ -41,7 +64,7 @@ class GMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, ZeroLinear):
+        if isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
@@ -65,20 +88,41 @@ class GMPreTrainedModel(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
         return loaded
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves a model as every `PreTrainedModel`, with a README.md that says how to load it, unless there is one."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if (args[0] if args else kwargs.get("is_main_process", True)) and not card.exists():
+            card.write_text(CARD.format(path=type(self.config.build_path()).__name__), encoding="utf-8")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the states: that of the weights, or the one on which offloaded weights are used."""
+        for module in self.modules():
+            if isinstance(device := getattr(getattr(module, "_hf_hook", None), "execution_device", None), int | str):
+                return torch.device(device)
+            if isinstance(device, torch.device):
+                return device
+        return super().device
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.heads["tokens"]
+    def get_output_embeddings(self) -> nn.Module | None:
+        return dict(self.heads.items()).get("tokens")
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.heads["tokens"] = new_embeddings
 
     def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """The arguments as they are; PEFT asks for the method."""
+        return {"input_ids": input_ids, **kwargs}
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -90,12 +134,12 @@ class GMPreTrainedModel(PreTrainedModel):
         generation_config: GMGenerationConfig | None,
         from_auto_class: bool,
         from_pipeline: object,
-        path: str,
+        path: str | None,
         **kwargs: Any,
     ) -> None:
         """Called by `from_pretrained`: loads `generation_config.json`, if there is one."""
-        if generation_config is not None:
-            self.generation_config = generation_config
+        if generation_config is not None or path is None:
+            self.generation_config = generation_config or GMGenerationConfig()
             return
         known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:

@@ -47,6 +47,8 @@ class Backbone(nn.Module):
         class_labels: Tensor | None = None,
         clean: State | None = None,
         cache: BlockCache | None = None,
+        embeds: Tensor | None = None,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B, positions, D] after the last attention, for `finish`.
 
@@ -57,15 +59,18 @@ class Backbone(nn.Module):
             class_labels: [B], −1 for none.
             clean: for block-causal attention: the sequences [B, L] whose blocks the later blocks of x attend to.
             cache: of the blocks before x, which is then the rest of the sequence; attention_mask is of all of it.
+            embeds: [B, L, D], in place of the embedding of a field of tokens.
+            record: gets the embedding, and the hidden states after every block but the last.
         """
         if clean is not None:
             x = {name: torch.cat([value, clean[name]], 1) for name, value in x.items()}
-        if isinstance(self.embed_tokens, FieldsEmbedding):
+        fields = self.config.state_fields
+        if "" not in fields:
             hidden, mask, position = self.embed_tokens(x, time, attention_mask)
         else:
-            values = x[""] if isinstance(self.embed_tokens, nn.Embedding) else self.config.state_fields[""].split(x[""])
-            hidden = self.embed_tokens(values)  # [B, L, D]
-            hidden = hidden if self.embed_places is None else hidden + self.embed_places.weight
+            hidden = self.embed_tokens(fields[""].embedded(x[""])) if embeds is None else embeds  # [B, L, D]
+            if self.embed_places is not None:
+                hidden = hidden + self.embed_places(torch.arange(hidden.shape[1], device=hidden.device))
             mask, position = None if attention_mask is None else attention_mask[""], None
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
@@ -78,6 +83,8 @@ class Backbone(nn.Module):
         rotary = rotary_embedding(hidden, self.config, position)
         real = None if mask is None else mask[..., None].to(hidden.dtype)  # [B, L, 1]
         for block in self.layers[:-1]:
+            if record is not None:
+                record.append(hidden)
             hidden = block(hidden, rotary, bias, real, condition, position, cache)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
 
@@ -97,7 +104,7 @@ class Backbone(nn.Module):
         """The vector that modulates the norms, [B, 1, D]: of the times [B] or [B, M] and the classes [B] (−1: none)."""
         condition = None if self.time is None else self.time(time)
         if self.classes is not None:
-            count = len(time) if time is not None else len(hidden)
+            count = (hidden if time is None else time).shape[0]
             labels = torch.full((count,), -1, device=hidden.device) if class_labels is None else class_labels
             by_class = self.classes(torch.where(labels < 0, self.config.num_classes, labels))[:, None]
             condition = by_class if condition is None else condition + by_class
@@ -162,11 +169,15 @@ class FeedForward(nn.Module):
         return hidden + (update if gate is None else gate * update)
 
 
-class ZeroLinear(nn.Linear):
+def zero_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     """A linear layer that starts at zero: used where the output enters the residual stream, modulates it, or is a head's.
 
-    So every block is the identity at initialisation, and the first predictions are uniform.
+    So every block is the identity at initialisation, and the first predictions are uniform. It is no class of its own:
+    quantisation and PEFT replace plain `nn.Linear` layers.
     """
+    layer = nn.Linear(in_features, out_features, bias)
+    vars(layer)["starts_at_zero"] = True  # read by `GMPreTrainedModel._init_weights`
+    return layer
 
 
 class RMSNorm(nn.RMSNorm):
@@ -186,7 +197,7 @@ class Norm(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         conditioned = config.time_conditioning or config.num_classes
-        self.modulation = ZeroLinear(config.hidden_size, parts * config.hidden_size) if conditioned else None
+        self.modulation = zero_linear(config.hidden_size, parts * config.hidden_size) if conditioned else None
         self.parts = parts
 
     def forward(
@@ -217,7 +228,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.query_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if normalised else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if normalised else nn.Identity()
-        self.output = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
+        self.output = zero_linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -257,7 +268,7 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = config.hidden_act == "swiglu"
         self.input = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size, bias=False)
-        self.output = ZeroLinear(config.intermediate_size, config.hidden_size, bias=False)
+        self.output = zero_linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gated:

@@ -6,17 +6,35 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
+from huggingface_hub.dataclasses import validated_field
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, __version__
 
 from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.validators import (
+    choice,
+    flag,
+    image_shape,
+    list_of,
+    mapping,
+    optional,
+    positive,
+    precision,
+    probability,
+    validate,
+    weight,
+    weights_of,
+    whole,
+)
 from gm_discrete.paths import FinitePath, MaskedPath, Path
+from gm_discrete.renamed import nearest
 
-_ALSO_FROM_TRANSFORMERS = ("use_cache", "tie_last_hidden_states")
+_ALSO_FROM_TRANSFORMERS = ("use_cache", "tie_last_hidden_states", "quantization_config", "auto_map")
 """Keys that transformers passes to every config, or writes to config.json, without declaring them as attributes."""
 
 
@@ -89,42 +107,62 @@ class GMConfig(PreTrainedConfig):
     model_type = "gm_discrete"
 
     path: dict[str, Any] | Path | None = None
-    vocab_size: int = 0  # that of the path
-    backbone: str = "gm"
-    hidden_size: int = 512
+    vocab_size: int = validated_field(whole(0), default=0)  # that of the path
+    backbone: str = validated_field(choice("gm", "dit"), default="gm")
+    hidden_size: int = validated_field(whole(1), default=512)
     hidden_act: str = ""  # chosen by backbone
-    intermediate_size: int = 0  # 0: chosen by hidden_size
-    conv_kernel_size: int = 0
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 1024
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
-    time_conditioning: bool | None = None
-    condition_size: int = 128
-    noise_range: tuple[float, float] | list[float] = (0.0, -math.log(1e-3))
+    intermediate_size: int = validated_field(whole(0), default=0)  # 0: chosen by hidden_size
+    conv_kernel_size: int = validated_field(whole(0), default=0)
+    num_hidden_layers: int = validated_field(whole(1), default=8)
+    num_attention_heads: int = validated_field(whole(1), default=8)
+    max_position_embeddings: int = validated_field(whole(1), default=1024)
+    rope_theta: float = validated_field(positive, default=10000.0)
+    rms_norm_eps: float = validated_field(positive, default=1e-6)
+    attention_dropout: float = validated_field(probability, default=0.0)
+    hidden_dropout: float = validated_field(probability, default=0.0)
+    initializer_range: float = validated_field(weight, default=0.02)
+    tie_word_embeddings: bool = validated_field(flag, default=False)
+    time_conditioning: bool | None = validated_field(optional(flag), default=None)
+    condition_size: int = validated_field(whole(1), default=128)
+    noise_range: tuple[float, float] | list[float] = validated_field(list_of(weight, 2), default=(0.0, -math.log(1e-3)))
     divergence: str | dict[str, Any] | None = None
-    loss_weights: dict[str, Any] | None = None
-    image_shape: list[int] | None = None
-    patch_size: int = 1
-    fields: dict[str, dict[str, Any]] | None = None
-    aligned: list[list[str]] | None = None
-    block_size: int | None = None
-    num_frequencies: int = 6
-    num_classes: int = 0
-    class_dropout: float = 0.1
-    mask_token_id: int | None = None
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    loss_weights: dict[str, Any] | None = validated_field(optional(mapping), default=None)
+    image_shape: list[int] | None = validated_field(optional(image_shape), default=None)
+    patch_size: int = validated_field(whole(1), default=1)
+    fields: dict[str, dict[str, Any]] | None = validated_field(optional(mapping), default=None)
+    aligned: list[list[str]] | None = validated_field(optional(list_of(list_of(lambda name: None))), default=None)
+    block_size: int | None = validated_field(optional(whole(1)), default=None)
+    num_frequencies: int = validated_field(whole(0), default=6)
+    num_classes: int = validated_field(whole(0), default=0)
+    class_dropout: float = validated_field(probability, default=0.1)
+    mask_token_id: int | None = validated_field(optional(whole(0)), default=None)
+    pad_token_id: int | None = validated_field(optional(whole(0)), default=None)
+    bos_token_id: int | None = validated_field(optional(whole(0)), default=None)
+    eos_token_id: int | None = validated_field(optional(whole(0)), default=None)
+
+    # Of transformers, which checks none of them.
+    dtype: Any = validated_field(optional(precision), default=None)
+    return_dict: bool | None = validated_field(optional(flag), default=True)
+    output_hidden_states: bool | None = validated_field(optional(flag), default=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an argument or any other attribute; of arguments the type and range are checked."""
+        value = value.item() if isinstance(value, np.generic) else value
+        field = type(self).__dataclass_fields__.get(name)
+        validate(name, value, *(() if field is None else field.metadata.get("validator", ())))
+        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if unknown := {key for key in kwargs if not _is_from_transformers(key)}:
-            raise ValueError(f"GMConfig takes no argument {', '.join(sorted(unknown))}")
+        # What `to_dict` wrote holds a version, and may hold more than arguments: all that users have set on the config.
+        if self.transformers_version is None:
+            for key in kwargs:
+                if not _is_from_transformers(key):
+                    raise ValueError(f"GMConfig takes no argument {key}{nearest(key, self.__dataclass_fields__)}")
+        self._derive()
+        super().__post_init__(**kwargs)
+
+    def _derive(self) -> None:
+        """Checks the arguments together, and sets what follows from them."""
         if not isinstance(self.path, Path | dict | None):
             raise TypeError(f"path={self.path!r} must be a path, such as MaskedPath(vocab_size), or its dict")
         path = MaskedPath(self.vocab_size or 2) if self.path is None else self.path
@@ -137,7 +175,11 @@ class GMConfig(PreTrainedConfig):
         self.max_position_embeddings = sum(fields[group[0]].length for group in self.groups)
         self._check_loss(fields)
         self._check_network(fields)
-        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config that `to_dict` or config.json describes; keys that are no arguments are kept as attributes."""
+        return super().from_dict({"transformers_version": __version__, **config_dict}, **kwargs)
 
     def _check_tokens(self, path: Path) -> None:
         size = cast(FinitePath, path).vocab_size if "" in path.fields and path.is_discrete else 0
@@ -149,7 +191,7 @@ class GMConfig(PreTrainedConfig):
         self.vocab_size, self.mask_token_id = size, self.mask_token_id if mask is None else mask
         for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(self, name)
-            if token is not None and not 0 <= token < max(size, 1):
+            if token is not None and token >= max(size, 1):
                 raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
 
     def _checked_fields(self, path: Path) -> dict[str, Field]:
@@ -159,7 +201,7 @@ class GMConfig(PreTrainedConfig):
                 raise ValueError(
                     "fields and aligned describe a ProductPath, and this path has a single field; leave them out"
                 )
-            shape = None if self.image_shape is None else tuple(int(size) for size in self.image_shape)
+            shape = None if self.image_shape is None else tuple(self.image_shape)
             self.image_shape = None if shape is None else list(shape)
             masks = () if self.mask_token_id is None else (self.mask_token_id,)
             length = self.max_position_embeddings
@@ -168,6 +210,8 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_shape={self.image_shape} of a product belongs to a field: fields={{name: {{'image_shape': …}}}}"
             )
+        for name, options in (self.fields or {}).items():
+            validate(f"fields[{name!r}]", options, mapping)
         given = {name: dict(options) for name, options in (self.fields or {}).items()}
         if unknown := given.keys() - path.fields.keys():
             raise ValueError(f"fields names {', '.join(sorted(unknown))}; the path has {', '.join(path.fields)}")
@@ -177,14 +221,14 @@ class GMConfig(PreTrainedConfig):
             if isinstance(options.get("codec"), Configurable):
                 options["codec"] = options["codec"].to_dict()
             if options.get("image_shape") is not None:
-                options["image_shape"] = [int(size) for size in options["image_shape"]]
+                options["image_shape"] = list(options["image_shape"])
         return fields
 
     def _checked_groups(self, fields: Mapping[str, Field]) -> list[list[str]]:
         """The names of fields that share positions, in the order of their first ones; of all others each by itself."""
         aligned = [list(group) for group in self.aligned or []]
         named = [name for group in aligned for name in group]
-        if set(named) - fields.keys() or len(set(named)) < len(named):
+        if {*map(str, named)} - fields.keys() or len({*map(str, named)}) < len(named):
             raise ValueError(f"aligned={aligned} must be lists of fields, each in one at most")
         for group in aligned:
             if len({fields[name].length for name in group}) > 1 or any(fields[name].image_shape for name in group):
@@ -204,16 +248,13 @@ class GMConfig(PreTrainedConfig):
         if not isinstance(choice, Mapping | None) or set(choice or ()) - fields.keys():
             raise ValueError(f"divergence={choice!r} must be a dict by field, of {', '.join(fields)}")
         self.divergence = {name: field.chosen_divergence((choice or {}).get(name)) for name, field in fields.items()}
-        for name, weight in weights.items():
-            if name in fields and isinstance(weight, Mapping):
-                fields[name].check_loss_weights(weight)
-            elif name not in fields or not weight >= 0:
-                raise ValueError(f"loss_weights={weights} must be weights ≥ 0 of {', '.join(fields)}")
+        plain = {name: part for name, part in weights.items() if not isinstance(part, Mapping) or name not in fields}
+        validate("loss_weights", plain, weights_of(*fields))
+        for name in weights.keys() - plain.keys():
+            fields[name].check_loss_weights(weights[name])
 
     def _check_network(self, fields: Mapping[str, Field]) -> None:
         masked = "" in fields and fields[""].path.is_masked
-        if self.backbone not in ("gm", "dit"):
-            raise ValueError(f"backbone={self.backbone!r} must be 'gm' or 'dit'")
         known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)
         self.hidden_act = self.hidden_act or known[0]
         if self.hidden_act not in known:
@@ -224,15 +265,9 @@ class GMConfig(PreTrainedConfig):
             )
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for none")
-        if self.num_classes < 0 or not 0 <= self.class_dropout < 1:
-            raise ValueError(
-                f"num_classes={self.num_classes} and class_dropout={self.class_dropout} must lie in [0, ∞) and [0, 1)"
-            )
         least, most = self.noise_range = [float(noise) for noise in self.noise_range]
-        if not 0 <= least < most < math.inf or self.condition_size < 1:
-            raise ValueError(
-                f"noise_range={self.noise_range} must be 0 ≤ least < greatest, and condition_size={self.condition_size} ≥ 1"
-            )
+        if least >= most:
+            raise ValueError(f"noise_range={self.noise_range} must be 0 ≤ least < greatest")
         if self.backbone == "dit":
             if not ("" in fields and fields[""].path.is_discrete):
                 raise ValueError("backbone='dit' takes a path of one discrete field: use backbone='gm'")
@@ -245,8 +280,6 @@ class GMConfig(PreTrainedConfig):
         if self.time_conditioning is None:
             self.time_conditioning = not masked
         if self.block_size is not None:
-            if self.block_size < 1:
-                raise ValueError(f"block_size={self.block_size} must be at least 1, or None")
             plain = self.backbone == "gm" and not self.image_shape and not self.conv_kernel_size
             if not masked or self.time_conditioning or not plain:
                 raise ValueError(
@@ -273,7 +306,7 @@ class GMConfig(PreTrainedConfig):
     @property
     def _built(self) -> tuple[Any, Path, dict[str, Field], list[list[str]]]:
         if self.__dict__["_built"][0] is not self.path:  # somebody has set another path
-            self.__post_init__()
+            self._derive()
         return self.__dict__["_built"]
 
     def to_dict(self) -> dict[str, Any]:

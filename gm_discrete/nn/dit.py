@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gm_discrete.nn.backbone import Attention, ZeroLinear, rotary_embedding
+from gm_discrete.nn.backbone import Attention, rotary_embedding, zero_linear
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.embeddings import precision_of
 from gm_discrete.paths import FinitePath
 from gm_discrete.process import State
 
@@ -52,12 +53,15 @@ class DiT(nn.Module):
         class_labels: Tensor | None = None,
         clean: State | None = None,
         cache: BlockCache | None = None,
+        embeds: Tensor | None = None,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B, L, D] after the last attention, of tokens [B, L] at times [B].
 
-        It has no classes and no block-causal attention: class_labels, clean and cache are `None`.
+        It has no classes and no block-causal attention: class_labels, clean and cache are `None`. `embeds` and `record` are
+        as in `Backbone`.
         """
-        hidden = self.embed_tokens(x[""])  # [B, L, D]
+        hidden = self.embed_tokens(x[""]) if embeds is None else embeds  # [B, L, D]
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -65,6 +69,8 @@ class DiT(nn.Module):
         condition = self._condition(time, hidden)
         rotary = rotary_embedding(hidden, self.config)
         for block in self.layers[:-1]:
+            if record is not None:
+                record.append(hidden)
             hidden = block(hidden, rotary, mask, condition)
         return hidden
 
@@ -106,27 +112,34 @@ class NoiseEmbedding(nn.Module):
         half = NOISE_FEATURES // 2
         exponent = torch.arange(half, device=noise.device, dtype=torch.float32) / half
         angle = noise[:, None].float() * torch.exp(-math.log(10000.0) * exponent)
-        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.inner.weight.dtype)
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(precision_of(self.inner))
         return F.silu(self.outer(F.silu(self.inner(features))))
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x − mean) / deviation · weight, in float32; without bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), eps=self.eps)
 
 
 class Modulated(nn.Module):
     """(1 + scale) LN(x) + shift, and with three parts a gate: what the condition makes of a normalisation.
 
-    LN has a weight and no bias, and runs in float32. The modulation starts at zero, and so every block at the identity.
+    The modulation starts at zero, and so every block at the identity.
     """
 
     def __init__(self, config: GMConfig, parts: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size, bias=False)
-        self.modulation = ZeroLinear(config.condition_size, parts * config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size, bias=False)
+        self.modulation = zero_linear(config.condition_size, parts * config.hidden_size)
         self.parts = parts
 
     def forward(
         self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None
     ) -> tuple[Tensor, Tensor | float]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, C]."""
-        normed = F.layer_norm(hidden.float(), self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
+        normed = self.norm(hidden)
         modulation = self.modulation(condition)
         modulation = modulation if sequence is None else modulation[sequence, 0]
         shift, scale, *gate = modulation.chunk(self.parts, dim=-1)

@@ -21,11 +21,11 @@ SYMBOL_SIZE = 16
 
 def embedding(field: Field, config: GMConfig) -> nn.Module:
     """The layer that maps a field's entries to hidden states [B, L, D]."""
-    if not field.vocab_size:
-        return NumberEmbedding(config, field.slots)
-    if field.slots > 1:
+    if field.is_token:
+        return nn.Embedding(field.vocab_size, config.hidden_size)
+    if field.vocab_size:
         return PatchEmbedding(config, field.slots, field.vocab_size)
-    return nn.Embedding(field.vocab_size, config.hidden_size)
+    return NumberEmbedding(config, field.slots)
 
 
 def places(field: Field, config: GMConfig) -> nn.Embedding | None:
@@ -57,8 +57,9 @@ class FieldsEmbedding(nn.Module):
         A position is padding only if it is padded in all of its fields.
         """
         parts, masks, positions = [], [], []
+        kinds = self.kinds(torch.arange(len(self.groups), device=next(iter(x.values())).device))
         for kind, group in enumerate(self.groups):
-            hidden = self.kinds.weight[kind]
+            hidden = kinds[kind]
             for name in group:
                 hidden = hidden + self._embedded(name, x[name], time)
             parts.append(hidden)
@@ -70,13 +71,12 @@ class FieldsEmbedding(nn.Module):
         return torch.cat(parts, 1), torch.cat(masks, 1).long() if masks else None, torch.cat(positions)
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
-        layer = self.entries[f"of {name}"]
-        hidden = layer(x if isinstance(layer, nn.Embedding) else self.fields[name].split(x))
+        hidden = self.entries[f"of {name}"](self.fields[name].embedded(x))
         if f"of {name}" in self.places:
-            hidden = hidden + self.places[f"of {name}"].weight  # pyright: ignore[reportOperatorIssue]
+            hidden = hidden + self.places[f"of {name}"](torch.arange(hidden.shape[1], device=hidden.device))
         if self.times is not None and time is not None:
             column = time if time.dim() == 1 else time[:, list(self.fields).index(name)]
-            hidden = hidden + self.times(time_features(column).to(self.times.weight.dtype))[:, None]
+            hidden = hidden + self.times(time_features(column).to(precision_of(self.times)))[:, None]
         return hidden
 
 
@@ -108,7 +108,7 @@ class NumberEmbedding(nn.Module):
         octave = torch.arange(self.num_frequencies, device=values.device, dtype=values.dtype)
         angle = values[..., None] * (math.pi / 2 * 2**octave)
         features = torch.cat([values[..., None], angle.sin(), angle.cos()], dim=-1).flatten(2)
-        return self.output(features.to(self.output.weight.dtype))
+        return self.output(features.to(precision_of(self.output)))
 
 
 class TimeEmbedding(nn.Module):
@@ -122,8 +122,14 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         time = time[:, None].expand(-1, self.num_times) if time.dim() == 1 else time
-        features = time_features(time).flatten(1).to(self.inner.weight.dtype)
+        features = time_features(time).flatten(1).to(precision_of(self.inner))
         return F.silu(self.outer(F.silu(self.inner(features))))[:, None]
+
+
+def precision_of(layer: nn.Linear) -> torch.dtype:
+    """The type of a layer's input: that of its weight, or float32 where the weight is quantised to integers."""
+    dtype = layer.weight.dtype
+    return dtype if dtype.is_floating_point else torch.float32
 
 
 def time_features(time: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec
+from gm_discrete.nn.validators import image_shape, optional, validate, weights_of, whole
 from gm_discrete.objective import bregman
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 
@@ -48,15 +49,19 @@ class Field:
 
     def __post_init__(self) -> None:
         path, shape, where = self.path, self.image_shape, f"fields[{self.name!r}]" if self.name else "the config"
+        inside = f"{where}: " if self.name else ""
+        validate(f"{inside}length", self.length, whole(1))
+        validate(f"{inside}patch_size", self.patch_size, whole(1))
+        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image_shape))
+        if shape is not None:
+            object.__setattr__(self, "image_shape", shape := tuple(shape))
         if path.is_discrete:
             excluded = dict.fromkeys((*cast(FinitePath, path).excluded, *self.excluded))
             object.__setattr__(self, "excluded", tuple(excluded))
         if shape is None:
             if self.patch_size != 1:
                 raise ValueError(f"patch_size={self.patch_size} needs image_shape=[C, H, W]")
-        elif len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"image_shape={list(shape)} must be [C, H, W]")
-        elif self.patch_size < 1 or shape[1] % self.patch_size or shape[2] % self.patch_size:
+        elif shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide height and width of image_shape={list(shape)}")
         elif not path.is_discrete and self.num_channels != shape[0]:
             raise ValueError(
@@ -65,8 +70,6 @@ class Field:
             )
         else:
             object.__setattr__(self, "length", math.prod(shape[1:]) // self.patch_size**2)
-        if self.length < 1:
-            raise ValueError(f"{where} has length={self.length}; it must be at least 1")
         if isinstance(self.codec, Categories):
             if not path.is_discrete or len(self.codec) != self.vocab_size - len(cast(FinitePath, path).excluded):
                 raise ValueError(
@@ -91,8 +94,8 @@ class Field:
         shape, codec = options.get("image_shape"), options.get("codec")
         return cls(
             path,
-            int(options.get("length", 1)),
-            None if shape is None else tuple(int(size) for size in shape),
+            options.get("length", 1),
+            shape,
             options.get("patch_size", 1),
             None if codec is None else Codec.of(codec),
             name,
@@ -102,6 +105,11 @@ class Field:
     def vocab_size(self) -> int:
         """K of a discrete field, 0 of a continuous one."""
         return cast(FinitePath, self.path).vocab_size if self.path.is_discrete else 0
+
+    @property
+    def is_token(self) -> bool:
+        """Whether an entry is a symbol with a position of its own, so that its embedding is a lookup."""
+        return self.vocab_size > 0 and self.slots == 1
 
     @cached_property
     def num_channels(self) -> int:
@@ -155,16 +163,19 @@ class Field:
         """
         default = self.path.default_divergence
         parts = default.keys() if isinstance(default, Mapping) else ()
-        if any(part not in parts or not weight >= 0 for part, weight in weights.items()):
-            raise ValueError(f"loss_weights={dict(weights)} must be weights ≥ 0 of {', '.join(parts) or 'no part'}")
+        validate("loss_weights", dict(weights), weights_of(*parts))
 
     # Entries and positions
+
+    def embedded(self, x: Tensor) -> Tensor:
+        """What an embedding takes: tokens [B, L] as they are, other entries by position."""
+        return x if self.is_token else self.split(x)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, …] → [B, positions, slots]."""
         if self.image_shape is None:
-            return x.reshape(len(x), -1, self.slots)
-        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(len(x), -1, self.slots)
+            return x.reshape(x.shape[0], -1, self.slots)
+        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(x.shape[0], -1, self.slots)
 
     def join(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """[B, positions, slots] → [B, …] of the given shape, the inverse of `split`."""
@@ -179,9 +190,14 @@ class Field:
         return entry // self.slots, entry % self.slots
 
 
-@lru_cache(maxsize=64)
 def _patches(image_shape: tuple[int, ...], patch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The entries of an image in the order of the patches, and the place of each entry in that order."""
+    made = _made_patches.__wrapped__ if torch.compiler.is_exporting() else _made_patches  # tensors of an export: no values
+    return made(image_shape, patch_size, device)
+
+
+@lru_cache(maxsize=64)
+def _made_patches(image_shape: tuple[int, ...], patch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     channels, height, width = image_shape
     grid = torch.arange(channels * height * width, device=device)
     grid = grid.view(channels, height // patch_size, patch_size, width // patch_size, patch_size)

@@ -59,17 +59,18 @@ class Network:
         class_labels: Tensor | None = None,
         clean: State | None = None,
         cache: BlockCache | None = None,
+        embeds: Tensor | None = None,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B, positions, D] after the last attention, of the states x at the times t [B] (or [B, M]).
 
-        Continuous fields enter the backbone normalised to unit size. `clean` and `cache` serve block-causal attention (see
-        `Backbone`).
+        Continuous fields enter the backbone normalised to unit size. For the other arguments see `Backbone`.
         """
         normalized = dict(x)
         for name, field in self.fields.items():
             if t is not None and not field.path.is_discrete:
                 normalized[name] = cast(EuclideanPath, field.path).normalized(x[name], self.path.times(t)[name])
-        return self.backbone(normalized, t, attention_mask, class_labels, clean, cache)
+        return self.backbone(normalized, t, attention_mask, class_labels, clean, cache, embeds, record)
 
 
 @dataclass(eq=False)
@@ -83,6 +84,8 @@ class HiddenStates:
         class_labels: [B], −1 for none.
         clean: for block-causal attention: the sequences [B, L] whose blocks come before those of x.
         cache: of the first blocks of x, which are then not run again.
+        embeds: [B, L, D], in place of the embedding of x; record: gets hidden states of all layers (see `Backbone`). With
+            one of them all sequences are computed together.
         states: [B, positions, D], of the sequences that are `done` [B] (all if `None`).
         finished: after `finish`, of all positions.
     """
@@ -94,6 +97,8 @@ class HiddenStates:
     class_labels: Tensor | None = None
     clean: State | None = None
     cache: BlockCache | None = None
+    embeds: Tensor | None = None
+    record: list[Tensor] | None = None
     states: Tensor | None = None
     done: Tensor | None = None
     finished: Tensor | None = None
@@ -115,7 +120,7 @@ class HiddenStates:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
         if self.states is not None and self.done is None:
             return self.states
-        batch, device, start = len(self.t), self.t.device, 0 if self.cache is None else self.cache.length
+        batch, device, start = self.t.shape[0], self.t.device, 0 if self.cache is None else self.cache.length
         x = {name: value[:, start:] for name, value in self.x.items()}
         done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
         if sequence is None or self.network.whole_batches:
@@ -123,7 +128,9 @@ class HiddenStates:
         else:
             needed = torch.zeros_like(done).index_fill(0, sequence, True)
         if self.states is None and (sequence is None or self.network.whole_batches or bool(needed.all())):
-            self.states = self.network.hidden(x, self.t, self.attention_mask, self.class_labels, self.clean, self.cache)
+            self.states = self.network.hidden(
+                x, self.t, self.attention_mask, self.class_labels, self.clean, self.cache, self.embeds, self.record
+            )
             return self.states
         todo, states = (needed & ~done).nonzero().squeeze(1), self.states
         if states is None:
@@ -218,7 +225,7 @@ class LazyReadout:
         self.hidden.compute(where // self.size)
         if self.unconditional is not None:
             self.unconditional.hidden.compute(where // self.size)
-        every = len(self.x) * max(self.field.length * self.field.slots, self.size)
+        every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
         return chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
@@ -235,12 +242,12 @@ class LazyReadout:
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
-            if len(where) == self.x.numel() and length == total:  # of every position, which needs no search
-                places, inverse = torch.arange(len(self.x) * total, device=place.device), place
+            if where.shape[0] == self.x.numel() and length == total:  # of every position, which needs no search
+                places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
             raw = layer(hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
-        raw = raw.float()
+        raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 
 

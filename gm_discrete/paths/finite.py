@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from gm_discrete.arguments import whole
 from gm_discrete.generators import DominatingProcess, Jump
@@ -86,7 +87,7 @@ class FinitePath(Path):
             raise ValueError(f"rates={rates!r} must be {' or '.join(map(repr, self.known_rates))}")
         self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
         self.rates = rates
-        self._cache: dict[Any, Any] = {}  # derived tensors by (name, device)
+        self._cache = Derived()
 
     @property
     def heads(self) -> dict[str, int]:
@@ -301,6 +302,15 @@ class FinitePath(Path):
                 f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "
                 "allows 0 to vocab_size − 1: is this the tokenizer that the path was made for?"
             )
+
+
+class Derived(dict[Any, Any]):
+    """Derived tensors by (name, device). Those that `torch.export` has made hold no values: they count as absent."""
+
+    def __contains__(self, key: object) -> bool:
+        found = self.get(key, ())
+        parts = found if isinstance(found, tuple) else (found,)
+        return len(parts) > 0 and not any(isinstance(part, FakeTensor) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def arguments(option: Option, path: str, images: bool) -> dict[str, Any]:
     fits = path in option.columns and (IMAGES in option.columns or not images)
     prompt = torch.ones(1, 4, dtype=torch.long)
     values: dict[str, Any] = {
-        "input_ids": prompt, "max_new_tokens": 2, "length": 3, "temperature": 0.5, "top_k": 2, "top_p": 0.5,
+        "input_ids": prompt, "max_new_tokens": 2, "length": 3, "max_length": 3, "do_sample": False, "temperature": 0.5,
+        "top_k": 2, "top_p": 0.5,
         "attention_mask": {"over": torch.ones(1, 4)} if path == "product" else torch.ones(1, 4),
         "given": {"over": [[1, None, 2, 3]]} if path == "product" else torch.full((1, 5, 2), math.nan),
         "x_0": torch.zeros(1, 5, 2) if path == "continuous" else torch.zeros(1, 4, dtype=torch.long),

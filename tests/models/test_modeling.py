@@ -217,7 +217,7 @@ def test_save_pretrained__is_bit_exact(tmp_path: File, name: str, variant: str) 
     model.generation_config.num_steps = 7
     model.save_pretrained(tmp_path)
     files = {file.name for file in tmp_path.iterdir()}
-    assert files == {"config.json", "generation_config.json", "model.safetensors"}
+    assert files == {"README.md", "config.json", "generation_config.json", "model.safetensors"}
     again = AutoModel.from_pretrained(tmp_path, attn_implementation=model.config._attn_implementation)
     assert type(again) is GMModel
     assert not again.training
@@ -368,9 +368,13 @@ def test_forward__outputs_come_as_objects_or_tuples() -> None:
     output = model(input_ids=x, time=t)
     assert output.loss is None
     assert output.logits.shape == (5, LENGTH, K)
-    logits, hidden = model(input_ids=x, time=t, return_dict=False)
+    hidden, logits = model(input_ids=x, time=t, return_dict=False)
     assert torch.equal(logits, output.logits)
     assert hidden.shape == (5, LENGTH, 32)
+    model.config.return_dict = False
+    assert torch.equal(model(input_ids=x, time=t)[0], output.last_hidden_state)
+    assert torch.equal(model(input_ids=x, time=t, return_dict=True).logits, output.logits)
+    model.config.return_dict = True
     scored = model(input_ids=x, time=t, labels=x)
     assert scored.logits is None
     assert scored.loss.dim() == 0
@@ -391,7 +395,7 @@ def test_forward__outputs_come_as_objects_or_tuples() -> None:
         ({"path": MaskedPath(5), "vocab_size": 6}, "vocab_size=6 differs from the path's vocab_size=5"),
         ({"path": MaskedPath(5), "mask_token_id": 2}, "mask_token_id=2 differs from the path's 4"),
         ({"path": UniformPath(5), "mask_token_id": 5}, "mask_token_id=5 must be an id below vocab_size=5"),
-        ({"path": UniformPath(5), "pad_token_id": -1}, "pad_token_id=-1 must be an id below vocab_size=5"),
+        ({"path": UniformPath(5), "pad_token_id": -1}, "pad_token_id=-1 must be an integer ≥ 0"),
         ({"path": UniformPath(5), "eos_token_id": 9}, "eos_token_id=9"),
         (
             {"hidden_size": 30, "num_attention_heads": 4},

@@ -201,7 +201,7 @@ def test_block_mask__lets_a_padded_query_attend_to_itself() -> None:
         ({"path": UniformPath(K)}, "MaskedPath"),
         ({"time_conditioning": True}, "time_conditioning=False"),
         ({"conv_kernel_size": 3}, "conv_kernel_size=0"),
-        ({"block_size": 0}, "at least 1"),
+        ({"block_size": 0}, "block_size=0"),
     ],
 )
 def test_config__block_sizes_that_do_not_fit_are_named(options: dict, message: str) -> None:

@@ -27,7 +27,7 @@ SHAPE = {"image_shape": [3, 4, 6], "patch_size": 2}
         ({"fields": {"a": {"codec": StandardScaler(0, 1)}}}, r"fields\['a'\].*MaskedPath.*Categories"),
         ({"fields": {"b": {"codec": Categories(["x"])}}}, r"fields\['b'\].* 1 categories.*GaussianPath"),
         ({"fields": {"a": {"codec": Categories([*"wxyz"])}}}, r"fields\['a'\].* 4 categories.*MaskedPath"),
-        ({"fields": {"a": {"length": 0}}}, r"fields\['a'\] .*length=0"),
+        ({"fields": {"a": {"length": 0}}}, r"fields\['a'\]: length=0"),
         ({"fields": {"image": {**SHAPE, "patch_size": 4}}}, "patch_size=4"),
         ({"fields": {"b": SHAPE}}, r"\[3, 4, 6\].*num_channels=1"),
         ({"fields": {"image": {"image_shape": [4, 6]}}}, r"image_shape=\[4, 6\] must be \[C, H, W\]"),

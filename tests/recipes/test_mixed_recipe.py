@@ -19,7 +19,15 @@ from gm_discrete.data import fit_codecs
 from tests.helpers.recipe_configs import RECIPES, configs
 
 CONFIGS = configs("mixed")
-LEFT = {"config.json", "generation_config.json", "model.safetensors", "metrics.json", "run.json", "curve.png"}
+LEFT = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "metrics.json",
+    "run.json",
+    "curve.png",
+}
 LEFT_OF_TABLES = LEFT | {"samples.csv", "columns.png"}
 
 

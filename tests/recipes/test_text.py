@@ -74,6 +74,7 @@ def killed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_text_recipe__writes_model_metrics_and_sample(unbroken: Path) -> None:
     published = {
         "config.json",
+        "README.md",
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",

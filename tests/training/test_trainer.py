@@ -170,7 +170,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_trainer__publishes_no_pickle(published: Path) -> None:
     files = {file.name for file in published.iterdir()}
-    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    expected = {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert files == expected
 
 
