@@ -42,7 +42,7 @@ def local_files(source: str | os.PathLike[str], readers: Mapping[str, str]) -> d
         readers: names of readers by suffix.
 
     Raises:
-        ValueError: it is a file of an unknown suffix, or a folder without a file to read.
+        ValueError: it is a file of an unknown suffix, a folder without a file to read, or the path of no file.
     """
     path = Path(source)
     if path.is_file():
@@ -50,6 +50,10 @@ def local_files(source: str | os.PathLike[str], readers: Mapping[str, str]) -> d
             raise ValueError(f"source={str(source)!r} has an unknown suffix; give one of {', '.join(readers)}")
         return {"train": [path]}
     if not path.is_dir():
+        if path.is_absolute() or reader_of(path, readers):
+            raise ValueError(
+                f"source={str(source)!r} does not exist; give a file, a folder, or the id of a hub data set"
+            )
         return {}
     readme = path / "README.md"
     if readme.is_file() and re.search(r"^configs:", readme.read_text(encoding="utf-8", errors="replace"), re.M):
@@ -117,7 +121,17 @@ def encoding_of(file: Path) -> str:
 
 
 def open_text(file: Path, encoding: str | None = None) -> io.TextIOWrapper:
-    """The text of a file, with `\\n` at the end of its lines; in its own encoding by default (`encoding_of`)."""
+    """The text of a file, with `\\n` at the end of its lines; in its own encoding by default (`encoding_of`).
+
+    Raises:
+        ValueError: Python has no such encoding.
+    """
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError as error:
+        raise ValueError(
+            f"encoding={encoding!r} is unknown; give one that Python has, such as utf-8 or latin-1"
+        ) from error
     return io.TextIOWrapper(cast(Any, open_bytes(file)), encoding=encoding or encoding_of(file))
 
 
@@ -129,8 +143,6 @@ def named(file: Path, read: Callable[[], Any]) -> Any:
     """
     try:
         return read()
-    except LookupError as error:
-        raise ValueError(f"{error}; give one that Python has, such as utf-8 or latin-1") from error
     except UnicodeError as error:
         raise ValueError(f"{file} is not text of the encoding that was given ({error}); leave encoding out") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,11 +80,9 @@ def load_table(
         return choose_split(splits, source, split, validation_size)
     if wrong := [option for option, value in given.items() if value]:
         raise ValueError(f"{wrong[0]}={given[wrong[0]]!r} is for local CSV and JSON files, not for {str(source)!r}")
-    options: dict[str, Any] = {"streaming": streaming}
-    if files:  # escaped, because `datasets` takes the names of files for patterns
-        options["data_files"] = {part: [glob.escape(str(file)) for file in group] for part, group in files.items()}
+    options: dict[str, Any] = {"data_files": files} if files else {}
     accepted = "a csv, json or parquet file, a folder of them, or a hub id"
-    splits = read_splits(kind or source, name, accepted, cache_dir, **options)
+    splits = read_splits(kind or source, name, accepted, cache_dir, streaming=streaming, **options)
     return choose_split(splits, source, split, validation_size)
 
 
