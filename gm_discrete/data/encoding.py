@@ -4,33 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from torch import Tensor
+from transformers.utils import logging
 
 from gm_discrete.data.columns import (
     Column,
     Rows,
     columns_of,
+    dates,
     first_columns_of,
     flattened,
-    is_category,
+    identifies_rows,
+    kind_of,
     numbers,
-    one_per_row,
 )
-from gm_discrete.data.scalers import SCALERS, Categories, Codec, Scaler, decimals
+from gm_discrete.data.fields import (
+    PRESENCE,
+    Codecs,
+    check_columns,
+    decode_columns,
+    encode_columns,
+    num_draws,
+    numbers_of_fields,
+    with_shape,
+)
+from gm_discrete.data.scalers import SCALERS, Categories, Codec, DatePart, Scaler, decimals
+from gm_discrete.data.scalers.dates import date_parts
 
-Codecs: TypeAlias = Mapping[str, Scaler | Categories]
-"""A `Scaler` or `Categories` for each column."""
+logger = logging.get_logger(__name__)
 
 ENCODED = "encoded"
 """The column of an encoded data set."""
-PRESENCE = ("present", "missing")
-"""The categories of a companion column. `Categories.fit` sorts, so that no column of the table has them in this order."""
 
 
 def fit_codecs(
@@ -45,7 +55,11 @@ def fit_codecs(
 
     Columns of strings and booleans get `Categories`, columns of numbers a `Scaler` with as many decimals as they have. A
     category column with missing cells has the category None. A number column NAME with missing cells is followed by a
-    companion field `NAME_missing` with the categories "present" and "missing".
+    companion field `NAME_missing` with the categories "present" and "missing". A column of dates or times becomes fields
+    `NAME_year`, `NAME_month`, `NAME_day`, and `NAME_minute` or `NAME_second` for the time of day.
+
+    Fit them on all rows that are to be encoded: a category that only held-out rows have is unknown otherwise (see
+    `encoded_dataset`). Columns that look like identifiers are named in a warning.
 
     >>> codecs = fit_codecs({"carat": [0.3, 0.5, 0.71], "cut": ["fair", "good", "fair"]})
     >>> codecs["cut"].names, codecs["carat"].digits
@@ -57,9 +71,9 @@ def fit_codecs(
     {'carat': [0.5], 'cut': ['good']}
 
     Args:
-        rows: the training rows; cells may be lists (sequences), whose entries are then used.
+        rows: the rows, such as a data set or a pandas table; cells may be lists (sequences), whose entries are then used.
         scalers: "quantile" or "standard", for all columns of numbers, or by column; columns left out get "quantile".
-        categories: columns of numbers to treat as categories.
+        categories: columns of numbers or dates to treat as categories.
         bounded: clamp numbers to the least and the greatest in `rows`.
         first: how many rows of a stream are used, `None` for all. In a sorted table, such as flights by date, the last row
             may hold a category that no earlier row has.
@@ -76,28 +90,52 @@ def fit_codecs(
     codecs: dict[str, Scaler | Categories] = {}
     for name, cells in columns.items():
         cells = flattened(cells)
-        if name in categories or is_category(name, cells):
+        kind = "category" if name in categories else kind_of(name, cells)
+        if kind == "category":
             if not isinstance(scalers, str) and name in chosen:
                 raise ValueError(f"scalers[{name!r}] is set, but the column holds categories; leave it out")
-            codecs[name] = Categories.fit(cells)
-            continue
-        kind, companion = chosen.get(name, "quantile"), f"{name}_missing"
-        if kind not in SCALERS:
-            why = "was removed" if kind == "log" else "is unknown"
-            raise ValueError(f"scalers={kind!r} for column {name!r} {why}; choose one of {', '.join(SCALERS)}")
-        try:
-            values = numbers(cells)
-            observed = values[~np.isnan(values)]
-            codecs[name] = SCALERS[kind].fit(observed, digits=decimals(observed), bounded=bounded)
-        except ValueError as error:
-            raise ValueError(f"column {name!r}: {error}") from error
-        if len(observed) < len(values):
-            if companion in columns:
-                raise ValueError(
-                    f"column {name!r} has missing cells and needs the name {companion!r}, which is taken; rename that column"
-                )
-            codecs[companion] = Categories(PRESENCE)
+            found: dict[str, Scaler | Categories] = {name: Categories.fit(cells)}
+        else:
+            scaler = chosen.get(name, "quantile")
+            if scaler not in SCALERS:
+                why = "was removed" if scaler == "log" else "is unknown"
+                raise ValueError(f"scalers={scaler!r} for column {name!r} {why}; choose one of {', '.join(SCALERS)}")
+            try:
+                found = _scalers(name, cells, kind, SCALERS[scaler], bounded)
+            except ValueError as error:
+                raise ValueError(f"column {name!r}: {error}") from error
+        if identifies_rows(cells):
+            logger.warning(
+                f"column {name!r} looks like an identifier: its cells differ in (almost) all rows; leave it out"
+            )
+        if taken := [field for field in found if field != name and field in columns]:
+            raise ValueError(
+                f"column {name!r} has dates or missing cells and needs the name {taken[0]!r}, which is taken; rename that "
+                "column"
+            )
+        codecs |= found
     return codecs
+
+
+def _scalers(
+    name: str, cells: Column, kind: str, scaler: type[Scaler], bounded: bool
+) -> dict[str, Scaler | Categories]:
+    """The codecs of a column of numbers or dates: a scaler, or one for each part, and those of its companion field."""
+    found: dict[str, Scaler | Categories] = {}
+    if kind == "date":
+        parts = date_parts(dates(cells))
+        for part, values in parts.items():
+            observed = values[~np.isnan(values)]
+            digits = decimals(observed) if part == "second" else 0
+            found[f"{name}_{part}"] = DatePart.fit(observed, digits=digits, bounded=bounded, part=part, scaler=scaler)
+        values = next(iter(parts.values()))
+    else:
+        values = numbers(cells)
+        observed = values[~np.isnan(values)]
+        found[name] = scaler.fit(observed, digits=decimals(observed), bounded=bounded)
+    if np.isnan(values).any():
+        found[f"{name}_missing"] = Categories(PRESENCE)
+    return found
 
 
 def encode_rows(rows: Rows, codecs: Codecs, rng: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -143,15 +181,20 @@ def decode_rows(values: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> di
     return decode_columns({name: values[name].flatten() for name in codecs}, codecs)
 
 
-def encoded_dataset(dataset: Dataset | IterableDataset, codecs: Codecs, seed: int = 0) -> Dataset | IterableDataset:
+def encoded_dataset(
+    dataset: Dataset | IterableDataset | Rows, codecs: Codecs, seed: int = 0
+) -> Dataset | IterableDataset:
     """Encodes and dequantises a table once: rows `{"encoded": bytes}`, which `TableCollator` accepts as well.
 
     The bytes are the row's fields one after another (`record_type`): `datasets` gathers one column several times faster
     than many. In a stream the draws of a row depend on the seed and the row's index only, not on how the stream is read.
     (If workers share the files of a stream, each counts its own rows.)
 
+    Rows with a category that the codecs do not have, or without a number that was never missing when they were fitted, are
+    left out; a warning counts them.
+
     Raises:
-        ValueError: as `encode_rows`; for a stream, when it is read.
+        ValueError: as `encode_rows`, or no row is left; for a stream, when it is read.
     """
     features = Features({ENCODED: Value("binary")})
     if isinstance(dataset, IterableDataset):
@@ -159,85 +202,58 @@ def encoded_dataset(dataset: Dataset | IterableDataset, codecs: Codecs, seed: in
         encode = _EncodeStream(dict(codecs), seed)
         return dataset.map(encode, batched=True, with_indices=True, remove_columns=names, features=features)
     columns = columns_of(dataset)
+    known = known_rows(columns, codecs)
+    if not known.any():
+        raise ValueError("rows hold values unknown to the codecs in every row; fit the codecs on these rows as well")
     rng = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(dataset), num_draws(codecs), generator=rng, dtype=torch.float64)
-    rows = _as_bytes(encode_columns(columns, codecs, uniform), codecs)
+    uniform = torch.rand(len(known), num_draws(codecs), generator=rng, dtype=torch.float64)
+    rows = _as_bytes(encode_columns(_chosen(columns, known), codecs, uniform[torch.from_numpy(known)]), codecs)
     return Dataset(pa.table({ENCODED: pa.array(rows, pa.binary())}), info=DatasetInfo(features=features))
+
+
+def known_rows(columns: Mapping[str, Column], codecs: Codecs) -> np.ndarray:
+    """Which rows the codecs can encode, bool [N]; a warning counts the others, by column.
+
+    Raises:
+        ValueError: the columns are not those of the codecs, or hold values of another type.
+    """
+    check_columns(columns, codecs)
+    known = np.ones(len(next(iter(columns.values()))), dtype=bool)
+    reasons = []
+    for name, fields, parts in numbers_of_fields(columns, codecs):
+        codec = codecs.get(name)
+        if isinstance(codec, Categories):
+            cells = columns[name]
+            good = np.array([cell in codec for cell in cells])
+            wrong = ", ".join(dict.fromkeys(repr(cell) for cell, fine in zip(cells, good, strict=True) if not fine))
+        elif parts and fields.companion is None:
+            good, wrong = ~np.isnan(next(iter(parts.values()))), "missing cells"
+        else:
+            continue
+        if not good.all():
+            reasons.append(f"{name!r} ({(~good).sum()}: {wrong[:60]})")
+            known &= good
+    if reasons:
+        logger.warning(
+            f"{(~known).sum()} of {len(known)} rows are left out, because the codecs do not have their values: "
+            f"{', '.join(reasons)}; fit the codecs on all rows to keep them"
+        )
+    return known
+
+
+def _chosen(columns: Mapping[str, Column], rows: np.ndarray) -> Mapping[str, Column]:
+    if rows.all():
+        return columns
+    places = rows.nonzero()[0].tolist()
+    return {
+        name: cells[places] if isinstance(cells, np.ndarray) else [cells[place] for place in places]
+        for name, cells in columns.items()
+    }
 
 
 def record_type(codecs: Codecs) -> np.dtype:
     """The numpy type of an encoded row: float32 for each number, int32 for each category, in the order of the codecs."""
     return np.dtype([(name, "<f4" if isinstance(codec, Scaler) else "<i4") for name, codec in codecs.items()])
-
-
-def num_draws(codecs: Codecs) -> int:
-    """How many uniform draws a row needs: two per number, one to dequantise it and one to replace it if it is missing."""
-    return 2 * sum(isinstance(codec, Scaler) for codec in codecs.values())
-
-
-def encode_columns(columns: Mapping[str, Column], codecs: Codecs, uniform: Tensor | None) -> dict[str, Tensor]:
-    """Encodes columns of N natural values as float32 [N] and long [N] by field, from `uniform` [N, num_draws(codecs)].
-
-    Raises:
-        ValueError: see `encode_rows`.
-    """
-    companions = _companions(codecs)
-    expected = [name for name in codecs if name not in companions.values()]
-    absent, unknown = (
-        [name for name in expected if name not in columns],
-        [name for name in columns if name not in codecs],
-    )
-    if absent or unknown:
-        what = f"no column {absent[0]!r}" if absent else f"a column {unknown[0]!r}, which has no codec"
-        raise ValueError(f"rows have {what}; select the columns of the codecs, {', '.join(expected)}")
-    fields: dict[str, Tensor] = {}
-    number = 0
-    for name in expected:
-        codec = codecs[name]
-        try:
-            if isinstance(codec, Categories):
-                fields[name] = codec.encode(one_per_row(columns[name]))
-                continue
-            values = torch.from_numpy(numbers(columns[name]))
-            missing = values.isnan()
-            if name in companions:
-                fields[companions[name]] = missing.long()
-            elif missing.any():
-                raise ValueError(
-                    f"{int(missing.sum())} of {len(values)} cells are missing; fit the codecs on rows with missing cells"
-                )
-            noise, place = (None, torch.tensor(0.5)) if uniform is None else uniform[:, number : number + 2].unbind(1)
-            number += 2
-            # Half of 2^-53, the step of uniform draws: 0 would become −∞.
-            drawn = codec.inverse(torch.special.ndtri(place.double().clamp(min=2.0**-54)))
-            values = torch.where(missing, drawn, values)
-            fields[name] = codec.transform(values if noise is None else codec.dequantize(values, noise))
-        except ValueError as error:
-            raise ValueError(f"column {name!r}: {error}") from error
-    return {name: fields[name] for name in codecs}
-
-
-def decode_columns(fields: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, list[Any]]:
-    """Decodes natural numbers [N] and ids [N] by field into lists by column."""
-    companions = _companions(codecs)
-    columns: dict[str, list[Any]] = {}
-    for name, codec in codecs.items():
-        if name in companions.values():
-            continue
-        try:
-            if isinstance(codec, Categories):
-                columns[name] = codec.decode(fields[name])
-                continue
-            values = fields[name].tolist()
-            if isinstance(codec, Scaler) and codec.digits is not None and codec.digits <= 0:
-                values = [round(value) for value in values]
-            if name in companions:
-                missing = fields[companions[name]].tolist()
-                values = [None if gone else value for gone, value in zip(missing, values, strict=True)]
-            columns[name] = values
-        except ValueError as error:
-            raise ValueError(f"field {name!r}: {error}") from error
-    return columns
 
 
 @dataclass(frozen=True)
@@ -248,21 +264,18 @@ class _EncodeStream:
     seed: int
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[bytes]]:
+        columns = columns_of(batch)
+        known = known_rows(columns, self.codecs)
+        if not known.any():
+            return {ENCODED: []}
         count = num_draws(self.codecs)
         # A generator for each row: Philox starts from a key, without the cost of seeding.
-        rows = [np.random.Generator(np.random.Philox(key=[self.seed, index])).random(count) for index in indices]
-        fields = encode_columns(dict(batch), self.codecs, torch.from_numpy(np.stack(rows)))
+        rows = [
+            np.random.Generator(np.random.Philox(key=[self.seed, index])).random(count)
+            for index in np.array(indices)[known]
+        ]
+        fields = encode_columns(_chosen(columns, known), self.codecs, torch.from_numpy(np.stack(rows)))
         return {ENCODED: _as_bytes(fields, self.codecs)}
-
-
-def _companions(codecs: Mapping[str, Codec]) -> dict[str, str]:
-    """The companion field of each number column that has one."""
-    found = {}
-    for name, codec in codecs.items():
-        companion = codecs.get(f"{name}_missing")
-        if isinstance(codec, Scaler) and isinstance(companion, Categories) and companion.names == list(PRESENCE):
-            found[name] = f"{name}_missing"
-    return found
 
 
 def _as_bytes(fields: Mapping[str, Tensor], codecs: Codecs) -> list[bytes]:
@@ -271,8 +284,3 @@ def _as_bytes(fields: Mapping[str, Tensor], codecs: Codecs) -> list[bytes]:
         records[name] = field.numpy()
     content, size = records.tobytes(), records.itemsize
     return [content[start : start + size] for start in range(0, len(content), size)]
-
-
-def with_shape(field: Tensor, length: int) -> Tensor:
-    """Reshapes [B·L] to [B, L, 1] for numbers, [B, L] for categories."""
-    return field.reshape(-1, length, 1) if field.is_floating_point() else field.reshape(-1, length)

@@ -10,16 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gm_discrete.data.encoding import (
-    ENCODED,
-    Codecs,
-    decode_columns,
-    encode_columns,
-    encode_rows,
-    num_draws,
-    record_type,
-    with_shape,
-)
+from gm_discrete.data.encoding import ENCODED, encode_rows, record_type
+from gm_discrete.data.fields import Codecs, decode_columns, encode_columns, num_draws, with_shape
 from gm_discrete.data.scalers import Codec, Scaler
 
 IGNORED = -100

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -58,7 +60,10 @@ def load_images(
     check_shape(image_size, channels)
     if find_spec("PIL") is None:
         raise ImportError("load_images needs Pillow: pip install 'gm_discrete[pictures]'")
-    splits = read_splits(source, name, "a folder of images or a hub id", cache_dir, streaming=streaming)
+    reader, options = source, {}
+    if glob.has_magic(str(source)) and Path(source).is_dir():  # `datasets` takes the name of the folder for a pattern
+        reader, options["data_dir"] = "imagefolder", glob.escape(str(source))
+    splits = read_splits(reader, name, "a folder of images or a hub id", cache_dir, streaming=streaming, **options)
     rows = choose_split(splits, source, split, validation_size)
     return _converted_rows(rows, str(source), image_column, label_column, image_size, channels)
 

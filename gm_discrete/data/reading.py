@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
@@ -17,6 +18,8 @@ def read_splits(
     name: str | None,
     accepted: str,
     cache_dir: str | os.PathLike[str] | None,
+    *,
+    data_files: Mapping[str, Sequence[str | os.PathLike[str]]] | None = None,
     **options: Any,
 ) -> DatasetDict | IterableDatasetDict:
     """Reads all splits of a folder, of files or of a hub data set.
@@ -26,11 +29,14 @@ def read_splits(
         name: configuration of a hub data set.
         accepted: what `source` may be, for the error message.
         cache_dir: where converted files are kept; the cache of `datasets` by default.
+        data_files: files by split.
         options: further arguments of `datasets.load_dataset`.
 
     Raises:
         ValueError: the source is absent, unreachable, malformed or empty.
     """
+    if data_files is not None:  # escaped, because `datasets` takes the names of files for patterns
+        options["data_files"] = {part: [glob.escape(str(file)) for file in files] for part, files in data_files.items()}
     try:
         return load_dataset(str(source), name, cache_dir=None if cache_dir is None else str(cache_dir), **options)  # pyright: ignore[reportReturnType]
     except (OSError, DatasetsError, StopIteration) as error:

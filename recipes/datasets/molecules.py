@@ -29,7 +29,7 @@ def moses(cache_dir: str | os.PathLike[str] | None = None) -> dict[str, Dataset]
         ImportError: `molsets` is not installed.
     """
     folder = package_folder("moses", "molsets==0.3.1") / "dataset" / "data"
-    files = {name: str(folder / f"{name}.csv.gz") for name in ("train", "test", "test_scaffolds")}
+    files = {name: [folder / f"{name}.csv.gz"] for name in ("train", "test", "test_scaffolds")}
     splits: Any = read_splits("csv", None, "an installation of molsets 0.3.1", cache_dir, data_files=files)
     rows: dict[str, Dataset] = {
         name: splits[name].select_columns("SMILES").rename_column("SMILES", "text") for name in files

@@ -34,6 +34,7 @@ def load_table(
     streaming: bool = False,
     validation_size: float | int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> Dataset | IterableDataset:
     """Loads one split of a table; a row is a dict of natural values. See `gm_discrete.data.load_table`.
 
@@ -43,6 +44,7 @@ def load_table(
         name, validation_size: as in `gm_discrete.data.load_table`. Packaged tables have a validation split of their own.
         streaming: read rows on demand; returns an `IterableDataset`.
         cache_dir: folder for downloads and converted files; the Hugging Face cache by default.
+        options: further arguments of `gm_discrete.data.load_table`, for files.
 
     Raises:
         ImportError, FileNotFoundError: a packaged table is not installed; the message names the command.
@@ -50,14 +52,17 @@ def load_table(
     """
     if str(source) not in PACKAGED:
         try:
-            return data.load_table(
-                source, split, name=name, streaming=streaming, validation_size=validation_size, cache_dir=cache_dir
-            )
+            options |= {"name": name, "streaming": streaming, "validation_size": validation_size}
+            return data.load_table(source, split, cache_dir=cache_dir, **options)
         except ValueError as error:
             error.add_note(f"Packaged tables: {', '.join(PACKAGED)}.")
             raise
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is not in source={str(source)!r}; it has {', '.join(SPLITS)}")
+    if wrong := [option for option, value in options.items() if value]:
+        raise ValueError(
+            f"{wrong[0]}={options[wrong[0]]!r} is for files, and {str(source)!r} is a packaged table; leave it out"
+        )
     if validation_size is not None:
         raise ValueError(f"source={str(source)!r} has a validation split; leave validation_size={validation_size} out")
     if str(source) == "flights":
@@ -94,7 +99,9 @@ def flights(
     file = cache_file("flights.parquet", cache_dir)
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist; run recipes.datasets.download_flights() once (npm, 18 MB)")
-    splits: Any = read_splits("parquet", None, "a parquet file", cache_dir, data_files=str(file), streaming=streaming)
+    splits: Any = read_splits(
+        "parquet", None, "a parquet file", cache_dir, data_files={"train": [file]}, streaming=streaming
+    )
     features = Features({column: Value(kind) for column, kind in (FLIGHT_COLUMNS | TIME_COLUMNS).items()})
     convert = partial(_convert_flights, places=SPLITS[split])
     options: dict[str, Any] = {} if streaming else {"desc": "Flights"}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from gm_discrete.data.scalers.base import Codec, Scaler, StandardScaler, decimals
 from gm_discrete.data.scalers.categories import Categories
+from gm_discrete.data.scalers.dates import DatePart
 from gm_discrete.data.scalers.quantile import QuantileScaler
 from gm_discrete.renamed import missing_name
 
@@ -14,6 +15,7 @@ __all__ = [
     "SCALERS",
     "Categories",
     "Codec",
+    "DatePart",
     "QuantileScaler",
     "Scaler",
     "StandardScaler",

@@ -72,6 +72,9 @@ class Categories(Codec):
                 f"{_shortened(self.names)}; fit the categories on rows with these values"
             ) from None
 
+    def __contains__(self, value: object) -> bool:
+        return _name(value) in self._ids
+
     def decode(self, ids: Tensor | Sequence[int]) -> list[Name]:
         """The names of ids.
 
