@@ -159,5 +159,5 @@ def test_trainer__evaluates_rows_with_nothing_to_score(tmp_path: Path, kind: str
             trainer.evaluate()
         return
     bound = trainer.bound()
-    assert bound.num_tokens.tolist() == [LENGTH, LENGTH]
+    assert bound.num_tokens.tolist() == [LENGTH, 0, 0, LENGTH]
     assert math.isfinite(trainer.evaluate()["eval_bits_per_token"])
