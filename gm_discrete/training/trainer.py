@@ -19,7 +19,7 @@ from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
 from gm_discrete.process import pack, unpack
-from gm_discrete.training.adapters import base_model
+from gm_discrete.training.adapters import base_model, check_wrapped
 from gm_discrete.training.checkpointed import CheckpointedTrainer
 from gm_discrete.training.checkpoints import last_complete_checkpoint
 from gm_discrete.training.noise import noisy_inputs, seeded_generator
@@ -84,6 +84,7 @@ class GMTrainer(CheckpointedTrainer):
         if "times" in kwargs:
             raise TypeError(f"times is now called time_sampler: GMTrainer(…, time_sampler={kwargs['times']!r})")
         check_options(args, kwargs)
+        check_wrapped(model)
         base = base_model(model)
         tokenizer, path, config = kwargs.get("processing_class"), base.path, base.config
         if isinstance(tokenizer, PreTrainedTokenizerBase):
