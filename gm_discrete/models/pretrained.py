@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.backbone import Backbone, LocalConvolution
@@ -137,14 +139,28 @@ class GMPreTrainedModel(PreTrainedModel):
         path: str | None,
         **kwargs: Any,
     ) -> None:
-        """Called by `from_pretrained`: loads `generation_config.json`, if there is one."""
+        """Called by `from_pretrained`: loads `generation_config.json`, if there is one.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         if generation_config is not None or path is None:
             self.generation_config = generation_config or GMGenerationConfig()
             return
         known = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        place = {key: value for key, value in kwargs.items() if key in known}
+        file = Path(path, kwargs.get("subfolder") or "", GENERATION_CONFIG_NAME)
+        if file.exists() and not _holds_a_dict(file):
+            raise ValueError(f"{file} is damaged; restore the file, or delete it to generate with the defaults")
         try:
-            self.generation_config = GMGenerationConfig.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
-                path, **{key: value for key, value in kwargs.items() if key in known}
-            )
+            found = GMGenerationConfig.from_pretrained(path, **place)
         except OSError:
-            self.generation_config = GMGenerationConfig()
+            found = GMGenerationConfig()
+        self.generation_config = found  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _holds_a_dict(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        return False

@@ -32,6 +32,18 @@ def base_model(model: Any) -> GMModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def check_wrapped(model: Any) -> None:
+    """
+    Raises:
+        ValueError: the model has an adapter inside, of which Trainer saves checkpoints that it cannot load.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "model has an adapter from add_adapter, whose training could not be resumed; wrap it in its place: "
+            "peft.get_peft_model(model, LoraConfig(…))"
+        )
+
+
 def save_base(model: Any, folder: str | os.PathLike[str]) -> None:
     """Adds to a checkpoint of adapters what it lacks to be recognised. Does nothing for other models."""
     if base_model(model) is model:

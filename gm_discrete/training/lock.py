@@ -61,7 +61,7 @@ def acquire(output_dir: str | os.PathLike[str]) -> Path | None:
     """
     lock = Path(output_dir) / LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
     with _opened(lock) as file:
         text = file.read()
         owner = _parsed(text)
@@ -112,7 +112,7 @@ def _check_ended(lock: Path, owner: Owner) -> None:
             f"does not run any more, delete {lock}"
         )
     pid = owner.get("pid")
-    if isinstance(pid, int) and _started(pid) == owner.get("started"):
+    if isinstance(pid, int) and started(pid) == owner.get("started"):
         raise ValueError(f"{folder} is in use by another run ({where}): wait for its end, or give another output_dir")
 
 
@@ -124,7 +124,7 @@ def _parsed(text: str) -> Owner:
     return {}
 
 
-def _started(pid: int) -> str | None:
+def started(pid: int) -> str | None:
     """When a process started, which tells it from a later one of the same id; `None` if there is none."""
     if Path("/proc/self/stat").exists():  # in ticks since the host started: no clock that is set changes it
         try:

@@ -62,6 +62,14 @@ def test_generation_config__is_the_default_without_file(tmp_path: File) -> None:
     assert GMModel.from_pretrained(tmp_path).generation_config.num_steps == 128
 
 
+@pytest.mark.parametrize("content", ["", '{"num_steps": ', "[]", "5"])
+def test_generation_config__a_damaged_file_is_named(tmp_path: File, content: str) -> None:
+    network().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/generation_config\.json is damaged"):
+        GMModel.from_pretrained(tmp_path)
+
+
 def test_generation_config__saves_generators_and_guidance(tmp_path: Any) -> None:
     model = continuous.classy("jump")
     model.generation_config = GMGenerationConfig(

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from gm_discrete.training import EMACallback, GMTrainer, checkpoints, publishing, trainer
+from gm_discrete.training import EMACallback, GMTrainer, checkpointed, checkpoints, publishing
 from recipes import text
 
 Condition = Callable[..., bool]
@@ -43,7 +43,7 @@ POINTS: dict[str, tuple[Any, str, Condition]] = {
     "within the first checkpoint": (GMTrainer, "_save_optimizer_and_scheduler", always),
     "while the first checkpoint is hashed": (checkpoints, "crc32", named("optimizer.pt")),
     "between two checkpoints": (GMTrainer, "compute_loss", at_step(3)),
-    "before the marker": (trainer, "mark_complete", named("checkpoint-4")),
+    "before the marker": (checkpointed, "mark_complete", named("checkpoint-4")),
     "in rotation, before a file is deleted": (checkpoints, "_remove", named("deleted-checkpoint-2")),
     "in rotation, when a file is deleted": (checkpoints, "_remove", named("deleted-checkpoint-4")),
     "before the average": (EMACallback, "save", named("checkpoint-10")),

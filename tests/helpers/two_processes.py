@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from gm_discrete.training.lock import LOCK, started
 from tests.helpers.small_run import LENGTH, STABLE, Interrupt, losses, poison, rows, small_model, small_trainer, weights
 
 RAGGED = (8, 3, 5, 1, 7)
@@ -25,6 +27,7 @@ EQUAL: dict[str, dict[str, Any]] = {
     "accumulated": {"data": {"lengths": EVEN, "count": 32}, "batch": 4, "accumulate": 2, "in_order": True},
     "stream": {"data": {}, "batch": 4, "stream": True},
     "ragged_stream": {"data": {"lengths": RAGGED, "count": 20}, "batch": 4, "stream": True},
+    "unscored": {"data": {}, "batch": 4, "in_order": True, "unscored": range(2, 8)},  # half a batch, and a whole one
 }
 """Runs that must not depend on the number of processes. `batch` is that of all processes together."""
 
@@ -32,6 +35,9 @@ EQUAL: dict[str, dict[str, Any]] = {
 def run_equal(folder: Path, name: str, world_size: int) -> Any:
     case = EQUAL[name]
     data: Any = rows(**case["data"])
+    if unscored := case.get("unscored"):
+        labels = [[-100] * LENGTH if i in unscored else row for i, row in enumerate(data["input_ids"])]
+        data = data.add_column("labels", labels)
     if case.get("stream"):
         data = data.to_iterable_dataset()
     trainer = small_trainer(
@@ -60,12 +66,25 @@ def main(folder: Path) -> None:
     record["bound again"] = {"num_tokens": again.num_tokens.tolist(), "nats": again.nats.tolist()}
 
     saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 2}
-    small_trainer(folder / "unbroken", ema=0.9, **saving).train()
+    dropout = {"hidden_dropout": 0.2}
+    small_trainer(folder / "unbroken", model=small_model(**dropout), ema=0.9, **saving).train()
     try:
-        small_trainer(folder / "resumed", ema=0.9, callbacks=[Interrupt(after=3)], **saving).train()
+        interrupted = small_model(**dropout)
+        small_trainer(folder / "resumed", model=interrupted, ema=0.9, callbacks=[Interrupt(after=3)], **saving).train()
     except KeyboardInterrupt:
         torch.distributed.barrier()
-    small_trainer(folder / "resumed", model=small_model(seed=9), ema=0.9, **saving).train(resume_from_checkpoint=True)
+    resumed = small_trainer(folder / "resumed", model=small_model(seed=9, **dropout), ema=0.9, **saving)
+    resumed.train(resume_from_checkpoint=True)
+
+    held = folder / "held"
+    if rank == 0:  # by the process that has started this one
+        held.mkdir()
+        owner = {"host": socket.gethostname(), "pid": os.getppid(), "started": started(os.getppid())}
+        (held / LOCK).write_text(json.dumps(owner))
+    try:
+        small_trainer(held, **saving).train()
+    except ValueError as error:
+        record["held"] = str(error)
 
     model = small_model()
     if rank == 1:

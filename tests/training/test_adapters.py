@@ -92,6 +92,13 @@ def test_adapter__is_not_resumed_from_a_whole_model(tmp_path: Path) -> None:
         run(tmp_path, max_steps=8).train(resume_from_checkpoint=True)
 
 
+def test_adapter__inside_the_model_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+    model.add_adapter(peft.LoraConfig(target_modules=["qkv"]))
+    with pytest.raises(ValueError, match=r"add_adapter.*get_peft_model"):
+        small_trainer(tmp_path, model=model)
+
+
 def test_adapter__another_frozen_model_is_named(tmp_path: Path, unbroken: GMTrainer) -> None:
     other = small_trainer(str(unbroken.args.output_dir), model=adapted(base_seed=1), tokenizer=None, **RUN)
     with pytest.warns(UserWarning, match=r"frozen weights .*checkpoint-6"):

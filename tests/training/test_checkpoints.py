@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from gm_discrete import CosineSchedule, MaskedPath, UniformPath
-from gm_discrete.training import EMACallback, GMTrainer, is_complete, last_complete_checkpoint, trainer
+from gm_discrete.training import EMACallback, GMTrainer, checkpointed, is_complete, last_complete_checkpoint
 from gm_discrete.training import checkpoints as saved
 from gm_discrete.training.checkpoints import (
     MARKER,
@@ -169,7 +169,7 @@ CRASHES: dict[str, tuple[Any, str]] = {
     "before the optimizer": (GMTrainer, "_save_optimizer_and_scheduler"),
     "before the random state": (GMTrainer, "_save_rng_state"),
     "before the average": (EMACallback, "save"),
-    "before the marker": (trainer, "mark_complete"),
+    "before the marker": (checkpointed, "mark_complete"),
 }
 
 

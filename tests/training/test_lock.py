@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gm_discrete.training import locked
-from gm_discrete.training.lock import LOCK, _started, acquire
+from gm_discrete.training.lock import LOCK, acquire, started
 from recipes import common
 from tests.helpers.small_run import small_trainer
 
@@ -35,7 +35,7 @@ def lock(folder: Path, **owner: Any) -> Path:
 
 
 def test_lock__of_a_running_process_is_refused(tmp_path: Path, other: int) -> None:
-    file = lock(tmp_path, pid=other, started=_started(other))
+    file = lock(tmp_path, pid=other, started=started(other))
     trainer = small_trainer(tmp_path, save_strategy="steps", save_steps=2)
     with pytest.raises(ValueError, match=rf"output_dir='{tmp_path}' is in use .*process {other} "):
         trainer.train()
@@ -56,11 +56,11 @@ def test_lock__of_a_process_that_has_ended_is_taken_over(tmp_path: Path, other: 
     elif left == "no such process":
         lock(tmp_path, pid=2**22 + 1, started="17")
     elif left == "a zombie":
-        started = _started(other)
+        began = started(other)
         os.kill(other, signal.SIGKILL)
-        while _started(other) is not None:
+        while started(other) is not None:
             time.sleep(0.001)
-        lock(tmp_path, pid=other, started=started)
+        lock(tmp_path, pid=other, started=began)
     else:
         (tmp_path / LOCK).write_text({"empty": "", "not JSON": '{"pid": ', "a list": "[]"}[left])
     with pytest.warns(UserWarning, match=LOCK) if left != "empty" else locked(tmp_path), locked(tmp_path):
@@ -114,7 +114,7 @@ def finished_but_one(processes: list[int], folder: Path) -> list[int]:
     waiting = set(processes)
     deadline = time.monotonic() + 10
     while len(waiting) > 1 and time.monotonic() < deadline:
-        waiting = {process for process in waiting if _started(process) is not None}  # the others are zombies
+        waiting = {process for process in waiting if started(process) is not None}  # the others are zombies
         time.sleep(0.001)
     (folder / "end").touch()
     return processes
@@ -125,7 +125,7 @@ def test_recipe__does_not_start_where_another_run_is(
     tmp_path: Path, other: int, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     recipe = pytest.importorskip(f"recipes.{name}")
-    lock(tmp_path, pid=other, started=_started(other))
+    lock(tmp_path, pid=other, started=started(other))
     arguments = ["--output_dir", str(tmp_path), *([] if name == "toy" else ["--use_cpu", "true"])]
     with pytest.raises(ValueError, match=rf"output_dir='{tmp_path}' is in use"):
         recipe.main(arguments)

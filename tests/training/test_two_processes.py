@@ -1,4 +1,4 @@
-"""Two processes are one: the same noise, losses, weights, averages, and the same end when a loss is not a number."""
+"""Two processes are one, but for dropout: the same noise, losses, weights, averages, and the same end at a loss of NaN."""
 
 from __future__ import annotations
 
@@ -66,6 +66,12 @@ def test_two_processes__resumed_is_unbroken(folder: Path) -> None:
     unbroken, resumed = (checkpoint(folder / name, 6) for name in ("unbroken", "resumed"))
     for file in ("model.safetensors", "ema-0.safetensors"):
         assert (unbroken / file).read_bytes() == (resumed / file).read_bytes()
+
+
+def test_two_processes__neither_starts_where_another_run_is(folder: Path) -> None:
+    for rank in range(2):
+        assert f"output_dir='{folder / 'held'}' is in use by another run" in record(folder, rank)["held"]
+    assert [file.name for file in (folder / "held").iterdir()] == ["_RUNNING"]
 
 
 def test_two_processes__nan_on_one_stops_both(folder: Path) -> None:

@@ -1,0 +1,78 @@
+"""What is published appears whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from gm_discrete.training import published
+from tests.helpers.small_run import checkpoint, small_model, small_trainer, weights
+
+
+def test_published__files_are_moved_at_the_end_and_config_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(
+        "gm_discrete.training.publishing.move",
+        lambda file, target: (moved.append(str(target.relative_to(tmp_path))), file.replace(target))[1],
+    )
+    (tmp_path / "part").mkdir()
+    (tmp_path / "old.txt").write_text("old")
+    with published(tmp_path) as draft:
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (draft / name).write_text("new")
+        assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["old.txt"]
+    assert moved == ["model.safetensors", "tokenizer.json", "config.json"]
+    assert not draft.exists()
+    assert (tmp_path / "old.txt").read_text() == "old"
+
+
+def test_published__an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "_draft").mkdir()
+    (tmp_path / "_draft" / "b.txt").write_text("of a run that was killed")
+
+    def write() -> None:
+        with published(tmp_path) as draft:
+            assert list(draft.iterdir()) == []
+            (draft / "a.txt").write_text("ne")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_save_model__replaces_all_weights_of_an_earlier_model(tmp_path: Path) -> None:
+    """`from_pretrained` would take `model.safetensors` before the parts of a newer model, or an index before nothing."""
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "notes.txt").write_text("of the user")
+    trainer = small_trainer(tmp_path / "run")
+    trainer.save_model(str(tmp_path))
+    assert {file.name for file in tmp_path.glob("*model*")} == {"model.safetensors"}
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_save_model__on_a_full_disk_leaves_the_earlier_model(tmp_path: Path) -> None:
+    """A limit on the size of files makes writers fail as a full disk does."""
+    small_trainer(tmp_path).save_model()
+    first = load_file(tmp_path / "model.safetensors")
+    trainer = small_trainer(tmp_path, model=small_model(seed=1), save_strategy="steps", save_steps=4)
+    trainer.train()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{tmp_path} could not be written: .*: {checkpoint(tmp_path, 4)}\."):
+            trainer.save_model()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    now = load_file(tmp_path / "model.safetensors")
+    assert all(bool((now[name] == first[name]).all()) for name in first)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 16
+    trainer.save_model()
+    now = load_file(tmp_path / "model.safetensors")
+    assert all(bool((now[name] == value).all()) for name, value in weights(trainer.model).items())
