@@ -42,7 +42,7 @@ class EuclideanPath(Path):
     def __init__(
         self, generators: Weights | None, num_channels: int, bins: Bins | dict[str, Any] | None, stop: float
     ) -> None:
-        self.generators = self._checked(generators or {"flow": 1.0})
+        self.generators = self._checked({"flow": 1.0} if generators is None else generators)
         self.num_channels = whole("num_channels", num_channels, least=1)
         self.stop = number(
             "stop", stop, least=1e-6, below=0.5, cure=": the last step goes from t = 1 − stop to the data"
