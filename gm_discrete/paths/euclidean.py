@@ -130,7 +130,7 @@ class EuclideanPath(Path):
         elif not bool((finite := state.isfinite()).all()):
             at = (~finite).nonzero()[0].tolist()
             raise ValueError(
-                f"{name} holds numbers that are not finite, such as {float(state[~finite][0])} at {at}; give finite ones"
+                f"{name} holds numbers that are not finite, such as {float(state.detach()[~finite][0])} at {at}; give finite ones"
             )
 
     def check_pair(self, z: Tensor, x: Tensor, t: TimeLike, names: tuple[str, str] = ("z", "x")) -> None:
