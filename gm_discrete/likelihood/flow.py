@@ -111,6 +111,6 @@ def velocity_and_divergence(
 
 
 _NOT_FINITE = (
-    "the velocity is not finite: the output of the model is not, as its weights hold NaN, or overflow in float16; look at the "
-    "weights, or use bfloat16 or float32"
+    "the velocity is not finite: the output of the model is not, as its weights hold NaN, or overflow in float16; look at "
+    "the weights, or use bfloat16 or float32"
 )

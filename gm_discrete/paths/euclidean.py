@@ -128,10 +128,8 @@ class EuclideanPath(Path):
         if state.device.type != "cpu":
             require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite; give finite ones")
         elif not bool((finite := state.isfinite()).all()):
-            at = (~finite).nonzero()[0].tolist()
-            raise ValueError(
-                f"{name} holds numbers that are not finite, such as {float(state.detach()[~finite][0])} at {at}; give finite ones"
-            )
+            at, found = (~finite).nonzero()[0].tolist(), float(state.detach()[~finite][0])
+            raise ValueError(f"{name} holds numbers that are not finite, such as {found} at {at}; give finite ones")
 
     def check_pair(self, z: Tensor, x: Tensor, t: TimeLike, names: tuple[str, str] = ("z", "x")) -> None:
         super().check_pair(z, x, t, names)

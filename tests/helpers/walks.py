@@ -30,7 +30,7 @@ class WalkPath(FinitePath):
 
 
 def neighbours(symbols: int, length: int) -> Tensor:
-    """All sequences in which every symbol is a neighbour on the ring of the one before, [symbols · 2^(length − 1), length]."""
+    """All sequences in which every symbol is a neighbour on the ring of the one before, [symbols · 2^(length − 1), L]."""
     steps = torch.cartesian_prod(*[torch.tensor([1, -1])] * (length - 1)).view(-1, length - 1)
     walks = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
     return ((torch.arange(symbols)[:, None, None] + walks) % symbols).flatten(0, 1)
