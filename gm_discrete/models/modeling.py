@@ -249,6 +249,8 @@ class GMModel(GMPreTrainedModel):
         """
         if not isinstance(tensor, Tensor) or not tensor.dim():
             raise ValueError(f"{name} must be a tensor with a row for each example, got {tensor!r}")
+        if torch.compiler.is_compiling():
+            return
         own = self.device.type
         # Weights that accelerate keeps elsewhere are on "meta" until they are used.
         if tensor.device.type != own and own != "meta" and not hasattr(self, "hf_device_map"):
