@@ -80,12 +80,25 @@ def flag(name: str, value: Any) -> bool:
     return plain
 
 
+def choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """The value, which must be one of the options.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, options))}")
+    return value
+
+
 def listed(name: str, value: Any) -> list[Any]:
     """The value as a list of plain Python objects; a tensor or an array may be given as well.
 
     Raises:
         TypeError: it is a string, a dict, or cannot be listed.
     """
+    if isinstance(value, Tensor) and value.is_meta:
+        raise TypeError(f"{name} is on the device meta, and has no values")
     if isinstance(value, Tensor | np.ndarray):
         value = value.tolist()
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):

@@ -53,6 +53,8 @@ class Canvas:
         """
         if not isinstance(ids, Tensor):
             raise TypeError(f"input_ids is a {type(ids).__name__}; give a tensor [B, L], as a tokenizer returns it")
+        if not isinstance(attention_mask, Tensor | None):
+            raise ValueError(f"attention_mask must be a tensor [B, L], got {attention_mask!r}")
         real = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids.device).long()
         if real.shape != ids.shape:
             raise ValueError(f"attention_mask has shape {tuple(real.shape)}; input_ids has {tuple(ids.shape)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, __version__
 from transformers.utils import logging
 
+from gm_discrete.arguments import numbers
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.paths.euclidean import Weights
@@ -185,7 +186,7 @@ class GMGenerationConfig(GenerationConfig):
         self.corrector = None if self.corrector is None else Corrector.of(self.corrector)
         self.blocks = None if self.blocks is None else Blocks.of(self.blocks)
         if isinstance(self.grid, Tensor) or _is_list(self.grid):
-            self.grid = [float(time) for time in self.grid]
+            self.grid = numbers("grid", self.grid)
         for name, least, optional in (
             ("num_steps", 1, False),
             ("length", 1, True),

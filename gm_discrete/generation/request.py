@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
+from gm_discrete.arguments import listed, whole
 from gm_discrete.data.scalers import Scaler
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.canvas import Canvas
@@ -138,11 +139,13 @@ class Request:
         elif given is not None or attention_mask is not None:
             request._observe(given, attention_mask, model.device)
         if x_0 is not None:
-            if not isinstance(x_0, Tensor):
-                raise ValueError(f"x_0 must be a tensor [B, …], got {type(x_0).__name__}")
+            if not isinstance(x_0, Tensor) or x_0.dim() < 2:
+                raise ValueError(f"x_0 must be a tensor [B, …] of at least two dimensions, got {x_0!r}")
             request.x_0 = {"": x_0.to(model.device)}
-        labels = None if class_labels is None else torch.as_tensor(class_labels)
         length = config.max_length if config.max_length is not None and input_ids is None else length
+        labels = class_labels
+        if labels is not None and not isinstance(labels, Tensor):
+            labels = torch.tensor([whole("class_labels", label, -1) for label in listed("class_labels", labels)])
         request._set_shapes(network.groups, batch_size, length, 1 if labels is None else labels.numel())
         if labels is not None:
             model.config.check_classes(labels, next(iter(request.shapes.values()))[0])
@@ -196,6 +199,8 @@ class Request:
             self.observed[name] = Observed.of(value, fields[name], name).to(device)
             self.fixed[name] = self.observed[name].mask
         for name, mask in _by_field(attention_mask, fields, "attention_mask").items():
+            if not isinstance(mask, Tensor):
+                raise ValueError(f"attention_mask[{name!r}] must be a tensor [B, L], got {mask!r}")
             if mask.dim() != 2 or fields[name].image_shape:
                 raise ValueError(f"attention_mask[{name!r}] has shape {tuple(mask.shape)}; it is [B, L] for a sequence")
             self.attention_mask[name] = mask.to(device)

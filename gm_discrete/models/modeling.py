@@ -156,8 +156,7 @@ class GMModel(GMPreTrainedModel):
                     "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
             time = torch.zeros(x[""].shape[0], dtype=torch.float64, device=x[""].device)
-        if not isinstance(time, Tensor):
-            raise ValueError(f"time must be a tensor [B], or [B, M] where fields have independent times; got {time!r}")
+        self._check_tensor(time, "time")
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack(labels)
         z, scored = self._checked_batch(x, times, masks, data, class_labels, path.state_name)
@@ -179,7 +178,7 @@ class GMModel(GMPreTrainedModel):
         for name, field in path.fields.items():
             predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
         counts = None if num_items_in_batch is None else pack(num_items_in_batch)
-        kinds, weights = divergence or config.divergence, config.loss_weights
+        kinds, weights = config.divergence if divergence is None else divergence, config.loss_weights
         losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
         parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
@@ -250,6 +249,8 @@ class GMModel(GMPreTrainedModel):
             if value is not None and (unknown := value.keys() - x.keys()):
                 names = ", ".join(sorted(map(str, unknown))) or "a tensor"
                 raise ValueError(f"{name} must be by field, of {', '.join(x)}; got {names}")
+            if value is not None and "" in x and "" not in value:
+                raise ValueError(f"{name} must be a tensor, got {dict(value)}")
             for key, tensor in (value or {}).items():
                 self._check_tensor(tensor, f"{name}[{key!r}]" if key else name)
         if class_labels is not None:
@@ -291,8 +292,10 @@ class GMModel(GMPreTrainedModel):
         Raises:
             ValueError: it is no tensor, or on another device than the model.
         """
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__} {tensor!r}")
+        if not isinstance(tensor, Tensor) or not tensor.dim():
+            raise ValueError(f"{name} must be a tensor with a row for each example, got {tensor!r}")
+        if torch.compiler.is_compiling():
+            return
         own = self.device.type
         # Weights that accelerate keeps elsewhere are on "meta" until they are used.
         if tensor.device.type != own and own != "meta" and not hasattr(self, "hf_device_map"):
@@ -327,7 +330,8 @@ class GMModel(GMPreTrainedModel):
         """
         refuse_unknown(unknown, "generator", {"told": "network_time"})
         path, state = self.path, pack(x)
-        self._check_tensor(next(iter(state.values()), None), name)
+        for value in state.values() or [x]:
+            self._check_tensor(value, name)
         first = next(iter(state.values()))
         for label, time in (("t", t), ("t_next", t_next), ("network_time", network_time)):
             if time is not None:

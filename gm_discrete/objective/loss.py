@@ -80,6 +80,8 @@ def conditional_loss(
         check_call(model, z, "z", conditioning | ({} if class_labels is None else {"class_labels": class_labels}))
     else:  # a module of your own needs no generator, but a `forward`
         check_state(path, z, "z")
+    if not isinstance(x_0, Tensor | None):
+        raise ValueError(f"x_0 must be a tensor of sources [B, L], got {x_0!r}")
     x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=None if x_0 is None else pack(x_0))
     if class_labels is not None:
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
@@ -208,8 +210,10 @@ def field_divergences(
     for name, field in path.fields.items():
         state, here = x[name], now[name]
         kinds = divergence.get(name) if name and isinstance(divergence, Mapping) else divergence
-        kinds = kinds or field.default_divergence
+        kinds = field.default_divergence if kinds is None else kinds
         kinds = kinds if isinstance(kinds, Mapping) else {"jump": kinds}
+        if not kinds:
+            raise ValueError(f"divergence={divergence!r} names no part of the loss; leave it out for the default")
         target = field.conditional(z[name], state, here, check=check)
         aims: Any = target.parts if isinstance(target, Superposition) else {"jump": target}
         guess: Any = generators[name]
@@ -223,6 +227,8 @@ def field_divergences(
         open_ = scored[name] & (times[name] < 1).view(shape)
         for part, kind in kinds.items():
             aim, guess = aims[part], guesses[part]
+            if field.is_discrete:  # rates that are infinite at t = 0 do not depend on z there: D tends to 0
+                open_ = open_ & aim.intensity.isfinite()
             if part in units:  # else they are in it
                 unit = units[part].view(shape)
                 unit = unit if field.is_discrete else unit.to(state.dtype)
@@ -235,6 +241,8 @@ def generator_times(path: Path, t: Tensor) -> dict[str, Tensor]:
     """The time at which the generator of each field is evaluated. Fields with a time of their own may be observed (t = 1):
     these are evaluated slightly earlier, where hazards are finite. They have no loss, and 0 · ∞ must not be its gradient."""
     times = path.times(t)
+    if not t.is_floating_point():
+        raise ValueError(f"time must be floating-point, got {t.dtype}")
     if t.dim() == 1:
         return times
     most = {name: min(field.latest, GREATEST_TIME) for name, field in path.fields.items()}
@@ -263,6 +271,11 @@ def scored_positions(
         ValueError: a mask does not have z's shape, or (checked on the CPU only, as elsewhere it would stall the device)
             no entry is left, or a scored entry holds a symbol that data never holds, such as the mask.
     """
+    for name, value in {"z": z, "attention_mask": attention_mask, "scored": scored}.items():
+        if "" in path.fields and isinstance(value, Mapping) and "" not in value:
+            raise ValueError(
+                f"{name} must be a tensor for {path!r}, got a dict of {', '.join(map(str, value)) or 'nothing'}"
+            )
     state: State = pack(z)
     masks: dict[str, State] = {
         "attention_mask": {} if attention_mask is None else pack(attention_mask),
@@ -270,7 +283,9 @@ def scored_positions(
     }
     for name, value in {**masks, "z": state}.items():
         if unknown := value.keys() ^ path.fields.keys() if name == "z" else value.keys() - path.fields.keys():
-            raise ValueError(f"{name} must be a dict by field: {', '.join(sorted(unknown))} does not fit {path!r}")
+            raise ValueError(
+                f"{name} must be a dict by field: {', '.join(sorted(map(str, unknown)))} does not fit {path!r}"
+            )
     found: dict[str, Tensor] = {}
     for field, values in state.items():
         own = path.fields[field]
@@ -285,6 +300,8 @@ def scored_positions(
                 continue
             if not isinstance(mask, Tensor):
                 raise ValueError(f"{name} must be a tensor, got {type(mask).__name__} {mask!r}")
+            if mask.device != values.device:
+                raise ValueError(f"{name} is on {mask.device}, z on {values.device}: move one of them by .to(device)")
             if name == "attention_mask" and values.dim() == 3:  # of vectors [B, L, C]
                 mask = mask[..., None].expand(*mask.shape, values.shape[2])
             if mask.shape != values.shape:

@@ -80,8 +80,7 @@ class FieldTimeSampler:
     conditional: float = 1 / 3
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.marginal, "quantile", None)):
-            raise TypeError(f"marginal={self.marginal!r} must be a time sampler, such as LogitNormalTimeSampler()")
+        _check_sampler("marginal", self.marginal)
         if number("shared", self.shared, least=0) + number("conditional", self.conditional, least=0) > 1 + 1e-9:
             raise ValueError(
                 f"shared={self.shared} and conditional={self.conditional} must be shares of the examples: ≥ 0, of sum ≤ 1"
@@ -94,6 +93,15 @@ class FieldTimeSampler:
 
 DEFAULT: TimeSampler = LogitNormalTimeSampler()
 """The time sampler of `conditional_loss` and `GMTrainer`."""
+
+
+def _check_sampler(name: str, sampler: object) -> None:
+    """
+    Raises:
+        TypeError: it is no time sampler. (A tensor has a method of the same name.)
+    """
+    if isinstance(sampler, Tensor) or not callable(getattr(sampler, "quantile", None)):
+        raise TypeError(f"{name}={sampler!r} must have a method quantile, as UniformTimeSampler() has")
 
 
 def draw_times(
@@ -110,9 +118,8 @@ def draw_times(
     Raises:
         ValueError: a quantile of the time sampler lies outside [0, 1], or is not a number.
     """
-    sampler = time_sampler or DEFAULT
-    if not callable(getattr(sampler, "quantile", None)):
-        raise TypeError(f"time_sampler={sampler!r} must have a method quantile, as UniformTimeSampler() has")
+    sampler = DEFAULT if time_sampler is None else time_sampler
+    _check_sampler("time_sampler", sampler)
     if isinstance(path, ProductPath) and path.independent_times:
         return _draw_field_times(path, batch, rng, device, sampler)
     source = rng.device if rng is not None else device

@@ -203,8 +203,8 @@ class Path(Configurable, ABC):
             if x_0 is not None:
                 raise ValueError("x_0 is given, but the path is not coupled: make it MixturePath(…, coupled=True)")
             return
-        if x_0 is None or x_0.shape != z.shape:
-            found = "nothing" if x_0 is None else f"shape {tuple(x_0.shape)}"
+        if not isinstance(x_0, Tensor) or x_0.shape != z.shape:
+            found = f"shape {tuple(x_0.shape)}" if isinstance(x_0, Tensor) else "nothing" if x_0 is None else repr(x_0)
             raise ValueError(f"a coupled path needs x_0, the sources, of z's shape {tuple(z.shape)}; got {found}")
         self.check(x_0, t, "x_0")
 
@@ -223,9 +223,11 @@ def check_times(t: TimeLike, state: Tensor, t_next: TimeLike | None = None) -> N
     if t_next is not None:
         check_times(t_next, state)
     t, end = (time.t if isinstance(time, At) else time for time in (t, t_next))
-    if not isinstance(t, Tensor) or t.shape != state.shape[:1] or not t.is_floating_point():
-        found = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else t
-        raise ValueError(f"t must be floating-point of shape [B] = [{state.shape[0]}], got {found}")
+    if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
+        found = tuple(t.shape) if isinstance(t, Tensor) else t
+        raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
+    if not t.is_floating_point():
+        raise ValueError(f"t must be floating-point, got {t.dtype}")
     if torch.compiler.is_compiling():  # reading the values would break the graph in two
         return
     if t.device.type != "cpu":  # reading the values would stall the device

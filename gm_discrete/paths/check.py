@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Jump
+from gm_discrete.paths.base import check_times
 from gm_discrete.paths.finite import NEGATIVE, FinitePath
 from gm_discrete.renamed import refuse_unknown
 
@@ -81,7 +82,9 @@ class ExactModel:
         return torch.einsum("bz,zlk->blk", posterior, onehot).log()
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
-        return self.path.marginal(self.logits(x, t), x, t, t_next)
+        self.path.check(x, t, "x")
+        check_times(t, x, t_next)
+        return self.path.marginal(self.logits(x, t), x, t, t_next, check=False)
 
     def states(self) -> Tensor:
         """Every state, [K^L, L], in the order of `index`."""

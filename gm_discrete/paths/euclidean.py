@@ -42,7 +42,7 @@ class EuclideanPath(Path):
     def __init__(
         self, generators: Weights | None, num_channels: int, bins: Bins | dict[str, Any] | None, stop: float
     ) -> None:
-        self.generators = self._checked(generators or {"flow": 1.0})
+        self.generators = self._checked({"flow": 1.0} if generators is None else generators)
         self.num_channels = whole("num_channels", num_channels, least=1)
         self.stop = number(
             "stop", stop, least=1e-6, below=0.5, cure=": the last step goes from t = 1 − stop to the data"
@@ -128,10 +128,8 @@ class EuclideanPath(Path):
         if state.device.type != "cpu":
             require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite; give finite ones")
         elif not bool((finite := state.isfinite()).all()):
-            at = (~finite).nonzero()[0].tolist()
-            raise ValueError(
-                f"{name} holds numbers that are not finite, such as {float(state[~finite][0])} at {at}; give finite ones"
-            )
+            at, found = (~finite).nonzero()[0].tolist(), float(state.detach()[~finite][0])
+            raise ValueError(f"{name} holds numbers that are not finite, such as {found} at {at}; give finite ones")
 
     def check_pair(self, z: Tensor, x: Tensor, t: TimeLike, names: tuple[str, str] = ("z", "x")) -> None:
         super().check_pair(z, x, t, names)

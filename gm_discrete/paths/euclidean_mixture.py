@@ -55,7 +55,12 @@ class EuclideanMixturePath(EuclideanPath):
         stop: float = 0.005,
     ) -> None:
         self.low, self.high = ends("low", low, "high", high)
-        super().__init__(generators or {"jump": 1.0}, num_channels, Bins(low, high) if bins is None else bins, stop)
+        super().__init__(
+            {"jump": 1.0} if generators is None else generators,
+            num_channels,
+            Bins(low, high) if bins is None else bins,
+            stop,
+        )
         self.block = flag("block", block)
         if block and set(self.generators) != {"jump"}:
             raise ValueError(

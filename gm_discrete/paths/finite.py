@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from gm_discrete.arguments import whole
+from gm_discrete.arguments import choice, whole
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunked, inverse_cdf, require
@@ -83,10 +83,8 @@ class FinitePath(Path):
 
     def __init__(self, vocab_size: int, schedule: Schedule | dict | None = None, rates: str = "kinetic") -> None:
         self.vocab_size = whole("vocab_size", vocab_size, least=2)
-        if rates not in self.known_rates:
-            raise ValueError(f"rates={rates!r} must be {' or '.join(map(repr, self.known_rates))}")
         self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
-        self.rates = rates
+        self.rates = choice("rates", rates, self.known_rates)
         self._cache = Derived()
 
     @property

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import number
+from gm_discrete.arguments import choice, number
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.jump_heads import BinnedLanding, KnownLanding, check_landing_bins, jump_heads
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
@@ -32,6 +32,8 @@ from gm_discrete.paths.base import check_times
 from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
 from gm_discrete.paths.gaussian_belief import BinnedBelief
 from gm_discrete.paths.schedules import TimeLike
+
+PREDICTIONS = ("belief", "velocity", "data", "noise")
 
 LEAST_ALPHA = 1e-3
 """Below it, x in float32 hardly depends on z: a prediction of the noise does not determine ẑ, and the data mean is used."""
@@ -80,9 +82,8 @@ class GaussianPath(EuclideanPath):
     ) -> None:
         super().__init__(generators, num_channels, bins, stop)
         self.schedule = CondOTSchedule() if schedule is None else AffineSchedule.of(schedule)
-        prediction = prediction or ("belief" if "jump" in self.generators else "velocity")
-        if prediction not in ("belief", "velocity", "data", "noise"):
-            raise ValueError(f"prediction={prediction!r} must be 'belief', 'velocity', 'data' or 'noise'")
+        usual = "belief" if "jump" in self.generators else "velocity"
+        prediction = choice("prediction", usual if prediction is None else prediction, PREDICTIONS)
         self.prediction, self.noise = prediction, number("noise", noise, least=0, most=1e6)
         self.data_mean = number("data_mean", data_mean, least=-GREATEST, most=GREATEST)
         self.data_std = number("data_std", data_std, least=1 / GREATEST, most=GREATEST)

@@ -255,5 +255,5 @@ def _tensor(value: Any, name: str) -> Tensor:
         return torch.tensor(content, device="cpu")
     try:
         return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{name} must be a table of numbers: {error}") from error

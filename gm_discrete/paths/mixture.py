@@ -247,7 +247,7 @@ class MixturePath(TokenMixturePath):
         coupled: bool = False,
     ) -> None:
         self.coupled = flag("coupled", coupled)
-        super().__init__(vocab_size, schedule, rates or ("mixture" if coupled else "reversal"))
+        super().__init__(vocab_size, schedule, ("mixture" if coupled else "reversal") if rates is None else rates)
         if coupled and self.rates != "mixture":
             raise ValueError(f'rates={rates!r}: a coupled path has rates="mixture"')
         if prior is None and not coupled:

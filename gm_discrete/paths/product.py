@@ -66,7 +66,7 @@ class ProductPath(Path):
         independent_times: bool = False,
         **paths: Path,
     ) -> None:
-        chosen: dict[str, Any] = {**_by_name(factors or {}), **paths}
+        chosen: dict[str, Any] = {**_by_name({} if factors is None else factors), **paths}
         if not chosen:
             raise ValueError("a product needs fields: ProductPath(name=path, …)")
         self.factors: dict[str, Path] = {}

@@ -237,10 +237,7 @@ def _grids(times: Grid, x_0: State) -> Tensor:
         raise ValueError(f"times has grids of {', '.join(columns)}; the fields are {', '.join(x_0)}")
     grids = []
     for name in x_0 if own else columns:
-        grid = columns[name]
-        if not isinstance(grid, Tensor):
-            grid = torch.tensor(numbers("times", grid))
-        grids.append(grid.to("cpu", torch.float64))
+        grids.append(torch.tensor(numbers("times", columns[name]), dtype=torch.float64, device="cpu"))
     for grid in grids:
         if grid.dim() != 1 or len(grid) < 2:
             raise ValueError(f"times must be a grid of at least two times, got shape {tuple(grid.shape)}")
@@ -263,6 +260,8 @@ def _free(x_0: State, fixed: Tensor | State | None) -> State:
         mask = masks.get(name)
         if not isinstance(mask, Tensor | None):
             raise ValueError(f"fixed must be a tensor of x_0's shape, got {mask!r}")
+        if mask is not None and mask.device != x.device:
+            raise ValueError(f"fixed is on {mask.device}, x_0 on {x.device}: move one of them by .to(device)")
         if mask is not None and mask.shape != x.shape:
             where = f"fixed[{name!r}]" if name else "fixed"
             raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")

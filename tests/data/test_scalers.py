@@ -177,7 +177,7 @@ def test_scaler__bad_arguments_are_named() -> None:
     for std in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=r"std="):
             StandardScaler(0.0, std)
-    with pytest.raises(ValueError, match=r"digits=1\.5"):
+    with pytest.raises(TypeError, match=r"digits=1\.5"):
         StandardScaler(0.0, 1.0, digits=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"low=2 .*high=1"):
         StandardScaler(0.0, 1.0, low=2, high=1)

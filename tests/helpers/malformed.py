@@ -37,21 +37,26 @@ from gm_discrete.objective import draw_times
 
 NAN, INF = math.nan, math.inf
 VALUES: list[Any] = [
-    "x", "", b"x", NAN, INF, -INF, -1, -0.5, 0, 1, 2, 3, 0.5, 1.5, 10**12, 10**400, 1e300, -1e300, 1e-300, 1e20, True, None,
-    [], [NAN], [1], [[1]], [1, 2], [0.5, 0.5], [-1.0, 2.0], ["a", "b"], [None], (), {}, {"type": "nothing"}, {"x": 1}, {1: 2},
-    object(), lambda: 0, 1j, torch.tensor(NAN), torch.empty(0), torch.ones(2, 2), float, [0.0, 1e-320, 1.0], [0, [1]],
+    "x", "", b"x", NAN, INF, -INF, -1, -0.5, 0, 1, 2, 3, 0.5, 1.5, 10**12, 10**400, 1e300, -1e300, 1e-300, 1e20, True,
+    None, [], [NAN], [1], [[1]], [1, 2], [0.5, 0.5], [-1.0, 2.0], ["a", "b"], [None], (), {}, {"type": "nothing"}, {"x": 1},
+    {1: 2}, object(), lambda: 0, 1j, torch.tensor(NAN), torch.empty(0), torch.ones(2, 2), float,
+    [0.0, 1e-320, 1.0], [0, [1]],
 ]  # fmt: skip
 """In place of any argument of a constructor."""
 
 LONG, META = torch.long, torch.device("meta")
 TENSORS: list[Any] = [
-    torch.zeros(2, 3), torch.zeros(2, 3, dtype=LONG), torch.full((2, 3), 99), torch.full((2, 3), -1), torch.full((2, 3), NAN),
+    torch.zeros(2, 3), torch.zeros(2, 3, dtype=LONG), torch.full((2, 3), 99), torch.full((2, 3), -1),
+    torch.full((2, 3), NAN),
     torch.zeros(3, 2, dtype=LONG), torch.zeros(2, 1, dtype=LONG), torch.zeros(1, 3, dtype=LONG), torch.zeros(2, dtype=LONG),
-    torch.zeros(2, 3, 1), torch.zeros(2, 3, 2), torch.zeros(2, 1, 1), torch.full((2, 3, 1), INF), torch.zeros(0, 3, dtype=LONG),
+    torch.zeros(2, 3, 1), torch.zeros(2, 3, 2), torch.zeros(2, 1, 1), torch.full((2, 3, 1), INF),
+    torch.zeros(0, 3, dtype=LONG),
     torch.zeros(2, 0, dtype=LONG), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.cfloat),
     torch.zeros(2, 3, dtype=LONG, device=META), torch.zeros(2, 3, 1, device=META), torch.zeros(()), torch.zeros(2),
-    torch.full((2,), 0.5), torch.full((2,), NAN), torch.full((2,), 1.5), torch.full((2,), -0.1), torch.ones(2), torch.zeros(3),
-    torch.full((2,), 7), torch.full((2,), -2), torch.zeros(2, 2), torch.ones(2, 3, dtype=torch.int32), torch.zeros(2, device=META),
+    torch.full((2,), 0.5), torch.full((2,), NAN), torch.full((2,), 1.5), torch.full((2,), -0.1), torch.ones(2),
+    torch.zeros(3),
+    torch.full((2,), 7), torch.full((2,), -2), torch.zeros(2, 2), torch.ones(2, 3, dtype=torch.int32),
+    torch.zeros(2, device=META),
     [[0, 1, 2], [0, 1, 2]], "rawr", 0.5, 7, {}, {"x": torch.zeros(2, 3)}, object(), [], -1.0, NAN,
 ]  # fmt: skip
 """In place of any argument of an entry point."""
@@ -89,7 +94,9 @@ def check_works(made: Any) -> None:
         z, t = torch.full((1, 1, 1), getattr(made, "low", 0.0)), torch.tensor([0.5])
         x = made.sample(z, t, torch.Generator().manual_seed(0))
         generator: Any = made.conditional(z, x, t)
-        assert all(_finite(getattr(part, "velocity", getattr(part, "intensity", x))) for part in generator.parts.values())
+        assert all(
+            _finite(getattr(part, "velocity", getattr(part, "intensity", x))) for part in generator.parts.values()
+        )
     elif isinstance(made, Schedule):
         t = made.inverse(torch.tensor([1e-6, 0.5, 1 - 1e-6]).double())
         assert _finite(made.hazard(t), made.derivative(t))
@@ -134,10 +141,16 @@ def _check_sampler(made: Any) -> None:
     sampler = "tau_leaping" if corrector is not None else made
     models: list[Any] = [ExactModel(path, torch.tensor([[0, 1], [1, 0]])) for path in (MaskedPath(3), UniformPath(3))]
     models.append(ExactGaussianModel(GaussianPath(), torch.zeros(1, 2, 1)))
-    fitting = [m for m in models if (corrector is None or m.path.is_masked) and (corrector or not sampler.misfit(m.path))]
+    fitting = [
+        m for m in models if (corrector is None or m.path.is_masked) and (corrector or not sampler.misfit(m.path))
+    ]
     assert fitting
     for model in fitting:
         x_0 = model.path.prior((2, 2) if model.path.is_discrete else (2, 2, 1), rng)
-        if not isinstance(sampler, str) and getattr(sampler, "order", "random") != "random" and not model.path.is_masked:
+        if (
+            not isinstance(sampler, str)
+            and getattr(sampler, "order", "random") != "random"
+            and not model.path.is_masked
+        ):
             continue
         assert _finite(simulate(model, x_0, [0.0, 0.5, 1.0], rng, sampler, corrector=corrector))

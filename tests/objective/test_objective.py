@@ -92,7 +92,7 @@ def test_draw_times__lie_inside_of_0_and_1(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
 def test_time_samplers__bad_arguments_are_named(std: float) -> None:
-    with pytest.raises(ValueError, match=f"std={std} must be positive"):
+    with pytest.raises(ValueError, match=f"std={std} must be"):
         LogitNormalTimeSampler(std=std)
 
 

@@ -390,7 +390,7 @@ def test_euclidean_mixture_path__defaults() -> None:
             "generators.*drift.*jump, flow, diffusion",
         ),
         ({"generators": {"jump": 0.5}}, ValueError, r"generators=\{'jump': 0.5\}"),
-        ({"stop": 1.0}, ValueError, "stop=1.0 must lie in"),
+        ({"stop": 1.0}, ValueError, "stop=1.0 must be a finite number .* < 0.5"),
     ],
 )
 def test_euclidean_mixture_path__names_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:

@@ -291,7 +291,7 @@ def test_finite_path__needs_probs() -> None:
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: Staged([1.0], [[1.0]]), ValueError, "vocab_size=1 must be at least 2"),
+        (lambda: Staged([1.0], [[1.0]]), ValueError, "vocab_size=1 must be an integer from 2"),
         (lambda: blurred(rates="reversal"), ValueError, "rates='reversal' must be 'kinetic'"),
         (lambda: blurred(0.5), TypeError, "schedule=0.5 must be a Schedule"),
         (lambda: blurred({"type": "cubic"}), ValueError, "schedule='cubic' names no Schedule"),

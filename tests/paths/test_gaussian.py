@@ -529,9 +529,9 @@ def test_gaussian_path__action_of_a_superposition_is_weighed() -> None:
     ],
 )
 def test_gaussian_path__refuses_weights_that_do_not_sum_to_1(weights: Any) -> None:
-    with pytest.raises(ValueError, match=r"generators=\{.*'flow'"):
+    with pytest.raises(ValueError, match=r"generators(=\{.*|\[)'flow'"):
         GaussianPath(weights)
-    with pytest.raises(ValueError, match=r"generators=\{.*'flow'"):
+    with pytest.raises(ValueError, match=r"generators(=\{.*|\[)'flow'"):
         GaussianPath(ALL).reweighted(weights)
 
 
@@ -594,14 +594,14 @@ def test_gaussian_path__travels_through_json(generators: Any, schedule: AffineSc
         ({"generators": 0.5}, TypeError, "generators=0.5"),
         ({"generators": ["flow"]}, TypeError, "must be weights by name"),
         ({"generators": {"flow": [1.0]}}, ValueError, r"two values, got \[1.0\]"),
-        ({"num_channels": 0}, ValueError, "num_channels=0 must be at least 1"),
+        ({"num_channels": 0}, ValueError, "num_channels=0 must be an integer from 1"),
         ({"schedule": 0.5}, TypeError, "schedule=0.5 must be a.* AffineSchedule"),
         ({"schedule": {"type": "linear"}}, ValueError, "names no AffineSchedule"),
         ({"prediction": "score"}, ValueError, "prediction='score' must be 'belief', 'velocity', 'data' or 'noise'"),
-        ({"data_std": 0.0}, ValueError, "data_std=0.0 must be positive"),
-        ({"noise": -0.1}, ValueError, "noise=-0.1 must not be negative"),
-        ({"stop": 0.0}, ValueError, r"stop=0.0 must lie in \(0, 0.5\)"),
-        ({"stop": 0.5}, ValueError, r"stop=0.5 must lie in \(0, 0.5\)"),
+        ({"data_std": 0.0}, ValueError, "data_std=0.0 must be"),
+        ({"noise": -0.1}, ValueError, "noise=-0.1 must be"),
+        ({"stop": 0.0}, ValueError, r"stop=0.0 must be .* < 0.5"),
+        ({"stop": 0.5}, ValueError, r"stop=0.5 must be .* < 0.5"),
         ({"bins": (0, 1)}, TypeError, "bins=.* must be a Bins"),
         (
             {"generators": {"jump": 1.0}, "prediction": "velocity"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete import CosineSchedule, LinearSchedule, MaskedPath, PowerSchedule, UniformPath, time_grid
+from gm_discrete import CosineSchedule, LinearSchedule, MaskedPath, MetricPath, PowerSchedule, UniformPath, time_grid
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.samplers import SPACINGS
 from tests.helpers.distributions import ALL_PATHS, chain, sampler_distributions, total_variation
@@ -37,9 +37,9 @@ def test_time_grid__is_even_in_its_measure_of_kappa(spacing: str, schedule: Sche
 
 @pytest.mark.parametrize("name", ALL_PATHS)
 def test_time_grid__default_fits_the_path(name: str) -> None:
-    """Even in κ for masks and general paths, in √(1 − κ) for other mixtures."""
+    """Even in κ for masks and metric paths, in √(1 − κ) for other mixtures and paths of one's own."""
     path = chain(name, 1).path
-    spacing = "quadratic" if path.rates in ("mixture", "reversal") else "linear"
+    spacing = "linear" if path.is_masked or isinstance(path, MetricPath) else "quadratic"
     assert torch.equal(time_grid(path, 5), time_grid(path, 5, spacing))
 
 
@@ -59,9 +59,9 @@ def error(name: str, steps: int, spacing: str) -> float:
     return total_variation(law, model.joint_marginal(1.0))
 
 
-@pytest.mark.parametrize("name", ["uniform mixture", "uniform reversal"])
+@pytest.mark.parametrize("name", ["uniform mixture", "uniform reversal", "blur kinetic", "growing kinetic"])
 @pytest.mark.parametrize("steps", [16, 32, 64])
-def test_time_grid__quadratic_is_best_for_uniform_noise(name: str, steps: int) -> None:
+def test_time_grid__quadratic_is_best_for_uniform_noise_and_paths_of_ones_own(name: str, steps: int) -> None:
     errors = {spacing: error(name, steps, spacing) for spacing in SPACINGS}
     assert errors["quadratic"] < 0.8 * errors["linear"]
     assert errors["quadratic"] < errors["geometric"]

@@ -59,6 +59,10 @@ class QuantileScaler(Scaler):
             if len(flat):
                 place = int(flat[0])
                 raise ValueError(f"{name} must increase; at index {place} they are {knots[place : place + 2].tolist()}")
+        if not bool((self._shares.diff() / self._values.diff()).isfinite().all()):
+            raise ValueError(
+                f"quantiles from {self.quantiles[0]} on lie too close together for float64: leave some out"
+            )
         if self._shares[0] != 0 or self._shares[-1] != 1:
             raise ValueError(f"probabilities={probabilities} must lead from 0 to 1")
 
