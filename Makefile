@@ -1,8 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread per test worker: workers that share cores and threads slow each other down.
+# One thread per test worker: workers that share cores and threads slow each other down. Each worker starts with a half of
+# the tests and takes over some of the others' when it is done, so that what a module prepares is prepared once. Compiled
+# tests are kept: rewriting their assertions takes as long as importing torch.
 WORKERS ?= $(shell nproc)
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: install demo test test-fast lint format clean
 
@@ -19,11 +22,11 @@ demo: install
 		recipes/text.py --config recipes/configs/shakespeare.yaml
 
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 10
+	$(PYTEST) --durations 10
 
 # What a change is checked with while it is made: under two minutes on two cores.
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

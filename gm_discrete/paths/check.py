@@ -251,12 +251,11 @@ def _times(t: float, states: Tensor) -> Tensor:
 
 def _matrix(model: ExactModel, rates: Tensor) -> Tensor:
     """The generator matrix of sequences [to, from], from the token rates [X, L, K] at every state."""
-    states, columns = model.states(), torch.arange(len(rates))
+    states, count = model.states(), rates.shape[2]
+    place = count ** torch.arange(states.shape[1] - 1, -1, -1)
+    without = model.index(states)[:, None] - states * place  # [X, L], the state with symbol 0 there
+    # Where the token has the symbol already, the rate is the diagonal: minus the row's sum.
+    to = without[..., None] + place[:, None] * torch.arange(count)
+    columns = torch.arange(len(rates))[:, None, None].expand(to.shape)
     matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
-    for position, symbol in itertools.product(range(states.shape[1]), range(rates.shape[2])):
-        neighbours = states.clone()
-        neighbours[:, position] = (
-            symbol  # where the token has this symbol already, the rate is the diagonal: minus the row's sum
-        )
-        matrix[model.index(neighbours), columns] += rates[:, position, symbol]
-    return matrix
+    return matrix.index_put_((to, columns), rates, accumulate=True)

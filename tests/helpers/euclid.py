@@ -130,17 +130,23 @@ FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
 
 
 class Finer:
-    """A kernel whose quadrature takes more nodes than it takes by itself."""
+    """A kernel whose quadrature takes more nodes than it takes by itself; it finds them once for all functions."""
 
-    def __init__(self, kernel: Any, number: int) -> None:
+    def __init__(self, kernel: Any, number: int | None) -> None:
         self.kernel, self.number = kernel, number
+        self.found: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
 
     def nodes(self, where: Tensor) -> tuple[Tensor, Tensor]:
-        return self.kernel.nodes(where, self.number)
+        for known, nodes in self.found:
+            if torch.equal(known, where):
+                return nodes
+        number = () if self.number is None else (self.number,)
+        self.found.append((where, self.kernel.nodes(where, *number)))
+        return self.found[-1][1]
 
 
-def finer(generator: Any, number: int) -> Any:
-    """The generator, with jumps whose `action` takes so many nodes."""
+def finer(generator: Any, number: int | None = None) -> Any:
+    """The generator, with jumps whose `action` takes so many nodes (by default its own number), found once."""
     if isinstance(generator, Superposition):
         parts: dict[str, Generator] = {name: finer(part, number) for name, part in generator.parts.items()}
         return Superposition(parts, generator.weights)
