@@ -175,7 +175,9 @@ class Field:
         """[B, …] → [B, positions, slots]."""
         if self.image_shape is None:
             return x.reshape(x.shape[0], -1, self.slots)
-        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(x.shape[0], -1, self.slots)
+        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(
+            x.shape[0], -1, self.slots
+        )
 
     def join(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """[B, positions, slots] → [B, …] of the given shape, the inverse of `split`."""
@@ -192,7 +194,9 @@ class Field:
 
 def _patches(image_shape: tuple[int, ...], patch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The entries of an image in the order of the patches, and the place of each entry in that order."""
-    made = _made_patches.__wrapped__ if torch.compiler.is_exporting() else _made_patches  # tensors of an export: no values
+    made = (
+        _made_patches.__wrapped__ if torch.compiler.is_exporting() else _made_patches
+    )  # tensors of an export: no values
     return made(image_shape, patch_size, device)
 
 
