@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec
-from gm_discrete.nn.validators import image_shape, optional, validate, weights_of, whole
+from gm_discrete.nn.validators import image, optional, validate, weights_of, whole
 from gm_discrete.objective import bregman
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 
@@ -52,7 +52,7 @@ class Field:
         inside = f"{where}: " if self.name else ""
         validate(f"{inside}length", self.length, whole(1))
         validate(f"{inside}patch_size", self.patch_size, whole(1))
-        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image_shape))
+        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image))
         if shape is not None:
             object.__setattr__(self, "image_shape", shape := tuple(shape))
         if path.is_discrete:

@@ -19,8 +19,7 @@ ABSENT = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils":
 
 
 def model_tests() -> Any:
-    """`ModelTesterMixin`: some 160 tests of a model class, whose inputs and exceptions a subclass gives; empty if there is no
-    `FILE`."""
+    """`ModelTesterMixin`: some 160 tests of a model class, whose inputs a subclass gives. Empty if there is no `FILE`."""
     if not FILE.exists():
         return object
     package = FILE.parent.name
