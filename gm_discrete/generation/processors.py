@@ -17,7 +17,7 @@ from gm_discrete.samplers.banned import by_length, completing
 
 
 class MostLikely(LogitsProcessor):
-    """Sets π(y) = 0 for all tokens but the most likely one, the first of several: the limit of temperature 0."""
+    """Sets π(y) = 0 for all tokens but the most likely one, the first of several."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return torch.full_like(scores, -torch.inf).scatter(1, scores.argmax(1, keepdim=True), 0.0)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
@@ -23,7 +23,7 @@ from gm_discrete.generation.processors import AllowedTokens, BannedSequences, Mo
 from gm_discrete.generation.validation import check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
-from gm_discrete.nn.readout import Network
+from gm_discrete.nn.readout import Network, Processors
 from gm_discrete.paths import FinitePath, Path
 from gm_discrete.process import Process, State, unpack
 from gm_discrete.samplers import ClassifierGuidance
@@ -284,9 +284,11 @@ class Request:
             length: positions of the sequences; all by default.
         """
         every, config = slice(None) if rows is None else rows, self.config
-        processors = LogitsProcessorList(self.logits_processor)
-        if rows is not None:
-            processors = LogitsProcessorList([p.rows(rows) if isinstance(p, AllowedTokens) else p for p in processors])
+        processors = Processors(
+            processor.rows(rows) if rows is not None and isinstance(processor, AllowedTokens) else processor
+            for processor in self.logits_processor
+        )
+        processors.given_others = config.takes_most_likely
         if config.bad_words_ids:
             processors.append(BannedSequences(config.bad_words_ids))
         if config.takes_most_likely:

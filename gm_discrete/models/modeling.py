@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, LogitsProc
 from gm_discrete.arguments import number
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
-from gm_discrete.generation.config import NOT_HERE, RENAMED, GMGenerationConfig, TransformersOptions
+from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions
 from gm_discrete.generation.given import Given
+from gm_discrete.generation.names import NOT_HERE, RENAMED
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product

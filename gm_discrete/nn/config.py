@@ -19,7 +19,7 @@ from gm_discrete.nn.field import Field
 from gm_discrete.nn.validators import (
     choice,
     flag,
-    image_shape,
+    image,
     list_of,
     mapping,
     optional,
@@ -127,7 +127,7 @@ class GMConfig(PreTrainedConfig):
     noise_range: tuple[float, float] | list[float] = validated_field(list_of(weight, 2), default=(0.0, -math.log(1e-3)))
     divergence: str | dict[str, Any] | None = None
     loss_weights: dict[str, Any] | None = validated_field(optional(mapping), default=None)
-    image_shape: list[int] | None = validated_field(optional(image_shape), default=None)
+    image_shape: list[int] | None = validated_field(optional(image), default=None)
     patch_size: int = validated_field(whole(1), default=1)
     fields: dict[str, dict[str, Any]] | None = validated_field(optional(mapping), default=None)
     aligned: list[list[str]] | None = validated_field(optional(list_of(list_of(lambda name: None))), default=None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec
-from gm_discrete.nn.validators import image_shape, optional, validate, weights_of, whole
+from gm_discrete.nn.validators import image, optional, validate, weights_of, whole
 from gm_discrete.objective import bregman
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 
@@ -52,7 +52,7 @@ class Field:
         inside = f"{where}: " if self.name else ""
         validate(f"{inside}length", self.length, whole(1))
         validate(f"{inside}patch_size", self.patch_size, whole(1))
-        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image_shape))
+        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image))
         if shape is not None:
             object.__setattr__(self, "image_shape", shape := tuple(shape))
         if path.is_discrete:
@@ -175,7 +175,9 @@ class Field:
         """[B, …] → [B, positions, slots]."""
         if self.image_shape is None:
             return x.reshape(x.shape[0], -1, self.slots)
-        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(x.shape[0], -1, self.slots)
+        return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(
+            x.shape[0], -1, self.slots
+        )
 
     def join(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """[B, positions, slots] → [B, …] of the given shape, the inverse of `split`."""
@@ -192,7 +194,9 @@ class Field:
 
 def _patches(image_shape: tuple[int, ...], patch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The entries of an image in the order of the patches, and the place of each entry in that order."""
-    made = _made_patches.__wrapped__ if torch.compiler.is_exporting() else _made_patches  # tensors of an export: no values
+    made = (
+        _made_patches.__wrapped__ if torch.compiler.is_exporting() else _made_patches
+    )  # tensors of an export: no values
     return made(image_shape, patch_size, device)
 
 

@@ -24,6 +24,18 @@ LogitsProcessor = LogitsProcessorList | Callable[[Tensor, Tensor], Tensor]
 """(sequences [n, L], logits [n, K]) → logits [n, K]; members of a list are also given `time` [n] and `position` [n], the
 entries of the flattened state, if they take them."""
 
+
+class Processors(LogitsProcessorList):
+    """A list of logits processors.
+
+    Attributes:
+        given_others: they get the logits of a token given all other tokens, without the evidence of its own noisy symbol,
+            for which a noisy symbol would be more likely than what the network predicts. Masked tokens carry none.
+    """
+
+    given_others: bool = False
+
+
 OnRead = Callable[[Tensor, Tensor], None]
 """Observes the posteriors that a readout evaluates: called with logits [n, K], after all processors, and the sequences [n]
 of the entries."""
@@ -209,7 +221,11 @@ class LazyReadout:
         rows, x, t = self._raw(head, where), self.x.flatten()[where], self.t[sequence]
         if not field.path.is_discrete:
             return cast(EuclideanPath, field.path).output(head, rows, x, t)
-        rows = cast(FinitePath, field.path).add_evidence(rows, x, t, field.excluded)
+        path = cast(FinitePath, field.path)
+        if getattr(self.processor, "given_others", False) and path.rates != "masked":
+            rows = rows.index_fill(1, torch.tensor(field.excluded, dtype=torch.long, device=rows.device), -torch.inf)
+        else:
+            rows = path.add_evidence(rows, x, t, field.excluded)
         if self.processor is not None:
             more = {
                 "time": t.t if isinstance(t, At) else t,

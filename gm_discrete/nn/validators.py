@@ -100,7 +100,7 @@ def list_of(validator: Validator, length: int | None = None) -> Validator:
     return check
 
 
-def image_shape(value: Any) -> None:
+def image(value: Any) -> None:
     """[C, H, W]."""
     try:
         list_of(whole(1), 3)(value)

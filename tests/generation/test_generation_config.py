@@ -24,7 +24,7 @@ from gm_discrete import (
     TauLeaping,
     Uniformization,
 )
-from gm_discrete.generation.config import RENAMED
+from gm_discrete.generation.names import RENAMED
 from tests.helpers import continuous
 from tests.helpers.networks import causal, network
 

@@ -24,8 +24,10 @@ SOURCES = {  # image shape, classes
     "mnist": ((1, 28, 28), 10), "fashion_mnist": ((1, 28, 28), 10), "emoji32": ((3, 32, 32), 9),
     "cifar10": ((3, 32, 32), 10), "benjamin-paine/imagenet-1k-32x32": ((3, 32, 32), 1000),
 }  # fmt: skip
-LEFT = {"README.md", "config.json", "generation_config.json", "model.safetensors", "metrics.json", "run.json", "curve.png", "samples.png",
-        "samples.gif"}  # fmt: skip
+LEFT = {
+    "README.md", "config.json", "generation_config.json", "model.safetensors", "metrics.json", "run.json", "curve.png",
+    "samples.png", "samples.gif",
+}  # fmt: skip
 
 
 def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
