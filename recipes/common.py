@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
 from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
+from recipes.options import json_option, json_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -45,7 +46,7 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
     settings: dict[str, Any] = {}
     if "--config" in argv:
         at = argv.index("--config")
-        settings = yaml.safe_load(Path(argv[at + 1]).read_text()) or {}
+        settings = yaml.safe_load(Path(argv[at + 1]).read_text(encoding="utf-8")) or {}
         del argv[at : at + 2]
     parser = HfArgumentParser(classes)  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
@@ -71,7 +72,7 @@ def check_run(folder: Path, settings: Mapping[str, object]) -> None:
     record = folder / "run.json"
     current = json.loads(json.dumps(settings, default=str))
     if last_complete_checkpoint(folder) and record.exists():
-        before = json.loads(record.read_text())
+        before = json.loads(record.read_text(encoding="utf-8"))
         for name in sorted(before.keys() & current.keys()):
             if before[name] != current[name]:
                 raise ValueError(
@@ -106,7 +107,7 @@ def time_sampler(times: str, mean: float = 0.0, std: float = 1.0) -> LogitNormal
 
 def parse_sampler(sampler: str) -> Sampler:
     """A sampler by name, such as "tau_leaping", or from JSON, {"type": "adaptive", "max_expected_changes": 2}."""
-    return Sampler.of(json.loads(sampler) if sampler.lstrip().startswith("{") else sampler)
+    return Sampler.of(json_option("sampler", sampler))
 
 
 def trainer_options(options: OptimizerOptions, training: TrainingArguments) -> dict[str, Any]:
@@ -140,10 +141,10 @@ def print_once(training: TrainingArguments, text: str) -> None:
 
 
 def write_json(file: Path, content: Mapping[str, object]) -> None:
-    """Writes a JSON file; it is replaced as a whole, never left half written."""
+    """Writes a JSON file, with null for NaN; it is replaced as a whole, never left half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.write_text(json_text(content), encoding="utf-8")
     draft.replace(file)
 
 
