@@ -246,7 +246,7 @@ def tokenized(options: TextArguments, tokenizer: Tokenizer, split: str) -> Datas
         rows = to_sequences(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
     except ValueError as error:
         if split == "validation":
-            error.add_note(f"It is the held-out part: {MORE_HELD_OUT}")
+            raise ValueError(f"the held-out part is too small: {MORE_HELD_OUT} ({error})") from error
         raise
     if split == "train":
         return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
