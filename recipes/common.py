@@ -17,6 +17,7 @@ from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
 from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
 from gm_discrete.training.checkpoints import check_new
+from recipes.options import json_option, json_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -46,7 +47,7 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
     settings: dict[str, Any] = {}
     if "--config" in argv:
         at = argv.index("--config")
-        settings = yaml.safe_load(Path(argv[at + 1]).read_text()) or {}
+        settings = yaml.safe_load(Path(argv[at + 1]).read_text(encoding="utf-8")) or {}
         del argv[at : at + 2]
     parser = HfArgumentParser(classes)  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
@@ -134,7 +135,7 @@ def time_sampler(times: str, mean: float = 0.0, std: float = 1.0) -> LogitNormal
 
 def parse_sampler(sampler: str) -> Sampler:
     """A sampler by name, such as "tau_leaping", or from JSON, {"type": "adaptive", "max_expected_changes": 2}."""
-    return Sampler.of(json.loads(sampler) if sampler.lstrip().startswith("{") else sampler)
+    return Sampler.of(json_option("sampler", sampler))
 
 
 def trainer_options(options: OptimizerOptions, training: TrainingArguments) -> dict[str, Any]:
@@ -168,9 +169,9 @@ def print_once(training: TrainingArguments, text: str) -> None:
 
 
 def write_json(file: Path, content: Mapping[str, object]) -> None:
-    """Writes a JSON file; it is replaced as a whole, never left half written."""
+    """Writes a JSON file, with null for NaN; it is replaced as a whole, never left half written."""
     with published(file.parent) as draft:
-        (draft / file.name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (draft / file.name).write_text(json_text(content), encoding="utf-8")
 
 
 def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:

@@ -8,11 +8,10 @@ If it is interrupted, the same command resumes it from the last complete checkpo
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -39,6 +38,7 @@ from recipes.common import (
     write_json,
 )
 from recipes.datasets import download_emoji, download_fashion_mnist, load_images
+from recipes.options import check_sampling, json_dict, json_option, weights_option
 from recipes.pictures import animate_images, image_grid
 
 DOWNLOADS = {"fashion_mnist": download_fashion_mnist, "emoji32": download_emoji}
@@ -66,7 +66,9 @@ class ImageArguments:
     path: str = field(
         default="gaussian", metadata={"help": "gaussian (continuous), masked or uniform (discrete pixels)"}
     )
-    generators: str = field(default='{"flow": 1.0}', metadata={"help": "JSON of weights of flow, diffusion and jump"})
+    generators: str = field(
+        default='{"flow": 1.0}', metadata={"help": "flow, diffusion or jump, or JSON of their weights"}
+    )
     divergence: str = field(
         default="{}", metadata={"help": 'JSON, divergence of a generator, such as {"flow": "cosh"}'}
     )
@@ -77,7 +79,7 @@ class ImageArguments:
     bins: int = field(default=64, metadata={"help": "bins over the range of a pixel, in which jumps are predicted"})
     levels: int = field(default=256, metadata={"help": "grey levels of discrete pixels"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, for the uniform path"})
-    schedule: str = field(default="{}", metadata={"help": "JSON of a schedule"})
+    schedule: str = field(default="{}", metadata={"help": "name or JSON of a schedule"})
     by_class: bool = field(default=True, metadata={"help": "condition on the class, if the data have classes"})
 
     patch_size: int = field(default=4, metadata={"help": "height and width of the patch that one position holds"})
@@ -119,6 +121,7 @@ def run(options: ImageArguments, training: TrainingArguments) -> dict[str, float
     held_out = in_memory(held_out_rows, options.max_eval_images)
     model = GMModel(build_config(options, rows))
     discrete = model.path.is_discrete
+    check_sampling(model, **sampling(options, model))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.path!r}")
 
     trainer = GMTrainer(
@@ -137,7 +140,7 @@ def run(options: ImageArguments, training: TrainingArguments) -> dict[str, float
     if training.should_save:
         if discrete:
             metrics["bits_per_dim"], metrics["levels"] = metrics["bits_per_token"], options.levels
-        elif "flow" in json.loads(options.generators):
+        elif "flow" in weights_option("generators", options.generators):
             metrics |= flow_bits(GMModel.from_pretrained(output).to(training.device), held_out)
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "dimension" if discrete else "", output / "curve.png")
@@ -185,25 +188,25 @@ def build_config(options: ImageArguments, rows: Dataset | IterableDataset) -> GM
         image_shape=shape,
         patch_size=options.patch_size,
         num_classes=classes,
-        divergence=json.loads(options.divergence) or None,
-        loss_weights=json.loads(options.loss_weights) or None,
+        divergence=json_dict("divergence", options.divergence) or None,
+        loss_weights=json_dict("loss_weights", options.loss_weights) or None,
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_hidden_layers,
         num_attention_heads=options.num_attention_heads,
-        **json.loads(options.model_options),
+        **json_dict("model_options", options.model_options),
     )
 
 
 def build_path(options: ImageArguments, shape: list[int], sample: Tensor) -> ProbabilityPath:
     """The path from noise to images; mean and standard deviation of a Gaussian path are those of `sample`."""
-    schedule = json.loads(options.schedule) or None
+    schedule = json_option("schedule", options.schedule) or None
     if options.path == "masked":
         return MaskedPath(options.levels + 1, schedule=schedule)
     if options.path == "uniform":
         return UniformPath(options.levels, schedule, options.rates)
     if options.path != "gaussian":
         raise ValueError(f"path={options.path!r} must be gaussian, masked or uniform")
-    generators, number = json.loads(options.generators), options.bins
+    generators, number = weights_option("generators", options.generators), options.bins
     if "jump" in generators and options.prediction not in (None, "belief"):
         limit, number = 4.0, 4 * number  # bins of where a jump lands, a noisy pixel: a wider range, the same width
     else:
@@ -235,19 +238,24 @@ def collated(rows: Dataset | IterableDataset, dequantize: bool = False) -> dict[
     return ImageCollator(dequantize=dequantize)(list(rows))
 
 
+def sampling(options: ImageArguments, model: GMModel) -> dict[str, Any]:
+    """The arguments of `generate` for a grid of samples, a column for each class."""
+    classes = [i % model.config.num_classes for i in range(options.num_images)] if model.config.num_classes else None
+    return {
+        "batch_size": options.num_images,
+        "class_labels": classes,
+        "guidance_scale": options.guidance_scale if classes else None,
+        "num_steps": options.num_steps,
+        "sampler": parse_sampler(options.sampler),
+        "seed": 0,
+        "return_dict_in_generate": True,
+        "output_trajectory": True,
+    }
+
+
 def show_samples(options: ImageArguments, model: GMModel, output: Path) -> None:
     """Writes a grid of samples, a column per class, and an animation of their steps."""
-    classes = [i % model.config.num_classes for i in range(options.num_images)] if model.config.num_classes else None
-    sample = model.generate(
-        batch_size=options.num_images,
-        class_labels=classes,
-        guidance_scale=options.guidance_scale if classes else None,
-        num_steps=options.num_steps,
-        sampler=parse_sampler(options.sampler),
-        seed=0,
-        return_dict_in_generate=True,
-        output_trajectory=True,
-    )
+    sample = model.generate(**sampling(options, model))
     levels = options.levels if model.path.is_discrete else None
     columns = model.config.num_classes if 0 < model.config.num_classes <= 20 else None
     image_grid(to_uint8(sample.sequences.cpu(), levels=levels), output / "samples.png", columns)

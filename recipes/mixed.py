@@ -10,7 +10,6 @@ synthetic columns; for music samples.mid, and samples.png, a piano roll.
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ if __name__ == "__main__":  # imports start at the root of the repository: `data
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import TrainingArguments, set_seed
 
 from gm_discrete import FieldTimeSampler, GMConfig, GMModel
@@ -30,6 +29,7 @@ from gm_discrete.data import (
     TableCollator,
     decode_rows,
     decode_sequences,
+    describe_columns,
     encoded_dataset,
     fit_codecs,
     table_path,
@@ -49,7 +49,11 @@ from recipes.common import (
     write_json,
 )
 from recipes.datasets import download_flights, load_chorales, load_table, note_windows, piano_roll, write_midi
+from recipes.options import check_sampling, json_dict, json_option, weights_option
 from recipes.pictures import compare_columns
+
+FEWEST = 8
+"""The least number of rows for training."""
 
 DISPLAY = {"num_steps", "sampler", "num_samples", "num_eval_samples", "max_eval_rows", "download"}
 """Arguments that the weights do not depend on: they may change when a run is resumed."""
@@ -60,7 +64,8 @@ class MixedArguments:
     """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(
-        default="diamonds", metadata={"help": "diamonds, flights, chorales, a csv or parquet file, or a hub id"}
+        default="diamonds",
+        metadata={"help": "diamonds, flights, chorales, a csv, json or parquet file, a folder of them, or a hub id"},
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(default=False, metadata={"help": "download the flights first"})
@@ -68,15 +73,30 @@ class MixedArguments:
     columns: str | None = field(
         default=None, metadata={"help": "columns of the table, separated by commas; default: all"}
     )
+    separator: str | None = field(
+        default=None, metadata={"help": "of a csv file; default: the one that cuts all lines into equally many cells"}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "of local files; default: UTF-8, or what they look like"}
+    )
+    decimal: str | None = field(
+        default=None, metadata={"help": "decimal sign of a csv file; default: what its cells have"}
+    )
+    text_columns: str = field(default="", metadata={"help": "columns of a file that are text, separated by commas"})
+    date_columns: str = field(
+        default="", metadata={"help": "columns of dates, separated by commas, or JSON of their formats by column"}
+    )
     fit_rows: int | None = field(
         default=None, metadata={"help": "rows of a stream from which encodings are fitted; default: all"}
     )
     max_eval_rows: int = field(default=2000, metadata={"help": "held-out rows that are scored"})
     length: int = field(default=1, metadata={"help": "notes of a sequence; 1 for a table"})
 
-    scalers: str = field(default='"quantile"', metadata={"help": "JSON: quantile or standard, or a dict by column"})
+    scalers: str = field(default="quantile", metadata={"help": "quantile or standard, or JSON by column"})
     symbols: str = field(default="masked", metadata={"help": "path of categories: masked or uniform"})
-    generators: str = field(default='{"flow": 1.0}', metadata={"help": "JSON of weights of flow, diffusion and jump"})
+    generators: str = field(
+        default='{"flow": 1.0}', metadata={"help": "flow, diffusion or jump, or JSON of their weights"}
+    )
     prediction: str = field(default="belief", metadata={"help": "of numbers: belief, velocity, data or noise"})
     bins: int = field(default=64, metadata={"help": "bins over the scaled numbers, in which a belief is predicted"})
     independent_times: bool = field(
@@ -121,12 +141,16 @@ def run(options: MixedArguments, training: TrainingArguments) -> dict[str, float
         if training.local_process_index == 0:
             check_run(output, weight_settings(options, training, DISPLAY))
         rows, held_out = (load(options, split) for split in ("train", "validation"))
-        codecs = fit_codecs(rows, scalers=json.loads(options.scalers), first=options.fit_rows)
+        # Of all rows, as one category may occur in the held-out ones alone.
+        known: Any = rows if isinstance(rows, IterableDataset) else concatenate_datasets([rows, held_out])  # pyright: ignore
+        print_once(training, "\n".join(described(options, known, held_out)))
+        codecs = fit_codecs(known, scalers=json_option("scalers", options.scalers), first=options.fit_rows)
     real: Any = held_out
     collate = SequenceCollator(codecs) if music else TableCollator(codecs)
     if not music:
         rows, held_out = encoded_dataset(rows, codecs), encoded_dataset(held_out, codecs, seed=1)
     model = GMModel(build_config(options, codecs))
+    check_sampling(model, **sampling(options))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters; {', '.join(codecs)}")
 
     times = time_sampler(options.times)
@@ -156,9 +180,22 @@ def load(options: MixedArguments, split: str) -> Dataset | IterableDataset:
     """Loads one split, with natural values; held-out rows are in memory."""
     if options.data == "chorales":
         return note_windows(load_chorales(split), options.length)
-    rows = load_table(options.data, split, name=options.data_config, streaming=options.streaming)
+    names = json_option("date_columns", options.date_columns) if options.date_columns.startswith("{") else None
+    rows = load_table(
+        options.data,
+        split,
+        name=options.data_config,
+        streaming=options.streaming,
+        separator=options.separator,
+        encoding=options.encoding,
+        decimal=options.decimal,
+        text_columns=listed(options.text_columns),
+        date_columns=names or listed(options.date_columns),
+    )
     if options.columns:
-        rows = rows.select_columns(options.columns.split(","))
+        if absent := [name for name in listed(options.columns) if name not in (rows.column_names or ())]:
+            raise ValueError(f"columns names {absent[0]!r}; the table has {', '.join(rows.column_names or ())}")
+        rows = rows.select_columns(listed(options.columns))
     if split == "train":
         return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
     if isinstance(rows, IterableDataset):
@@ -166,11 +203,32 @@ def load(options: MixedArguments, split: str) -> Dataset | IterableDataset:
     return rows.select(range(min(options.max_eval_rows, len(rows))))
 
 
+def listed(names: str) -> list[str]:
+    """Names that are separated by commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def described(options: MixedArguments, known: Dataset | IterableDataset, held_out: Any) -> list[str]:
+    """What each column holds, and how many rows there are, a line each.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    lines = [f"{name}: {text}" for name, text in describe_columns(known, first=options.fit_rows or 100_000).items()]
+    if isinstance(known, IterableDataset):
+        return [*lines, f"a stream; held out: {len(held_out):,} rows"]
+    trained = len(known) - len(held_out)
+    lines.append(f"training: {trained:,} rows, held out: {len(held_out):,} rows")
+    if trained < FEWEST:
+        raise ValueError(f"{lines[-1]}: at least {FEWEST} are needed for training; give more")
+    return lines
+
+
 def build_config(options: MixedArguments, codecs: Mapping[str, Codec]) -> GMConfig:
     """The probability path of every column and the transformer."""
     path = table_path(
         codecs,
-        {"generators": json.loads(options.generators), "prediction": options.prediction},
+        {"generators": weights_option("generators", options.generators), "prediction": options.prediction},
         options.symbols,
         options.bins,
         options.independent_times,
@@ -182,18 +240,27 @@ def build_config(options: MixedArguments, codecs: Mapping[str, Codec]) -> GMConf
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_hidden_layers,
         num_attention_heads=options.num_attention_heads,
-        loss_weights=json.loads(options.loss_weights) or None,
-        **json.loads(options.model_options),
+        loss_weights=json_dict("loss_weights", options.loss_weights) or None,
+        **json_dict("model_options", options.model_options),
     )
+
+
+def sampling(options: MixedArguments) -> dict[str, Any]:
+    """The arguments of `generate` for rows or pieces of music."""
+    return {
+        "batch_size": options.num_samples,
+        "length": options.length,
+        "num_steps": options.num_steps,
+        "sampler": parse_sampler(options.sampler),
+        "seed": 0,
+    }
 
 
 def show_table(options: MixedArguments, model: GMModel, real: Dataset, output: Path) -> None:
     """Writes synthetic rows as a csv, and a picture of their columns and the real ones."""
-    sample = model.generate(
-        batch_size=options.num_samples, num_steps=options.num_steps, sampler=parse_sampler(options.sampler), seed=0
-    )
+    sample = model.generate(**sampling(options))
     synthetic = decode_rows(sample, model.config.codecs)
-    with (output / "samples.csv").open("w", newline="") as file:
+    with (output / "samples.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(synthetic)
         writer.writerows(zip(*synthetic.values(), strict=True))
@@ -202,13 +269,7 @@ def show_table(options: MixedArguments, model: GMModel, real: Dataset, output: P
 
 def show_music(options: MixedArguments, model: GMModel, output: Path) -> None:
     """Writes sampled pieces as MIDI and as piano rolls."""
-    sample = model.generate(
-        batch_size=options.num_samples,
-        length=options.length,
-        num_steps=options.num_steps,
-        sampler=parse_sampler(options.sampler),
-        seed=0,
-    )
+    sample = model.generate(**sampling(options))
     for number, notes in enumerate(decode_sequences(sample, model.config.codecs)):
         name = "samples" if options.num_samples == 1 else f"samples-{number}"
         write_midi(notes, output / f"{name}.mid")

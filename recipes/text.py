@@ -9,7 +9,6 @@ the sample as sample.gif and trajectory.png.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -52,6 +51,7 @@ from recipes.common import (
     write_json,
 )
 from recipes.datasets import download_gcide, load_text
+from recipes.options import check_sampling, json_dict, json_option
 
 Tokenizer = Any
 """A `PreTrainedTokenizerBase`, whose annotations allow ids to be strings and lists."""
@@ -62,6 +62,17 @@ TOKENIZER_TEXTS = 100_000
 UNIGRAM_SEQUENCES = 10_000
 """Number of sequences in which the frequencies of the unigram path are counted."""
 
+FEWEST, FEWEST_HELD_OUT = 8, 2
+"""The least numbers of sequences for training, and of held-out ones, of which a standard error needs two."""
+
+UNKNOWN_SHARE = 0.05
+"""The greatest share of unknown tokens: of ordinary text in the alphabet of other text far fewer are unknown."""
+
+STREAM_SEQUENCES = 1000
+"""Sequences of a stream that are counted before training."""
+
+MORE_HELD_OUT = "give a larger --validation_size, such as 0.2, or a smaller --length"
+
 DISPLAY = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
 """Arguments that the weights do not depend on: they may change when a run is resumed."""
 
@@ -71,13 +82,21 @@ class TextArguments:
     """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(
-        default="shakespeare", metadata={"help": "shakespeare, gcide, moses, a file, a folder or a hub id"}
+        default="shakespeare",
+        metadata={"help": "shakespeare, gcide, moses, a txt, csv, json, parquet or smi file, a folder or a hub id"},
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(
         default=False, metadata={"help": "download gcide first, with apt-get (no root rights needed)"}
     )
     text_column: str = field(default="text", metadata={"help": "column of the data set that holds the text"})
+    sample_by: str | None = field(
+        default=None,
+        metadata={"help": "a text of a .txt file: document, line or paragraph; default: document if packed, else line"},
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "of local files; default: UTF-8, or what they look like"}
+    )
     streaming: bool = field(default=False, metadata={"help": "read the data while training"})
     validation_size: float | None = field(default=None, metadata={"help": "fraction or number of held-out rows"})
     tokenizer: str = field(
@@ -100,7 +119,7 @@ class TextArguments:
 
     path: str = field(default="masked", metadata={"help": "prior: masked, uniform, or unigram (token frequencies)"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, if the path is not masked"})
-    schedule: str = field(default='{"type": "linear"}', metadata={"help": "JSON of a schedule"})
+    schedule: str = field(default='{"type": "linear"}', metadata={"help": "name or JSON of a schedule"})
     hidden_size: int = field(default=512, metadata={"help": "width of the transformer"})
     num_hidden_layers: int = field(default=8, metadata={"help": "layers of the transformer"})
     num_attention_heads: int = field(default=8, metadata={"help": "attention heads per layer"})
@@ -146,7 +165,9 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
                 build_tokenizer(options, output).save_pretrained(draft)
         tokenizer = AutoTokenizer.from_pretrained(shared)
         train_rows, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
+    print_once(training, "\n".join(described(options, tokenizer, train_rows, validation)))
     model = GMModel(build_config(options, tokenizer, train_rows))
+    check_sampling(model, **sampling(options, tokenizer))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
     trainer = GMTrainer(
@@ -221,6 +242,8 @@ def load(options: TextArguments, split: str) -> Dataset | IterableDataset:
         name=options.data_config,
         text_column=options.text_column,
         streaming=options.streaming,
+        sample_by=options.sample_by or ("document" if options.packed else "line"),
+        encoding=options.encoding,
         validation_size=int(size) if size and size >= 1 else size,
     )
 
@@ -230,13 +253,56 @@ def tokenized(options: TextArguments, tokenizer: Tokenizer, split: str) -> Datas
     if options.packed and options.pad_to_length:
         raise ValueError("pad_to_length=True needs packed=False: packed sequences have no padding")
     to_sequences = pack if options.packed else partial(truncate, pad_to_length=options.pad_to_length)
-    rows = to_sequences(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
+    try:
+        rows = to_sequences(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
+    except ValueError as error:
+        if split == "validation":
+            raise ValueError(f"the held-out part is too small: {MORE_HELD_OUT} ({error})") from error
+        raise
     if split == "train":
         return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
     if not isinstance(rows, Dataset):
         return Dataset.from_list(list(rows.take(options.max_eval_sequences)))
     count = min(options.max_eval_sequences, len(rows))
     return rows.select([i * len(rows) // count for i in range(count)])
+
+
+def described(
+    options: TextArguments,
+    tokenizer: Tokenizer,
+    train_rows: Dataset | IterableDataset,
+    validation: Dataset | IterableDataset,
+) -> list[str]:
+    """How many sequences and tokens there are for training and held out, a line each.
+
+    Raises:
+        ValueError: there are too few sequences, or too many tokens are unknown to the tokenizer.
+    """
+    lines = []
+    for name, rows, fewest in (("training", train_rows, FEWEST), ("held out", validation, FEWEST_HELD_OUT)):
+        part = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(STREAM_SEQUENCES)))
+        lengths, unknown = Counter(), 0
+        for batch in part.with_format("numpy").iter(1000):
+            found: Any = batch
+            for row in found["input_ids"]:
+                lengths[len(row)] += 1
+                unknown += 0 if tokenizer.unk_token_id is None else int((row == tokenizer.unk_token_id).sum())
+        tokens = sum(length * count for length, count in lengths.items())
+        size = f"of {min(lengths)} to {max(lengths)}" if len(lengths) > 1 else f"of {max(lengths)}"
+        stream = "a stream, whose first are " if part is not rows else ""
+        lines.append(f"{name}: {stream}{len(part):,} sequences {size} tokens, {tokens:,} tokens in all")
+        if len(part) < fewest:
+            cure = "give more text or a smaller --length, or --sample_by line if each line is a text"
+            cure = MORE_HELD_OUT if name == "held out" else cure
+            raise ValueError(f"{lines[-1]}: at least {fewest} are needed; {cure}")
+        if unknown > UNKNOWN_SHARE * tokens:
+            raise ValueError(
+                f"{name}: {unknown / tokens:.0%} of the tokens are unknown to tokenizer={options.tokenizer!r} (alphabet="
+                f"{options.alphabet!r}); give an alphabet that holds the text, or leave it out to take that of the text"
+            )
+        if unknown:
+            lines[-1] += f"; {unknown:,} are unknown to the tokenizer"
+    return lines
 
 
 def build_config(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> GMConfig:
@@ -250,13 +316,13 @@ def build_config(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | I
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **json.loads(options.model_options),
+        **json_dict("model_options", options.model_options),
     )
 
 
 def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> ProbabilityPath:
     """The path from noise to text; the unigram prior is estimated from tokenised `rows`."""
-    size, schedule = len(tokenizer), json.loads(options.schedule)
+    size, schedule = len(tokenizer), json_option("schedule", options.schedule)
     if options.path == "masked":
         return MaskedPath(size, tokenizer.mask_token_id, schedule)
     if options.path == "uniform":
@@ -270,24 +336,32 @@ def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | Ite
     raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
 
 
-def show_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> None:
-    """Generates from the prompt, and writes the text and pictures of its steps."""
+def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The arguments of `generate` for the sample.
+
+    Raises:
+        ValueError: the prompt holds characters that the tokenizer does not know.
+    """
     length = options.sample_length or options.length
     settings: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0}
     settings |= {"return_dict_in_generate": True, "output_trajectory": True}
-    if options.prompt:
-        ids = [
-            tokenizer.mask_token_id if piece == "_" else token
-            for piece in split_prompt(options.prompt)
-            for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
-        ]
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise ValueError(f"prompt={options.prompt!r} holds characters that are not in the tokenizer's vocabulary")
-        sample = model.generate(torch.tensor([ids]), max_new_tokens=max(0, length - len(ids)), **settings)
-    else:
-        sample = model.generate(length=length, **settings)
+    if not options.prompt:
+        return settings | {"length": length}
+    ids = [
+        tokenizer.mask_token_id if piece == "_" else token
+        for piece in split_prompt(options.prompt)
+        for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
+    ]
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise ValueError(f"prompt={options.prompt!r} holds characters that are not in the tokenizer's vocabulary")
+    return settings | {"input_ids": torch.tensor([ids]), "max_new_tokens": max(0, length - len(ids))}
+
+
+def show_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> None:
+    """Generates from the prompt, and writes the text and pictures of its steps."""
+    sample = model.generate(**sampling(options, tokenizer))
     text = tokenizer.decode(sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length)
-    (output / "sample.txt").write_text(text)
+    (output / "sample.txt").write_text(text, encoding="utf-8")
     animate(sample.trajectory, tokenizer, output / "sample.gif")
     masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None
     plot_trajectory(sample.trajectory, output / "trajectory.png", masks)

@@ -11,7 +11,6 @@ in one dimension and sliced Wasserstein (SW₁) in two; the picture also shows t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -49,6 +48,7 @@ from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
 from gm_discrete.training import locked, published
 from recipes.common import pyplot, write_json
+from recipes.options import json_dict
 
 
 @dataclass
@@ -188,9 +188,8 @@ def train(name: str, options: ToyArguments) -> float:
         "num_frequencies": options.num_frequencies,
         "max_position_embeddings": 1,
     }
-    divergence = {
-        part: kind for part, kind in json.loads(options.divergence).items() if part in path.default_divergence
-    }
+    chosen = json_dict("divergence", options.divergence)
+    divergence = {part: kind for part, kind in chosen.items() if part in path.default_divergence}
     config = GMConfig(path=path, divergence=divergence, **sizes | network.options)
     model, rng = GMModel(config), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0)

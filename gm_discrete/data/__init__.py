@@ -8,6 +8,7 @@ from gm_discrete.data.field_collator import SequenceCollator, TableCollator, dec
 from gm_discrete.data.image_collator import ImageCollator, to_uint8
 from gm_discrete.data.images import load_images
 from gm_discrete.data.packing import pack, truncate
+from gm_discrete.data.report import describe_columns
 from gm_discrete.data.table_path import table_path
 from gm_discrete.data.tables import load_table
 from gm_discrete.data.text import load_text
@@ -32,6 +33,7 @@ __all__ = [
     "check_tokenizer",
     "decode_rows",
     "decode_sequences",
+    "describe_columns",
     "encode_rows",
     "encoded_dataset",
     "ensure_mask_token",

@@ -37,7 +37,7 @@ class TableCollator:
     dequantize: bool = True
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
-        if ENCODED in examples[0] and ENCODED not in self.codecs:
+        if isinstance(examples[0].get(ENCODED), bytes):
             fields = _decoded(examples, self.codecs)
         else:
             fields = encode_rows(examples, self.codecs, torch.default_generator if self.dequantize else None)

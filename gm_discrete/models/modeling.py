@@ -29,6 +29,7 @@ from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.backbone import Backbone, zero_linear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
+from gm_discrete.nn.names import module_name
 from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
@@ -75,7 +76,7 @@ class GMModel(GMPreTrainedModel):
         head = nn.Linear if config.tie_word_embeddings else zero_linear
         self.heads = nn.ModuleDict(
             {
-                f"{name}:{part}" if name else part: head(
+                f"{module_name(name)}:{part}" if name else part: head(
                     config.hidden_size, field.slots * size, bias=config.backbone == "dit"
                 )
                 for name, field in self.state_fields.items()

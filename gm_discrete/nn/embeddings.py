@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.names import module_name
 from gm_discrete.process import State
 
 TIME_FEATURES = 128
@@ -33,6 +34,11 @@ def places(field: Field, config: GMConfig) -> nn.Embedding | None:
     return nn.Embedding(field.length, config.hidden_size) if field.image_shape else None
 
 
+def _key(name: str) -> str:
+    """Prefixed, as the name of a field may be that of an attribute of a module."""
+    return f"of {module_name(name)}"
+
+
 class FieldsEmbedding(nn.Module):
     """Embeds fields one after another, [B, L_1 + L_2 + …, D]; the embeddings of fields that share positions are summed.
 
@@ -42,9 +48,8 @@ class FieldsEmbedding(nn.Module):
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.fields, self.groups = config.state_fields, config.groups
-        # Prefixed, as the name of a field may be that of an attribute of a module.
-        self.entries = nn.ModuleDict({f"of {name}": embedding(field, config) for name, field in self.fields.items()})
-        found = {f"of {name}": places(field, config) for name, field in self.fields.items()}
+        self.entries = nn.ModuleDict({_key(name): embedding(field, config) for name, field in self.fields.items()})
+        found = {_key(name): places(field, config) for name, field in self.fields.items()}
         self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
         self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
         self.times = nn.Linear(TIME_FEATURES, config.hidden_size) if config.independent_times else None
@@ -71,9 +76,9 @@ class FieldsEmbedding(nn.Module):
         return torch.cat(parts, 1), torch.cat(masks, 1).long() if masks else None, torch.cat(positions)
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
-        hidden = self.entries[f"of {name}"](self.fields[name].embedded(x))
-        if f"of {name}" in self.places:
-            hidden = hidden + self.places[f"of {name}"](torch.arange(hidden.shape[1], device=hidden.device))
+        hidden = self.entries[_key(name)](self.fields[name].embedded(x))
+        if _key(name) in self.places:
+            hidden = hidden + self.places[_key(name)](torch.arange(hidden.shape[1], device=hidden.device))
         if self.times is not None and time is not None:
             column = time if time.dim() == 1 else time[:, list(self.fields).index(name)]
             hidden = hidden + self.times(time_features(column).to(precision_of(self.times)))[:, None]

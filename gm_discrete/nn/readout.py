@@ -16,6 +16,7 @@ from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.names import module_name
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
@@ -247,7 +248,7 @@ class LazyReadout:
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
         field, hidden = self.field, self.hidden
-        layer = hidden.network.heads[f"{self.name}:{head}" if self.name else head]
+        layer = hidden.network.heads[f"{module_name(self.name)}:{head}" if self.name else head]
         spans, total = hidden.layout
         start, length = spans[self.name]
         if where is None:

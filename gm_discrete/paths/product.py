@@ -17,7 +17,7 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import flag, listed
+from gm_discrete.arguments import listed
 from gm_discrete.generators import Product
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.paths.base import Path
@@ -29,8 +29,6 @@ State = Mapping[str, Tensor]
 FieldTimes = Tensor | Mapping[str, TimeLike]
 """Times [B] or [B, M] of a product, or those of each field by name (`ProductPath.times`, `ProductPath.at`)."""
 
-RESERVED = ("factors", "independent_times", "type")
-
 
 class ProductPath(Path):
     """p_t(x|z) = Π_m p_t(x^m|z^m): `ProductPath(carat=GaussianPath(…), cut=MaskedPath(6))`.
@@ -39,7 +37,7 @@ class ProductPath(Path):
     column for each field in their order.
 
     Args:
-        factors: paths by field, a mapping or pairs; in place of or before the keywords.
+        factors: paths by field, a mapping or pairs; in place of or before the keywords. Names of fields are any strings.
         independent_times: whether every field has a time of its own.
         paths: the path of each field, by its name.
 
@@ -72,17 +70,18 @@ class ProductPath(Path):
         self.factors: dict[str, Path] = {}
         for name, path in chosen.items():
             path = Path.from_dict(path) if isinstance(path, dict) else path
-            if not name or "." in name or ":" in name or name in RESERVED:
-                raise ValueError(
-                    f"{name!r} cannot be the name of a field; give one without '.' and ':', that is not empty and none of "
-                    f"{', '.join(RESERVED)}"
-                )
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{name!r} cannot be the name of a field; give a string that is not empty")
             if not isinstance(path, Path) or isinstance(path, ProductPath):
                 raise TypeError(f"field {name!r} has {path!r}; give the path of a single field")
             if path.coupled:
                 raise ValueError(f"field {name!r} has coupled=True: coupled paths cannot be fields of a product")
             self.factors[name] = path
-        self.independent_times = flag("independent_times", independent_times)
+        if not isinstance(independent_times, bool):
+            raise TypeError(
+                f"independent_times={independent_times!r} must be True or False; a field of that name is given in factors"
+            )
+        self.independent_times = independent_times
         self.latest = min(path.latest for path in self.factors.values())
 
     def to_dict(self) -> dict[str, Any]:
