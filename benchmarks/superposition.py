@@ -35,7 +35,8 @@ from recipes.datasets import load_images
 bregman.DIVERGENCES["quartic"] = bregman.Bregman(lambda a: a**4 / 12 + a**2 / 2)  # a convex function of one's own
 
 JUMP, BOTH = {"jump": 1.0}, {"flow": 0.5, "jump": 0.5}
-PATHS = {  # of a run that is not named, {}: a flow, whose velocity the network states
+VELOCITY = {"prediction": "velocity"}
+PATHS = {  # of a run that is not named, VELOCITY: a flow, whose velocity the network predicts
     "flow_belief": {"prediction": "belief"},
     "jump": {"generators": JUMP},
     "jump_rate": {"generators": JUMP, "prediction": "velocity"},  # log-rate, and bins of the landing
@@ -117,7 +118,7 @@ def trained(run: str, seed: int, data: Data, args: argparse.Namespace) -> GMMode
     reach = 4 if run == "jump_rate" else 1
     path = GaussianPath(
         num_channels=data.shape[0], data_mean=float(data.z.mean()), data_std=float(data.z.std()),
-        bins=Bins(-reach, reach, reach * args.bins), **PATHS.get(run, {}),
+        bins=Bins(-reach, reach, reach * args.bins), **PATHS.get(run, VELOCITY),
     )  # fmt: skip
     config = GMConfig(
         path=path, image_shape=data.shape, patch_size=args.patch_size, num_classes=data.classes, num_frequencies=0,

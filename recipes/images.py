@@ -74,9 +74,10 @@ class ImageArguments:
     )
     loss_weights: str = field(default="{}", metadata={"help": "JSON, weight of a generator in the loss"})
     prediction: str | None = field(
-        default=None, metadata={"help": "belief (default with a jump), velocity (default without), data or noise"}
+        default=None,
+        metadata={"help": "of pixels: belief (a distribution over bins, the default), velocity, data or noise"},
     )
-    bins: int = field(default=64, metadata={"help": "bins over the range of a pixel, in which jumps are predicted"})
+    bins: int = field(default=64, metadata={"help": "bins over the range of a pixel, in which a belief is predicted"})
     levels: int = field(default=256, metadata={"help": "grey levels of discrete pixels"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, for the uniform path"})
     schedule: str = field(default="{}", metadata={"help": "name or JSON of a schedule"})
@@ -184,7 +185,7 @@ def build_config(options: ImageArguments, rows: Dataset | IterableDataset) -> GM
         feature = (rows.features or {}).get("class_labels")
         classes = getattr(feature, "num_classes", 0) or int(sample["class_labels"].max()) + 1
     return GMConfig(
-        path=build_path(options, shape, sample["input_values"]),
+        path=build_path(options, sample["input_values"]),
         image_shape=shape,
         patch_size=options.patch_size,
         num_classes=classes,
@@ -197,7 +198,7 @@ def build_config(options: ImageArguments, rows: Dataset | IterableDataset) -> GM
     )
 
 
-def build_path(options: ImageArguments, shape: list[int], sample: Tensor) -> ProbabilityPath:
+def build_path(options: ImageArguments, sample: Tensor) -> ProbabilityPath:
     """The path from noise to images; mean and standard deviation of a Gaussian path are those of `sample`."""
     schedule = json_option("schedule", options.schedule) or None
     if options.path == "masked":
@@ -206,20 +207,12 @@ def build_path(options: ImageArguments, shape: list[int], sample: Tensor) -> Pro
         return UniformPath(options.levels, schedule, options.rates)
     if options.path != "gaussian":
         raise ValueError(f"path={options.path!r} must be gaussian, masked or uniform")
-    generators, number = weights_option("generators", options.generators), options.bins
+    generators = weights_option("generators", options.generators)
     if "jump" in generators and options.prediction not in (None, "belief"):
-        limit, number = 4.0, 4 * number  # bins of where a jump lands, a noisy pixel: a wider range, the same width
+        bins = Bins(-4.0, 4.0, 4 * options.bins)  # of where a jump lands, a noisy pixel: a wider range, the same width
     else:
-        limit = number / (number - 1)  # bins of clean pixels: the first is centred on black, the last on white
-    return GaussianPath(
-        generators,
-        num_channels=shape[0],
-        schedule=schedule,
-        data_mean=round(float(sample.mean()), 4),
-        data_std=round(float(sample.std()), 4),
-        prediction=options.prediction,
-        bins=Bins(-limit, limit, number),
-    )
+        bins = Bins.covering(-1.0, 1.0, options.bins)  # of clean pixels: from black to white
+    return GaussianPath.fit(sample, generators, schedule=schedule, prediction=options.prediction, bins=bins)
 
 
 def flow_bits(model: GMModel, held_out: Dataset, number: int = 64) -> dict[str, float]:

@@ -76,6 +76,7 @@ class ToyArguments:
 
 # Data
 
+Data = Callable[[int, torch.Generator], Tensor]
 MEANS, STDS, MODE_WEIGHTS = (torch.tensor(v, dtype=torch.float64) for v in ((-1.5, 1.0), (0.3, 0.5), (0.35, 0.65)))
 LIMIT = 4.0
 """One-dimensional data lie in [−4, 4]; the modes are at least six standard deviations inside."""
@@ -100,18 +101,24 @@ def mixture_path(generators: dict[str, float], bins: int) -> EuclideanPath:
 
 
 def condot(generators: dict[str, float], bins: int, path: type[GaussianPath] = GaussianPath) -> EuclideanPath:
-    mean = float((MODE_WEIGHTS * MEANS).sum())
-    std = float((MODE_WEIGHTS * (STDS**2 + (MEANS - mean) ** 2)).sum().sqrt())
-    return path(generators, data_mean=mean, data_std=std, bins=Bins(-LIMIT, LIMIT, bins))
+    return fitted(two_modes, LIMIT, generators, bins, path)
 
 
 def condot_plane(generators: dict[str, float], bins: int) -> EuclideanPath:
-    return GaussianPath(generators, num_channels=2, data_std=2 / math.sqrt(3), bins=Bins(-2, 2, bins))
+    return fitted(checkerboard, 2.0, generators, bins)
+
+
+def fitted(
+    data: Data, limit: float, generators: dict[str, float], bins: int, path: type[GaussianPath] = GaussianPath
+) -> EuclideanPath:
+    """The path for the data, in [−limit, limit]; a flow alone is predicted by its velocity, as in the paper."""
+    sample = data(10_000, torch.Generator().manual_seed(0))
+    prediction = "belief" if "jump" in generators else "velocity"
+    return path.fit(sample, generators, prediction=prediction, bins=Bins(-limit, limit, bins))
 
 
 # Networks and processes
 
-Data = Callable[[int, torch.Generator], Tensor]
 FLOW, JUMP, BOTH = {"flow": 1.0}, {"jump": 1.0}, {"flow": 0.5, "jump": 0.5}
 
 

@@ -48,8 +48,7 @@ def table_path(
             paths[name] = MaskedPath(len(codec) + 1) if alone else UniformPath(len(codec))
         elif isinstance(codec, Scaler):
             reach = codec.reach if math.isfinite(codec.reach) else 5.0
-            reach = reach * bins / (bins - 1)  # the outermost values in the middle of a bin
-            paths[name] = GaussianPath(**{"bins": Bins(-reach, reach, bins), **options})
+            paths[name] = GaussianPath(**{"bins": Bins.covering(-reach, reach, bins), **options})
         else:
             raise TypeError(f"codecs[{name!r}] is a {type(codec).__name__}; give a scaler or categories")
     return ProductPath(paths, independent_times=independent_times)

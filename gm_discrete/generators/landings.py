@@ -33,6 +33,8 @@ GREATEST = 1e15
 
 MOST_BINS = 2**16
 """A network predicts a number for each bin."""
+FITTED = 10**6
+"""Numbers of which quartiles are computed."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, are evenly spread: the second coordinate of a lattice for quadrature."""
@@ -112,6 +114,46 @@ class Bins(Configurable):
                 "give fewer, or move the data towards 0"
             )
         self.std = self.width / math.sqrt(12)  # of a number that is uniform within one bin
+
+    @classmethod
+    def covering(cls, low: float, high: float, number: int = 64) -> Bins:
+        """Bins whose outermost centres are `low` and `high`, such as those of black and white.
+
+        >>> Bins.covering(0.0, 1.0, number=5)
+        Bins(low=-0.125, high=1.125, number=5)
+        """
+        half = (high - low) / (2 * max(number - 1, 1))
+        return cls(low - half, high + half, number)
+
+    @classmethod
+    def fit(cls, data: Tensor, number: int | None = None, margin: float = 0.05) -> Bins:
+        """Bins that cover the data and a margin on either side.
+
+        Args:
+            data: of any shape; NaN is left out.
+            number: how many; by default 64, or up to 256 where the data have long tails, so that the middle half of the
+                data is spread over 10 bins at least.
+            margin: as a fraction of the data's range.
+
+        Raises:
+            ValueError: there are no numbers, some are infinite, or the margin is negative.
+
+        >>> Bins.fit(torch.tensor([0.0, 10.0, float("nan")]), margin=0.1)
+        Bins(low=-1.0, high=11.0, number=64)
+        """
+        values = data.detach().flatten().double()
+        values = values[~values.isnan()]
+        if not len(values) or not bool(values.isfinite().all()):
+            found = f"{int(values.isinf().sum())} infinite ones" if len(values) else "none"
+            raise ValueError(f"data must hold finite numbers (NaN: missing), to which bins are fitted; found {found}")
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"margin={margin} must be a fraction of the data's range, ≥ 0")
+        low, high = float(values.min()), float(values.max())
+        if number is None:
+            middle = values[:: -(-len(values) // FITTED)].quantile(values.new_tensor([0.25, 0.75])).diff().item()
+            number = 64 if middle <= 0 else min(max(64, math.ceil(10 * (high - low) * (1 + 2 * margin) / middle)), 256)
+        beyond = margin * (high - low) or 0.5 * (low == high)
+        return cls(low - beyond, high + beyond, number)
 
     def centers(self, device: torch.device) -> Tensor:
         """[number], float64."""

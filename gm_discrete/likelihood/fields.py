@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from gm_discrete.arguments import whole
 from gm_discrete.generators import Flow, terms
-from gm_discrete.likelihood.bound import bound_draws, common_schedule, discrete_fields, evaluation_mode
+from gm_discrete.likelihood.bound import bound_draws, discrete_fields, evaluation_mode
 from gm_discrete.likelihood.flow import flow_likelihood
+from gm_discrete.likelihood.noise import common_schedule
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import scored_positions, unwrapped
 from gm_discrete.paths.gaussian import GaussianPath
@@ -98,7 +99,7 @@ def field_likelihood(
             assert flow.entries is not None
             nats |= zip(continuous, (part.sum(1) for part in flow.entries.split(vector.sizes, 1)), strict=True)
         if discrete:
-            # Masks are drawn by their number: the estimate by the time has infinite variance for a product of masked fields.
+            # Masks are drawn by their number, which varies less than the estimate by the time.
             masking = all(factor.is_masked for factor in discrete.values())
             by_mask_count = masking and common_schedule(discrete) is not None
             with torch.no_grad():

@@ -35,6 +35,8 @@ ratio of two of them would become a rate; those above are known to a tenth."""
 
 NEGATIVE = 1e-9
 """Probabilities down to −1e-9 are taken for rounding, too. What is lower is a mistake of the path."""
+MOVEMENT_ELEMENTS = 2**22
+"""`movement` evaluates that many probabilities: of few symbols where the vocabulary is large."""
 
 CLOCK_LOGITS = 20.0
 """A tabulated dominating process covers logit κ ∈ [−20, 20]: at κ = 2e-9 a sequence of 10⁴ tokens is still noise, at
@@ -76,6 +78,9 @@ class FinitePath(Path):
     rounding = ROUNDING
     """Results of `probs` below this count as 0. A path whose `probs` have relative precision however small they are, as
     products and exponentials have, sets 0."""
+
+    is_mixture = False
+    """Whether p_t(x|z) = (1 − κ) p0(x) + κ 1[x = z], with a prior or a source in place of p0."""
 
     known_rates: tuple[str, ...] = ("kinetic",)
     default_divergence = "cross_entropy"
@@ -174,6 +179,29 @@ class FinitePath(Path):
         values = z.flatten(), t[:, None].expand(z.shape).flatten(), uniform(z.shape, rng, z.device).flatten()
         parts = zip(*(chunked(value, self.vocab_size) for value in values), strict=True)
         return torch.cat([inverse_cdf(self.clean_probs(data, time), u) for data, time, u in parts]).view_as(z)
+
+    def noise_probability(self, z: Tensor, t: Tensor, x_0: Tensor | None = None) -> Tensor:
+        """P(x ≠ z) of each token of z [B, L] at times t [B]; float64 [B, L], without cancellation near t = 1."""
+        values = z.flatten(), t[:, None].expand(z.shape).flatten()
+        parts = zip(*(chunked(value, self.vocab_size) for value in values), strict=True)
+        return torch.cat([self._noise(data, time).sum(1) for data, time in parts]).view_as(z)
+
+    def sample_noise(self, z: Tensor, t: Tensor, u: Tensor, x_0: Tensor | None = None) -> Tensor:
+        """x ~ p_t(·|z) given x ≠ z for symbols z, times t and uniforms u, all [n]."""
+        return inverse_cdf(self._noise(z, t), u) if len(z) else z
+
+    def _noise(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.clean_probs(z, t).scatter(1, z[:, None], 0.0)
+
+    def movement(self, times: Tensor) -> Tensor:
+        """How far p_t(·|z) moves between successive times [n + 1]: [n], total variation summed over (a sample of) z."""
+        every = [symbol for symbol in range(self.vocab_size) if symbol not in self.excluded]
+        count = max(4, MOVEMENT_ELEMENTS // (self.vocab_size * len(times)))
+        moved = torch.zeros_like(times[1:])
+        for symbol in every[:: -(-len(every) // count)]:
+            rows = self.probs(torch.full_like(times, symbol, dtype=torch.long), times)
+            moved += (rows[:-1] - rows[1:]).clamp(min=0).sum(1)
+        return moved
 
     # Generators
 

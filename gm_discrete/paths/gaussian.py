@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ PREDICTIONS = ("belief", "velocity", "data", "noise")
 LEAST_ALPHA = 1e-3
 """Below it, x in float32 hardly depends on z: a prediction of the noise does not determine ẑ, and the data mean is used."""
 
+LANDING_REACH = 4.0
+"""Bins of the landing cover at least [−4, 4], beyond which hardly any noise lies."""
+
 LandingAt = Callable[[AffineAt], Kernel]
 """Where a jump lands, as a function of the time of landing."""
 
@@ -50,11 +54,13 @@ class GaussianPath(EuclideanPath):
             the flow by default.
         num_channels: C of states [B, L, C] or [B, C, H, W].
         schedule: α and σ; CondOT by default.
-        prediction: what the network predicts. `"belief"` (the default with a jump): a distribution of z over bins, from
-            which all generators follow. `"velocity"` u (the default without), `"data"` ẑ or `"noise"` ε̂: a number, from
-            which flow and diffusion follow; a jump then has outputs of its own, a log-rate and bins of the landing.
+        prediction: what the network predicts. `"belief"`: a distribution of z over bins, from which all generators follow;
+            the default with `bins`, as `fit` gives them, and with a jump. `"velocity"` u (the default where neither says
+            where the data lie), `"data"` ẑ or `"noise"` ε̂: a number, from which flow and diffusion follow; a jump then has
+            outputs of its own, a log-rate and bins of the landing.
         data_mean, data_std: of the data; they scale a network's inputs and outputs to unit size.
-        bins: with `"belief"` bins of z, which must cover the data; else of the landing, which must cover all values of x_t.
+        bins: with `"belief"` bins of z, which must cover the data, by default [−1, 1]; else of the landing, which must
+            cover all values of x_t.
         noise: g²/σ of the diffusion, ≥ 0.
         stop: ε; the step from 1 − ε goes to ẑ, because a path to t = 1 has infinitely many jumps.
 
@@ -82,13 +88,56 @@ class GaussianPath(EuclideanPath):
     ) -> None:
         super().__init__(generators, num_channels, bins, stop)
         self.schedule = CondOTSchedule() if schedule is None else AffineSchedule.of(schedule)
-        usual = "belief" if "jump" in self.generators else "velocity"
+        usual = "velocity" if bins is None and "jump" not in self.generators else "belief"
         prediction = choice("prediction", usual if prediction is None else prediction, PREDICTIONS)
         self.prediction, self.noise = prediction, number("noise", noise, least=0, most=1e6)
         self.data_mean = number("data_mean", data_mean, least=-GREATEST, most=GREATEST)
         self.data_std = number("data_std", data_std, least=1 / GREATEST, most=GREATEST)
         if "jump" in self.generators and prediction != "belief":
             check_landing_bins(self.bins)
+
+    @classmethod
+    def fit(
+        cls,
+        data: Tensor,
+        generators: Weights | None = None,
+        *,
+        num_bins: int | None = None,
+        margin: float = 0.05,
+        **options: Any,
+    ) -> Self:
+        """The path for given data: their number of channels, mean and standard deviation, and bins that cover them.
+
+        Args:
+            data: floating point, [N, L, C] or [N, C, H, W]; NaN where a number is missing.
+            generators: weights, see the class.
+            num_bins: see `Bins.fit`.
+            margin: how far the bins go beyond the data on either side, as a fraction of their range. Held-out data must
+                lie in the bins, too.
+            options: arguments of the constructor, which replace what is fitted.
+
+        Raises:
+            ValueError: the data have another shape, or hold no finite numbers.
+
+        >>> path = GaussianPath.fit(torch.tensor([-3.0, 1.0, 2.0]).view(3, 1, 1), {"flow": 0.5, "jump": 0.5})
+        >>> path.prediction, path.bins, path.data_mean
+        ('belief', Bins(low=-3.25, high=2.25, number=64), 0.0)
+        """
+        if not isinstance(data, Tensor) or not data.is_floating_point() or data.dim() not in (3, 4):
+            found = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else repr(data)
+            raise ValueError(f"data must be a floating-point tensor [N, L, C] or [N, C, H, W], got {found}")
+        bins = Bins.fit(data, num_bins, margin)
+        if "jump" in (generators or ()) and options.get("prediction", "belief") not in (None, "belief"):
+            low, high = min(bins.low, -LANDING_REACH), max(bins.high, LANDING_REACH)
+            bins = Bins(low, high, num_bins or round((high - low) / bins.width))
+        values = data[~data.isnan()].double()
+        fitted = {
+            "num_channels": data.shape[-1] if data.dim() == 3 else data.shape[1],
+            "data_mean": float(values.mean()),
+            "data_std": float(values.std(correction=0)) or 1.0,
+            "bins": bins,
+        }
+        return cls(generators, **{**fitted, **options})
 
     @property
     def default_divergence(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -30,6 +30,7 @@ from gm_discrete.paths.schedules import Schedule, ScheduleAt, TimeLike
 class TokenMixturePath(FinitePath):
     """Base class of mixture paths, in closed form. Subclasses define the prior p0 over the K symbols."""
 
+    is_mixture = True
     known_rates = ("reversal", "mixture")
     default_divergence = "generalized_kl"
     rounding = 0.0
@@ -79,6 +80,16 @@ class TokenMixturePath(FinitePath):
     def mean_probs(self, belief: Tensor, t: Tensor) -> Tensor:
         kappa, complement = self.schedule.kappa(t)[:, None], self.schedule.complement(t)[:, None]
         return complement * self.prior_probs(belief.device) + kappa * belief
+
+    def noise_probability(self, z: Tensor, t: Tensor, x_0: Tensor | None = None) -> Tensor:
+        elsewhere = 1 - self.prior_probs(z.device)[z] if x_0 is None else (x_0 != z).double()
+        return self.schedule.complement(t)[:, None] * elsewhere
+
+    def sample_noise(self, z: Tensor, t: Tensor, u: Tensor, x_0: Tensor | None = None) -> Tensor:
+        return super().sample_noise(z, t, u) if x_0 is None else x_0
+
+    def movement(self, times: Tensor) -> Tensor:
+        return self.schedule.increment(times[:-1], times[1:])
 
     def generator(self, belief: Kernel, x: Tensor, t: TimeLike, t_next: TimeLike | None = None) -> Jump:
         now = self.at(t)

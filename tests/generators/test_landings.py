@@ -208,6 +208,24 @@ def test_landing__nodes_are_a_quadrature_of_the_landing() -> None:
 # ---- bins
 
 
+def test_bins__fit_spreads_the_middle_half_of_the_data_over_ten_bins() -> None:
+    """Of data with a long tail, which 64 bins of their range would leave in a few."""
+    normal = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    assert Bins.fit(normal).number < 80
+    assert Bins.fit(normal.view(100, 200), number=32).number == 32
+    assert Bins.fit((1.2 * normal).exp()).number == 256
+    tailed = Bins.fit((0.6 * normal).exp())
+    middle = (0.6 * normal).exp().quantile(torch.tensor([0.25, 0.75])).diff()
+    assert 64 < tailed.number < 256
+    assert float(middle) / tailed.width == pytest.approx(10, abs=0.5)
+    assert Bins.fit(torch.tensor([0.0] * 90 + [1.0] * 10)).number == 64  # most are the same
+
+
+def test_bins__covering_has_the_ends_as_centres() -> None:
+    centers = Bins.covering(-1, 1, 16).centers(torch.device("cpu"))
+    assert (float(centers[0]), float(centers[-1])) == pytest.approx((-1, 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -121,11 +121,7 @@ def test_likelihood_bound__of_a_wrong_model_lies_above_the_entropy() -> None:
     [(name, "time") for name in PATHS] + [("masked", "mask_count"), ("mask is 1", "mask_count")],
 )
 def test_likelihood_bound__estimators_are_unbiased(name: str, estimator: str, kind: Any) -> None:
-    """The mean over 4000 copies of one z is within 4.5 standard errors of the integral, at a precision of 4 %.
-
-    The integrand has a tail of index 2 (1/(1 − κ) with probability 1 − κ); the test is by the self-normalised mean, where
-    a rare large value widens the error as much as it moves the mean.
-    """
+    """The mean over 4000 copies of one z is within 4.5 standard errors of the integral, at a precision of 4 %."""
     model = chain(name, 2, CosineSchedule(), *([kind] if kind else []))
     index = 3
     exact = float(exact_bound(model, 150)[index])
@@ -150,14 +146,14 @@ def test_likelihood_bound__any_number_of_samples_has_the_same_mean() -> None:
 
 
 def test_likelihood_bound__mask_count_is_the_default_for_masking_and_varies_less() -> None:
-    """One draw a sequence: the random number of masks is most of the variance."""
+    """One draw a sequence: the number of masks alone does not vary the sum, the time does."""
     model = chain("masked", 3, kind=Wrong)
     z = model.data[torch.multinomial(model.weights, 2000, replacement=True, generator=rng(3))]
     auto = likelihood_bound(model, z, num_samples=1, rng=rng(4))
     count = likelihood_bound(model, z, num_samples=1, rng=rng(4), estimator="mask_count")
     time = likelihood_bound(model, z, num_samples=1, rng=rng(4), estimator="time")
     assert torch.equal(auto.nats, count.nats)
-    assert float(count.nats.std()) < 0.8 * float(time.nats.std())
+    assert float(count.nats.std()) < 0.9 * float(time.nats.std())
 
 
 @pytest.mark.parametrize("estimator", ["time", "mask_count"])

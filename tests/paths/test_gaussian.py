@@ -567,6 +567,62 @@ def test_gaussian_path__heads_and_divergences_are_those_of_the_parts() -> None:
     assert GaussianPath({"jump": 1.0}).spacing == "geometric"
 
 
+# ---- fitted to data
+
+
+def test_gaussian_path__a_belief_is_the_default_where_bins_say_where_the_data_lie() -> None:
+    assert GaussianPath().prediction == "velocity"
+    assert GaussianPath(bins=Bins(-3, 3)).prediction == "belief"
+    assert GaussianPath({"diffusion": 1.0}, bins=Bins(-3, 3)).heads == {"belief": 64}
+    assert GaussianPath({"jump": 1.0}).prediction == "belief"
+    assert GaussianPath(bins=Bins(-3, 3), prediction="velocity").heads == {"flow": 1}
+    for path in (GaussianPath(), GaussianPath(bins=Bins(-3, 3))):  # a saved path names its prediction
+        assert Path.from_dict(json.loads(json.dumps(path.to_dict()))) == path
+
+
+@pytest.mark.parametrize("shape", [(40, 5, 2), (10, 2, 5, 4)])
+def test_gaussian_path__fit_takes_channels_moments_and_range_from_data(shape: tuple[int, ...]) -> None:
+    data = 5 + 3 * torch.rand(shape, generator=rng())
+    data.view(-1)[7] = torch.nan
+    path, held = GaussianPath.fit(data, {"flow": 0.5, "jump": 0.5}), data[~data.isnan()]
+    assert (path.num_channels, path.prediction, path.bins.number) == (2, "belief", 64)
+    assert (path.data_mean, path.data_std) == pytest.approx((float(held.mean()), float(held.std(correction=0))))
+    margin = 0.05 * float(held.max() - held.min())
+    ends = float(held.min()) - margin, float(held.max()) + margin
+    assert (path.bins.low, path.bins.high) == pytest.approx(ends)
+    assert path.conditional(held.view(-1, 1), held.view(-1, 1), times(0.5, len(held))) is not None
+    assert GaussianPath.fit(data).generators == {"flow": 1.0}
+
+
+def test_gaussian_path__fit_leaves_what_is_given() -> None:
+    data = torch.randn(50, 1, 1, generator=rng())
+    path = GaussianPath.fit(data, num_bins=12, margin=0.0, prediction="data", data_mean=0.25, stop=0.01)
+    assert (path.prediction, path.data_mean, path.stop, path.bins.number) == ("data", 0.25, 0.01, 12)
+    assert (path.bins.low, path.bins.high) == (float(data.min()), float(data.max()))
+    assert GaussianPath.fit(data, bins=Bins(-9, 9, 30)).bins == Bins(-9, 9, 30)
+    landing = GaussianPath.fit(0.1 * data, {"jump": 1.0}, prediction="velocity").bins  # of noisy values
+    assert (landing.low, landing.high) == (-4, 4)
+    constant = GaussianPath.fit(torch.full((3, 1, 1), 7.0))
+    assert (constant.data_std, constant.bins) == (1.0, Bins(6.5, 7.5))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(3, 2), r"data must be .*\[N, L, C\].*\(3, 2\)"),
+        (torch.zeros(3, 1, 2).long(), "data must be .*int64"),
+        ([0.0, 1.0], r"data must be .*\[0.0, 1.0\]"),
+        (torch.full((3, 1, 2), torch.nan), "data must hold finite numbers.*none"),
+        (torch.tensor([1.0, torch.inf]).view(2, 1, 1), "data must hold finite numbers.*1 infinite"),
+    ],
+)
+def test_gaussian_path__fit_names_bad_data(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GaussianPath.fit(data)
+    with pytest.raises(ValueError, match=r"margin=-0\.1 must be"):
+        GaussianPath.fit(torch.zeros(3, 1, 1), margin=-0.1)
+
+
 # ---- configs and errors
 
 
