@@ -27,12 +27,13 @@ NOT_COMPARED = {
 """Settings of an adapter that may change when its training is resumed."""
 
 
-def base_model(model: Any) -> GMModel:
+def base_model(model: nn.Module) -> GMModel:
     """The `GMModel` itself, without the wrapper of PEFT if it has one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    return wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
 
 
-def check_wrapped(model: Any) -> None:
+def check_wrapped(model: nn.Module) -> None:
     """
     Raises:
         ValueError: the model has an adapter inside, of which Trainer saves checkpoints that it cannot load.
@@ -44,7 +45,7 @@ def check_wrapped(model: Any) -> None:
         )
 
 
-def save_base(model: Any, folder: str | os.PathLike[str]) -> None:
+def save_base(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Adds to a checkpoint of adapters what it lacks to be recognised. Does nothing for other models."""
     if base_model(model) is model:
         return
@@ -52,7 +53,7 @@ def save_base(model: Any, folder: str | os.PathLike[str]) -> None:
     Path(folder, FROZEN).write_text(json.dumps({"crc32": _frozen(model)}), encoding="utf-8")
 
 
-def check_adapter(model: Any, checkpoint: str | os.PathLike[str]) -> None:
+def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
     """Warns if the frozen weights are not those that the adapter of the checkpoint was trained with.
 
     Raises:
@@ -67,9 +68,10 @@ def check_adapter(model: Any, checkpoint: str | os.PathLike[str]) -> None:
         )
     if not adapted:
         return
-    name = model.active_adapters[0]
+    wrapped: Any = model
+    name = wrapped.active_adapters[0]
     folder = Path(checkpoint) if name == "default" else Path(checkpoint, name)
-    here = model.peft_config[name]
+    here = wrapped.peft_config[name]
     before, now = type(here).from_pretrained(str(folder)).to_dict(), here.to_dict()
     for setting in sorted(now.keys() - NOT_COMPARED):
         if _comparable(before.get(setting)) != _comparable(now[setting]):
@@ -84,7 +86,7 @@ def check_adapter(model: Any, checkpoint: str | os.PathLike[str]) -> None:
         )
 
 
-def _comparable(setting: Any) -> Any:
+def _comparable(setting: object) -> object:
     return sorted(setting) if isinstance(setting, set | list | tuple) else setting
 
 

@@ -92,7 +92,9 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         if (found := defect(folder)) is None:
             return str(folder)
         if not is_unfinished(folder):
-            warnings.warn(f"{folder} {found}; it is skipped", stacklevel=1)  # from one line, so that Python shows it once
+            warnings.warn(
+                f"{folder} {found}; it is skipped", stacklevel=1
+            )  # from one line, so that Python shows it once
     return None
 
 

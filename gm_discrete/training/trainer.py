@@ -9,6 +9,7 @@ from typing import Any, Never, TypeAlias, TypeVar, cast
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -196,11 +197,13 @@ class GMTrainer(CheckpointedTrainer):
 
     # Evaluation
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+    def get_eval_dataloader(
+        self, eval_dataset: str | TorchDataset | Dataset | IterableDataset | None = None
+    ) -> DataLoader:
         """As `Trainer.get_eval_dataloader`; `dataloader_drop_last` is for training, and leaves out no held-out example."""
         drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(cast(Any, eval_dataset))
         finally:
             self.args.dataloader_drop_last = drop
 
@@ -248,14 +251,14 @@ class GMTrainer(CheckpointedTrainer):
 
     # What does not work
 
-    def predict(self, *args: Any, **kwargs: Any) -> Never:
+    def predict(self, *args: object, **kwargs: object) -> Never:
         """Refused: a generative model predicts by `model.generate`, and `evaluate` scores a data set."""
         raise ValueError(
             "predict is not supported by GMTrainer; sample with model.generate(…), score with evaluate(dataset) or "
             "bound(dataset)"
         )
 
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Never:
+    def hyperparameter_search(self, *args: object, **kwargs: object) -> Never:
         """Refused: it would start all trials in one `GMTrainer`, whose noise and checkpoints are of one run."""
         raise ValueError("hyperparameter_search is not supported by GMTrainer; make a GMTrainer for each trial")
 
