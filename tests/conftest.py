@@ -1,8 +1,21 @@
 """One thread, so that tests may run side by side, and property tests that look at the same examples every time."""
 
+import gc
+
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
+
+gc.disable()  # until all tests are collected
+
+
+def pytest_collection_finish() -> None:
+    """Takes what modules and thousands of tests consist of out of the garbage collector's sight.
+
+    Every `Trainer.train()` ends with a full collection, which would look at all of it: most of the time of a short run.
+    """
+    gc.freeze()
+    gc.enable()

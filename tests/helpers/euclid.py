@@ -105,9 +105,9 @@ class Mixture:
         return lambda x: (self.law * normal_cdf((x.double()[..., None] - center) / std)).sum(-1)
 
 
-def density_slope(density: Callable[[Tensor], Tensor], t: float) -> tuple[Tensor, Tensor]:
-    """(p_t, ∂_t p_t) by forward differentiation: exact to rounding."""
-    time = torch.tensor(t, dtype=torch.float64)
+def density_slope(density: Callable[[Tensor], Tensor], t: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(p_t, ∂_t p_t) by forward differentiation: exact to rounding. Several times have a dimension of their own."""
+    time = torch.as_tensor(t, dtype=torch.float64)
     return torch.func.jvp(density, (time,), (torch.ones_like(time),))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -75,6 +76,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     os.environ.update(LAUNCH)
     torch.set_num_threads(1)
+    gc.freeze()  # every training run ends with a full collection
     shard_although_on_cpu()
     chunks.ROW_ELEMENTS = 5 * len(TOKENIZER)  # five rows a chunk
 

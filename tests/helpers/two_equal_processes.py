@@ -5,6 +5,7 @@ Their runs, each process on its half of the batch.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ RUNS: dict[str, tuple[Callable[[Path, str, int], Any], tuple[str, ...]]] = {
 def main(folder: Path, kind: str) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    gc.freeze()  # every training run ends with a full collection
     train, names = RUNS[kind]
     record: dict[str, Any] = {}
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -56,6 +57,7 @@ def run_equal(folder: Path, name: str, world_size: int) -> Any:
 def main(folder: Path) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    gc.freeze()  # every training run ends with a full collection
     record: dict[str, Any] = {"losses": {}}
 
     # Seven sequences do not divide by two: none may be counted twice.

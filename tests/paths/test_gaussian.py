@@ -432,10 +432,10 @@ def test_gaussian_path__jump_probability_is_that_of_the_integrated_rate(
     node, weight = panels([t, (t + s) / 2, s], 30)
 
     def rate(time: Tensor) -> Tensor:
-        p, slope = density_slope(conditional_density(schedule, z, x), float(time))
+        p, slope = density_slope(conditional_density(schedule, z, x), time)
         return (-slope / p).clamp(min=0)
 
-    exact = torch.stack([rate(time) for time in node]).mul(weight[:, None]).sum(0)
+    exact = rate(node[:, None]).mul(weight[:, None]).sum(0)
     jump = path.conditional(torch.full((4, 1), z).double(), x[:, None], times(t, 4), times(s, 4)).parts["jump"]
     stated = -torch.log1p(-jump.chance[:, 0])
     naive = rate(now) * (s - t)

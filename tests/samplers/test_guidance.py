@@ -89,7 +89,7 @@ def test_classifier_guidance__steps_have_the_distribution_given_the_condition(na
     guided = ClassifierGuidance(case.log_prob).guided(case.plain)
     rng = torch.Generator().manual_seed(0)
     x_0 = case.path.prior((1500, 3), rng)
-    run = simulate(guided, x_0, torch.linspace(0, 1, 161), rng, method, return_info=True)
+    run = simulate(guided, x_0, torch.linspace(0, 1, 81), rng, method, return_info=True)
     counts = torch.bincount(index_of(run.x, 3), minlength=27)
     assert chi_square(counts, case.given.weights) > LEAST_P
     assert chi_square(counts, case.plain.weights) < 1e-12
