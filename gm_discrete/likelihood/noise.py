@@ -18,9 +18,9 @@ surprise, log 1/(1 − κ). The density has a closed form that dominates every p
 
     ρ(κ) = 1 − a + a/(2 √(1 − κ)),     1 − κ = v²,  (1 − a) v² + a v = 1 − u  for u uniform on (0, 1).
 
-Then f/(r ρ) has a standard deviation of 2.7 nats on these chains (uniform noise), of which 2.5 is the least that any ρ
-reaches at this α. For other paths than mixtures κ is measured in ρ by how far p_t(·|z) moves, in total variation
-(`FinitePath.movement`), tabulated over the time; a share of it is left to κ itself, so that the density is nowhere 0.
+Then f/(r ρ) has a standard deviation of 2.7 nats on these chains with uniform noise; their own best density would leave 1.7.
+For other paths than mixtures κ is measured in ρ by how far p_t(·|z) moves, in total variation (`FinitePath.movement`),
+tabulated over the time; a share of it is left to κ itself, so that the density is nowhere 0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FORCED = 0.7
 """α. Between 0.5 and 0.8 the standard deviation changes by a tenth, on chains of 4 tokens and on text of 128 characters."""
 
 LATE = 0.2
-"""a. Chains of 4 tokens prefer more, down to 2.2 nats at a = 1; text prefers a = 0, for which it has 12 % less than here."""
+"""a. Chains of 4 tokens prefer more, down to 2.2 nats at a = 1; text prefers a = 0, with a tenth less than here."""
 
 SHARE_OF_KAPPA = 0.05
 """Share of tabulated times that is drawn by κ."""
