@@ -116,7 +116,7 @@ def synthesized(name: str, seed: int, rows: Mapping[str, Table], args: argparse.
     file = args.folder / f"method-{name}-{seed}.json"
     train = rows["train"]
     if file.exists():
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
     else:
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -162,7 +162,7 @@ def described(
 def write(file: Path, record: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(record, indent=1, default=str))
+    draft.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     draft.replace(file)
 
 
@@ -383,7 +383,7 @@ def tables(folder: Path) -> str:
     """Markdown tables of all scores in the folder: mean and standard deviation over seeds."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
         if "figures" in record:
             found[file.name.split("-")[0]][record["name"]].append(record)
     parts = []

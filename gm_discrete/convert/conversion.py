@@ -157,7 +157,7 @@ def convert(
 def _is_ours(source: Path) -> bool:
     """Whether the source is a folder that `GMModel.save_pretrained` wrote."""
     config = source / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == GMConfig.model_type
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == GMConfig.model_type
 
 
 def _family(given: str | None, configured: str | None, checkpoint: Checkpoint) -> str:
@@ -204,9 +204,9 @@ def _mask_of_tokenizer(folder: Path | None) -> int | None:
     files = {} if folder is None else {name: folder / name for name in ("tokenizer_config.json", "tokenizer.json")}
     if not files or not all(file.is_file() for file in files.values()):
         return None
-    mask = json.loads(files["tokenizer_config.json"].read_text()).get("mask_token")
+    mask = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8")).get("mask_token")
     mask = mask.get("content") if isinstance(mask, dict) else mask
-    added = json.loads(files["tokenizer.json"].read_text()).get("added_tokens", [])
+    added = json.loads(files["tokenizer.json"].read_text(encoding="utf-8")).get("added_tokens", [])
     return next((int(token["id"]) for token in added if mask is not None and token["content"] == mask), None)
 
 

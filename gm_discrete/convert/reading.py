@@ -59,7 +59,7 @@ def read(source: str | Path) -> Checkpoint:
         sought = "neither a file nor a folder" if folder is None else f"a folder without {' or '.join(WEIGHTS)}"
         raise FileNotFoundError(f"source={str(source)!r} is {sought}")
     config = None if folder is None else folder / "config.json"
-    settings = json.loads(config.read_text()) if config is not None and config.is_file() else {}
+    settings = json.loads(config.read_text(encoding="utf-8")) if config is not None and config.is_file() else {}
     content = _load(file)
     container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
     tensors = content if container is None else content[container]

@@ -26,7 +26,7 @@ def mark_complete(folder: str | os.PathLike[str]) -> None:
     """Marks the checkpoint in `folder` as complete, atomically."""
     folder = Path(folder)
     draft = folder / f"{MARKER}.tmp"
-    draft.write_text(json.dumps(_sizes(folder), indent=1, sort_keys=True))
+    draft.write_text(json.dumps(_sizes(folder), indent=1, sort_keys=True), encoding="utf-8")
     draft.replace(folder / MARKER)
     (folder / STARTED).unlink(missing_ok=True)
 
@@ -40,7 +40,7 @@ def is_complete(folder: str | os.PathLike[str]) -> bool:
     """Whether every file of the finished checkpoint is still there, with its size."""
     marker = Path(folder) / MARKER
     try:
-        expected = json.loads(marker.read_text())
+        expected = json.loads(marker.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return expected.items() <= _sizes(marker.parent).items()

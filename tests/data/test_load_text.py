@@ -20,13 +20,13 @@ def texts(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def write_jsonl(file: Path, column: str, values: list[str]) -> Path:
-    file.write_text("".join(json.dumps({column: value, "number": 1}) + "\n" for value in values))
+    file.write_text("".join(json.dumps({column: value, "number": 1}) + "\n" for value in values), encoding="utf-8")
     return file
 
 
 def test_load_text__one_file_is_one_document_split_by_characters(tmp_path: Path) -> None:
     file = tmp_path / "all.txt"
-    file.write_text("".join(LINES))
+    file.write_text("".join(LINES), encoding="utf-8")
     train, validation = (texts(load_text(file, split, cache_dir=tmp_path)) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (1, 1)
     assert train[0] + validation[0] == "".join(LINES)
@@ -39,8 +39,8 @@ def test_load_text__a_folder_has_a_row_per_file(tmp_path: Path) -> None:
     folder = tmp_path / "plays"
     folder.mkdir()
     for name in "abc":
-        (folder / f"{name}.txt").write_text(f"{name}\n\n{name}\n")
-    (folder / "README.md").write_text("Not a play.")
+        (folder / f"{name}.txt").write_text(f"{name}\n\n{name}\n", encoding="utf-8")
+    (folder / "README.md").write_text("Not a play.", encoding="utf-8")
     assert texts(load_text(folder, cache_dir=tmp_path / "cache")) == ["a\n\na\n", "b\n\nb\n"]
     assert texts(load_text(folder, "validation", cache_dir=tmp_path / "cache")) == ["c\n\nc\n"]
 

@@ -20,7 +20,7 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps"
 def folder_with(path: Path, **files: str) -> Path:
     path.mkdir(parents=True)
     for name, content in files.items():
-        (path / name).write_text(content)
+        (path / name).write_text(content, encoding="utf-8")
     return path
 
 
@@ -30,9 +30,9 @@ def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: 
     assert not is_complete(folder)
     mark_complete(folder)
     assert is_complete(folder)
-    (folder / "notes").write_text("more files do no harm")
+    (folder / "notes").write_text("more files do no harm", encoding="utf-8")
     assert is_complete(folder)
-    (folder / "shard" / "part").write_text("12")
+    (folder / "shard" / "part").write_text("12", encoding="utf-8")
     assert not is_complete(folder)
     mark_complete(folder)
     assert not is_broken(folder)
@@ -49,7 +49,7 @@ def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: 
 @pytest.mark.parametrize("marker", ["", "{", '{"model": 5'])
 def test_checkpoint__with_a_truncated_marker_is_incomplete(tmp_path: Path, marker: str) -> None:
     folder = folder_with(tmp_path / "checkpoint-1", model="12345")
-    (folder / MARKER).write_text(marker)
+    (folder / MARKER).write_text(marker, encoding="utf-8")
     assert not is_complete(folder)
 
 
