@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -23,6 +22,7 @@ import torch
 from readme import parse_tables
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath
+from gm_discrete.json_text import json_text
 from gm_discrete.paths import TokenMixturePath
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ def report(record: Mapping[str, Any], tables: Sequence[str], output: Path | None
 def save(record: Mapping[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(output.name + ".draft")
-    draft.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    draft.write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
     draft.replace(output)
 
 

@@ -39,6 +39,7 @@ from measure import environment, markdown, report
 from gm_discrete import GMModel
 from gm_discrete.data import decode_rows
 from gm_discrete.data.scalers import Categories, decimals
+from gm_discrete.json_text import json_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scores import tables as metrics
@@ -162,7 +163,7 @@ def described(
 def write(file: Path, record: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+    draft.write_text(json_text(record, indent=1), encoding="utf-8")
     draft.replace(file)
 
 

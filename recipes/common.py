@@ -14,9 +14,10 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
+from gm_discrete.json_text import json_text
 from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint
-from recipes.options import json_option, json_text
+from recipes.options import json_option
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -144,7 +145,7 @@ def write_json(file: Path, content: Mapping[str, object]) -> None:
     """Writes a JSON file, with null for NaN; it is replaced as a whole, never left half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json_text(content), encoding="utf-8")
+    draft.write_text(json_text(content, indent=1) + "\n", encoding="utf-8")
     draft.replace(file)
 
 
