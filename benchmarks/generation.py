@@ -102,7 +102,7 @@ def measured(folder: str, judge: dict[str, Any], args: argparse.Namespace, recor
     model = GMModel.from_pretrained(folder).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer, vocab_size=model.config.vocab_size, mask_token_id=model.config.mask_token_id)
-    run = json.loads((Path(folder) / "run.json").read_text())
+    run = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
     length, symbols = args.length or model.config.max_position_embeddings, model.config.vocab_size
     blocks = held_out(argparse.Namespace(**run, split="validation", limit=sys.maxsize), tokenizer, length)
     if len(blocks) < 2 * args.num_samples:
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.records:
-        record = merged([json.loads(file.read_text()) for file in args.records])
+        record = merged([json.loads(file.read_text(encoding="utf-8")) for file in args.records])
     else:
         judge = load_judge(args.judge, args)
         record = {

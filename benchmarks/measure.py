@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -24,6 +23,7 @@ import torch
 from readme import parse_tables
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath
+from gm_discrete.json_text import json_text
 from gm_discrete.paths import TokenMixturePath
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ def report(record: Mapping[str, Any], tables: Sequence[str], output: Path | None
 def save(record: Mapping[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(output.name + ".draft")
-    draft.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    draft.write_text(json_text(record, indent=2) + "\n", encoding="utf-8")
     draft.replace(output)
 
 
@@ -206,12 +206,12 @@ def _peak_resident() -> int:
     """Bytes. Linux: VmHWM, since ru_maxrss there starts at the parent's; elsewhere ru_maxrss, in bytes on macOS."""
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
 
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())

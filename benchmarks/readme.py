@@ -80,12 +80,12 @@ def render(template: str, records: dict[str, dict[str, Any]]) -> str:
 
 def load_records(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """All records, by the names of their files."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
 def readme() -> str:
     """The text of benchmarks/README.md."""
-    return render(TEMPLATE.read_text(), load_records())
+    return render(TEMPLATE.read_text(encoding="utf-8"), load_records())
 
 
 def _split(line: str) -> list[str]:
@@ -142,5 +142,5 @@ def _text(cell: Cell, form: str | None) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(readme())
+    README.write_text(readme(), encoding="utf-8")
     print(README)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, bregman, conditional_loss, simulate, superpose, time_grid
 from gm_discrete.data import ImageCollator, to_uint8
+from gm_discrete.json_text import json_text
 from gm_discrete.training import MuonAdamW
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             }  # fmt: skip
             file.parent.mkdir(parents=True, exist_ok=True)
             draft = file.with_suffix(".draft")
-            draft.write_text(json.dumps(record, indent=1, default=str))
+            draft.write_text(json_text(record, indent=1), encoding="utf-8")
             draft.replace(file)
             print(file, flush=True)
 
@@ -192,7 +193,7 @@ def samplers(run: str, seed: int, model: GMModel, args: argparse.Namespace) -> d
 
 def tables(folder: Path) -> str:
     """Fréchet distance by sampler and calls: mean and standard deviation over seeds; and recall beside precision."""
-    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     parts = []
     for data in sorted({record["data"] for record in records}):
         cells: dict[str, dict[int, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))

@@ -39,6 +39,7 @@ from measure import environment, markdown, output_file, output_folder, report
 from gm_discrete import GMModel
 from gm_discrete.data import decode_rows
 from gm_discrete.data.scalers import Categories, decimals
+from gm_discrete.json_text import json_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scores import tables as metrics
@@ -116,7 +117,7 @@ def synthesized(name: str, seed: int, rows: Mapping[str, Table], args: argparse.
     file = args.folder / f"method-{name}-{seed}.json"
     train = rows["train"]
     if file.exists():
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
     else:
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -162,7 +163,7 @@ def described(
 def write(file: Path, record: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(record, indent=1, default=str))
+    draft.write_text(json_text(record, indent=1), encoding="utf-8")
     draft.replace(file)
 
 
@@ -383,7 +384,7 @@ def tables(folder: Path) -> str:
     """Markdown tables of all scores in the folder: mean and standard deviation over seeds."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
         if "figures" in record:
             found[file.name.split("-")[0]][record["name"]].append(record)
     parts = []

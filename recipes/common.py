@@ -14,10 +14,11 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
+from gm_discrete.json_text import json_text
 from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
 from gm_discrete.training.checkpoints import check_new
-from recipes.options import json_option, json_text
+from recipes.options import json_option
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -171,7 +172,7 @@ def print_once(training: TrainingArguments, text: str) -> None:
 def write_json(file: Path, content: Mapping[str, object]) -> None:
     """Writes a JSON file, with null for NaN; it is replaced as a whole, never left half written."""
     with published(file.parent) as draft:
-        (draft / file.name).write_text(json_text(content), encoding="utf-8")
+        (draft / file.name).write_text(json_text(content, indent=1) + "\n", encoding="utf-8")
 
 
 def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:

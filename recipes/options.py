@@ -1,12 +1,10 @@
-"""Options that are JSON or a word, JSON files without NaN, and checks of `generate` before training."""
+"""Options that are JSON or a word, and checks of `generate` before training."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from gm_discrete import GMModel
@@ -48,19 +46,6 @@ def weights_option(name: str, value: str) -> dict[str, Any]:
     """The value of an option that weighs parts: a JSON object, or the word of the only part, which has the weight 1."""
     found = json_option(name, value)
     return {found: 1.0} if isinstance(found, str) else json_dict(name, value)
-
-
-def json_text(content: object) -> str:
-    """Valid JSON, with null for numbers that are not finite, and the text of objects that JSON does not have."""
-    return json.dumps(_finite(content), indent=1, default=str, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def check_sampling(model: GMModel, **arguments: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,8 @@ def compare_columns(
 ) -> Path:
     """Draws every column of a synthetic and a real table as a PNG: numbers as histograms, categories as bars.
 
-    A histogram covers the range between the 0.5 % and the 99.5 % quantile of the real column.
+    Dates are drawn as years, times of day as hours. A histogram covers the range
+    between the 0.5 % and the 99.5 % quantile of the real column.
 
     Raises:
         ValueError: the tables have different columns.
@@ -85,26 +87,13 @@ def compare_columns(
         rows, COLUMNS, figsize=(3 * COLUMNS, 2.2 * rows), layout="constrained", squeeze=False
     )
     for axes, name in zip(grid.flat, real, strict=False):
-        tables = {
-            "real": [v for v in real[name] if v is not None],
-            "synthetic": [v for v in synthetic[name] if v is not None],
-        }
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in tables["real"]):
-            low, high = torch.tensor(tables["real"], dtype=torch.float64).quantile(
-                torch.tensor([0.005, 0.995]).double()
-            )
-            for label, values in tables.items():
-                axes.hist(
-                    values, 60, (float(low), float(high)), True, histtype="step", color=SHADES[label], label=label
-                )
-        else:
-            names = sorted({*tables["real"], *tables["synthetic"]}, key=str)
-            for shift, (label, values) in zip((-0.2, 0.2), tables.items(), strict=True):
-                counts = Counter(values)
-                heights = [counts[name] / len(values) for name in names]
-                axes.bar([i + shift for i in range(len(names))], heights, 0.4, color=SHADES[label], label=label)
-            axes.set_xticks(range(len(names)), map(str, names), rotation=45, fontsize=7)
-        axes.set_title(name, fontsize=9)
+        tables = {"real": _drawable(real[name]), "synthetic": _drawable(synthetic[name])}
+        kinds = {type(value) for values in tables.values() for value in values}
+        if kinds and kinds <= {int, float}:
+            _histograms(axes, tables)
+        elif kinds:
+            _bars(axes, tables)
+        axes.set_title(name, fontsize=9, parse_math=False)  # a name may hold a $
         axes.set_yticks([])
     for axes in grid.flat[len(real) :]:
         axes.axis("off")
@@ -112,6 +101,38 @@ def compare_columns(
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return Path(path)
+
+
+def _drawable(values: Sequence[Any]) -> list[Any]:
+    """The values that are not missing; dates as years, times of day as hours."""
+    found = []
+    for value in values:
+        if isinstance(value, datetime.date):
+            day = 0.0 if not isinstance(value, datetime.datetime) else (value.hour + value.minute / 60) / 24
+            found.append(value.year + (value.timetuple().tm_yday - 1 + day) / 366)
+        elif isinstance(value, datetime.time):
+            found.append(value.hour + value.minute / 60 + value.second / 3600)
+        elif value is not None and value == value:
+            found.append(value)
+    return found
+
+
+def _histograms(axes: Any, tables: Mapping[str, Sequence[float]]) -> None:
+    values = torch.tensor(tables["real"] or tables["synthetic"], dtype=torch.float64)
+    low, high = values.quantile(torch.tensor([0.005, 0.995], dtype=torch.float64)).tolist()
+    for label, numbers in tables.items():
+        inside = [number for number in numbers if low <= number <= high]
+        if inside:  # a density of no values is not defined
+            axes.hist(inside, 60, (low, high), True, histtype="step", color=SHADES[label], label=label)
+
+
+def _bars(axes: Any, tables: Mapping[str, Sequence[Any]]) -> None:
+    names = sorted({value for values in tables.values() for value in values}, key=str)
+    for shift, (label, values) in zip((-0.2, 0.2), tables.items(), strict=True):
+        counts = Counter(values)
+        heights = [counts[name] / max(1, len(values)) for name in names]
+        axes.bar([i + shift for i in range(len(names))], heights, 0.4, color=SHADES[label], label=label)
+    axes.set_xticks(range(len(names)), map(str, names), rotation=45, fontsize=7, parse_math=False)
 
 
 def _save(frames: list[Image.Image], path: str | os.PathLike[str], form: str) -> Path:

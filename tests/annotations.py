@@ -32,7 +32,7 @@ class Parameter:
 def parameters(package: Path = PACKAGE) -> Iterator[Parameter]:
     """Every parameter of every function, `self` and `cls` excepted."""
     for file in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 given = node.args
                 every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]

@@ -7,7 +7,8 @@ from tests.annotations import parameters
 
 def test_annotations__counts_what_a_small_module_holds(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(
-        "class A:\n    def f(self, a: Any, b: dict[str, Any], *c: Any, d, **e: int): ...\n    async def g(self): ...\n"
+        "class A:\n    def f(self, a: Any, b: dict[str, Any], *c: Any, d, **e: int): ...\n    async def g(self): ...\n",
+        encoding="utf-8",
     )
     found = {parameter.name: parameter.annotation for parameter in parameters(tmp_path)}
     assert found == {"a": "Any", "b": "dict[str, Any]", "c": "Any", "d": None, "e": "int"}

@@ -44,13 +44,13 @@ def name_of(page: Path) -> str:
 
 
 def fenced(page: Path, language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [text for name, text in found if name == language]
 
 
 def prose(page: Path) -> str:
     """The text without fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -73,13 +73,13 @@ def test_documentation__python_blocks_run_in_order(page: Path, tmp_path: Path, m
 
 
 def test_documentation__every_page_is_in_the_index() -> None:
-    index = (ROOT / "docs/index.md").read_text()
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     assert len(DOCS) > 10
     assert [page.name for page in DOCS if page.stem != "index" and f"]({page.name})" not in index] == []
 
 
 def test_readme__is_a_page_of_at_most_200_lines() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -91,7 +91,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @every_page
 def test_documentation__commands_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for words in commands(page):
         program = Path(words[0]).name
         assert program in PROGRAMS, words
@@ -113,7 +113,7 @@ def test_documentation__arguments_of_commands_exist(page: Path) -> None:
     for words in commands(page):
         scripts = [word for word in words if word.startswith(OURS) and word.endswith(".py")]
         if scripts:
-            source = (ROOT / scripts[0]).read_text()
+            source = (ROOT / scripts[0]).read_text(encoding="utf-8")
             for word in words[words.index(scripts[0]) + 1 :]:
                 if word.startswith("--") and word not in ("--config", "--output_dir"):
                     name = word.removeprefix("--")
@@ -147,7 +147,7 @@ def test_documentation__links_lead_somewhere(page: Path) -> None:
 @every_page
 def test_documentation__classes_named_in_the_text_exist(page: Path) -> None:
     """Words in backticks such as `TauLeaping` or `TauLeaping(order="margin")`."""
-    text = "\n".join(file.read_text() for file in (ROOT / "gm_discrete").rglob("*.py"))
+    text = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "gm_discrete").rglob("*.py"))
     ours = set(re.findall(r"^class (\w+)", text, flags=re.MULTILINE))
     for name in re.findall(r"`([A-Z]\w*[a-z]\w*[A-Z]\w*)\b", prose(page)):
         assert name in ours | FOREIGN, name
@@ -155,7 +155,7 @@ def test_documentation__classes_named_in_the_text_exist(page: Path) -> None:
 
 def test_documentation__glossary_covers_the_layout() -> None:
     """The table of CONTRIBUTING.md names every part of the package."""
-    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Layout")[1].split("\n## ")[0]
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Layout")[1].split("\n## ")[0]
     parts = {
         f"{place.name}{'/' * place.is_dir()}"
         for place in (ROOT / "gm_discrete").iterdir()
@@ -168,11 +168,11 @@ def test_documentation__glossary_covers_the_layout() -> None:
 def test_generation_page__has_the_table_that_the_program_prints() -> None:
     run = [sys.executable, "-m", "gm_discrete.generation.validation"]
     printed = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    page = (ROOT / "docs/generation.md").read_text()
+    page = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
     found = re.search(r"^<!-- table: generation -->\n(.*?)^<!-- end -->$", page, flags=re.MULTILINE | re.DOTALL)
     assert found, "docs/generation.md has no markers for the table"
     assert found.group(1).strip() == printed, f"paste the output of {' '.join(run[1:])} into docs/generation.md"
 
 
 def test_citation__has_the_version_of_the_package() -> None:
-    assert f"\nversion: {gm_discrete.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {gm_discrete.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

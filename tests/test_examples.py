@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "gm_discrete"
 MODULES = sorted(
     ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
     for file in PACKAGE.rglob("*.py")
-    if ">>> " in file.read_text() and file.name != "__main__.py"
+    if ">>> " in file.read_text(encoding="utf-8") and file.name != "__main__.py"
 )
 FIRST_NAMES = {
     "gm_discrete": [

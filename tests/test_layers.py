@@ -45,7 +45,7 @@ def module_of(file: Path) -> str:
 def imported(file: Path) -> Iterator[str]:
     """Dotted names of every import in the file, those inside functions and for type checking included."""
     package = list(file.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -145,7 +145,10 @@ def test_layers__the_library_imports_neither_recipes_nor_benchmarks_nor_tests() 
 
 def test_layers__no_mixins_and_a_typing_marker() -> None:
     classes = [
-        node.name for file in FILES for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)
+        node.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
     ]
     assert [name for name in classes if name.endswith("Mixin")] == []
     assert (PACKAGE / "py.typed").exists()

@@ -12,7 +12,7 @@ def test_names__are_subject_and_statement() -> None:
     names = [
         (node.name, str(file.relative_to(HERE)))
         for file in HERE.rglob("test_*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
     ]
     assert len(names) > 500

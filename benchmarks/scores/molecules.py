@@ -133,7 +133,10 @@ def alerts() -> list[Any]:
     from rdkit import Chem
 
     folder = package_folder("moses", "molsets==0.3.1") / "metrics"
-    with (folder / "mcf.csv").open() as mcf, (folder / "wehi_pains.csv").open() as pains:
+    with (
+        (folder / "mcf.csv").open(encoding="utf-8") as mcf,
+        (folder / "wehi_pains.csv").open(encoding="utf-8") as pains,
+    ):
         patterns = [row["smarts"] for row in csv.DictReader(mcf)] + [row[0] for row in csv.reader(pains)]
     return [Chem.MolFromSmarts(pattern) for pattern in patterns]
 

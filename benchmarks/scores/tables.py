@@ -1,6 +1,8 @@
 """Scores of synthetic tables against real ones, and of imputed cells against hidden ones, for pandas tables.
 
-Numeric columns are numbers; all others, bool included, are categories. Only masked cells may be missing.
+Numeric columns are numbers, and so are dates, in days; all others, bool included, are categories. Names of columns become
+strings. A missing cell is a category of its own; a missing number lies below all others where distributions are compared,
+and elsewhere is the median of its column, with a further column that tells which cells are missing.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gm_discrete.data.columns import column_names
 from recipes.datasets.packages import require
 
 CHUNK = 2**24
@@ -24,13 +27,12 @@ Levels = Mapping[str, Sequence[str]]
 
 def column_kinds(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Names of the numeric columns, and of the categorical ones."""
-    dtypes = table.dtypes.items()
     numbers = [
         str(name)
-        for name, dtype in dtypes
+        for name, dtype in zip(table.columns, table.dtypes, strict=True)
         if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
     ]
-    return numbers, [str(name) for name in table.columns if name not in numbers]
+    return numbers, [str(name) for name in table.columns if str(name) not in numbers]
 
 
 def column_shapes(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, float]:
@@ -40,8 +42,9 @@ def column_shapes(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, floa
     (docs.sdv.dev/sdmetrics), whose mean over columns is "Column Shapes" of its quality report.
 
     Raises:
-        ValueError: the tables differ in columns or their kinds, one has fewer than 2 rows, or a cell is missing.
+        ValueError: the tables differ in columns or their kinds, one or one has fewer than 2 rows.
     """
+    real, synthetic = _named(real), _named(synthetic)
     numbers, categories = _same_columns(real, synthetic)
     levels = _levels(real, synthetic)
     return {name: 1 - _kolmogorov(_column(real, name), _column(synthetic, name)) for name in numbers} | {
@@ -60,15 +63,17 @@ def pair_trends(real: pd.DataFrame, synthetic: pd.DataFrame, *, bins: int = 10) 
     Raises:
         ValueError: as for `column_shapes`.
     """
+    real, synthetic = _named(real), _named(synthetic)
     numbers, _ = _same_columns(real, synthetic)
     levels = _levels(real, synthetic)
     values = {name: (_column(real, name), _column(synthetic, name)) for name in numbers}
     cells = {name: tuple(_codes(table, name, levels) for table in (real, synthetic)) for name in levels}
     for name, both in values.items():
-        edges = np.unique(np.quantile(both[0], np.arange(1, bins) / bins))
-        cells[name] = tuple(np.searchsorted(edges, each, side="right") for each in both)
+        observed = both[0][~np.isnan(both[0])]
+        edges = np.unique(np.quantile(observed, np.arange(1, bins) / bins)) if len(observed) else observed
+        cells[name] = tuple(np.where(np.isnan(each), bins, np.searchsorted(edges, each, side="right")) for each in both)
     found = {}
-    for first, second in combinations(map(str, real.columns), 2):
+    for first, second in combinations(real.columns, 2):
         if first in values and second in values:
             pairs = zip(values[first], values[second], strict=True)
             there, here = (_correlation(*pair) for pair in pairs)
@@ -90,6 +95,7 @@ def quality_report(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[str, flo
     require("sdmetrics", extra="scores")
     from sdmetrics.reports import QualityReport  # pyright: ignore[reportMissingImports]
 
+    real, synthetic = _named(real), _named(synthetic)
     numbers, _ = _same_columns(real, synthetic)
     kinds = {name: {"sdtype": "numerical" if name in numbers else "categorical"} for name in map(str, real.columns)}
     report = QualityReport()
@@ -123,6 +129,7 @@ def detection_auc(
     from sklearn.metrics import roc_auc_score  # pyright: ignore[reportMissingImports]
     from sklearn.model_selection import StratifiedKFold  # pyright: ignore[reportMissingImports]
 
+    real, synthetic = _filled(_named(real), _named(synthetic))
     _same_columns(real, synthetic)
     if classifier not in ("boosting", "logistic"):
         raise ValueError(f"classifier={classifier!r} is unknown; give 'boosting' or 'logistic'")
@@ -158,10 +165,14 @@ def efficacy(train: pd.DataFrame, test: pd.DataFrame, target: str, *, seed: int 
     require("sklearn", "scikit-learn", extra="scores")
     from sklearn.metrics import accuracy_score, f1_score, r2_score  # pyright: ignore[reportMissingImports]
 
+    target = str(target)
+    train, test = _named(train), _named(test)
     numbers, _ = _same_columns(train, test)
     if target not in train.columns:
-        raise ValueError(f"target={target!r} is no column; there are {', '.join(map(str, train.columns))}")
-    inputs, test_inputs = (table.drop(columns=target) for table in (train, test))
+        raise ValueError(f"target={target!r} is no column; there are {', '.join(train.columns)}")
+    if gone := sum(int(table[target].isna().sum()) for table in (train, test)):
+        raise ValueError(f"target={target!r} is missing in {gone} rows; drop them first")
+    inputs, test_inputs = _filled(*(table.drop(columns=target) for table in (train, test)))
     levels = _levels(inputs, test_inputs)
     x, x_test = _encoded(inputs, levels), _encoded(test_inputs, levels)
     if target in numbers:
@@ -194,6 +205,7 @@ def closest_records(
     Raises:
         ValueError: as for `column_shapes`.
     """
+    train, holdout, synthetic = _filled(*map(_named, (train, holdout, synthetic)))
     _same_columns(train, holdout)
     _same_columns(train, synthetic)
     levels, unit = _levels(train, holdout, synthetic), _ranges(train)
@@ -243,9 +255,12 @@ def imputation_scores(
         A score of no cells is NaN.
 
     Raises:
-        ValueError: the tables differ in shape or columns, or a filled table lacks a cell.
+        ValueError: the tables differ in shape or columns, or a filled table, the truth or `train` lacks a cell.
     """
-    draws = [filled] if isinstance(filled, pd.DataFrame) else list(filled)
+    draws = [_named(table) for table in ([filled] if isinstance(filled, pd.DataFrame) else filled)]
+    truth, hidden, train = map(_named, (truth, hidden, train))
+    for table in (truth, train, *draws):
+        _check_complete(table)
     numbers, categories = _same_columns(truth, train)
     for table in draws:
         if list(table.columns) != list(truth.columns) or len(table) != len(truth):
@@ -279,11 +294,39 @@ def _same_columns(real: pd.DataFrame, synthetic: pd.DataFrame) -> tuple[list[str
     for table in (real, synthetic):
         if len(table) < 2:
             raise ValueError(f"a table has {len(table)} rows; at least 2 are needed")
-        missing = table.isna().to_numpy().sum(0)
-        if missing.any():
-            counts = {str(name): int(count) for name, count in zip(table.columns, missing, strict=True) if count}
-            raise ValueError(f"cells are missing: {counts}; fill or drop them first")
     return kinds
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with strings for names, and dates as numbers of days.
+
+    Raises:
+        ValueError: two columns then have one name.
+    """
+    table = table.set_axis(column_names(table.columns), axis=1)
+    dates = [name for name in table.columns if pd.api.types.is_datetime64_any_dtype(table[name].dtype)]
+    days = {name: table[name].dt.tz_localize(None) - pd.Timestamp("1970-01-01") for name in dates}
+    return table.assign(**{name: passed / pd.Timedelta("1D") for name, passed in days.items()})
+
+
+def _filled(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables with medians of the first one for missing numbers, and a category that tells which were missing."""
+    found = list(tables)
+    for name in column_kinds(tables[0])[0]:
+        if all(name in table.columns for table in tables) and any(table[name].isna().any() for table in tables):
+            middle = tables[0][name].median()
+            middle = 0.0 if pd.isna(middle) else middle
+            for place, table in enumerate(found):
+                gone = {f"{name} is missing": table[name].isna(), name: table[name].fillna(middle)}
+                found[place] = table.assign(**gone)
+    return found
+
+
+def _check_complete(table: pd.DataFrame) -> None:
+    missing = {name: int(cells.isna().sum()) for name, cells in table.items()}
+    if any(missing.values()):
+        counts = {name: count for name, count in missing.items() if count}
+        raise ValueError(f"cells are missing: {counts}; fill or drop them first")
 
 
 def _column(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -338,6 +381,7 @@ def _logistic(levels: Levels, columns: int) -> Any:
 
 
 def _kolmogorov(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = (np.nan_to_num(sample, nan=-np.inf, posinf=np.inf, neginf=-np.inf) for sample in (first, second))
     at = np.concatenate([first, second])
     below = [np.searchsorted(np.sort(sample), at, side="right") / len(sample) for sample in (first, second)]
     return float(np.abs(below[0] - below[1]).max())
@@ -350,7 +394,9 @@ def _total_variation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+    both = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[both], second[both]
+    if not len(first) or np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(np.corrcoef(first, second)[0, 1])
 

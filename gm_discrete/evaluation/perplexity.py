@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,11 +14,15 @@ from datasets import Features, Value
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from gm_discrete.data.collator import IGNORED
 from gm_discrete.likelihood import Likelihood, likelihood_bound
 from gm_discrete.objective import unwrapped
 from gm_discrete.process import Process
+
+BYTES = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+"""The bytes that the characters in the vocabulary of a byte-level tokenizer stand for."""
 
 
 class BoundPerplexity(evaluate.Metric):
@@ -124,10 +129,34 @@ def evaluate_bound(
 
 
 def count_characters(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[int]:
-    """The number of characters of the scored tokens of each sequence; special tokens have none.
+    """The number of characters that begin in the scored tokens of each sequence; special tokens have none.
+
+    A character of which several tokens hold the bytes belongs to the first of them. So the numbers of the blocks of a text
+    add up to its length, also where a border cuts a character.
 
     Args:
         labels: [B, L], −100 where not scored.
     """
-    texts = tokenizer.batch_decode([row[row != IGNORED].tolist() for row in labels], skip_special_tokens=True)
-    return [len(text) for text in texts]
+    scored = labels != IGNORED
+    tokens, places = labels.masked_fill(~scored, 0).unique(return_inverse=True)
+    counts = torch.tensor([_characters(tokenizer, int(token)) for token in tokens], device=labels.device)
+    return (counts[places] * scored).sum(1).tolist()
+
+
+def _characters(tokenizer: PreTrainedTokenizerBase, token: int) -> int:
+    """The number of characters that begin in a token."""
+    if token in tokenizer.all_special_ids:
+        return 0
+    piece, decoder = str(tokenizer.convert_ids_to_tokens(token)), _decoder(tokenizer)
+    if "ByteLevel" in decoder and set(piece) <= BYTES.keys():
+        return sum(not 0x80 <= BYTES[symbol] < 0xC0 for symbol in piece)  # the other bytes continue a character
+    if "ByteFallback" in decoder and (byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece)):
+        return int(not 0x80 <= int(byte[1], 16) < 0xC0)
+    # As the second token of a text: a decoder may change the first one.
+    return len(tokenizer.decode([token, token])) - len(tokenizer.decode([token]))
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The names of the steps in which tokens become text; none for tokenizers that are written in Python."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return "" if decoder is None else str(decoder.__getstate__())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+
+from gm_discrete.json_text import json_text
 
 LIGHT = {
     "text": ("#1f2933", "transparent"),
@@ -50,7 +51,7 @@ def page(
         "changes": changes,
     }
     # No "<" may occur inside of a script, as "</script>" would end it.
-    story = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    story = json_text(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     legend = "".join(f'<span><i class="{kind}"></i>{html.escape(label)}</span>' for kind, label in labels.items())
     parts = {
         "COLUMNS": str(columns),

@@ -82,7 +82,7 @@ def unpack_npm(package: str, version: str, folder: Path) -> Path:
     """
     _run("npm", "pack", f"{package}@{version}", "--silent", folder=folder, cure="check that npm can reach its registry")
     target = folder / package
-    with tarfile.open(folder / f"{package}-{version}.tgz") as archive:
+    with tarfile.open(folder / f"{package}-{version}.tgz", encoding="utf-8") as archive:
         safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
         archive.extractall(target, **safely)
     return target / "package"

@@ -40,7 +40,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_chains_benchmark__quick_run(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, plot = tmp_path / "new" / "chains.json", tmp_path / "figures" / "chains.png"
     script.main(["--quick", "--threads", "1", "--output", str(output), "--plot", str(plot)])
-    record = json.loads(output.read_text())
+    record = json.loads(output.read_text(encoding="utf-8"))
     assert record["benchmark"] == "chains"
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in (*output.parent.iterdir(), *plot.parent.iterdir())] == ["chains.json", "chains.png"]

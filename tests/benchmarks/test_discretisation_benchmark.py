@@ -21,7 +21,7 @@ def test_discretisation_benchmark__quick_run(
 ) -> None:
     module, output, plot = script("discretisation"), tmp_path / "new" / "errors.json", tmp_path / "errors.png"
     module.main(["--quick", "--schedules", "condot", "--threads", "1", "--output", str(output), "--plot", str(plot)])
-    record = json.loads(output.read_text())
+    record = json.loads(output.read_text(encoding="utf-8"))
     assert record["benchmark"] == "discretisation"
     assert plot.read_bytes().startswith(b"\x89PNG")
     titles = [f"{data}, condot" for data in module.DATA]
@@ -52,7 +52,7 @@ def test_discretisation_benchmark__peers(script: Script, tmp_path: Path) -> None
     )
     module, output = script("discretisation"), tmp_path / "peers.json"
     module.main(["--quick", "--peers", "--threads", "1", "--output", str(output)])
-    record = json.loads(output.read_text())
+    record = json.loads(output.read_text(encoding="utf-8"))
     quality, seconds = record["quality"], record["seconds per step"]["2"]
     # One method, one velocity, one grid: one result, whoever does the steps.
     for method in ("euler", "heun"):

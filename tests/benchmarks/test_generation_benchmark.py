@@ -30,11 +30,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, path in {"masked": MaskedPath(size, mask), "uniform": uniform}.items():
         GMModel(GMConfig(path=path.to_dict(), pad_token_id=tokenizer.pad_token_id, **tiny)).save_pretrained(root / name)
         data = {"data": str(root / "data.txt"), "data_config": None, "text_column": "text", "streaming": False}
-        (root / name / "run.json").write_text(json.dumps(data | {"validation_size": None, "add_eos": False}))
+        (root / name / "run.json").write_text(
+            json.dumps(data | {"validation_size": None, "add_eos": False}), encoding="utf-8"
+        )
     LlamaForCausalLM(LlamaConfig(vocab_size=size, intermediate_size=16, **tiny)).save_pretrained(root / "judge")
     for name in ("masked", "uniform", "judge"):
         tokenizer.save_pretrained(root / name)
-    (root / "data.txt").write_text("abcd dab cab\n" * 600)
+    (root / "data.txt").write_text("abcd dab cab\n" * 600, encoding="utf-8")
     return {name: root / name for name in ("masked", "uniform", "judge")}
 
 
@@ -42,7 +44,7 @@ def run(script: Script, folders: dict[str, Path], models: list[str], output: Pat
     places = ["--models", *(str(folders[name]) for name in models), "--judge", str(folders["judge"])]
     sizes = ["--num-samples", str(SAMPLES), "--batch-size", "3", "--threads", "1", "--output", str(output)]
     script("generation").main([*places, *sizes, *arguments])
-    return json.loads(output.read_text())
+    return json.loads(output.read_text(encoding="utf-8"))
 
 
 def untimed(part: Any) -> Any:
@@ -84,7 +86,7 @@ def test_generation_benchmark__rows(
     run(script, folders, ["masked", "uniform"], tmp_path / "c.json", "--rows", "tau-leaping, (8|16) steps")
     parts, joined = [str(tmp_path / "b.json"), str(tmp_path / "c.json")], tmp_path / "d.json"
     script("generation").main(["--records", *parts, "--output", str(joined), "--figure", str(again)])
-    assert untimed(json.loads(joined.read_text())["models"]) == untimed(record["models"])
+    assert untimed(json.loads(joined.read_text(encoding="utf-8"))["models"]) == untimed(record["models"])
     assert again.read_bytes() == figure.read_bytes()
     run(script, folders, ["masked"], tmp_path / "b.json", "--rows", "tau-leaping, 8 steps", "--seed", "1")
     with pytest.raises(ValueError, match="seed=1 and 0"):

@@ -69,7 +69,7 @@ def run(benchmark: ModuleType, root: Path, models: str, *arguments: str) -> dict
     options = json.dumps({"cache_dir": str(root / "cache")})
     sizes = ["--quick", "--num-samples", "8", "--device", "cpu", "--threads", "1", "--data-options", options]
     benchmark.main(["--model", *folders, *places, *sizes, *arguments])
-    return json.loads((root / "scores.json").read_text())
+    return json.loads((root / "scores.json").read_text(encoding="utf-8"))
 
 
 def figures(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -26,11 +26,11 @@ def test_likelihoods_benchmark__bounds_and_rows(
         torch.nn.init.normal_(weight, std=0.4)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "data.txt").write_text("abcd dab cab\n" * 60)
+    (tmp_path / "data.txt").write_text("abcd dab cab\n" * 60, encoding="utf-8")
     places = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data.txt")]
     sizes = ["--stretches", "2", "--length", "8", "--scored", "3", "--orders", "1", "20", "--repeats", "4"]
     script("likelihoods").main([*places, *sizes, "--threads", "1", "--output", str(tmp_path / "found.json")])
-    record = json.loads((tmp_path / "found.json").read_text())
+    record = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert record["summary"]["rows"] == 2**3 - 1
     one, many = record["bounds"]
     assert one["rows"] == 3

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(benchmark: ModuleType, folder: Path, *arguments: str) -> dict[str, Any]:
     places = ["--model", str(folder / "model"), "--output", str(folder / "scores.json")]
     benchmark.main([*places, "--quick", "--device", "cpu", "--threads", "1", *arguments])
-    return json.loads((folder / "scores.json").read_text())
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, network in {"model": model, "judge": judge}.items():
         network.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    (root / "data.txt").write_text("abcd dab cab\n" * 60)
+    (root / "data.txt").write_text("abcd dab cab\n" * 60, encoding="utf-8")
     return {"model": root / "model", "judge": root / "judge", "data": root / "data.txt"}
 
 
@@ -39,7 +39,7 @@ def run(script: Script, folders: dict[str, Path], output: Path, *arguments: str)
     places = ["--model", str(folders["model"]), "--data", str(folders["data"]), "--output", str(output)]
     sizes = ["--limit", "4", "--num-samples", "3", "--batch-size", "2", "--num-steps", "4", "--threads", "1"]
     script("perplexity").main([*places, *sizes, *arguments])
-    return json.loads(output.read_text())
+    return json.loads(output.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -89,6 +89,6 @@ def test_perplexity_benchmark__refuses_a_tokenizer_of_another_size(
 def test_perplexity_benchmark__reports_unknown_tokens(
     script: Script, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "strange.txt").write_text("abcd § dab ¶\n" * 60)
+    (tmp_path / "strange.txt").write_text("abcd § dab ¶\n" * 60, encoding="utf-8")
     run(script, folders | {"data": tmp_path / "strange.txt"}, tmp_path / "scores.json")
     assert re.search(r"[1-9]\d* of 32 tokens are unknown to the tokenizer", capsys.readouterr().out)

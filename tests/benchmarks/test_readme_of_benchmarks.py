@@ -18,11 +18,11 @@ TABLE = """| model | time | calls | KS | share | note |
 
 
 def test_readme__is_made_from_template_and_records() -> None:
-    assert readme.README.read_text() == readme.readme()
+    assert readme.README.read_text(encoding="utf-8") == readme.readme()
 
 
 def test_readme__every_record_and_table_is_shown() -> None:
-    shown = re.findall(r"^\{\{(\w+)(?: (\d+))?\}\}$", readme.TEMPLATE.read_text(), re.MULTILINE)
+    shown = re.findall(r"^\{\{(\w+)(?: (\d+))?\}\}$", readme.TEMPLATE.read_text(encoding="utf-8"), re.MULTILINE)
     records = readme.load_records()
     expected = [(name, "") for name in records]
     expected += [(name, str(i + 1)) for name, record in records.items() for i in range(len(record["tables"]))]
@@ -66,6 +66,6 @@ def test_records__of_a_script_have_its_tables(tmp_path: Path, monkeypatch: pytes
 
     record = {"environment": measure.environment("cpu", "speed.py", ["--quick"]), "settings": {}}
     measure.report(record, [f"#### A\n\n{TABLE}"], tmp_path / "speed.json")
-    found = json.loads((tmp_path / "speed.json").read_text())
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert [readme.markdown_table(table) for table in found["tables"]] == [TABLE]
     assert "speed.py --quick" in readme.render("{{speed}}\n\n{{speed 1}}", {"speed": found})

@@ -22,7 +22,7 @@ LENGTH, BATCH = 16, 2  # of --quick
 def run(script: Script, name: str, output: Path, *arguments: str) -> dict:
     argv = ["--quick", "--skip-memory", "--threads", "1", "--output", str(output), *arguments]
     script(name).main(argv)
-    record = json.loads(output.read_text())
+    record = json.loads(output.read_text(encoding="utf-8"))
     assert record["benchmark"] == name
     assert record["environment"]["command"].startswith(f"python benchmarks/{name}.py --quick --skip-memory")
     assert record["settings"]["length"] == LENGTH

@@ -62,7 +62,7 @@ def folder(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def record(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"mnist-{name}.json").read_text())
+    return json.loads((folder / f"mnist-{name}.json").read_text(encoding="utf-8"))
 
 
 def samplers(found: dict[str, Any]) -> set[str]:

@@ -65,7 +65,7 @@ def benchmark(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPat
 
 
 def record(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"{name}.json").read_text())
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def finite(value: Any) -> bool:
@@ -120,7 +120,7 @@ def test_tables_benchmark__scores_tables_of_the_folder(benchmark: ModuleType, tm
     run()
     assert record(tmp_path, "method-noise-0") == before
     lost = {name: value for name, value in before.items() if name != "figures"}
-    (tmp_path / "method-noise-0.json").write_text(json.dumps(lost))
+    (tmp_path / "method-noise-0.json").write_text(json.dumps(lost), encoding="utf-8")
     run()
     assert record(tmp_path, "method-noise-0") == before
     pd.read_parquet(tmp_path / "method-noise-0.parquet").assign(cut="Ideal").to_parquet(

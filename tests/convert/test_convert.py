@@ -52,7 +52,7 @@ def folder(at: File, state: dict[str, Tensor], config: dict[str, Any] | None, pr
     at.mkdir(exist_ok=True)
     save_file({prefix + name: tensor.contiguous() for name, tensor in state.items()}, at / "model.safetensors")
     if config is not None:
-        (at / "config.json").write_text(json.dumps(config))
+        (at / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return at
 
 
@@ -259,7 +259,7 @@ def test_convert__returns_the_model_that_it_writes(tmp_path: File, name: str) ->
     assert not any(report.values()), report
     (x, _), t = states(name), torch.tensor(TAU).double()
     assert torch.equal(logits_of(model, x, t), logits_of(again, x, t))
-    written = json.loads((tmp_path / "deep" / "model" / "config.json").read_text())
+    written = json.loads((tmp_path / "deep" / "model" / "config.json").read_text(encoding="utf-8"))
     assert written["backbone"] == "dit"
     assert written["path"]["type"] == ("uniform" if name == "duo" else "masked")
     assert written["noise_range"] == pytest.approx([0, -math.log(EPS)])
@@ -332,12 +332,14 @@ def test_convert__mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> N
     source = folder(tmp_path / "source", state_dict(), CONFIGS["mdlm"])
     assert convert(source, tmp_path / "last").path == MaskedPath(K)
     assert convert(source, tmp_path / "given", mask_token_id=1).path == MaskedPath(K, 1)
-    (source / "tokenizer_config.json").write_text(json.dumps({"mask_token": "[MASK]"}))
-    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 3, "content": "[MASK]"}]}))
+    (source / "tokenizer_config.json").write_text(json.dumps({"mask_token": "[MASK]"}), encoding="utf-8")
+    (source / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [{"id": 3, "content": "[MASK]"}]}), encoding="utf-8"
+    )
     assert convert(source, tmp_path / "tokenizer").path == MaskedPath(K, 3)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "tokenizer" / name).read_bytes() == (source / name).read_bytes()
-    (source / "config.json").write_text(json.dumps(CONFIGS["sedd"]))
+    (source / "config.json").write_text(json.dumps(CONFIGS["sedd"]), encoding="utf-8")
     assert convert(source, tmp_path / "sedd").path == MaskedPath(K)  # which always adds a symbol of its own
 
 
@@ -429,10 +431,10 @@ def test_dit_config__names_bad_arguments(options: dict[str, Any], message: str) 
 
 def test_dit_config__reads_configs_without_a_backbone(tmp_path: File) -> None:
     GMConfig(path=MixturePath(3, [0.5, 0.25, 0.25]), hidden_size=32, num_attention_heads=2).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     for name in ("backbone", "condition_size", "noise_range"):
         del config[name]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert GMConfig.from_pretrained(tmp_path).backbone == "gm"
 
 

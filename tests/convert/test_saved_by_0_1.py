@@ -59,15 +59,15 @@ def check_outputs(model: torch.nn.Module, folder: File) -> None:
 def copied(name: str, at: File, **changes: Any) -> File:
     """A copy of a folder, with entries of its config's path changed."""
     shutil.copytree(HERE / name, at)
-    config = json.loads((at / "config.json").read_text())
+    config = json.loads((at / "config.json").read_text(encoding="utf-8"))
     config["path"] |= changes
-    (at / "config.json").write_text(json.dumps(config))
+    (at / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return at
 
 
 def test_saved_by_0_1__every_kind_of_model_is_there() -> None:
     assert len(FOLDERS) == 13
-    paths = [json.loads((HERE / name / "config.json").read_text())["path"]["type"] for name in FOLDERS]
+    paths = [json.loads((HERE / name / "config.json").read_text(encoding="utf-8"))["path"]["type"] for name in FOLDERS]
     assert {"masked", "uniform", "mixture", "metric", "gaussian", "product"} == set(paths)
     for folder in FOLDERS:
         assert sum(file.stat().st_size for file in (HERE / folder).iterdir()) < 60_000
@@ -89,7 +89,7 @@ def test_saved_by_0_1__is_rewritten_by_convert(name: str, tmp_path: File) -> Non
     returned = convert(HERE / name, tmp_path / "new")
     check_outputs(returned, HERE / name)
     check_outputs(AutoModel.from_pretrained(tmp_path / "new").eval(), HERE / name)
-    path = json.loads((tmp_path / "new" / "config.json").read_text())["path"]
+    path = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))["path"]
     if path["type"] == "metric":
         kind = "embeddings" if path["embeddings"] else "distance"
         assert path[kind].keys() == {"shape"}
@@ -106,7 +106,9 @@ def test_saved_by_0_1__command_rewrites_a_folder(tmp_path: File, capsys: pytest.
 def test_saved_by_0_1__tables_in_base64_are_read(tmp_path: File) -> None:
     """0.1 wrote tables of more than 2¹⁶ numbers so."""
     path = AutoConfig.from_pretrained(HERE / "metric_embeddings").path
-    rows = torch.tensor(json.loads((HERE / "metric_embeddings" / "config.json").read_text())["path"]["embeddings"])
+    rows = torch.tensor(
+        json.loads((HERE / "metric_embeddings" / "config.json").read_text(encoding="utf-8"))["path"]["embeddings"]
+    )
     content = rows.numpy().astype("<f4").tobytes()
     table = {"dtype": "<f4", "shape": list(rows.shape), "base64": base64.b64encode(content).decode()}
     folder = copied("metric_embeddings", tmp_path / "copy", embeddings=table)

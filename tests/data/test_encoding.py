@@ -1,25 +1,31 @@
+import datetime
+import logging
 import math
 import pickle
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gm_discrete import GMConfig, GMModel
 from gm_discrete.data import (
     SequenceCollator,
     TableCollator,
     decode_rows,
     decode_sequences,
+    describe_columns,
     encode_rows,
     encoded_dataset,
     fit_codecs,
     natural_values,
+    table_path,
 )
-from gm_discrete.data.scalers import Categories, QuantileScaler, StandardScaler
+from gm_discrete.data.scalers import Categories, Codec, DatePart, QuantileScaler, StandardScaler
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -231,3 +237,122 @@ def test_encode_rows__bad_tables_are_named() -> None:
         decode_rows({"a": torch.zeros(1, 1, 1)}, codecs)
     with pytest.raises(ValueError, match=r"'b': ids .*2"):
         decode_rows({"a": torch.zeros(1, 1, 1), "b": torch.tensor([[2]])}, codecs)
+
+
+def test_encoded_dataset__leaves_out_rows_with_unknown_values(caplog: pytest.LogCaptureFixture) -> None:
+    codecs = fit_codecs({"town": ["Aarhus", "Brno"], "price": [1.0, 2.0]})
+    rows = {"town": ["Brno", "Cork", "Aarhus", None], "price": [1.0, 2.0, None, 1.0]}
+    logging.getLogger("transformers").propagate = True
+    logging.getLogger("gm_discrete").propagate = True
+    encoded: Any = encoded_dataset(Dataset.from_dict(rows), codecs)
+    fields = TableCollator(codecs)(list(encoded))["fields"]
+    assert decode_rows(natural_values(fields, codecs), codecs) == {"town": ["Brno"], "price": [1]}
+    assert "3 of 4 rows" in caplog.text
+    assert "'Cork'" in caplog.text
+    stream: Any = encoded_dataset(Dataset.from_dict(rows).to_iterable_dataset(), codecs)
+    assert len(list(stream)) == 1
+    with pytest.raises(ValueError, match="every row"):
+        encoded_dataset(Dataset.from_dict({"town": ["Cork"], "price": [1.0]}), codecs)
+
+
+def test_fit_codecs__names_columns_that_look_like_identifiers(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("gm_discrete").propagate = True
+    table = pd.DataFrame({"id": range(7, 47), "code": [f"{i:04d}" for i in range(40)], "size": [3, 5] * 20})
+    fit_codecs(table)
+    assert "'id'" in caplog.text
+    assert "'code'" in caplog.text
+    assert "'size'" not in caplog.text
+    described = describe_columns(table)
+    assert "identifier" in described["id"]
+    assert described["size"] == "whole number from 3 to 5"
+
+
+def test_describe_columns__says_what_columns_hold() -> None:
+    table = {
+        "a": [0.25, None, 1.5],
+        "b": ["1", "2", "2"],
+        "c": [True, False, None],
+        "d": [datetime.date(2024, 1, 31), None, datetime.date(2024, 2, 1)],
+    }
+    assert describe_columns(table) == {
+        "a": "number from 0.25 to 1.5, 2 decimals, 1 missing",
+        "b": "text, 2 categories: '1', '2'",
+        "c": "text, 2 categories: False, True, 1 missing",
+        "d": "date from 2024-01-31 to 2024-02-01, 1 missing",
+    }
+    mixed = {"a": [*map(str, range(30)), "unknown"] * 2}
+    assert "numbers but for 'unknown'" in describe_columns(mixed)["a"]
+
+
+def moments(kind: str) -> list[Any]:
+    days = [datetime.date(2019 + i % 3, 1 + i % 12, 1 + i % 28) for i in range(50)]
+    if kind == "dates":
+        return [None if i == 7 else day for i, day in enumerate(days)]
+    times = [datetime.time(i % 24, 7 * i % 60, 0 if kind == "minutes" else i % 60) for i in range(50)]
+    if kind == "times":
+        return list(times)
+    return [datetime.datetime.combine(day, time) for day, time in zip(days, times, strict=True)]
+
+
+@pytest.mark.parametrize("scalers", ["quantile", "standard"])
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("dates", ["year", "month", "day", "missing"]),
+        ("minutes", ["year", "month", "day", "minute"]),
+        ("seconds", ["year", "month", "day", "second"]),
+        ("times", ["second"]),
+    ],
+)
+def test_fit_codecs__dates_are_numbers_and_come_back(kind: str, parts: list[str], scalers: str) -> None:
+    column = moments(kind)
+    table = pd.DataFrame({"n": range(50), "when": column})
+    for rows in ({"n": list(range(50)), "when": column}, table, Dataset.from_pandas(table)):
+        codecs = fit_codecs(rows, scalers=scalers)
+        assert list(codecs) == ["n", *(f"when_{part}" for part in parts)]
+        for generator in (None, rng()):
+            state = encode_rows(rows, codecs, generator)
+            assert decode_rows(natural_values(state, codecs), codecs)["when"] == column
+    again = {name: Codec.from_dict(codec.to_dict()) for name, codec in codecs.items()}
+    assert again == codecs
+    encoded: Any = encoded_dataset(table, codecs)
+    assert len(encoded) == 50
+
+
+def test_decode_rows__dates_that_no_calendar_has_are_the_last_of_their_month() -> None:
+    codecs = fit_codecs({"when": [datetime.date(2023, 2, 1), datetime.date(2024, 3, 31)]})
+    values = {"when_year": [2023.0, 2024.0], "when_month": [2.0, 2.0], "when_day": [31.0, 31.0]}
+    state = {name: torch.tensor(numbers, dtype=torch.float64).view(2, 1, 1) for name, numbers in values.items()}
+    assert decode_rows(state, codecs) == {"when": [datetime.date(2023, 2, 28), datetime.date(2024, 2, 29)]}
+    with pytest.raises(ValueError, match="part='week'"):
+        DatePart("week", QuantileScaler([0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"'when'.*time of day"):
+        encode_rows({"when": [datetime.datetime(2024, 1, 1, 8)]}, codecs)
+    with pytest.raises(ValueError, match="'when_year'"):
+        fit_codecs({"when": [datetime.date(2023, 2, 1)], "when_year": [2023]})
+
+
+def test_tables__pandas_and_any_names_of_columns() -> None:
+    names = ["petal.length", "type", "", "input_ids", "encoded", "a:b", "factors", "values", "labels", "100%25.x", 7]
+    table = pd.DataFrame(
+        {name: pd.Series(["x", "y", "y"] if i % 2 else [0.5, 1.5, 2.0]) for i, name in enumerate(names)}
+    )
+    table["kind"] = pd.Categorical(["p", None, "q"])
+    codecs = fit_codecs(table)
+    expected = ["unnamed" if name == "" else str(name) for name in names]
+    assert list(codecs) == [*expected, "kind"]
+    config = GMConfig(
+        path=table_path(codecs, bins=8), fields={name: {"codec": codec} for name, codec in codecs.items()},
+        aligned=[list(codecs)], hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+    )  # fmt: skip
+    model = GMModel(GMConfig.from_dict(config.to_dict()))
+    rows: Any = encoded_dataset(table, codecs)
+    batch = TableCollator(codecs)(list(rows))
+    assert model(fields=batch["fields"], labels=batch["labels"], time=torch.full((3,), 0.5)).loss.isfinite()
+    sample = decode_rows(model.generate(batch_size=2, num_steps=2, seed=0), model.config.codecs)
+    assert list(sample) == list(codecs)
+    assert sum("%" in name for name in model.state_dict()) == 5
+    with pytest.raises(ValueError, match="'7'"):
+        fit_codecs(pd.DataFrame([[1, 2]], columns=[7, "7"]))
+    with pytest.raises(ValueError, match="column 'mixed'"):
+        fit_codecs(pd.DataFrame({"mixed": [1, "x"]}))

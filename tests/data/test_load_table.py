@@ -1,8 +1,11 @@
 """Tables from local files: rows, splits, held-out rows, errors."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset
 
@@ -44,3 +47,140 @@ def test_load_table__errors_name_the_argument(tmp_path: Path, monkeypatch: pytes
         load_table(tmp_path / "table.xls")
     with pytest.raises(ValueError, match=r"source='someone/nothing'"):
         load_table("someone/nothing", cache_dir=tmp_path)
+
+
+def columns(file: Path, text: str, encoding: str = "utf-8", **options: Any) -> dict[str, list[Any]]:
+    """What `load_table` reads from a file of this text, and that a stream has the same rows."""
+    file.write_bytes(text.encode(encoding))
+    rows = load_table(file, validation_size=0, **options)
+    stream = load_table(file, validation_size=0, streaming=True, **options)
+    assert isinstance(rows, Dataset)
+    assert listed(rows) == listed(stream)
+    return rows[:]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("article;price", "art;0,50", {"article": "art", "price": 0.5}),
+        ("a\tb", "1\t2.5", {"a": 1, "b": 2.5}),
+        ("a|b", '"x|y"|true', {"a": "x|y", "b": True}),
+        ("price", "0,50", {"price": 0.5}),
+        ("a,b", '1,"1,234.50"', {"a": 1, "b": 1234.5}),
+        ("a;b", "1.234,50;7", {"a": 1234.5, "b": 7}),
+        ("text", "Ay, there is the rub; or not", {"text": "Ay, there is the rub; or not"}),
+    ],
+)
+def test_load_table__finds_separator_and_decimal_sign(
+    tmp_path: Path, header: str, row: str, expected: dict[str, Any]
+) -> None:
+    found = columns(tmp_path / "t.csv", "\n".join([header, row, row]) + "\n")
+    assert found == {name: [value, value] for name, value in expected.items()}
+
+
+def test_load_table__types_are_those_of_the_whole_file(tmp_path: Path) -> None:
+    header = "zip,country,whole,number,card,word,flag,empty"
+    lines = [f"{i:05d},{('NA', 'DE')[i % 2]},{i},{i},{10**16 + i},{i},True,\n" for i in range(300)]
+    lines[-1] = "00300,DE,NA,0.5,1,unknown,FALSE,\n"
+    found = columns(tmp_path / "t.csv", header + "\n" + "".join(lines))
+    assert found["zip"][:2] == ["00000", "00001"]
+    assert found["country"][:2] == ["NA", "DE"]
+    assert (found["whole"][1], found["whole"][-1], type(found["whole"][1])) == (1, None, int)
+    assert (found["number"][1], found["number"][-1]) == (1.0, 0.5)
+    assert found["card"][0] == "10000000000000000"
+    assert (found["word"][1], found["word"][-1]) == ("1", "unknown")
+    assert found["flag"][-2:] == [True, False]
+    assert set(found["empty"]) == {None}
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("1960-01-31", datetime.date(1960, 1, 31)),
+        ("9999-12-31", datetime.date(9999, 12, 31)),
+        ("2024-01-31 08:15", datetime.datetime(2024, 1, 31, 8, 15)),
+        ("2024-01-31T08:15:01+02:00", datetime.datetime(2024, 1, 31, 6, 15, 1)),
+        ("31.1.2024", datetime.date(2024, 1, 31)),
+        ("31/01/2024 9:05", datetime.datetime(2024, 1, 31, 9, 5)),
+        ("01/31/2024", datetime.date(2024, 1, 31)),
+        ("08:15:30", datetime.time(8, 15, 30)),
+    ],
+)
+def test_load_table__dates_and_times(tmp_path: Path, cell: str, value: object) -> None:
+    assert columns(tmp_path / "t.csv", f"n,when\n1,{cell}\n2,\n") == {"n": [1, 2], "when": [value, None]}
+    text = columns(tmp_path / "t.csv", f"n,when\n1,{cell}\n2,\n", text_columns=["when"])
+    assert text["when"] == [cell, None]
+    assert columns(tmp_path / "t.jsonl", f'{{"when": "{cell}"}}\n{{"when": null}}\n')["when"] == [value, None]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+def test_load_table__encodings(tmp_path: Path, encoding: str) -> None:
+    text = "name;höhe\n" + "Zoë;1,5\n" * 5
+    assert columns(tmp_path / "t.csv", text, encoding) == {"name": ["Zoë"] * 5, "höhe": [1.5] * 5}
+    assert columns(tmp_path / "t.jsonl", '{"name": "Zoë"}\n', encoding) == {"name": ["Zoë"]}
+
+
+@pytest.mark.parametrize("suffix", [".CSV", ".Parquet", ".jsonl"])
+def test_load_table__any_name_of_a_file(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / "data [1]" / f"rows [2]*{suffix}"
+    file.parent.mkdir()
+    table = pd.DataFrame({"": range(4), "petal.length": [0.5] * 4})
+    if suffix == ".Parquet":
+        table.to_parquet(file)
+    elif suffix == ".CSV":
+        table.to_csv(file, index=False)
+    else:
+        table.to_json(file, orient="records", lines=True)
+    for source in (file, file.parent):
+        rows = load_table(source, validation_size=0, cache_dir=tmp_path / "cache")
+        assert [row["petal.length"] for row in listed(rows)] == [0.5] * 4
+
+
+def test_load_table__json_with_nulls_and_other_columns(tmp_path: Path) -> None:
+    found = columns(tmp_path / "t.jsonl", '{"a": null, "b": "x"}\n\n{"a": 1, "c": [1, 2]}\n{"a": 2.5}\n')
+    assert found == {"a": [None, 1.0, 2.5], "b": ["x", None, None], "c": [None, [1, 2], None]}
+    assert columns(tmp_path / "t.json", '[\n{"a": 1},\n{"a": 2}]') == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("t.csv", "a,b\n1,2\n3\n", r"t\.csv, row 3: 1 cells"),
+        ("t.csv", 'a,b\n1,2\n3,"4\n5,6\n', r"t\.csv: .*quotation mark"),
+        ("t.csv", "a,a\n1,2\n", r"t\.csv .*'a'"),
+        ("t.csv", "", r"t\.csv "),
+        ("t.csv", "a,b\n", r"t\.csv: .*no rows"),
+        ("t.csv", "a,d\n1,2024-02-30\n", r"t\.csv, column 'd': .*2024-02-30.*text_columns"),
+        ("t.csv", "a,d\n1,01/02/2024\n", r"t\.csv: column 'd' .*date_columns"),
+        ("t.csv", "a\0,b\n1,2\n", r"t\.csv .*text file"),
+        ("t.jsonl", '{"a": 1}\n{"a":\n', r"t\.jsonl, line 2"),
+        ("t.jsonl", '{"a": 1}\n[2]\n', r"t\.jsonl, line 2"),
+        ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', r"t\.jsonl, column 'a': .*line 1|t\.jsonl, column 'a': .*line 2"),
+        ("t.json", '{\n"a": {"0": 1}}', r"t\.json .*records"),
+    ],
+)
+def test_load_table__errors_name_file_and_place(tmp_path: Path, name: str, text: str, match: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=match):
+        load_table(tmp_path / name, validation_size=0)
+
+
+def test_load_table__errors_name_the_option(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("a,d\n1,01/02/2024\n", encoding="utf-8")
+    for options, match in (
+        ({"decimal": "x"}, "decimal='x'"),
+        ({"text_columns": ["e"]}, "'e'"),
+        ({"date_columns": ["a"]}, "'a'"),
+        ({"date_columns": {"d": "%Y"}}, "column 'd'"),
+        ({"encoding": "utf-16"}, "encoding"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            load_table(file, validation_size=0, **options)
+    found = load_table(file, validation_size=0, date_columns={"d": "%d/%m/%Y"})
+    assert listed(found) == [{"a": 1, "d": datetime.date(2024, 2, 1)}]
+    Dataset(pa.table({"a": [1]})).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"separator=';'.*t\.parquet"):
+        load_table(tmp_path / "t.parquet", separator=";")
+    with pytest.raises(ValueError, match=r"nowhere\.csv.*exist"):
+        load_table(tmp_path / "nowhere.csv")

@@ -20,13 +20,13 @@ def texts(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def write_jsonl(file: Path, column: str, values: list[str]) -> Path:
-    file.write_text("".join(json.dumps({column: value, "number": 1}) + "\n" for value in values))
+    file.write_text("".join(json.dumps({column: value, "number": 1}) + "\n" for value in values), encoding="utf-8")
     return file
 
 
 def test_load_text__one_file_is_one_document_split_by_characters(tmp_path: Path) -> None:
     file = tmp_path / "all.txt"
-    file.write_text("".join(LINES))
+    file.write_text("".join(LINES), encoding="utf-8")
     train, validation = (texts(load_text(file, split, cache_dir=tmp_path)) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (1, 1)
     assert train[0] + validation[0] == "".join(LINES)
@@ -39,8 +39,8 @@ def test_load_text__a_folder_has_a_row_per_file(tmp_path: Path) -> None:
     folder = tmp_path / "plays"
     folder.mkdir()
     for name in "abc":
-        (folder / f"{name}.txt").write_text(f"{name}\n\n{name}\n")
-    (folder / "README.md").write_text("Not a play.")
+        (folder / f"{name}.txt").write_text(f"{name}\n\n{name}\n", encoding="utf-8")
+    (folder / "README.md").write_text("Not a play.", encoding="utf-8")
     assert texts(load_text(folder, cache_dir=tmp_path / "cache")) == ["a\n\na\n", "b\n\nb\n"]
     assert texts(load_text(folder, "validation", cache_dir=tmp_path / "cache")) == ["c\n\nc\n"]
 
@@ -111,3 +111,40 @@ def test_load_text__an_empty_file_is_an_error(tmp_path: Path, name: str) -> None
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"is empty|cannot be read|leave some of the 0 rows"):
         load_text(tmp_path / name, sample_by="line", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "expected"),
+    [
+        ("all.TXT", "a b\n\nc\nd\n", {"sample_by": "line"}, ["a b", "c", "d"]),
+        ("all.txt", "a b\n\n\nc\nd\n", {"sample_by": "paragraph"}, ["a b", "c\nd"]),
+        ("all [1].txt", "a b\n\nc\n", {}, ["a b\n\nc\n"]),
+        ("rows.csv", 'id;text\n1;"a; b, c"\n2;d\n', {}, ["a; b, c", "d"]),
+        ("rows.smi", "CCO ethanol\nC1CC1\tring\n\nC\n", {}, ["CCO", "C1CC1", "C"]),
+        ("rows.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x", "m": []}\n', {}, ["a", "b"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_load_text__rows_of_a_file(
+    tmp_path: Path, name: str, content: str, options: dict[str, Any], expected: list[str], encoding: str
+) -> None:
+    (tmp_path / name).write_bytes(content.replace("b", "ß").encode(encoding))
+    expected = [text.replace("b", "ß") for text in expected]
+    found = load_text(tmp_path / name, validation_size=0, cache_dir=tmp_path / "cache", **options)
+    assert texts(found) == expected
+    assert texts(load_text(tmp_path / name, validation_size=0, streaming=True, **options)) == expected
+
+
+def test_load_text__a_changed_file_is_read_again(tmp_path: Path) -> None:
+    for text in ("one", "another"):
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        assert texts(load_text(tmp_path / "a.txt", validation_size=0, cache_dir=tmp_path / "cache")) == [text]
+
+
+def test_load_text__rows_without_text_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n{"text": null}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: 'text'"):
+        load_text(file, cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="sample_by='word'"):
+        load_text(file, sample_by="word")  # type: ignore[arg-type]

@@ -325,7 +325,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"question": "ab c", "choices": ["da", "bb"], "label": 0, "text": "abcd dcba abcd abba"},
         {"question": "dd", "choices": ["ac", "cb", "d"], "label": 2, "text": "dabc"},
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     common = {
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
@@ -354,7 +354,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     for name, settings in own.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **settings}))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **settings}), encoding="utf-8")
     MODEL.save_pretrained(folder / "model")
     TOKENIZER.save_pretrained(folder / "model")
     return folder

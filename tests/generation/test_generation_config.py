@@ -197,11 +197,11 @@ KEPT = {
 def test_generation_config__loads_files_of_version_0_1(
     written: dict[str, Any], expected: dict[str, Any], tmp_path: File
 ) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps(OLD | written))
+    (tmp_path / "generation_config.json").write_text(json.dumps(OLD | written), encoding="utf-8")
     assert GMGenerationConfig.from_pretrained(tmp_path) == GMGenerationConfig(**expected)
     model = network()
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(OLD | written))
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(OLD | written), encoding="utf-8")
     assert GMModel.from_pretrained(tmp_path / "model").generation_config == GMGenerationConfig(**expected)
 
 
@@ -211,7 +211,7 @@ FOLDERS = sorted(folder for folder in (File(__file__).parents[1] / "data_0_1").i
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_generation_config__of_a_model_of_version_0_1_generates(folder: File) -> None:
     model = GMModel.from_pretrained(folder)
-    written = json.loads((folder / "generation_config.json").read_text())
+    written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     assert model.generation_config.num_steps == written["num_steps"]
     assert model.generation_config.sampler.type_name == written["sampler"]
     options: dict[str, Any] = {} if model.config.image_shape else {"length": 3}

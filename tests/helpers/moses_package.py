@@ -33,8 +33,8 @@ def install(folder: Path, patch: pytest.MonkeyPatch) -> None:
     for split in CORES:
         lines = "".join(f"{smiles}\n" for smiles in ["SMILES", *moses_molecules(split)])
         (root / "dataset" / "data" / f"{split}.csv.gz").write_bytes(gzip.compress(lines.encode()))
-    (root / "metrics" / "mcf.csv").write_text("names,smarts\nMCF1,C#N\n")
-    (root / "metrics" / "wehi_pains.csv").write_text('"[OX2H]","<regId=alcohol(1)>"\n')
+    (root / "metrics" / "mcf.csv").write_text("names,smarts\nMCF1,C#N\n", encoding="utf-8")
+    (root / "metrics" / "wehi_pains.csv").write_text('"[OX2H]","<regId=alcohol(1)>"\n', encoding="utf-8")
     patch.syspath_prepend(folder)
     patch.setattr(molecules, "MOSES_VALIDATION", VALIDATION)
     patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")

@@ -14,6 +14,6 @@ MARKS = {"images": "patch_size", "mixed": "aligned"}
 def configs(recipe: str) -> list[Path]:
     """The configs of `recipes/{recipe}.py`: text, images or mixed."""
     files = sorted((RECIPES / "configs").glob("*.yaml"), key=lambda file: file.name)
-    given = {file: yaml.safe_load(file.read_text()).keys() for file in files}
+    given = {file: yaml.safe_load(file.read_text(encoding="utf-8")).keys() for file in files}
     kinds = {file: next((name for name, mark in MARKS.items() if mark in keys), "text") for file, keys in given.items()}
     return [file for file in files if kinds[file] == recipe]

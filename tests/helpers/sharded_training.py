@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
     record["bfloat16"] = losses(half)
     record["muon"] = refusal(trainer, folder / "muon", 2, muon=True)
     record["eval_on_start"] = refusal(trainer, folder / "first", 2, eval_on_start=True)
-    (folder / f"record-{rank}.json").write_text(json.dumps(record))
+    (folder / f"record-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -17,7 +17,7 @@ def torchrun(script: str, folder: Path, *arguments: str) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     log = folder / "log.txt"
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         run = subprocess.Popen(
             [*command, str(Path(__file__).with_name(script)), str(folder), *arguments],
             env=environment, stdout=stream, stderr=stream, start_new_session=True,

@@ -61,7 +61,7 @@ def main(folder: Path, kind: str) -> None:
         trainer = train(folder, name, world_size)
         record[name] = {"losses": losses(trainer), "metrics": [trainer.evaluate(), trainer.evaluate()]}
         save_file(weights(trainer.model), folder / f"{name}-{rank}.safetensors")
-        (folder / f"record-{rank}.json").write_text(json.dumps(record))
+        (folder / f"record-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -104,7 +104,9 @@ def main(folder: Path) -> None:
         save_file(weights(trainer.model), folder / f"{name}-{rank}.safetensors")
         save_file(trainer.ema.average, folder / f"{name}-{rank}-average.safetensors")
         record["losses"][name] = losses(trainer)
-        (folder / f"record-{rank}.json").write_text(json.dumps(record))  # an error in the next run spares this one
+        (folder / f"record-{rank}.json").write_text(
+            json.dumps(record), encoding="utf-8"
+        )  # an error in the next run spares this one
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

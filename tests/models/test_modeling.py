@@ -263,7 +263,7 @@ def test_save_pretrained__a_fresh_process_loads_it(tmp_path: File) -> None:
 def test_config__is_readable_json(tmp_path: File) -> None:
     path = MixturePath(3, [0.5, 0.25, 0.25], schedule=CosineSchedule(), rates="mixture")
     GMConfig(path=path, hidden_size=32, num_attention_heads=2).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["path"] == {
         "type": "mixture", "vocab_size": 3, "prior": [0.5, 0.25, 0.25], "schedule": {"type": "cosine"}, "rates": "mixture",
         "coupled": False,

@@ -45,7 +45,7 @@ def logits(model: GMModel) -> Tensor:
 def test_path_tables__are_saved_with_the_weights(tmp_path: File, name: str) -> None:
     model = network(name)
     model.save_pretrained(tmp_path)
-    assert len((tmp_path / "config.json").read_text()) < 5000
+    assert len((tmp_path / "config.json").read_text(encoding="utf-8")) < 5000
     again, report = GMModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert again.path == model.path
@@ -88,9 +88,9 @@ def test_path_tables__of_version_0_1_are_read_from_the_config(tmp_path: File) ->
     model = network("embeddings")
     model.path_tables = torch.nn.Module()
     model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["path"]["embeddings"] = POINTS.tolist()
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     again, report = GMModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert torch.equal(again.path_tables.get_buffer("embeddings"), POINTS)

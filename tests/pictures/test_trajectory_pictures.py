@@ -71,7 +71,9 @@ def near(pixels: np.ndarray, colour: str) -> bool:
 
 
 def story_of(file: Path) -> dict[str, Any]:
-    found = re.findall(r'<script type="application/json" id="story">(.*?)</script>', file.read_text(), re.DOTALL)
+    found = re.findall(
+        r'<script type="application/json" id="story">(.*?)</script>', file.read_text(encoding="utf-8"), re.DOTALL
+    )
     assert len(found) == 1
     return json.loads(found[0])
 
@@ -179,10 +181,10 @@ def test_page__has_the_changes_of_each_step(tmp_path: Path) -> None:
     assert [kind for _, _, kind in story["start"]] == ["given"] + ["mask"] * 4
     kinds = [{position: kind for position, _, _, kind in change} for change in story["changes"]]
     assert kinds == [{1: "new", 2: "new"}, {1: "changed", 2: "again"}, {2: "new", 3: "new", 4: "new"}]
-    text = (tmp_path / "a.html").read_text()
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
     for label in ("given", "new", "changed", "masked again"):
         assert f"</i>{label}</span>" in text
-    plain = animate(trajectory([[[1, 1]], [[1, 2]]]), LETTERS, tmp_path / "b.html").read_text()
+    plain = animate(trajectory([[[1, 1]], [[1, 2]]]), LETTERS, tmp_path / "b.html").read_text(encoding="utf-8")
     assert "</i>changed</span>" in plain
     assert "masked again" not in plain
 
@@ -200,7 +202,7 @@ def test_page__escapes_special_characters(tmp_path: Path) -> None:
 
 
 def test_page__needs_no_other_files(tmp_path: Path) -> None:
-    text = animate(STORY, LETTERS, tmp_path / "a.html").read_text()
+    text = animate(STORY, LETTERS, tmp_path / "a.html").read_text(encoding="utf-8")
     assert "//" not in re.sub(r"^\s*// .*$", "", text, flags=re.MULTILINE)  # but for comments: no address of any kind
     assert not re.search(r"\b(src|href|action|import|fetch|url)\s*[=(]", text)
     assert "@" not in re.sub(r"@media", "", text)  # nothing is left to fill in

@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eighty little texts, one per row."""
     words, file = WORDS.split(), tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     texts = [" ".join(words[(7 * row + row * place) % len(words)] for place in range(40)) for row in range(80)]
-    file.write_text("".join(json.dumps({"text": f"ROMEO: {text}.\n"}) + "\n" for text in texts))
+    file.write_text("".join(json.dumps({"text": f"ROMEO: {text}.\n"}) + "\n" for text in texts), encoding="utf-8")
     return file
 
 

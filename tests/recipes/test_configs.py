@@ -90,7 +90,7 @@ def test_text_recipe__a_config_trains_for_two_steps(
         stand_ins += ["--tokenizer", str(gpt2), "--validation_size", "8"]
     metrics = recipe.main(["--config", str(file), *tiny, *stand_ins])
     assert 0 < metrics["bits_per_character"] < 100
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 2
     config = GMModel.from_pretrained(tmp_path).config
     assert config.build_path().rates == metrics["dynamics"] == ("masked" if options.path == "masked" else options.rates)
@@ -100,7 +100,9 @@ def test_text_recipe__a_config_trains_for_two_steps(
 
 def test_text_recipe__the_command_line_has_precedence(recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("length: 32\nhidden_size: 64\nlearning_rate: 3e-4\nmuon: true\noutput_dir: from_yaml\n")
+    config.write_text(
+        "length: 32\nhidden_size: 64\nlearning_rate: 3e-4\nmuon: true\noutput_dir: from_yaml\n", encoding="utf-8"
+    )
     options, training = parse(recipe, "--hidden_size", 128, "--config", config, "--muon", "false")
     assert (options.length, options.hidden_size, options.muon) == (32, 128, False)
     assert training.output_dir == "from_yaml"
@@ -111,7 +113,7 @@ def test_text_recipe__the_command_line_has_precedence(recipe: ModuleType, tmp_pa
 
 def test_text_recipe__an_unknown_key_is_an_error(recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("hiden_size: 64\nlength: 32\n")
+    config.write_text("hiden_size: 64\nlength: 32\n", encoding="utf-8")
     with pytest.raises(ValueError, match="unknown arguments: hiden_size"):
         parse(recipe, "--config", config)
     with pytest.raises(ValueError, match="--hiden_size"):
@@ -152,10 +154,10 @@ def test_documentation__its_commands_run(
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
     (tmp_path / "recipes").symlink_to(RECIPES)
     moses_package.install(tmp_path / "packages", monkeypatch)
-    (tmp_path / "my_book.txt").write_text(corpus.read_text())
+    (tmp_path / "my_book.txt").write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
     pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("text", "training", "checkpoints"))]
     pages += sorted(set((ROOT / "docs").glob("*.md")) - set(pages))
-    text = "".join(page.read_text() for page in pages)
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = {tuple(shlex.split(line, comments=True)): None for line in lines}  # each once, in order
@@ -208,10 +210,10 @@ def stood_in(module: str, arguments: list[str], folder: Path) -> list[str]:
             return [str(source), *arguments[1:], "--num-attention-heads", "2"]
         source.mkdir()
         save_file(weights, source / "model.safetensors")
-        (source / "config.json").write_text(json.dumps(published.CONFIGS["mdlm"]))
+        (source / "config.json").write_text(json.dumps(published.CONFIGS["mdlm"]), encoding="utf-8")
         return [str(source), *arguments[1:]]
     assert module == "gm_discrete.evaluation.harness"
-    (folder / "rows.jsonl").write_text('{"text": "to be, or not to be"}\n')
+    (folder / "rows.jsonl").write_text('{"text": "to be, or not to be"}\n', encoding="utf-8")
     task = {"task": "one_line", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}}}
     task |= {
         "test_split": "test",
@@ -219,7 +221,9 @@ def stood_in(module: str, arguments: list[str], folder: Path) -> list[str]:
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
     }
-    (folder / "one_line.yaml").write_text(yaml.safe_dump({**task, "metric_list": [{"metric": "bits_per_byte"}]}))
+    (folder / "one_line.yaml").write_text(
+        yaml.safe_dump({**task, "metric_list": [{"metric": "bits_per_byte"}]}), encoding="utf-8"
+    )
     at = arguments.index("--tasks") + 1
     return [*arguments[:at], "one_line", *arguments[at + 1 :], "--include_path", str(folder)]
 

@@ -107,9 +107,9 @@ def test_image_recipe__a_config_trains_for_two_steps(
         stand_ins += ["--data", str(image_folder), "--image_column", "image", "--streaming", "false"]
     metrics = image_recipe.main(["--config", str(file), *tiny_images, *stand_ins])
     assert {entry.name for entry in tmp_path.iterdir() if entry.is_file()} == LEFT
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert all(math.isfinite(value) for value in metrics.values())
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 2
     assert (tmp_path / "checkpoint-2" / "ema-0.safetensors").exists() == bool(options.ema_decay)
     model = AutoModel.from_pretrained(tmp_path)
@@ -142,13 +142,15 @@ def test_image_recipe__configs_exist() -> None:
 
 def test_image_recipe__the_command_line_has_precedence(image_recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("patch_size: 2\nhidden_size: 64\nmuon: true\nguidance_scale: 2.0\noutput_dir: from_yaml\n")
+    config.write_text(
+        "patch_size: 2\nhidden_size: 64\nmuon: true\nguidance_scale: 2.0\noutput_dir: from_yaml\n", encoding="utf-8"
+    )
     options, training = parse(
         image_recipe, "--hidden_size", 128, "--config", config, "--muon", "false", "--use_cpu", "true"
     )
     assert (options.patch_size, options.hidden_size, options.muon, options.guidance_scale) == (2, 128, False, 2.0)
     assert training.output_dir == "from_yaml"
-    config.write_text("pach_size: 2\n")
+    config.write_text("pach_size: 2\n", encoding="utf-8")
     with pytest.raises(ValueError, match="unknown arguments: pach_size"):
         parse(image_recipe, "--config", config)
 

@@ -35,7 +35,7 @@ LEFT_OF_TABLES = LEFT | {"samples.csv", "columns.png"}
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty rows with whole numbers, decimals, names, and missing cells."""
     file = tmp_path_factory.mktemp("table") / "rows.csv"
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["age", "height", "town"])
         for row in range(60):
@@ -96,12 +96,12 @@ def test_mixed_recipe__trains_on_a_table(mixed_recipe: ModuleType, few: list[str
     config = RECIPES / "configs" / f"{name}.yaml"
     metrics = mixed_recipe.main(["--config", str(config), *few, *flags({"output_dir": tmp_path, "streaming": False})])
     assert {entry.name for entry in tmp_path.iterdir() if entry.is_file()} == LEFT_OF_TABLES
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
     fields = {"age", "height", "height_missing", "town"}
     assert fields <= metrics.keys()
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["loss"] == pytest.approx(sum(metrics[name] for name in fields))
-    with (tmp_path / "samples.csv").open() as stream:
+    with (tmp_path / "samples.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 12
     assert {row["town"] for row in rows} <= {"Ur", "Tyre", "Susa"}
@@ -141,10 +141,10 @@ def test_mixed_recipe__resumes_a_stopped_run(mixed_recipe: ModuleType, few: list
 def test_mixed_recipe__trains_on_a_stream(
     mixed_recipe: ModuleType, few: list[str], table: Path, tmp_path: Path
 ) -> None:
-    rows = table.read_text().splitlines()
+    rows = table.read_text(encoding="utf-8").splitlines()
     for split, part in (("train", rows[:41]), ("validation", [rows[0], *rows[41:]])):
         (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / "data" / f"{split}.csv").write_text("\n".join(part) + "\n")
+        (tmp_path / "data" / f"{split}.csv").write_text("\n".join(part) + "\n", encoding="utf-8")
     choice = {"data": tmp_path / "data", "streaming": True, "columns": "age,town", "output_dir": tmp_path / "run"}
     metrics = mixed_recipe.main([*few, *flags(choice)])
     assert {"age", "town"} <= metrics.keys()

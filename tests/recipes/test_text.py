@@ -50,14 +50,14 @@ def killed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [*launch, *options, *tiny, *flags(LONG | {"output_dir": folder})]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "cache")}
     log = folder.parent / "log.txt"
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
         deadline = time.monotonic() + 120
         while not is_complete(folder / "checkpoint-20"):
-            assert run.poll() is None, log.read_text()[-4000:]
+            assert run.poll() is None, log.read_text(encoding="utf-8")[-4000:]
             if time.monotonic() > deadline:
                 os.killpg(run.pid, signal.SIGKILL)
-                pytest.fail(f"no checkpoint in two minutes: {log.read_text()[-4000:]}")
+                pytest.fail(f"no checkpoint in two minutes: {log.read_text(encoding='utf-8')[-4000:]}")
             time.sleep(0.005)
         time.sleep(0.1)
         os.killpg(run.pid, signal.SIGKILL)  # the launcher and the process it has started
@@ -84,7 +84,7 @@ def test_text_recipe__writes_model_metrics_and_sample(unbroken: Path) -> None:
     assert {file.name for file in unbroken.iterdir() if file.is_file()} == published | shown
     assert sorted(folder.name for folder in unbroken.glob("checkpoint-*")) == ["checkpoint-50", "checkpoint-60"]
 
-    metrics = json.loads((unbroken / "metrics.json").read_text())
+    metrics = json.loads((unbroken / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["bits_per_token"] == pytest.approx(metrics["bits_per_character"], rel=0.2)  # but for special symbols
     assert metrics["perplexity"] == pytest.approx(2 ** metrics["bits_per_token"])
     assert 0 < metrics["bits_per_character_stderr"] < math.inf
@@ -98,7 +98,7 @@ def test_text_recipe__writes_model_metrics_and_sample(unbroken: Path) -> None:
 
 @pytest.mark.slow
 def test_text_recipe__the_sample_contains_the_prompt(unbroken: Path) -> None:
-    text = (unbroken / "sample.txt").read_text()
+    text = (unbroken / "sample.txt").read_text(encoding="utf-8")
     assert "[MASK]" not in text
     assert re.match(r"the (.|\n|\[[A-Z]+\])it", text)
     tokenizer = AutoTokenizer.from_pretrained(unbroken)
@@ -122,15 +122,18 @@ def test_text_recipe__a_killed_run_resumes_exactly(unbroken: Path, killed: Path)
         "sample.txt",
     ):
         assert (killed / file).read_bytes() == (unbroken / file).read_bytes(), file
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (killed, unbroken)]
+    metrics = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (killed, unbroken)]
     assert metrics[0] == metrics[1]
 
 
 @pytest.mark.slow
 def test_text_recipe__a_finished_run_does_not_change(recipe: ModuleType, tiny: list[str], unbroken: Path) -> None:
-    before = (unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()
+    before = (unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text(encoding="utf-8")
     recipe.main([*tiny, *flags(LONG | {"output_dir": unbroken})])
-    assert ((unbroken / "model.safetensors").read_bytes(), (unbroken / "metrics.json").read_text()) == before
+    assert (
+        (unbroken / "model.safetensors").read_bytes(),
+        (unbroken / "metrics.json").read_text(encoding="utf-8"),
+    ) == before
 
 
 @pytest.mark.slow
@@ -170,7 +173,7 @@ def test_text_recipe__paths_and_tokenizers(
     model, symbols = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.config.vocab_size == len(symbols)
     assert model.config.mask_token_id == symbols.mask_token_id
-    assert symbols.mask_token not in (tmp_path / "sample.txt").read_text()
+    assert symbols.mask_token not in (tmp_path / "sample.txt").read_text(encoding="utf-8")
     if name == "unigram" and tokenizer == "characters":
         prior = torch.tensor(model.path.probabilities())
         assert prior[symbols.mask_token_id] == prior[symbols.pad_token_id] == 0
@@ -180,7 +183,7 @@ def test_text_recipe__paths_and_tokenizers(
 @pytest.mark.slow
 def test_text_recipe__trains_on_padded_texts(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
-    short.write_text("".join(json.dumps({"body": "ab " * (1 + row % 6)}) + "\n" for row in range(40)))
+    short.write_text("".join(json.dumps({"body": "ab " * (1 + row % 6)}) + "\n" for row in range(40)), encoding="utf-8")
     choice = {"data": short, "text_column": "body", "packed": False, "output_dir": tmp_path / "run"}
     metrics = recipe.main([*tiny, *flags(choice)])
     assert 0 < metrics["bits_per_character"] < 100
@@ -189,7 +192,9 @@ def test_text_recipe__trains_on_padded_texts(recipe: ModuleType, tiny: list[str]
 @pytest.mark.slow
 def test_text_recipe__learns_lengths_from_scored_padding(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
-    short.write_text("".join(json.dumps({"text": "Cl[nH]" * (1 + row % 6)}) + "\n" for row in range(40)))
+    short.write_text(
+        "".join(json.dumps({"text": "Cl[nH]" * (1 + row % 6)}) + "\n" for row in range(40)), encoding="utf-8"
+    )
     choice = {"data": short, "tokenizer": "smiles", "packed": False, "output_dir": tmp_path / "run"}
     tokens = {}
     for padded in (False, True):

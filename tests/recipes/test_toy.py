@@ -31,7 +31,7 @@ def test_toy__a_quick_run_writes_metrics_and_models(toy: ModuleType, tmp_path: P
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "models", "processes.png"}
     with Image.open(tmp_path / "processes.png") as picture:
         assert picture.format == "PNG"
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     processes = metrics["processes"]
     assert list(processes) == [*toy.PROCESSES, *toy.ABLATIONS]
     for title, found in processes.items():

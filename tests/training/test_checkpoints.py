@@ -31,7 +31,7 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps"
 def folder_with(path: Path, **files: str) -> Path:
     path.mkdir(parents=True)
     for name, content in files.items():
-        (path / name).write_text(content)
+        (path / name).write_text(content, encoding="utf-8")
     return path
 
 
@@ -41,9 +41,9 @@ def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: 
     assert not is_complete(folder)
     mark_complete(folder)
     assert is_complete(folder)
-    (folder / "notes").write_text("more files do no harm")
+    (folder / "notes").write_text("more files do no harm", encoding="utf-8")
     assert is_complete(folder)
-    (folder / "shard" / "part").write_text("12")
+    (folder / "shard" / "part").write_text("12", encoding="utf-8")
     assert not is_complete(folder)
     mark_complete(folder)
     assert not is_unfinished(folder)
@@ -60,7 +60,7 @@ def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: 
 @pytest.mark.parametrize("marker", ["", "{", '{"model": 5', "[]", "5", '{"model": 5}', '{"model": {"size": null}}'])
 def test_checkpoint__with_a_damaged_marker_is_incomplete(tmp_path: Path, marker: str) -> None:
     folder = folder_with(tmp_path / "checkpoint-1", model="12345")
-    (folder / MARKER).write_text(marker)
+    (folder / MARKER).write_text(marker, encoding="utf-8")
     assert not is_complete(folder)
     with pytest.warns(UserWarning, match=r"checkpoint-1 has a damaged COMPLETE marker"):
         assert last_complete_checkpoint(tmp_path) is None

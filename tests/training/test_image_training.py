@@ -173,13 +173,15 @@ def test_image_training__two_processes_are_one(folder: Path, tmp_path: Path, nam
     alone = train_images(tmp_path, name, world_size=1)
     for rank in range(2):
         file = folder / f"record-{rank}.json"
-        assert file.exists(), (folder / "log.txt").read_text()[-4000:]
-        record = json.loads(file.read_text())
-        assert name in record, (folder / "log.txt").read_text()[-4000:]
+        assert file.exists(), (folder / "log.txt").read_text(encoding="utf-8")[-4000:]
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert name in record, (folder / "log.txt").read_text(encoding="utf-8")[-4000:]
         assert record[name]["losses"] == pytest.approx(losses(alone), rel=1e-5)
         torch.testing.assert_close(
             load_file(folder / f"{name}-{rank}.safetensors"), weights(alone.model), rtol=0, atol=2e-5
         )
-    first, second = (json.loads((folder / f"record-{rank}.json").read_text())[name]["metrics"] for rank in range(2))
+    first, second = (
+        json.loads((folder / f"record-{rank}.json").read_text(encoding="utf-8"))[name]["metrics"] for rank in range(2)
+    )
     assert first[0] == first[1] == second[0]
     assert set(first[0]) - {"epoch"} == set(alone.evaluate()) - {"epoch"}

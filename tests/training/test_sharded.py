@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     """What one of them wrote down."""
     file = folder / f"record-{request.param}.json"
-    assert file.exists(), (folder / "log.txt").read_text()[-4000:]
-    return json.loads(file.read_text())
+    assert file.exists(), (folder / "log.txt").read_text(encoding="utf-8")[-4000:]
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

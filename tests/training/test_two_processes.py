@@ -28,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(folder: Path, rank: int) -> dict[str, Any]:
     file = folder / f"record-{rank}.json"
-    assert file.exists(), (folder / "log.txt").read_text()[-4000:]
-    return json.loads(file.read_text())
+    assert file.exists(), (folder / "log.txt").read_text(encoding="utf-8")[-4000:]
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -38,7 +38,7 @@ def test_two_processes__losses_and_weights_are_those_of_one(folder: Path, tmp_pa
     assert alone.ema is not None
     for rank in range(2):
         found = record(folder, rank)["losses"]
-        assert name in found, (folder / "log.txt").read_text()[-4000:]
+        assert name in found, (folder / "log.txt").read_text(encoding="utf-8")[-4000:]
         # Sums of float32 taken in another order differ by about 1e-7 of their size, and by 1e-2 / ε = 10 times that
         # after each of four AdamW steps. Other noise, or another scale, moves the losses by 1e-1, the weights by 1e-2.
         assert found[name] == pytest.approx(losses(alone), rel=1e-5)

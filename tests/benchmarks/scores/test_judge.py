@@ -21,6 +21,6 @@ def test_materialize_smollm2__missing_packages_name_the_command(
 
 
 def test_materialize_smollm2__a_finished_folder_does_not_change(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     assert materialize_smollm2(tmp_path) == tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

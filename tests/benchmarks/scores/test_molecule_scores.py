@@ -141,7 +141,7 @@ def published() -> dict[str, Any]:
         "_filters": molecules.alerts(),
     }  # fmt: skip
     for file in ("utils.py", "metrics/utils.py", "metrics/metrics.py"):
-        tree = ast.parse((folder / file).read_text())
+        tree = ast.parse((folder / file).read_text(encoding="utf-8"))
         tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
         exec(compile(tree, file, "exec"), names)
     return names

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -248,8 +249,8 @@ def test_table_scores__tables_that_do_not_fit_are_an_error() -> None:
         column_shapes(TRUTH, TRUTH[["a", "c"]])
     with pytest.raises(ValueError, match=r"\['a', 'b'\].*\['a', 'b', 'c'\]"):
         pair_trends(TRUTH, TRUTH.assign(c=1))
-    with pytest.raises(ValueError, match=r"\{'a': 1\}"):
-        closest_records(TRUTH, TRUTH, TRUTH.assign(a=[NAN, 1.0]))
+    with pytest.raises(ValueError, match=r"target='a' is missing in 1 rows"):
+        efficacy(TRUTH, TRUTH.assign(a=[NAN, 1.0]), "a")
     with pytest.raises(ValueError, match="1 rows"):
         column_shapes(TRUTH, TRUTH[:1])
     with pytest.raises(ValueError, match=r"\{'a': 1, 'b': 1, 'c': 2\}"):
@@ -266,3 +267,21 @@ def test_table_scores__a_missing_package_is_named(monkeypatch: pytest.MonkeyPatc
         detection_auc(TRUTH, TRUTH)
     with pytest.raises(ImportError, match="pip install sdmetrics"):
         quality_report(TRUTH, TRUTH)
+
+
+def test_table_scores__missing_cells_are_a_category_of_their_own() -> None:
+    rows = {"a": [1.0, 2.0, 3.0, 4.0] * 10, 0: ["x", "y"] * 20, "day": pd.date_range("2024-01-01", periods=40)}
+    real = pd.DataFrame(rows)
+    holes = real.assign(**{"a": [NAN, 2.0, 3.0, NAN] * 10}).astype({"a": float})
+    holes[0] = [None, "y"] * 20
+    assert column_shapes(holes, holes) == {"a": 1.0, "day": 1.0, "0": 1.0}
+    shapes = column_shapes(real, holes)
+    assert shapes["a"] == pytest.approx(0.5)  # half of the numbers are missing, below all others
+    assert shapes["0"] == pytest.approx(0.5)
+    assert set(pair_trends(holes, holes).values()) == {1.0}
+    assert pair_trends(real, holes)["a", "0"] < 1
+    assert closest_records(holes, holes, holes)["copies"] == 1.0
+    assert closest_records(real, real, holes)["copies"] == 0.25  # the rows without missing cells
+    if find_spec("sklearn") is not None:
+        assert detection_auc(holes, holes) <= 0.5
+        assert efficacy(holes, holes, "day").keys() == {"r2", "rmse"}

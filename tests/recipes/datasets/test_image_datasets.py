@@ -177,7 +177,7 @@ def npm_pack(arguments: tuple[str, ...], folder: Path) -> None:
             cell[16:] = (row, column, 100 if vendor == "google" else 200, 255)  # the upper half is transparent
     picture = io.BytesIO()
     Image.fromarray(sheet).save(picture, "png")
-    with tarfile.open(folder / f"emoji-datasource-{vendor}-16.0.0.tgz", "w:gz") as archive:
+    with tarfile.open(folder / f"emoji-datasource-{vendor}-16.0.0.tgz", "w:gz", encoding="utf-8") as archive:
         for name, content in (
             (f"img/{vendor}/sheets-clean/32.png", picture.getvalue()),
             ("emoji.json", json.dumps(emoji_table()).encode()),

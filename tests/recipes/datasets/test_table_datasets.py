@@ -126,7 +126,7 @@ def test_download_flights__unpacks_the_npm_package(tmp_path: Path, monkeypatch: 
     def run(command: tuple[str, ...], cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
         calls.append(command)
         content = (tmp_path / "source.parquet").read_bytes()
-        with tarfile.open(Path(cwd) / "vega-datasets-3.2.1.tgz", "w:gz") as archive:
+        with tarfile.open(Path(cwd) / "vega-datasets-3.2.1.tgz", "w:gz", encoding="utf-8") as archive:
             info = tarfile.TarInfo("package/data/flights-3m.parquet")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))

@@ -62,7 +62,7 @@ def test_gcide__follows_the_text8_protocol(debian: list[str], tmp_path: Path) ->
     file = download_gcide(tmp_path)
     assert download_gcide(tmp_path) == file
     assert debian == ["apt-get", "dpkg-deb"]
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert text == "a b webster c " * 9000
     parts = ["".join(texts(load_text("gcide", split, cache_dir=tmp_path))) for split in ("train", "validation", "test")]
     assert "".join(parts) == text
@@ -85,7 +85,7 @@ def test_download_gcide__a_failure_leaves_nothing(
 
 def test_load_text__falls_through_to_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    (tmp_path / "lines.txt").write_text("a\nb\nc\nd\n")
+    (tmp_path / "lines.txt").write_text("a\nb\nc\nd\n", encoding="utf-8")
     options: dict[str, Any] = {"sample_by": "line", "validation_size": 1, "cache_dir": tmp_path / "cache"}
     assert texts(load_text(tmp_path / "lines.txt", **options)) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="source='someone/nothing'") as raised:

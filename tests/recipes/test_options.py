@@ -1,0 +1,159 @@
+"""Options of recipes: words and JSON, counts and checks before training, JSON without NaN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gm_discrete import GMConfig, GMModel, MaskedPath
+from gm_discrete.json_text import json_text
+from recipes import mixed, pictures
+from recipes.options import check_sampling, json_dict, json_option, weights_option
+
+
+def flags(arguments: dict[str, object]) -> list[str]:
+    return [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training would be an error."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the training began")
+
+    for name in ("text", "mixed", "images"):
+        monkeypatch.setattr(f"recipes.{name}.train", refuse)
+
+
+def test_json_option__takes_words_and_json() -> None:
+    assert json_option("scalers", "log") == json_option("scalers", '"log"') == "log"
+    assert json_option("scalers", '{"a": "standard"}') == {"a": "standard"}
+    assert weights_option("generators", "jump") == {"jump": 1.0}
+    assert json_dict("loss_weights", "{}") == {}
+    with pytest.raises(ValueError, match=r"scalers='\{a: b\}'"):
+        json_option("scalers", "{a: b}")
+    with pytest.raises(ValueError, match="model_options='dropout'"):
+        json_dict("model_options", "dropout")
+
+
+def test_json_text__is_valid_json() -> None:
+    content = {"a": float("nan"), "b": [float("inf"), np.float64("nan"), 1.5], "c": Path("x")}
+    assert json.loads(json_text(content), parse_constant=pytest.fail) == {"a": None, "b": [None, None, 1.5], "c": "x"}
+
+
+def test_check_sampling__refuses_what_generate_refuses() -> None:
+    model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    check_sampling(model, length=4, num_steps=2, seed=0, sampler="tau_leaping")
+    for wrong in ({"num_steps": 0}, {"sampler": "nothing"}, {"batch_size": 0}, {"class_labels": [1]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            check_sampling(model, **wrong)
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"prompt": "§"}, "prompt='§'"),
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"schedule": "nothing"}, "nothing"),
+        ({"model_options": "{"}, "model_options='{'"),
+        ({"validation_size": 0.001}, r"held-out part .*--validation_size"),
+        ({"length": 3000}, r"training: .*at least 8|held-out part"),
+        ({"alphabet": "xyz"}, r"training: .*% .*alphabet='xyz'"),
+        ({"sample_by": "word"}, "sample_by='word'"),
+    ],
+)
+def test_text_recipe__checks_before_training(
+    recipe: ModuleType, tiny: list[str], tmp_path: Path, changes: dict[str, object], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        recipe.main([*tiny, *flags({"output_dir": tmp_path, **changes})])
+
+
+@pytest.mark.usefixtures("untrained")
+def test_text_recipe__reads_a_text_a_line_and_counts(
+    recipe: ModuleType, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "molecules.txt"
+    file.write_text("\n".join(["CCO", "c1ccccc1", "CC(C)N", "OC1CCCCC1"] * 50), encoding="utf-8")
+    options = {"data": file, "tokenizer": "smiles", "packed": False, "output_dir": tmp_path / "run"}
+    with pytest.raises(AssertionError, match="the training began"):
+        recipe.main([*tiny, *flags(options)])
+    shown = capsys.readouterr().out
+    assert "training: 190 sequences of 4 to 10 tokens, 1,379 tokens in all" in shown
+    assert "held out: 4 sequences" in shown
+    with pytest.raises(ValueError, match=r"training: 1 sequences .*at least 8 .*--sample_by line"):
+        recipe.main([*tiny, *flags({**options, "sample_by": "document", "output_dir": tmp_path / "other"})])
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> Path:
+    """A category that one row alone has, names with signs, a missing number, and dates."""
+    table = pd.DataFrame({"town": ["Aarhus", "Brno"] * 20, "$ price $x^": [i + 0.5 for i in range(40)]})
+    table["petal.length"] = [*[0.5, 1.5] * 19, None, 2.5]
+    table["day"] = pd.date_range("2024-01-01", periods=40).strftime("%d.%m.%Y")
+    table.to_csv(tmp_path / "orders.csv", sep=";", decimal=",", index=False)
+    return tmp_path / "orders.csv"
+
+
+SMALL = {
+    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "bins": 8, "max_steps": 1, "num_steps": 2,
+    "num_samples": 5, "num_eval_samples": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+    "per_device_train_batch_size": 2, "scalers": "standard", "sampler": "tau_leaping", "generators": "flow",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_mixed_recipe__trains_on_a_table_as_people_have_it(
+    orders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = orders.read_text(encoding="utf-8").split("\n")
+    seen: list[str] = []
+    monkeypatch.setattr("recipes.mixed.compare_columns", lambda real, made, file: seen.extend(made))
+    for row in range(1, 41, 13):  # wherever the town is, it may be held out
+        changed = [
+            line.replace("Aarhus", "Cork").replace("Brno", "Cork") if i == row else line for i, line in enumerate(text)
+        ]
+        orders.write_text("\n".join(changed), encoding="utf-8")
+        mixed.main(flags({**SMALL, "data": orders, "output_dir": tmp_path / f"run{row}"}))
+    shown = capsys.readouterr().out
+    assert "town: text, 3 categories: 'Aarhus', 'Brno', 'Cork'" in shown
+    assert "day: date from 2024-01-01 to 2024-02-09" in shown
+    assert "petal.length: number from 0.5 to 2.5, 1 decimals, 1 missing" in shown
+    assert seen[:4] == ["town", "$ price $x^", "petal.length", "day"]
+    samples = pd.read_csv(tmp_path / "run1" / "samples.csv")
+    assert pd.to_datetime(samples["day"], format="%Y-%m-%d").dt.year.eq(2024).all()
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"scalers": "log"}, "scalers='log'"),
+        ({"sampler": "nothing"}, "nothing"),
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"num_samples": 0}, "batch_size=0"),
+        ({"columns": "town,country"}, "'country'"),
+        ({"date_columns": "town"}, "'town'"),
+        ({"loss_weights": "heavy"}, "loss_weights='heavy'"),
+    ],
+)
+def test_mixed_recipe__checks_before_training(
+    orders: Path, tmp_path: Path, changes: dict[str, object], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        mixed.main(flags({**SMALL, "data": orders, "output_dir": tmp_path / "run", **changes}))
+
+
+def test_compare_columns__any_names_dates_and_empty_columns(tmp_path: Path) -> None:
+    days: Any = pd.date_range("2024-01-01", periods=4).to_pydatetime().tolist()
+    real = {"$ a_^": [1, 2, 3, None], "$\\b": ["$x", "y$", "$", None], "day": days, "gone": [None] * 4}
+    made = {"$ a_^": [None] * 4, "$\\b": [None] * 4, "day": days[::-1], "gone": [None] * 4}
+    assert pictures.compare_columns(real, made, tmp_path / "columns.png").stat().st_size > 0
