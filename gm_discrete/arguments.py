@@ -16,7 +16,7 @@ LARGEST = 2**24
 
 def number(
     name: str,
-    value: Any,
+    value: object,
     *,
     least: float = -math.inf,
     above: float = -math.inf,
@@ -50,7 +50,7 @@ def number(
     return found
 
 
-def whole(name: str, value: Any, least: int, most: int = LARGEST, cure: str = "") -> int:
+def whole(name: str, value: object, least: int, most: int = LARGEST, cure: str = "") -> int:
     """The value as an integer between `least` and `most`.
 
     Raises:
@@ -68,7 +68,7 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST, cure: str = ""
     return int(plain)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """The value, which must be True or False.
 
     Raises:
@@ -80,7 +80,7 @@ def flag(name: str, value: Any) -> bool:
     return plain
 
 
-def choice(name: str, value: Any, options: Iterable[str]) -> str:
+def choice(name: str, value: object, options: Iterable[str]) -> str:
     """The value, which must be one of the options.
 
     Raises:
@@ -91,7 +91,7 @@ def choice(name: str, value: Any, options: Iterable[str]) -> str:
     return value
 
 
-def listed(name: str, value: Any) -> list[Any]:
+def listed(name: str, value: object) -> list[Any]:
     """The value as a list of plain Python objects; a tensor or an array may be given as well.
 
     Raises:
@@ -106,7 +106,7 @@ def listed(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def numbers(name: str, values: Any, *, least: float = -math.inf, most: float = math.inf) -> list[float]:
+def numbers(name: str, values: object, *, least: float = -math.inf, most: float = math.inf) -> list[float]:
     """The values as finite floats.
 
     Raises:
@@ -116,7 +116,7 @@ def numbers(name: str, values: Any, *, least: float = -math.inf, most: float = m
     return [number(f"{name}[{i}]", value, least=least, most=most) for i, value in enumerate(listed(name, values))]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A number out of a tensor or an array of one; anything else as it is."""
     single = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
     return value.item() if single else value
