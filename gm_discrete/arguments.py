@@ -87,7 +87,8 @@ def choice(name: str, value: object, options: Iterable[str]) -> str:
         ValueError: it is none of them.
     """
     if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, options))}")
+        names = [repr(option) for option in options]
+        raise ValueError(f"{name}={value!r} must be {', '.join(names[:-1])}{' or ' if names[1:] else ''}{names[-1]}")
     return value
 
 

@@ -184,8 +184,8 @@ def test_correctors__are_for_a_single_discrete_field() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DetailedBalance(sweeps=0), "sweeps=0 must be at least 1"),
-        (lambda: DetailedBalance(strength=0.0), "strength=0.0 must be positive"),
+        (lambda: DetailedBalance(sweeps=0), "sweeps=0 must be an integer from 1"),
+        (lambda: DetailedBalance(strength=0.0), "strength=0.0 must be"),
         (lambda: ReMDM(1.5), r"eta=1.5 must be in \(0, 1\]"),
     ],
 )
