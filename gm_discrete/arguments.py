@@ -63,9 +63,10 @@ def whole(name: str, value: object, least: int, most: int = LARGEST, cure: str =
     plain = _plain(value)
     if not isinstance(plain, Integral) or isinstance(plain, bool):
         raise TypeError(f"{name}={value!r} must be an integer{cure}")
-    if not least <= plain <= most:
-        raise ValueError(f"{name}={plain} must be an integer from {least} to {most}{cure}")
-    return int(plain)
+    found = int(plain)
+    if not least <= found <= most:
+        raise ValueError(f"{name}={found} must be an integer from {least} to {most}{cure}")
+    return found
 
 
 def flag(name: str, value: object) -> bool:
@@ -119,8 +120,9 @@ def numbers(name: str, values: object, *, least: float = -math.inf, most: float 
 
 def _plain(value: object) -> Any:
     """A number out of a tensor or an array of one; anything else as it is."""
-    single = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
-    return value.item() if single else value
+    if isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
 def _range(least: float, above: float, most: float, below: float) -> str:
