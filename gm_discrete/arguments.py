@@ -16,7 +16,7 @@ LARGEST = 2**24
 
 def number(
     name: str,
-    value: Any,
+    value: object,
     *,
     least: float = -math.inf,
     above: float = -math.inf,
@@ -50,7 +50,7 @@ def number(
     return found
 
 
-def whole(name: str, value: Any, least: int, most: int = LARGEST, cure: str = "") -> int:
+def whole(name: str, value: object, least: int, most: int = LARGEST, cure: str = "") -> int:
     """The value as an integer between `least` and `most`.
 
     Raises:
@@ -63,12 +63,13 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST, cure: str = ""
     plain = _plain(value)
     if not isinstance(plain, Integral) or isinstance(plain, bool):
         raise TypeError(f"{name}={value!r} must be an integer{cure}")
-    if not least <= plain <= most:
-        raise ValueError(f"{name}={plain} must be an integer from {least} to {most}{cure}")
-    return int(plain)
+    found = int(plain)
+    if not least <= found <= most:
+        raise ValueError(f"{name}={found} must be an integer from {least} to {most}{cure}")
+    return found
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """The value, which must be True or False.
 
     Raises:
@@ -80,18 +81,19 @@ def flag(name: str, value: Any) -> bool:
     return plain
 
 
-def choice(name: str, value: Any, options: Iterable[str]) -> str:
+def choice(name: str, value: object, options: Iterable[str]) -> str:
     """The value, which must be one of the options.
 
     Raises:
         ValueError: it is none of them.
     """
     if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, options))}")
+        names = [repr(option) for option in options]
+        raise ValueError(f"{name}={value!r} must be {', '.join(names[:-1])}{' or ' if names[1:] else ''}{names[-1]}")
     return value
 
 
-def listed(name: str, value: Any) -> list[Any]:
+def listed(name: str, value: object) -> list[Any]:
     """The value as a list of plain Python objects; a tensor or an array may be given as well.
 
     Raises:
@@ -106,7 +108,7 @@ def listed(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def numbers(name: str, values: Any, *, least: float = -math.inf, most: float = math.inf) -> list[float]:
+def numbers(name: str, values: object, *, least: float = -math.inf, most: float = math.inf) -> list[float]:
     """The values as finite floats.
 
     Raises:
@@ -116,10 +118,11 @@ def numbers(name: str, values: Any, *, least: float = -math.inf, most: float = m
     return [number(f"{name}[{i}]", value, least=least, most=most) for i, value in enumerate(listed(name, values))]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A number out of a tensor or an array of one; anything else as it is."""
-    single = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
-    return value.item() if single else value
+    if isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
 def _range(least: float, above: float, most: float, below: float) -> str:

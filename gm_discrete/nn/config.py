@@ -339,9 +339,10 @@ class GMConfig(PreTrainedConfig):
         """
         if not self.num_classes:
             raise ValueError("class_labels are given, but the model has no classes: GMConfig(num_classes=…)")
-        if labels.shape != (batch,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-            raise ValueError(f"class_labels is {found}; expected integers of shape [B] = [{batch}]")
+        if labels.shape != (batch,):
+            raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{batch}]")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"class_labels must be integers, got {labels.dtype}")
         if torch.compiler.is_compiling():  # reading the values would break the graph in two
             return
         inside = ((labels >= -1) & (labels < self.num_classes)).all()
@@ -349,5 +350,6 @@ class GMConfig(PreTrainedConfig):
             require(inside, ValueError, "class_labels out of range")
         elif not bool(inside):
             raise ValueError(
-                f"class_labels={labels[:8].tolist()} must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}"
+                f"class_labels must lie between −1 (none) and num_classes − 1 = {self.num_classes - 1}, got "
+                f"{labels[:8].tolist()}"
             )

@@ -8,7 +8,7 @@ sum. A network does the last three in its own `forward`, which wrappers for dist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Never, TypeVar
+from typing import Any, Never, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,8 @@ def conditional_loss(
         for name, field in path.fields.items():
             labels[name] = field.mask_labels(state[name], chosen[name])
         choice = {} if divergence is None else {"divergence": divergence}
-        return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
+        module = cast(Any, process)  # with the wrapper, which hooks the call
+        return module(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
 

@@ -222,7 +222,8 @@ def check_times(t: TimeLike, state: Tensor, t_next: TimeLike | None = None) -> N
     """
     if t_next is not None:
         check_times(t_next, state)
-    t, end = (time.t if isinstance(time, At) else time for time in (t, t_next))
+    t = t.t if isinstance(t, At) else t
+    end = t_next.t if isinstance(t_next, At) else t_next
     if not isinstance(t, Tensor) or t.shape != state.shape[:1]:
         found = tuple(t.shape) if isinstance(t, Tensor) else t
         raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")

@@ -257,7 +257,7 @@ class ProductPath(Path):
             raise ValueError(f"{name} must be a dict with the fields {', '.join(self.factors)}; got {found}")
 
 
-def _by_name(factors: Any) -> dict[str, Any]:
+def _by_name(factors: object) -> dict[str, Any]:
     """
     Raises:
         TypeError: they are neither a mapping nor pairs.

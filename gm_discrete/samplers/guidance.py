@@ -169,7 +169,7 @@ class GuidedProcess:
     def path(self) -> Path:
         return self.process.path
 
-    def check(self, x: Tensor, name: str, **conditioning: Any) -> None:
+    def check(self, x: Tensor, name: str, **conditioning: object) -> None:
         """Checks what goes to the generator of the process (see `process.check_call`)."""
         check_call(self.process, x, name, conditioning)
 

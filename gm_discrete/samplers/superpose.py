@@ -24,7 +24,7 @@ class SuperposedModel:
         # Its grid is that of a superposition, unless all of them only jump.
         self.path: Path = (smooth or [models[0].path])[0]
 
-    def check(self, x: Tensor, name: str, **conditioning: Any) -> None:
+    def check(self, x: Tensor, name: str, **conditioning: object) -> None:
         """Checks what goes to the generators of both processes (see `process.check_call`)."""
         for model in self.models:
             check_call(model, x, name, conditioning)

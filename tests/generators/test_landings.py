@@ -229,11 +229,11 @@ def test_bins__covering_has_the_ends_as_centres() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"low": 1.0, "high": 1.0}, "low=1.0 and high=1.0"),
-        ({"low": 2.0, "high": -2.0}, "bins need low < high"),
-        ({"high": math.inf}, "low=-1.0 and high=inf"),
+        ({"low": 1.0, "high": 1.0}, "low=1.0 must be below high=1.0"),
+        ({"low": 2.0, "high": -2.0}, "low=2.0 must be below high=-2.0"),
+        ({"high": math.inf}, "high=inf"),
         ({"low": math.nan}, "low=nan"),
-        ({"number": 1}, "number=1 must be at least 2"),
+        ({"number": 1}, "number=1 must be an integer from 2"),
     ],
 )
 def test_bins__names_bad_arguments(arguments: dict, message: str) -> None:

@@ -20,13 +20,16 @@ from gm_discrete import (
     Corrector,
     ExactGaussianModel,
     ExactModel,
+    FieldTimeSampler,
     FinitePath,
     GaussianPath,
+    LogitNormalTimeSampler,
     MaskedPath,
     Path,
     ProductPath,
     Sampler,
     Schedule,
+    TauLeaping,
     UniformPath,
     simulate,
 )
@@ -81,7 +84,7 @@ def check_works(made: Any) -> None:
     """An object that a constructor has accepted comes back from its JSON, and its numbers are finite."""
     if isinstance(made, Configurable):
         text = json.dumps(made.to_dict(), allow_nan=False)
-        again = type(made).from_dict(json.loads(text))
+        again: Any = type(made).from_dict(json.loads(text))
         if isinstance(made, Path):
             again.load_tables(made.tables())
         assert again == made
@@ -110,7 +113,7 @@ def check_works(made: Any) -> None:
     elif isinstance(made, Scaler):
         values = made.inverse(torch.tensor([-1.0, 0.0, 1.0]))
         assert _finite(values, made.transform(values), made.log_derivative(values))
-    elif hasattr(made, "quantile"):
+    elif isinstance(made, LogitNormalTimeSampler | FieldTimeSampler):
         t = draw_times(MaskedPath(3), 16, torch.Generator().manual_seed(0), torch.device("cpu"), made)
         assert bool(((t > 0) & (t < 1)).all())
 
@@ -138,7 +141,7 @@ def _check_finite_path(path: FinitePath) -> None:
 
 def _check_sampler(made: Any) -> None:
     rng, corrector = torch.Generator().manual_seed(0), made if isinstance(made, Corrector) else None
-    sampler = "tau_leaping" if corrector is not None else made
+    sampler: Sampler = TauLeaping() if isinstance(made, Corrector) else made
     models: list[Any] = [ExactModel(path, torch.tensor([[0, 1], [1, 0]])) for path in (MaskedPath(3), UniformPath(3))]
     models.append(ExactGaussianModel(GaussianPath(), torch.zeros(1, 2, 1)))
     fitting = [

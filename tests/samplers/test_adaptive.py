@@ -156,6 +156,6 @@ def test_adaptive__few_open_positions_of_a_long_sequence_are_all_surveyed() -> N
     for seed in range(10):
         model, fixed = Certain(), torch.ones(1, 200, dtype=torch.bool)
         fixed[0, 17:22] = False
-        x = simulate(model, torch.ones(1, 200, dtype=torch.long), [0, 1], rng(seed), "adaptive", fixed)
+        x = simulate(model, torch.ones(1, 200, dtype=torch.long), [0, 1], rng(seed), Adaptive(1.0), fixed)
         assert bool((x == 1).all())
         assert len(model.seen - {1.0}) == 1  # E = 0: one leap

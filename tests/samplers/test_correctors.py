@@ -184,9 +184,9 @@ def test_correctors__are_for_a_single_discrete_field() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DetailedBalance(sweeps=0), "sweeps=0 must be at least 1"),
-        (lambda: DetailedBalance(strength=0.0), "strength=0.0 must be positive"),
-        (lambda: ReMDM(1.5), r"eta=1.5 must be in \(0, 1\]"),
+        (lambda: DetailedBalance(sweeps=0), "sweeps=0 must be an integer from 1"),
+        (lambda: DetailedBalance(strength=0.0), "strength=0.0 must be"),
+        (lambda: ReMDM(1.5), "eta=1.5 must be a finite number > 0 and ≤ 1"),
     ],
 )
 def test_correctors__arguments_out_of_range_are_named(make: Any, message: str) -> None:

@@ -213,9 +213,9 @@ def test_simulate__times_may_be_any_sequence(kind: Any) -> None:
         ({"times": [-0.1, 1.0]}, "times must increase"),
         ({"times": [1.0, 0.0]}, "times must increase"),
         ({"times": [0.0, 0.5, 0.5, 1.0]}, "times must increase"),
-        ({"times": [0.0, float("nan")]}, "times must increase"),
-        ({"save_at": [3]}, r"save_at=\[3\]"),
-        ({"save_at": [-4]}, r"save_at=\[-4\]"),
+        ({"times": [0.0, float("nan")]}, r"times\[1\]=nan"),
+        ({"save_at": [3]}, "save_at=3"),
+        ({"save_at": [-4]}, "save_at=-4"),
         ({"fixed": torch.ones(2, 2, dtype=torch.bool)}, r"fixed .*\(2, 2\).*\(2, 3\)"),
         ({"x_0": torch.full((2, 3), 9)}, "9.*vocab_size=5"),
         ({"x_0": torch.zeros(2, 3)}, "x_0.*long.*float32"),
@@ -224,7 +224,7 @@ def test_simulate__times_may_be_any_sequence(kind: Any) -> None:
 )
 def test_simulate__arguments_out_of_range_are_named(options: dict, message: str) -> None:
     arguments = {"x_0": torch.full((2, 3), 4), "times": [0.0, 0.5, 1.0], "rng": rng()} | options
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         simulate(Counting(MaskedPath(5), 2, 3), **arguments)
 
 
