@@ -42,6 +42,6 @@ def refuse_unknown(options: Collection[str], where: str, renamed: Mapping[str, s
     """
     for name in options:
         if name in renamed:
-            raise TypeError(f"{where} takes no argument {name}; give {renamed[name]}")
+            raise TypeError(f"{where} takes no argument {name}, in whose place stands {renamed[name]}")
     for name in sorted(options):
         raise TypeError(f"{where} takes no argument {name}{nearest(name, known)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypedDict, TypeGuard, cast
 
@@ -264,9 +265,10 @@ class GMGenerationConfig(GenerationConfig):
         return cls(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos)
 
 
-def known_options() -> set[str]:
+@cache
+def known_options() -> frozenset[str]:
     """The arguments of `GMGenerationConfig`."""
-    return {*inspect.signature(GMGenerationConfig).parameters} - {"others"}
+    return frozenset(inspect.signature(GMGenerationConfig).parameters) - {"others"}
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:

@@ -152,13 +152,12 @@ class Request:
             request.class_labels = labels.to(model.device)
         if "" in network.fields:
             request._check_single(model.path, network.fields[""])
-        request._repeat(config.num_return_sequences)
+        if config.num_return_sequences > 1:
+            request._repeat(config.num_return_sequences)
         return request
 
     def _repeat(self, times: int) -> None:
         """Repeats every row of the batch, one copy after another."""
-        if times == 1:
-            return
         row = torch.arange(next(iter(self.shapes.values()))[0]).repeat_interleave(times)
         self.shapes = {name: (len(row), *shape[1:]) for name, shape in self.shapes.items()}
         self.observed = {name: cells.rows(row) for name, cells in self.observed.items()}

@@ -25,6 +25,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         fields = config.state_fields
+        self.field = fields.get("")  # the only one, if there is just one
         # A single field has no embedding of several: its parameters keep the names that other transformers give them.
         if "" in fields:
             self.embed_tokens, self.embed_places = embedding(fields[""], config), places(fields[""], config)
@@ -64,11 +65,11 @@ class Backbone(nn.Module):
         """
         if clean is not None:
             x = {name: torch.cat([value, clean[name]], 1) for name, value in x.items()}
-        fields = self.config.state_fields
-        if "" not in fields:
+        if self.field is None:
             hidden, mask, position = self.embed_tokens(x, time, attention_mask)
         else:
-            hidden = self.embed_tokens(fields[""].embedded(x[""])) if embeds is None else embeds  # [B, L, D]
+            values = x[""] if self.field.is_token else self.field.split(x[""])
+            hidden = self.embed_tokens(values) if embeds is None else embeds  # [B, L, D]
             if self.embed_places is not None:
                 hidden = hidden + self.embed_places(torch.arange(hidden.shape[1], device=hidden.device))
             mask, position = None if attention_mask is None else attention_mask[""], None

@@ -44,6 +44,10 @@ def _is_from_transformers(key: str) -> bool:
     return key.startswith("_") or declared or key in _ALSO_FROM_TRANSFORMERS
 
 
+_INHERITED = {"dtype": optional(precision), "return_dict": optional(flag), "output_hidden_states": optional(flag)}
+"""Validators of arguments that transformers declares and does not check."""
+
+
 class GMConfig(PreTrainedConfig):
     """Configuration of a generator-matching model: its probability path and its transformer.
 
@@ -140,16 +144,12 @@ class GMConfig(PreTrainedConfig):
     bos_token_id: int | None = validated_field(optional(whole(0)), default=None)
     eos_token_id: int | None = validated_field(optional(whole(0)), default=None)
 
-    # Of transformers, which checks none of them.
-    dtype: Any = validated_field(optional(precision), default=None)
-    return_dict: bool | None = validated_field(optional(flag), default=True)
-    output_hidden_states: bool | None = validated_field(optional(flag), default=False)
-
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an argument or any other attribute; of arguments the type and range are checked."""
         value = value.item() if isinstance(value, np.generic) else value
         field = type(self).__dataclass_fields__.get(name)
-        validate(name, value, *(() if field is None else field.metadata.get("validator", ())))
+        own = () if field is None else field.metadata.get("validator", ())
+        validate(name, value, *own, *([_INHERITED[name]] if name in _INHERITED else ()))
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -76,7 +76,8 @@ class FieldsEmbedding(nn.Module):
         return torch.cat(parts, 1), torch.cat(masks, 1).long() if masks else None, torch.cat(positions)
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
-        hidden = self.entries[_key(name)](self.fields[name].embedded(x))
+        field = self.fields[name]
+        hidden = self.entries[_key(name)](x if field.is_token else field.split(x))
         if _key(name) in self.places:
             hidden = hidden + self.places[_key(name)](torch.arange(hidden.shape[1], device=hidden.device))
         if self.times is not None and time is not None:

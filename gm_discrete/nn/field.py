@@ -106,7 +106,7 @@ class Field:
         """K of a discrete field, 0 of a continuous one."""
         return cast(FinitePath, self.path).vocab_size if self.path.is_discrete else 0
 
-    @property
+    @cached_property
     def is_token(self) -> bool:
         """Whether an entry is a symbol with a position of its own, so that its embedding is a lookup."""
         return self.vocab_size > 0 and self.slots == 1
@@ -166,10 +166,6 @@ class Field:
         validate("loss_weights", dict(weights), weights_of(*parts))
 
     # Entries and positions
-
-    def embedded(self, x: Tensor) -> Tensor:
-        """What an embedding takes: tokens [B, L] as they are, other entries by position."""
-        return x if self.is_token else self.split(x)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, …] → [B, positions, slots]."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
 
 import torch
 
-Validator = Callable[[Any], None]
+Validator = Callable[[object], None]
 
 
 def whole(least: int) -> Validator:
     """An integer ≥ `least`."""
 
-    def check(value: Any) -> None:
+    def check(value: object) -> None:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"an integer ≥ {least}")
         if value < least:
@@ -27,34 +26,28 @@ def whole(least: int) -> Validator:
     return check
 
 
-def positive(value: Any) -> None:
+def positive(value: object) -> None:
     """A finite number > 0."""
-    _number(value, "a finite number > 0")
-    if not 0 < value < math.inf:
-        raise ValueError("a finite number > 0")
+    _number(value, lambda number: 0 < number < math.inf, "a finite number > 0")
 
 
-def weight(value: Any) -> None:
+def weight(value: object) -> None:
     """A finite number ≥ 0."""
-    _number(value, "a finite number ≥ 0")
-    if not 0 <= value < math.inf:
-        raise ValueError("a finite number ≥ 0")
+    _number(value, lambda number: 0 <= number < math.inf, "a finite number ≥ 0")
 
 
-def probability(value: Any) -> None:
+def probability(value: object) -> None:
     """A number in [0, 1): of something that does not happen always."""
-    _number(value, "a number in [0, 1)")
-    if not 0 <= value < 1:
-        raise ValueError("a number in [0, 1)")
+    _number(value, lambda number: 0 <= number < 1, "a number in [0, 1)")
 
 
-def flag(value: Any) -> None:
+def flag(value: object) -> None:
     """A truth value."""
     if not isinstance(value, bool):
         raise TypeError("True or False")
 
 
-def precision(value: Any) -> None:
+def precision(value: object) -> None:
     """A type of floating-point numbers, or its name in torch."""
     found = getattr(torch, value, None) if isinstance(value, str) else value
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
@@ -64,7 +57,7 @@ def precision(value: Any) -> None:
 def choice(*names: str) -> Validator:
     """One of the names."""
 
-    def check(value: Any) -> None:
+    def check(value: object) -> None:
         if value not in names:
             raise ValueError(" or ".join(map(repr, names)))
 
@@ -74,7 +67,7 @@ def choice(*names: str) -> Validator:
 def optional(validator: Validator) -> Validator:
     """`None`, or what the validator allows."""
 
-    def check(value: Any) -> None:
+    def check(value: object) -> None:
         if value is not None:
             try:
                 validator(value)
@@ -87,7 +80,7 @@ def optional(validator: Validator) -> Validator:
 def list_of(validator: Validator, length: int | None = None) -> Validator:
     """A list of what the validator allows, of that length."""
 
-    def check(value: Any) -> None:
+    def check(value: object) -> None:
         size = "" if length is None else f" of {length}"
         if not isinstance(value, Sequence) or isinstance(value, str) or length not in (None, len(value)):
             raise ValueError(f"a list{size}")
@@ -100,7 +93,7 @@ def list_of(validator: Validator, length: int | None = None) -> Validator:
     return check
 
 
-def image(value: Any) -> None:
+def image(value: object) -> None:
     """[C, H, W]."""
     try:
         list_of(whole(1), 3)(value)
@@ -111,7 +104,7 @@ def image(value: Any) -> None:
 def weights_of(*names: str) -> Validator:
     """A dict of finite weights ≥ 0 of some of the names."""
 
-    def check(value: Any) -> None:
+    def check(value: object) -> None:
         expected = f"weights ≥ 0 of {', '.join(names) or 'no part'}"
         if not isinstance(value, Mapping) or value.keys() - set(names):
             raise ValueError(expected)
@@ -124,13 +117,13 @@ def weights_of(*names: str) -> Validator:
     return check
 
 
-def mapping(value: Any) -> None:
+def mapping(value: object) -> None:
     """A dict whose keys are strings."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise TypeError("a dict with names as keys")
 
 
-def validate(name: str, value: Any, *validators: Validator) -> None:
+def validate(name: str, value: object, *validators: Validator) -> None:
     """
     Raises:
         TypeError, ValueError: the value is not what the validators allow; the message names it.
@@ -142,6 +135,8 @@ def validate(name: str, value: Any, *validators: Validator) -> None:
             raise type(error)(f"{name}={value!r} must be {error}") from None
 
 
-def _number(value: Any, expected: str) -> None:
+def _number(value: object, allowed: Callable[[float], bool], expected: str) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(expected)
+    if not allowed(float(value)):
+        raise ValueError(expected)
