@@ -8,7 +8,7 @@ sum. A network does the last three in its own `forward`, which wrappers for dist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Never, TypeVar, cast
+from typing import Any, Never, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def conditional_loss(
     path: Path = model.path
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))
     conditioning: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
-    if hasattr(model, "check") or not isinstance(model, nn.Module):
+    if hasattr(model, "check") or not isinstance(process, nn.Module):
         check_call(model, z, "z", conditioning | ({} if class_labels is None else {"class_labels": class_labels}))
     else:  # a module of your own needs no generator, but a `forward`
         check_state(path, z, "z")
@@ -91,8 +91,7 @@ def conditional_loss(
         for name, field in path.fields.items():
             labels[name] = field.mask_labels(state[name], chosen[name])
         choice = {} if divergence is None else {"divergence": divergence}
-        module = cast(Any, process)  # with the wrapper, which hooks the call
-        return module(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
+        return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
 
