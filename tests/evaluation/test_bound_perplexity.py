@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gm_discrete import Likelihood, MaskedPath
-from gm_discrete.data import ImageCollator, TokenCollator, character_tokenizer
+from gm_discrete.data import (
+    ImageCollator,
+    TokenCollator,
+    byte_level_bpe,
+    character_tokenizer,
+    sentencepiece_tokenizer,
+)
 from gm_discrete.evaluation import BoundPerplexity, count_characters, evaluate_bound
 from gm_discrete.generators import Jump
 
