@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gm_discrete import Likelihood, MaskedPath
-from gm_discrete.data import ImageCollator, TokenCollator, character_tokenizer
+from gm_discrete.data import (
+    ImageCollator,
+    TokenCollator,
+    byte_level_bpe,
+    character_tokenizer,
+    sentencepiece_tokenizer,
+)
 from gm_discrete.evaluation import BoundPerplexity, count_characters, evaluate_bound
 from gm_discrete.generators import Jump
 
@@ -131,3 +137,22 @@ def test_count_characters__of_scored_tokens() -> None:
     end = tokenizer.eos_token_id
     labels = torch.tensor([[0, 1, 2, end], [-100, 0, -100, -100], [end, -100, -100, -100]])
     assert count_characters(tokenizer, labels) == [3, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe", "sentencepiece"])
+def test_count_characters__of_blocks_add_up_to_the_text(kind: str) -> None:
+    """Blocks of 5 tokens cut characters of several bytes, some of them twice."""
+    text = "今天天气很好,我们去公园散步吧。 Zürich 🙂 hello world\n" * 20
+    if kind == "characters":
+        tokenizer = character_tokenizer([text])
+    elif kind == "bpe":
+        tokenizer = byte_level_bpe([text], 270)
+    else:
+        tokenizer = sentencepiece_tokenizer(["hello world " * 20], 270, "bpe")
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = tokens[: len(tokens) // 5 * 5]
+    blocks = torch.tensor(tokens).view(-1, 5)
+    whole = tokenizer.decode(tokens).rstrip("\ufffd")
+    assert abs(sum(count_characters(tokenizer, blocks)) - len(whole)) <= 1  # one that the end of the last block cuts
+    chosen = torch.arange(0, len(blocks), 3)
+    assert count_characters(tokenizer, blocks[chosen]) == [count_characters(tokenizer, blocks)[i] for i in chosen]

@@ -62,10 +62,19 @@ def test_product_path__factors_come_as_a_mapping_as_pairs_or_as_keywords() -> No
     assert ProductPath(pairs) == ProductPath(dict(pairs)) == ProductPath({"kind": KIND}, size=SIZE) == path()
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a:b", "type", "factors", "independent_times"])
-def test_product_path__refuses_invalid_names(name: str) -> None:
+@pytest.mark.parametrize("name", ["a.b", "a:b", "type", "factors", "independent_times", "100%2E"])
+def test_product_path__any_name_of_a_field(name: str) -> None:
+    product = ProductPath({name: KIND}, independent_times=True)
+    assert Path.from_dict(json.loads(json.dumps(product.to_dict()))) == product
+    assert list(product.fields) == [name]
+
+
+@pytest.mark.parametrize("name", ["", 7])
+def test_product_path__refuses_names_that_are_none(name: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(name))):
         ProductPath({name: KIND})
+    with pytest.raises(TypeError, match=r"independent_times=.*factors"):
+        ProductPath(a=KIND, independent_times=KIND)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_check_sampling__refuses_what_generate_refuses() -> None:
         ({"num_steps": 0}, "num_steps=0"),
         ({"schedule": "nothing"}, "nothing"),
         ({"model_options": "{"}, "model_options='{'"),
-        ({"validation_size": 0.001}, r"held-out part .*--validation_size"),
+        ({"validation_size": 0.001, "length": 200}, r"held-out part .*--validation_size"),
         ({"length": 3000}, r"training: .*at least 8|held-out part"),
         ({"alphabet": "xyz"}, r"training: .*% .*alphabet='xyz'"),
         ({"sample_by": "word"}, "sample_by='word'"),
@@ -87,7 +87,7 @@ def test_text_recipe__reads_a_text_a_line_and_counts(
     with pytest.raises(AssertionError, match="the training began"):
         recipe.main([*tiny, *flags(options)])
     shown = capsys.readouterr().out
-    assert "training: 190 sequences of 4 to 10 tokens, 1,379 tokens in all" in shown
+    assert "training: 190 sequences of 4 to 10 tokens, 1,423 tokens in all" in shown
     assert "held out: 4 sequences" in shown
     with pytest.raises(ValueError, match=r"training: 1 sequences .*at least 8 .*--sample_by line"):
         recipe.main([*tiny, *flags({**options, "sample_by": "document", "output_dir": tmp_path / "other"})])
@@ -117,10 +117,9 @@ def test_mixed_recipe__trains_on_a_table_as_people_have_it(
     text = orders.read_text(encoding="utf-8").split("\n")
     seen: list[str] = []
     monkeypatch.setattr("recipes.mixed.compare_columns", lambda real, made, file: seen.extend(made))
-    for row in range(1, 41, 13):  # wherever the town is, it may be held out
-        changed = [
-            line.replace("Aarhus", "Cork").replace("Brno", "Cork") if i == row else line for i, line in enumerate(text)
-        ]
+    for row in (1, 20):  # wherever the town is, it may be held out
+        changed = list(text)
+        changed[row] = changed[row].replace("Aarhus", "Cork").replace("Brno", "Cork")
         orders.write_text("\n".join(changed), encoding="utf-8")
         mixed.main(flags({**SMALL, "data": orders, "output_dir": tmp_path / f"run{row}"}))
     shown = capsys.readouterr().out
