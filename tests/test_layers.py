@@ -26,7 +26,7 @@ ROWS = [
     {"process"},
     {"paths"},
     {"generators"},
-    {"configurable", "renamed"},
+    {"configurable", "json_text", "renamed"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
 ALLOWED_SIBLINGS = {("training", "evaluation")}  # the trainer evaluates
