@@ -26,7 +26,7 @@ ROWS = [
     {"process"},
     {"paths"},
     {"generators"},
-    {"configurable", "renamed"},
+    {"configurable", "json_text", "renamed"},
     {"arguments"},
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}

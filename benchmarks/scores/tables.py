@@ -314,8 +314,8 @@ def _filled(*tables: pd.DataFrame) -> list[pd.DataFrame]:
     found = list(tables)
     for name in column_kinds(tables[0])[0]:
         if all(name in table.columns for table in tables) and any(table[name].isna().any() for table in tables):
-            middle = tables[0][name].median()
-            middle = 0.0 if pd.isna(middle) else middle
+            observed = tables[0][name].dropna()
+            middle = float(np.median(observed)) if len(observed) else 0.0
             for place, table in enumerate(found):
                 gone = {f"{name} is missing": table[name].isna(), name: table[name].fillna(middle)}
                 found[place] = table.assign(**gone)
