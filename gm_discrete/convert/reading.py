@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gm_discrete.convert.archive import Archive
-from gm_discrete.convert.pickles import StoredTensor, Unread, within
+from gm_discrete.convert.pickles import Unread, within
 from gm_discrete.convert.sources import Folder
 from gm_discrete.convert.tokenizers import PickledTokenizer
 
@@ -98,7 +98,7 @@ def _load(file: Path) -> tuple[Mapping[Any, Any], Callable[[object], Tensor | No
         if not isinstance(content, Mapping):
             found = type(content).__name__ if not isinstance(content, Unread) else "object of a class"
             raise ValueError(f"source={str(file)!r} holds a {found}; expected a dict of tensors by name")
-        return content, lambda value: archive.tensor(value) if isinstance(value, StoredTensor) else None
+        return content, archive.tensor
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise errors of many kinds
