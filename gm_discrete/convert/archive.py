@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.convert.pickles import Unread, unpickled
+from gm_discrete.convert.sources import line
 
 DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "IntStorage": torch.int32,
@@ -92,5 +93,4 @@ class Archive:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> ValueError:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return ValueError(f"source={str(self.file)!r} is damaged, or was not written by torch.save: {reason}")
+        return ValueError(f"source={str(self.file)!r} is damaged, or was not written by torch.save: {line(error)}")

@@ -76,7 +76,7 @@ KEPT = """
     BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST LIST
     APPEND APPENDS SETITEM SETITEMS GLOBAL STACK_GLOBAL INST OBJ BINPERSID
 """
-"""Instructions of Python's machine: they call `find_class`, `persistent_load`, `_instantiate` and `[]=`, `append`, `extend`."""
+"""Instructions of Python's machine, which call nothing but methods of `Machine`, `append`, `extend` and `[]=`."""
 
 INSTEAD = {"EMPTY_SET": "EMPTY_LIST", "FROZENSET": "LIST", "ADDITEMS": "APPENDS", "BYTEARRAY8": "BINBYTES8"}
 """A set's members would have to be hashed; the room for a bytearray is made before its bytes are there."""
@@ -114,11 +114,9 @@ class Machine(pickle._Unpickler):
         self.stack[-1] = Unread(self.stack[-1], (arguments, keywords))
 
     def load_build(self) -> None:
-        state = self.stack.pop()
-        if isinstance(
-            self.stack[-1], Unread
-        ):  # attributes of a dict, such as `_metadata` of a state dict, are not needed
-            self.stack[-1].state = state
+        state, built = self.stack.pop(), self.stack[-1]
+        if isinstance(built, Unread):  # a dict's attributes, such as `_metadata` of a state dict, are not needed
+            built.state = state
 
     def load_empty_dict(self) -> None:
         self.stack.append(Items())
@@ -137,12 +135,13 @@ def _code(name: str) -> int:
     return getattr(pickle, name)[0]
 
 
-Machine.dispatch = {
+_DISPATCH: dict[int, Any] = {
     **dict.fromkeys(range(256), Machine.refuse),
     **{_code(name): pickle._Unpickler.dispatch[_code(name)] for name in KEPT.split()},
     **{_code(name): pickle._Unpickler.dispatch[_code(other)] for name, other in INSTEAD.items()},
     **{_code(name): getattr(Machine, f"load_{name.lower()}") for name in OURS.split()},
 }
+Machine.dispatch = _DISPATCH
 
 
 def made(function: object, arguments: object) -> object:

@@ -112,6 +112,9 @@ PROGRAMS: dict[str, bytes] = {
     "unknown memory": b"\x80\x02h\x07.",
     "list as a key": b"}]Ns.",
     "long tuple of itself": b"]" + b"2\x86" * 2000 + b".",
+    "hash without end": b"}K\x01" + b"2\x86" * 100 + b"Ns.",
+    "place for many values": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "room for many bytes": b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
     "deep": b"(" * 50_000 + b"N" + b"t" * 50_000 + b".",
 }
 
@@ -119,7 +122,7 @@ PROGRAMS: dict[str, bytes] = {
 DATA = (
     "protocol 0", "result of a call", "instance of old classes", "object of old classes", "dotted names",
     "attributes of a function", "attributes of a class", "path by persistent id", "list as a key",
-    "long tuple of itself", "deep",
+    "long tuple of itself", "hash without end", "place for many values", "deep",
 )  # fmt: skip
 """Those of which something inert is made; the others are refused."""
 
