@@ -188,6 +188,18 @@ def test_archive__hostile_programs_are_data_or_refused(place: Path, name: str) -
     assert message.count("damaged") == (name not in DATA)
 
 
+def test_archive__functions_in_the_extension_registry_are_out_of_reach(place: Path) -> None:
+    """They are held by the process, so that an unpickler gets them without looking up their names."""
+    program = b"\x80\x02\x82\xf0."
+    copyreg.add_extension("os", "system", 0xF0)
+    try:
+        assert pickle.loads(program) is os.system
+        with pytest.raises(ValueError, match=r"last\.ckpt.* is damaged"):
+            Archive(write_archive(place / "last.ckpt", program)).content()
+    finally:
+        copyreg.remove_extension("os", "system", 0xF0)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_convert__reads_the_network_beside_calls_without_making_them(place: Path, name: str) -> None:
     state = {f"backbone.{key}": tensor for key, tensor in state_dict().items()}
