@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gm_discrete.convert.pickles import Name, Storage, StoredTensor, unpickled
+from gm_discrete.convert.pickles import Unread, unpickled
+from gm_discrete.convert.sources import line
 
 DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "IntStorage": torch.int32,
@@ -40,23 +41,28 @@ class Archive:
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def content(self) -> object:
-        """The pickled object: containers, numbers, strings, `StoredTensor`s, and `Unread` objects."""
+        """The pickled object: containers, numbers, strings, and `Unread` objects, some of which are tensors."""
         if f"{self.root}byteorder" in self.zip.namelist() and self._bytes("byteorder") != b"little":
             raise ValueError(f"source={str(self.file)!r} was written on a big-endian machine")
         program = self._bytes("data.pkl")
         try:
             return unpickled(program)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except Exception as error:  # damaged programs raise errors of many kinds
             raise self._damaged(error) from error
 
-    def tensor(self, stored: StoredTensor) -> Tensor:
-        """
+    def tensor(self, value: object) -> Tensor | None:
+        """The tensor, if this object of the content is one.
+
         Raises:
             ValueError: the archive does not hold it, or not as much of it.
         """
-        flat, shape, strides = self._numbers(stored.storage), stored.shape, stored.strides
+        match value:
+            case Unread(("torch._utils", "_rebuild_tensor_v2"), (storage, offset, shape, strides, *_)):
+                flat = self._numbers(storage)
+            case _:
+                return None
         try:
-            tensor = flat.as_strided(shape, strides, stored.offset)  # pyright: ignore[reportArgumentType]
+            tensor = flat.as_strided(shape, strides, offset)
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._damaged(error) from error
         if tensor.numel() > flat.numel():
@@ -65,7 +71,7 @@ class Archive:
 
     def _numbers(self, storage: object) -> Tensor:
         match storage:
-            case Storage(Name("torch", str(kind)), str(key)) if kind in DTYPES:
+            case ("storage", ("torch", str(kind)), str(key), _, _) if kind in DTYPES:
                 dtype = DTYPES[kind]
             case _:
                 raise self._damaged(ValueError("a tensor of an unknown kind"))
@@ -83,17 +89,8 @@ class Archive:
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} is compressed, which torch.save does not do")
             return self.zip.read(entry)
-        except (
-            KeyError,
-            ValueError,
-            RuntimeError,
-            OSError,
-            EOFError,
-            zipfile.BadZipFile,
-            NotImplementedError,
-        ) as error:
+        except Exception as error:  # damaged archives raise errors of many kinds
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> ValueError:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return ValueError(f"source={str(self.file)!r} is damaged, or was not written by torch.save: {reason}")
+        return ValueError(f"source={str(self.file)!r} is damaged, or was not written by torch.save: {line(error)}")

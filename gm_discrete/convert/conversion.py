@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from gm_discrete.convert.reading import ROOT, Checkpoint, read
 from gm_discrete.convert.settings import FAMILIES, Settings, positive
-from gm_discrete.convert.sources import WEIGHTS, Folder, opened, read_json
+from gm_discrete.convert.sources import WEIGHTS, Folder, line, opened, read_settings
+from gm_discrete.convert.tokenizers import KeptTokenizer
 from gm_discrete.convert.weights import ROPE_THETA, averaged, check, check_values, heads, renamed
 from gm_discrete.models import GMConfig, GMModel
 from gm_discrete.paths import FinitePath, MaskedPath, UniformPath
@@ -119,7 +119,7 @@ def convert(
 def _is_ours(source: Folder) -> bool:
     """Whether the source is a folder that `GMModel.save_pretrained` wrote."""
     config = source.file("config.json")
-    return config is not None and read_json(config).get("model_type") == GMConfig.model_type
+    return config is not None and read_settings(config).get("model_type") == GMConfig.model_type
 
 
 def _ours(source: Folder) -> GMModel:
@@ -133,9 +133,7 @@ def _ours(source: Folder) -> GMModel:
     try:
         model, report = GMModel.from_pretrained(source.path, output_loading_info=True)
     except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"source={str(source.path)!r} is damaged: {next(iter(str(error).splitlines()), '')}"
-        ) from error
+        raise ValueError(f"source={str(source.path)!r} is damaged: {line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"source={str(source.path)!r} is damaged: its weights lack {', '.join(missing)}")
     check_values(dict(model.named_parameters()))
@@ -174,22 +172,14 @@ def _path(family: str, state: dict[str, Tensor], mask_token_id: int | None, chec
         )
     if family == "duo":
         return UniformPath(vocab_size)
-    if mask_token_id is None and checkpoint.tokenizer is not None:  # in MDLM's and Duo's code, also for SEDD
-        mask_token_id = checkpoint.tokenizer.mask_token_id()
-    elif mask_token_id is None and family == "mdlm":
-        mask_token_id = _mask_of_tokenizer(checkpoint.folder)
+    tokenizer = checkpoint.tokenizer  # in MDLM's and Duo's code, also for SEDD
+    if tokenizer is None and checkpoint.folder is not None and family == "mdlm":
+        tokenizer = KeptTokenizer.of_folder(checkpoint.folder)
+    if (
+        mask_token_id is None and tokenizer is not None
+    ):  # MDLM uses the tokenizer's if there is one, else appends a symbol
+        mask_token_id = tokenizer.mask_token_id()
     return MaskedPath(vocab_size, mask_token_id)
-
-
-def _mask_of_tokenizer(folder: Folder | None) -> int | None:
-    """The id of the mask in a folder's tokenizer files, which MDLM uses if there is one; else it appends a symbol."""
-    files = [None if folder is None else folder.file(name) for name in ("tokenizer_config.json", "tokenizer.json")]
-    if files[0] is None or files[1] is None:
-        return None
-    mask = read_json(files[0]).get("mask_token")
-    mask = mask.get("content") if isinstance(mask, Mapping) else mask
-    added = read_json(files[1]).get("added_tokens", [])
-    return next((int(token["id"]) for token in added if mask is not None and token["content"] == mask), None)
 
 
 def _write(model: GMModel, destination: Path, checkpoint: Checkpoint) -> None:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gm_discrete.convert.archive import Archive
-from gm_discrete.convert.pickles import StoredTensor, Unread, within
-from gm_discrete.convert.sources import Folder
-from gm_discrete.convert.tokenizers import PickledTokenizer
+from gm_discrete.convert.pickles import Unread, within
+from gm_discrete.convert.sources import Folder, line
+from gm_discrete.convert.tokenizers import KeptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Checkpoint:
     shadow: list[Tensor] | None = None
     config: object = None
     folder: Folder | None = None
-    tokenizer: PickledTokenizer | None = None
+    tokenizer: KeptTokenizer | None = None
 
 
 def read(source: Path | Folder) -> Checkpoint:
@@ -75,7 +75,7 @@ def read(source: Path | Folder) -> Checkpoint:
         shadow=None if shadow is None else [value for value in shadow if value is not None],
         config=(folder.config() if folder is not None else None) or within(hyper, "config"),
         folder=folder,
-        tokenizer=None if kept is None else PickledTokenizer.of(kept),
+        tokenizer=None if kept is None else KeptTokenizer.unread(kept),
     )
 
 
@@ -91,29 +91,25 @@ def _load(file: Path) -> tuple[Mapping[Any, Any], Callable[[object], Tensor | No
         try:
             return load_file(file), _as_tensor
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(f"source={str(file)!r} is no safetensors file: {_line(error)}") from error
+            raise ValueError(f"source={str(file)!r} is no safetensors file: {line(error)}") from error
     if zipfile.is_zipfile(file):
         archive = Archive(file)
         content = archive.content()
         if not isinstance(content, Mapping):
             found = type(content).__name__ if not isinstance(content, Unread) else "object of a class"
             raise ValueError(f"source={str(file)!r} holds a {found}; expected a dict of tensors by name")
-        return content, lambda value: archive.tensor(value) if isinstance(value, StoredTensor) else None
+        return content, archive.tensor
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise errors of many kinds
         raise ValueError(
             f"source={str(file)!r} is no checkpoint, is damaged, or is of torch < 1.6 and holds more than tensors. "
             "If you trust it, load it with the code that it came from, and save what is needed: "
-            f"torch.save({{'state_dict': c['state_dict'], 'ema': c.get('ema')}}, …). ({_line(error)})"
+            f"torch.save({{'state_dict': c['state_dict'], 'ema': c.get('ema')}}, …). ({line(error)})"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"source={str(file)!r} holds a {type(content).__name__}; expected a dict of tensors by name")
     return content, _as_tensor
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _without_prefix(

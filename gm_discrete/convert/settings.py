@@ -47,36 +47,30 @@ class Settings:
         if not config:
             return cls()
         nested = within(config, "model") is not None
-        graph, algorithm, parameterization, kind = (
-            _word(config, *names)
-            for names in (("graph", "type"), ("algo", "name"), ("parameterization",), ("model_type",))
-        )
+        algorithm = _word(config, "algo", "name")
         if not nested:
-            family, found = str(kind).lower(), f"its config has model_type={kind!r}"
-        elif graph is not None:
-            family, found = f"sedd-{graph}", f"its config has graph.type={graph!r}"
+            kind = _word(config, "model_type")
+            family, found = str(kind).lower(), f"model_type={kind!r}"
+        elif graph := _word(config, "graph", "type"):
+            family, found = f"sedd-{graph}", f"graph.type={graph!r}"
         elif algorithm is not None:
-            family, found = ALGORITHMS.get(str(algorithm)), f"its config has algo.name={algorithm!r}"
+            family, found = ALGORITHMS.get(algorithm), f"algo.name={algorithm!r}"
         else:
-            family = PARAMETERIZATIONS.get(str(parameterization))
-            found = f"its config has parameterization={parameterization!r}"
+            kind = _word(config, "parameterization")
+            family, found = PARAMETERIZATIONS.get(str(kind)), f"parameterization={kind!r}"
         if within(config, "causal") or within(config, "algo", "causal_attention"):
             raise ValueError(
                 "the config of source has causal=true: an autoregressive network does not predict all positions"
             )
-        heads, length, dropout = (
-            _number(config, *names)
-            for names in (
-                (("model", "n_heads"), ("model", "length"), ("model", "dropout"))
-                if nested
-                else (("n_heads",), ("model_length",), ("dropout",))
-            )
-        )
+        within_model = ("model",) if nested else ()
+        dropout = _number(config, *within_model, "dropout")
+        heads = _number(config, *within_model, "n_heads")
+        length = _number(config, *within_model, "length" if nested else "model_length")
         timed = within(config, *(("algo",) if algorithm is not None else ()), "time_conditioning")
         if dropout is not None and not 0 <= dropout < 1:
             raise ValueError(f"the config of source has dropout={dropout}; expected a number in [0, 1)")
         return cls(
-            kind=found,
+            kind=f"its config has {found}",
             family=family if family in FAMILIES else None,
             num_attention_heads=positive("n_heads in the config of source", heads),
             length=positive("length in the config of source", length),

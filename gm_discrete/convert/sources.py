@@ -75,7 +75,7 @@ class Folder:
         return [found] if found.suffix != ".json" else self._shards(found)
 
     def _shards(self, index: Path) -> list[Path]:
-        places = read_json(index).get("weight_map")
+        places = read_settings(index).get("weight_map")
         names = sorted(set(map(str, places.values()))) if isinstance(places, Mapping) else []
         if not names:
             raise ValueError(f"{index} is no index of weights: it has no weight_map of tensors to files")
@@ -90,10 +90,8 @@ class Folder:
 
     def config(self) -> dict[str, Any]:
         """The content of config.json, or of the config of a training run; empty if there is none."""
-        if file := self.file("config.json"):
-            return read_json(file)
-        file = self.file(".hydra/config.yaml")
-        return {} if file is None else _read_yaml(file)
+        file = self.file("config.json") or self.file(".hydra/config.yaml")
+        return {} if file is None else read_settings(file)
 
 
 def opened(source: str | Path) -> Path | Folder:
@@ -124,31 +122,27 @@ def _downloaded(source: str, *weights: str) -> Folder:
     try:
         return Folder(Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.model", *weights])))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise FileNotFoundError(
-            f"source={source!r} is neither a file nor a folder, and the Hugging Face hub does not have it: {reason}"
+            f"source={source!r} is neither a file nor a folder, and the Hugging Face hub does not have it: {line(error)}"
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of a file of JSON, or of YAML by its ending.
+
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no object of settings.
     """
+    parse, form = (yaml.safe_load, "YAML") if file.suffix == ".yaml" else (json.loads, "JSON")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+        content = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is no {form}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; expected an object of settings")
     return content
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected settings")
-    return content
+def line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -249,8 +249,7 @@ class GMHarness(TemplateLM):
             raise ValueError(f"max_gen_toks={new} must be at least 1 and less than max_length={self.max_length}")
         own = {name: value for name, value in options.items() if name not in OWN_ARGUMENTS}
         if not _draws(gen_kwargs):
-            likeliest = {"do_sample": False} if "do_sample" in argument_names(self.model.generate) else {"top_k": 1}
-            own = {name: value for name, value in own.items() if name != "temperature"} | likeliest
+            own = {name: value for name, value in own.items() if name != "temperature"} | {"do_sample": False}
         encoded = [
             (self.tok_encode(prompt) or self._encode_alone("")[0])[new - self.max_length :] for prompt, _ in prompts
         ]

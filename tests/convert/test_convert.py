@@ -343,6 +343,29 @@ def test_convert__mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> N
     assert convert(source, tmp_path / "sedd").path == MaskedPath(K)  # which always adds a symbol of its own
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "mask"),
+    [
+        ({"model": {"vocab": {"[MASK]": 3}}}, 3),
+        ({"added_tokens": [7, {"content": ["[MASK]"], "id": 1}, {"content": "[MASK]", "id": 4}]}, 4),
+        ({"added_tokens": [{"content": "[MASK]", "id": "4"}]}, None),
+        ({"added_tokens": 3, "model": []}, None),
+        (None, None),
+    ],
+)
+def test_convert__mask_of_tokenizer_files_has_an_id_or_is_asked_for(tmp_path: File, tokenizer: Any, mask: Any) -> None:
+    source = folder(tmp_path / "source", state_dict(), CONFIGS["mdlm"])
+    (source / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "[MASK]"}}), encoding="utf-8")
+    if tokenizer is not None:
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    if mask is None:
+        with pytest.raises(ValueError, match=r"mask_token_id is missing.*'\[MASK\]'"):
+            convert(source, tmp_path / "model")
+        assert convert(source, tmp_path / "model", mask_token_id=1).path == MaskedPath(K, 1)
+    else:
+        assert convert(source, tmp_path / "model").path == MaskedPath(K, mask)
+
+
 # ---- refusals
 
 
