@@ -204,18 +204,8 @@ class GMModel(GMPreTrainedModel):
             hidden_states=None if record is None else (*record, final),
         )
 
-    def check(self, x: Tensor | State, name: str = "x", **arguments: Any) -> None:
-        """Checks the arguments of `generator`, and evaluates nothing. Entry points call it once before they start.
-
-        Args:
-            name: of the state, for messages.
-            arguments: all others, as `generator` takes them.
-
-        Raises:
-            TypeError: there is no such argument.
-            ValueError: an argument is not what the model is made for; the message names it.
-        """
-        check_arguments(self, x, name, **arguments)
+    check = check_arguments
+    """Checks the arguments of `generator`, and evaluates nothing. Entry points call it once before they start."""
 
     def generator(
         self,
@@ -247,10 +237,9 @@ class GMModel(GMPreTrainedModel):
             clean: for block-causal attention: the data [B, L] whose blocks precede each block of x; x itself by default.
             on_read: observes the posteriors that are evaluated (see `nn.readout.OnRead`).
         """
-        check_arguments(
-            self, x, "x", t, t_next, attention_mask, class_labels, guidance_scale, generators, network_time, clean,
-            **unknown,
-        )  # fmt: skip
+        self.check(
+            x, "x", t, t_next, attention_mask, class_labels, guidance_scale, generators, network_time, clean, **unknown
+        )
         path, state = self.path, pack(x)
         single = "" in path.fields
         weights = {"": generators} if single and generators is not None else dict(generators or {})

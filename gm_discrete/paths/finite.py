@@ -255,7 +255,7 @@ class FinitePath(Path):
 
     def dominating_process(self, x: Tensor) -> DominatingProcess:
         """Candidate events at a rate that no token at x exceeds: by default from a table over logit κ."""
-        if ("dominating", x.device) not in self._cache:
+        if (found := self._cache.get(("dominating", x.device))) is None:
             kappa = torch.linspace(-CLOCK_LOGITS, CLOCK_LOGITS, 801, dtype=torch.float64, device=x.device).sigmoid()
             times = self.schedule.inverse(kappa)
             rates = torch.cat([self._greatest_rate(part) for part in times.split(8)])
@@ -264,8 +264,8 @@ class FinitePath(Path):
             around = torch.nn.functional.max_pool1d(rates[None], 7, stride=1, padding=3)[0]
             rates = 1.25 * torch.maximum(around[:-1], around[1:])
             cumulative_rate = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
-            self._cache["dominating", x.device] = times, cumulative_rate, rates
-        times, cumulative_rate, rates = self._cache["dominating", x.device]
+            self._cache["dominating", x.device] = found = times, cumulative_rate, rates
+        times, cumulative_rate, rates = found
 
         def cumulative(t: Tensor) -> Tensor:
             inside = _interpolated(t, times, cumulative_rate)
@@ -331,12 +331,12 @@ class FinitePath(Path):
 
 
 class Derived(dict[Any, Any]):
-    """Derived tensors by (name, device). Those that `torch.export` has made hold no values: they count as absent."""
+    """Derived tensors by (name, device). Those that `torch.export` makes hold no values, and are not kept."""
 
-    def __contains__(self, key: object) -> bool:
-        found = self.get(key, ())
-        parts = found if isinstance(found, tuple) else (found,)
-        return len(parts) > 0 and not any(isinstance(part, FakeTensor) for part in parts)
+    def __setitem__(self, key: object, value: Any) -> None:
+        parts = value if isinstance(value, tuple) else (value,)
+        if not any(isinstance(part, FakeTensor) for part in parts):
+            super().__setitem__(key, value)
 
 
 @dataclass(frozen=True)
