@@ -41,6 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "metric": {"vocab_size": 2, "embeddings": [[0.0], [1.0]]}, "product": {"factors": {"a": MaskedPath(3)}},
     "blocks": {"length": 2}, "standard_scaler": {"mean": 0.0, "std": 1.0}, "categories": {"names": ["a", "b"]},
     "quantile_scaler": {"quantiles": [0.0, 1.0, 2.0]},
+    "date_part": {"part": "year", "scaler": {"type": "standard_scaler", "mean": 0.0, "std": 1.0}},
 }  # fmt: skip
 """By type: valid arguments of what has no default."""
 CONSTRUCTORS: list[tuple[Call, dict[str, Any]]] = [

@@ -84,7 +84,7 @@ class ExactModel:
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Jump:
         self.path.check(x, t, "x")
         check_times(t, x, t_next)
-        return self.path.marginal(self.logits(x, t), x, t, t_next, check=False)
+        return self.path.marginal(self.logits(x, t), x, t, t_next)
 
     def states(self) -> Tensor:
         """Every state, [K^L, L], in the order of `index`."""
@@ -222,7 +222,7 @@ def _check_candidates(path: FinitePath) -> None:
     kappa = torch.linspace(-18, 18, 257, dtype=torch.float64).sigmoid()  # not the nodes of a table
     t = path.schedule.inverse(kappa)
     x = torch.arange(path.vocab_size).repeat(len(t), 1)
-    process, intensity = path.dominating_process(x), path.conditional(torch.zeros_like(x), x, t, check=False).intensity
+    process, intensity = path.dominating_process(x), path.conditional(torch.zeros_like(x), x, t).intensity
     excess = intensity / (process.rate(t)[:, None] * process.weight).clamp(min=torch.finfo(torch.float64).tiny)
     row, symbol = (excess == excess.max()).nonzero()[0].tolist()
     if not float(excess[row, symbol]) <= 1 + ROUNDING:

@@ -372,7 +372,7 @@ def without(*names: str) -> dict[str, Tensor]:
         (state_dict(), {"family": "gpt"}, "family='gpt'.*mdlm, sedd-absorb, sedd-uniform, duo"),
         (state_dict(), {"family": "sedd-uniform"}, r"no exact counterpart: .* only if s\(y\)/Σs ≥ \(1 − κ\)/K"),
         (state_dict(), {"family": "duo", "mask_token_id": 2}, "mask_token_id=2 is MDLM's"),
-        (state_dict(), {"mask_token_id": K}, f"mask_token_id={K} must be an id below"),
+        (state_dict(), {"mask_token_id": K}, f"mask_token_id={K} must be an integer from 0 to {K - 1}"),
         (state_dict(), {"eps": 0.0}, "eps=0.0 must lie between 0 and 1"),
     ],
 )
@@ -418,7 +418,7 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
         ({"backbone": "unet"}, "backbone='unet' must be 'gm' or 'dit'"),
         ({"backbone": "dit", "hidden_act": "swiglu"}, "hidden_act='swiglu' must be 'gelu_pytorch_tanh'"),
         ({"backbone": "dit", "noise_range": [1, 1]}, r"noise_range=\[1.0, 1.0\] must be 0 ≤ least < greatest"),
-        ({"backbone": "dit", "condition_size": 0}, "condition_size=0 ≥ 1"),
+        ({"backbone": "dit", "condition_size": 0}, "condition_size=0 must be an integer ≥ 1"),
         ({"backbone": "dit", "num_classes": 2}, "backbone='dit' has no num_classes; got 2"),
         ({"backbone": "dit", "tie_word_embeddings": True}, "backbone='dit' has no tie_word_embeddings"),
         ({"backbone": "dit", "path": {"type": "gaussian"}}, "backbone='dit'"),

@@ -212,8 +212,10 @@ def sharded(at: Path, ending: str) -> Path:
         tensors = {name: state[name] for name in part}
         save_file(tensors, at / file) if ending == "safetensors" else torch.save(tensors, at / file)
     places = {name: files[i % 2] for i, name in enumerate(names)}
-    (at / f"{whole}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    (at / "config.json").write_text(json.dumps(CONFIGS["duo"]))
+    (at / f"{whole}.{ending}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8"
+    )
+    (at / "config.json").write_text(json.dumps(CONFIGS["duo"]), encoding="utf-8")
     return at
 
 
@@ -234,7 +236,7 @@ def test_convert__reads_shards(tmp_path: Path, ending: str) -> None:
 )  # fmt: skip
 def test_convert__refuses_indexes_that_are_none(tmp_path: Path, content: str) -> None:
     source = sharded(tmp_path / "source", "safetensors")
-    (source / "model.safetensors.index.json").write_text(content)
+    (source / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
         convert(source, tmp_path / "model")
 
@@ -243,7 +245,7 @@ def test_convert__reads_folders_of_training_runs(tmp_path: Path, lightning: Any)
     run = tmp_path / "sedd"
     (run / "checkpoints-meta").mkdir(parents=True)
     (run / ".hydra").mkdir()
-    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(NESTED["sedd"]))
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(NESTED["sedd"]), encoding="utf-8")
     named = {f"module.{name}": tensor for name, tensor in state_dict().items()}
     average = {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow()}
     torch.save({"model": named, "ema": average, "step": 3}, run / "checkpoints-meta" / "checkpoint.pth")
@@ -262,7 +264,7 @@ def test_convert__refuses_configs_of_runs_that_are_none(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     torch.save(state_dict(), tmp_path / "run" / "only.pth")
-    (tmp_path / "run" / ".hydra" / "config.yaml").write_text(content)
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.yaml"):
         convert(tmp_path / "run", tmp_path / "model")
     assert not (tmp_path / "canary").exists()
@@ -292,12 +294,12 @@ LINKED = (
 @pytest.mark.parametrize("name", LINKED)
 def test_convert__refuses_links_that_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     source = sharded(tmp_path / "source", "safetensors")
-    (secret := tmp_path / "secret").write_text("{}")
+    (secret := tmp_path / "secret").write_text("{}", encoding="utf-8")
     file = source / name
     if name.startswith(".hydra"):
         (source / "config.json").unlink()
         (tmp_path / "hydra").mkdir()
-        (tmp_path / "hydra" / "config.yaml").write_text("{}")
+        (tmp_path / "hydra" / "config.yaml").write_text("{}", encoding="utf-8")
         (source / ".hydra").symlink_to(tmp_path / "hydra")
     else:
         file.unlink(missing_ok=True)
@@ -341,8 +343,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     snapshot = home / "snapshots" / "a1"
     for folder in ("blobs", "refs", "snapshots/a1"):
         (home / folder).mkdir(parents=True)
-    (home / "refs" / "main").write_text("a1")
-    (home / "blobs" / "1").write_text(json.dumps(CONFIGS["duo"]))
+    (home / "refs" / "main").write_text("a1", encoding="utf-8")
+    (home / "blobs" / "1").write_text(json.dumps(CONFIGS["duo"]), encoding="utf-8")
     save_file({name: tensor.contiguous() for name, tensor in state_dict().items()}, home / "blobs" / "2")
     (snapshot / "config.json").symlink_to("../../blobs/1")
     (snapshot / "model.safetensors").symlink_to("../../blobs/2")
@@ -352,7 +354,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_convert__takes_the_id_of_a_model_that_is_in_the_cache(tmp_path: Path, cache: Path) -> None:
     assert torch.equal(convert("some/duo-owt", tmp_path / "model").heads.tokens.bias, bias(0))
     assert convert(cache, tmp_path / "of folder").path == UniformPath(K)
-    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "secret").write_text("{}", encoding="utf-8")
     (cache / "tokenizer.json").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match=r"a link that leads out of it: tokenizer\.json"):
         convert("some/duo-owt", tmp_path / "other")
@@ -410,7 +412,7 @@ def test_convert_command__says_in_one_line_what_is_wrong_with_options_and_settin
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], changes: dict[str, Any], message: str
 ) -> None:
     source = sharded(tmp_path / "source", "safetensors")
-    (source / "config.json").write_text(json.dumps({**CONFIGS["duo"], **changes}))
+    (source / "config.json").write_text(json.dumps({**CONFIGS["duo"], **changes}), encoding="utf-8")
     arguments = [str(source), str(tmp_path / "model"), *options]
     if not message:
         main(arguments)
@@ -453,7 +455,7 @@ def test_convert__refuses_quantized_weights_and_far_block_numbers(tmp_path: Path
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"model_type": "gm_discrete"', "\0"])
 def test_convert__refuses_config_files_that_are_none(tmp_path: Path, content: str) -> None:
     source = sharded(tmp_path / "source", "safetensors")
-    (source / "config.json").write_text(content)
+    (source / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json"):
         convert(source, tmp_path / "model")
 

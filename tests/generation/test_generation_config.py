@@ -65,7 +65,7 @@ def test_generation_config__is_the_default_without_file(tmp_path: File) -> None:
 @pytest.mark.parametrize("content", ["", '{"num_steps": ', "[]", "5"])
 def test_generation_config__a_damaged_file_is_named(tmp_path: File, content: str) -> None:
     network().save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text(content)
+    (tmp_path / "generation_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{tmp_path}/generation_config\.json is damaged"):
         GMModel.from_pretrained(tmp_path)
 

@@ -267,7 +267,7 @@ def test_generate__arguments_that_do_not_fit_are_named(name: str, settings: dict
         ("flow", {"x_0": torch.zeros(2, 5, 2), "batch_size": 3}, "x_0 has 2, batch_size has 3"),
         ("flow", {"x_0": torch.zeros(2, 5, 3)}, r"x_0 has shape \(2, 5, 3\); the model takes \[B, 5, 2\]"),
         ("flow", {"x_0": torch.zeros(2, 5)}, r"x_0 has shape \(2, 5\)"),
-        ("flow", {"x_0": [1.0]}, "x_0.*list"),
+        ("flow", {"x_0": [1.0]}, r"x_0.*tensor.*\[1.0\]"),
         ("flow on images", {"x_0": torch.zeros(2, 3, 4, 4)}, r"x_0 has shape .*; the model takes \[B, 3, 4, 6\]"),
         ("flow on images", {"length": 5}, "length=5.*image_shape"),
         ("masked", {"length": 5}, "length=5.*image_shape"),

@@ -74,7 +74,7 @@ def start(argv: list[str], point: str | None, log: Path) -> int:
     if process := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     try:
-        with log.open("a") as stream:
+        with log.open("a", encoding="utf-8") as stream:
             for descriptor in (1, 2):
                 os.dup2(stream.fileno(), descriptor)
             print(f"\n==== {point}", flush=True)
@@ -91,7 +91,7 @@ def check_files(folder: Path) -> None:
     """Every file that has its final name is whole."""
     for file in folder.iterdir():
         if file.suffix == ".json":
-            json.loads(file.read_text())
+            json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".safetensors":
             safe_open(file, "pt").keys()
         elif file.suffix in (".png", ".gif"):
@@ -110,7 +110,7 @@ def main(folder: Path, *argv: str) -> None:
         (folder / "killed" / name).write_bytes(b"")
     codes["finished"] = start([*argv, "--output_dir", str(folder / "killed")], None, log)
     check_files(folder / "killed")
-    (folder / "codes.json").write_text(json.dumps(codes))
+    (folder / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ TENSORS: list[Any] = [
 @cache
 def _raises(file: str) -> list[range]:
     """The lines of the raise statements of a file."""
-    nodes = ast.walk(ast.parse(File(file).read_text()))
+    nodes = ast.walk(ast.parse(File(file).read_text(encoding="utf-8")))
     return [range(node.lineno, (node.end_lineno or 0) + 1) for node in nodes if isinstance(node, ast.Raise)]
 
 

@@ -82,7 +82,7 @@ def main(folder: Path) -> None:
     if rank == 0:  # by the process that has started this one
         held.mkdir()
         owner = {"host": socket.gethostname(), "pid": os.getppid(), "started": started(os.getppid())}
-        (held / LOCK).write_text(json.dumps(owner))
+        (held / LOCK).write_text(json.dumps(owner), encoding="utf-8")
     try:
         small_trainer(held, **saving).train()
     except ValueError as error:

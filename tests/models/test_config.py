@@ -24,7 +24,7 @@ def test_save_pretrained__whatever_it_writes_is_loaded(tmp_path: File, kind: str
     name = kind.removeprefix("a ")
     setattr(model.config, name, value)
     model.save_pretrained(tmp_path)
-    assert name in json.loads((tmp_path / "config.json").read_text())
+    assert name in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     for loaded in (AutoModel.from_pretrained(tmp_path), GMModel.from_pretrained(tmp_path)):
         assert getattr(loaded.config, name) == value
     config = AutoConfig.from_pretrained(tmp_path)

@@ -115,9 +115,9 @@ def test_save_pretrained__a_readme_says_how_to_load(tmp_path: File) -> None:
     assert "from gm_discrete import GMModel" in card
     assert "GMModel.from_pretrained(" in card
     assert "MaskedPath" in card
-    (tmp_path / "README.md").write_text("Mine.")
+    (tmp_path / "README.md").write_text("Mine.", encoding="utf-8")
     network().save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "Mine."
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "Mine."
     network().save_pretrained(tmp_path / "other", is_main_process=False)
     assert not (tmp_path / "other" / "README.md").exists()
 

@@ -33,10 +33,12 @@ def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_recipe__is_killed_at_every_point_and_starts_again(runs: Path) -> None:
-    codes = json.loads((runs / "codes.json").read_text())
-    assert (codes.pop("unbroken"), codes.pop("finished")) == (0, 0), (runs / "log.txt").read_text()[-4000:]
+    codes = json.loads((runs / "codes.json").read_text(encoding="utf-8"))
+    assert (codes.pop("unbroken"), codes.pop("finished")) == (0, 0), (runs / "log.txt").read_text(encoding="utf-8")[
+        -4000:
+    ]
     assert len(codes) >= 10
-    assert codes == dict.fromkeys(codes, -9), (runs / "log.txt").read_text()[-4000:]
+    assert codes == dict.fromkeys(codes, -9), (runs / "log.txt").read_text(encoding="utf-8")[-4000:]
 
 
 def test_recipe__killed_and_started_again_ends_as_the_unbroken_one(runs: Path) -> None:

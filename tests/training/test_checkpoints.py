@@ -105,7 +105,7 @@ def flip_a_bit_of_the_optimizer(folder: Path) -> None:
 
 
 def spoil_marker(folder: Path) -> None:
-    (folder / MARKER).write_text("[]")
+    (folder / MARKER).write_text("[]", encoding="utf-8")
 
 
 DAMAGES = {

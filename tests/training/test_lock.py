@@ -30,7 +30,9 @@ def other() -> Iterator[int]:
 
 def lock(folder: Path, **owner: Any) -> Path:
     file = folder / LOCK
-    file.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": "1", **owner}))
+    file.write_text(
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": "1", **owner}), encoding="utf-8"
+    )
     return file
 
 
@@ -62,9 +64,9 @@ def test_lock__of_a_process_that_has_ended_is_taken_over(tmp_path: Path, other: 
             time.sleep(0.001)
         lock(tmp_path, pid=other, started=began)
     else:
-        (tmp_path / LOCK).write_text({"empty": "", "not JSON": '{"pid": ', "a list": "[]"}[left])
+        (tmp_path / LOCK).write_text({"empty": "", "not JSON": '{"pid": ', "a list": "[]"}[left], encoding="utf-8")
     with pytest.warns(UserWarning, match=LOCK) if left != "empty" else locked(tmp_path), locked(tmp_path):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / LOCK).read_text(encoding="utf-8"))["pid"] == os.getpid()
     assert not (tmp_path / LOCK).exists()
 
 
@@ -139,10 +141,10 @@ def test_check_run__a_damaged_record_is_named(tmp_path: Path) -> None:
     small_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
     common.check_run(tmp_path, {"seed": 1})
     for content in ('{"seed": ', "[]", ""):
-        (tmp_path / "run.json").write_text(content)
+        (tmp_path / "run.json").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=rf"{tmp_path}/run\.json is damaged"):
             common.check_run(tmp_path, {"seed": 1})
-        assert (tmp_path / "run.json").read_text() == content
+        assert (tmp_path / "run.json").read_text(encoding="utf-8") == content
 
 
 def test_check_run__does_not_begin_anew_where_no_checkpoint_is_complete(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_check_run__does_not_begin_anew_where_no_checkpoint_is_complete(tmp_path
         pytest.raises(ValueError, match="checkpoint-4 has no COMPLETE marker"),
     ):
         common.check_run(tmp_path, {"seed": 2})
-    assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1}
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == {"seed": 1}
 
 
 def test_recipe__a_checkpoint_to_resume_from_is_no_argument(tmp_path: Path) -> None:

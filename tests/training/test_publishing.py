@@ -20,37 +20,37 @@ def test_published__files_are_moved_at_the_end_and_config_last(tmp_path: Path, m
         lambda file, target: (moved.append(str(target.relative_to(tmp_path))), file.replace(target))[1],
     )
     (tmp_path / "part").mkdir()
-    (tmp_path / "old.txt").write_text("old")
+    (tmp_path / "old.txt").write_text("old", encoding="utf-8")
     with published(tmp_path) as draft:
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
-            (draft / name).write_text("new")
+            (draft / name).write_text("new", encoding="utf-8")
         assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["old.txt"]
     assert moved == ["model.safetensors", "tokenizer.json", "config.json"]
     assert not draft.exists()
-    assert (tmp_path / "old.txt").read_text() == "old"
+    assert (tmp_path / "old.txt").read_text(encoding="utf-8") == "old"
 
 
 def test_published__an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "a.txt").write_text("old", encoding="utf-8")
     (tmp_path / "_draft").mkdir()
-    (tmp_path / "_draft" / "b.txt").write_text("of a run that was killed")
+    (tmp_path / "_draft" / "b.txt").write_text("of a run that was killed", encoding="utf-8")
 
     def write() -> None:
         with published(tmp_path) as draft:
             assert list(draft.iterdir()) == []
-            (draft / "a.txt").write_text("ne")
+            (draft / "a.txt").write_text("ne", encoding="utf-8")
             raise KeyError
 
     with pytest.raises(KeyError):
         write()
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
+    assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
 def test_save_model__replaces_all_weights_of_an_earlier_model(tmp_path: Path) -> None:
     """`from_pretrained` would take `model.safetensors` before the parts of a newer model, or an index before nothing."""
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"):
-        (tmp_path / name).write_text("old")
-    (tmp_path / "notes.txt").write_text("of the user")
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("of the user", encoding="utf-8")
     trainer = small_trainer(tmp_path / "run")
     trainer.save_model(str(tmp_path))
     assert {file.name for file in tmp_path.glob("*model*")} == {"model.safetensors"}
@@ -72,7 +72,7 @@ def test_save_model__on_a_full_disk_leaves_the_earlier_model(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     now = load_file(tmp_path / "model.safetensors")
     assert all(bool((now[name] == first[name]).all()) for name in first)
-    assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 16
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["hidden_size"] == 16
     trainer.save_model()
     now = load_file(tmp_path / "model.safetensors")
     assert all(bool((now[name] == value).all()) for name, value in weights(trainer.model).items())
