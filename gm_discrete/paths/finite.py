@@ -22,6 +22,7 @@ from gm_discrete.generators.rows import chunked, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
 from gm_discrete.paths.base import Path, check_times, uniform
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
+from gm_discrete.paths.tabulated import RateTable
 
 CERTAIN = 1e4
 """Log-odds of certainty: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
@@ -35,12 +36,9 @@ ratio of two of them would become a rate; those above are known to a tenth."""
 
 NEGATIVE = 1e-9
 """Probabilities down to −1e-9 are taken for rounding, too. What is lower is a mistake of the path."""
+
 MOVEMENT_ELEMENTS = 2**22
 """`movement` evaluates that many probabilities: of few symbols where the vocabulary is large."""
-
-CLOCK_LOGITS = 20.0
-"""A tabulated dominating process covers logit κ ∈ [−20, 20]: at κ = 2e-9 a sequence of 10⁴ tokens is still noise, at
-1 − 2e-9 it is data."""
 
 
 class FinitePath(Path):
@@ -255,28 +253,9 @@ class FinitePath(Path):
 
     def dominating_process(self, x: Tensor) -> DominatingProcess:
         """Candidate events at a rate that no token at x exceeds: by default from a table over logit κ."""
-        if (found := self._cache.get(("dominating", x.device))) is None:
-            kappa = torch.linspace(-CLOCK_LOGITS, CLOCK_LOGITS, 801, dtype=torch.float64, device=x.device).sigmoid()
-            times = self.schedule.inverse(kappa)
-            rates = torch.cat([self._greatest_rate(part) for part in times.split(8)])
-            # Between two nodes rates may exceed both, and near them where a probability is still taken for rounding;
-            # simulation checks at every candidate that 1.25 was enough.
-            around = torch.nn.functional.max_pool1d(rates[None], 7, stride=1, padding=3)[0]
-            rates = 1.25 * torch.maximum(around[:-1], around[1:])
-            cumulative_rate = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
-            self._cache["dominating", x.device] = found = times, cumulative_rate, rates
-        times, cumulative_rate, rates = found
-
-        def cumulative(t: Tensor) -> Tensor:
-            inside = _interpolated(t, times, cumulative_rate)
-            return torch.where(t < times[0], -torch.inf, torch.where(t > times[-1], torch.inf, inside))
-
-        return DominatingProcess(
-            torch.ones(x.shape, dtype=torch.float64, device=x.device),
-            cumulative,
-            lambda value: _interpolated(value, cumulative_rate, times),
-            lambda t: rates[(torch.searchsorted(times, t) - 1).clamp(0, len(rates) - 1)],
-        )
+        if (table := self._cache.get(("dominating", x.device))) is None:
+            self._cache["dominating", x.device] = table = RateTable.of(self._greatest_rate, self.schedule, x.device)
+        return table.process(x)
 
     def _greatest_rate(self, t: Tensor) -> Tensor:
         """A bound on Σ_y R(x → y|z) over all x and z, [n]."""
@@ -359,10 +338,3 @@ class PathPosterior:
             )
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
         return Jump(ones, Renewal(self.belief, self.x, self.path.at(self.t).t, self.path), posterior=self)
-
-
-def _interpolated(value: Tensor, nodes: Tensor, heights: Tensor) -> Tensor:
-    """Piecewise linear interpolation; constant outside of the nodes."""
-    i = torch.searchsorted(nodes, value).clamp(1, len(nodes) - 1)
-    part = ((value - nodes[i - 1]) / (nodes[i] - nodes[i - 1])).clamp(0, 1)
-    return heights[i - 1] + part * (heights[i] - heights[i - 1])
