@@ -39,7 +39,7 @@ class Unread:
 
 
 class StoredTensor(NamedTuple):
-    """Where the archive holds a tensor; its fields are as the file says, and unchecked."""
+    """Where the archive holds a tensor; its fields are as in the file, and unchecked."""
 
     storage: object
     offset: object

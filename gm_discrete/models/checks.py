@@ -139,7 +139,7 @@ def check_tensors(model: Model, tensors: Mapping[str, object]) -> None:
     Raises:
         ValueError: one is no tensor, or on another device than the model.
     """
-    # Weights that accelerate keeps elsewhere are on "meta" until they are used, or spread over devices.
+    # accelerate keeps offloaded weights on "meta" until they are used, and spreads others over devices.
     spread = torch.compiler.is_compiling() or hasattr(model, "hf_device_map")
     own = "meta" if spread else model.device.type
     for name, tensor in tensors.items():

@@ -51,7 +51,7 @@ _INHERITED: dict[str, Kind] = {"dtype": precision, "return_dict": flag, "output_
 """Kinds of arguments that transformers declares and does not check; each may be `None`."""
 
 
-def argument(default: Any, kind: Kind, **limits: Any) -> Any:
+def argument(default: object, kind: Kind, **limits: object) -> Any:
     """A field of the config, whose values are of the kind within these limits; `None` is one if it is the default."""
     kind = partial(kind, **limits)
     return field(default=default, metadata={"kind": partial(optional, kind=kind) if default is None else kind})

@@ -31,11 +31,11 @@ UNSCORED = -100
 """The label of a position that the loss leaves out, as everywhere in transformers."""
 
 ROUNDING = 1e-14
-"""Probabilities below this are rounding where they are differences of numbers of size 1, as in a product of matrices. The
-ratio of two of them would become a rate; those above are known to a tenth."""
+"""Probabilities below this are rounding errors where they are differences of numbers of size 1, as in a product of matrices,
+and the ratio of two of them would become a rate. Those above have a relative error of a tenth at most."""
 
 NEGATIVE = 1e-9
-"""Probabilities down to −1e-9 are taken for rounding, too. What is lower is a mistake of the path."""
+"""Probabilities down to −1e-9 are taken for rounding errors, too. A lower one is a mistake of the path."""
 
 MOVEMENT_ELEMENTS = 2**22
 """`movement` evaluates that many probabilities: of few symbols where the vocabulary is large."""
@@ -118,7 +118,7 @@ class FinitePath(Path):
         """p_t(·|z) of data symbols z [n] at times t [n]: float64 rows [n, K]; at t = 0 the same for every z."""
 
     def clean_probs(self, z: Tensor, t: Tensor) -> Tensor:
-        """`probs` without what is rounding, as everything that follows from them takes them.
+        """`probs` with rounding errors set to 0, from which everything else is computed.
 
         Raises:
             ValueError: one is negative, or no number.
@@ -312,7 +312,7 @@ class FinitePath(Path):
 class Derived(dict[Any, Any]):
     """Derived tensors by (name, device). Those that `torch.export` makes hold no values, and are not kept."""
 
-    def __setitem__(self, key: object, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         parts = value if isinstance(value, tuple) else (value,)
         if not any(isinstance(part, FakeTensor) for part in parts):
             super().__setitem__(key, value)
