@@ -1,14 +1,23 @@
-"""Checks of the arguments that constructors take: numbers within a range, lists of numbers, yes or no."""
+"""Kinds of arguments: numbers within a range, one of several names, lists of them, yes or no.
+
+Each takes the name of an argument and its value, and returns the value in plain Python. Errors read "name=value must be …".
+With limits that are fixed by `functools.partial` it is another kind, such as `size` or `weight`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+
+Kind = Callable[..., Any]
+"""(name, value) → the value, or an error that names the argument; limits are further arguments."""
 
 LARGEST = 2**24
 """The largest size of a vocabulary, of bins or of channels: a float64 table of so many numbers takes 128 MiB."""
@@ -38,20 +47,20 @@ def number(
     >>> number("stop", 0.25, above=0, below=0.5)
     0.25
     """
-    plain = _plain(value)
+    plain, expected = _plain(value), f"a finite number{_range(least, above, most, below)}{cure}"
     if not isinstance(plain, Real) or isinstance(plain, bool):
-        raise TypeError(f"{name}={value!r} must be a number{cure}")
+        raise TypeError(f"{name}={value!r} must be {expected}")
     try:
         found = float(plain)
     except OverflowError:  # an integer beyond 1e308
         found = math.inf
     if not (math.isfinite(found) and least <= found <= most and above < found < below):
-        raise ValueError(f"{name}={plain} must be a finite number{_range(least, above, most, below)}{cure}")
+        raise ValueError(f"{name}={plain} must be {expected}")
     return found
 
 
-def whole(name: str, value: object, least: int, most: int = LARGEST, cure: str = "") -> int:
-    """The value as an integer between `least` and `most`.
+def whole(name: str, value: object, least: int, most: float = LARGEST, cure: str = "") -> int:
+    """The value as an integer between `least` and `most`, ends included.
 
     Raises:
         TypeError: it is no integer.
@@ -61,12 +70,22 @@ def whole(name: str, value: object, least: int, most: int = LARGEST, cure: str =
     28
     """
     plain = _plain(value)
+    expected = f"an integer ≥ {least}{cure}" if most == math.inf else f"an integer from {least} to {most}{cure}"
     if not isinstance(plain, Integral) or isinstance(plain, bool):
-        raise TypeError(f"{name}={value!r} must be an integer{cure}")
-    found = int(plain)
-    if not least <= found <= most:
-        raise ValueError(f"{name}={found} must be an integer from {least} to {most}{cure}")
-    return found
+        raise TypeError(f"{name}={value!r} must be {expected}")
+    if not least <= int(plain) <= most:
+        raise ValueError(f"{name}={plain} must be {expected}")
+    return int(plain)
+
+
+size = partial(whole, least=1, most=math.inf)
+"""A number of things of which there is at least one."""
+count = partial(whole, least=0, most=math.inf)
+"""A number of things of which there may be none."""
+positive = partial(number, above=0)
+weight = partial(number, least=0)
+probability = partial(number, least=0, below=1)
+"""Of something that does not happen always."""
 
 
 def flag(name: str, value: object) -> bool:
@@ -81,7 +100,7 @@ def flag(name: str, value: object) -> bool:
     return plain
 
 
-def choice(name: str, value: object, options: Iterable[str]) -> str:
+def choice(name: str, value: object, options: Collection[str]) -> str:
     """The value, which must be one of the options.
 
     Raises:
@@ -108,6 +127,23 @@ def listed(name: str, value: object) -> list[Any]:
     return list(value)
 
 
+def list_of(name: str, value: object, of: Kind, length: int | None = None) -> list[Any]:
+    """The value as a list whose members are of one kind.
+
+    Args:
+        of: the kind of the members.
+        length: of the list; any by default.
+
+    Raises:
+        TypeError: it is no list.
+        ValueError: it has another length.
+    """
+    found = listed(name, value)
+    if length not in (None, len(found)):
+        raise ValueError(f"{name}={value!r} must be a list of {length}")
+    return [of(f"{name}[{i}]", part) for i, part in enumerate(found)]
+
+
 def numbers(name: str, values: object, *, least: float = -math.inf, most: float = math.inf) -> list[float]:
     """The values as finite floats.
 
@@ -115,13 +151,74 @@ def numbers(name: str, values: object, *, least: float = -math.inf, most: float 
         TypeError: they are no list of numbers.
         ValueError: one is not finite, or out of its range.
     """
-    return [number(f"{name}[{i}]", value, least=least, most=most) for i, value in enumerate(listed(name, values))]
+    return list_of(name, values, partial(number, least=least, most=most))
+
+
+def image(name: str, value: object) -> list[int]:
+    """The value as [C, H, W].
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return list_of(name, value, size, 3)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r} must be [C, H, W], three integers ≥ 1") from None
+
+
+def mapping(name: str, value: object) -> Mapping[str, Any]:
+    """The value, a dict whose keys are strings.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name}={value!r} must be a dict with names as keys")
+    return value
+
+
+def weights(name: str, value: object, parts: Collection[str]) -> dict[str, float]:
+    """The value as a dict of weights ≥ 0 of some of the parts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        if not isinstance(value, Mapping) or value.keys() - set(parts):
+            raise TypeError
+        return {part: weight(part, one) for part, one in value.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r} must be weights ≥ 0 of {', '.join(parts) or 'no part'}") from None
+
+
+def precision(name: str, value: object) -> object:
+    """The value, a type of floating-point numbers or its name in torch.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"{name}={value!r} must be a torch.dtype of real numbers or its name, such as 'bfloat16'")
+    return value
+
+
+def optional(name: str, value: object, kind: Kind) -> Any:
+    """`None`, or a value of the kind.
+
+    Raises:
+        TypeError, ValueError: it is neither.
+    """
+    try:
+        return None if value is None else kind(name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}, or None") from None
 
 
 def _plain(value: object) -> Any:
     """A number out of a tensor or an array of one; anything else as it is."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
-        return value.item()
+        return value if isinstance(value, Tensor) and value.is_meta else value.item()
     return value
 
 

@@ -94,9 +94,9 @@ def unpack(state: Mapping[str, T]) -> T | Mapping[str, T]:
 def check_call(process: Process, state: Tensor | State, name: str, conditioning: Mapping[str, Any]) -> None:
     """Checks a state and the keywords that go to `process.generator` with it, once, before a process is run.
 
-    A process may have a method `check(x, name, **conditioning)`, as networks have: it knows the shapes, the classes and the
-    device that the process is made for. Of any other process the path is asked, and the names of the keywords are compared
-    with those that its generator takes.
+    A process may have a method `check(x, name, **conditioning)`, as networks have, which checks shapes, classes and device.
+    For any other process the path checks the state, and the names of the keywords are compared with those that the generator
+    takes.
 
     Args:
         name: of the state, for messages.

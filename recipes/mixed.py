@@ -77,7 +77,7 @@ class MixedArguments:
         default=None, metadata={"help": "of a csv file; default: the one that cuts all lines into equally many cells"}
     )
     encoding: str | None = field(
-        default=None, metadata={"help": "of local files; default: UTF-8, or what they look like"}
+        default=None, metadata={"help": "of local files; by default it is found from their content"}
     )
     decimal: str | None = field(
         default=None, metadata={"help": "decimal sign of a csv file; default: what its cells have"}

@@ -95,7 +95,7 @@ class TextArguments:
         metadata={"help": "a text of a .txt file: document, line or paragraph; default: document if packed, else line"},
     )
     encoding: str | None = field(
-        default=None, metadata={"help": "of local files; default: UTF-8, or what they look like"}
+        default=None, metadata={"help": "of local files; by default it is found from their content"}
     )
     streaming: bool = field(default=False, metadata={"help": "read the data while training"})
     validation_size: float | None = field(default=None, metadata={"help": "fraction or number of held-out rows"})
@@ -340,7 +340,7 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
     """The arguments of `generate` for the sample.
 
     Raises:
-        ValueError: the prompt holds characters that the tokenizer does not know.
+        ValueError: the prompt holds characters that the tokenizer does not have.
     """
     length = options.sample_length or options.length
     settings: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0}

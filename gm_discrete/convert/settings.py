@@ -22,7 +22,7 @@ class Settings:
     """Settings of a checkpoint; `None` where its config lacks them.
 
     Attributes:
-        kind: what the config says of the kind of model, for messages.
+        kind: the entry of the config that names the kind of model, for messages.
         noise_range: least and greatest σ̄ of training.
     """
 

@@ -27,7 +27,7 @@ def describe_columns(rows: Rows | IterableDataset, *, first: int | None = 100_00
     """What each column of a table holds: its type, its range or its categories, and what to look at before training.
 
     >>> describe_columns({"carat": [0.3, 0.5, None], "cut": ["fair", "good", "fair"]})
-    {'carat': 'number from 0.3 to 0.5, 1 decimals, 1 missing', 'cut': "text, 2 categories: 'fair', 'good'"}
+    {'carat': 'number from 0.3 to 0.5, 1 decimal, 1 missing', 'cut': "text, 2 categories: 'fair', 'good'"}
 
     Args:
         first: how many rows of a stream are read, `None` for all.
@@ -44,7 +44,7 @@ def describe_columns(rows: Rows | IterableDataset, *, first: int | None = 100_00
             values = numbers(cells)
             missing = np.isnan(values)
             digits = decimals(values[~missing]) if np.isfinite(values[~missing]).all() else None
-            rounded = "" if digits is None else f", {digits} decimals"
+            rounded = "" if digits is None else f", {digits} decimal{'s' if digits > 1 else ''}"
             text = f"{'whole number' if digits == 0 else 'number'} from {values[~missing].min():g} to "
             text += f"{values[~missing].max():g}{rounded if digits else ''}"
         elif kind == "date":

@@ -220,11 +220,6 @@ class GMGenerationConfig(GenerationConfig):
             return blocks
         return Blocks(blocks.length, "exact" if self.use_cache else None)
 
-    @property
-    def takes_most_likely(self) -> bool:
-        """Whether jumps land on the most likely tokens."""
-        return self.do_sample is False or self.temperature == 0
-
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}

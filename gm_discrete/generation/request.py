@@ -287,10 +287,10 @@ class Request:
             processor.rows(rows) if rows is not None and isinstance(processor, AllowedTokens) else processor
             for processor in self.logits_processor
         )
-        processors.given_others = config.takes_most_likely
+        processors.given_others = most_likely = config.do_sample is False or config.temperature == 0
         if config.bad_words_ids:
             processors.append(BannedSequences(config.bad_words_ids))
-        if config.takes_most_likely:
+        if most_likely:
             processors.append(MostLikely())
         elif isinstance(config.temperature, Sequence):
             processors.append(TemperatureSchedule(*config.temperature))

@@ -1,7 +1,8 @@
 """`GMModel`: a transformer that predicts the generator of a Markov process, as a Hugging Face model.
 
 The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `objective.loss`, and `generate` is
-`generation.run`. What is here packs the arguments of a call into one form (dicts by field), checks them once, and unpacks.
+`generation.run`. What is here packs the arguments of a call into one form (dicts by field), has them checked
+(`models.checks`), and unpacks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, LogitsProcessor, StoppingCriteria
 
-from gm_discrete.arguments import number
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions
@@ -24,6 +24,7 @@ from gm_discrete.generation.names import NOT_HERE, RENAMED
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
+from gm_discrete.models.checks import check_arguments, check_embeds, check_tensors, checked_batch
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.backbone import Backbone, zero_linear
@@ -35,7 +36,6 @@ from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import EuclideanPath
-from gm_discrete.paths.base import check_times
 from gm_discrete.process import State, pack
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -141,7 +141,7 @@ class GMModel(GMPreTrainedModel):
         if output_attentions or config.output_attentions:
             raise ValueError("output_attentions=True: attention weights are not returned; leave it out")
         if inputs_embeds is not None:
-            self._check_embeds(inputs_embeds, input_ids, labels)
+            check_embeds(self, inputs_embeds, input_ids, labels)
             if not symbols:  # of no effect
                 input_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         return_dict = config.return_dict if return_dict is None else return_dict
@@ -158,10 +158,10 @@ class GMModel(GMPreTrainedModel):
                     "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
                 )
             time = torch.zeros(x[""].shape[0], dtype=torch.float64, device=x[""].device)
-        self._check_tensor(time, "time")
+        check_tensors(self, {"time": time})
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack(labels)
-        z, scored = self._checked_batch(x, times, masks, data, class_labels, path.state_name)
+        z, scored = checked_batch(self, x, times, masks, data, class_labels, path.state_name)
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
             now[name] = field.at(times[name], per_kappa=True)
@@ -186,27 +186,6 @@ class GMModel(GMPreTrainedModel):
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
-    def _check_embeds(self, embeds: Tensor, input_ids: Tensor | None, labels: Tensor | State | None) -> None:
-        """
-        Raises:
-            ValueError: the model has no embedding of tokens, or what it is replaced by does not fit.
-        """
-        field = self.state_fields.get("")
-        if field is None or not field.is_token:
-            raise ValueError(
-                f"inputs_embeds replaces the embedding of tokens [B, L], and {self.path!r} has other states"
-            )
-        if labels is not None:
-            raise ValueError("inputs_embeds has no noisy symbols, which the loss needs: give input_ids with labels")
-        shape = ("B", "L") if input_ids is None else tuple(input_ids.shape)
-        if (
-            embeds.dim() != 3
-            or embeds.shape[2] != self.config.hidden_size
-            or shape not in (("B", "L"), embeds.shape[:2])
-        ):
-            expected = ", ".join(map(str, (*shape, self.config.hidden_size)))
-            raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; the model takes [{expected}]")
-
     def _head_outputs(self, heads: Mapping[str, LazyReadout], symbols: bool) -> GMModelOutput:
         """The outputs of all heads, at all entries; none where the input is not `symbols`, but embeddings alone."""
         logits, velocity = {}, {}
@@ -225,134 +204,8 @@ class GMModel(GMPreTrainedModel):
             hidden_states=None if record is None else (*record, final),
         )
 
-    def _checked_batch(
-        self,
-        x: State,
-        times: Mapping[str, Tensor],
-        masks: State | None,
-        labels: State | None,
-        class_labels: Tensor | None,
-        argument: str,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Checks a batch, once: nothing below checks it again. Returns (z, scored) of the labels, if there are any.
-
-        Args:
-            argument: what messages call the state.
-
-        Raises:
-            ValueError: a tensor is not what the model is made for.
-        """
-        path = self.path
-        if x.keys() != path.fields.keys():
-            expected = "a tensor" if "" in path.fields else f"a dict with the fields {', '.join(path.fields)}"
-            found = "a tensor" if "" in x else ", ".join(map(str, x))
-            raise ValueError(f"{argument} must be {expected}; got {found}")
-        for name, value in ((argument, x), ("attention_mask", masks), ("labels", labels)):
-            if value is not None and (unknown := value.keys() - x.keys()):
-                names = ", ".join(sorted(map(str, unknown))) or "a tensor"
-                raise ValueError(f"{name} must be by field, of {', '.join(x)}; got {names}")
-            if value is not None and "" in x and "" not in value:
-                raise ValueError(f"{name} must be a tensor, got {dict(value)}")
-            for key, tensor in (value or {}).items():
-                self._check_tensor(tensor, f"{name}[{key!r}]" if key else name)
-        if class_labels is not None:
-            self._check_tensor(class_labels, "class_labels")
-        z, scored = {}, {}
-        for name, field in self.state_fields.items():
-            state, where = x[name], f"[{name!r}]" if name else ""
-            if labels is None:
-                field.path.check(state, times[name], argument + where)
-            elif name not in labels or labels[name].shape != state.shape:
-                found = f"shape {tuple(labels[name].shape)}" if name in labels else "nothing"
-                raise ValueError(f"labels{where} has {found}; give the shape of the state, {tuple(state.shape)}")
-            else:
-                scored[name] = field.path.loss_mask(labels[name])
-                z[name] = torch.where(scored[name], labels[name], field.path.fill_unscored(state))
-                field.path.check_pair(z[name], state, times[name], (f"labels{where}", argument + where))
-            expected = field.state_shape(state.shape[1])
-            if state.shape[1:] != expected:
-                expected = ", ".join(str(size) for size in ("B", *expected))
-                raise ValueError(f"{argument}{where} has shape {tuple(state.shape)}; the model takes [{expected}]")
-            mask = None if masks is None else masks.get(name)
-            if mask is not None and field.image_shape:
-                raise ValueError(f"attention_mask{where} is given for an image, which has no padding; leave it out")
-            if mask is not None and mask.shape != state.shape[:2]:
-                raise ValueError(
-                    f"attention_mask{where} has shape {tuple(mask.shape)}; give [B, L] = {tuple(state.shape[:2])}"
-                )
-        for group in self.groups:
-            if len(group) > 1 and len(lengths := {x[name].shape[1] for name in group}) > 1:
-                raise ValueError(
-                    f"the aligned fields {', '.join(group)} have {sorted(lengths)} positions; give one number"
-                )
-        if class_labels is not None:
-            self.config.check_classes(class_labels, next(iter(x.values())).shape[0])
-        return z, scored
-
-    def _check_tensor(self, tensor: object, name: str) -> None:
-        """
-        Raises:
-            ValueError: it is no tensor, or on another device than the model.
-        """
-        if not isinstance(tensor, Tensor) or not tensor.dim():
-            raise ValueError(f"{name} must be a tensor with a row for each example, got {tensor!r}")
-        if torch.compiler.is_compiling():
-            return
-        own = self.device.type
-        # Weights that accelerate keeps elsewhere are on "meta" until they are used.
-        if tensor.device.type != own and own != "meta" and not hasattr(self, "hf_device_map"):
-            raise ValueError(
-                f"{name} is on {tensor.device}, the model on {self.device}: move one of them by .to(device)"
-            )
-
-    def check(
-        self,
-        x: Tensor | State,
-        name: str = "x",
-        t: Tensor | None = None,
-        t_next: Tensor | None = None,
-        attention_mask: Tensor | State | None = None,
-        class_labels: Tensor | None = None,
-        guidance_scale: float | None = None,
-        generators: Mapping[str, Any] | None = None,
-        network_time: Tensor | None = None,
-        clean: Tensor | None = None,
-        logits_processor: Processor | None = None,
-        on_read: OnRead | None = None,
-        **unknown: Never,
-    ) -> None:
-        """Checks the arguments of `generator`, and evaluates nothing. Entry points call it once before they start.
-
-        Args:
-            name: of the state, for messages. The others are those of `generator`.
-
-        Raises:
-            TypeError: there is no such argument.
-            ValueError: an argument is not what the model is made for; the message names it.
-        """
-        refuse_unknown(unknown, "generator", {"told": "network_time"})
-        path, state = self.path, pack(x)
-        for value in state.values() or [x]:
-            self._check_tensor(value, name)
-        first = next(iter(state.values()))
-        for label, time in (("t", t), ("t_next", t_next), ("network_time", network_time)):
-            if time is not None:
-                self._check_tensor(time, label)
-        times = path.times(torch.zeros(len(first), device=first.device) if t is None else t)
-        masks = None if attention_mask is None else pack(attention_mask)
-        self._checked_batch(state, times, masks, None, class_labels, name)
-        for label, time in (("t_next", t_next), ("network_time", network_time)):
-            for field, end in ({} if time is None else path.times(time)).items():
-                now = times[field] if label == "t_next" else end
-                check_times(now, state[field], end)
-        if guidance_scale is not None:
-            number("guidance_scale", guidance_scale, least=0, cure="; 1 is no guidance")
-        if clean is not None and not self.config.block_size:
-            raise ValueError("clean needs a model with a block_size: others condition on all of x, and on nothing else")
-        if clean is not None:
-            self._checked_batch(pack(clean), times, None, None, None, "clean")
-        if generators is not None and not isinstance(generators, Mapping):
-            raise TypeError(f"generators={generators!r} must be weights by name")
+    check = check_arguments
+    """Checks the arguments of `generator`, and evaluates nothing. Entry points call it once before they start."""
 
     def generator(
         self,

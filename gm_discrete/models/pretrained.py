@@ -123,7 +123,7 @@ class GMPreTrainedModel(PreTrainedModel):
         raise ValueError("the vocabulary is part of the path: make a new GMConfig with a path of the new vocab_size")
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """The arguments as they are; PEFT asks for the method."""
+        """The arguments as they are; PEFT needs the method."""
         return {"input_ids": input_ids, **kwargs}
 
     @classmethod

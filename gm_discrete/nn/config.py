@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from huggingface_hub.dataclasses import validated_field
 from torch import Tensor
 from transformers import PreTrainedConfig, __version__
 
-from gm_discrete.configurable import Configurable
-from gm_discrete.data.scalers import Codec
-from gm_discrete.generators.rows import require
-from gm_discrete.nn.field import Field
-from gm_discrete.nn.validators import (
+from gm_discrete.arguments import (
+    Kind,
     choice,
+    count,
     flag,
     image,
     list_of,
+    listed,
     mapping,
     optional,
     positive,
     precision,
     probability,
-    validate,
+    size,
     weight,
-    weights_of,
-    whole,
+    weights,
 )
+from gm_discrete.configurable import Configurable
+from gm_discrete.data.scalers import Codec
+from gm_discrete.generators.rows import require
+from gm_discrete.nn.field import Field
 from gm_discrete.paths import FinitePath, MaskedPath, Path
 from gm_discrete.renamed import nearest
 
@@ -44,8 +47,14 @@ def _is_from_transformers(key: str) -> bool:
     return key.startswith("_") or declared or key in _ALSO_FROM_TRANSFORMERS
 
 
-_INHERITED = {"dtype": optional(precision), "return_dict": optional(flag), "output_hidden_states": optional(flag)}
-"""Validators of arguments that transformers declares and does not check."""
+_INHERITED: dict[str, Kind] = {"dtype": precision, "return_dict": flag, "output_hidden_states": flag}
+"""Kinds of arguments that transformers declares and does not check; each may be `None`."""
+
+
+def argument(default: object, kind: Kind, **limits: object) -> Any:
+    """A field of the config, whose values are of the kind within these limits; `None` is one if it is the default."""
+    kind = partial(kind, **limits)
+    return field(default=default, metadata={"kind": partial(optional, kind=kind) if default is None else kind})
 
 
 class GMConfig(PreTrainedConfig):
@@ -111,45 +120,47 @@ class GMConfig(PreTrainedConfig):
     model_type = "gm_discrete"
 
     path: dict[str, Any] | Path | None = None
-    vocab_size: int = validated_field(whole(0), default=0)  # that of the path
-    backbone: str = validated_field(choice("gm", "dit"), default="gm")
-    hidden_size: int = validated_field(whole(1), default=512)
+    vocab_size: int = argument(0, count)  # that of the path
+    backbone: str = argument("gm", choice, options=("gm", "dit"))
+    hidden_size: int = argument(512, size)
     hidden_act: str = ""  # chosen by backbone
-    intermediate_size: int = validated_field(whole(0), default=0)  # 0: chosen by hidden_size
-    conv_kernel_size: int = validated_field(whole(0), default=0)
-    num_hidden_layers: int = validated_field(whole(1), default=8)
-    num_attention_heads: int = validated_field(whole(1), default=8)
-    max_position_embeddings: int = validated_field(whole(1), default=1024)
-    rope_theta: float = validated_field(positive, default=10000.0)
-    rms_norm_eps: float = validated_field(positive, default=1e-6)
-    attention_dropout: float = validated_field(probability, default=0.0)
-    hidden_dropout: float = validated_field(probability, default=0.0)
-    initializer_range: float = validated_field(weight, default=0.02)
-    tie_word_embeddings: bool = validated_field(flag, default=False)
-    time_conditioning: bool | None = validated_field(optional(flag), default=None)
-    condition_size: int = validated_field(whole(1), default=128)
-    noise_range: tuple[float, float] | list[float] = validated_field(list_of(weight, 2), default=(0.0, -math.log(1e-3)))
+    intermediate_size: int = argument(0, count)  # 0: chosen by hidden_size
+    conv_kernel_size: int = argument(0, count)
+    num_hidden_layers: int = argument(8, size)
+    num_attention_heads: int = argument(8, size)
+    max_position_embeddings: int = argument(1024, size)
+    rope_theta: float = argument(10000.0, positive)
+    rms_norm_eps: float = argument(1e-6, positive)
+    attention_dropout: float = argument(0.0, probability)
+    hidden_dropout: float = argument(0.0, probability)
+    initializer_range: float = argument(0.02, weight)
+    tie_word_embeddings: bool = argument(False, flag)
+    time_conditioning: bool | None = argument(None, flag)
+    condition_size: int = argument(128, size)
+    noise_range: tuple[float, float] | list[float] = argument((0.0, -math.log(1e-3)), list_of, of=weight, length=2)
     divergence: str | dict[str, Any] | None = None
-    loss_weights: dict[str, Any] | None = validated_field(optional(mapping), default=None)
-    image_shape: list[int] | None = validated_field(optional(image), default=None)
-    patch_size: int = validated_field(whole(1), default=1)
-    fields: dict[str, dict[str, Any]] | None = validated_field(optional(mapping), default=None)
-    aligned: list[list[str]] | None = validated_field(optional(list_of(list_of(lambda name: None))), default=None)
-    block_size: int | None = validated_field(optional(whole(1)), default=None)
-    num_frequencies: int = validated_field(whole(0), default=6)
-    num_classes: int = validated_field(whole(0), default=0)
-    class_dropout: float = validated_field(probability, default=0.1)
-    mask_token_id: int | None = validated_field(optional(whole(0)), default=None)
-    pad_token_id: int | None = validated_field(optional(whole(0)), default=None)
-    bos_token_id: int | None = validated_field(optional(whole(0)), default=None)
-    eos_token_id: int | None = validated_field(optional(whole(0)), default=None)
+    loss_weights: dict[str, Any] | None = argument(None, mapping)
+    image_shape: list[int] | None = argument(None, image)
+    patch_size: int = argument(1, size)
+    fields: dict[str, dict[str, Any]] | None = argument(None, mapping)
+    aligned: list[list[str]] | None = argument(None, list_of, of=listed)
+    block_size: int | None = argument(None, size)
+    num_frequencies: int = argument(6, count)
+    num_classes: int = argument(0, count)
+    class_dropout: float = argument(0.1, probability)
+    mask_token_id: int | None = argument(None, count)
+    pad_token_id: int | None = argument(None, count)
+    bos_token_id: int | None = argument(None, count)
+    eos_token_id: int | None = argument(None, count)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an argument or any other attribute; of arguments the type and range are checked."""
         value = value.item() if isinstance(value, np.generic) else value
-        field = type(self).__dataclass_fields__.get(name)
-        own = () if field is None else field.metadata.get("validator", ())
-        validate(name, value, *own, *([_INHERITED[name]] if name in _INHERITED else ()))
+        declared = type(self).__dataclass_fields__.get(name)
+        if declared is not None and "kind" in declared.metadata:
+            value = declared.metadata["kind"](name, value)
+        elif name in _INHERITED:
+            optional(name, value, _INHERITED[name])
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -182,16 +193,16 @@ class GMConfig(PreTrainedConfig):
         return super().from_dict({"transformers_version": __version__, **config_dict}, **kwargs)
 
     def _check_tokens(self, path: Path) -> None:
-        size = cast(FinitePath, path).vocab_size if "" in path.fields and path.is_discrete else 0
+        symbols = cast(FinitePath, path).vocab_size if "" in path.fields and path.is_discrete else 0
         mask = cast(MaskedPath, path).mask_token_id if path.is_masked else None
-        if self.vocab_size not in (0, size):
-            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={size}; leave it out")
+        if self.vocab_size not in (0, symbols):
+            raise ValueError(f"vocab_size={self.vocab_size} differs from the path's vocab_size={symbols}; leave it out")
         if mask is not None and self.mask_token_id not in (None, mask):
             raise ValueError(f"mask_token_id={self.mask_token_id} differs from the path's {mask}; leave it out")
-        self.vocab_size, self.mask_token_id = size, self.mask_token_id if mask is None else mask
+        self.vocab_size, self.mask_token_id = symbols, self.mask_token_id if mask is None else mask
         for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(self, name)
-            if token is not None and token >= max(size, 1):
+            if token is not None and token >= max(symbols, 1):
                 raise ValueError(f"{name}={token} must be an id below vocab_size={self.vocab_size}")
 
     def _checked_fields(self, path: Path) -> dict[str, Field]:
@@ -211,7 +222,7 @@ class GMConfig(PreTrainedConfig):
                 f"image_shape={self.image_shape} of a product belongs to a field: fields={{name: {{'image_shape': …}}}}"
             )
         for name, options in (self.fields or {}).items():
-            validate(f"fields[{name!r}]", options, mapping)
+            mapping(f"fields[{name!r}]", options)
         given = {name: dict(options) for name, options in (self.fields or {}).items()}
         if unknown := given.keys() - path.fields.keys():
             raise ValueError(f"fields names {', '.join(sorted(unknown))}; the path has {', '.join(path.fields)}")
@@ -240,18 +251,18 @@ class GMConfig(PreTrainedConfig):
         return [by_name.get(name, [name]) for name in fields if by_name.get(name, [name])[0] == name]
 
     def _check_loss(self, fields: Mapping[str, Field]) -> None:
-        weights, choice = self.loss_weights or {}, self.divergence
+        given, choice = self.loss_weights or {}, self.divergence
         if "" in fields:
             self.divergence = fields[""].chosen_divergence(choice)
-            fields[""].check_loss_weights(weights)
+            fields[""].check_loss_weights(given)
             return
         if not isinstance(choice, Mapping | None) or set(choice or ()) - fields.keys():
             raise ValueError(f"divergence={choice!r} must be a dict by field, of {', '.join(fields)}")
         self.divergence = {name: field.chosen_divergence((choice or {}).get(name)) for name, field in fields.items()}
-        plain = {name: part for name, part in weights.items() if not isinstance(part, Mapping) or name not in fields}
-        validate("loss_weights", plain, weights_of(*fields))
-        for name in weights.keys() - plain.keys():
-            fields[name].check_loss_weights(weights[name])
+        plain = {name: part for name, part in given.items() if not isinstance(part, Mapping) or name not in fields}
+        weights("loss_weights", plain, fields)
+        for name in given.keys() - plain.keys():
+            fields[name].check_loss_weights(given[name])
 
     def _check_network(self, fields: Mapping[str, Field]) -> None:
         masked = "" in fields and fields[""].path.is_masked

@@ -34,11 +34,6 @@ def places(field: Field, config: GMConfig) -> nn.Embedding | None:
     return nn.Embedding(field.length, config.hidden_size) if field.image_shape else None
 
 
-def _key(name: str) -> str:
-    """Prefixed, as the name of a field may be that of an attribute of a module."""
-    return f"of {module_name(name)}"
-
-
 class FieldsEmbedding(nn.Module):
     """Embeds fields one after another, [B, L_1 + L_2 + …, D]; the embeddings of fields that share positions are summed.
 
@@ -48,8 +43,10 @@ class FieldsEmbedding(nn.Module):
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.fields, self.groups = config.state_fields, config.groups
-        self.entries = nn.ModuleDict({_key(name): embedding(field, config) for name, field in self.fields.items()})
-        found = {_key(name): places(field, config) for name, field in self.fields.items()}
+        # Prefixed, as the name of a field may be that of an attribute of a module.
+        self.keys = {name: f"of {module_name(name)}" for name in self.fields}
+        self.entries = nn.ModuleDict({self.keys[name]: embedding(field, config) for name, field in self.fields.items()})
+        found = {self.keys[name]: places(field, config) for name, field in self.fields.items()}
         self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
         self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
         self.times = nn.Linear(TIME_FEATURES, config.hidden_size) if config.independent_times else None
@@ -76,10 +73,10 @@ class FieldsEmbedding(nn.Module):
         return torch.cat(parts, 1), torch.cat(masks, 1).long() if masks else None, torch.cat(positions)
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
-        field = self.fields[name]
-        hidden = self.entries[_key(name)](x if field.is_token else field.split(x))
-        if _key(name) in self.places:
-            hidden = hidden + self.places[_key(name)](torch.arange(hidden.shape[1], device=hidden.device))
+        field, key = self.fields[name], self.keys[name]
+        hidden = self.entries[key](x if field.is_token else field.split(x))
+        if key in self.places:
+            hidden = hidden + self.places[key](torch.arange(hidden.shape[1], device=hidden.device))
         if self.times is not None and time is not None:
             column = time if time.dim() == 1 else time[:, list(self.fields).index(name)]
             hidden = hidden + self.times(time_features(column).to(precision_of(self.times)))[:, None]

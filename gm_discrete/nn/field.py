@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import image, size, weights
 from gm_discrete.data.scalers import Categories, Codec
-from gm_discrete.nn.validators import image, optional, validate, weights_of, whole
 from gm_discrete.objective import bregman
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 
@@ -50,11 +50,10 @@ class Field:
     def __post_init__(self) -> None:
         path, shape, where = self.path, self.image_shape, f"fields[{self.name!r}]" if self.name else "the config"
         inside = f"{where}: " if self.name else ""
-        validate(f"{inside}length", self.length, whole(1))
-        validate(f"{inside}patch_size", self.patch_size, whole(1))
-        validate(f"{inside}image_shape", list(shape) if isinstance(shape, tuple) else shape, optional(image))
+        object.__setattr__(self, "length", size(f"{inside}length", self.length))
+        object.__setattr__(self, "patch_size", size(f"{inside}patch_size", self.patch_size))
         if shape is not None:
-            object.__setattr__(self, "image_shape", shape := tuple(shape))
+            object.__setattr__(self, "image_shape", shape := tuple(image(f"{inside}image_shape", shape)))
         if path.is_discrete:
             excluded = dict.fromkeys((*cast(FinitePath, path).excluded, *self.excluded))
             object.__setattr__(self, "excluded", tuple(excluded))
@@ -156,14 +155,14 @@ class Field:
             bregman.named(kind, part)
         return kinds
 
-    def check_loss_weights(self, weights: Mapping[str, Any]) -> None:
+    def check_loss_weights(self, given: Mapping[str, Any]) -> None:
         """
         Raises:
             ValueError: a weight is negative, or that of no part of the loss.
         """
         default = self.path.default_divergence
         parts = default.keys() if isinstance(default, Mapping) else ()
-        validate("loss_weights", dict(weights), weights_of(*parts))
+        weights("loss_weights", given, parts)
 
     # Entries and positions
 

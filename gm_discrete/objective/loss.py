@@ -71,7 +71,8 @@ def conditional_loss(
     >>> conditional_loss(posterior, z, rng=torch.Generator().manual_seed(0)) >= 0
     tensor(True)
     """
-    refuse_unknown(unknown, "conditional_loss", {"times": "time_sampler"})
+    if unknown:
+        refuse_unknown(unknown, "conditional_loss", {"times": "time_sampler"})
     model: Any = unwrapped(process)
     path: Path = model.path
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))

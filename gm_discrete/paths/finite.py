@@ -22,6 +22,7 @@ from gm_discrete.generators.rows import chunked, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
 from gm_discrete.paths.base import Path, check_times, uniform
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
+from gm_discrete.paths.tabulated import RateTable
 
 CERTAIN = 1e4
 """Log-odds of certainty: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
@@ -30,17 +31,14 @@ UNSCORED = -100
 """The label of a position that the loss leaves out, as everywhere in transformers."""
 
 ROUNDING = 1e-14
-"""Probabilities below this are rounding where they are differences of numbers of size 1, as in a product of matrices. The
-ratio of two of them would become a rate; those above are known to a tenth."""
+"""Probabilities below this are rounding errors where they are differences of numbers of size 1, as in a product of matrices,
+and the ratio of two of them would become a rate. Those above have a relative error of a tenth at most."""
 
 NEGATIVE = 1e-9
-"""Probabilities down to −1e-9 are taken for rounding, too. What is lower is a mistake of the path."""
+"""Probabilities down to −1e-9 are taken for rounding errors, too. A lower one is a mistake of the path."""
+
 MOVEMENT_ELEMENTS = 2**22
 """`movement` evaluates that many probabilities: of few symbols where the vocabulary is large."""
-
-CLOCK_LOGITS = 20.0
-"""A tabulated dominating process covers logit κ ∈ [−20, 20]: at κ = 2e-9 a sequence of 10⁴ tokens is still noise, at
-1 − 2e-9 it is data."""
 
 
 class FinitePath(Path):
@@ -120,7 +118,7 @@ class FinitePath(Path):
         """p_t(·|z) of data symbols z [n] at times t [n]: float64 rows [n, K]; at t = 0 the same for every z."""
 
     def clean_probs(self, z: Tensor, t: Tensor) -> Tensor:
-        """`probs` without what is rounding, as everything that follows from them takes them.
+        """`probs` with rounding errors set to 0, from which everything else is computed.
 
         Raises:
             ValueError: one is negative, or no number.
@@ -255,28 +253,9 @@ class FinitePath(Path):
 
     def dominating_process(self, x: Tensor) -> DominatingProcess:
         """Candidate events at a rate that no token at x exceeds: by default from a table over logit κ."""
-        if ("dominating", x.device) not in self._cache:
-            kappa = torch.linspace(-CLOCK_LOGITS, CLOCK_LOGITS, 801, dtype=torch.float64, device=x.device).sigmoid()
-            times = self.schedule.inverse(kappa)
-            rates = torch.cat([self._greatest_rate(part) for part in times.split(8)])
-            # Between two nodes rates may exceed both, and near them where a probability is still taken for rounding;
-            # simulation checks at every candidate that 1.25 was enough.
-            around = torch.nn.functional.max_pool1d(rates[None], 7, stride=1, padding=3)[0]
-            rates = 1.25 * torch.maximum(around[:-1], around[1:])
-            cumulative_rate = torch.nn.functional.pad((rates * times.diff()).cumsum(0), (1, 0))
-            self._cache["dominating", x.device] = times, cumulative_rate, rates
-        times, cumulative_rate, rates = self._cache["dominating", x.device]
-
-        def cumulative(t: Tensor) -> Tensor:
-            inside = _interpolated(t, times, cumulative_rate)
-            return torch.where(t < times[0], -torch.inf, torch.where(t > times[-1], torch.inf, inside))
-
-        return DominatingProcess(
-            torch.ones(x.shape, dtype=torch.float64, device=x.device),
-            cumulative,
-            lambda value: _interpolated(value, cumulative_rate, times),
-            lambda t: rates[(torch.searchsorted(times, t) - 1).clamp(0, len(rates) - 1)],
-        )
+        if (table := self._cache.get(("dominating", x.device))) is None:
+            self._cache["dominating", x.device] = table = RateTable.of(self._greatest_rate, self.schedule, x.device)
+        return table.process(x)
 
     def _greatest_rate(self, t: Tensor) -> Tensor:
         """A bound on Σ_y R(x → y|z) over all x and z, [n]."""
@@ -331,12 +310,12 @@ class FinitePath(Path):
 
 
 class Derived(dict[Any, Any]):
-    """Derived tensors by (name, device). Those that `torch.export` has made hold no values: they count as absent."""
+    """Derived tensors by (name, device). Those that `torch.export` makes hold no values, and are not kept."""
 
-    def __contains__(self, key: object) -> bool:
-        found = self.get(key, ())
-        parts = found if isinstance(found, tuple) else (found,)
-        return len(parts) > 0 and not any(isinstance(part, FakeTensor) for part in parts)
+    def __setitem__(self, key: object, value: object) -> None:
+        parts = value if isinstance(value, tuple) else (value,)
+        if not any(isinstance(part, FakeTensor) for part in parts):
+            super().__setitem__(key, value)
 
 
 @dataclass(frozen=True)
@@ -359,10 +338,3 @@ class PathPosterior:
             )
         ones = torch.ones(self.x.shape, dtype=torch.float64, device=self.x.device)
         return Jump(ones, Renewal(self.belief, self.x, self.path.at(self.t).t, self.path), posterior=self)
-
-
-def _interpolated(value: Tensor, nodes: Tensor, heights: Tensor) -> Tensor:
-    """Piecewise linear interpolation; constant outside of the nodes."""
-    i = torch.searchsorted(nodes, value).clamp(1, len(nodes) - 1)
-    part = ((value - nodes[i - 1]) / (nodes[i] - nodes[i - 1])).clamp(0, 1)
-    return heights[i - 1] + part * (heights[i] - heights[i - 1])

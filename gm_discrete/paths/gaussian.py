@@ -55,8 +55,8 @@ class GaussianPath(EuclideanPath):
         num_channels: C of states [B, L, C] or [B, C, H, W].
         schedule: α and σ; CondOT by default.
         prediction: what the network predicts. `"belief"`: a distribution of z over bins, from which all generators follow;
-            the default with `bins`, as `fit` gives them, and with a jump. `"velocity"` u (the default where neither says
-            where the data lie), `"data"` ẑ or `"noise"` ε̂: a number, from which flow and diffusion follow; a jump then has
+            the default with a jump, and with `bins`, which `fit` sets. `"velocity"` u (the default of a flow or diffusion
+            without `bins`), `"data"` ẑ or `"noise"` ε̂: a number, from which flow and diffusion follow; a jump then has
             outputs of its own, a log-rate and bins of the landing.
         data_mean, data_std: of the data; they scale a network's inputs and outputs to unit size.
         bins: with `"belief"` bins of z, which must cover the data, by default [−1, 1]; else of the landing, which must

@@ -148,7 +148,7 @@ class MetricPath(FinitePath):
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(rows of the distance or the embeddings, log p0 [K], a bound on max_z d(x, z) [K]) on the device."""
-        if ("tensors", device) not in self._cache:
+        if (found := self._cache.get(("tensors", device))) is None:
             if self._rows is None:
                 raise ValueError(
                     f"this MetricPath was built from a config, which holds only the shape {self._shape} of its "
@@ -161,8 +161,8 @@ class MetricPath(FinitePath):
                 apart = (rows - rows.mean(0)).norm(dim=1)
                 reach = (apart + apart.max()) ** self.power
             prior = torch.tensor(self._weights, dtype=torch.float64, device=device).log()
-            self._cache["tensors", device] = rows, prior, reach
-        return self._cache["tensors", device]
+            self._cache["tensors", device] = found = rows, prior, reach
+        return found
 
     def distances(self, z: Tensor) -> Tensor:
         """d(x, z) for symbols z [n] and every x: rows [n, K]."""

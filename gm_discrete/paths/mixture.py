@@ -48,9 +48,10 @@ class TokenMixturePath(FinitePath):
 
     def prior_probs(self, device: torch.device) -> Tensor:
         """p0 as a float64 tensor [K]."""
-        if ("prior", device) not in self._cache:
-            self._cache["prior", device] = torch.tensor(self.probabilities(), dtype=torch.float64, device=device)
-        return self._cache["prior", device]
+        if (found := self._cache.get(("prior", device))) is None:
+            found = torch.tensor(self.probabilities(), dtype=torch.float64, device=device)
+            self._cache["prior", device] = found
+        return found
 
     def prior(
         self, shape: Sequence[int], rng: torch.Generator | None = None, device: torch.device | str | None = None

@@ -149,8 +149,8 @@ class LinearSchedule(Schedule):
 
 
 class PowerSchedule(Schedule):
-    """κ = tⁿ with n from 0.05, below which the times of early noise would underflow, to 10⁴, above which those of late noise
-    could not be told from 1."""
+    """κ = tⁿ with n from 0.05 to 10⁴. With less the times of a small κ underflow to 0, with more those of a large κ round
+    to 1."""
 
     type_name = "power"
 

@@ -26,8 +26,8 @@ SURVEY = 32
 """In longer sequences the number of unsettled tokens is estimated from so many positions, drawn at random."""
 
 FEWEST_STEPS = 64
-"""A sequence of few tokens takes about so many steps by default: M = 1 alone would move four of them in eight steps, with a
-total variation of 0.09 to 0.14 on the chains of benchmarks/chains.py."""
+"""A sequence of few tokens takes about this many steps by default: M = 1 alone would move four of them in eight steps, with
+a total variation of 0.09 to 0.14 on the chains of benchmarks/chains.py."""
 
 LEAST_NOISE = 1e-9
 """At 1 − κ = 1e-9 a sequence of 10⁶ tokens still has noise with probability 0.001: the last step may take it all."""
@@ -47,8 +47,9 @@ class Adaptive(Sampler):
     free tokens are unsettled. P E ≤ M tokens change in a step, and fewer as the sequence settles, so that n tokens take
     about 2 n/M steps. Among the rules P ∝ E^−γ, γ = 1/2 had the least error at equal calls.
 
-    The error of a step comes from tokens that move together. Its share of all pairs is (M/n)², so that M = 1 is careful in
-    a sequence of many tokens and careless in one of few. By default M is therefore n/32 for n < 32, which makes 64 steps.
+    The error of a step comes from tokens that move together: a share (M/n)² of all pairs. So M = 1 has a small error in a
+    sequence of many tokens and a large one in a sequence of few. By default M is therefore n/32 for n < 32, which makes 64
+    steps.
 
     On masked paths E is the number of masks. On other paths it is computed from the network output where an event is
     likelier than none, or a continuous field moves. Otherwise the last value is used, at first n; if there is an event all

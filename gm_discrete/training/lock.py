@@ -78,9 +78,9 @@ def acquire(output_dir: str | os.PathLike[str]) -> Path | None:
 
 @contextmanager
 def _opened(lock: Path) -> Iterator[IO[str]]:
-    """The lock file, created if there is none. Within this context no other process opens it so.
+    """The lock file, created if there is none. Within this context no other process can open it by this function.
 
-    A file system without `flock` takes two runs for one that start in the same millisecond, and in no other case.
+    On a file system without `flock` two processes can, if they do so within a millisecond.
     """
     while True:
         with lock.open("a+", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Options of transformers' `Trainer` that a `GMTrainer` refuses, as they could not do what they say."""
+"""Options of transformers' `Trainer` that a `GMTrainer` refuses: they would have no effect, or a wrong one."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_mixed_recipe__trains_on_a_table_as_people_have_it(
     shown = capsys.readouterr().out
     assert "town: text, 3 categories: 'Aarhus', 'Brno', 'Cork'" in shown
     assert "day: date from 2024-01-01 to 2024-02-09" in shown
-    assert "petal.length: number from 0.5 to 2.5, 1 decimals, 1 missing" in shown
+    assert "petal.length: number from 0.5 to 2.5, 1 decimal, 1 missing" in shown
     assert seen[:4] == ["town", "$ price $x^", "petal.length", "day"]
     samples = pd.read_csv(tmp_path / "run1" / "samples.csv")
     assert pd.to_datetime(samples["day"], format="%Y-%m-%d").dt.year.eq(2024).all()
