@@ -193,7 +193,8 @@ def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
             axes.plot(*zip(*points, strict=True), "o-" if name.startswith("eval") else "-", markersize=4, label=label)
     axes.set(xlabel="optimizer step", ylabel=f"bits per {unit}" if unit else "matching loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     with published(path.parent) as draft:
         figure.savefig(draft / path.name, dpi=120)
     pyplot.close(figure)

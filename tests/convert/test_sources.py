@@ -405,7 +405,7 @@ def test_convert__downloads_only_weights_and_settings(
         ([], {"model_length": -1}, "length in the config of source=-1"),
         ([], {"dropout": "much"}, "'much' as dropout"),
         ([], {"model_type": ["duo"]}, "family is missing"),
-        ([], {"model_type": "gm_discrete"}, "GMConfig takes no argument"),
+        ([], {"model_type": "gm_discrete"}, "its weights lack"),
     ],
 )
 def test_convert_command__says_in_one_line_what_is_wrong_with_options_and_settings(
