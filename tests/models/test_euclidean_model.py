@@ -330,7 +330,7 @@ def test_conditional_loss__in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     for first, second in zip(*results, strict=True):
-        torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-5 * float(first.abs().max()))
+        torch.testing.assert_close(second, first, rtol=1e-4, atol=5e-5 * float(first.abs().max()))
     assert all(bool(gradient.abs().sum() > 0) for gradient in results[0])
 
 

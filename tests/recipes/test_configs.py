@@ -82,12 +82,16 @@ def test_text_recipe__a_config_describes_a_model_of_full_size(recipe: ModuleType
 @pytest.mark.slow
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_text_recipe__a_config_trains_for_two_steps(
-    recipe: ModuleType, tiny: list[str], gpt2: Path, tmp_path: Path, file: Path
+    recipe: ModuleType, tiny: list[str], gpt2: Path, corpus: Path, tmp_path: Path, file: Path
 ) -> None:
     options, training = parse(recipe, "--config", file, "--use_cpu", "true")
     stand_ins = ["--output_dir", str(tmp_path)]
     if options.tokenizer == "gpt2":
         stand_ins += ["--tokenizer", str(gpt2), "--validation_size", "8"]
+    if options.alphabet:  # of the text that the config is for
+        text = "".join(letter for letter in corpus.read_text(encoding="utf-8").lower() if letter in options.alphabet)
+        (tmp_path / "letters.txt").write_text(text, encoding="utf-8")
+        stand_ins += ["--data", str(tmp_path / "letters.txt")]
     metrics = recipe.main(["--config", str(file), *tiny, *stand_ins])
     assert 0 < metrics["bits_per_character"] < 100
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
