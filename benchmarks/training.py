@@ -127,7 +127,7 @@ def peak(side: str, path_name: str, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     sides = Sides(path_name, args)
     with torch.no_grad():
-        sides.model.backbone(sides.x[:1], sides.t[:1])  # so that torch's lazy initialisation is not counted
+        sides.model.backbone({"": sides.x[:1]}, sides.t[:1])  # so that torch's lazy initialisation is not counted
     return peak_memory(lambda: sides.step(side), args.device)
 
 
