@@ -6,8 +6,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from transformers.utils.logging import disable_progress_bar
-
 from gm_discrete.convert.conversion import convert
 from gm_discrete.convert.settings import FAMILIES
 
@@ -38,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    disable_progress_bar()
     try:
         convert(options.pop("source"), options.pop("destination"), **options)
     except (ValueError, TypeError, OSError) as error:
