@@ -187,7 +187,9 @@ def peak(side: str, path_name: str, args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     sides = Sides(path_name, args)
     with torch.no_grad():
-        sides.model.backbone({"": sides.x_0[:1]}, torch.zeros(1, device=args.device))  # loads what torch loads on first use
+        sides.model.backbone(
+            {"": sides.x_0[:1]}, torch.zeros(1, device=args.device)
+        )  # loads what torch loads on first use
     return peak_memory(lambda: sides.peer(2) if side == "peer" else sides.ours(min(args.steps)), args.device)
 
 
