@@ -156,6 +156,9 @@ def test_load_table__json_with_nulls_and_other_columns(tmp_path: Path) -> None:
         ("t.jsonl", '{"a": 1}\n{"a":\n', r"t\.jsonl, line 2"),
         ("t.jsonl", '{"a": 1}\n[2]\n', r"t\.jsonl, line 2"),
         ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', r"t\.jsonl, column 'a': .*line 1|t\.jsonl, column 'a': .*line 2"),
+        ("t.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}\n', r"t\.jsonl, line 2.*'c'"),
+        ("t.json", '[\n{"a": 1},\n{"a": 1, "b": 0, "a": 2}]', r"t\.json, line 3.*'a'"),
+        ("t.json", '{\n"a": 1, "a": 2}', r"t\.json, line 1.*'a'"),
         ("t.json", '{\n"a": {"0": 1}}', r"t\.json .*records"),
     ],
 )
