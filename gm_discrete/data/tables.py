@@ -170,9 +170,10 @@ class _Types:
         Raises:
             ValueError: their columns do not fit those before.
         """
-        if self.schema and "whole" in self.patterns and self.schema.names != table.schema.names:
+        if self.schema and "whole" in self.patterns and set(self.schema.names) != set(table.schema.names):
             raise ValueError(
-                f"{file} has the columns {', '.join(table.schema.names)}, not {', '.join(self.schema.names)}"
+                f"{file} has the columns {', '.join(table.schema.names)}, and the files before "
+                f"{', '.join(self.schema.names)}; give all files the same columns, in any order, or load each alone"
             )
         try:
             self.schema = pa.unify_schemas([self.schema, table.schema], promote_options="permissive")

@@ -78,6 +78,31 @@ def test_load_table__finds_separator_and_decimal_sign(
     assert found == {name: [value, value] for name, value in expected.items()}
 
 
+def test_load_table__decimal_decides_where_thousands_and_decimals_look_alike(tmp_path: Path) -> None:
+    text = "price;weight\n42,99;43.250\n7,5;1.500\n"
+    assert columns(tmp_path / "t.csv", text, decimal=".") == {"price": [42.99, 7.5], "weight": [43.25, 1.5]}
+    assert columns(tmp_path / "t.csv", text, decimal=",")["weight"] == [43250, 1500]
+    assert columns(tmp_path / "t.csv", text + "1,0;1.000.000\n")["weight"] == [43250, 1500, 10**6]
+    assert columns(tmp_path / "t.csv", "a,b\n1,43.250\n")["b"] == [43.25]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_load_table__the_line_in_which_excel_names_the_separator(tmp_path: Path, encoding: str) -> None:
+    for options in ({}, {"separator": "|"}):
+        assert columns(tmp_path / "t.csv", "sep=|\r\na|b;c\r\n1|2\r\n", encoding, **options) == {"a": [1], "b;c": [2]}
+
+
+def test_load_table__files_with_their_columns_in_another_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,a\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("y,x\nb,2\n", encoding="utf-8")
+    for streaming in (False, True):
+        rows = load_table(tmp_path, validation_size=0, streaming=streaming)
+        assert listed(rows) == [{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]
+    (tmp_path / "b.csv").write_text("y,z\nb,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"b\.csv has the columns y, z.*same columns"):
+        load_table(tmp_path)
+
+
 def test_load_table__types_are_those_of_the_whole_file(tmp_path: Path) -> None:
     header = "zip,country,whole,number,card,word,flag,empty"
     lines = [f"{i:05d},{('NA', 'DE')[i % 2]},{i},{i},{10**16 + i},{i},True,\n" for i in range(300)]
@@ -104,6 +129,12 @@ def test_load_table__types_are_those_of_the_whole_file(tmp_path: Path) -> None:
         ("31/01/2024 9:05", datetime.datetime(2024, 1, 31, 9, 5)),
         ("01/31/2024", datetime.date(2024, 1, 31)),
         ("08:15:30", datetime.time(8, 15, 30)),
+        ("2024/1/31", datetime.date(2024, 1, 31)),
+        ("2024/01/31 9:05", datetime.datetime(2024, 1, 31, 9, 5)),
+        ("31-1-2024", datetime.date(2024, 1, 31)),
+        ("01-31-2024", datetime.date(2024, 1, 31)),
+        ("5-Jan-2024", datetime.date(2024, 1, 5)),
+        ("31 DEC 2024 08:15", datetime.datetime(2024, 12, 31, 8, 15)),
     ],
 )
 def test_load_table__dates_and_times(tmp_path: Path, cell: str, value: object) -> None:
@@ -152,6 +183,9 @@ def test_load_table__json_with_nulls_and_other_columns(tmp_path: Path) -> None:
         ("t.csv", "a,b\n", r"t\.csv: .*no rows"),
         ("t.csv", "a,d\n1,2024-02-30\n", r"t\.csv, column 'd': .*2024-02-30.*text_columns"),
         ("t.csv", "a,d\n1,01/02/2024\n", r"t\.csv: column 'd' .*date_columns"),
+        ("t.csv", "a,d\n1,01-02-2024\n", r"t\.csv: column 'd' .*date_columns"),
+        ("t.csv", "price;weight\n42,99;43.250\n7,5;15\n", r"t\.csv: column 'weight' .*decimal="),
+        ("t.csv", 'a,b\n1,"1,234"\n', r"t\.csv: column 'b' .*decimal="),
         ("t.csv", "a\0,b\n1,2\n", r"t\.csv .*text file"),
         ("t.jsonl", '{"a": 1}\n{"a":\n', r"t\.jsonl, line 2"),
         ("t.jsonl", '{"a": 1}\n[2]\n', r"t\.jsonl, line 2"),
