@@ -93,7 +93,7 @@ def encoding_of(file: Path) -> str:
     """UTF-8, or UTF-16 or 32 by the byte order mark; Windows-1252 or Latin-1 for all else, with a warning.
 
     Raises:
-        ValueError: it is not text.
+        ValueError: it is not text, or UTF-8 but for some bytes.
     """
     with open_bytes(file) as stream:
         head = stream.read(BLOCK)
@@ -113,11 +113,33 @@ def encoding_of(file: Path) -> str:
                     decoder.decode(block)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
+            if name == "utf-8":
+                _check_not_utf_8(file)
             continue
         if name != "utf-8":
             logger.warning(f"{file} is not UTF-8; it is read as {name}. Give encoding=… if that is wrong")
         return name
     raise AssertionError("Latin-1 decodes everything")
+
+
+def _check_not_utf_8(file: Path) -> None:
+    """
+    Raises:
+        ValueError: the file holds characters of UTF-8 beside bytes that are none; in another encoding they are garbled.
+    """
+    bad, found = None, False
+    with open_bytes(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                found |= not line.decode("utf-8").isascii()
+            except UnicodeDecodeError as error:
+                bad = bad or (number, line[error.start])
+                found |= not line.decode("utf-8", "ignore").isascii()
+            if bad and found:
+                raise ValueError(
+                    f"{file}, line {bad[0]}: the byte 0x{bad[1]:02X} is not UTF-8, and the file holds characters of UTF-8; "
+                    'correct it, or give the encoding of the file, such as encoding="cp1252"'
+                )
 
 
 def open_text(file: Path, encoding: str | None = None) -> io.TextIOWrapper:
@@ -144,7 +166,9 @@ def named(file: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except UnicodeError as error:
-        raise ValueError(f"{file} is not text of the encoding that was given ({error}); leave encoding out") from error
+        raise ValueError(
+            f"{file} is not text of this encoding ({error}); give another encoding=…, or leave it out"
+        ) from error
 
 
 def json_rows(file: Path, encoding: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

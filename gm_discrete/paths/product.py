@@ -259,7 +259,7 @@ class ProductPath(Path):
             raise ValueError(f"{name} must be a dict with the fields {', '.join(self.factors)}; got {found}")
 
 
-def _pairs(factors: object) -> list[Sequence[Any]]:
+def _pairs(factors: object) -> Sequence[Sequence[Any]]:
     """
     Raises:
         TypeError: they are neither a mapping nor pairs.

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset
 
-from gm_discrete.data import load_table
+from gm_discrete.data import TableCollator, fit_codecs, load_table, load_text
 
 
 def listed(rows: Dataset | IterableDataset) -> list[dict[str, Any]]:
@@ -221,3 +221,37 @@ def test_load_table__errors_name_the_option(tmp_path: Path) -> None:
         load_table(tmp_path / "t.parquet", separator=";")
     with pytest.raises(ValueError, match=r"nowhere\.csv.*exist"):
         load_table(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("good", ["before", "after", "beside"])
+@pytest.mark.parametrize("read", [load_table, load_text])
+def test_loading__a_bad_byte_among_characters_of_utf_8(tmp_path: Path, good: str, read: Any) -> None:
+    name = tmp_path / ("t.csv" if read is load_table else "t.txt")
+    zoe, bad = "Zoë\n".encode(), b"caf\xe9\n"
+    lines = {"before": (zoe, bad), "after": (bad, zoe), "beside": ("ë".encode() + bad, b"x\n")}[good]
+    name.write_bytes(b"text\n" + b"".join(lines) * 20)
+    options: dict[str, Any] = {"validation_size": 0, "cache_dir": tmp_path / "cache"}
+    line = 3 if good == "before" else 2
+    with pytest.raises(ValueError, match=rf"{name.name}, line {line}: .*0xE9.*encoding="):
+        read(name, **options)
+    assert "café" in str(listed(read(name, encoding="cp1252", **options)))
+
+
+def test_load_table__pandas_tables() -> None:
+    day = datetime.datetime(2024, 1, 31)
+    table = pd.DataFrame({"kind": pd.Categorical(["a", "b"] * 5), 7: range(10), "day": [day] * 10}, index=range(5, 15))
+    rows = load_table(table, validation_size=0)
+    assert listed(rows)[1] == {"kind": "b", "7": 1, "day": day}
+    assert listed(load_table(table, validation_size=0, streaming=True)) == listed(rows)
+    assert [len(listed(load_table(table, split, validation_size=2))) for split in ("train", "validation")] == [8, 2]
+    codecs = fit_codecs(table)
+    batches = [TableCollator(codecs, dequantize=False)(some) for some in (table, listed(rows))]  # type: ignore[arg-type]
+    assert all(batches[0]["fields"][name].equal(field) for name, field in batches[1]["fields"].items())
+    with pytest.raises(ValueError, match="separator=';'"):
+        load_table(table, separator=";")
+    with pytest.raises(ValueError, match="rows"):
+        load_table(table[:0])
+    with pytest.raises(ValueError, match="different types"):
+        load_table(pd.DataFrame({"a": [1, "x"]}))
+    with pytest.raises(TypeError, match="source is a list"):
+        load_table([{"a": 1}])  # type: ignore[arg-type]
