@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -34,8 +35,16 @@ class OptimizerOptions(Protocol):
     num_eval_samples: int
 
 
+def print_anywhere() -> None:
+    """Makes `print` write ? in place of characters that the terminal or the log does not have; it would end the run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fills dataclasses from `--config FILE.yaml` and the command line; the command line has precedence.
+
+    As the first step of a recipe it also calls `print_anywhere`.
 
     Args:
         classes: dataclasses of arguments, `TrainingArguments` among them.
@@ -44,6 +53,7 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
     Raises:
         ValueError: the file holds an argument that no class has, or one that a recipe does not use is given.
     """
+    print_anywhere()
     argv = list(sys.argv[1:] if argv is None else argv)
     settings: dict[str, Any] = {}
     if "--config" in argv:

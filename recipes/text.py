@@ -198,8 +198,9 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")
         with published(output) as draft:
-            show_sample(options, tokenizer, GMModel.from_pretrained(output).to(training.device), draft)
+            text = write_sample(options, tokenizer, GMModel.from_pretrained(output).to(training.device), draft)
         rmtree(shared)
+        print_once(training, f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
     print_once(
         training,
         f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
@@ -340,7 +341,7 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
     """The arguments of `generate` for the sample.
 
     Raises:
-        ValueError: the prompt holds characters that the tokenizer does not have.
+        ValueError: the prompt holds characters that the tokenizer does not have, or leaves no token to fill.
     """
     length = options.sample_length or options.length
     settings: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0}
@@ -354,18 +355,23 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
     ]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise ValueError(f"prompt={options.prompt!r} holds characters that are not in the tokenizer's vocabulary")
+    if len(ids) >= length and tokenizer.mask_token_id not in ids:
+        raise ValueError(
+            f"prompt={options.prompt!r} has {len(ids)} tokens and leaves none of length={length} to fill; shorten it, raise "
+            "sample_length, or mark tokens to fill with _"
+        )
     return settings | {"input_ids": torch.tensor([ids]), "max_new_tokens": max(0, length - len(ids))}
 
 
-def show_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> None:
-    """Generates from the prompt, and writes the text and pictures of its steps."""
+def write_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> str:
+    """Generates from the prompt, and writes the text and pictures of its steps; returns the text."""
     sample = model.generate(**sampling(options, tokenizer))
     text = tokenizer.decode(sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length)
     (output / "sample.txt").write_text(text, encoding="utf-8")
     animate(sample.trajectory, tokenizer, output / "sample.gif")
     masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None
     plot_trajectory(sample.trajectory, output / "trajectory.png", masks)
-    print(f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
+    return text
 
 
 def split_prompt(prompt: str) -> list[str]:

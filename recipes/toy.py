@@ -47,7 +47,7 @@ from gm_discrete.objective.bregman import DIVERGENCES
 from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
 from gm_discrete.training import locked, published
-from recipes.common import pyplot, write_json
+from recipes.common import print_anywhere, pyplot, write_json
 from recipes.options import json_dict
 
 
@@ -385,6 +385,7 @@ def pool(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
+    print_anywhere()
     (options,) = HfArgumentParser(ToyArguments).parse_args_into_dataclasses(argv)  # pyright: ignore
     if options.quick:
         options = replace(options, training_steps=2, batch_size=16, num_samples=64, num_steps=4, hidden_size=8)

@@ -4,7 +4,8 @@ A type is that of *all* cells of a column, in all files of a table:
 
 - `True` and `false` are truth values; `12` and `-3` whole numbers; `0.5`, `1e-3` and `1,234.5` numbers, or `0,5` and
   `1.234,5` where the decimal separator is a comma;
-- `2024-01-31`, with or without a time of day, `31.01.2024`, `31/01/2024` or `01/31/2024`, and `08:15` are dates and times;
+- `2024-01-31` or `2024/01/31`, with or without a time of day, `31.01.2024`, `31/01/2024`, `31-01-2024` or `01/31/2024`,
+  `31-Jan-2024`, and `08:15` are dates and times;
 - everything else is text. So are codes: numbers with leading zeros (`00037`) and whole numbers of more than 15 digits.
 
 An empty cell is missing. `NA`, `N/A`, `NaN`, `null`, `None`, `#N/A` and `?` are missing where all other cells are numbers,
@@ -14,7 +15,7 @@ dates or truth values; among text they are text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,11 @@ pc: Any = pyarrow.compute  # its functions are made when it is imported, where a
 MISSING = r"^(|NA|N/A|n/a|#N/A|NaN|nan|null|NULL|None|\?)$"
 TIME = r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
 DAY, MONTH = r"(0?[1-9]|[12][0-9]|3[01])", r"(0?[1-9]|1[0-2])"
+
+
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+ONE_GROUP = {group: rf"^[+-]?(0|[1-9][0-9]{{0,14}}|[1-9][0-9]{{0,2}}[{group}][0-9]{{3}})$" for group in ",."}
+"""Whole numbers, and numbers such as 43.250 by their sign, which may separate thousands as well as decimals."""
 
 
 def _number(point: str, group: str) -> str:
@@ -39,13 +45,15 @@ PATTERNS = {
     "comma": _number(",", r"\."),
     "time": rf"^{TIME}$",
     "iso": rf"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}([T ]{TIME}(Z|[+-][0-9]{{2}}:?[0-9]{{2}})?)?$",
-    "day_first": rf"^{DAY}[./]{MONTH}[./][0-9]{{4}}( {TIME})?$",
-    "month_first": rf"^{MONTH}/{DAY}/[0-9]{{4}}( {TIME})?$",
+    "year_first": rf"^[0-9]{{4}}/{MONTH}/{DAY}( {TIME})?$",
+    "day_first": rf"^{DAY}([./]{MONTH}[./]|-{MONTH}-)[0-9]{{4}}( {TIME})?$",
+    "month_first": rf"^{MONTH}(/{DAY}/|-{DAY}-)[0-9]{{4}}( {TIME})?$",
+    "month_name": rf"^{DAY}[- ](?i:{'|'.join(MONTHS)})[- ][0-9]{{4}}( {TIME})?$",
 }
 """The types that a cell may have, in order of preference."""
 
 
-DATES = ("time", "iso", "day_first", "month_first")
+DATES = ("time", "iso", "year_first", "day_first", "month_first", "month_name")
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,12 @@ class CellType:
         if self.name.startswith("%"):
             return pc.strptime(cells, format=self.name, unit="us")
         if self.name != "iso":  # to the form of ISO 8601, with two digits each
-            cells = pc.replace_substring_regex(cells, r"\b(\d)([:./])", r"0\1\2")
-            order = r"\3-\2-\1" if self.name == "day_first" else r"\3-\1-\2"
-            cells = pc.replace_substring_regex(cells, r"^(\d\d)[./](\d\d)[./](\d{4})", order)
+            for number, month in enumerate(MONTHS if self.name == "month_name" else (), 1):
+                cells = pc.replace_substring_regex(cells, rf"(?i)[- ]{month}[- ]", f"-{number}-")
+            cells = pc.replace_substring_regex(cells, r"^(\d{4})/(\d+)/(\d+)", r"\3-\2-\1")
+            cells = pc.replace_substring_regex(cells, r"\b(\d)([:./-])", r"0\1\2")
+            order = r"\3-\1-\2" if self.name == "month_first" else r"\3-\2-\1"
+            cells = pc.replace_substring_regex(cells, r"^(\d\d)[./-](\d\d)[./-](\d{4})", order)
         if self.name == "time":
             cells = pc.binary_join_element_wise("1970-01-01", cells, " ")
         zoned = pc.any(pc.match_substring_regex(cells, r":.*(Z|[+-][0-9:]+)$")).as_py()
@@ -104,6 +115,8 @@ class Cells:
     possible: set[str]
     empty: bool = True
     signs: str = ""
+    one_group: set[str] = field(default_factory=lambda: set(ONE_GROUP))
+    """The signs that may separate thousands as well as decimals in all cells so far."""
 
     def add(self, cells: pa.Array) -> None:
         """Considers further cells."""
@@ -115,6 +128,9 @@ class Cells:
         for name in list(self.possible):
             if not pc.all(pc.match_substring_regex(values, PATTERNS[name])).as_py():
                 self.possible.discard(name)
+        for sign in list(self.one_group):
+            if not pc.all(pc.match_substring_regex(values, ONE_GROUP[sign])).as_py():
+                self.one_group.discard(sign)
         if self.possible:
             self.signs += "".join(sign for sign in ",:" if pc.any(pc.match_substring(values, sign)).as_py())
 
@@ -130,12 +146,23 @@ def cell_types(
         dates: columns of dates, with their format or `None`.
 
     Raises:
-        ValueError: day and month cannot be told apart, or a column of `dates` holds none.
+        ValueError: day and month cannot be told apart, nor thousands and decimals, or a column of `dates` holds none.
     """
     if decimal is None:
         only = [cells.possible & {"point", "comma"} for cells in columns.values()]
         comma = any("," in cells.signs and "comma" in cells.possible for cells in columns.values())
         decimal = "," if {"comma"} in only or ({"point"} not in only and comma and separator != ",") else "."
+        group = "." if decimal == "," else ","
+        for name, cells in columns.items():
+            if (
+                not cells.empty
+                and group in cells.one_group
+                and cells.possible & {"whole", "point", "comma"} == {"point", "comma"}
+            ):
+                raise ValueError(
+                    f"column {name!r} holds numbers such as 43{group}250, whose {group!r} may separate thousands or "
+                    f"decimals; give decimal={decimal!r} if it separates thousands, or decimal={group!r}"
+                )
     return {name: _cell_type(name, cells, decimal, dates) for name, cells in columns.items()}
 
 

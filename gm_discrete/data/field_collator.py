@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ IGNORED = -100
 class TableCollator:
     """Batches rows of a table: `fields`, numbers float32 [B, 1, 1] and categories long [B, 1]; `labels`, the same.
 
-    Rows hold natural values, or are those of `encoded_dataset`, which are faster.
+    Rows hold natural values, or are those of `encoded_dataset`, which are faster. A pandas table is taken as well.
 
     Args:
         codecs: the codec of every column (see `fit_codecs`); those given to `encoded_dataset`, if that was used.
@@ -36,8 +37,8 @@ class TableCollator:
     codecs: Codecs
     dequantize: bool = True
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
-        if isinstance(examples[0].get(ENCODED), bytes):
+    def __call__(self, examples: Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, dict[str, Tensor]]:
+        if not isinstance(examples, pd.DataFrame) and isinstance(examples[0].get(ENCODED), bytes):
             fields = _decoded(examples, self.codecs)
         else:
             fields = encode_rows(examples, self.codecs, torch.default_generator if self.dequantize else None)

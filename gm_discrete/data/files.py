@@ -93,7 +93,7 @@ def encoding_of(file: Path) -> str:
     """UTF-8, or UTF-16 or 32 by the byte order mark; Windows-1252 or Latin-1 for all else, with a warning.
 
     Raises:
-        ValueError: it is not text.
+        ValueError: it is not text, or UTF-8 but for some bytes.
     """
     with open_bytes(file) as stream:
         head = stream.read(BLOCK)
@@ -113,11 +113,33 @@ def encoding_of(file: Path) -> str:
                     decoder.decode(block)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
+            if name == "utf-8":
+                _check_not_utf_8(file)
             continue
         if name != "utf-8":
             logger.warning(f"{file} is not UTF-8; it is read as {name}. Give encoding=… if that is wrong")
         return name
     raise AssertionError("Latin-1 decodes everything")
+
+
+def _check_not_utf_8(file: Path) -> None:
+    """
+    Raises:
+        ValueError: the file holds characters of UTF-8 beside bytes that are none; in another encoding they are garbled.
+    """
+    bad, found = None, False
+    with open_bytes(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                found |= not line.decode("utf-8").isascii()
+            except UnicodeDecodeError as error:
+                bad = bad or (number, line[error.start])
+                found |= not line.decode("utf-8", "ignore").isascii()
+            if bad and found:
+                raise ValueError(
+                    f"{file}, line {bad[0]}: the byte 0x{bad[1]:02X} is not UTF-8, and the file holds characters of UTF-8; "
+                    'correct it, or give the encoding of the file, such as encoding="cp1252"'
+                )
 
 
 def open_text(file: Path, encoding: str | None = None) -> io.TextIOWrapper:
@@ -144,14 +166,16 @@ def named(file: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except UnicodeError as error:
-        raise ValueError(f"{file} is not text of the encoding that was given ({error}); leave encoding out") from error
+        raise ValueError(
+            f"{file} is not text of this encoding ({error}); give another encoding=…, or leave it out"
+        ) from error
 
 
 def json_rows(file: Path, encoding: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of a JSON file: a row a line, or a list of rows, which have their number for a line.
 
     Raises:
-        ValueError: a line is not JSON, or a row is not an object.
+        ValueError: a line is not JSON, a row is not an object, or an object has two values of one name.
     """
     encoding = encoding or encoding_of(file)
     with open_text(file, encoding) as stream:
@@ -163,18 +187,36 @@ def json_rows(file: Path, encoding: str | None = None) -> Iterator[tuple[int, di
             yield line, row
 
 
+class _Twice(ValueError):
+    """An object of JSON has two values of one name."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return content
+
+
 def _lines(file: Path, stream: IO[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(stream, 1):
         try:
             if line.strip():
-                yield number, json.loads(line)
+                yield number, json.loads(line, object_pairs_hook=_object)
+        except _Twice as error:
+            raise ValueError(f"{file}, line {number}, has two values of {str(error)!r}; delete one") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number}, is not JSON ({error}); correct or delete it") from error
 
 
 def _list(file: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
+    except _Twice as error:
+        raise ValueError(
+            f"{file}, line {_line_of_twice(text)}, has two values of {str(error)!r}; delete one"
+        ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}); correct it, or give one row a line") from error
     if not isinstance(content, list):
@@ -182,3 +224,14 @@ def _list(file: Path, text: str) -> Iterator[tuple[int, Any]]:
             f"{file} holds one object; give a list of rows, or one row a line (in pandas orient='records')"
         )
     yield from enumerate(content, 1)
+
+
+def _line_of_twice(text: str) -> int:
+    """The line where the row begins in which an object has two values of one name."""
+    decoder, between, at = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"[\s\[\],]*"), 0
+    while True:
+        at = cast(Any, between.match(text, at)).end()
+        try:
+            at = decoder.raw_decode(text, at)[1]
+        except _Twice:
+            return text.count("\n", 0, at) + 1

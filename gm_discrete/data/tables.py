@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
@@ -26,7 +27,7 @@ ROWS = 10_000
 
 
 def load_table(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | pd.DataFrame,
     split: str = "train",
     *,
     name: str | None = None,
@@ -46,7 +47,8 @@ def load_table(
     out of the training split: rows drawn with a fixed seed, or the first rows of a stream.
 
     Args:
-        source: a .csv, .tsv, .json, .jsonl or .parquet file, a folder of such files, or the id of a hub data set.
+        source: a .csv, .tsv, .json, .jsonl or .parquet file, a folder of such files, the id of a hub data set, or a pandas
+            table.
         split: "train", "validation", or another split of the source.
         name: configuration of a hub data set.
         streaming: read rows on demand; returns an `IterableDataset`. Files of text are read once before, for their types.
@@ -63,10 +65,22 @@ def load_table(
     Raises:
         ValueError: the source or the split does not exist; a file cannot be read (the message names file, row or column,
             and a cure); `validation_size` leaves no row to train on.
+        TypeError: `source` is none of these.
     """
-    files = {} if name else local_files(source, READERS)
     given = {"separator": separator, "encoding": encoding, "decimal": decimal, "text_columns": text_columns}
     given["date_columns"] = date_columns
+    if isinstance(source, pd.DataFrame):
+        if wrong := [f"{option}={value!r}" for option, value in (given | {"name": name}).items() if value]:
+            raise ValueError(f"{wrong[0]} is not for a pandas table; leave it out")
+        rows: Any = _of_pandas(source)
+        rows = rows.to_iterable_dataset() if streaming else rows
+        return choose_split({"train": rows}, "a pandas table", split, validation_size)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"source is a {type(source).__name__}; give a file, a folder, the id of a hub data set or a pandas table, and "
+            "give other rows to fit_codecs and encoded_dataset directly"
+        )
+    files = {} if name else local_files(source, READERS)
     kind = reader_of(next(iter(files.values()))[0], READERS) if files else None
     if kind in ("csv", "json"):
         if decimal not in (None, ".", ","):
@@ -84,6 +98,16 @@ def load_table(
     accepted = "a csv, json or parquet file, a folder of them, or a hub id"
     splits = read_splits(kind or source, name, accepted, cache_dir, streaming=streaming, **options)
     return choose_split(splits, source, split, validation_size)
+
+
+def _of_pandas(table: pd.DataFrame) -> Dataset:
+    if not len(table):
+        raise ValueError("source is a pandas table without rows; give at least one")
+    table = table.set_axis(column_names(table.columns), axis=1)
+    try:
+        return Dataset.from_pandas(table, preserve_index=False)
+    except pa.ArrowException as error:
+        raise ValueError(f"source is a pandas table with values of different types: {error}; give one type") from error
 
 
 @dataclass(frozen=True)
@@ -170,9 +194,10 @@ class _Types:
         Raises:
             ValueError: their columns do not fit those before.
         """
-        if self.schema and "whole" in self.patterns and self.schema.names != table.schema.names:
+        if self.schema and "whole" in self.patterns and set(self.schema.names) != set(table.schema.names):
             raise ValueError(
-                f"{file} has the columns {', '.join(table.schema.names)}, not {', '.join(self.schema.names)}"
+                f"{file} has the columns {', '.join(table.schema.names)}, and the files before "
+                f"{', '.join(self.schema.names)}; give all files the same columns, in any order, or load each alone"
             )
         try:
             self.schema = pa.unify_schemas([self.schema, table.schema], promote_options="permissive")

@@ -42,7 +42,7 @@ class ProductPath(Path):
         paths: the path of each field, by its name.
 
     Raises:
-        ValueError, TypeError: there is no field, a field has an invalid name, or a path that is itself a product.
+        ValueError, TypeError: there is no field, one is given twice or has an invalid name, or a path is itself a product.
 
     >>> from gm_discrete import GaussianPath, MaskedPath
     >>> path = ProductPath(carat=GaussianPath(), cut=MaskedPath(6))
@@ -64,11 +64,13 @@ class ProductPath(Path):
         independent_times: bool = False,
         **paths: Path,
     ) -> None:
-        chosen: dict[str, Any] = {**_by_name({} if factors is None else factors), **paths}
+        chosen = [*_pairs({} if factors is None else factors), *paths.items()]
         if not chosen:
             raise ValueError("a product needs fields: ProductPath(name=path, …)")
         self.factors: dict[str, Path] = {}
-        for name, path in chosen.items():
+        for name, path in chosen:
+            if name in self.factors:
+                raise ValueError(f"field {name!r} is given twice; give each field one path")
             path = Path.from_dict(path) if isinstance(path, dict) else path
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{name!r} cannot be the name of a field; give a string that is not empty")
@@ -257,7 +259,7 @@ class ProductPath(Path):
             raise ValueError(f"{name} must be a dict with the fields {', '.join(self.factors)}; got {found}")
 
 
-def _by_name(factors: object) -> dict[str, Any]:
+def _pairs(factors: object) -> Sequence[Sequence[Any]]:
     """
     Raises:
         TypeError: they are neither a mapping nor pairs.
@@ -267,4 +269,4 @@ def _by_name(factors: object) -> dict[str, Any]:
         raise TypeError(
             f"factors={factors!r} must be paths by the names of their fields, or pairs of a name and a path"
         )
-    return dict(pairs)
+    return pairs

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset
 
-from gm_discrete.data import load_table
+from gm_discrete.data import TableCollator, fit_codecs, load_table, load_text
 
 
 def listed(rows: Dataset | IterableDataset) -> list[dict[str, Any]]:
@@ -78,6 +78,31 @@ def test_load_table__finds_separator_and_decimal_sign(
     assert found == {name: [value, value] for name, value in expected.items()}
 
 
+def test_load_table__decimal_decides_where_thousands_and_decimals_look_alike(tmp_path: Path) -> None:
+    text = "price;weight\n42,99;43.250\n7,5;1.500\n"
+    assert columns(tmp_path / "t.csv", text, decimal=".") == {"price": [42.99, 7.5], "weight": [43.25, 1.5]}
+    assert columns(tmp_path / "t.csv", text, decimal=",")["weight"] == [43250, 1500]
+    assert columns(tmp_path / "t.csv", text + "1,0;1.000.000\n")["weight"] == [43250, 1500, 10**6]
+    assert columns(tmp_path / "t.csv", "a,b\n1,43.250\n")["b"] == [43.25]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_load_table__the_line_in_which_excel_names_the_separator(tmp_path: Path, encoding: str) -> None:
+    for options in ({}, {"separator": "|"}):
+        assert columns(tmp_path / "t.csv", "sep=|\r\na|b;c\r\n1|2\r\n", encoding, **options) == {"a": [1], "b;c": [2]}
+
+
+def test_load_table__files_with_their_columns_in_another_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,a\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("y,x\nb,2\n", encoding="utf-8")
+    for streaming in (False, True):
+        rows = load_table(tmp_path, validation_size=0, streaming=streaming)
+        assert listed(rows) == [{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]
+    (tmp_path / "b.csv").write_text("y,z\nb,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"b\.csv has the columns y, z.*same columns"):
+        load_table(tmp_path)
+
+
 def test_load_table__types_are_those_of_the_whole_file(tmp_path: Path) -> None:
     header = "zip,country,whole,number,card,word,flag,empty"
     lines = [f"{i:05d},{('NA', 'DE')[i % 2]},{i},{i},{10**16 + i},{i},True,\n" for i in range(300)]
@@ -104,6 +129,12 @@ def test_load_table__types_are_those_of_the_whole_file(tmp_path: Path) -> None:
         ("31/01/2024 9:05", datetime.datetime(2024, 1, 31, 9, 5)),
         ("01/31/2024", datetime.date(2024, 1, 31)),
         ("08:15:30", datetime.time(8, 15, 30)),
+        ("2024/1/31", datetime.date(2024, 1, 31)),
+        ("2024/01/31 9:05", datetime.datetime(2024, 1, 31, 9, 5)),
+        ("31-1-2024", datetime.date(2024, 1, 31)),
+        ("01-31-2024", datetime.date(2024, 1, 31)),
+        ("5-Jan-2024", datetime.date(2024, 1, 5)),
+        ("31 DEC 2024 08:15", datetime.datetime(2024, 12, 31, 8, 15)),
     ],
 )
 def test_load_table__dates_and_times(tmp_path: Path, cell: str, value: object) -> None:
@@ -152,10 +183,16 @@ def test_load_table__json_with_nulls_and_other_columns(tmp_path: Path) -> None:
         ("t.csv", "a,b\n", r"t\.csv: .*no rows"),
         ("t.csv", "a,d\n1,2024-02-30\n", r"t\.csv, column 'd': .*2024-02-30.*text_columns"),
         ("t.csv", "a,d\n1,01/02/2024\n", r"t\.csv: column 'd' .*date_columns"),
+        ("t.csv", "a,d\n1,01-02-2024\n", r"t\.csv: column 'd' .*date_columns"),
+        ("t.csv", "price;weight\n42,99;43.250\n7,5;15\n", r"t\.csv: column 'weight' .*decimal="),
+        ("t.csv", 'a,b\n1,"1,234"\n', r"t\.csv: column 'b' .*decimal="),
         ("t.csv", "a\0,b\n1,2\n", r"t\.csv .*text file"),
         ("t.jsonl", '{"a": 1}\n{"a":\n', r"t\.jsonl, line 2"),
         ("t.jsonl", '{"a": 1}\n[2]\n', r"t\.jsonl, line 2"),
         ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', r"t\.jsonl, column 'a': .*line 1|t\.jsonl, column 'a': .*line 2"),
+        ("t.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}\n', r"t\.jsonl, line 2.*'c'"),
+        ("t.json", '[\n{"a": 1},\n{"a": 1, "b": 0, "a": 2}]', r"t\.json, line 3.*'a'"),
+        ("t.json", '{\n"a": 1, "a": 2}', r"t\.json, line 1.*'a'"),
         ("t.json", '{\n"a": {"0": 1}}', r"t\.json .*records"),
     ],
 )
@@ -184,3 +221,37 @@ def test_load_table__errors_name_the_option(tmp_path: Path) -> None:
         load_table(tmp_path / "t.parquet", separator=";")
     with pytest.raises(ValueError, match=r"nowhere\.csv.*exist"):
         load_table(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("good", ["before", "after", "beside"])
+@pytest.mark.parametrize("read", [load_table, load_text])
+def test_loading__a_bad_byte_among_characters_of_utf_8(tmp_path: Path, good: str, read: Any) -> None:
+    name = tmp_path / ("t.csv" if read is load_table else "t.txt")
+    zoe, bad = "Zoë\n".encode(), b"caf\xe9\n"
+    lines = {"before": (zoe, bad), "after": (bad, zoe), "beside": ("ë".encode() + bad, b"x\n")}[good]
+    name.write_bytes(b"text\n" + b"".join(lines) * 20)
+    options: dict[str, Any] = {"validation_size": 0, "cache_dir": tmp_path / "cache"}
+    line = 3 if good == "before" else 2
+    with pytest.raises(ValueError, match=rf"{name.name}, line {line}: .*0xE9.*encoding="):
+        read(name, **options)
+    assert "café" in str(listed(read(name, encoding="cp1252", **options)))
+
+
+def test_load_table__pandas_tables() -> None:
+    day = datetime.datetime(2024, 1, 31)
+    table = pd.DataFrame({"kind": pd.Categorical(["a", "b"] * 5), 7: range(10), "day": [day] * 10}, index=range(5, 15))
+    rows = load_table(table, validation_size=0)
+    assert listed(rows)[1] == {"kind": "b", "7": 1, "day": day}
+    assert listed(load_table(table, validation_size=0, streaming=True)) == listed(rows)
+    assert [len(listed(load_table(table, split, validation_size=2))) for split in ("train", "validation")] == [8, 2]
+    codecs = fit_codecs(table)
+    batches = [TableCollator(codecs, dequantize=False)(some) for some in (table, listed(rows))]  # type: ignore[arg-type]
+    assert all(batches[0]["fields"][name].equal(field) for name, field in batches[1]["fields"].items())
+    with pytest.raises(ValueError, match="separator=';'"):
+        load_table(table, separator=";")
+    with pytest.raises(ValueError, match="rows"):
+        load_table(table[:0])
+    with pytest.raises(ValueError, match="different types"):
+        load_table(pd.DataFrame({"a": [1, "x"]}))
+    with pytest.raises(TypeError, match="source is a list"):
+        load_table([{"a": 1}])  # type: ignore[arg-type]

@@ -359,3 +359,11 @@ def test_exact_product_model__generator_is_finite_at_an_impossible_state() -> No
 def test_exact_product_model__refuses_other_kinds_of_fields() -> None:
     with pytest.raises(TypeError, match=r"field '.*' has .*Gaussian"):
         ExactProductModel(ProductPath(a=EuclideanMixturePath()), {"a": torch.zeros(2, 1)})
+
+
+@pytest.mark.parametrize("factors", [[("a", MaskedPath(3)), ("a", MaskedPath(4))], {"a": MaskedPath(3)}])
+def test_product_path__a_field_given_twice(factors: Any) -> None:
+    with pytest.raises(ValueError, match="field 'a' is given twice"):
+        ProductPath(factors, a=MaskedPath(4))
+    with pytest.raises(ValueError, match="field 'a' is given twice"):
+        ProductPath([*dict(factors).items()] * 2)

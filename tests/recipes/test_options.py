@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,11 +59,24 @@ def test_check_sampling__refuses_what_generate_refuses() -> None:
             check_sampling(model, **wrong)
 
 
+@pytest.mark.parametrize("name", ["text", "images", "mixed", "toy"])
+def test_recipes__print_on_an_ascii_terminal(
+    recipe: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"recipes.{name}")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(module, "run", lambda *_: print("0.5 ± 0.1", flush=True))
+    module.main(["--output_dir", str(tmp_path), *([] if name == "toy" else ["--use_cpu", "true"])])
+    assert written.getvalue().split() == [b"0.5", b"?", b"0.1"]
+
+
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"prompt": "§"}, "prompt='§'"),
+        ({"prompt": "the " * 8}, r"prompt='the .*length=16"),
         ({"num_steps": 0}, "num_steps=0"),
         ({"schedule": "nothing"}, "nothing"),
         ({"model_options": "{"}, "model_options='{'"),
