@@ -48,10 +48,11 @@ OTHERS = {"host": "elsewhere", "boot": "before", "namespace": "pid:[1]"}
 @pytest.mark.parametrize("name", OTHERS)
 def test_lock__of_another_host_is_refused_until_it_is_stale(tmp_path: Path, name: str) -> None:
     file = lock(tmp_path, **{name: OTHERS[name]})
-    os.utime(file, (time.time() - STALE_AFTER + 60,) * 2)
+    touched = time.time() - STALE_AFTER
+    os.utime(file, (touched + 60, touched + 60))
     with pytest.raises(ValueError, match=rf"output_dir=.*another host.*5[34]\d s ago.*delete {file}"):
         small_trainer(tmp_path).train()
-    os.utime(file, (time.time() - STALE_AFTER - 1,) * 2)
+    os.utime(file, (touched, touched))
     with pytest.warns(UserWarning, match=LOCK), locked(tmp_path):
         assert json.loads(file.read_text(encoding="utf-8"))["host"] == _machine()["host"]
     assert not file.exists()
