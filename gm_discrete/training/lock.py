@@ -100,10 +100,10 @@ def _acquired(lock: Path) -> Path | None:
 
 
 def _own() -> Owner:
-    return {**_machine(), "pid": os.getpid(), "started": started(os.getpid())}
+    return {**machine(), "pid": os.getpid(), "started": started(os.getpid())}
 
 
-def _machine() -> Owner:
+def machine() -> Owner:
     """Where ids of processes can be compared: host, its start, and the namespace, which a container has for itself."""
     boot = namespace = None
     with suppress(OSError):
@@ -157,7 +157,7 @@ def _check_ended(lock: Path, owner: Owner) -> None:
         ValueError: the owner of the lock still runs, or may.
     """
     folder, where = f"output_dir={str(lock.parent)!r}", f"process {owner.get('pid')} on {owner.get('host')}"
-    if owner and any(owner.get(name) != value for name, value in _machine().items()):
+    if owner and any(owner.get(name) != value for name, value in machine().items()):
         age = time.time() - lock.stat().st_mtime
         if age < STALE_AFTER:
             raise ValueError(

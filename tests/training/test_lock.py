@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gm_discrete.training import locked
-from gm_discrete.training.lock import LOCK, STALE_AFTER, _machine, acquire, started
+from gm_discrete.training.lock import LOCK, STALE_AFTER, acquire, machine, started
 from recipes import common
 from tests.helpers.small_run import small_trainer
 
@@ -29,7 +29,7 @@ def other() -> Iterator[int]:
 
 def lock(folder: Path, **owner: Any) -> Path:
     file = folder / LOCK
-    file.write_text(json.dumps({**_machine(), "pid": os.getpid(), "started": "1", **owner}), encoding="utf-8")
+    file.write_text(json.dumps({**machine(), "pid": os.getpid(), "started": "1", **owner}), encoding="utf-8")
     return file
 
 
@@ -54,7 +54,7 @@ def test_lock__of_another_host_is_refused_until_it_is_stale(tmp_path: Path, name
         small_trainer(tmp_path).train()
     os.utime(file, (touched, touched))
     with pytest.warns(UserWarning, match=LOCK), locked(tmp_path):
-        assert json.loads(file.read_text(encoding="utf-8"))["host"] == _machine()["host"]
+        assert json.loads(file.read_text(encoding="utf-8"))["host"] == machine()["host"]
     assert not file.exists()
 
 
