@@ -45,16 +45,25 @@ def check_wrapped(model: nn.Module) -> None:
         )
 
 
-def save_base(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Adds to a checkpoint of adapters what it lacks to be recognised. Does nothing for other models."""
+def save_base(model: nn.Module, folder: str | os.PathLike[str], frozen: int | None) -> None:
+    """Adds to a checkpoint of adapters what it lacks to be recognised. Does nothing for other models.
+
+    Args:
+        frozen: the `frozen_crc32` of the model; `None` with FSDP, where frozen weights are not compared.
+    """
     if base_model(model) is model:
         return
     base_model(model).config.save_pretrained(folder)
-    Path(folder, FROZEN).write_text(json.dumps({"crc32": _frozen(model)}), encoding="utf-8")
+    Path(folder, FROZEN).write_text(json.dumps({"crc32": frozen}), encoding="utf-8")
 
 
-def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str], frozen: int | None) -> None:
     """Warns if the frozen weights are not those that the adapter of the checkpoint was trained with.
+
+    Those of a run with FSDP are not compared: no process has all of them.
+
+    Args:
+        frozen: the `frozen_crc32` of the model; `None` with FSDP.
 
     Raises:
         ValueError: the checkpoint holds another kind of adapter, or an adapter where the model has none, or none.
@@ -79,7 +88,8 @@ def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
                 f"{checkpoint} holds an adapter with {setting}={before.get(setting)!r}, and that of the model has "
                 f"{now[setting]!r}; give the first to resume the run"
             )
-    if json.loads(file.read_text(encoding="utf-8"))["crc32"] != _frozen(model):
+    before = json.loads(file.read_text(encoding="utf-8"))["crc32"]
+    if None not in (before, frozen) and before != frozen:
         warnings.warn(
             f"the frozen weights of the model are not those that the adapter in {checkpoint} was trained with",
             stacklevel=3,
@@ -91,8 +101,11 @@ def _comparable(setting: object) -> object:
 
 
 @torch.no_grad()
-def _frozen(model: nn.Module) -> int:
+def frozen_crc32(model: nn.Module) -> int:
+    """The hash of the weights below an adapter, that are not trained; 0 for a model without one."""
     value = 0
+    if base_model(model) is model:
+        return value
     for weight in model.parameters():
         if not weight.requires_grad and type(weight) in (Tensor, nn.Parameter):
             content: Any = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

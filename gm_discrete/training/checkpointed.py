@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.models import GMModel
-from gm_discrete.training.adapters import base_model, check_adapter, save_base
+from gm_discrete.training.adapters import base_model, check_adapter, frozen_crc32, save_base
 from gm_discrete.training.checkpoints import (
     check_config,
     check_new,
@@ -85,7 +86,7 @@ class CheckpointedTrainer(Trainer):
             check_resumed(checkpoint := str(resume_from_checkpoint))
         check_state(checkpoint)
         check_config(checkpoint, self._unwrapped.config)
-        check_adapter(self.accelerator.unwrap_model(self._trained), checkpoint)
+        check_adapter(self.accelerator.unwrap_model(self._trained), checkpoint, self._frozen_crc32)
         return checkpoint
 
     def _finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
@@ -105,7 +106,7 @@ class CheckpointedTrainer(Trainer):
         if _internal_call and output_dir is not None:  # a checkpoint
             super().save_model(output_dir, _internal_call=True)
             if self.args.should_save:
-                save_base(self.accelerator.unwrap_model(self._trained), output_dir)
+                save_base(self.accelerator.unwrap_model(self._trained), output_dir, self._frozen_crc32)
             return
         folder = output_dir or self._output_dir
         with saving(folder, self._output_dir), published(folder, self.args.should_save, replaces=WEIGHTS) as draft:
@@ -148,6 +149,11 @@ class CheckpointedTrainer(Trainer):
         super()._load_best_model()
         if self.ema and self.state.best_model_checkpoint:
             self.ema.load(self.state.best_model_checkpoint, self._shard)
+
+    @cached_property
+    def _frozen_crc32(self) -> int | None:
+        """The hash of the weights below an adapter, computed once, as they do not change; `None` with FSDP."""
+        return None if self.is_fsdp_enabled else frozen_crc32(self.accelerator.unwrap_model(self._trained))
 
     @property
     def _output_dir(self) -> str:

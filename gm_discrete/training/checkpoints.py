@@ -7,9 +7,10 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 
 from safetensors import SafetensorError
 
@@ -19,6 +20,10 @@ MARKER = "COMPLETE"
 """File written last, with size and hash of all files. A folder without it, or that differs from it, is not a checkpoint."""
 STARTED = "SAVING"
 """File written first and removed last: a folder with it is left from a run that was killed while saving."""
+STATE = "trainer_state.json"
+"""File with the step of the run."""
+WEIGHTS = ("*model.safetensors", "model-*.safetensors", "pytorch_model_fsdp*")
+"""Files of a model, of its parts or adapter, or of its shards: a checkpoint has at least one of them."""
 DELETED = "deleted-"
 """What the name of a folder begins with while it is deleted."""
 TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "iostream")
@@ -53,6 +58,12 @@ def crc32(file: Path) -> int:
     return value
 
 
+@cache
+def _known_crc32(file: Path, size: int, mtime_ns: int) -> int:
+    """`crc32`, once in a process for a file that does not change: a resume compares the same checkpoint several times."""
+    return crc32(file)
+
+
 def defect(folder: str | os.PathLike[str], hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint, such as "model.safetensors has changed since it was saved"; `None` if nothing is.
 
@@ -66,14 +77,22 @@ def defect(folder: str | os.PathLike[str], hashes: bool = True) -> str | None:
         return "was not saved to its end" if (folder / STARTED).exists() else f"has no {MARKER} marker"
     try:
         marked = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if marked and all(type(entry) is int for entry in marked.values()):
+            return (
+                "was written by an earlier version, whose runs cannot be resumed; start a new run with "
+                "GMModel.from_pretrained of it"
+            )
         expected = {name: (int(entry["size"]), int(entry["crc32"])) for name, entry in marked.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return f"has a damaged {MARKER} marker"
+    if STATE not in expected or not _has_weights(expected):
         return f"has a damaged {MARKER} marker"
     sizes = _sizes(folder)
     for name, (size, value) in expected.items():
         if name not in sizes:
             return f"lacks its file {name}"
-        if sizes[name] != size or (hashes and crc32(folder / name) != value):
+        file = (folder / name).resolve()
+        if sizes[name] != size or (hashes and _known_crc32(file, size, file.stat().st_mtime_ns) != value):
             return f"is damaged: {name} has changed since it was saved"
     return None
 
@@ -225,6 +244,10 @@ def check_config(checkpoint: str | os.PathLike[str], config: GMConfig) -> None:
         raise ValueError(
             f"{checkpoint} belongs to another model: its {name} is {getattr(saved, name)!r}, here {getattr(config, name)!r}"
         )
+
+
+def _has_weights(names: Iterable[str]) -> bool:
+    return any(PurePath(part).match(pattern) for name in names for part in PurePath(name).parts for pattern in WEIGHTS)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,10 @@ except ImportError:  # on Windows
 
 LOCK = "_RUNNING"
 """File with host, id and start of the process that uses its folder. `push_to_hub` leaves out names that start with `_`."""
+TOUCHED_EVERY = 60.0
+"""Seconds after which a run touches its lock again."""
+STALE_AFTER = 600.0
+"""Seconds without a touch after which a lock counts as left behind where its process cannot be looked up."""
 
 Owner = dict[str, object]
 
@@ -30,26 +36,33 @@ Owner = dict[str, object]
 def locked(output_dir: str | os.PathLike[str]) -> Iterator[None]:
     """Within this context no other run may use `output_dir`. It is for all processes of a run together, and may be nested.
 
-    A lock whose process has ended is taken over, with a warning.
+    A lock whose process has ended is taken over, with a warning; that of another host, also if it was not touched for ten
+    minutes. A run touches its lock every minute.
 
     Raises:
-        ValueError: another run uses the folder. All processes of this run raise it.
+        ValueError: another run uses the folder, or it cannot be written to. All processes of this run raise it.
     """
     state, lock = PartialState(), None
     refusal: list[str | None] = [None]
     if state.is_main_process:
         try:
             lock = acquire(output_dir)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             refusal = [str(error)]
     if state.num_processes > 1:
         broadcast_object_list(refusal)
     if refusal[0] is not None:
         raise ValueError(refusal[0])
+    if lock is None:
+        yield
+        return
+    ended = threading.Event()
+    threading.Thread(target=_keep_touched, args=(lock, ended), daemon=True).start()
     try:
         yield
     finally:
-        if lock is not None:
+        ended.set()
+        if _is_own(lock):
             lock.unlink(missing_ok=True)
 
 
@@ -57,23 +70,61 @@ def acquire(output_dir: str | os.PathLike[str]) -> Path | None:
     """Takes the lock of a folder for this process, and returns its file, or `None` if this process has it already.
 
     Raises:
-        ValueError: the process that holds it still runs, or it is on another host, where that cannot be checked.
+        ValueError: the process that holds it still runs, or may run on another host; or the folder cannot be written to.
     """
-    lock = Path(output_dir) / LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
+    lock, given = Path(output_dir) / LOCK, f"output_dir={str(output_dir)!r}"
+    if lock.is_dir():
+        raise ValueError(f"{given} cannot be locked: {lock} is a folder, and must be a file; remove it")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return _acquired(lock)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{given} is a file, or lies in one; give a folder") from error
+    except OSError as error:
+        raise ValueError(f"{given} cannot be locked: {error}; give a folder that can be written to") from error
+
+
+def _acquired(lock: Path) -> Path | None:
     with _opened(lock) as file:
         text = file.read()
         owner = _parsed(text)
-        if owner == own:
+        if owner == _own():
             return None
         _check_ended(lock, owner)
         if text:
-            warnings.warn(f"{lock} is left from a run that was stopped; this run takes it over", stacklevel=4)
+            warnings.warn(f"{lock} is left from a run that was stopped; this run takes it over", stacklevel=5)
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(own))
+        file.write(json.dumps(_own()))
     return lock
+
+
+def _own() -> Owner:
+    return {**machine(), "pid": os.getpid(), "started": started(os.getpid())}
+
+
+def machine() -> Owner:
+    """Where ids of processes can be compared: host, its start, and the namespace, which a container has for itself."""
+    boot = namespace = None
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
+
+
+def _is_own(lock: Path) -> bool:
+    """Whether this process holds the lock: another host takes it over when this one has slept."""
+    with suppress(OSError):
+        return _parsed(lock.read_text(encoding="utf-8")) == _own()
+    return False
+
+
+def _keep_touched(lock: Path, ended: threading.Event) -> None:
+    while not ended.wait(TOUCHED_EVERY):
+        with suppress(OSError):  # a file system that is away for a moment
+            if _is_own(lock):
+                os.utime(lock)
 
 
 @contextmanager
@@ -106,11 +157,15 @@ def _check_ended(lock: Path, owner: Owner) -> None:
         ValueError: the owner of the lock still runs, or may.
     """
     folder, where = f"output_dir={str(lock.parent)!r}", f"process {owner.get('pid')} on {owner.get('host')}"
-    if owner and owner.get("host") != socket.gethostname():
-        raise ValueError(
-            f"{folder} is in use by a run on another host ({where}): wait for its end, or give another output_dir. If it "
-            f"does not run any more, delete {lock}"
-        )
+    if owner and any(owner.get(name) != value for name, value in machine().items()):
+        age = time.time() - lock.stat().st_mtime
+        if age < STALE_AFTER:
+            raise ValueError(
+                f"{folder} is in use by a run on another host or in another container ({where}), which touched {lock} "
+                f"{max(age, 0):.0f} s ago: wait for its end, or give another output_dir. If it was killed, this run can "
+                f"start {STALE_AFTER / 60:.0f} minutes after that touch, or at once if you delete {lock}"
+            )
+        return
     pid = owner.get("pid")
     if isinstance(pid, int) and started(pid) == owner.get("started"):
         raise ValueError(f"{folder} is in use by another run ({where}): wait for its end, or give another output_dir")

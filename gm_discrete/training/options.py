@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -31,6 +32,8 @@ ARGUMENTS = {
     "hidden_dropout",
     "use_liger_kernel": "it has no kernels for this model, whose loss is fused already",
     "enable_jit_checkpoint": "it would leave checkpoints without their marker: lower save_steps",
+    "do_predict": "sample with model.generate(…), score with evaluate(dataset)",
+    "resume_from_checkpoint": "no run resumes by it: give it to train, as in trainer.train(resume_from_checkpoint=True)",
     "deepspeed": "averages, evaluation and checkpoints need whole weights or those of FSDP 2: launch with --fsdp_version 2",
     "parallelism_config": "noise is drawn for whole sequences on every process: launch with --fsdp_version 2",
 }
@@ -45,6 +48,8 @@ def check_options(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an argument of `Trainer` or `TrainingArguments` does not work with a `GMTrainer`.
     """
+    if args.output_dir and Path(args.output_dir).is_file():
+        raise ValueError(f"output_dir={args.output_dir!r} is a file; give a folder")
     for name, cure in PARTS.items():
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported by GMTrainer: {cure}")
@@ -56,4 +61,23 @@ def check_options(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
         raise ValueError(
             f"hub_strategy={strategy!r} is not supported by GMTrainer: checkpoints are not uploaded; "
             'hub_strategy="end" uploads what save_model writes'
+        )
+
+
+def check_best(args: TrainingArguments, metrics: Iterable[str], eval_dataset: object) -> None:
+    """
+    Args:
+        metrics: what evaluation on one data set produces, without prefix.
+
+    Raises:
+        ValueError: `metric_for_best_model` is none of them.
+    """
+    if not (best := args.metric_for_best_model) or eval_dataset is None:
+        return
+    parts = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else [""]
+    names = [f"eval_{part}{metric}" for part in parts for metric in metrics]
+    if f"eval_{best.removeprefix('eval_')}" not in names:
+        raise ValueError(
+            f"metric_for_best_model={best!r} is no metric of GMTrainer on this model and eval_dataset; give one of "
+            f"{', '.join(names)}"
         )

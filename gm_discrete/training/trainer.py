@@ -24,7 +24,7 @@ from gm_discrete.training.adapters import base_model, check_wrapped
 from gm_discrete.training.checkpointed import CheckpointedTrainer
 from gm_discrete.training.checkpoints import last_complete_checkpoint
 from gm_discrete.training.noise import noisy_inputs, seeded_generator
-from gm_discrete.training.options import check_options
+from gm_discrete.training.options import check_best, check_options
 from gm_discrete.training.sharding import gathered, prepare_sharding
 
 T = TypeVar("T")
@@ -107,6 +107,8 @@ class GMTrainer(CheckpointedTrainer):
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         self._has_warned_of_empty = False
+        if type(self).evaluate is GMTrainer.evaluate:  # else it may produce others
+            check_best(args, _metric_names(base), self.eval_dataset)
         if self.is_fsdp_enabled:
             prepare_sharding(self, base)
 
@@ -271,3 +273,14 @@ class GMTrainer(CheckpointedTrainer):
     def _rng(self, *stream: int) -> torch.Generator:
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return seeded_generator(self.args.device, seed, *stream)
+
+
+def _metric_names(model: GMModel) -> list[str]:
+    """The metrics of `evaluate`, without prefix."""
+    fields, divergence = model.path.fields, model.config.divergence
+    if "" not in fields:
+        return ["loss", *fields]
+    if model.path.is_discrete:
+        return ["loss", "bits_per_token", "bits_per_token_stderr", "perplexity"]
+    kinds = fields[""].default_divergence if divergence is None else divergence
+    return ["loss", *(kinds if isinstance(kinds, Mapping) else ["jump"])]

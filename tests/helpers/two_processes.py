@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gm_discrete.training.lock import LOCK, started
+from gm_discrete.training.lock import LOCK, machine, started
 from tests.helpers.small_run import LENGTH, STABLE, Interrupt, losses, poison, rows, small_model, small_trainer, weights
 
 RAGGED = (8, 3, 5, 1, 7)
@@ -81,7 +80,7 @@ def main(folder: Path) -> None:
     held = folder / "held"
     if rank == 0:  # by the process that has started this one
         held.mkdir()
-        owner = {"host": socket.gethostname(), "pid": os.getppid(), "started": started(os.getppid())}
+        owner = {**machine(), "pid": os.getppid(), "started": started(os.getppid())}
         (held / LOCK).write_text(json.dumps(owner), encoding="utf-8")
     try:
         small_trainer(held, **saving).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from gm_discrete import GMModel, MaskedPath
-from gm_discrete.training import GMTrainer
+from gm_discrete.training import GMTrainer, checkpointed
+from gm_discrete.training.adapters import FROZEN
 from tests.helpers.small_run import TOKENIZER, Interrupt, checkpoint, losses, rows, small_model, small_trainer
 
 peft = pytest.importorskip("peft", reason="an extra: pip install peft")
@@ -97,6 +99,17 @@ def test_adapter__inside_the_model_is_refused(tmp_path: Path) -> None:
     model.add_adapter(peft.LoraConfig(target_modules=["qkv"]))
     with pytest.raises(ValueError, match=r"add_adapter.*get_peft_model"):
         small_trainer(tmp_path, model=model)
+
+
+def test_adapter__frozen_weights_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    frozen = checkpointed.frozen_crc32
+    monkeypatch.setattr(checkpointed, "frozen_crc32", lambda model: calls.append(model) or frozen(model))
+    trainer = run(tmp_path, save_steps=2)
+    trainer.train()
+    assert len(calls) == 1
+    for folder in tmp_path.glob("checkpoint-*"):
+        assert json.loads((folder / FROZEN).read_text(encoding="utf-8")) == {"crc32": frozen(trainer.model)}
 
 
 def test_adapter__another_frozen_model_is_named(tmp_path: Path, unbroken: GMTrainer) -> None:

@@ -18,6 +18,7 @@ from gm_discrete.training.checkpoints import (
     MARKER,
     STARTED,
     checkpoints,
+    crc32,
     delete_old,
     is_unfinished,
     mark_complete,
@@ -35,8 +36,12 @@ def folder_with(path: Path, **files: str) -> Path:
     return path
 
 
+def fake_checkpoint(path: Path, **files: str) -> Path:
+    return folder_with(path, **{"model.safetensors": "1", saved.STATE: "{}"} | files)
+
+
 def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path / "checkpoint-1", model="12345", state="{}")
+    folder = fake_checkpoint(tmp_path / "checkpoint-1")
     folder_with(folder / "shard", part="123")
     assert not is_complete(folder)
     mark_complete(folder)
@@ -51,13 +56,16 @@ def test_checkpoint__is_complete_once_marked_and_while_its_files_stay(tmp_path: 
     mark_started(folder)
     assert not is_complete(folder)
     assert is_unfinished(folder)
+    fake_checkpoint(tmp_path / "new").rename(folder / "new")
+    for file in (folder / "new").iterdir():
+        file.rename(folder / file.name)
     mark_complete(folder)
     assert is_complete(folder)
     assert not is_unfinished(folder)
     assert not is_complete(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("marker", ["", "{", '{"model": 5', "[]", "5", '{"model": 5}', '{"model": {"size": null}}'])
+@pytest.mark.parametrize("marker", ["", "{", '{"model": 5', "[]", "5", "{}", '{"model": {"size": null}}'])
 def test_checkpoint__with_a_damaged_marker_is_incomplete(tmp_path: Path, marker: str) -> None:
     folder = folder_with(tmp_path / "checkpoint-1", model="12345")
     (folder / MARKER).write_text(marker, encoding="utf-8")
@@ -66,9 +74,48 @@ def test_checkpoint__with_a_damaged_marker_is_incomplete(tmp_path: Path, marker:
         assert last_complete_checkpoint(tmp_path) is None
 
 
+@pytest.mark.parametrize("without", ["model.safetensors", saved.STATE])
+def test_checkpoint__without_weights_or_state_has_a_damaged_marker(tmp_path: Path, without: str) -> None:
+    folder = fake_checkpoint(tmp_path / "checkpoint-1")
+    (folder / without).unlink()
+    mark_complete(folder)
+    assert saved.defect(folder) == "has a damaged COMPLETE marker"
+
+
+@pytest.mark.parametrize(
+    "weights",
+    ["model-00001-of-00002.safetensors", "adapter_model.safetensors", "name/adapter_model.safetensors",
+     "pytorch_model_fsdp_0/__0_0.distcp"],
+)  # fmt: skip
+def test_checkpoint__with_any_kind_of_weights_is_complete(tmp_path: Path, weights: str) -> None:
+    folder = fake_checkpoint(tmp_path / "checkpoint-1")
+    (folder / weights).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / weights)
+    mark_complete(folder)
+    assert is_complete(folder)
+
+
+def test_checkpoint__of_an_earlier_version_is_named_as_such(tmp_path: Path) -> None:
+    folder = fake_checkpoint(tmp_path / "checkpoint-1")
+    (folder / MARKER).write_text('{"model.safetensors": 1, "trainer_state.json": 2}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"checkpoint-1' was written by an earlier version.*from_pretrained"):
+        saved.check_resumed(folder)
+
+
+def test_defect__reads_a_file_that_does_not_change_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = fake_checkpoint(tmp_path / "checkpoint-1"), []
+    mark_complete(folder)
+    monkeypatch.setattr(saved, "crc32", lambda file: read.append(file.name) or crc32(file))
+    assert saved.defect(folder) is None
+    assert saved.defect(folder) is None
+    assert sorted(read) == ["model.safetensors", saved.STATE]
+    (folder / "model.safetensors").write_text("2", encoding="utf-8")
+    assert saved.defect(folder) == "is damaged: model.safetensors has changed since it was saved"
+
+
 def test_last_complete_checkpoint__is_that_of_the_highest_step(tmp_path: Path) -> None:
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "checkpoint-best", "other-200"):
-        folder_with(tmp_path / name, model="1")
+        fake_checkpoint(tmp_path / name)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
     assert last_complete_checkpoint(tmp_path) is None
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
@@ -261,7 +308,7 @@ def test_delete_old__what_an_interruption_left_is_deleted_at_the_next_start(
 def test_delete_old__keeps_the_newest_of_this_run(tmp_path: Path) -> None:
     """A later checkpoint, from which the user has gone back to an earlier one, is not among those that are counted."""
     for number in (2, 4, 10):
-        folder_with(tmp_path / f"checkpoint-{number}", model="1")
+        fake_checkpoint(tmp_path / f"checkpoint-{number}")
         mark_complete(tmp_path / f"checkpoint-{number}")
     delete_old(tmp_path, limit=1, best=None, newest=4)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-10"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from gm_discrete.training import locked
-from gm_discrete.training.lock import LOCK, acquire, started
+from gm_discrete.training.lock import LOCK, STALE_AFTER, acquire, machine, started
 from recipes import common
 from tests.helpers.small_run import small_trainer
 
@@ -30,9 +29,7 @@ def other() -> Iterator[int]:
 
 def lock(folder: Path, **owner: Any) -> Path:
     file = folder / LOCK
-    file.write_text(
-        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": "1", **owner}), encoding="utf-8"
-    )
+    file.write_text(json.dumps({**machine(), "pid": os.getpid(), "started": "1", **owner}), encoding="utf-8")
     return file
 
 
@@ -45,10 +42,49 @@ def test_lock__of_a_running_process_is_refused(tmp_path: Path, other: int) -> No
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_lock__of_another_host_is_refused_and_its_file_named(tmp_path: Path) -> None:
-    file = lock(tmp_path, host="elsewhere")
-    with pytest.raises(ValueError, match=rf"output_dir=.*on elsewhere.*delete {file}"):
+OTHERS = {"host": "elsewhere", "boot": "before", "namespace": "pid:[1]"}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_lock__of_another_host_is_refused_until_it_is_stale(tmp_path: Path, name: str) -> None:
+    file = lock(tmp_path, **{name: OTHERS[name]})
+    touched = time.time() - STALE_AFTER
+    os.utime(file, (touched + 60, touched + 60))
+    with pytest.raises(ValueError, match=rf"output_dir=.*another host.*5[34]\d s ago.*delete {file}"):
         small_trainer(tmp_path).train()
+    os.utime(file, (touched, touched))
+    with pytest.warns(UserWarning, match=LOCK), locked(tmp_path):
+        assert json.loads(file.read_text(encoding="utf-8"))["host"] == machine()["host"]
+    assert not file.exists()
+
+
+def test_lock__is_touched_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gm_discrete.training.lock.TOUCHED_EVERY", 0.01)
+    with locked(tmp_path):
+        os.utime(tmp_path / LOCK, (0, 0))
+        deadline = time.monotonic() + 10
+        while (tmp_path / LOCK).stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / LOCK).stat().st_mtime > 0
+
+
+def test_lock__that_another_host_took_over_is_left_to_it(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        file = lock(tmp_path, host="elsewhere")
+    assert file.exists()
+
+
+@pytest.mark.parametrize("wrong", ["a file", "in a file", "the lock is a folder"])
+def test_lock__names_an_output_dir_that_cannot_be_used(tmp_path: Path, wrong: str) -> None:
+    folder = tmp_path / "run"
+    if wrong == "the lock is a folder":
+        (folder / LOCK).mkdir(parents=True)
+    else:
+        folder.touch()
+    folder = folder / "below" if wrong == "in a file" else folder
+    cure = "_RUNNING is a folder.*remove it" if wrong == "the lock is a folder" else "is a file.*give a folder"
+    with pytest.raises(ValueError, match=rf"output_dir='{folder}' .*{cure}"), locked(folder):
+        pass
 
 
 @pytest.mark.parametrize("left", ["another start", "no such process", "a zombie", "empty", "not JSON", "a list"])

@@ -11,12 +11,16 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from gm_discrete import GaussianPath, GMConfig, GMModel, MaskedPath, ProductPath, UniformPath
+from gm_discrete.evaluation import evaluate_matching
 from gm_discrete.training import GMTrainer, is_complete
+from gm_discrete.training.trainer import _metric_names
 from tests.helpers.small_run import LENGTH, Interrupt, checkpoint, losses, rows, small_model, small_trainer, weights
 
 REFUSED: dict[str, Any] = {
     "label_smoothing_factor": 0.1, "include_for_metrics": ["inputs"], "batch_eval_metrics": True, "bf16_full_eval": True,
     "auto_find_batch_size": True, "neftune_noise_alpha": 5.0, "use_liger_kernel": True, "enable_jit_checkpoint": True,
+    "do_predict": True, "resume_from_checkpoint": "checkpoint-2",
 }  # fmt: skip
 
 
@@ -47,6 +51,40 @@ def test_trainer__refuses_to_upload_checkpoints(tmp_path: Path, strategy: str) -
 def test_trainer__refuses_functions_that_it_would_not_call(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} .*GMTrainer: "):
         GMTrainer(small_model(), TrainingArguments(str(tmp_path), use_cpu=True), **{name: print})
+
+
+BEST: dict[str, Any] = {"save_strategy": "steps", "eval_strategy": "steps", "load_best_model_at_end": True}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_trainer__refuses_a_best_metric_that_evaluation_does_not_produce(tmp_path: Path, several: bool) -> None:
+    data: Any = {"a": rows(2), "b": rows(2)} if several else rows(2)
+    wrong, right = ("loss", "b_perplexity") if several else ("accuracy", "perplexity")
+    with pytest.raises(ValueError, match=rf"metric_for_best_model='{wrong}' .*eval_{right}"):
+        small_trainer(tmp_path, eval_dataset=data, metric_for_best_model=wrong, **BEST)
+    for name in (right, f"eval_{right}"):
+        assert (
+            f"eval_{right}" in small_trainer(tmp_path, eval_dataset=data, metric_for_best_model=name, **BEST).evaluate()
+        )
+
+
+def test_trainer__names_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=rf"output_dir='{tmp_path}/run' is a file"):
+        small_trainer(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "path", [GaussianPath(), ProductPath({"a": MaskedPath(4), "b": UniformPath(3)})], ids=["one", "two"]
+)
+def test_metric_names__are_those_of_the_matching_loss(path: Any) -> None:
+    model = GMModel(GMConfig(path=path, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    if "" in path.fields:
+        batch: dict[str, Any] = {"input_values": torch.zeros(2, 4, 1), "labels": torch.zeros(2, 4, 1)}
+    else:
+        fields = {name: torch.zeros(2, 4, dtype=torch.long) for name in path.fields}
+        batch = {"fields": fields, "labels": fields}
+    assert set(evaluate_matching(model, [batch], num_samples=1)) == set(_metric_names(model))
 
 
 def test_trainer__refuses_methods_that_cannot_work(tmp_path: Path) -> None:

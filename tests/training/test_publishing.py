@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import socket
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from gm_discrete.training import published
+from gm_discrete.training import published, publishing
 from tests.helpers.small_run import checkpoint, small_model, small_trainer, weights
 
 
@@ -32,8 +34,10 @@ def test_published__files_are_moved_at_the_end_and_config_last(tmp_path: Path, m
 
 def test_published__an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old", encoding="utf-8")
-    (tmp_path / "_draft").mkdir()
-    (tmp_path / "_draft" / "b.txt").write_text("of a run that was killed", encoding="utf-8")
+    for pid in (os.getpid(), 2**22 + 1):
+        left = tmp_path / f"_draft-{socket.gethostname()}-{pid}"
+        left.mkdir()
+        (left / "b.txt").write_text("of a run that was killed", encoding="utf-8")
 
     def write() -> None:
         with published(tmp_path) as draft:
@@ -44,6 +48,39 @@ def test_published__an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None
     with pytest.raises(KeyError):
         write()
     assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_published__leaves_drafts_that_may_be_in_use(tmp_path: Path) -> None:
+    used = [
+        tmp_path / f"_draft-{host}" for host in (f"elsewhere-{2**22 + 1}", f"{socket.gethostname()}-{os.getppid()}")
+    ]
+    for left in used:
+        left.mkdir()
+    with published(tmp_path) as draft:
+        assert draft not in used
+    assert sorted(tmp_path.iterdir()) == sorted(used)
+
+
+def test_published__a_kill_leaves_no_config_over_files_of_two_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every move: the config is there with all files of one model, or not at all, and old parts outlive the new."""
+    old = ("config.json", "model-1.safetensors", "model-2.safetensors")
+    for name in old:
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    seen: list[set[str]] = []
+    move = publishing.move
+
+    def watched(file: Path, target: Path) -> None:
+        seen.append({path.name for path in tmp_path.iterdir() if path.is_file()})
+        move(file, target)
+
+    monkeypatch.setattr(publishing, "move", watched)
+    with published(tmp_path, replaces="*model*.safetensors*") as draft:
+        for name in ("config.json", "model.safetensors"):
+            (draft / name).write_text("new", encoding="utf-8")
+    assert seen == [set(old) - {"config.json"}, {"model.safetensors"}]
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_save_model__replaces_all_weights_of_an_earlier_model(tmp_path: Path) -> None:
