@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gm_discrete.generators import Factor, Generator, Product
-from gm_discrete.paths.base import Path
+from gm_discrete.paths.base import Path, different_sizes
 
 State = Mapping[str, Tensor]
 """A state [B, …] of each field, by name."""
@@ -128,6 +128,8 @@ def check_state(path: Path | None, state: Tensor | State, name: str) -> None:
         if not isinstance(x, Tensor) or x.dim() < 2 or (x.dim() > 2 and not x.is_floating_point()):
             found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
             raise ValueError(f"{where} must be a long tensor [B, L] or a floating-point tensor [B, …]; got {found}")
+    if len({len(x) for x in fields.values()}) > 1:
+        raise different_sizes(fields, name)
     if path is None:
         return
     if fields.keys() != path.fields.keys():

@@ -24,9 +24,9 @@ def missing_name(module: str, name: str, renamed: Mapping[str, str]) -> Exceptio
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about a name that does not exist: the known one that it resembles, if there is one."""
-    found = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    """The end of an error about a name that does not exist: the known ones that it resembles, if there are any."""
+    found = get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def refuse_unknown(options: Collection[str], where: str, renamed: Mapping[str, str], known: Iterable[str] = ()) -> None:
@@ -35,13 +35,13 @@ def refuse_unknown(options: Collection[str], where: str, renamed: Mapping[str, s
         options: names of arguments that do not exist.
         where: what they were given to.
         renamed: how arguments of version 0.1, or of transformers, are given here.
-        known: names that exist, of which the error suggests the nearest.
+        known: names that exist, of which the error suggests the nearest ones.
 
     Raises:
         TypeError: there are any; the message names the new form.
     """
     for name in options:
         if name in renamed:
-            raise TypeError(f"{where} takes no argument {name}, in whose place stands {renamed[name]}")
+            raise TypeError(f"{where} takes no argument {name}: use {renamed[name]}")
     for name in sorted(options):
         raise TypeError(f"{where} takes no argument {name}{nearest(name, known)}")

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from gm_discrete.arguments import numbers
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.blocks import Blocks
-from gm_discrete.generation.names import NOT_HERE, RENAMED, RENAMED_DEFAULTS, from_0_1
+from gm_discrete.generation.names import NOT_HERE, RENAMED, RENAMED_DEFAULTS, from_0_1, has_effect
 from gm_discrete.paths.euclidean import Weights
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import SPACINGS, Corrector, Sampler
@@ -119,6 +119,7 @@ class GMGenerationConfig(GenerationConfig):
         _from_model_config: bool = False,
         **others: object,
     ) -> None:  # does not call the parent's, which sets defaults that this class has no use for, such as top_k = 50
+        others = {name: value for name, value in others.items() if has_effect(name, value)}
         if others and transformers_version is None:
             refuse_unknown(others, "GMGenerationConfig", {**RENAMED, **RENAMED_DEFAULTS, **NOT_HERE}, known_options())
         for name, value in others.items():  # of a file; kept, as transformers does

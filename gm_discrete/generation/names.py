@@ -27,8 +27,8 @@ RENAMED_DEFAULTS = {
 
 _PROCESSOR = "logits_processor=[…], which takes those of transformers"
 NOT_HERE = {
-    "num_beams": "num_return_sequences=n, of which you choose",
-    "num_beam_groups": "num_return_sequences=n, of which you choose",
+    "num_beams": "num_return_sequences=n and choose among the results",
+    "num_beam_groups": "num_return_sequences=n and choose among the results",
     "stop_strings": "eos_token_id with blocks=Blocks(n), or stopping_criteria",
     "min_length": "max_length; all of it is filled",
     "min_new_tokens": "max_new_tokens; all of them are filled",
@@ -51,6 +51,25 @@ NOT_HERE = {
     ),
 }  # fmt: skip
 """Options of transformers' `generate` that do not exist here, and what takes their place."""
+
+NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups"), 1),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "length_penalty"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), 0.0),
+    **dict.fromkeys(
+        ("output_scores", "output_logits", "output_hidden_states", "output_attentions", "renormalize_logits",
+         "early_stopping", "remove_invalid_values", "token_healing", "synced_gpus"), False,
+    ),
+}  # fmt: skip
+"""Values with which options of transformers change nothing; they may be given."""
+
+
+def has_effect(name: str, value: object) -> bool:
+    """Whether an option that does not exist here would do something in transformers, where `None` does not either."""
+    if value is None:
+        return name not in NOT_HERE and name not in NEUTRAL
+    return not (name in NEUTRAL and isinstance(value, int | float) and value == NEUTRAL[name])
 
 
 def from_0_1(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,10 +108,11 @@ class Bins(Configurable):
         self.low, self.high = ends("low", low, "high", high)
         self.number = whole("number", number, least=2, most=MOST_BINS)
         self.width = (self.high - self.low) / self.number
-        if self.width < 4 * torch.finfo(torch.float32).eps * max(abs(self.low), abs(self.high)):
+        float32 = torch.finfo(torch.float32)
+        if self.width < max(4 * float32.eps * max(abs(self.low), abs(self.high)), float32.tiny):
             raise ValueError(
                 f"low={low}, high={high}, number={number}: bins of width {self.width:g} cannot be told apart in float32; "
-                "give fewer, or move the data towards 0"
+                "give fewer, move the data towards 0, or take a smaller unit"
             )
         self.std = self.width / math.sqrt(12)  # of a number that is uniform within one bin
 

@@ -72,6 +72,13 @@ def categorical_from_prior(prior: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True)
 
 
+NOT_FINITE = (
+    "the {} is not finite: the output of the model is not, as its weights hold NaN, or overflow in float16; look at the "
+    "weights, or use bfloat16 or float32"
+)
+"""Of numbers that follow from a network's output."""
+
+
 def require(condition: Tensor, error: type[Exception], message: str) -> None:
     """Raises the error unless the condition holds; on a GPU asynchronously, because waiting would stall the device."""
     if condition.device.type == "cuda":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gm_discrete.arguments import whole
 from gm_discrete.generators import Flow, Generator, terms
-from gm_discrete.generators.rows import require
+from gm_discrete.generators.rows import NOT_FINITE, require
 from gm_discrete.likelihood.bound import evaluation_mode
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import unwrapped
@@ -99,7 +99,7 @@ def velocity_and_divergence(
         x = x.detach().requires_grad_()
         t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
         velocity = next(part.velocity for _, part in terms(generator(x, t)) if isinstance(part, Flow))
-        require(velocity.isfinite().all(), FloatingPointError, _NOT_FINITE)
+        require(velocity.isfinite().all(), FloatingPointError, NOT_FINITE.format("velocity"))
         if signs is not None:
             (pulled,) = torch.autograd.grad((velocity * signs).sum(), x)
             return velocity.detach(), (pulled * signs).flatten(1).double()
@@ -108,9 +108,3 @@ def velocity_and_divergence(
             (row,) = torch.autograd.grad(velocity.flatten(1)[:, i].sum(), x, retain_graph=True)
             diagonal.append(row.flatten(1)[:, i].double())
         return velocity.detach(), torch.stack(diagonal, 1)
-
-
-_NOT_FINITE = (
-    "the velocity is not finite: the output of the model is not, as its weights hold NaN, or overflow in float16; look at "
-    "the weights, or use bfloat16 or float32"
-)

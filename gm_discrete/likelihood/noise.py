@@ -154,6 +154,9 @@ class Noise:
 
 def time_table(paths: Mapping[str, FinitePath], device: torch.device) -> tuple[Tensor, Tensor]:
     """(nodes, cumulative): times from 0 to 1 and how far all paths have moved by then, from 0 to 1; increasing."""
+    cache = next(iter(paths.values()))._cache if len(paths) == 1 else {}  # the table of one path is kept with it
+    if (found := cache.get(("times", device))) is not None:
+        return found
     inner = torch.linspace(-20, 20, NODES, dtype=torch.float64, device=device).sigmoid()
     kappa = torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=1.0)
     nodes = torch.cat([path.schedule.inverse(kappa) for path in paths.values()]).unique()
@@ -162,7 +165,8 @@ def time_table(paths: Mapping[str, FinitePath], device: torch.device) -> tuple[T
         moved, kept = path.movement(nodes), path.schedule.increment(nodes[:-1], nodes[1:])
         mass += (1 - SHARE_OF_KAPPA) * moved / moved.sum() + SHARE_OF_KAPPA * kept
     cumulative = torch.nn.functional.pad(mass.cumsum(0), (1, 0))
-    return nodes, cumulative / cumulative[-1]
+    cache["times", device] = found = nodes, cumulative / cumulative[-1]
+    return found
 
 
 def draw_masks(

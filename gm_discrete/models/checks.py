@@ -11,7 +11,7 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generation.request import Model
 from gm_discrete.nn.readout import LogitsProcessor, OnRead
-from gm_discrete.paths.base import check_times
+from gm_discrete.paths.base import check_times, different_sizes
 from gm_discrete.process import State, pack
 from gm_discrete.renamed import refuse_unknown
 
@@ -98,6 +98,8 @@ def checked_batch(
     if class_labels is not None:
         tensors["class_labels"] = class_labels
     check_tensors(model, tensors)
+    if len({len(state) for state in x.values()}) > 1:
+        raise different_sizes(x, argument)
     first = next(iter(x.values()))
     z, scored = {}, {}
     for name, field in network.fields.items():

@@ -20,7 +20,7 @@ from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions
 from gm_discrete.generation.given import Given
-from gm_discrete.generation.names import NOT_HERE, RENAMED
+from gm_discrete.generation.names import NOT_HERE, RENAMED, has_effect
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
@@ -116,7 +116,9 @@ class GMModel(GMPreTrainedModel):
         Args:
             input_ids: noisy tokens x [B, L]; of images [B, C·H·W].
             time: t [B] in [0, 1], or [B, M] for fields with independent times. May be left out for a masked model without
-                time conditioning, unless labels are given.
+                time conditioning, unless labels are given; so pipelines of transformers, which pass no time, run such
+                models alone. For others 1 is the time of data, and t with κ(t) the share of tokens that are no mask
+                (`path.schedule.inverse`) that of a sequence with masks.
             attention_mask: [B, L], 0 where padded.
             labels: clean data of the state's shape; −100 (NaN for continuous states) where an entry is not scored.
             num_items_in_batch: what the summed loss is divided by; the number of scored entries by default.
@@ -155,7 +157,8 @@ class GMModel(GMPreTrainedModel):
         if time is None:
             if labels is not None or config.time_conditioning or not path.is_masked:
                 raise ValueError(
-                    "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times"
+                    "time is missing: pass time=t in [0, 1], of shape [B], or [B, M] where fields have independent times. "
+                    "Pipelines of transformers pass none: call the model itself, for features of data with time=1"
                 )
             time = torch.zeros(x[""].shape[0], dtype=torch.float64, device=x[""].device)
         check_tensors(self, {"time": time})
@@ -353,9 +356,11 @@ class GMModel(GMPreTrainedModel):
             raise TypeError(f"generation_config is a {type(config).__name__}; give a GMGenerationConfig")
         if unknown := options.keys() - TransformersOptions.__annotations__.keys():
             known = {*inspect.signature(GMModel.generate).parameters, *TransformersOptions.__annotations__} - {"self"}
-            refuse_unknown(sorted(unknown), "generate", {**RENAMED, **NOT_HERE}, known)
+            effective = [name for name in sorted(unknown) if has_effect(name, options[name])]
+            refuse_unknown(effective, "generate", {**RENAMED, **NOT_HERE}, known)
         changes = dict(
-            options, length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
+            {name: value for name, value in options.items() if name not in unknown},
+            length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
             generators=generators, seed=seed, output_trajectory=output_trajectory,
         )  # fmt: skip
         request = Request.of(
@@ -367,9 +372,25 @@ class GMModel(GMPreTrainedModel):
         )  # fmt: skip
         return run.generate(self, request)
 
-    def rates(self, x: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum."""
-        generator = self.generator(x, t, attention_mask=attention_mask)
+    def rates(
+        self,
+        x: Tensor,
+        t: Tensor,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Dense rate matrices R [B, L, K] of the point t, in 1/time; on the diagonal (y = x) minus the row's sum.
+
+        Args:
+            x, t, attention_mask, class_labels, guidance_scale: those of `generator`.
+
+        Raises:
+            TypeError: the states are not discrete.
+        """
+        generator = self.generator(
+            x, t, attention_mask=attention_mask, class_labels=class_labels, guidance_scale=guidance_scale
+        )
         if not isinstance(generator, Jump):
             raise TypeError(f"only discrete states have a rate matrix, and {self.path!r} has none; its fields may")
         return generator.rates(x)

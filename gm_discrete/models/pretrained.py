@@ -100,12 +100,15 @@ class GMPreTrainedModel(PreTrainedModel):
     @property
     def device(self) -> torch.device:
         """The device of the states: that of the weights, or the one on which offloaded weights are used."""
+        own = next(self.parameters()).device
+        if own.type != "meta" and self.__dict__.keys().isdisjoint(("hf_device_map", "_hf_hook")):
+            return own  # without a walk through all modules, which takes longer than a small network
         for module in self.modules():
             if isinstance(device := getattr(getattr(module, "_hf_hook", None), "execution_device", None), int | str):
                 return torch.device(device)
             if isinstance(device, torch.device):
                 return device
-        return super().device
+        return own
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens

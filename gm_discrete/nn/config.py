@@ -29,6 +29,7 @@ from gm_discrete.arguments import (
     size,
     weight,
     weights,
+    whole,
 )
 from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
@@ -47,7 +48,18 @@ def _is_from_transformers(key: str) -> bool:
     return key.startswith("_") or declared or key in _ALSO_FROM_TRANSFORMERS
 
 
-_INHERITED: dict[str, Kind] = {"dtype": precision, "return_dict": flag, "output_hidden_states": flag}
+def _dict(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}={value!r} must be a dict")
+
+
+_INHERITED: dict[str, Kind] = {
+    "dtype": precision,
+    "return_dict": flag,
+    "output_hidden_states": flag,
+    "id2label": _dict,
+    "label2id": _dict,
+}
 """Kinds of arguments that transformers declares and does not check; each may be `None`."""
 
 
@@ -122,12 +134,12 @@ class GMConfig(PreTrainedConfig):
     path: dict[str, Any] | Path | None = None
     vocab_size: int = argument(0, count)  # that of the path
     backbone: str = argument("gm", choice, options=("gm", "dit"))
-    hidden_size: int = argument(512, size)
+    hidden_size: int = argument(512, whole, least=1)
     hidden_act: str = ""  # chosen by backbone
-    intermediate_size: int = argument(0, count)  # 0: chosen by hidden_size
-    conv_kernel_size: int = argument(0, count)
-    num_hidden_layers: int = argument(8, size)
-    num_attention_heads: int = argument(8, size)
+    intermediate_size: int = argument(0, whole, least=0)  # 0: chosen by hidden_size
+    conv_kernel_size: int = argument(0, whole, least=0)
+    num_hidden_layers: int = argument(8, whole, least=1)
+    num_attention_heads: int = argument(8, whole, least=1)
     max_position_embeddings: int = argument(1024, size)
     rope_theta: float = argument(10000.0, positive)
     rms_norm_eps: float = argument(1e-6, positive)
@@ -136,7 +148,7 @@ class GMConfig(PreTrainedConfig):
     initializer_range: float = argument(0.02, weight)
     tie_word_embeddings: bool = argument(False, flag)
     time_conditioning: bool | None = argument(None, flag)
-    condition_size: int = argument(128, size)
+    condition_size: int = argument(128, whole, least=1)
     noise_range: tuple[float, float] | list[float] = argument((0.0, -math.log(1e-3)), list_of, of=weight, length=2)
     divergence: str | dict[str, Any] | None = None
     loss_weights: dict[str, Any] | None = argument(None, mapping)
@@ -145,8 +157,8 @@ class GMConfig(PreTrainedConfig):
     fields: dict[str, dict[str, Any]] | None = argument(None, mapping)
     aligned: list[list[str]] | None = argument(None, list_of, of=listed)
     block_size: int | None = argument(None, size)
-    num_frequencies: int = argument(6, count)
-    num_classes: int = argument(0, count)
+    num_frequencies: int = argument(6, whole, least=0)
+    num_classes: int = argument(0, whole, least=0)
     class_dropout: float = argument(0.1, probability)
     mask_token_id: int | None = argument(None, count)
     pad_token_id: int | None = argument(None, count)

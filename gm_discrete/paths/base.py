@@ -215,6 +215,12 @@ def uniform(shape: Sequence[int], rng: torch.Generator | None, device: torch.dev
     return torch.rand(tuple(shape), generator=rng, device=source, dtype=torch.float64).to(device or source)
 
 
+def different_sizes(state: Mapping[str, Tensor], name: str) -> ValueError:
+    """The error for a state whose fields have different batch sizes; `name` is what messages call it."""
+    sizes = ", ".join(f"{field} {len(x)}" for field, x in state.items())
+    return ValueError(f"{name} has fields of different batch sizes, {sizes}; give as many rows of each")
+
+
 def check_times(t: TimeLike, state: Tensor, t_next: TimeLike | None = None) -> None:
     """
     Raises:

@@ -26,6 +26,9 @@ from gm_discrete.paths.base import uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
 from gm_discrete.paths.schedules import Schedule, ScheduleAt, TimeLike
 
+LEAST = 1e-100
+"""The least positive probability of a prior: squares of it are numbers in float64."""
+
 
 class TokenMixturePath(FinitePath):
     """Base class of mixture paths, in closed form. Subclasses define the prior p0 over the K symbols."""
@@ -270,6 +273,11 @@ class MixturePath(TokenMixturePath):
             raise ValueError(
                 f"prior must hold vocab_size={size} probabilities of sum 1; "
                 f"got {len(weights)} of sum {sum(weights):.6g}, the least {min(weights, default=math.nan):.6g}"
+            )
+        if small := [mass for mass in weights if 0 < mass < LEAST]:
+            raise ValueError(
+                f"prior holds {small[0]:g}: a probability below {LEAST:g} counts as 0 when float64 multiplies two of them, "
+                "and rates become infinite; give 0 or a larger one"
             )
         total = math.fsum(weights)  # what sums to 1 but for rounding stays as it is, so that a round trip is exact
         self._weights = tuple(mass / total for mass in weights) if abs(total - 1) > 1e-12 else tuple(weights)

@@ -20,7 +20,7 @@ from torch import Tensor
 from gm_discrete.arguments import listed
 from gm_discrete.generators import Product
 from gm_discrete.generators.kernels import Readout
-from gm_discrete.paths.base import Path
+from gm_discrete.paths.base import Path, different_sizes
 from gm_discrete.paths.schedules import At, TimeLike
 
 State = Mapping[str, Tensor]
@@ -249,6 +249,8 @@ class ProductPath(Path):
 
     def check(self, state: State, t: FieldTimes, name: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_names(state, name)
+        if len({len(x) for x in state.values() if isinstance(x, Tensor) and x.dim()}) > 1:
+            raise different_sizes(state, name)
         times = self.times(t) if isinstance(t, Tensor) else t
         for field, path in self.factors.items():
             path.check(state[field], times[field], f"{name}[{field!r}]")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gm_discrete.arguments import number
 from gm_discrete.generators import Flow, terms
+from gm_discrete.generators.rows import NOT_FINITE, require
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import CONTINUOUS, Chain, Sampler
 from gm_discrete.samplers.euclidean import bounds, broadcast, drift, euler_maruyama, within
@@ -37,7 +38,7 @@ class DormandPrince(Sampler):
 
     Raises:
         TypeError: the generator is more than a flow.
-        FloatingPointError: there is no step that could be accepted: the velocity is not finite, or changes too fast.
+        FloatingPointError: the velocity is not finite, or changes too fast for any step to be accepted.
     """
 
     type_name: ClassVar[str] = "dopri5"
@@ -78,8 +79,7 @@ class DormandPrince(Sampler):
             if bool(stuck.any()):
                 raise FloatingPointError(
                     f"sampler='dopri5' finds no step from t={float(now[stuck][0]):.6g} on with tolerance={self.tolerance}: "
-                    "the velocity is not a finite number there, or changes too fast; look for NaN in the network's output "
-                    "at this t, or use sampler='heun'"
+                    "the velocity changes too fast there; use sampler='heun'"
                 )
             accepted = active & (ratio <= 1)
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
@@ -97,4 +97,6 @@ def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> tuple[Tenso
             "dopri5 solves flows only; the generator also jumps or diffuses: use sampler='heun' or 'adaptive'"
         )
     chain.count(chain.movable("") & active)
-    return torch.where(chain.free[""], drift(generator, x), 0.0), bounds(generator)
+    velocity = torch.where(chain.free[""], drift(generator, x), 0.0)
+    require(velocity.isfinite().all(), FloatingPointError, NOT_FINITE.format("velocity"))
+    return velocity, bounds(generator)

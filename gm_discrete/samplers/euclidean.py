@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, over, terms
+from gm_discrete.generators.rows import NOT_FINITE, require
 from gm_discrete.samplers.base import Chain
 
 PRIOR_ENTRIES = 16
@@ -53,7 +54,9 @@ def predicted(
     chain.count(chain.movable(name) & (t < t_next))
     step, variance = broadcast(t_next - t, x), _variance(generator, x)
     noise = 0.0 if variance is None else (step * variance).sqrt() * chain.normal(x)
-    return torch.where(chain.free[name], within(x + step * drift(generator, x) + noise, bounds(generator)), x), noise
+    y = torch.where(chain.free[name], within(x + step * drift(generator, x) + noise, bounds(generator)), x)
+    require(y.isfinite().all(), FloatingPointError, NOT_FINITE.format("drift"))
+    return y, noise
 
 
 def corrected(
@@ -133,6 +136,7 @@ def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t:
     free = chain.free[name] & broadcast((t < t_next).to(x.dtype), x).bool()
     state, stayed = torch.where(free, y, x), free
     jumps = [(weight, part) for weight, part in terms(generator) if isinstance(part, Jump)]
+    require(state.isfinite().all(), FloatingPointError, NOT_FINITE.format("drift"))
     if not jumps:
         return state
     memory, rate = chain.remember(name, JumpMemory), jump_rate(generator, x)
@@ -143,6 +147,7 @@ def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t:
             grown = -torch.expm1(-part.intensity.double() * duration)
             chance = torch.where(duration.isnan(), chance, grown)
         chance = 1 - (1 - chance) ** broadcast(weight, x).double()
+        require(~(free & chance.isnan()).any(), FloatingPointError, NOT_FINITE.format("rate of jumps"))
         if part.joint:
             events = free & broadcast((chain.uniform(len(x)) < chance.flatten(1)[:, 0]).to(x.dtype), x).bool()
         else:
@@ -152,6 +157,7 @@ def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t:
     memory.rate = update_rows(memory.rate, rate, going)
     memory.time = update_rows(memory.time, t, going)
     memory.stayed = update_rows(memory.stayed, stayed, going)
+    require(state.isfinite().all(), FloatingPointError, NOT_FINITE.format("landing of a jump"))
     return state
 
 

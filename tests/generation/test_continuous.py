@@ -287,3 +287,16 @@ def test_generate__classes_out_of_range_are_named(labels: list[int]) -> None:
 def test_generate__classes_of_another_batch_are_named() -> None:
     with pytest.raises(ValueError, match=r"class_labels.*\(2,\).*3"):
         classy("flow").generate(class_labels=[0, 1], batch_size=3)
+
+
+@every_number
+@pytest.mark.parametrize("method", ["tau_leaping", "heun", "adaptive"])
+def test_generate__says_that_the_output_of_the_network_is_not_finite(name: str, method: str) -> None:
+    model = network(name)
+    for head in model.heads.values():
+        weights = head.weight.detach().clone()  # pyright: ignore[reportCallIssue]
+        with torch.no_grad():
+            head.weight.fill_(torch.nan)  # pyright: ignore[reportCallIssue]
+            with pytest.raises(FloatingPointError, match=r"output of the model|landing distribution"):
+                model.generate(num_steps=3, sampler=method)
+            head.weight.copy_(weights)  # pyright: ignore[reportCallIssue]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gm_discrete import AllowedTokens, Blocks, GMGenerationConfig, GMModel, ReMDM, TauLeaping, UniformPath
-from gm_discrete.generation.names import NOT_HERE
+from gm_discrete.generation.names import NEUTRAL, NOT_HERE
 from gm_discrete.generation.processors import MostLikely, TemperatureSchedule
 from tests.helpers import continuous, product_models
 from tests.helpers.networks import MASK, PATHS, K, constant, network, untrained
@@ -162,7 +162,16 @@ def test_generate__options_that_only_transformers_has_name_their_counterpart(nam
         with pytest.raises(TypeError) as error:
             call(**{name: 2})
         assert name in str(error.value)
-        assert NOT_HERE[name] in str(error.value)
+        assert f"{name}: use {NOT_HERE[name]}" in str(error.value)
+
+
+def test_generate__options_of_transformers_that_change_nothing_are_taken() -> None:
+    model, neutral = network(), {**dict.fromkeys(NOT_HERE), **NEUTRAL}
+    expected = model.generate(num_steps=2, seed=0)
+    assert torch.equal(model.generate(num_steps=2, seed=0, **neutral), expected)
+    assert GMGenerationConfig(num_steps=2, **neutral) == GMGenerationConfig(num_steps=2)
+    with pytest.raises(TypeError, match="num_beams"):
+        model.generate(num_steps=2, num_beams=4, min_length=0)
 
 
 def test_most_likely__of_continuous_states_is_refused() -> None:

@@ -345,3 +345,8 @@ def test_landing__times_are_those_of_each_sequence() -> None:
     # quantiles u = 1/800 and 1 − 1/800 reach within 10 % of the ends
     assert float(spread[0]) == pytest.approx(0.9 * (high - low), rel=0.1)
     assert float(spread[1]) == pytest.approx(0.01 * (high - low), rel=0.1)
+
+
+def test_bins__too_narrow_for_float32_around_0_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"high=1e-320.*float32"):
+        Bins(0, 1e-320, 4)

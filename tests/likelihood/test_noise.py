@@ -161,3 +161,8 @@ def test_field_likelihood__of_discrete_fields_with_other_schedules_is_the_entrop
     excess = bound.nats + model.weights[index].log()
     assert abs(float(excess.mean())) < SIGMAS * float(excess.std()) / math.sqrt(1500)
     assert float(excess.std()) < 4 / math.sqrt(8)
+
+
+def test_time_table__of_one_path_is_made_once() -> None:
+    path, device = GENERAL_PATHS["metric kinetic"](None), torch.device("cpu")
+    assert time_table({"": path}, device) is time_table({"": path}, device)

@@ -28,6 +28,7 @@ from tests.helpers.continuous import (
     rng,
     what_is_said,
 )
+from tests.helpers.networks import network as network_of_symbols
 from tests.helpers.networks import readout
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -154,3 +155,12 @@ def test_forward__a_masked_model_with_classes_needs_no_time() -> None:
         assert torch.equal(
             model(input_ids=x, class_labels=labels).logits, call(model, x, t, class_labels=labels).logits
         )
+
+
+def test_rates__depend_on_the_class_and_the_guidance_scale() -> None:
+    model = network_of_symbols("mixture", num_classes=3)
+    x, t, labels = torch.tensor([[0, 1, 2]]), torch.tensor([0.5]), torch.tensor([1])
+    free, towards = model.rates(x, t), model.rates(x, t, class_labels=labels)
+    assert float((free - towards).abs().max()) > MOVED
+    expected = model.generator(x, t, class_labels=labels, guidance_scale=2.0).rates(x)
+    assert torch.equal(model.rates(x, t, class_labels=labels, guidance_scale=2.0), expected)

@@ -57,6 +57,8 @@ def test_generation_config__keys_of_files_are_kept_with_a_warning(
 def test_config__misspelt_arguments_are_refused_with_the_nearest(given: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"{given}; did you mean {nearest}"):
         GMConfig(**{given: 4})
+    with pytest.raises(ValueError, match="hiden; did you mean hidden_act or hidden_size"):
+        GMConfig(hiden=3)
     with pytest.raises(TypeError, match="num_step; did you mean num_steps"):
         GMGenerationConfig(num_step=4)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="num_step; did you mean num_steps"):
@@ -64,6 +66,9 @@ def test_config__misspelt_arguments_are_refused_with_the_nearest(given: str, nea
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
+    ({"intermediate_size": 10**12}, "intermediate_size=10"),
+    ({"num_classes": 10**12}, "num_classes=10"),
+    ({"id2label": 5}, "id2label=5"),
     ({"num_hidden_layers": -1}, "num_hidden_layers=-1"),
     ({"num_hidden_layers": 2.0}, "num_hidden_layers=2.0"),
     ({"num_hidden_layers": True}, "num_hidden_layers=True"),

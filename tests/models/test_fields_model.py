@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from gm_discrete import Bins, GaussianPath, GMModel, MaskedPath, ProductPath, UniformPath, conditional_loss
+from gm_discrete import (
+    Bins,
+    ExactProductModel,
+    GaussianPath,
+    GMModel,
+    MaskedPath,
+    ProductPath,
+    UniformPath,
+    conditional_loss,
+    simulate,
+)
 from gm_discrete.objective import corrupt, field_losses, generator_times
 from tests.helpers.product_models import CASES, CODECS, at, data, network, noisy, rng, said
 
@@ -306,3 +316,20 @@ def test_save_pretrained__of_fields_is_bit_exact(name: str, tmp_path: File) -> N
     assert all(torch.equal(first[field], second[field]) for field in first)
     if "row" in name:
         assert {field: again.state_fields[field].codec for field in CODECS} == CODECS
+
+
+def test_fields__of_different_batch_sizes_are_named() -> None:
+    model = network("two lines")
+    x = {**data(model, 2), "under": data(model, 3)["under"]}
+    ids, path = torch.zeros(2, 1, dtype=torch.long), ProductPath(a=UniformPath(3), b=UniformPath(3))
+    own = ExactProductModel(path, {"a": ids, "b": ids})
+    calls = [
+        lambda: conditional_loss(model, x),
+        lambda: simulate(model, x, [0.0, 1.0]),
+        lambda: model(fields=x, time=torch.zeros(2)),
+        lambda: simulate(own, {"a": ids, "b": ids[:1]}, [0.0, 1.0]),
+        lambda: ExactProductModel(path, {"a": ids, "b": ids[:1]}),
+    ]
+    for attempt in calls:
+        with pytest.raises(ValueError, match=r"different batch sizes, (over 2, size 2, under 3|a 2, b 1)"):
+            attempt()

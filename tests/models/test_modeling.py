@@ -426,7 +426,7 @@ GOOD, HALF = torch.zeros(2, 3, dtype=torch.long), torch.full((2,), 0.5)
         ({"time": HALF + 1}, r"times must lie in \[0, 1\].*1\.5"),
         ({"time": -HALF}, r"times must lie in \[0, 1\].*-0\.5"),
         ({"time": HALF * torch.nan}, r"times must lie in \[0, 1\].*nan"),
-        ({"time": None}, "time is missing: pass time=t"),
+        ({"time": None}, "time is missing: pass time=t.*Pipelines"),
         ({"labels": GOOD[:, :2]}, r"labels has shape \(2, 2\).*\(2, 3\)"),
         ({"labels": GOOD + K}, "holds ids from 11 to 11; vocab_size=11"),
         ({"labels": GOOD, "divergence": "l2"}, "kind='l2' is no divergence"),

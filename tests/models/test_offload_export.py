@@ -119,3 +119,14 @@ def test_generate__threads_share_the_evaluation_mode() -> None:
     assert torch.equal(results[0], expected)
     assert model.training
     assert not model.heads.training  # each module has its own mode again
+
+
+def test_device__of_a_model_without_hooks_is_found_without_a_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, offloaded = network(), cpu_offload(network(), execution_device=torch.device("meta"))
+    walks: list[nn.Module] = []
+    modules = nn.Module.modules
+    monkeypatch.setattr(GMModel, "modules", lambda self: walks.append(self) or modules(self))
+    assert plain.device.type == "cpu"
+    assert walks == []
+    assert offloaded.device.type == "meta"
+    assert walks == [offloaded]

@@ -359,7 +359,7 @@ def test_mixture_path__travels_through_json(name: str, schedule: Schedule | None
     assert type(path).__name__ in repr(path)
 
 
-@given(weights=st.lists(st.floats(0, 1), min_size=2, max_size=60).filter(lambda w: sum(w) > 1e-3))
+@given(weights=st.lists(st.just(0.0) | st.floats(1e-90, 1), min_size=2, max_size=60).filter(lambda w: sum(w) > 1e-3))
 def test_mixture_path__prior_survives_the_round_trip_bit_for_bit(weights: list[float]) -> None:
     """A model saved and loaded a hundred times has the prior that it was trained with."""
     path = MixturePath(len(weights), [w / sum(weights) for w in weights])
@@ -469,3 +469,11 @@ def test_exact_model__agrees_with_a_lookup() -> None:
     exact, fast = chain("prior reversal"), chain("prior reversal", kind=Lookup)
     x, t = exact.states().flip(0), times(0.3, 27)
     torch.testing.assert_close(fast.generator(x, t).rates(x), exact.generator(x, t).rates(x), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-100])
+def test_mixture_path__probabilities_too_small_for_rates_are_refused(least: float) -> None:
+    path, z, t = MixturePath(3, prior=[least, 0.5, 0.5]), torch.tensor([[0, 1]]), torch.tensor([0.5])
+    assert bool(path.conditional(z, z, t).rates(z).isfinite().all())
+    with pytest.raises(ValueError, match="prior holds 1e-300"):
+        MixturePath(3, prior=[1e-300, 0.5, 0.5])

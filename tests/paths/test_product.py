@@ -175,7 +175,10 @@ def test_product_path__scored_entries_are_marked_and_found_by_field() -> None:
         ({"kind": torch.full((2, 1), 9), "size": torch.zeros(2, 1)}, r"x\['kind'\] holds ids from 9 to 9"),
         ({"kind": torch.zeros(2, 1).long(), "size": torch.full((2, 1), torch.nan)}, r"x\['size'\].*not finite"),
         ({"kind": torch.zeros(2, 1).long(), "size": torch.zeros(2).long()}, r"x\['size'\] must be a floating-point"),
-        ({"kind": torch.zeros(3, 1).long(), "size": torch.zeros(2, 1)}, r"t must have shape \[B\] = \[3\]"),
+        (
+            {"kind": torch.zeros(3, 1).long(), "size": torch.zeros(2, 1)},
+            r"x has fields of different batch sizes, kind 3, size 2",
+        ),
     ],
 )
 def test_product_path__names_states_that_do_not_fit(state: Any, message: str) -> None:

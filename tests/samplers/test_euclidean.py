@@ -390,7 +390,8 @@ def test_dormand_prince__ends_where_no_step_can_be_accepted(broken: float) -> No
         return replace(right, parts={**right.parts, "flow": replace(flow, velocity=flow.velocity + rough)})
 
     noise = rng(1)
-    with pytest.raises(FloatingPointError, match=r"dopri5.*t=0\.[34].*tolerance=1e-05.*heun"):
+    reason = r"dopri5.*t=0\.[34].*tolerance=1e-05.*heun" if math.isfinite(broken) else "velocity is not finite"
+    with pytest.raises(FloatingPointError, match=reason):
         simulate(Model(exact.path, generator), even_normals(4), [0.0, 0.9], rng(), "dopri5")
 
 
