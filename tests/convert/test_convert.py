@@ -441,7 +441,7 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
         ({"backbone": "unet"}, "backbone='unet' must be 'gm' or 'dit'"),
         ({"backbone": "dit", "hidden_act": "swiglu"}, "hidden_act='swiglu' must be 'gelu_pytorch_tanh'"),
         ({"backbone": "dit", "noise_range": [1, 1]}, r"noise_range=\[1.0, 1.0\] must be 0 ≤ least < greatest"),
-        ({"backbone": "dit", "condition_size": 0}, "condition_size=0 must be an integer ≥ 1"),
+        ({"backbone": "dit", "condition_size": 0}, "condition_size=0 must be an integer from 1"),
         ({"backbone": "dit", "num_classes": 2}, "backbone='dit' has no num_classes; got 2"),
         ({"backbone": "dit", "tie_word_embeddings": True}, "backbone='dit' has no tie_word_embeddings"),
         ({"backbone": "dit", "path": {"type": "gaussian"}}, "backbone='dit'"),
