@@ -128,7 +128,8 @@ def check_state(path: Path | None, state: Tensor | State, name: str) -> None:
         if not isinstance(x, Tensor) or x.dim() < 2 or (x.dim() > 2 and not x.is_floating_point()):
             found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
             raise ValueError(f"{where} must be a long tensor [B, L] or a floating-point tensor [B, …]; got {found}")
-    if len({len(x) for x in fields.values()}) > 1:
+    first, *others = fields.values()
+    if any(x.shape[0] != first.shape[0] for x in others):
         raise different_sizes(fields, name)
     if path is None:
         return

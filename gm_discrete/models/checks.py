@@ -98,9 +98,9 @@ def checked_batch(
     if class_labels is not None:
         tensors["class_labels"] = class_labels
     check_tensors(model, tensors)
-    if len({len(state) for state in x.values()}) > 1:
+    first, *others = x.values()
+    if any(state.shape[0] != first.shape[0] for state in others):
         raise different_sizes(x, argument)
-    first = next(iter(x.values()))
     z, scored = {}, {}
     for name, field in network.fields.items():
         state, where = x[name], f"[{name!r}]" if name else ""

@@ -249,7 +249,8 @@ class ProductPath(Path):
 
     def check(self, state: State, t: FieldTimes, name: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_names(state, name)
-        if len({len(x) for x in state.values() if isinstance(x, Tensor) and x.dim()}) > 1:
+        first, *others = (x for x in state.values() if isinstance(x, Tensor) and x.dim())
+        if any(x.shape[0] != first.shape[0] for x in others):
             raise different_sizes(state, name)
         times = self.times(t) if isinstance(t, Tensor) else t
         for field, path in self.factors.items():
