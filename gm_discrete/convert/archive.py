@@ -19,7 +19,7 @@ DTYPES = {
 
 
 class Archive:
-    """A file of `torch.save`. Tensors are read when they are asked for: the state of an optimizer stays in the file.
+    """A file of `torch.save`. Tensors are read on first access: the state of an optimizer stays in the file.
 
     Args:
         file: in the format of torch ≥ 1.6, a zip archive.

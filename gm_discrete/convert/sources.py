@@ -144,5 +144,5 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ VOCABULARIES = ("_added_tokens_encoder", "added_tokens_encoder", "vocab", "encod
 
 @dataclass
 class KeptTokenizer:
-    """What is known of a tokenizer beside a network.
+    """The parts of a tokenizer that a checkpoint holds beside its network.
 
     Attributes:
         special: special tokens, by their names in transformers.
