@@ -110,6 +110,10 @@ class TextArguments:
     packed: bool = field(
         default=True, metadata={"help": "cut the concatenated texts into blocks; false: one text per sequence"}
     )
+    separate: bool = field(
+        default=False,
+        metadata={"help": "if packed: the texts of a block are documents that do not attend to each other"},
+    )
     pad_to_length: bool = field(
         default=False,
         metadata={"help": "with packed=false: train on the padding too, so that the model learns lengths"},
@@ -253,7 +257,10 @@ def tokenized(options: TextArguments, tokenizer: Tokenizer, split: str) -> Datas
     """Tokenises one split; the validation split is reduced to `max_eval_sequences`, evenly spaced (first, if a stream)."""
     if options.packed and options.pad_to_length:
         raise ValueError("pad_to_length=True needs packed=False: packed sequences have no padding")
-    to_sequences = pack if options.packed else partial(truncate, pad_to_length=options.pad_to_length)
+    if options.separate and not options.packed:
+        raise ValueError("separate=True needs packed=True: else each sequence is one text")
+    packing = partial(pack, separate=options.separate)
+    to_sequences = packing if options.packed else partial(truncate, pad_to_length=options.pad_to_length)
     try:
         rows = to_sequences(load(options, split), tokenizer, options.length, add_eos=options.add_eos)
     except ValueError as error:

@@ -57,7 +57,7 @@ def any_order_likelihood(
     Args:
         model: a network or any other `Process` with a `MaskedPath`, without time conditioning.
         z: clean data, long [B, L].
-        attention_mask: [B, L], 0 where padded.
+        attention_mask: [B, L], 0 where padded; different positive numbers are of different documents.
         scored: bool [B, L], the positions S; by default all that are not padded.
         class_labels: long [B], for a model with classes.
         batch_size: sequences in one call of the network.
@@ -149,7 +149,7 @@ def any_order_bound(
     Args:
         model: a network or any other `Process` with a `MaskedPath`.
         z: clean data, long [B, L].
-        attention_mask: [B, L], 0 where padded.
+        attention_mask: [B, L], 0 where padded; different positive numbers are of different documents.
         num_orders: M.
         num_samples: independent repetitions, whose mean is taken.
         rng: source of the noise.

@@ -66,7 +66,7 @@ def likelihood_bound(
     Args:
         model: a network or any other `Process`; a network is evaluated in evaluation mode.
         z: clean data, long [B, L].
-        attention_mask: [B, L], 0 where padded.
+        attention_mask: [B, L], 0 where padded; different positive numbers are of different documents.
         num_samples: draws per sequence.
         rng: source of the noise.
         scored: bool [B, L], positions whose likelihood is bounded, given the others; by default all that are not padded.

@@ -119,7 +119,7 @@ class GMModel(GMPreTrainedModel):
                 time conditioning, unless labels are given; so pipelines of transformers, which pass no time, run such
                 models alone. For others 1 is the time of data, and t with κ(t) the share of tokens that are no mask
                 (`path.schedule.inverse`) that of a sequence with masks.
-            attention_mask: [B, L], 0 where padded.
+            attention_mask: [B, L], 0 where padded; different positive numbers are of different documents.
             labels: clean data of the state's shape; −100 (NaN for continuous states) where an entry is not scored.
             num_items_in_batch: what the summed loss is divided by; the number of scored entries by default.
             divergence: in place of `config.divergence`.
@@ -231,7 +231,7 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             x: states [B, …], of a product by field; t, t_next: times [B], or [B, M] of independent times.
-            attention_mask: [B, L], 0 where padded.
+            attention_mask: [B, L], 0 where padded; different positive numbers are of different documents.
             logits_processor: maps (sequences [n, L], logits [n, K]) to logits.
             class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance, 1 for none.
             generators: other weights of a superposition (see `EuclideanPath.reweighted`); for a product by field.
@@ -308,7 +308,8 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
-            attention_mask: 0 where padded; for a product path a dict by field.
+            attention_mask: 0 where padded, different positive numbers are of different documents, and new tokens belong
+                to the last one of their prompt; for a product path a dict by field.
             given: observed values of a continuous state, NaN where unobserved, or a pair of values and a mask, true where
                 observed; for a product path a dict by field of such values (see `generation.given.Observed.of`). Fields
                 that are observed in all entries condition a model with independent times exactly; everything else observed

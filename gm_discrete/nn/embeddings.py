@@ -56,7 +56,7 @@ class FieldsEmbedding(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(hidden states, attention mask [B, L] or `None`, place of every position within its field [L]).
 
-        A position is padding only if it is padded in all of its fields. A field without a mask is of document 1.
+        A position is padding only if it is padded in all of its fields. Fields without a mask are of document 1.
         """
         parts, masks, positions = [], [], []
         kinds = self.kinds(torch.arange(len(self.groups), device=next(iter(x.values())).device))

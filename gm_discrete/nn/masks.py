@@ -1,9 +1,9 @@
 """Attention masks of the numbers of documents, in the form that each implementation of attention takes.
 
-`attention_mask` [B, L] is 0 where padded, and positions with different positive numbers are of different documents. A position
-attends to those with its own number. So a padded one attends to padding, which nothing else reads, and no softmax is over
-nothing. Values are not read on the host, which would stall a GPU and cannot be captured in a CUDA graph; flash attention is
-the exception, see `variable_lengths`.
+`attention_mask` [B, L] is 0 where padded, and positions with different positive numbers are of different documents. A
+position attends to those with its own number. So a padded one attends to padding, which nothing else reads, and no softmax
+is over nothing. Values are not read on the host, which would stall a GPU and cannot be captured in a CUDA graph; flash
+attention is the exception, see `variable_lengths`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gm_discrete.generators.rows import require
 from gm_discrete.nn.config import GMConfig
 
 AttentionMask: TypeAlias = Tensor | BlockMask | Mapping[str, Any] | None
-"""What the implementation takes as a mask, or its arguments for sequences of different lengths; `None`: all attend to all."""
+"""What the implementation takes as a mask, or its arguments for sequences of different lengths; `None`: no mask."""
 
 
 def bidirectional_mask(config: GMConfig, hidden: Tensor, documents: Tensor | None) -> AttentionMask:

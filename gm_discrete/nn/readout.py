@@ -93,7 +93,7 @@ class HiddenStates:
     Attributes:
         network: backbone and heads.
         x: states [B, …] by field; t: times of the network, [B] or [B, M]. Neither may be written to afterwards.
-        attention_mask: [B, L] by field, 0 where padded.
+        attention_mask: [B, L] by field, 0 where padded; different positive numbers are of different documents.
         class_labels: [B], −1 for none.
         clean: for block-causal attention: the sequences [B, L] whose blocks come before those of x.
         cache: of the first blocks of x, which are then not run again.

@@ -50,7 +50,8 @@ def conditional_loss(
             anything else with `.path` and `.generator(x, t)`, such as an exact posterior.
         z: clean data: long [B, L], or floating-point [B, …] for a continuous path; for a product a dict by field, as are
             then attention_mask and scored.
-        attention_mask: [B, L], 0 where padded: these positions are neither noised, nor attended to, nor scored.
+        attention_mask: [B, L], 0 where padded: these positions are neither noised, nor attended to, nor scored. Positions
+            with different positive numbers are of different documents, which do not attend to each other.
         rng: source of the noise.
         scored: bool of z's shape, the entries to noise and to score; by default all that are not padded.
         time_sampler: distribution of the times; `LogitNormalTimeSampler()` by default.

@@ -25,6 +25,20 @@ def test_token_collator__padding_of_the_tokenizer_is_not_scored() -> None:
     assert batch["labels"].tolist() == [[-100, -100, 4]]
 
 
+def test_token_collator__numbers_of_documents_are_kept() -> None:
+    packed = {"input_ids": [1, 2, 3], "attention_mask": [1, 2, 2]}
+    batch = TokenCollator(pad_token_id=0)([packed, {"input_ids": [5, 6], "attention_mask": [1, 1]}])
+    assert batch["attention_mask"].tolist() == [[1, 2, 2], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[1, 2, 3], [5, 6, -100]]
+
+
+@pytest.mark.parametrize("masks", [{}, {"attention_mask": [1, 1]}, {"attention_mask": [3, 3]}])
+def test_token_collator__a_mask_of_no_effect_is_left_out(masks: dict) -> None:
+    rows = [{"input_ids": [1, 2]}, {"input_ids": [3, 4], **masks}]
+    assert TokenCollator(pad_token_id=0)(rows).keys() == {"input_ids", "labels"}
+    assert "attention_mask" in TokenCollator(pad_token_id=0, pad_to_multiple_of=4)(rows)
+
+
 @pytest.mark.parametrize(("longest", "padded"), [(1, 8), (8, 8), (9, 16)])
 def test_token_collator__length_is_rounded_up(longest: int, padded: int) -> None:
     batch = TokenCollator(pad_token_id=0, pad_to_multiple_of=8)([{"input_ids": [1] * longest}, {"input_ids": [1]}])

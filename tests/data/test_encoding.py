@@ -185,6 +185,7 @@ def test_sequence_collator__pads_on_the_right(length: int | None, padded: int) -
     assert torch.equal(labels["length"][mask], fields["length"][mask])
     assert fields["length"].isfinite().all()
     assert decode_sequences(natural_values(fields, codecs), codecs, masks) == melodies()
+    assert "attention_mask" not in SequenceCollator(codecs)(melodies()[:1])
     whole = decode_sequences(natural_values(fields, codecs), codecs)
     assert [len(row["name"]) for row in whole] == [padded, padded]
 

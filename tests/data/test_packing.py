@@ -52,6 +52,40 @@ def test_pack__cuts_the_concatenation(texts: list[str], length: int, batch_size:
                 pack(source, TOKENIZER, length, add_eos=add_eos, batch_size=batch_size)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    texts=st.lists(st.text("abcdefghij", max_size=12), min_size=1, max_size=8),
+    length=st.integers(1, 9),
+    batch_size=st.integers(1, 4),
+    add_eos=st.booleans(),
+)
+def test_pack__numbers_separate_texts_in_each_block(
+    texts: list[str], length: int, batch_size: int, add_eos: bool
+) -> None:
+    """Each end-of-text token belongs to its text; a cut text is one of its own in each block."""
+    tokens, owners = concatenation(texts, add_eos), []
+    for i, text in enumerate(texts):
+        owners += [i] * (len(text) + add_eos)
+    expected = []
+    for block in blocks(owners, length):
+        kinds = list(dict.fromkeys(block))  # in the order in which they occur
+        expected.append([kinds.index(owner) + 1 for owner in block])
+    if not expected:
+        return
+    dataset = Dataset.from_dict({"text": texts})
+    for source in (dataset, dataset.to_iterable_dataset()):
+        packed: Any = pack(source, TOKENIZER, length, separate=True, add_eos=add_eos, batch_size=batch_size)
+        assert packed.column_names == ["input_ids", "attention_mask"]
+        assert rows(packed) == blocks(tokens, length)
+        assert [list(example["attention_mask"]) for example in packed] == expected
+
+
+def test_pack__separate_shards_of_a_stream_begin_anew() -> None:
+    stream = Dataset.from_dict({"text": ["abcde", "abc", "abcdef"]}).to_iterable_dataset(num_shards=3)
+    packed: Any = pack(stream, TOKENIZER, 4, separate=True, num_shards=3)
+    assert [list(example["attention_mask"]) for example in packed] == [[1] * 4, [1] * 4, [1] * 4]
+
+
 def test_pack__data_set_and_stream_agree_on_real_text() -> None:
     plays: Any = load_text("shakespeare", "validation")
     tokenizer = character_tokenizer(plays["text"])

@@ -190,6 +190,19 @@ def test_text_recipe__trains_on_padded_texts(recipe: ModuleType, tiny: list[str]
 
 
 @pytest.mark.slow
+def test_text_recipe__trains_on_separate_documents(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": "ab " * (1 + row % 6)}) + "\n" for row in range(60)), encoding="utf-8")
+    choice = {"data": short, "separate": True, "validation_size": 0.2, "output_dir": tmp_path / "run"}
+    options, _ = recipe.parse_arguments((recipe.TextArguments, TrainingArguments), [*tiny, *flags(choice)])
+    tokenizer = recipe.build_tokenizer(options, tmp_path / "run")
+    assert max(max(row["attention_mask"]) for row in recipe.tokenized(options, tokenizer, "train")) > 1
+    assert 0 < recipe.main([*tiny, *flags(choice)])["bits_per_character"] < 100
+    with pytest.raises(ValueError, match="separate=True needs packed=True"):
+        recipe.main([*tiny, *flags(choice | {"packed": False, "output_dir": tmp_path / "other"})])
+
+
+@pytest.mark.slow
 def test_text_recipe__learns_lengths_from_scored_padding(recipe: ModuleType, tiny: list[str], tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text(

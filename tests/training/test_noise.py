@@ -119,6 +119,8 @@ def test_trainer__accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path
     trainer.train()
 
     model.load_state_dict(start)
+    for call in calls:
+        call.setdefault("attention_mask", torch.ones_like(call["input_ids"]))
     parts = [[row for call in calls for row in call[name]] for name in ("input_ids", "attention_mask", "labels")]
     x, mask, labels = (
         torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=fill)

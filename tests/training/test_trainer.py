@@ -18,7 +18,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from gm_discrete import GMModel, MixturePath, UniformPath, UniformTimeSampler, likelihood_bound
-from gm_discrete.data import TokenCollator, character_tokenizer
+from gm_discrete.data import TokenCollator, character_tokenizer, pack
 from gm_discrete.training import GMTrainer, MuonAdamW, is_complete
 from tests.helpers.small_run import (
     LENGTH,
@@ -27,6 +27,7 @@ from tests.helpers.small_run import (
     checkpoint,
     losses,
     poison,
+    record_inputs,
     rows,
     small_model,
     small_trainer,
@@ -291,3 +292,20 @@ def test_muon_adamw__one_schedule_scales_both(tmp_path: Path) -> None:
     trainer.add_callback(Rates())
     trainer.train()
     assert rates == [pytest.approx([0.02 * scale, 0.01 * scale]) for scale in (1, 0.75, 0.5, 0.25)]
+
+
+def test_trainer__trains_and_evaluates_separate_documents(tmp_path: Path) -> None:
+    texts = Dataset.from_dict({"text": ["abcd", "aab", "bcdaabbcc", "d"] * 10})
+    packed = pack(texts, TOKENIZER, LENGTH, separate=True)
+    model = small_model()
+    calls = record_inputs(model)
+    trainer = small_trainer(tmp_path, packed, model, eval_dataset=packed, num_eval_samples=2, max_steps=3)
+    trainer.train()
+    numbers = {tuple(row["attention_mask"]) for row in packed}
+    assert len(calls) == 3
+    assert all(tuple(row) in numbers for call in calls for row in call["attention_mask"].tolist())
+    assert all(math.isfinite(loss) for loss in losses(trainer))
+    separate = trainer.bound()
+    assert int(separate.num_tokens.sum()) == len(packed) * LENGTH
+    together = trainer.bound(packed.remove_columns("attention_mask"))  # at the same noise
+    assert not torch.allclose(separate.nats, together.nats, atol=1e-3)

@@ -70,7 +70,7 @@ def test_sequence_collator__notes_survive_a_round_trip() -> None:
     batch = SequenceCollator(codecs)(rows)
     assert batch["fields"]["onset"].shape == (6, 4, 1)
     assert batch["fields"]["pitch"].shape == (6, 4)
-    decoded = decode_sequences(natural_values(batch["fields"], codecs), codecs, batch["attention_mask"])
+    decoded = decode_sequences(natural_values(batch["fields"], codecs), codecs, batch.get("attention_mask"))
     assert decoded == [{column: row[column] for column in COLUMNS} for row in rows]
 
 
