@@ -41,7 +41,8 @@ class GMGenerateOutput(ModelOutput):
         network_calls: [B], network evaluations that each sample needed.
         jumps: [B], changes of an entry by jumps.
         error_bound: [B], for exact samplers a bound on the total variation that truncation costs; `None` for the others.
-        attention_mask: [B, L], 0 where a sequence is padded, else the number of the document; for a product path by field; `None` for continuous states.
+        attention_mask: [B, L], 0 where a sequence is padded, else the number of the document; for a product path by field;
+            `None` for continuous states.
         trajectory: the states on the way, with `output_trajectory=True`.
     """
 
