@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gm_discrete.nn.blocks import BlockCache, block_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
-from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, mask_arguments, neighbours
+from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, neighbours
 from gm_discrete.process import State
 
 
@@ -77,7 +79,7 @@ class Backbone(nn.Module):
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
         if self.config.block_size is None:
-            bias = bidirectional_mask(self.config, hidden, mask)
+            bias = None if mask is None else bidirectional_mask(self.config, hidden, mask)
         else:
             bias, position = block_attention(self.config, hidden, clean is not None, mask, cache)
         condition = self._condition(time, class_labels, hidden) if self.conditioned else None
@@ -253,7 +255,7 @@ class Attention(nn.Module):
             query,
             key,
             value,
-            **mask_arguments(mask),
+            **(mask if isinstance(mask, Mapping) else {"attention_mask": mask}),
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
             is_causal=False,

@@ -65,7 +65,7 @@ class DiT(nn.Module):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        mask = bidirectional_mask(self.config, hidden, None if attention_mask is None else attention_mask[""])
+        mask = None if attention_mask is None else bidirectional_mask(self.config, hidden, attention_mask[""])
         condition = self._condition(time, hidden)
         rotary = rotary_embedding(hidden, self.config)
         for block in self.layers[:-1]:

@@ -25,15 +25,13 @@ AttentionMask: TypeAlias = Tensor | BlockMask | Mapping[str, Any] | None
 """What the implementation takes as a mask, or its arguments for sequences of different lengths; `None`: no mask."""
 
 
-def bidirectional_mask(config: GMConfig, hidden: Tensor, documents: Tensor | None) -> AttentionMask:
+def bidirectional_mask(config: GMConfig, hidden: Tensor, documents: Tensor) -> AttentionMask:
     """The mask by which a position attends to all of its document.
 
     Args:
         hidden: [B, L, D], of the type of the scores.
         documents: numbers of documents [B, L], 0 where padded.
     """
-    if documents is None:
-        return None
     name, documents = config._attn_implementation or "sdpa", documents.to(hidden.device)
     if is_flash_attention_requested(requested_attention_implementation=name):
         return variable_lengths(documents)
@@ -77,12 +75,13 @@ def variable_lengths(documents: Tensor) -> dict[str, Any]:
     )
     starts = begins.flatten().nonzero().squeeze(1)
     ends = F.pad(starts, (0, 1), value=documents.numel()).int()
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length}
-
-
-def mask_arguments(mask: AttentionMask) -> Mapping[str, Any]:
-    """The arguments of an attention function that hold the mask."""
-    return {"attention_mask": None, **mask} if isinstance(mask, Mapping) else {"attention_mask": mask}
+    return {
+        "attention_mask": None,
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": length,
+        "max_length_k": length,
+    }
 
 
 def neighbours(size: int, documents: Tensor | None, position: Tensor | None, dtype: torch.dtype) -> Tensor | None:
