@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType, PartialState
 
-from gm_discrete.generators import rows as chunks
+from tests.helpers.chunks import set_chunks
 from tests.helpers.small_run import STABLE, TOKENIZER, Interrupt, losses, rows, small_model, small_trainer
 
 RAGGED = (8, 3, 5, 1, 7, 8)
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # every training run ends with a full collection
     shard_although_on_cpu()
-    chunks.ROW_ELEMENTS = 5 * len(TOKENIZER)  # five rows a chunk
+    set_chunks(5 * len(TOKENIZER))  # five rows a chunk
 
     run = trainer(folder / "unbroken", 2)
     run.train()
