@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 MULTIPLE = 128
@@ -60,55 +61,42 @@ class LinearSum(torch.autograd.Function):
         if grad and weight.requires_grad:
             grad_w = torch.zeros_like(back, dtype=exact)
         if grad and bias is not None and bias.requires_grad:
-            grad_b = back.new_zeros(back.shape[0], dtype=exact)
+            grad_b = torch.zeros_like(bias, dtype=exact)
         total = h.new_zeros((), dtype=torch.float64)
         for start in range(0, h.shape[0], rows):
-            part, leaves = slice(start, start + rows), []
+            part = slice(start, start + rows)
+            edges, h_part = [], h[part].requires_grad_(grad)
 
-            def logits(part: slice = part, leaves: list[Tensor] = leaves) -> Tensor:
-                leaf = F.linear(h[part], w, b)
-                leaves.append((leaf[:, :size].float() if half else leaf).requires_grad_(grad))
-                return Rows.apply(leaves[-1], size)  # pyright: ignore[reportReturnType]
+            def logits(h: Tensor = h_part, edges: list[GradientEdge] = edges) -> Tensor:
+                found = F.linear(h, w, b)
+                found = found.to(exact) if found.shape[1] == size else found[:, :size].to(exact, copy=True)
+                if grad:
+                    edges.append(get_gradient_edge(found))
+                return found
 
             with torch.set_grad_enabled(grad):
                 value = function(part, logits).sum()
             total += value.detach()
-            for g in torch.autograd.grad(value, leaves) if grad else ():
+            h_part = h_part.detach()
+            for g in torch.autograd.grad(value, edges) if grad else ():  # g stops there: the products follow here
+                if grad_b is not None:
+                    grad_b += g.sum(0)
+                # The cast to the type of products adds the columns of padding.
+                g = g.to(back.dtype) if size == back.shape[0] else padded(g, back.shape[0], back.dtype, dim=1)
                 with torch.autocast(h.device.type, enabled=False):
                     grad_h[part] += g @ back
-                    if grad_b is not None:
-                        grad_b += g.sum(0)
                     if grad_w is not None and g.dtype == exact:
-                        grad_w.addmm_(g.T, h[part].to(exact))
+                        grad_w.addmm_(g.T, h_part.to(exact))
                     elif grad_w is not None:
-                        grad_w += g.T @ h[part]
+                        grad_w += g.T @ h_part
         if grad:
-            ctx.save_for_backward(grad_h, *(x if x is None else x[:size] for x in (grad_w, grad_b)))  # pyright: ignore[reportArgumentType]
+            ctx.save_for_backward(grad_h, None if grad_w is None else grad_w[:size], grad_b)  # pyright: ignore[reportArgumentType]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return *(None if x is None else x * grad for x in ctx.saved_tensors), None, None, None, None, None
-
-
-class Rows(torch.autograd.Function):
-    """Logits with the columns of padding → rows [n, size] in float32 or more, which may be written into.
-
-    The cast drops the columns and, of the gradient, adds zeros: padding takes no copy of its own.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, size: int) -> Tensor:
-        ctx.columns, ctx.dtype = logits.shape[1], logits.dtype
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits.detach().to(dtype) if size == ctx.columns else logits[:, :size].to(dtype, copy=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        whole = grad.shape[1] == ctx.columns
-        return grad.to(ctx.dtype) if whole else padded(grad, ctx.columns, ctx.dtype, dim=1), None
 
 
 def padded_linear(
