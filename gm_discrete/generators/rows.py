@@ -50,16 +50,14 @@ def chunk_rows(row_size: int, count: int, device: torch.device, kept: bool = Fal
     return 1 << rows.bit_length() - 1
 
 
-def chunked(where: Tensor, row_size: int, total: int | None = None, kept: bool = False) -> Sequence[Tensor]:
-    """The positions (or a value of each) in chunks of few enough rows.
+def chunked(where: Tensor, row_size: int, kept: bool = False) -> Sequence[Tensor]:
+    """The positions (or a value of each) in chunks of `chunk_rows`."""
+    return where.split(chunk_rows(row_size, where.shape[0], where.device, kept))
 
-    Args:
-        total: cut into as many chunks as this number of positions needs, on whatever device, so that processes with as
-            many sequences have as many chunks.
-        kept: whether autograd keeps what is computed from the rows.
-    """
-    if total is None:
-        return where.split(chunk_rows(row_size, where.shape[0], where.device, kept))
+
+def equal_chunks(where: Tensor, row_size: int, total: int, kept: bool) -> Sequence[Tensor]:
+    """The positions in as many chunks as `total` positions need, on whatever device and with whatever free memory: processes
+    with as many sequences have as many chunks."""
     size = total * row_size
     return where.tensor_split(1 if kept and size <= KEPT_ELEMENTS else -(-size // ELEMENTS))
 

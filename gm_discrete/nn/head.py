@@ -89,6 +89,7 @@ class LinearSum(torch.autograd.Function):
                         grad_w.addmm_(g.T, h_part.to(exact))
                     elif grad_w is not None:
                         grad_w += g.T @ h_part
+                del g  # as large as the next chunk
         if grad:
             ctx.save_for_backward(grad_h, None if grad_w is None else grad_w[:size], grad_b)  # pyright: ignore[reportArgumentType]
         return total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
-from gm_discrete.generators.rows import chunk_rows, chunked
+from gm_discrete.generators.rows import chunk_rows, equal_chunks
 from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
@@ -245,9 +245,12 @@ class LazyReadout:
         self.hidden.compute(where // self.size)
         if self.unconditional is not None:
             self.unconditional.hidden.compute(where // self.size)
-        every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
-        total = every if self.hidden.network.whole_batches else None
-        return chunked(where, max(self.field.heads.values()), total, torch.is_grad_enabled())
+        size, kept = max(self.field.heads.values()), torch.is_grad_enabled()
+        if self.hidden.network.whole_batches:
+            return equal_chunks(
+                where, size, self.x.shape[0] * max(self.field.length * self.field.slots, self.size), kept
+            )
+        return where.split(chunk_rows(size, where.shape[0], where.device, kept))
 
     def total(self, head: str, function: Callable[[Tensor], Tensor], where: Tensor, row_size: int) -> Tensor | None:
         """Σ function(rows) over chunks of the entries `where`, which are in ascending order; `function` reads their logits
@@ -265,30 +268,29 @@ class LazyReadout:
             self._chunk = where[part], logits
             return function(self._chunk[0])
 
+        sequence, (spans, total) = where // self.size, self.hidden.layout
+        states = self.hidden.final(sequence * total + spans[self.name][0] + where % self.size, sequence)
         rows = chunk_rows(row_size, where.shape[0], where.device)
         try:
             grad = torch.is_grad_enabled()
-            return LinearSum.apply(self._final(where), layer.weight, layer.bias, of_part, rows, grad)  # pyright: ignore[reportReturnType]
+            return LinearSum.apply(states, layer.weight, layer.bias, of_part, rows, grad)  # pyright: ignore[reportReturnType]
         finally:
             self._chunk = None
-
-    def _final(self, where: Tensor) -> Tensor:
-        """Final hidden states [n, D] of entries with positions of their own."""
-        sequence, (spans, total) = where // self.size, self.hidden.layout
-        return self.hidden.final(sequence * total + spans[self.name][0] + where % self.size, sequence)
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
         field, hidden, layer = self.field, self.hidden, self.hidden.network.heads[self.prefix + head]
         spans, total = hidden.layout
         start, length = spans[self.name]
+        evaluate = evaluated if self.x.is_cuda else nn.Module.__call__
         if self._chunk is not None and where is not None:
             entries, logits = self._chunk
             raw = logits() if where is entries else logits()[torch.searchsorted(entries, where)]
         elif where is None:
             raw = field.join(layer(hidden.final()[:, start : start + length]), self.x.shape)
         elif field.slots == 1:
-            raw = evaluated(layer, self._final(where))
+            sequence = where // self.size
+            raw = evaluate(layer, hidden.final(sequence * total + start + where % self.size, sequence))
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
@@ -296,7 +298,7 @@ class LazyReadout:
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
-            raw = evaluated(layer, hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
+            raw = evaluate(layer, hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gm_discrete.generators.kernels import Categorical, Dirac, GatheredLogits, Kernel, Reversal, TensorReadout
-from gm_discrete.generators.rows import categorical_from_prior, chunked, inverse_cdf, map_rows
+from gm_discrete.generators.rows import categorical_from_prior, chunked, equal_chunks, inverse_cdf, map_rows
 from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import LEAST_P, chi_square
 
@@ -269,11 +269,11 @@ def test_map_rows__in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mo
         assert torch.equal(map_rows(function, chunked(where, row_size=4)), expected)
 
 
-def test_chunked__number_of_chunks_depends_on_the_total_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_chunks__number_of_chunks_depends_on_the_total_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that share the weights must call the head equally often."""
     set_chunks(12, monkeypatch)
     for asked in (0, 1, 7, 10):
-        chunks = chunked(torch.arange(asked), row_size=4, total=10)
+        chunks = equal_chunks(torch.arange(asked), row_size=4, total=10, kept=True)
         assert len(chunks) == 4
         assert torch.cat(list(chunks)).tolist() == list(range(asked))
 

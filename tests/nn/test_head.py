@@ -153,6 +153,7 @@ def test_conditional_loss__fused_is_dense(
         expected = losses(model, z, divergence)
     calls: list[int] = []
     monkeypatch.setattr(head, "padded_linear", lambda *given: padded_linear(*given[:3], multiple=4))
+    set_chunks(3 * K, monkeypatch)
     monkeypatch.setattr(readout, "chunk_rows", lambda *_: calls.append(1) or 3)
     found = losses(model, z, divergence)
     assert calls == [1]
