@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath, UniformTimeSampler, conditional_loss
 from gm_discrete.generators.rows import COPIES, CPU_ELEMENTS, ELEMENTS, MOST_ELEMENTS, chunk_rows
@@ -15,6 +16,7 @@ from gm_discrete.nn import head, readout
 from gm_discrete.nn.head import LinearSum, evaluated, is_plain, padded_linear
 from tests.helpers.chunks import set_chunks
 from tests.helpers.networks import PATHS, K, network, rng
+from tests.helpers.networks import readout as helper_readout
 
 every_path = pytest.mark.parametrize("name", PATHS)
 
@@ -172,6 +174,47 @@ def test_conditional_loss__with_gradient_checkpointing_and_accumulation_is_the_s
     conditional_loss(model, z, rng=rng(7), time_sampler=UniformTimeSampler()).backward()
     for weight, reference in zip(model.parameters(), expected[1:], strict=True):
         torch.testing.assert_close(weight.grad, 2 * reference)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_conditional_loss__inside_a_checkpoint_or_with_saved_tensors_elsewhere_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, reentrant: bool | None
+) -> None:
+    """Hooks of saved tensors act on the graph of a chunk too."""
+    model, z = network(), torch.randint(K - 1, (4, 12), generator=rng(3))
+    x, t = torch.where(z % 2 == 0, K - 1, z), torch.full((4,), 0.5)
+    set_chunks(3 * K, monkeypatch)
+
+    def loss(_: Tensor | None = None) -> Tensor:
+        return model(input_ids=x, time=t, labels=z).loss
+
+    expected = torch.autograd.grad(loss(), list(model.parameters()))
+    model.zero_grad()
+    if reentrant is None:
+        with torch.autograd.graph.save_on_cpu():
+            loss().backward()
+    else:
+        checkpoint(loss, torch.ones((), requires_grad=True), use_reentrant=reentrant).backward()
+    for weight, reference in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, reference)
+
+
+def test_lazy_readout__total_reads_some_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function may ask for fewer positions than its chunk, in any order."""
+    model, x = network(), torch.full((4, 12), K - 1)
+    said, where = helper_readout(model, x, torch.full((4,), 0.5)), torch.arange(0, 48, 2)
+
+    def function(rows: Tensor) -> Tensor:
+        some = rows.flip(0)[::2]
+        return some * said("tokens", some).log_softmax(1)[:, 0]
+
+    monkeypatch.setattr(readout, "chunk_rows", lambda *_: 5)
+    found = said.total("tokens", function, where, K)
+    gradient = torch.autograd.grad(found, model.heads.tokens.weight)[0]
+    monkeypatch.undo()
+    expected = torch.stack([function(rows).sum() for rows in where.split(5)]).sum()
+    torch.testing.assert_close(found.float(), expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, model.heads.tokens.weight)[0])
 
 
 class Largest(TorchDispatchMode):
