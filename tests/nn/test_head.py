@@ -214,7 +214,8 @@ def test_lazy_readout__total_reads_some_rows_of_a_chunk(monkeypatch: pytest.Monk
     monkeypatch.undo()
     expected = torch.stack([function(rows).sum() for rows in where.split(5)]).sum()
     torch.testing.assert_close(found.float(), expected)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, model.heads.tokens.weight)[0])
+    reference = torch.autograd.grad(expected, model.heads.tokens.weight)[0]
+    assert float((gradient - reference).norm()) <= 1e-5 * float(reference.norm())
 
 
 class Largest(TorchDispatchMode):
