@@ -29,8 +29,8 @@ def chunk_rows(row_size: int, count: int, device: torch.device, kept: bool = Fal
     """Rows in a chunk of [n, row_size].
 
     On a GPU as many as a quarter of its free memory holds in all their copies, between a floor and a ceiling, and a power of
-    two: so small changes of the free memory change nothing. Where all rows are kept for backward they are one chunk if they
-    fit half of it, as chunks would save nothing; else `map_rows` recomputes each chunk in backward.
+    two: so small changes of the free memory seldom change anything. Where all rows are kept for backward they are one chunk
+    if they fit half of it, as chunks would save nothing; else `map_rows` recomputes each chunk in backward.
     On a CPU the number is a constant (see `CPU_ELEMENTS`): memory that is free there is not faster.
 
     Args:
@@ -40,7 +40,7 @@ def chunk_rows(row_size: int, count: int, device: torch.device, kept: bool = Fal
     """
     if device.type == "cuda" and free is None:
         free = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if free < 4 * COPIES * min(count * row_size, MOST_ELEMENTS):  # else the driver need not be asked
+        if free < COPIES * max(2 * kept * count * row_size, 4 * MOST_ELEMENTS):  # else the driver need not be asked
             free += torch.cuda.mem_get_info(device)[0]
     if kept and count * row_size <= (KEPT_ELEMENTS if free is None else free // 2 // COPIES):
         return max(1, count)

@@ -282,7 +282,7 @@ class LazyReadout:
         field, hidden, layer = self.field, self.hidden, self.hidden.network.heads[self.prefix + head]
         spans, total = hidden.layout
         start, length = spans[self.name]
-        evaluate = evaluated if self.x.is_cuda else nn.Module.__call__
+        evaluate = evaluated if self.x.is_cuda else nn.Module.__call__  # only a GPU gains by padding
         if self._chunk is not None and where is not None:
             entries, logits = self._chunk
             raw = logits() if where is entries else logits()[torch.searchsorted(entries, where)]
