@@ -135,6 +135,30 @@ def is_plain(layer: nn.Module) -> bool:
     return whole and "forward" not in vars(layer) and not any(hooks)
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether the layer is plain, or is so while FSDP 2 runs it: with no hooks but the two of FSDP."""
+    if not hasattr(layer, "unshard"):
+        return is_plain(layer)
+    hooks = len(layer._forward_hooks), len(layer._forward_pre_hooks)
+    return isinstance(layer, nn.Linear) and "forward" not in vars(layer) and hooks == (1, 1)
+
+
+def layer_sum(layer: nn.Module, hidden: Tensor, function: Callable[[slice, Logits], Tensor], rows: int) -> Tensor:
+    """`LinearSum` of an `is_linear` layer, as the forward of its one call, in which FSDP gathers the weights."""
+
+    def forward(hidden: Tensor) -> Tensor:
+        given = hidden, layer.weight, layer.bias, function, rows, torch.is_grad_enabled()
+        return LinearSum.apply(*given)  # pyright: ignore[reportReturnType, reportArgumentType]
+
+    if is_plain(layer):
+        return forward(hidden)
+    layer.forward = forward
+    try:
+        return layer(hidden)
+    finally:
+        del layer.forward
+
+
 def evaluated(layer: nn.Module, hidden: Tensor, multiple: int | None = None) -> Tensor:
     """layer(hidden), with the weight's rows padded if that is faster; with gradients it is not, but for `linear_sum`."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain(layer):

@@ -16,7 +16,7 @@ from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
-from gm_discrete.nn.head import LinearSum, Logits, evaluated, is_plain
+from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
 from gm_discrete.nn.names import module_name
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
@@ -254,14 +254,14 @@ class LazyReadout:
 
     def total(self, head: str, function: Callable[[Tensor], Tensor], where: Tensor, row_size: int) -> Tensor | None:
         """Σ function(rows) over chunks of the entries `where`, which are in ascending order; `function` reads their logits
-        from this readout. The network runs once for all, and the layer once a chunk (see `LinearSum`).
+        from this readout. The network runs once for all, and the layer once a chunk (see `nn.head`).
 
         Returns:
             Float64 scalar; `None` if it is no sum over a plain linear layer, because there is guidance, entries share
             positions, or the layer is wrapped.
         """
         layer = self.hidden.network.heads[self.prefix + head]
-        if self.unconditional is not None or self.field.slots > 1 or not is_plain(layer):
+        if self.unconditional is not None or self.field.slots > 1 or not is_linear(layer):
             return None
 
         def of_part(part: slice, logits: Logits) -> Tensor:
@@ -272,8 +272,7 @@ class LazyReadout:
         states = self.hidden.final(sequence * total + spans[self.name][0] + where % self.size, sequence)
         rows = chunk_rows(row_size, where.shape[0], where.device)
         try:
-            grad = torch.is_grad_enabled()
-            return LinearSum.apply(states, layer.weight, layer.bias, of_part, rows, grad)  # pyright: ignore[reportReturnType]
+            return layer_sum(layer, states, of_part, rows)
         finally:
             self._chunk = None
 

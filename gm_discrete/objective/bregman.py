@@ -167,9 +167,7 @@ def divergence(
             active = active & where
         rows = active.flatten().nonzero().squeeze(1)
         of_rows = lambda chunk: _ROWS[kind](target, predicted, x, chunk)  # noqa: E731
-        if (
-            summed and rows.shape[0] * predicted.kernel.vocab_size > chunks.CPU_ELEMENTS
-        ):  # else one chunk would hold them
+        if summed and x.numel() * predicted.kernel.vocab_size > chunks.CPU_ELEMENTS:  # else one chunk would hold them
             return predicted.kernel.total(of_rows, rows)
         values = map_rows(of_rows, predicted.kernel.prepare(rows))
         return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)

@@ -151,7 +151,7 @@ def test_conditional_loss__fused_is_dense(
     z = torch.randint(K - 1, (4, 12), generator=rng(3))
     z = torch.where(z == model.path.mask_token_id, 0, z) if name == "mask is 3" else z
     with monkeypatch.context() as whole:
-        whole.setattr(readout, "is_plain", lambda _: False)
+        whole.setattr(readout, "is_linear", lambda _: False)
         expected = losses(model, z, divergence)
     calls: list[int] = []
     monkeypatch.setattr(head, "padded_linear", lambda *given: padded_linear(*given[:3], multiple=4))
