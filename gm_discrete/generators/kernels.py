@@ -8,7 +8,7 @@ Probabilities are *rows* [n, K], computed for those n positions only.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -38,7 +38,9 @@ class Readout(Protocol):
     """The outputs of a network at a state, on demand: `readout("tokens", where)` → logits [n, K].
 
     Logits must be a new tensor at every call, because kernels write into it. A readout may have a method `prepare(where)`,
-    which runs the network once for all positions that will be needed, and returns them in chunks.
+    which runs the network once for all positions that will be needed, and returns them in chunks, and a method
+    `total(head, function, where, row_size)`, the sum of `function` over chunks of positions, or `None` if it has no faster
+    way than `prepare`.
     """
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor: ...
@@ -68,6 +70,7 @@ class Kernel(ABC):
 
     shape: torch.Size
     vocab_size: int
+    row_dims: int = 1  # `log_probs` computes K numbers for a position, or K² on the way
 
     def sample(self, rng: torch.Generator | None, where: Tensor) -> Tensor:
         """Landing symbols [n]. The noise of a position does not depend on which others are in `where`."""
@@ -81,7 +84,15 @@ class Kernel(ABC):
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the network once for all positions that will be needed, and returns them in chunks of bounded memory."""
-        return chunked(where, self.vocab_size)
+        return chunked(where, self.vocab_size, kept=torch.is_grad_enabled())
+
+    def total(self, function: Callable[[Tensor], Tensor], where: Tensor) -> Tensor:
+        """Σ function(rows) over all positions, float64; `function` maps a chunk of them to values [n], which depend on
+        trained weights through the kernel's logits alone."""
+        belief: Any = self.belief
+        total = getattr(getattr(belief, "readout", None), "total", None)
+        found = None if total is None else total(belief.head, function, where, self.vocab_size**self.row_dims)
+        return map_rows(function, self.prepare(where)).sum() if found is None else found
 
     def log_landing(self, y: Tensor, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """(log k(y), log(1 − k(x))), each [n] in float64.

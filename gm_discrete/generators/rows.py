@@ -8,26 +8,66 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-ROW_ELEMENTS = 2**25
-"""Rows are processed in chunks of at most this many elements (128 MiB in float32)."""
+CPU_ELEMENTS = 2**23
+"""32 MiB in float32: the largest blocks that the C library reuses. It maps greater ones anew each time, which then are
+zeroed page by page; with chunks that are much smaller W and ∂W are read and written too often. Measured from 2²¹ to 2²⁶."""
 
-KEPT_CHUNKS = 4
-"""Up to this many chunks are kept for backward; if there are more, they are recomputed there."""
+ELEMENTS = 2**25
+"""128 MiB in float32: the least chunk of a GPU, and that of processes that must agree on the number of chunks."""
+
+MOST_ELEMENTS = 2**29
+"""The greatest chunk of a GPU, which keeps it busy however large it is: 8,192 rows of 50,257 symbols."""
+
+KEPT_ELEMENTS = 2**27
+"""What is kept for backward where the free memory is not known, or not the same for all processes."""
+
+COPIES = 24
+"""Bytes of an element on a GPU in all its copies: logits in half precision and in float32, probabilities, gradients."""
 
 
-def chunked(where: Tensor, row_size: int, total: int | None = None) -> Sequence[Tensor]:
-    """The positions (or a value of each) in chunks of few enough rows; with `total` in as many chunks as that number of
-    positions would need."""
-    if total is None:
-        return where.split(max(1, ROW_ELEMENTS // row_size))
-    return where.tensor_split(-(-total * row_size // ROW_ELEMENTS))
+def chunk_rows(row_size: int, count: int, device: torch.device, kept: bool = False, free: int | None = None) -> int:
+    """Rows in a chunk of [n, row_size].
+
+    On a GPU as many as a quarter of its free memory holds in all their copies, between a floor and a ceiling, and a power of
+    two: so small changes of the free memory seldom change anything. Where all rows are kept for backward they are one chunk
+    if they fit half of it, as chunks would save nothing; else `map_rows` recomputes each chunk in backward.
+    On a CPU the number is a constant (see `CPU_ELEMENTS`): memory that is free there is not faster.
+
+    Args:
+        count: n, of all chunks.
+        kept: whether autograd keeps what is computed from the rows.
+        free: bytes; of a GPU, what the allocator holds and does not use, and what the device has left, by default.
+    """
+    if device.type == "cuda" and free is None:
+        free = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if free < COPIES * max(2 * kept * count * row_size, 4 * MOST_ELEMENTS):  # else the driver need not be asked
+            free += torch.cuda.mem_get_info(device)[0]
+    if kept and count * row_size <= (KEPT_ELEMENTS if free is None else free // 2 // COPIES):
+        return max(1, count)
+    if free is None:
+        return max(1, (CPU_ELEMENTS if device.type == "cpu" else ELEMENTS) // row_size)
+    rows = max(1, min(max(ELEMENTS, free // 4 // COPIES), MOST_ELEMENTS) // row_size)
+    return 1 << rows.bit_length() - 1
+
+
+def chunked(where: Tensor, row_size: int, kept: bool = False) -> Sequence[Tensor]:
+    """The positions (or a value of each) in chunks of `chunk_rows`."""
+    return where.split(chunk_rows(row_size, where.shape[0], where.device, kept))
+
+
+def equal_chunks(where: Tensor, row_size: int, total: int, kept: bool) -> Sequence[Tensor]:
+    """The positions in as many chunks as `total` positions need, on whatever device and with whatever free memory: processes
+    with as many sequences have as many chunks."""
+    size = total * row_size
+    return where.tensor_split(1 if kept and size <= KEPT_ELEMENTS else -(-size // ELEMENTS))
 
 
 def map_rows(function: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Tensor:
-    """`function` [n, …] of all chunks, concatenated; with many chunks, none of their [n, K] tensors outlives its chunk."""
+    """`function` [n, …] of all chunks, concatenated. If there are several, none of their [n, K] tensors outlives its chunk:
+    backward computes them again."""
     if len(chunks) == 1:
         return function(chunks[0])
-    if torch.is_grad_enabled() and len(chunks) > KEPT_CHUNKS:
+    if torch.is_grad_enabled():
         parts = [checkpoint(function, chunk, use_reentrant=False) for chunk in chunks]
     else:
         parts = [function(chunk) for chunk in chunks]

@@ -58,6 +58,8 @@ class Transport(BeliefKernel):
         ceiling: probability (or rate) of candidates [B, L], which the moves must not exceed.
     """
 
+    row_dims = 2  # a row for every z
+
     def __init__(
         self, belief: Kernel, x: Tensor, t: Tensor, t_next: Tensor | None, path: ConditionalPath, ceiling: Tensor
     ) -> None:
@@ -68,8 +70,8 @@ class Transport(BeliefKernel):
         self.t_next = None if t_next is None else t_next[:, None].expand(x.shape).flatten()
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
-        size = self.vocab_size**2  # `log_probs` has a row for every z
-        return [part for chunk in self.belief.prepare(where) for part in chunked(chunk, size)]
+        size, kept = self.vocab_size**self.row_dims, torch.is_grad_enabled()
+        return [part for chunk in self.belief.prepare(where) for part in chunked(chunk, size, kept=kept)]
 
     def _moves(self, z: Tensor, where: Tensor, repeat: int = 1) -> Tensor:
         x, t, ceiling = (row[where].repeat_interleave(repeat) for row in (self.x, self.t, self.ceiling))

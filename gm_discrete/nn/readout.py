@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
-from gm_discrete.generators.kernels import chunked
+from gm_discrete.generators.rows import chunk_rows, equal_chunks
 from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
 from gm_discrete.nn.names import module_name
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
@@ -203,11 +204,13 @@ class LazyReadout:
     ) -> None:
         self.hidden, self.name, self.x, self.t = hidden, field, hidden.x[field], t
         self.field = hidden.network.fields[field]
+        self.prefix = f"{module_name(field)}:" if field else ""  # of the names of its heads
         self.size = self.x[0].numel()  # entries of one state
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
         self.unconditional = None if unconditional is None else LazyReadout(unconditional, field, t)
         self.scale, self.on_read = guidance_scale, on_read
+        self._chunk: tuple[Tensor, Logits] | None = None  # in `total`: its entries, and their output of the layer
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of a head in float32: rows [n, size] of the entries `where` of the flattened state (all by default),
@@ -242,20 +245,51 @@ class LazyReadout:
         self.hidden.compute(where // self.size)
         if self.unconditional is not None:
             self.unconditional.hidden.compute(where // self.size)
-        every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
-        return chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
+        size, kept = max(self.field.heads.values()), torch.is_grad_enabled()
+        if self.hidden.network.whole_batches:
+            return equal_chunks(
+                where, size, self.x.shape[0] * max(self.field.length * self.field.slots, self.size), kept
+            )
+        return where.split(chunk_rows(size, where.shape[0], where.device, kept))
+
+    def total(self, head: str, function: Callable[[Tensor], Tensor], where: Tensor, row_size: int) -> Tensor | None:
+        """Σ function(rows) over chunks of the entries `where`, which are in ascending order; `function` reads their logits
+        from this readout. The network runs once for all, and the layer once a chunk (see `nn.head`).
+
+        Returns:
+            Float64 scalar; `None` if it is no sum over a plain linear layer, because there is guidance, entries share
+            positions, or the layer is wrapped.
+        """
+        layer = self.hidden.network.heads[self.prefix + head]
+        if self.unconditional is not None or self.field.slots > 1 or not is_linear(layer):
+            return None
+
+        def of_part(part: slice, logits: Logits) -> Tensor:
+            self._chunk = where[part], logits
+            return function(self._chunk[0])
+
+        sequence, (spans, total) = where // self.size, self.hidden.layout
+        states = self.hidden.final(sequence * total + spans[self.name][0] + where % self.size, sequence)
+        rows = chunk_rows(row_size, where.shape[0], where.device)
+        try:
+            return layer_sum(layer, states, of_part, rows)
+        finally:
+            self._chunk = None
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
-        field, hidden = self.field, self.hidden
-        layer = hidden.network.heads[f"{module_name(self.name)}:{head}" if self.name else head]
+        field, hidden, layer = self.field, self.hidden, self.hidden.network.heads[self.prefix + head]
         spans, total = hidden.layout
         start, length = spans[self.name]
-        if where is None:
+        evaluate = evaluated if self.x.is_cuda else nn.Module.__call__  # only a GPU gains by padding
+        if self._chunk is not None and where is not None:
+            entries, logits = self._chunk
+            raw = logits() if where is entries else logits()[torch.searchsorted(entries, where)]
+        elif where is None:
             raw = field.join(layer(hidden.final()[:, start : start + length]), self.x.shape)
         elif field.slots == 1:
             sequence = where // self.size
-            raw = layer(hidden.final(sequence * total + start + where % self.size, sequence))
+            raw = evaluate(layer, hidden.final(sequence * total + start + where % self.size, sequence))
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
@@ -263,7 +297,7 @@ class LazyReadout:
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
-            raw = layer(hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
+            raw = evaluate(layer, hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 

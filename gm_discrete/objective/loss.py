@@ -160,10 +160,11 @@ def field_losses(
         now: as for `field_divergences`.
     """
     losses = {}
-    for name, parts in field_divergences(path, generators, z, x, t, scored, divergence, now).items():
+    sums = field_divergences(path, generators, z, x, t, scored, divergence, now, summed=True)
+    for name, parts in sums.items():
         inner = (weights or {}).get(name) if name else weights
         inner = inner if isinstance(inner, Mapping) else {}
-        total = torch.stack([inner.get(part, 1.0) * values.sum() for part, values in parts.items()]).sum()
+        total = torch.stack([inner.get(part, 1.0) * value for part, value in parts.items()]).sum()
         count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
         losses[name] = (total / count).float()
     return losses
@@ -187,6 +188,7 @@ def field_divergences(
     scored: State,
     divergence: bregman.Choice | None = None,
     now: Mapping[str, At] | None = None,
+    summed: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """D(F(x|z), F_θ(x)) by field and part, each of x's shape and 0 where it is not scored, or its field is observed (t = 1).
 
@@ -196,6 +198,7 @@ def field_divergences(
     Args:
         now: times with values of the schedules, by field, that `generators` were made with (`path.at`), for a batch that
             is checked already; by default the data is checked here, and the generators are in 1/time.
+        summed: return the sum of each part in place of its values.
 
     Raises:
         TypeError: the model's generator lacks a field or a part that the path trains.
@@ -235,7 +238,7 @@ def field_divergences(
                 unit = units[part].view(shape)
                 unit = unit if field.is_discrete else unit.to(state.dtype)
                 aim, guess = aim.per(unit), guess.per(unit)
-            found[name][part] = bregman.divergence(aim, guess, state, where=open_, kind=kind)
+            found[name][part] = bregman.divergence(aim, guess, state, open_, kind, summed)
     return found
 
 

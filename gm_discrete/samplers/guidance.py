@@ -22,7 +22,7 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import Kernel, map_rows, require
-from gm_discrete.generators.rows import ROW_ELEMENTS
+from gm_discrete.generators.rows import chunked
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, check_call
 from gm_discrete.samplers.base import discrete
@@ -193,7 +193,7 @@ class GuidedProcess:
             return there.double().view(-1, size) - here[sequence, None]
 
         def ratios(where: Tensor) -> Tensor:
-            return torch.cat([of_neighbours(part) for part in where.split(max(1, ROW_ELEMENTS // (size * length * 8)))])
+            return torch.cat([of_neighbours(part) for part in chunked(where, size * length * 8)])
 
         return ratios
 

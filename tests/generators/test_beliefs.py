@@ -12,6 +12,7 @@ from torch import Tensor
 from gm_discrete import Bins, ExactGaussianModel, GaussianPath, simulate, time_grid
 from gm_discrete.generators.beliefs import NormalBelief
 from gm_discrete.paths.affine import AffineSchedule
+from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import LEAST_P
 from tests.helpers.euclid import SCHEDULES, conditional_density, density_slope, kolmogorov, numbers, rng, times
 
@@ -161,7 +162,7 @@ def test_binned_belief__kept_rows_equal_those_computed_again(monkeypatch: pytest
     x, t = torch.randn(3, 4, generator=rng(8)).double(), numbers(0.1, 0.5, 0.9)
     whole = path.marginal(stated(path, x, t), x, t).parts["jump"]
     assert whole.kernel.belief.rows is not None
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 10)
+    set_chunks(10, monkeypatch)
     monkeypatch.setattr("gm_discrete.paths.gaussian_belief.CACHED", 7)
     pieces = path.marginal(stated(path, x, t), x, t).parts["jump"]
     assert pieces.kernel.belief.rows is None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gm_discrete.generators.kernels import Categorical, Dirac, GatheredLogits, Kernel, Reversal, TensorReadout
-from gm_discrete.generators.rows import KEPT_CHUNKS, categorical_from_prior, chunked, inverse_cdf, map_rows
+from gm_discrete.generators.rows import categorical_from_prior, chunked, equal_chunks, inverse_cdf, map_rows
+from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import LEAST_P, chi_square
 
 LARGEST = 1 - 2**-53  # of torch's float64 uniforms
@@ -203,7 +204,7 @@ def test_kernel__draws_the_same_symbol_whichever_other_positions_are_drawn(name:
 
 def test_kernel__draws_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = some_kernels()["categorical"].sample(rng(0), torch.arange(15))
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 8)  # two rows of four symbols
+    set_chunks(8, monkeypatch)  # two rows of four symbols
     assert torch.equal(some_kernels()["categorical"].sample(rng(0), torch.arange(15)), whole)
 
 
@@ -258,7 +259,7 @@ def test_map_rows__in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mo
     expected = function(where)
     expected_grad = torch.autograd.grad(expected.sum(), logits)[0]
     sizes.clear()
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 4 * chunk)
+    set_chunks(4 * chunk, monkeypatch)
     values = map_rows(function, chunked(where, row_size=4))
     assert max(sizes) <= chunk
     assert sum(sizes) == len(where)
@@ -268,20 +269,20 @@ def test_map_rows__in_chunks_is_the_function_of_the_whole(monkeypatch: pytest.Mo
         assert torch.equal(map_rows(function, chunked(where, row_size=4)), expected)
 
 
-def test_chunked__number_of_chunks_depends_on_the_total_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_chunks__number_of_chunks_depends_on_the_total_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that share the weights must call the head equally often."""
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 12)
+    set_chunks(12, monkeypatch)
     for asked in (0, 1, 7, 10):
-        chunks = chunked(torch.arange(asked), row_size=4, total=10)
+        chunks = equal_chunks(torch.arange(asked), row_size=4, total=10, kept=True)
         assert len(chunks) == 4
         assert torch.cat(list(chunks)).tolist() == list(range(asked))
 
 
 def test_map_rows__dropout_is_the_same_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 8)
+    set_chunks(8, monkeypatch)
     weight = torch.ones(10, requires_grad=True)
     chunks = chunked(torch.arange(10), row_size=4)
-    assert len(chunks) > KEPT_CHUNKS
+    assert len(chunks) == 5
     values = map_rows(lambda rows: torch.nn.functional.dropout(weight[rows], 0.5), chunks)
     assert torch.equal(torch.autograd.grad(values.sum(), weight)[0], values.detach())
 

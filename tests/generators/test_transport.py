@@ -23,6 +23,7 @@ from gm_discrete import (
 )
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, TensorReadout
 from gm_discrete.generators.transport import Extrapolated, Renewal, Transport, moves
+from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import LEAST_P, chi_square
 
 CPU = torch.device("cpu")
@@ -410,7 +411,7 @@ def test_transport__draws_the_same_symbol_whichever_other_positions_are_drawn(na
 def test_transport__chunks_change_nothing(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     everywhere = torch.arange(15)
     drawn, rows = some_kernels()[name].sample(rng(4), everywhere), some_kernels()[name].log_probs(everywhere)
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
+    set_chunks(elements, monkeypatch)
     assert torch.equal(some_kernels()[name].sample(rng(4), everywhere), drawn)
     torch.testing.assert_close(some_kernels()[name].log_probs(everywhere), rows, rtol=1e-13, atol=1e-14)
 

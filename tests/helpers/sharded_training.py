@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from accelerate import DistributedType, PartialState
 
-from gm_discrete.generators import rows as chunks
+from gm_discrete.nn import readout
+from tests.helpers.chunks import set_chunks
 from tests.helpers.small_run import STABLE, TOKENIZER, Interrupt, losses, rows, small_model, small_trainer
 
 RAGGED = (8, 3, 5, 1, 7, 8)
@@ -60,6 +61,19 @@ def watch_precision(run: Any) -> set[str]:
     return seen
 
 
+def watch_sums() -> list[str]:
+    """The classes of the heads whose losses are summed by the fused operation from now on."""
+    seen: list[str] = []
+    original = readout.layer_sum
+
+    def layer_sum(layer: Any, *args: Any) -> Any:
+        seen.append(type(layer).__name__)
+        return original(layer, *args)
+
+    readout.layer_sum = layer_sum
+    return seen
+
+
 def shard_although_on_cpu() -> None:
     """accelerate shards over GPUs only; everything behind that question works with gloo too."""
     original = PartialState.__init__
@@ -78,11 +92,12 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # every training run ends with a full collection
     shard_although_on_cpu()
-    chunks.ROW_ELEMENTS = 5 * len(TOKENIZER)  # five rows a chunk
+    set_chunks(5 * len(TOKENIZER))  # five rows a chunk
 
-    run = trainer(folder / "unbroken", 2)
+    sums, run = watch_sums(), trainer(folder / "unbroken", 2)
     run.train()
     record: dict[str, Any] = {"losses": losses(run), "bounds": bounds(run), "final": run.bound().nats.tolist()}
+    record["sums"] = sums.copy()
     record["shard"] = sum(weight.to_local().numel() for weight in run.model.parameters())
     record["all"] = sum(weight.numel() for weight in run.model.parameters())
     run.save_model(str(folder / "published"))

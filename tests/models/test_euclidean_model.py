@@ -21,6 +21,7 @@ from gm_discrete import (
     conditional_loss,
 )
 from gm_discrete.objective import corrupt
+from tests.helpers.chunks import set_chunks
 from tests.helpers.continuous import (
     CASES,
     CLASSES,
@@ -324,7 +325,7 @@ def test_conditional_loss__in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch
     model, z = network(name), data(name)
     results = []
     for elements in (2**24, 70):
-        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
+        set_chunks(elements, monkeypatch)
         model.zero_grad()
         loss = conditional_loss(model, z, rng=rng(7))
         loss.backward()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete import MaskedPath, ProductPath, simulate
+from tests.helpers.chunks import set_chunks
 from tests.helpers.product_models import CASES, Rows, at, data, network, noisy, rng, said
 
 ROUNDING: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
@@ -88,7 +89,7 @@ def test_lazy_readout__heads_in_chunks_have_the_same_gradients(name: str, monkey
         return float(loss.detach()), [weight.grad for weight in model.parameters() if weight.grad is not None]
 
     whole, expected = gradients()
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 4)
+    set_chunks(4, monkeypatch)
     found, chunked = gradients()
     assert found == pytest.approx(whole, rel=1e-6)
     assert len(chunked) == len(expected)

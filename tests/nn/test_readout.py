@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gm_discrete import GMModel, bregman, conditional_loss, likelihood_bound, simulate
 from gm_discrete.samplers import Sampler
+from tests.helpers.chunks import set_chunks
 from tests.helpers.networks import DISCRETE, LENGTH, PATHS, K, data, network, noisy, readout, rng, suits
 
 every_path = pytest.mark.parametrize("name", PATHS)
@@ -85,7 +86,7 @@ def test_whole_batches__run_every_sequence() -> None:
 
 def test_whole_batches__call_the_head_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of positions that each process has to read, none included: 5 · 12 rows of 11 in chunks of 10."""
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 10 * K)
+    set_chunks(10 * K, monkeypatch)
     model, z = network(), data()
     model.whole_batches = True
     sizes: list[int] = []
@@ -186,7 +187,7 @@ def test_conditional_loss__lazy_chunked_and_dense_ones_agree(
     model, z = network(name), data(name)
     results = []
     for stand_in, elements in ((model, 2**24), (model, 7 * K), (Dense(model), 2**24)):
-        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
+        set_chunks(elements, monkeypatch)
         model.zero_grad()
         loss = conditional_loss(stand_in, z, rng=rng(7), divergence=divergence)
         loss.backward()
@@ -215,7 +216,7 @@ def test_divergence__gradients_flow_through_chunks(monkeypatch: pytest.MonkeyPat
     model, z = network(), data()
     x, t = noisy(model, z)
     rows = Rows(model)
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 2 * K)
+    set_chunks(2 * K, monkeypatch)
     loss = bregman.divergence(model.path.conditional(z, x, t), model.generator(x, t), x).sum()
     loss.backward()
     assert rows.sizes == [5]

@@ -20,6 +20,7 @@ from gm_discrete import (
     bregman,
 )
 from gm_discrete.generators.kernels import Categorical, TensorReadout
+from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import PATHS, chain
 
 SERIES = 2.5e-8
@@ -254,7 +255,7 @@ def test_divergence__chunks_have_the_loss_and_the_gradient_of_the_whole(
 ) -> None:
     results = []
     for elements in (2**24, 21):
-        monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", elements)
+        set_chunks(elements, monkeypatch)
         path, z, x, time, logits = case(name)
         logits.requires_grad_()
         values = bregman.divergence(path.conditional(z, x, time), path.marginal(logits, x, time), x, kind=kind)

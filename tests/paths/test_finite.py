@@ -27,6 +27,7 @@ from gm_discrete import (
 from gm_discrete.generators.transport import moves
 from gm_discrete.paths import Path
 from tests.generators.test_transport import CPU, DISTANCE, Staged, blurred, coarse
+from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import LEAST_P, chi_square
 
 OWN: dict[str, Staged] = {
@@ -123,7 +124,7 @@ def test_finite_path__mean_probs_is_the_mean_over_the_belief(name: str, monkeypa
         z = torch.arange(path.vocab_size)
         expected = belief[n] @ path.probs(z, t[n].repeat(len(z)))
         torch.testing.assert_close(rows[n], expected, rtol=1e-13, atol=1e-16)
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 1)
+    set_chunks(1, monkeypatch)
     torch.testing.assert_close(path.mean_probs(belief, t), rows, rtol=1e-13, atol=1e-16)
     assert path.mean_probs(belief[:0], t[:0]).shape == (0, path.vocab_size)
 
@@ -135,7 +136,7 @@ def test_finite_path__noise_is_the_same_in_chunks_and_for_single_precision_times
     path, z, t = OWN[name], torch.arange(4).repeat(3, 2), torch.tensor([0.0, 0.5, 1.0])
     whole = path.sample(z, t, rng(5))
     assert torch.equal(path.sample(z, t.double(), rng(5)), whole)
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 9)
+    set_chunks(9, monkeypatch)
     assert torch.equal(path.sample(z, t, rng(5)), whole)
 
 

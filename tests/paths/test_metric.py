@@ -35,6 +35,7 @@ from gm_discrete import (
 from gm_discrete.generators.kernels import Dirac
 from gm_discrete.paths import Path
 from tests.generators.test_transport import CPU, DISTANCE
+from tests.helpers.chunks import set_chunks
 from tests.helpers.distributions import LEAST_P, chi_square, kappa_nodes
 
 PRIOR = [0.1, 0.2, 0.3, 0.4]
@@ -544,7 +545,7 @@ def test_metric_path__chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         return [x, step, *losses, *torch.autograd.grad(losses[0].sum() + losses[1].sum(), rows)]
 
     whole = everything()
-    monkeypatch.setattr("gm_discrete.generators.rows.ROW_ELEMENTS", 95)
+    set_chunks(95, monkeypatch)
     for a, b in zip(whole, everything(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # float32 logits, summed in other groups
 

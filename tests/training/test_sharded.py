@@ -52,6 +52,11 @@ def test_sharded__losses_and_bounds_are_those_of_one_process(record: dict[str, A
     assert len(record["final"]) == 6
 
 
+def test_sharded__the_head_is_called_once_a_loss(record: dict[str, Any]) -> None:
+    """By the fused operation, while its weights are gathered, and equally often by both processes."""
+    assert record["sums"] == ["FSDPLinear"] * len(record["losses"])
+
+
 def test_sharded__each_process_holds_half_of_the_weights(record: dict[str, Any]) -> None:
     assert 0.3 < record["shard"] / record["all"] < 0.7
 
