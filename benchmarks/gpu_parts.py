@@ -58,6 +58,7 @@ def training_steps(
             sides.seed += 1
             sides.step(side, optimizer)
 
+    on_gpu = args.device.startswith("cuda")
     first = {side: seconds(partial(step, side), args.device) for side in training.SIDES}  # compiles
     functions = {side: partial(step, side, args.steps_per_round) for side in training.SIDES}
     interleaved(functions, 1, args.device)  # warms up
@@ -80,7 +81,7 @@ def training_steps(
             "peak_share": flops / each / args.peak if args.peak else None,
             "memory_gib": peak_gib(partial(step, side), args.device),
             **operations(partial(step, side), args.device),
-            "waits": len(found),
+            "waits": len(found) if on_gpu else None,
             "waits_at": found[:20],
             "first_step_s": first[side],
             "rounds": times[side],
@@ -107,7 +108,7 @@ def sampling_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
             generate(sides, shortest, compiled)  # warms up
             with waits(args.device) as found:
                 generate(sides, shortest, compiled)
-            waited[f"{way}_waits_per_step"] = len(found) / shortest
+            waited[f"{way}_waits_per_step"] = len(found) / shortest if args.device.startswith("cuda") else None
         peer_works = fits(lambda sides=sides: sides.peer(2))
         replay = graph_times(sides, args)
         for steps in args.sampling_steps:
