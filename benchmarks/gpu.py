@@ -12,8 +12,9 @@ written after every row, and a part that fails leaves the others as they are. Th
                    of the data sheet. `launches`, `copies`, `products` and `waits` are of one step; `waits` counts how often
                    the host waits for the device.
     sampling       seconds of `generate` from a masked model with bfloat16 weights, eager and with `compile=True`, and of
-                   flow_matching's solver with the same eager network (~: extrapolated from `--peer-steps` steps). The floor
-                   replays a CUDA graph of the backbone once for each call that was needed, at the batch size of the call.
+                   flow_matching's solver with the same eager network (~: extrapolated from `--peer-steps` steps). `their
+                   graphs` is the floor: a CUDA graph of the same backbone, eager or compiled, replayed once for each call
+                   that was needed, at the batch size of the call.
     distributions  total variation of samples of the exact posterior in place of a network, over that of as many samples of
                    the distribution itself. Samplers on a grid are compared with the exact distribution of their steps.
     recipe         tokens a second through `GMTrainer`, and bits per character, of `recipes/text.py` with
@@ -54,7 +55,7 @@ SIZES = {
 """Of the network: those of GPT-2 small, with the 50,257 symbols of its tokenizer and the mask."""
 QUICK: dict[str, Any] = {
     "intermediate_size": 64, "sequences": [2, 1], "sampling_steps": [4, 8], "peer_steps": 4, "samples": 2000,
-    "grid_steps": 8, "steps_per_round": 1, "recipe_seconds": 1.0, "backend": "eager",
+    "grid_steps": 8, "expected_changes": 0.25, "steps_per_round": 1, "recipe_seconds": 1.0, "backend": "eager",
 }  # fmt: skip
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace, Clock], Iterator[Row]], float]] = {
@@ -81,6 +82,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--peer-steps", type=int, default=8, help="most steps for which flow_matching's solver is run")
     add("--samples", type=int, default=100_000, help="for the distributions")
     add("--grid-steps", type=int, default=64, help="of the samplers on a grid, for the distributions")
+    add("--expected-changes", type=float, default=0.02, help="of the adaptive sampler in a step, for the distributions")
     add("--recipe-seconds", type=float, default=60.0, help="of training, after the first steps")
     add("--text", type=Path, help="a text for the recipe, such as gcide_text8.txt")
     parser.set_defaults(**SIZES)

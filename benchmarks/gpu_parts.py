@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
 from typing import Any
@@ -40,9 +40,8 @@ def training_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
         sides = training.Sides(path_name, args)
         optimizer = torch.optim.AdamW(sides.model.parameters(), lr=0.0, fused=True)
         yield from training_steps(sides, optimizer, path_name, False, args)
-        compile_layers: Any = getattr(sides.model, "compile_layers", None)
-        if clock.has_time() and compile_layers:
-            compile_layers(backend=args.backend)
+        if clock.has_time() and hasattr(sides.model, "compile_layers"):
+            compile_layers(sides.model, args)
             yield from training_steps(sides, optimizer, path_name, True, args)
         del sides, optimizer
         release()
@@ -88,6 +87,11 @@ def training_steps(
         }
 
 
+def compile_layers(model: Any, args: argparse.Namespace) -> None:
+    """Compiles each layer, for good."""
+    model.compile_layers(backend=args.backend)
+
+
 def peak_gib(function: Callable[[], object], device: str) -> float | None:
     """GiB allocated at the peak of a call, weights and optimizer included; `None` on a CPU."""
     if not device.startswith("cuda"):
@@ -102,23 +106,15 @@ def peak_gib(function: Callable[[], object], device: str) -> float | None:
 def sampling_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     for sequences in args.sequences:
         sides = sampling.Sides("masked", argparse.Namespace(**{**vars(args), "batch_size": sequences}))
-        ways = {"eager": False} | ({"compiled": True} if hasattr(GMGenerationConfig(), "compile") else {})
-        waited, shortest = {}, min(args.sampling_steps)
-        for way, compiled in ways.items():
-            generate(sides, shortest, compiled)  # warms up
-            with waits(args.device) as found:
-                generate(sides, shortest, compiled)
-            waited[f"{way}_waits_per_step"] = len(found) / shortest if args.device.startswith("cuda") else None
-        peer_works = fits(lambda sides=sides: sides.peer(2))
-        replay = graph_times(sides, args)
-        for steps in args.sampling_steps:
-            if clock.has_time():
-                yield (
-                    {"sequences": sequences, "steps": steps}
-                    | waited
-                    | sampled(sides, steps, ways, peer_works, replay, args)
-                )
-        del sides, replay
+        sizes = {steps: call_sizes(sides, steps) for steps in args.sampling_steps if clock.has_time()}
+        peer = fits(lambda sides=sides: sides.peer(2))
+        for row in sampled(sides, sizes, False, peer, args, clock):
+            yield {"sequences": sequences} | row
+        if clock.has_time() and hasattr(GMGenerationConfig(), "compile"):
+            compile_layers(sides.model, args)
+            for row in sampled(sides, sizes, True, False, args, clock):
+                yield {"sequences": sequences} | row
+        del sides
         release()
 
 
@@ -128,37 +124,49 @@ def generate(sides: sampling.Sides, steps: int, compiled: bool) -> None:
     sides.model.generate(batch_size=sequences, length=length, num_steps=steps, seed=sides.seed, **option)
 
 
-def sampled(
-    sides: sampling.Sides,
-    steps: int,
-    ways: dict[str, bool],
-    peer_works: bool,
-    replay: dict[int, float],
-    args: argparse.Namespace,
-) -> Row:
-    """Times of one number of steps: the shortest run in several rounds, longer ones once."""
+def call_sizes(sides: sampling.Sides, steps: int) -> list[int]:
+    """The number of sequences in each call of the backbone that is needed."""
     sizes: list[int] = []
     hook = sides.model.backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][""])))
     generate(sides, steps, False)
     hook.remove()
-    functions: dict[str, Callable[[], object]] = {}
-    for way, compiled in ways.items():
-        functions[way] = partial(generate, sides, steps, compiled)
-    if peer_works:
-        functions["peer"] = partial(sides.peer, min(steps, args.peer_steps))
-    times = interleaved(functions, args.pairs if steps == min(args.sampling_steps) else 1, args.device)
-    typical = {name: median(values) for name, values in times.items()}
-    floor = float(np.interp(sizes, list(replay), list(replay.values())).sum())
-    return {
-        "eager_s": typical["eager"],
-        "compiled_s": typical.get("compiled"),
-        "peer_s": typical["peer"] * steps / min(steps, args.peer_steps) if peer_works else None,
-        "peer_extrapolated": steps > args.peer_steps,
-        "calls": len(sizes),
-        "calls_per_sample": sum(sizes) / len(sides.x_0),
-        "floor_s": floor,
-        "rounds": times,
-    }
+    return sizes
+
+
+def sampled(
+    sides: sampling.Sides,
+    sizes: Mapping[int, list[int]],
+    compiled: bool,
+    peer: bool,
+    args: argparse.Namespace,
+    clock: Clock,
+) -> Iterator[Row]:
+    """A row for each number of steps, of which the least is timed in several rounds and the others once."""
+    shortest = min(args.sampling_steps)
+    generate(sides, shortest, compiled)  # warms up
+    with waits(args.device) as found:
+        generate(sides, shortest, compiled)
+    graphs = graph_times(sides, args)
+    for steps, each in sizes.items():
+        if not clock.has_time():
+            return
+        functions: dict[str, Callable[[], object]] = {"ours": partial(generate, sides, steps, compiled)}
+        peer_steps = min(steps, args.peer_steps)
+        if peer:
+            functions["peer"] = partial(sides.peer, peer_steps)
+        times = interleaved(functions, args.pairs if steps == shortest else 1, args.device)
+        yield {
+            "steps": steps,
+            "compiled": compiled,
+            "ours_s": median(times["ours"]),
+            "peer_s": median(times["peer"]) * steps / peer_steps if peer else None,
+            "peer_extrapolated": peer_steps < steps,
+            "calls": len(each),
+            "calls_per_sample": sum(each) / len(sides.x_0),
+            "graphs_s": float(np.interp(each, list(graphs), list(graphs.values())).sum()),
+            "waits_per_step": len(found) / shortest if args.device.startswith("cuda") else None,
+            "rounds": times,
+        }
 
 
 def graph_times(sides: sampling.Sides, args: argparse.Namespace) -> dict[int, float]:
@@ -188,7 +196,7 @@ def distributions_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     cases: list[tuple[Any, Any, Any]] = [
         (masked, TauLeaping(), chains.tau_leaping),
         (masked, "first_hitting", None),
-        (masked, Adaptive(max_expected_changes=0.1), None),
+        (masked, Adaptive(max_expected_changes=args.expected_changes), None),
         (uniform, Euler(), chains.euler),
         (uniform, "uniformization", None),
     ]
@@ -225,9 +233,8 @@ def recipe_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     own = bare_arguments(args, found)
     sides = training.Sides("masked", own)
     optimizer = torch.optim.AdamW(sides.model.parameters(), lr=0.0, fused=True)
-    compile_layers: Any = getattr(sides.model, "compile_layers", None)
     if found["compiled"]:
-        compile_layers(backend=args.backend)
+        compile_layers(sides.model, args)
 
     def steps(number: int) -> None:
         for _ in range(number):

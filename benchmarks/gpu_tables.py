@@ -50,15 +50,13 @@ def sampling_table(rows: list[Row]) -> list[dict[str, str]]:
         {
             "sequences": str(row["sequences"]),
             "steps": str(row["steps"]),
-            "ours, eager": _text("{:.2f} s", row["eager_s"]),
-            "ours, compiled": _text("{:.2f} s", row["compiled_s"]),
+            "layers": "compiled" if row["compiled"] else "eager",
+            "ours": _text("{:.2f} s", row["ours_s"]),
             "flow_matching": _text("~{:.2f} s" if row["peer_extrapolated"] else "{:.2f} s", row["peer_s"]),
             "needed calls": _text("{:.1f}", row["calls_per_sample"]),
-            "their graphs": _text("{:.2f} s", row["floor_s"]),
-            "eager / graphs": _text("{:.2f}", _ratio(row["eager_s"], row["floor_s"])),
-            "compiled / graphs": _text("{:.2f}", _ratio(row["compiled_s"], row["floor_s"])),
-            "waits a step": _text("{:.1f}", row["eager_waits_per_step"]),
-            "compiled": _text("{:.1f}", row.get("compiled_waits_per_step")),
+            "their graphs": _text("{:.2f} s", row["graphs_s"]),
+            "ours / graphs": _text("{:.2f}", _ratio(row["ours_s"], row["graphs_s"])),
+            "waits a step": _text("{:.1f}", row["waits_per_step"]),
         }
         for row in rows
     ]
@@ -108,9 +106,10 @@ def targets(results: Mapping[str, list[Row]]) -> list[dict[str, str]]:
         return _ratio(step(side, compiled).get("step_s"), step(other, compiled).get("step_s"))
 
     ours, eager = step("ours", True), step("ours", False)
-    eight, one = find("sampling", sequences=8, steps=64), find("sampling", sequences=1, steps=64)
-    by_peer = _ratio(eight.get("peer_s"), eight.get("compiled_s"))
-    over_graphs = _ratio(one.get("compiled_s"), one.get("floor_s"))
+    eight, eight_eager = (find("sampling", sequences=8, steps=64, compiled=compiled) for compiled in (True, False))
+    one = find("sampling", sequences=1, steps=64, compiled=True)
+    by_peer = _ratio(eight_eager.get("peer_s"), eight.get("ours_s"))
+    over_graphs = _ratio(one.get("ours_s"), one.get("graphs_s"))
     recipe, bare = find("recipe"), next((row for row in results.get("recipe", []) if "share_of_bare" in row), {})
     ratios = [row["total_variation"] / row["by_chance"] for row in results.get("distributions", [])]
     lines: list[tuple[str, str, str, float, float | None]] = [
@@ -124,9 +123,9 @@ def targets(results: Mapping[str, list[Row]]) -> list[dict[str, str]]:
         ("flow_matching / ours, both compiled", "{:.2f}", "≥", 2, over("peer", "ours", True)),
         ("ours / floor, both eager", "{:.2f}", "≤", 1.05, over("ours", "floor", False)),
         ("ours / floor, both compiled", "{:.2f}", "≤", 1.05, over("ours", "floor", True)),
-        ("flow_matching / ours, 8 sequences, 64 steps", "{:.1f}", "≥", 5, by_peer),
+        ("flow_matching, eager / ours, compiled, 8 sequences, 64 steps", "{:.1f}", "≥", 5, by_peer),
         ("one sequence: compiled / graphs of the needed calls", "{:.2f}", "≤", 1.25, over_graphs),
-        ("waits of a sampling step", "{:.1f}", "≤", 1, eight.get("eager_waits_per_step")),
+        ("waits of a sampling step", "{:.1f}", "≤", 1, eight.get("waits_per_step")),
         ("total variation of samples / by chance, the greatest", "{:.2f}", "≤", 1.5, max(ratios, default=None)),
         ("tokens a second of the recipe", "{:,.0f}", "≥", 700_000, recipe.get("tokens_per_s")),
         ("recipe / bare step", "{:.2f}", "≥", 0.92, bare.get("share_of_bare")),

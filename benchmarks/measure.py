@@ -23,12 +23,12 @@ from typing import Any, TypeVar
 import torch
 from readme import parse_tables
 
-from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath
+from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath, __version__
 from gm_discrete.json_text import json_text
 from gm_discrete.paths import TokenMixturePath
 
 T = TypeVar("T")
-PACKAGES = ("gm_discrete", "torch", "transformers", "flow_matching", "datasets", "evaluate")
+PACKAGES = ("torch", "transformers", "flow_matching", "datasets", "evaluate")
 QUICK = {"vocab_size": 64, "length": 16, "batch_size": 2, "layers": 2, "hidden_size": 32, "heads": 2, "pairs": 1}
 """Settings of `--quick`: they show that a script works, not how fast anything is."""
 
@@ -170,7 +170,7 @@ def environment(device: str, script: str, argv: Sequence[str]) -> dict[str, Any]
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+        "versions": {"gm_discrete": __version__} | {name: version(name) for name in PACKAGES if find_spec(name)},
     }
 
 

@@ -76,11 +76,13 @@ def test_gpu_benchmark__quick_run(
     ways = (False, True) if compiles else (False,)
     assert rows.keys() == {(p, c, s) for p in ("masked", "uniform") for c in ways for s in ("ours", "floor", "peer")}
     assert all(row["step_s"] > 0 and row["products"] > 10 and row["launches"] is None for row in rows.values())
-    assert [(row["sequences"], row["steps"]) for row in results["sampling"]] == [(2, 4), (2, 8), (1, 4), (1, 8)]
+    kinds = [(n, compiled, steps) for n in (2, 1) for compiled in ways for steps in (4, 8)]
+    assert [(row["sequences"], row["compiled"], row["steps"]) for row in results["sampling"]] == kinds
     for row in results["sampling"]:
         assert row["peer_extrapolated"] == (row["steps"] > 4)
+        assert (row["peer_s"] is None) == row["compiled"]
         assert 0 < row["calls_per_sample"] <= row["calls"] <= row["steps"]
-        assert row["floor_s"] < row["eager_s"]
+        assert 0 < row["graphs_s"] < row["ours_s"]
     assert len(results["distributions"]) == 5
     assert all(row["total_variation"] < 1.5 * row["by_chance"] for row in results["distributions"])
     recipe, bare = results["recipe"]
@@ -120,10 +122,11 @@ def test_gpu_targets__are_compared_with_what_was_measured(script: Script) -> Non
             "peak_share": 0.31, "memory_gib": 23.0, "waits": 1,
         }  # fmt: skip
 
-    sampling = {"steps": 64, "peer_s": 2.0, "compiled_s": 0.25, "floor_s": 0.19, "eager_waits_per_step": 1.0}
+    sampling = {"steps": 64, "ours_s": 0.25, "graphs_s": 0.19, "waits_per_step": 1.0, "compiled": True}
+    eager = sampling | {"sequences": 8, "compiled": False, "peer_s": 2.0}
     results = {
         "training": [step("ours", True, 0.08), step("floor", True, 0.08), step("peer", True, 0.12)],
-        "sampling": [sampling | {"sequences": 8}, sampling | {"sequences": 1}],
+        "sampling": [eager, sampling | {"sequences": 8}, sampling | {"sequences": 1}],
         "distributions": [{"total_variation": 0.01, "by_chance": 0.008}],
     }
     found = {
@@ -134,7 +137,7 @@ def test_gpu_targets__are_compared_with_what_was_measured(script: Script) -> Non
     assert found["flow_matching / ours, both compiled"] == ("≥ 2.00", "1.50", "no")
     assert found["ours / floor, both compiled"] == ("≤ 1.05", "1.00", "yes")
     assert found["flow_matching / ours, both eager"][1:] == ("–", "–")
-    assert found["flow_matching / ours, 8 sequences, 64 steps"] == ("≥ 5.0", "8.0", "yes")
+    assert found["flow_matching, eager / ours, compiled, 8 sequences, 64 steps"] == ("≥ 5.0", "8.0", "yes")
     assert found["one sequence: compiled / graphs of the needed calls"] == ("≤ 1.25", "1.32", "no")
     assert found["total variation of samples / by chance, the greatest"] == ("≤ 1.50", "1.25", "yes")
     assert found["tokens a second of the recipe"][1:] == ("–", "–")
