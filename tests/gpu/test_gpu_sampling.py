@@ -10,7 +10,7 @@ from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.samplers import time_grid
 from tests.helpers.distributions import LEAST_P, chain, chi_square, sampler_distributions
 from tests.helpers.networks import BLOCK, LENGTH, causal, network
-from tests.helpers.on_device import waits
+from tests.helpers.on_device import waiting, waits
 
 pytestmark = pytest.mark.gpu
 SAMPLES = 20_000
@@ -23,7 +23,7 @@ def waited(device: str, num_steps: int, **options: Any) -> int:
     model.generate(**settings | options)
     with waits(device) as found:
         model.generate(**settings | options)
-    return len(found)
+    return len(waiting(found))
 
 
 def test_masked_tau_leaping__waits_for_the_device_once_a_step(device: str) -> None:

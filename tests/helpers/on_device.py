@@ -21,6 +21,11 @@ def waits(device: str) -> AbstractContextManager[list[str]]:
     return gpu.waits(device)
 
 
+def waiting(found: list[str]) -> list[str]:
+    """What `waits` found, without the copies to the device: a CPU does not tell those that wait from those that do not."""
+    return [place for place in found if not place.startswith("copy")]
+
+
 class Greatest(TorchDispatchMode):
     """Keeps the number of elements of the greatest tensor that an operation returns."""
 
