@@ -82,4 +82,6 @@ def waits(device: str) -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    found += [f"{warning.filename}:{warning.lineno}" for warning in caught if "synchroniz" in str(warning.message)]
+    for warning in caught:
+        if "called a synchronizing" in str(warning.message):
+            found.append(f"{warning.filename}:{warning.lineno}")

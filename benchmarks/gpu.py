@@ -82,7 +82,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--peer-steps", type=int, default=8, help="most steps for which flow_matching's solver is run")
     add("--samples", type=int, default=100_000, help="for the distributions")
     add("--grid-steps", type=int, default=64, help="of the samplers on a grid, for the distributions")
-    add("--expected-changes", type=float, default=0.02, help="of the adaptive sampler in a step, for the distributions")
+    add("--expected-changes", type=float, default=0.05, help="of the adaptive sampler in a step, for the distributions")
     add("--recipe-seconds", type=float, default=60.0, help="of training, after the first steps")
     add("--text", type=Path, help="a text for the recipe, such as gcide_text8.txt")
     parser.set_defaults(**SIZES)

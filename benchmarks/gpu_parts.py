@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
 from typing import Any
@@ -31,8 +31,9 @@ class Clock:
     def __init__(self, allowed: float) -> None:
         self.end = time.monotonic() + allowed
 
-    def has_time(self) -> bool:
-        return time.monotonic() < self.end
+    def has_time(self, needed: float = 0.0) -> bool:
+        """Whether something may begin that takes so many seconds."""
+        return time.monotonic() + needed < self.end
 
 
 def training_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
@@ -106,14 +107,12 @@ def peak_gib(function: Callable[[], object], device: str) -> float | None:
 def sampling_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     for sequences in args.sequences:
         sides = sampling.Sides("masked", argparse.Namespace(**{**vars(args), "batch_size": sequences}))
-        sizes = {steps: call_sizes(sides, steps) for steps in args.sampling_steps if clock.has_time()}
-        peer = fits(lambda sides=sides: sides.peer(2))
-        for row in sampled(sides, sizes, False, peer, args, clock):
-            yield {"sequences": sequences} | row
+        sizes: dict[int, list[int]] = {}
+        if clock.has_time():
+            yield from sampled(sides, sizes, False, args, clock)
         if clock.has_time() and hasattr(GMGenerationConfig(), "compile"):
             compile_layers(sides.model, args)
-            for row in sampled(sides, sizes, True, False, args, clock):
-                yield {"sequences": sequences} | row
+            yield from sampled(sides, sizes, True, args, clock)
         del sides
         release()
 
@@ -124,38 +123,40 @@ def generate(sides: sampling.Sides, steps: int, compiled: bool) -> None:
     sides.model.generate(batch_size=sequences, length=length, num_steps=steps, seed=sides.seed, **option)
 
 
-def call_sizes(sides: sampling.Sides, steps: int) -> list[int]:
-    """The number of sequences in each call of the backbone that is needed."""
-    sizes: list[int] = []
-    hook = sides.model.backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][""])))
+def counted(sides: sampling.Sides, steps: int, sizes: dict[int, list[int]]) -> None:
+    """Generates, and records the number of sequences in each call of the backbone."""
+    sizes[steps] = []
+    hook = sides.model.backbone.register_forward_pre_hook(lambda _, given: sizes[steps].append(len(given[0][""])))
     generate(sides, steps, False)
     hook.remove()
-    return sizes
 
 
 def sampled(
-    sides: sampling.Sides,
-    sizes: Mapping[int, list[int]],
-    compiled: bool,
-    peer: bool,
-    args: argparse.Namespace,
-    clock: Clock,
+    sides: sampling.Sides, sizes: dict[int, list[int]], compiled: bool, args: argparse.Namespace, clock: Clock
 ) -> Iterator[Row]:
-    """A row for each number of steps, of which the least is timed in several rounds and the others once."""
-    shortest = min(args.sampling_steps)
+    """A row for each number of steps, of which the least is timed in several rounds and the others once.
+
+    Args:
+        sizes: of the calls that each number of steps needs, filled by the eager runs, which the peer takes turns with.
+    """
+    shortest, per_step = min(args.sampling_steps), 0.0
+    peer = not compiled and fits(lambda: sides.peer(2))
     generate(sides, shortest, compiled)  # warms up
     with waits(args.device) as found:
         generate(sides, shortest, compiled)
     graphs = graph_times(sides, args)
-    for steps, each in sizes.items():
-        if not clock.has_time():
-            return
-        functions: dict[str, Callable[[], object]] = {"ours": partial(generate, sides, steps, compiled)}
+    for steps in args.sampling_steps:
+        if not clock.has_time(per_step * steps) or (compiled and steps not in sizes):
+            continue
+        ours = partial(generate, sides, steps, True) if compiled else partial(counted, sides, steps, sizes)
+        functions: dict[str, Callable[[], object]] = {"ours": ours}
         peer_steps = min(steps, args.peer_steps)
         if peer:
             functions["peer"] = partial(sides.peer, peer_steps)
         times = interleaved(functions, args.pairs if steps == shortest else 1, args.device)
+        per_step, each = median(times["ours"]) / steps, sizes[steps]
         yield {
+            "sequences": len(sides.x_0),
             "steps": steps,
             "compiled": compiled,
             "ours_s": median(times["ours"]),

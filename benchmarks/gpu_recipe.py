@@ -57,6 +57,7 @@ def run_recipe(args: argparse.Namespace) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "output_dir": f"{folder}/run", "gradient_accumulation_steps": 1, "warmup_steps": 200, "max_steps": 10**6,
             "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "torch_compile": compiled,
+            "per_device_eval_batch_size": 64,
             **data, **(QUICK if args.quick else {}),
         }  # fmt: skip
         argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
