@@ -115,11 +115,9 @@ def trainer(folder: Path, device: str, **options: Any) -> Any:
     return small_trainer(folder, **defaults | options)
 
 
-def test_trainer__waits_once_a_step(gpu: str, tmp_path: Path) -> None:
+def test_trainer__waits_for_a_gpu_once_a_step(gpu: str, tmp_path: Path) -> None:
     between = Between(gpu, 2, 6)
-    trainer(
-        tmp_path, gpu, data=rows(64), max_steps=8, callbacks=[between], dataloader_pin_memory=True, logging_steps=100
-    ).train()
+    trainer(tmp_path, gpu, data=rows(64), max_steps=8, callbacks=[between], dataloader_pin_memory=True).train()
     assert len(waiting(between.found)) <= 4, between.found
 
 
