@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/gpu.py --output benchmarks/results/gpu.json
 
-It takes about six minutes on an H100 or H200 and needs no network. Each part has a time of its own; what was measured is
-written after every row, and a part that fails leaves the others as they are. The parts:
+It is planned for six minutes on an H100 or H200 and needs no network. Each part has a time of its own (`PARTS`); what was
+measured is written after every row, and a part that fails leaves the others as they are. The parts:
 
     training       milliseconds of a step with AdamW under bfloat16 autocast, of ours, of flow_matching's dense loss with the
                    same network, and of the floor: the backbone, and a dense cross-entropy at the positions that can jump.
@@ -27,6 +27,7 @@ It needs torch, transformers, accelerate, datasets, evaluate and flow_matching. 
     python -c "from recipes.datasets import download_gcide; print(download_gcide())"         # the text, 30 MB
     pip install --no-index --find-links wheels torch transformers accelerate datasets evaluate flow_matching
     HF_HUB_OFFLINE=1 PYTHONPATH=. python benchmarks/gpu.py --text gcide_text8.txt --output gpu.json
+    PYTHONPATH=. python -m pytest -m gpu tests/gpu                       # the tests; with pytest and hypothesis
 
 Without `--text` and without a downloaded gcide the recipe trains on this repository's own files: its speed is the same, and
 its bits per character are not comparable. `--quick` shows that all of it works, on a CPU too.
