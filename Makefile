@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-fast lint format clean
+.PHONY: install demo test test-fast test-gpu lint format clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,10 @@ test: install lint
 # What a change is checked with while it is made: under two minutes on two cores.
 test-fast: install
 	$(PYTEST) -m "not slow"
+
+# The tests that run on a GPU, on a machine that has one; without one those of them that mean something on a CPU.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu --durations 10
 
 lint: install
 	$(BIN)/ruff check .

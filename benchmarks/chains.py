@@ -43,7 +43,7 @@ from flow_matching.path import MixtureDiscreteProbPath
 from flow_matching.path.scheduler import PolynomialConvexScheduler
 from flow_matching.solver import MixtureDiscreteEulerSolver
 from flow_matching.utils import ModelWrapper
-from measure import environment, markdown, output_file, report
+from measure import chance, environment, markdown, output_file, report
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -250,7 +250,7 @@ def measured(
 ) -> Point:
     truth, n = model.marginal(1.0), len(x)
     tv = total_variation(model, torch.bincount(model.index(x), minlength=len(truth)) / n)
-    noise = float((2 * truth * (1 - truth) / (math.pi * n)).sqrt().sum() / 2)
+    noise = chance(truth, n)
     error = math.sqrt(max(tv**2 - noise**2, 0.0))
     return Point(setting, steps, calls, tv, noise, error if error > noise else None, error_bound)
 

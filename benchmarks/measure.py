@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import resource
@@ -22,12 +23,12 @@ from typing import Any, TypeVar
 import torch
 from readme import parse_tables
 
-from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath
+from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath, __version__
 from gm_discrete.json_text import json_text
 from gm_discrete.paths import TokenMixturePath
 
 T = TypeVar("T")
-PACKAGES = ("gm_discrete", "torch", "transformers", "flow_matching", "datasets", "evaluate")
+PACKAGES = ("torch", "transformers", "flow_matching", "datasets", "evaluate")
 QUICK = {"vocab_size": 64, "length": 16, "batch_size": 2, "layers": 2, "hidden_size": 32, "heads": 2, "pairs": 1}
 """Settings of `--quick`: they show that a script works, not how fast anything is."""
 
@@ -41,6 +42,10 @@ def network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden-size", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--intermediate-size", type=int, default=0, help="of SwiGLU; 0: 8/3 of the hidden size")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=False, help="autocast in training, weights in sampling"
+    )
     parser.add_argument("--pairs", type=int, default=3, help="interleaved rounds, of which the median is reported")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -98,6 +103,7 @@ def network(path: TokenMixturePath, args: argparse.Namespace, **options: Any) ->
         hidden_size=args.hidden_size,
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
+        intermediate_size=args.intermediate_size,
         max_position_embeddings=args.length,
         **options,
     )
@@ -164,7 +170,7 @@ def environment(device: str, script: str, argv: Sequence[str]) -> dict[str, Any]
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+        "versions": {"gm_discrete": __version__} | {name: version(name) for name in PACKAGES if find_spec(name)},
     }
 
 
@@ -177,7 +183,12 @@ def report(record: Mapping[str, Any], tables: Sequence[str], output: Path | None
     for table in tables:
         print(f"\n{table}")
     if output is not None:
-        save({**record, "tables": [table for text in tables for table in parse_tables(text)]}, output)
+        save(with_tables(record, tables), output)
+
+
+def with_tables(record: Mapping[str, Any], tables: Sequence[str]) -> dict[str, Any]:
+    """The record with the tables of these texts, as readme.py reads them."""
+    return {**record, "tables": [table for text in tables for table in parse_tables(text)]}
 
 
 def save(record: Mapping[str, Any], output: Path) -> None:
@@ -191,6 +202,11 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """A table whose columns are the keys of the rows."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def chance(probs: torch.Tensor, samples: int) -> float:
+    """The mean total variation between a distribution and the frequencies of that many samples of it (see chains.py)."""
+    return float((2 * probs * (1 - probs) / (math.pi * samples)).sqrt().sum() / 2)
 
 
 def mebibytes(size: int) -> str:

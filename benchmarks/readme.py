@@ -4,7 +4,8 @@
 
 A record is the JSON file that a benchmark writes with `--output benchmarks/results/NAME.json`: the environment (command,
 date, hardware, versions), the settings and the tables. In the template a line `{{NAME}}` becomes the environment of that
-record, and a line `{{NAME 2}}` its second table.
+record, and a line `{{NAME 2}}` its second table. A line `{{NAME *}}` becomes the environment and all tables, or the words
+that nothing was measured if there is no such record.
 
 A table is `{"columns": [{"name": …, "format": …}], "rows": [[cell, …], …]}`. A cell is a string, a number, or a list of
 numbers for a `format` such as "{:.2f} ± {:.2f}"; null is a missing value.
@@ -22,6 +23,7 @@ HERE = Path(__file__).parent
 RESULTS, TEMPLATE, README = HERE / "results", HERE / "README.template.md", HERE / "README.md"
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?!\w)")
 MISSING = "–"
+NOTHING = "Nothing was measured yet."
 
 Cell = str | int | float | list[int | float] | None
 Table = dict[str, Any]
@@ -66,6 +68,10 @@ def render(template: str, records: dict[str, dict[str, Any]]) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name, number = match[1], match[2]
+        if number == "*":
+            record = records.get(name)
+            parts = [provenance(record), *map(markdown_table, record["tables"])] if record else [NOTHING]
+            return "\n\n".join(parts)
         if name not in records:
             raise ValueError(f"{match[0]} names the record {name!r}; there are {', '.join(sorted(records))}")
         if number is None:
@@ -75,7 +81,7 @@ def render(template: str, records: dict[str, dict[str, Any]]) -> str:
             raise ValueError(f"{match[0]} names table {number} of {name!r}, which has {len(tables)}")
         return markdown_table(tables[int(number) - 1])
 
-    return re.sub(r"^\{\{(\w+)(?: (\d+))?\}\}$", fill, template, flags=re.MULTILINE)
+    return re.sub(r"^\{\{(\w+)(?: (\d+|\*))?\}\}$", fill, template, flags=re.MULTILINE)
 
 
 def load_records(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:

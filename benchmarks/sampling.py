@@ -64,6 +64,8 @@ class Sides:
         path = path_of(path_name, args.vocab_size)
         self.seed, self.device = args.seed, args.device
         self.model = network(path, args).eval()
+        if args.bf16:
+            self.model.bfloat16()
         self.x_0 = path.prior((args.batch_size, args.length), self._rng(), args.device)
         peer_path = MixtureDiscreteProbPath(PolynomialConvexScheduler(1.0))
         self.solver = MixtureDiscreteEulerSolver(DenseModel(self.model), peer_path, args.vocab_size)

@@ -52,6 +52,7 @@ class Sides:
 
     def __init__(self, path_name: str, args: argparse.Namespace) -> None:
         self.path, self.seed, self.device = path_of(path_name, args.vocab_size), args.seed, args.device
+        self.bf16 = args.bf16
         self.model = network(self.path, args).train()
         symbols, shape = args.vocab_size - 1, (args.batch_size, args.length)  # never the mask
         self.z = torch.randint(symbols, shape, generator=self._rng(), device=args.device)
@@ -94,7 +95,9 @@ class Sides:
     def step(self, side: str, optimizer: torch.optim.Optimizer | None = None) -> None:
         """One training step of a side."""
         self.model.zero_grad()
-        getattr(self, side)().backward()
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+            loss = getattr(self, side)()
+        loss.backward()
         if optimizer is not None:
             optimizer.step()
 

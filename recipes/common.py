@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import matplotlib
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -20,9 +19,6 @@ from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
 from gm_discrete.training.checkpoints import check_new
 from recipes.options import json_option
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 
 class OptimizerOptions(Protocol):
@@ -193,7 +189,10 @@ def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
         unit: of the bound, which is drawn in bits per unit; an empty string draws matching losses instead.
         path: of the PNG file.
     """
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    from matplotlib.figure import Figure  # an extra, of which training has no need
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     bits = 1 / torch.log(torch.tensor(2.0)).item()
     training_curve = ("loss", "training loss (at the training times)", bits if unit else 1.0)
     held_out = ("eval_bits_per_token", "held-out bound") if unit else ("eval_loss", "held-out loss (at uniform times)")
@@ -207,4 +206,3 @@ def plot_curve(history: list[dict[str, float]], unit: str, path: Path) -> None:
         axes.legend()
     with published(path.parent) as draft:
         figure.savefig(draft / path.name, dpi=120)
-    pyplot.close(figure)

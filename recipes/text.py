@@ -73,6 +73,9 @@ STREAM_SEQUENCES = 1000
 
 MORE_HELD_OUT = "give a larger --validation_size, such as 0.2, or a smaller --length"
 
+SHARED = "_tokenizer"
+"""Folder of the tokenizer that all processes load, until the finished model has it."""
+
 DISPLAY = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
 """Arguments that the weights do not depend on: they may change when a run is resumed."""
 
@@ -157,9 +160,33 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]:
     """Trains, scores, samples and draws."""
+    output = Path(str(training.output_dir))
+    trainer = build_trainer(options, training)
+    train(trainer)
+    metrics = scored(trainer)
+    trainer.save_model(str(output))
+    if training.should_save:
+        write_json(output / "metrics.json", metrics)
+        plot_curve(trainer.state.log_history, "token", output / "curve.png")
+        tokenizer: Tokenizer = trainer.processing_class
+        with published(output) as draft:
+            text = write_sample(options, tokenizer, GMModel.from_pretrained(output).to(training.device), draft)
+        rmtree(output / SHARED)
+        print_once(training, f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
+    print_once(
+        training,
+        f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
+        f"character ({metrics['dynamics']} dynamics, {metrics['sequences']} sequences of {options.length} tokens)\n"
+        f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif, trajectory.png",
+    )
+    return metrics
+
+
+def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrainer:
+    """Builds tokenizer, data and model, and the trainer that holds them."""
     set_seed(training.seed)
     output = Path(str(training.output_dir))
-    shared = output / "_tokenizer"  # all processes load it; the finished model has it, too
+    shared = output / SHARED
     with training.main_process_first(desc="tokenizer and data"):
         if options.download and options.data == "gcide" and training.process_index == 0:
             download_gcide()
@@ -174,7 +201,7 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
     check_sampling(model, **sampling(options, tokenizer))
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
-    trainer = GMTrainer(
+    return GMTrainer(
         model,
         training,
         time_sampler=time_sampler(options.times, options.times_mean, options.times_std),
@@ -183,13 +210,16 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
         processing_class=tokenizer,
         **trainer_options(options, training),
     )
-    train(trainer)
 
+
+def scored(trainer: GMTrainer) -> dict[str, Any]:
+    """The likelihood bound of the held-out part, per character and per token."""
     bound = trainer.bound()
-    held_out: Any = validation
+    tokenizer: Tokenizer = trainer.processing_class
+    held_out: Any = trainer.eval_dataset
     characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in held_out]
     per_character = replace(bound, nats=bound.nats.cpu(), num_tokens=torch.tensor(characters))
-    metrics = {
+    return {
         "bits_per_character": per_character.bits_per_token,
         "bits_per_character_stderr": per_character.stderr,
         "bits_per_token": bound.bits_per_token,
@@ -197,21 +227,6 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
         "sequences": len(bound.nats),
         "dynamics": bound.kind,
     }
-    trainer.save_model(str(output))
-    if training.should_save:
-        write_json(output / "metrics.json", metrics)
-        plot_curve(trainer.state.log_history, "token", output / "curve.png")
-        with published(output) as draft:
-            text = write_sample(options, tokenizer, GMModel.from_pretrained(output).to(training.device), draft)
-        rmtree(shared)
-        print_once(training, f"\nprompt: {options.prompt!r}\n{'-' * 64}\n{text}\n{'-' * 64}")
-    print_once(
-        training,
-        f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
-        f"character ({metrics['dynamics']} dynamics, {metrics['sequences']} sequences of {options.length} tokens)\n"
-        f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif, trajectory.png",
-    )
-    return metrics
 
 
 def build_tokenizer(options: TextArguments, output: Path) -> Tokenizer:

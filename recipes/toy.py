@@ -27,6 +27,7 @@ from typing import Any
 if __name__ == "__main__":  # imports start at the root of the repository: `datasets` in this folder is another package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import matplotlib
 import torch
 from accelerate import PartialState
 from PIL import Image
@@ -47,8 +48,11 @@ from gm_discrete.objective.bregman import DIVERGENCES
 from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
 from gm_discrete.training import locked, published
-from recipes.common import print_anywhere, pyplot, write_json
+from recipes.common import print_anywhere, write_json
 from recipes.options import json_dict
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 
 @dataclass

@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 PAD, UNKNOWN, EOS, MASK = "[PAD]", "[UNK]", "[EOS]", "[MASK]"
 METASPACE = "\u2581"
@@ -173,6 +175,8 @@ def with_special_tokens(tokenizer: Tokenizer, **special_tokens: str) -> PreTrain
 def _train_sentencepiece(
     texts: Iterable[str], vocab_size: int, model_type: str
 ) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece  # is loaded by who trains one
+
     lines = (
         line[start : start + LINE]
         for text in strings(texts)

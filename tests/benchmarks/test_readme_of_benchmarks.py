@@ -24,8 +24,12 @@ def test_readme__is_made_from_template_and_records() -> None:
 def test_readme__every_record_and_table_is_shown() -> None:
     shown = re.findall(r"^\{\{(\w+)(?: (\d+))?\}\}$", readme.TEMPLATE.read_text(encoding="utf-8"), re.MULTILINE)
     records = readme.load_records()
-    expected = [(name, "") for name in records]
-    expected += [(name, str(i + 1)) for name, record in records.items() for i in range(len(record["tables"]))]
+    whole = {
+        name for name, number in re.findall(r"^\{\{(\w+) (\*)\}\}$", readme.TEMPLATE.read_text("utf-8"), re.MULTILINE)
+    }
+    rest = {name: record for name, record in records.items() if name not in whole}
+    expected = [(name, "") for name in rest]
+    expected += [(name, str(i + 1)) for name, record in rest.items() for i in range(len(record["tables"]))]
     assert sorted(shown) == sorted(expected)
 
 
@@ -58,6 +62,15 @@ def test_render__unknown_placeholders_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"table 1 of 'chains'"):
         readme.render("{{chains 1}}", {"chains": record})
     assert readme.render("a\n{{chains}}\nb", {"chains": record}).startswith("a\n```text\nc\n```")
+
+
+def test_render__a_whole_record_or_that_there_is_none() -> None:
+    where = {"command": "c", "date": "2026-01-01", "processor": "p"}
+    record = {"environment": where, "tables": readme.parse_tables(f"{TABLE}\n\n{TABLE}")}
+    assert readme.render("a\n{{speed *}}\nb", {}) == f"a\n{readme.NOTHING}\nb"
+    found = readme.render("a\n{{speed *}}\nb", {"speed": record})
+    assert found.startswith("a\n```text\nc\n```")
+    assert found.count(TABLE) == 2
 
 
 def test_records__of_a_script_have_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
