@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from gm_discrete.generators.kernels import chunked
+from gm_discrete.generators.positions import of_sequences, on_device, sequences_of
 from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.names import module_name
+from gm_discrete.nn.replay import padded_size, replays_of
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
@@ -99,7 +101,7 @@ class HiddenStates:
         cache: of the first blocks of x, which are then not run again.
         embeds: [B, L, D], in place of the embedding of x; record: gets hidden states of all layers (see `Backbone`). With
             one of them all sequences are computed together.
-        states: [B, positions, D], of the sequences that are `done` [B] (all if `None`).
+        states: [B, positions, D], of the sequences that are `done` (all if `None`).
         finished: after `finish`, of all positions.
     """
 
@@ -113,7 +115,7 @@ class HiddenStates:
     embeds: Tensor | None = None
     record: list[Tensor] | None = None
     states: Tensor | None = None
-    done: Tensor | None = None
+    done: set[int] | None = None
     finished: Tensor | None = None
 
     @cached_property
@@ -129,39 +131,64 @@ class HiddenStates:
             start += length
         return spans, start
 
-    def compute(self, sequence: Tensor | None = None) -> Tensor:
-        """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
+    def compute(self, sequence: Tensor | None = None, rows: Sequence[int] | None = None) -> Tensor:
+        """Hidden states [B, positions, D], computed at least for the sequences [n], or for all.
+
+        Args:
+            rows: the sequences as the host knows them, others perhaps among them; without it the host waits for the device.
+        """
         if self.states is not None and self.done is None:
             return self.states
-        batch, device, start = self.t.shape[0], self.t.device, 0 if self.cache is None else self.cache.length
-        x = {name: value[:, start:] for name, value in self.x.items()}
-        done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
+        batch, device = self.t.shape[0], self.t.device
         if sequence is None or self.network.whole_batches:
-            needed = torch.ones_like(done)
-        else:
-            needed = torch.zeros_like(done).index_fill(0, sequence, True)
-        if self.states is None and (sequence is None or self.network.whole_batches or bool(needed.all())):
-            self.states = self.network.hidden(
-                x, self.t, self.attention_mask, self.class_labels, self.clean, self.cache, self.embeds, self.record
-            )
+            if self.states is None:
+                self.states = self._run()
+                return self.states
+            rows = range(batch)
+        elif rows is None:
+            needed = torch.zeros(batch, dtype=torch.bool, device=device).index_fill(0, sequence, True)
+            rows = [row for row, one in enumerate(needed.tolist()) if one]
+        todo, states = [row for row in rows if row not in (self.done or ())], self.states
+        if len(todo) == batch:
+            self.states = self._run()
             return self.states
-        todo, states = (needed & ~done).nonzero().squeeze(1), self.states
         if states is None:
             weight, size = next(self.network.backbone.parameters()), self.network.backbone.config.hidden_size
             states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=device)
-        if len(todo):  # else nothing runs, and nothing is kept
-            labels = None if self.class_labels is None else self.class_labels[todo]
-            cache = None if self.cache is None else self.cache.rows(todo)
-            x, masks, clean = (
-                None if value is None else {name: part[todo] for name, part in value.items()}
-                for value in (x, self.attention_mask, self.clean)
-            )
-            new = self.network.hidden(cast(State, x), self.t[todo], masks, labels, clean, cache)
-            self.states = states = states.to(new.dtype).index_copy(0, todo, new)
-            self.done, self.finished = done | needed, None
+        if todo:  # else nothing runs, and nothing is kept
+            replays = replays_of(self.network.backbone)
+            spare = 0 if replays is None else padded_size(len(todo), batch) - len(todo)
+            index = on_device([*todo, *todo[:1] * spare], device)  # a sequence that is repeated only fills the batch
+            new = self._run(index)[: len(todo)]
+            self.states = states = states.to(new.dtype).index_copy(0, index[: len(todo)], new)
+            self.done, self.finished = {*(self.done or ()), *todo}, None
+            self.done = None if len(self.done) == batch else self.done
         return states
 
-    def final(self, position: Tensor | None = None, sequence: Tensor | None = None) -> Tensor:
+    def _run(self, index: Tensor | None = None) -> Tensor:
+        """The backbone's hidden states of the sequences [n], or of all."""
+        start = 0 if self.cache is None else self.cache.length
+        x: State | None = {name: value[:, start:] for name, value in self.x.items()}
+        t, masks, labels, clean, cache = self.t, self.attention_mask, self.class_labels, self.clean, self.cache
+        if index is not None:
+            t, labels = t[index], None if labels is None else labels[index]
+            cache = None if cache is None else cache.rows(index)
+            x, masks, clean = (
+                None if value is None else {name: part[index] for name, part in value.items()}
+                for value in (x, masks, clean)
+            )
+        hidden, replays = self.network.hidden, replays_of(self.network.backbone)
+        if index is None and (self.embeds is not None or self.record is not None):
+            return hidden(cast(State, x), t, masks, labels, clean, cache, self.embeds, self.record)
+        if replays is None:
+            return hidden(cast(State, x), t, masks, labels, clean, cache)
+        return replays(
+            hidden, x=x, t=t, attention_mask=masks, class_labels=labels, clean=clean, cache=cache
+        )
+
+    def final(
+        self, position: Tensor | None = None, sequence: Tensor | None = None, rows: Sequence[int] | None = None
+    ) -> Tensor:
         """Final hidden states [B, positions, D] of all positions, or [n, D] of positions in the flattened states.
 
         With several fields those of all positions are computed at once and kept: the heads of the fields are read at most
@@ -169,8 +196,9 @@ class HiddenStates:
 
         Args:
             position, sequence: the positions [n], and the sequences that they belong to.
+            rows: these sequences as the host knows them (see `compute`).
         """
-        states, finish = self.compute(sequence), self.network.backbone.finish
+        states, finish = self.compute(sequence, rows), self.network.backbone.finish
         if position is not None and len(self.x) == 1:
             return finish(states.flatten(0, 1)[position], self.t, self.class_labels, sequence)
         if self.finished is None:
@@ -239,11 +267,13 @@ class LazyReadout:
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
-        self.hidden.compute(where // self.size)
+        sequence, rows = where // self.size, sequences_of(where)
+        self.hidden.compute(sequence, rows)
         if self.unconditional is not None:
-            self.unconditional.hidden.compute(where // self.size)
+            self.unconditional.hidden.compute(sequence, rows)
         every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
-        return chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
+        chunks = chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
+        return [of_sequences(chunk, rows) for chunk in chunks]
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
@@ -255,7 +285,8 @@ class LazyReadout:
             raw = field.join(layer(hidden.final()[:, start : start + length]), self.x.shape)
         elif field.slots == 1:
             sequence = where // self.size
-            raw = layer(hidden.final(sequence * total + start + where % self.size, sequence))
+            position = sequence * total + start + where % self.size
+            raw = layer(hidden.final(position, sequence, sequences_of(where)))
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
@@ -263,7 +294,8 @@ class LazyReadout:
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
-            raw = layer(hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
+            rows = sequences_of(where)
+            raw = layer(hidden.final(places, places // total, rows)).unflatten(1, (field.slots, -1))[inverse, slot]
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 
@@ -318,8 +350,10 @@ class Window:
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """As `LazyReadout.prepare`."""
-        return where.split([len(chunk) for chunk in self.readout.prepare(self._outside(where))])
+        chunks = where.split([len(chunk) for chunk in self.readout.prepare(self._outside(where))])
+        return [of_sequences(chunk, sequences_of(where)) for chunk in chunks]
 
     def _outside(self, where: Tensor) -> Tensor:
         """Entries of the window as entries of the sequences."""
-        return where // self.size * self.length + self.start + where % self.size
+        outside = where // self.size * self.length + self.start + where % self.size
+        return of_sequences(outside, sequences_of(where))

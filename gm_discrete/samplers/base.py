@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from gm_discrete.configurable import Configurable, subclasses
 from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
+from gm_discrete.generators.positions import of_sequences, on_device, positions_of
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
@@ -200,10 +201,25 @@ class Chain:
 
     def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:
         """The field's state after jumps at the events, drawn from the kernel there only."""
-        where = events.flatten().nonzero().squeeze(1)
+        where = positions_of(events)
         if len(where) == 0:
             return x
         landings = kernel.sample(self.rng, where).to(x.dtype)
+        return self.jumped(x, x.flatten().index_put((where,), landings).view_as(x))
+
+    def land_at(self, x: Tensor, kernel: Kernel, where: Tensor, rows: Sequence[int], accepted: Tensor) -> Tensor:
+        """The field's state after one jump of each of some sequences, where it is accepted.
+
+        Args:
+            where: the position [B] of the jump in each sequence; rows: the sequences; accepted: bool [B].
+        """
+        if not rows:
+            return x
+        if len(rows) < len(where):
+            index = on_device(rows, where.device)
+            where, accepted = where[index], accepted[index]
+        here = x.flatten()[where]
+        landings = torch.where(accepted, kernel.sample(self.rng, of_sequences(where, rows)).to(x.dtype), here)
         return self.jumped(x, x.flatten().index_put((where,), landings).view_as(x))
 
     def jumped(self, x: Tensor, x_next: Tensor) -> Tensor:
@@ -253,7 +269,7 @@ def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tenso
     """
     open_ = needs_network(kernel, x, positions)
     values = (positions & ~open_).double()
-    where = open_.flatten().nonzero().squeeze(1)
+    where = positions_of(open_)
     if len(where):
         flat = x.flatten()
         leave = map_rows(lambda rows: kernel.leave(flat[rows], rows), kernel.prepare(where))

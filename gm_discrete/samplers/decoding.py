@@ -24,6 +24,7 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import inverse_cdf, map_rows
+from gm_discrete.generators.positions import positions_of
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
@@ -135,7 +136,7 @@ def entropy(rows: Tensor) -> Tensor:
 
 def draw(chain: Chain, jump: Jump, masks: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:
     """A symbol, a score and an entropy for each of the masks, [B, L]; elsewhere 0, −∞ and 0."""
-    where = masks.flatten().nonzero().squeeze(1)
+    where = positions_of(masks)
     noise = chain.uniform(masks.numel())
     lot = chain.uniform(masks.numel()) if order == "random" else noise
     drawn = torch.zeros(masks.numel(), dtype=torch.long, device=masks.device)

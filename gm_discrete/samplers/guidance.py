@@ -22,6 +22,7 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import Kernel, map_rows, require
+from gm_discrete.generators.positions import positions_of
 from gm_discrete.generators.rows import ROW_ELEMENTS
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, check_call
@@ -72,7 +73,7 @@ def tilted(jump: Jump, x: Tensor, weight: Weight) -> Jump:
     """
     kernel = Tilted(jump.kernel, x, weight)
     chance = jump.intensity if jump.probability is None else jump.probability
-    where = (chance > 0).flatten().nonzero().squeeze(1)
+    where = positions_of(chance > 0)
     flat, leave = x.flatten(), torch.zeros(x.numel()).to(chance)
     log_tilt = torch.full_like(leave, -torch.inf)
     if len(where):
