@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gm_discrete.generators.kernels import BeliefKernel, Dirac, Kernel
-from gm_discrete.generators.positions import of_sequences, sequences_of
 from gm_discrete.generators.rows import chunked, inverse_cdf, require
 
 
@@ -70,8 +69,7 @@ class Transport(BeliefKernel):
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         size = self.vocab_size**2  # `log_probs` has a row for every z
-        parts = [part for chunk in self.belief.prepare(where) for part in chunked(chunk, size)]
-        return [of_sequences(part, sequences_of(where)) for part in parts]
+        return [part for chunk in self.belief.prepare(where) for part in chunked(chunk, size)]
 
     def _moves(self, z: Tensor, where: Tensor, repeat: int = 1) -> Tensor:
         x, t, ceiling = (row[where].repeat_interleave(repeat) for row in (self.x, self.t, self.ceiling))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from gm_discrete.generators.kernels import chunked
-from gm_discrete.generators.positions import of_sequences, on_device, sequences_of
+from gm_discrete.generators.rows import on_device
 from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.names import module_name
-from gm_discrete.nn.replay import padded_size, replays_of
+from gm_discrete.nn.replay import REPLAYS, padded_size
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
@@ -139,52 +139,50 @@ class HiddenStates:
         """
         if self.states is not None and self.done is None:
             return self.states
-        batch, device = self.t.shape[0], self.t.device
-        if sequence is None or self.network.whole_batches:
-            if self.states is None:
-                self.states = self._run()
-                return self.states
-            rows = range(batch)
-        elif rows is None:
-            needed = torch.zeros(batch, dtype=torch.bool, device=device).index_fill(0, sequence, True)
-            rows = [row for row, one in enumerate(needed.tolist()) if one]
-        todo, states = [row for row in rows if row not in (self.done or ())], self.states
-        if len(todo) == batch:
-            self.states = self._run()
-            return self.states
-        if states is None:
-            weight, size = next(self.network.backbone.parameters()), self.network.backbone.config.hidden_size
-            states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=device)
-        if todo:  # else nothing runs, and nothing is kept
-            replays = replays_of(self.network.backbone)
-            spare = 0 if replays is None else padded_size(len(todo), batch) - len(todo)
-            index = on_device([*todo, *todo[:1] * spare], device)  # a sequence that is repeated only fills the batch
-            new = self._run(index)[: len(todo)]
-            self.states = states = states.to(new.dtype).index_copy(0, index[: len(todo)], new)
-            self.done, self.finished = {*(self.done or ()), *todo}, None
-            self.done = None if len(self.done) == batch else self.done
-        return states
-
-    def _run(self, index: Tensor | None = None) -> Tensor:
-        """The backbone's hidden states of the sequences [n], or of all."""
-        start = 0 if self.cache is None else self.cache.length
+        states, batch, every = self.states, self.t.shape[0], sequence is None or self.network.whole_batches
+        todo: Sequence[int] = ()
+        if states is not None or not every:
+            if every:
+                rows = range(batch)
+            elif rows is None:
+                needed = torch.zeros(batch, dtype=torch.bool, device=self.t.device).index_fill(
+                    0, cast(Tensor, sequence), True
+                )
+                rows = [row for row, one in enumerate(needed.tolist()) if one]
+            todo = [row for row in rows if row not in (self.done or ())]
+            if states is None:
+                weight, size = next(self.network.backbone.parameters()), self.network.backbone.config.hidden_size
+                states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=self.t.device)
+            if not todo:  # nothing runs, and nothing is kept
+                return states
+            every = len(todo) == batch
+        start, active = 0 if self.cache is None else self.cache.length, REPLAYS.get()
+        replays = None if active is None else active.of(self.network.backbone)
         x: State | None = {name: value[:, start:] for name, value in self.x.items()}
-        t, masks, labels, clean, cache = self.t, self.attention_mask, self.class_labels, self.clean, self.cache
-        if index is not None:
+        t, masks, labels, clean, cache, index = (
+            self.t, self.attention_mask, self.class_labels, self.clean, self.cache, None,
+        )  # fmt: skip
+        if not every:
+            spare = 0 if replays is None else padded_size(len(todo), batch) - len(todo)
+            index = on_device([*todo, *todo[:1] * spare], t.device)  # a sequence that is repeated only fills the batch
             t, labels = t[index], None if labels is None else labels[index]
             cache = None if cache is None else cache.rows(index)
             x, masks, clean = (
                 None if value is None else {name: part[index] for name, part in value.items()}
                 for value in (x, masks, clean)
             )
-        hidden, replays = self.network.hidden, replays_of(self.network.backbone)
-        if index is None and (self.embeds is not None or self.record is not None):
-            return hidden(cast(State, x), t, masks, labels, clean, cache, self.embeds, self.record)
-        if replays is None:
-            return hidden(cast(State, x), t, masks, labels, clean, cache)
-        return replays(
-            hidden, x=x, t=t, attention_mask=masks, class_labels=labels, clean=clean, cache=cache
-        )
+        given = cast(State, x), t, masks, labels, clean, cache
+        if replays is not None and self.embeds is None and self.record is None:
+            new = replays(self.network.hidden, *given)
+        else:
+            new = self.network.hidden(*given, self.embeds, self.record)
+        if index is None:
+            self.states, self.done = new, None
+            return new
+        states = cast(Tensor, states).to(new.dtype).index_copy(0, index[: len(todo)], new[: len(todo)])
+        done = {*(self.done or ()), *todo}
+        self.states, self.done, self.finished = states, None if len(done) == batch else done, None
+        return states
 
     def final(
         self, position: Tensor | None = None, sequence: Tensor | None = None, rows: Sequence[int] | None = None
@@ -267,13 +265,16 @@ class LazyReadout:
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
-        sequence, rows = where // self.size, sequences_of(where)
+        sequence, rows = where // self.size, getattr(where, "sequences", None)
         self.hidden.compute(sequence, rows)
         if self.unconditional is not None:
             self.unconditional.hidden.compute(sequence, rows)
         every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
         chunks = chunked(where, max(self.field.heads.values()), every if self.hidden.network.whole_batches else None)
-        return [of_sequences(chunk, rows) for chunk in chunks]
+        if rows is not None:
+            for chunk in chunks:
+                vars(chunk)["sequences"] = rows
+        return chunks
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
@@ -286,7 +287,7 @@ class LazyReadout:
         elif field.slots == 1:
             sequence = where // self.size
             position = sequence * total + start + where % self.size
-            raw = layer(hidden.final(position, sequence, sequences_of(where)))
+            raw = layer(hidden.final(position, sequence, getattr(where, "sequences", None)))
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
@@ -294,7 +295,7 @@ class LazyReadout:
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
-            rows = sequences_of(where)
+            rows = getattr(where, "sequences", None)
             raw = layer(hidden.final(places, places // total, rows)).unflatten(1, (field.slots, -1))[inverse, slot]
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
@@ -351,9 +352,12 @@ class Window:
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """As `LazyReadout.prepare`."""
         chunks = where.split([len(chunk) for chunk in self.readout.prepare(self._outside(where))])
-        return [of_sequences(chunk, sequences_of(where)) for chunk in chunks]
+        for chunk in chunks:
+            vars(chunk)["sequences"] = getattr(where, "sequences", None)
+        return chunks
 
     def _outside(self, where: Tensor) -> Tensor:
         """Entries of the window as entries of the sequences."""
         outside = where // self.size * self.length + self.start + where % self.size
-        return of_sequences(outside, sequences_of(where))
+        vars(outside)["sequences"] = getattr(where, "sequences", None)
+        return outside

@@ -1,8 +1,8 @@
 """Replays of a backbone: a call is recorded as a CUDA graph when its shapes return, and repeated from then on.
 
-In sampling, the launches of a small call's kernels take longer than the kernels. A graph launches all of them at once, on the
-same memory every time. So inputs are copied into buffers before, and the output out of one after each replay, and the number
-of sequences is one of a few (`padded_size`).
+In sampling, the launches of a small call's kernels take longer than the kernels. A graph launches all of them at once, on
+the same memory every time. So inputs are copied into buffers before, and the output out of one after each replay, and the
+number of sequences is one of a few (`padded_size`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ logger = logging.get_logger(__name__)
 
 Function = Callable[..., Tensor]
 Recorder = Callable[[Function, Sequence[Tensor], object], Callable[[], Tensor]]
-"""(function of tensors, the tensors, what recordings share) → a function that repeats the call on the values that the tensors
-then have. It returns the same memory every time."""
+"""(function of tensors, the tensors, what recordings share) → a function that repeats the call on the values that the
+tensors then have. It returns the same memory every time."""
 
 MOST_GRAPHS = 64
-"""Graphs that are kept of a backbone, each with its inputs and its output; the one that was used last the longest ago goes."""
+"""Graphs that are kept of a backbone, each with its inputs and its output; the one that was not used for longest goes."""
 
 WARM_UPS = 2
 """Calls before the recording, in which libraries allocate what they need."""
@@ -74,21 +74,26 @@ class Replays:
         self.pool: object = None
         self.failed = False
         self.lock = Lock()  # buffers serve one call at a time
+        self.backbone: Callable[[], nn.Module | None] = lambda: None
 
     def keep_for(self, backbone: nn.Module) -> None:
         """Drops all recordings if the backbone is no longer what they were made of."""
         with self.lock:
+            self.backbone = ref(backbone)
             if (found := identity(backbone)) != self.network:
                 self.calls.clear()
                 self.seen.clear()
                 self.network, self.pool, self.failed = found, self.new_pool(), False
 
-    def __call__(self, hidden: Function, **arguments: object) -> Tensor:
-        """`hidden(**arguments)`, in memory of its own.
+    def of(self, backbone: nn.Module) -> Replays | None:
+        """These, if they are of that backbone, and no gradients are wanted."""
+        return None if self.backbone() is not backbone or torch.is_grad_enabled() else self
+
+    def __call__(self, hidden: Function, *arguments: object) -> Tensor:
+        """`hidden(*arguments)`, in memory of its own.
 
         Args:
-            arguments: tensors, mappings of tensors, a `BlockCache`, or `None`; what `hidden` makes of anything else must not
-                change from one call to another.
+            arguments: tensors, mappings of tensors, a `BlockCache`, or `None`.
         """
         inputs = flat(arguments)
         device = next(iter(inputs.values())).device
@@ -97,27 +102,34 @@ class Replays:
         key = shapes, cast, torch.get_float32_matmul_precision()
         with self.lock:
             if not self.failed and key not in self.calls and key in self.seen:
-                self._record(key, hidden, inputs, device.type, *cast)
+                self._record(key, hidden, inputs, len(arguments), device.type, *cast)
             self.seen.add(key)
             if (found := self.calls.get(key)) is not None:
                 self.calls.move_to_end(key)
                 buffers, replay = found
-                torch._foreach_copy_(buffers, list(inputs.values()))
+                torch._foreach_copy_(buffers, list(inputs.values()))  # pyright: ignore[reportPrivateImportUsage]
                 return replay().clone()
-        return hidden(**arguments)
+        return hidden(*arguments)
 
     def _record(
-        self, key: Hashable, hidden: Function, inputs: Mapping[tuple, Tensor], device: str, cast: bool, dtype: torch.dtype
+        self,
+        key: Hashable,
+        hidden: Function,
+        inputs: Mapping[tuple, Tensor],
+        number: int,
+        device: str,
+        cast: bool,
+        dtype: torch.dtype,
     ) -> None:
         def call(*tensors: Tensor) -> Tensor:
             # Weights that autocast has cast before would be those of this moment for ever.
             with torch.autocast(device, dtype, enabled=cast, cache_enabled=False):
-                return hidden(**nested(dict(zip(inputs, tensors, strict=True))))
+                return hidden(*nested(dict(zip(inputs, tensors, strict=True)), number))
 
         try:
             with torch.inference_mode(False), torch.no_grad():  # buffers outlive the context of this call
                 buffers = [torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs.values()]
-                torch._foreach_copy_(buffers, list(inputs.values()))
+                torch._foreach_copy_(buffers, list(inputs.values()))  # pyright: ignore[reportPrivateImportUsage]
                 self.calls[key] = buffers, self.record(call, buffers, self.pool)
         except Exception as error:  # whatever the network does that cannot be recorded, it runs without
             self.failed = True
@@ -127,31 +139,31 @@ class Replays:
             self.calls.popitem(last=False)
 
 
-_REPLAYS: WeakKeyDictionary[nn.Module, Replays] = WeakKeyDictionary()
-_ACTIVE: ContextVar[tuple[nn.Module, Replays] | None] = ContextVar("replays", default=None)
-
-
 @contextmanager
-def replayed(backbone: nn.Module) -> Iterator[None]:
-    """Within this context `HiddenStates` replays calls of the backbone, where its device can; recordings are kept with it."""
-    device = next(backbone.parameters()).device.type
-    if device not in RECORDERS:
+def compiled(model: Any) -> Iterator[None]:
+    """Within this context a model's layers are compiled, for good, and `HiddenStates` replays calls of its backbone.
+
+    Calls are replayed where the device can, and where no gradients are wanted. Recordings are kept with the backbone.
+    """
+    backbone = model.network.backbone
+    compile_layers = getattr(model, "compile_layers", None)
+    if compile_layers is not None and all(module._compiled_call_impl is None for module in backbone.modules()):
+        compile_layers()
+    if (recorder := RECORDERS.get(model.device.type)) is None:
         yield
         return
-    if (replays := _REPLAYS.get(backbone)) is None:
-        replays = _REPLAYS.setdefault(backbone, Replays(*RECORDERS[device]))
+    replays = _KEPT.setdefault(backbone, Replays(*recorder))
     replays.keep_for(backbone)
-    token = _ACTIVE.set((backbone, replays))
+    token = REPLAYS.set(replays)
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        REPLAYS.reset(token)
 
 
-def replays_of(backbone: nn.Module) -> Replays | None:
-    """What repeats the calls of the backbone; `None` outside of `replayed`, and where gradients are wanted."""
-    active = _ACTIVE.get()
-    return None if active is None or active[0] is not backbone or torch.is_grad_enabled() else active[1]
+_KEPT: WeakKeyDictionary[nn.Module, Replays] = WeakKeyDictionary()
+REPLAYS: ContextVar[Replays | None] = ContextVar("replays", default=None)
+"""What repeats calls now; `None` outside of `compiled`."""
 
 
 def padded_size(count: int, batch: int) -> int:
@@ -176,29 +188,30 @@ def identity(backbone: nn.Module) -> Hashable:
     )
 
 
-def flat(arguments: Mapping[str, object]) -> dict[tuple, Tensor]:
-    """The tensors in the arguments, by name, key and, of a cache, layer."""
+def flat(arguments: Sequence[object]) -> dict[tuple, Tensor]:
+    """The tensors in the arguments, by place, key and, of a cache, layer."""
     found: dict[tuple, Tensor] = {}
-    for name, value in arguments.items():
+    for place, value in enumerate(arguments):
         if isinstance(value, BlockCache):
             for layer, (keys, values) in value.layers.items():
-                found |= {(name, layer, "keys"): keys, (name, layer, "values"): values}
+                found |= {(place, layer, "keys"): keys, (place, layer, "values"): values}
         elif isinstance(value, Mapping):
-            found |= {(name, key): part for key, part in value.items()}
+            found |= {(place, key): part for key, part in value.items()}
         elif isinstance(value, Tensor):
-            found[name,] = value
+            found[place,] = value
     return found
 
 
-def nested(tensors: Mapping[tuple, Tensor]) -> dict[str, Any]:
-    """The inverse of `flat`, without the arguments that are `None`."""
-    found: dict[str, Any] = {}
-    for (name, *keys), value in tensors.items():
+def nested(tensors: Mapping[tuple, Tensor], number: int) -> list[Any]:
+    """The inverse of `flat`, for so many arguments."""
+    found: list[Any] = [None] * number
+    for (place, *keys), value in tensors.items():
         if len(keys) == 2:
-            layer, pair = keys[0], found.setdefault(name, BlockCache()).layers
-            pair[layer] = (value, value) if keys[1] == "keys" else (pair[layer][0], value)
+            found[place] = found[place] or BlockCache()
+            pairs, layer = found[place].layers, keys[0]
+            pairs[layer] = (*pairs.get(layer, ()), value)  # keys come before values
         elif keys:
-            found.setdefault(name, {})[keys[0]] = value
+            found[place] = {**(found[place] or {}), keys[0]: value}
         else:
-            found[name] = value
+            found[place] = value
     return found

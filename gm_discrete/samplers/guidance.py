@@ -22,11 +22,10 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import Kernel, map_rows, require
-from gm_discrete.generators.positions import positions_of
 from gm_discrete.generators.rows import ROW_ELEMENTS
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, check_call
-from gm_discrete.samplers.base import discrete
+from gm_discrete.samplers.base import discrete, positions_of
 
 Weight = Callable[[Tensor], Tensor]
 """Positions [n] → w(y) for every symbol y there, rows [n, K]."""
