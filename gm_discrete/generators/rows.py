@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gm_discrete.arguments import readable
+
 ROW_ELEMENTS = 2**25
 """Rows are processed in chunks of at most this many elements (128 MiB in float32)."""
 
@@ -91,7 +93,7 @@ NOT_FINITE = (
 
 def require(condition: Tensor, error: type[Exception], message: str) -> None:
     """Raises the error unless the condition holds; on a GPU asynchronously, because waiting would stall the device."""
-    if condition.device.type == "cuda":
+    if not readable(condition):
         torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not bool(condition):
         raise error(message)
