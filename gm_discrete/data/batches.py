@@ -1,4 +1,4 @@
-"""Clean data and loss masks of the batches that collators make."""
+"""Clean data, loss masks and attention masks of the batches that collators make."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor],
     state, labels = pack(batch[path.state_name]), pack(batch["labels"])
     scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
     return {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}, scored
+
+
+def attends_to_all(attention_mask: Tensor) -> bool:
+    """Whether each row of a mask [B, L] is one document without padding, so that the mask is of no effect."""
+    return bool(((attention_mask != 0) & (attention_mask == attention_mask[:, :1])).all())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gm_discrete.data.batches import attends_to_all
+
 IGNORED = -100
 """The label of a position that is not scored."""
 
@@ -19,9 +21,10 @@ class TokenCollator:
     """Batches examples of clean tokens, padded on the right. It draws no noise: `GMTrainer` does.
 
     Takes `{"input_ids": [l], optional "attention_mask": [l], optional "labels": [l], optional "source_ids": [l]}` per
-    example. Returns, all `torch.long`: `input_ids` [B, L], the clean tokens; `attention_mask` [B, L], 0 on padding; `labels`
-    [B, L], those of the example or else its tokens, and −100 (not scored) on padding; and `source_ids` [B, L], the x_0 of a
-    coupled path, if the examples have them.
+    example. Returns, all `torch.long`: `input_ids` [B, L], the clean tokens; `attention_mask` [B, L], 0 on padding, with
+    the numbers of documents that examples have (see `pack`), and left out if all tokens of every row attend to each other;
+    `labels` [B, L], those of the example or else its tokens, and −100 (not scored) on padding; and `source_ids` [B, L], the
+    x_0 of a coupled path, if the examples have them.
 
     >>> batch = TokenCollator(pad_token_id=9)([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}])
     >>> batch["input_ids"].tolist(), batch["labels"].tolist()
@@ -51,7 +54,10 @@ class TokenCollator:
             "input_ids": self.pad_token_id,
             "source_ids": self.pad_token_id,
         }
-        return {name: self._pad(rows, filling[name]) for name, rows in columns.items()}
+        batch = {name: self._pad(rows, filling[name]) for name, rows in columns.items()}
+        if attends_to_all(batch["attention_mask"]):
+            del batch["attention_mask"]  # attention without a mask is faster
+        return batch
 
     def _pad(self, rows: list[Tensor], filling: int) -> Tensor:
         batch = pad_sequence(rows, batch_first=True, padding_value=filling)  # [B, max l]

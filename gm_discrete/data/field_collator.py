@@ -50,7 +50,8 @@ class SequenceCollator:
     """Batches sequences, padded on the right: numbers float32 [B, L, 1] and categories long [B, L] by field.
 
     Takes `{column: list of natural values}` per example, with lists of one length. Returns `fields`, 0 where padded;
-    `labels`, the same but NaN and −100 where padded; and `attention_mask`, long [B, L], the same tensor for every field.
+    `labels`, the same but NaN and −100 where padded; and, if there is padding, `attention_mask`, long [B, L], 0 where
+    padded, for every field.
 
     Args:
         codecs: the codec of every column (see `fit_codecs`).
@@ -78,14 +79,15 @@ class SequenceCollator:
         columns = {name: [cell for row in examples for cell in row[name]] for name in examples[0]}
         uniform = torch.rand(sum(sizes), num_draws(self.codecs), dtype=torch.float64) if self.dequantize else None
         mask = torch.arange(length) < torch.tensor(sizes)[:, None]  # [B, L]
-        batch: dict[str, dict[str, Tensor]] = {"fields": {}, "labels": {}, "attention_mask": {}}
+        batch: dict[str, dict[str, Tensor]] = {"fields": {}, "labels": {}}
         for name, entries in encode_columns(columns, self.codecs, uniform).items():
             ignored = torch.nan if entries.is_floating_point() else IGNORED
             for part, padding in (("fields", 0), ("labels", ignored)):
                 padded = torch.full(mask.shape, padding, dtype=entries.dtype)
                 padded[mask] = entries
                 batch[part][name] = with_shape(padded, length)
-            batch["attention_mask"][name] = mask.long()
+        if not bool(mask.all()):  # attention without a mask is faster
+            batch["attention_mask"] = {name: mask.long() for name in batch["fields"]}
         return batch
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 AnyDataset = TypeVar("AnyDataset", bound=Dataset | IterableDataset)
 
 TOKENS = Features({"input_ids": List(Value("int32"))})
+DOCUMENTS = Features({**TOKENS, "attention_mask": List(Value("int32"))})
 
 
 def pack(
@@ -21,6 +22,7 @@ def pack(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     *,
+    separate: bool = False,
     add_eos: bool = True,
     split_special_tokens: bool = True,
     text_column: str = "text",
@@ -40,6 +42,9 @@ def pack(
 
     Args:
         dataset: one text per row. A stream gives a stream.
+        separate: add the column `attention_mask`, with the numbers 1, 2, … of the texts of each block: the model then treats
+            them as separate documents, of which none is conditioned on another. A text that the end of a block cuts is a
+            document of its own in each block.
         add_eos: append the tokenizer's end-of-text token to every text, if it has one.
         split_special_tokens: tokenise text that spells a special token, such as "[MASK]", as text.
         batch_size: texts tokenised at a time.
@@ -53,8 +58,9 @@ def pack(
     """
     encode = _Encoder(tokenizer, text_column, add_eos, split_special_tokens)
     tokens = _tokenize(dataset, encode, length, batch_size, num_proc)
+    packer = _Packer(length, separate)
     if isinstance(tokens, IterableDataset):
-        packed = _pack_stream(tokens, length, batch_size, num_shards)
+        packed = _pack_stream(tokens, packer, batch_size, num_shards)
         empty = next(iter(packed), None) is None
     else:
         if num_shards != 1:
@@ -62,7 +68,7 @@ def pack(
                 f"num_shards={num_shards} is for streams; call dataset.to_iterable_dataset or leave it out"
             )
         packed = tokens.with_format("numpy").map(
-            _Packer(length), batched=True, batch_size=batch_size, features=TOKENS, desc="Packing"
+            packer, batched=True, batch_size=batch_size, features=packer.features, desc="Packing"
         )
         packed, empty = packed.with_format(None), not len(packed)
     if empty:
@@ -134,17 +140,36 @@ class _Encoder:
 
 
 class _Packer:
-    """Cuts rows of tokens into blocks [n, length]; the tokens after the last block are kept for the next call."""
+    """Cuts rows of tokens into blocks [n, length]; the tokens after the last block are kept for the next call.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.rest = np.empty(0, np.int32)
+    Args:
+        separate: whether to number the rows in each block.
+    """
+
+    def __init__(self, length: int, separate: bool) -> None:
+        self.length, self.separate = length, separate
+        self.rest, self.begins = np.empty(0, np.int32), np.empty(0, np.bool_)  # tokens, and whether they begin a row
+
+    @property
+    def features(self) -> Features:
+        return DOCUMENTS if self.separate else TOKENS
+
+    def new(self) -> _Packer:
+        """The same, without kept tokens."""
+        return _Packer(self.length, self.separate)
 
     def __call__(self, batch: Mapping[str, Sequence[ArrayLike]]) -> dict[str, NDArray[np.int32]]:
-        tokens = np.concatenate([self.rest, *batch["input_ids"]]).astype(np.int32, copy=False)
+        rows = [np.asarray(row) for row in batch["input_ids"]]
+        tokens = np.concatenate([self.rest, *rows]).astype(np.int32, copy=False)
+        begins = np.concatenate([self.begins, *(np.arange(len(row)) == 0 for row in rows)])
         whole = len(tokens) // self.length * self.length
-        self.rest = tokens[whole:]
-        return {"input_ids": tokens[:whole].reshape(-1, self.length)}
+        self.rest, self.begins = tokens[whole:], begins[whole:]
+        blocks = {"input_ids": tokens[:whole].reshape(-1, self.length)}
+        if self.separate:
+            begins = begins[:whole].reshape(-1, self.length)
+            begins[:, 0] = True  # of what is left of a text that began in the block before
+            blocks["attention_mask"] = begins.cumsum(1, dtype=np.int32)
+        return blocks
 
 
 def _tokenize(
@@ -176,19 +201,20 @@ def _tokenize(
     )
 
 
-def _pack_stream(tokens: IterableDataset, length: int, batch_size: int, num_shards: int) -> IterableDataset:
+def _pack_stream(tokens: IterableDataset, packer: _Packer, batch_size: int, num_shards: int) -> IterableDataset:
     if not 1 <= num_shards <= tokens.num_shards:
         raise ValueError(f"num_shards={num_shards} must lie between 1 and the {tokens.num_shards} shards of the stream")
     shards = [tokens.shard(num_shards, index) for index in range(num_shards)]
-    arguments = {"shards": shards, "length": length, "batch_size": batch_size}
-    return IterableDataset.from_generator(_stream_blocks, features=TOKENS, gen_kwargs=arguments)
+    arguments = {"shards": shards, "packer": packer, "batch_size": batch_size}
+    return IterableDataset.from_generator(_stream_blocks, features=packer.features, gen_kwargs=arguments)
 
 
 def _stream_blocks(
-    shards: list[IterableDataset], length: int, batch_size: int
+    shards: list[IterableDataset], packer: _Packer, batch_size: int
 ) -> Iterator[dict[str, NDArray[np.int32]]]:
     for shard in shards:
-        packer = _Packer(length)
+        own = packer.new()
         for batch in shard.iter(batch_size):
-            for block in packer(batch)["input_ids"]:
-                yield {"input_ids": block}
+            blocks = own(batch)
+            for index in range(len(blocks["input_ids"])):
+                yield {name: values[index] for name, values in blocks.items()}

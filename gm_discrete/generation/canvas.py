@@ -17,7 +17,7 @@ class Canvas:
     Attributes:
         ids: long; arbitrary where a token is to be filled.
         fixed: bool, positions that keep their token: observed ones and padding.
-        real: long, 0 where a sequence is padded.
+        real: long, 0 where a sequence is padded; different positive numbers are of different documents.
         new: bool, positions after the prompt; the whole sequence if there is no prompt.
     """
 
@@ -45,7 +45,7 @@ class Canvas:
         """Prompts with `max_new_tokens` places to fill directly after each; mask tokens inside are places to fill, too.
 
         Args:
-            ids: [B, L]; attention_mask: [B, L], 0 where padded.
+            ids: [B, L]; attention_mask: [B, L], 0 where padded. New tokens belong to the document of the prompt's last one.
             align_left: whether padding on the left moves to the right, so that every prompt starts at position 0.
 
         Raises:
@@ -64,10 +64,12 @@ class Canvas:
         padding_after = (real == 0) if align_left else real.flip(1).cumsum(1).flip(1) == 0
         # A stable sort by "padding that belongs after the new positions" inserts these directly after each prompt.
         order = torch.cat([padding_after.long(), 0 * ones], 1).argsort(dim=1, stable=True)
-        pairs = (ids, 0 * ones), (real, ones), (gaps, ones), (0 * real, ones)
+        numbers = torch.nn.functional.pad(real, (1, 0), value=1)  # 1 for prompts without tokens
+        last = ((numbers != 0) * torch.arange(numbers.shape[1], device=ids.device)).amax(1, keepdim=True)
+        pairs = (ids, 0 * ones), (real, ones * numbers.gather(1, last)), (gaps, ones), (0 * real, ones)
         ids, real, gaps, new = (torch.cat(pair, 1).gather(1, order) for pair in pairs)
         if align_left:  # columns that are padding in every row are dropped
-            kept = slice(int(real.sum(1).max())) if real.numel() else slice(None)
+            kept = slice(int(real.bool().sum(1).max())) if real.numel() else slice(None)
             ids, real, gaps, new = ids[:, kept], real[:, kept], gaps[:, kept], new[:, kept]
         ids = ids if pad_token_id is None else torch.where(real == 0, pad_token_id, ids)
         return Canvas(ids, (gaps == 0) | (real == 0), real, new.bool())

@@ -57,7 +57,7 @@ class Request:
         blocks: how to go block by block; `None` to fill all entries together.
         observed: observed values, of the fields that have some.
         fixed: bool, entries that keep their value (observed ones and padding), of the fields that have some.
-        attention_mask: [B, L], 0 where padded, of the fields that have padding.
+        attention_mask: [B, L], 0 where padded, of the fields that have padding; numbers of documents elsewhere.
         new: bool [B, L], positions after the prompts; `None` without prompts.
         x_0: the state to start from; `None` for a draw from the prior.
         class_labels: [B], −1 for none.
@@ -302,7 +302,7 @@ class Request:
             processors.append(TopPLogitsWarper(float(config.top_p)))
         recorder = None if self.observers is None else self.observers.recorder
         masks = {name: mask[every, :length] for name, mask in self.attention_mask.items()}
-        if "" in masks and bool(masks[""].all()):
+        if all(bool((mask == 1).all()) for mask in masks.values()):  # one document without padding
             masks = {}  # attention without a mask is faster
         return {
             "attention_mask": unpack(masks) if masks else None,

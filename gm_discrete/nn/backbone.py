@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gm_discrete.nn.blocks import BlockCache, block_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
+from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, mask_arguments, neighbours
 from gm_discrete.process import State
 
 
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         Args:
             x: states by field, continuous ones of unit size (`path.normalized`). Positions are those of all fields.
             time: [B], or [B, M] of independent times.
-            attention_mask: [B, L] by field, 0 where padded.
+            attention_mask: [B, L] by field, 0 where padded; different positive numbers are of different documents.
             class_labels: [B], −1 for none.
             clean: for block-causal attention: the sequences [B, L] whose blocks the later blocks of x attend to.
             cache: of the blocks before x, which is then the rest of the sequence; attention_mask is of all of it.
@@ -77,16 +77,17 @@ class Backbone(nn.Module):
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
         if self.config.block_size is None:
-            bias = create_bidirectional_mask(self.config, hidden, mask)
+            bias = bidirectional_mask(self.config, hidden, mask)
         else:
             bias, position = block_attention(self.config, hidden, clean is not None, mask, cache)
         condition = self._condition(time, class_labels, hidden) if self.conditioned else None
         rotary = rotary_embedding(hidden, self.config, position)
-        real = None if mask is None else mask[..., None].to(hidden.dtype)  # [B, L, 1]
+        size = self.config.conv_kernel_size
+        near = neighbours(size, mask, position, hidden.dtype) if size else None
         for block in self.layers[:-1]:
             if record is not None:
                 record.append(hidden)
-            hidden = block(hidden, rotary, bias, real, condition, position, cache)
+            hidden = block(hidden, rotary, bias, near, condition, cache)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
 
     def finish(
@@ -131,18 +132,17 @@ class Block(GradientCheckpointingLayer):
         self,
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        real: Tensor | None,
+        mask: AttentionMask,
+        near: Tensor | None,
         condition: Tensor | None,
-        position: Tensor | None = None,
         cache: BlockCache | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
-            normed = self.attention_mix(normed, real, position)
+            normed = self.attention_mix(normed, near)
         update = self.dropout(self.attention(normed, rotary, mask, cache))
         hidden = hidden + (update if gate is None else gate * update)
-        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, real, position=position)
+        return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, near)
 
 
 class FeedForward(nn.Module):
@@ -159,13 +159,12 @@ class FeedForward(nn.Module):
         self,
         hidden: Tensor,
         condition: Tensor | None,
-        real: Tensor | None = None,
+        near: Tensor | None = None,
         sequence: Tensor | None = None,
-        position: Tensor | None = None,
     ) -> Tensor:
         normed, gate = self.norm(hidden, condition, sequence)
         if self.mix is not None:
-            normed = self.mix(normed, real, position)
+            normed = self.mix(normed, near)
         update = self.dropout(self.mlp(normed))
         return hidden + (update if gate is None else gate * update)
 
@@ -235,7 +234,7 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        mask: AttentionMask,
         cache: BlockCache | None = None,
     ) -> Tensor:
         batch, length, _ = hidden.shape
@@ -254,7 +253,7 @@ class Attention(nn.Module):
             query,
             key,
             value,
-            mask,
+            **mask_arguments(mask),
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
             is_causal=False,
@@ -280,7 +279,7 @@ class MLP(nn.Module):
 
 
 class LocalConvolution(nn.Module):
-    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution over the nearest positions of a field, padding left out.
+    """y_i = Σ_j w_j ⊙ x_{i+j} over |j| ≤ r: a depthwise convolution over the nearest positions of a field and document.
 
     A masked symbol depends mostly on its neighbours, which attention takes long to learn.
     """
@@ -289,21 +288,16 @@ class LocalConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.conv_kernel_size, config.hidden_size))
 
-    def forward(self, hidden: Tensor, real: Tensor | None, position: Tensor | None = None) -> Tensor:
-        """real: [B, L, 1], 0 where padded; position: [L], the place of each within its field, if there are several."""
-        hidden = hidden if real is None else hidden * real
+    def forward(self, hidden: Tensor, near: Tensor | None) -> Tensor:
+        """near: which of the positions around each one belong to its field and document (see `neighbours`); `None`: all."""
         radius, length = len(self.weight) // 2, hidden.shape[1]
         padded = F.pad(hidden, (0, 0, radius, radius))
         weight = self.weight.to(hidden.dtype)
         mixed = hidden * weight[radius]
         for j in range(len(weight)):
-            if j == radius:
-                continue
-            neighbour = padded[:, j : j + length]
-            if position is not None:  # the end of a field is next to the beginning of another
-                there = F.pad(position, (radius, radius), value=-len(weight))[j : j + length]
-                neighbour = neighbour * (there == position + j - radius)[:, None]
-            mixed = mixed + neighbour * weight[j]
+            if j != radius:
+                neighbour = padded[:, j : j + length]
+                mixed = torch.addcmul(mixed, neighbour if near is None else neighbour * near[j], weight[j])
         return mixed
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.masks import additive, same_document
 
 
 def block_attention(
@@ -23,7 +24,7 @@ def block_attention(
 
     Args:
         twice: whether the states are those of the noisy sequence and, after it, of the clean one.
-        attention_mask: [B, L] of whole sequences, 0 where padded.
+        attention_mask: [B, L] of whole sequences, 0 where padded; different positive numbers are of different documents.
         cache: of the blocks before the states.
 
     Raises:
@@ -47,7 +48,7 @@ def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: 
         length: positions of a sequence, which are the keys; start: the first query.
         size: of a block.
         twice: whether queries and keys are the noisy sequence followed by the clean one.
-        attention_mask: [B, length], 0 where padded.
+        attention_mask: [B, length], 0 where padded; different positive numbers are of different documents.
         like: a tensor of the scores' type.
     """
     block = torch.arange(length, device=like.device) // size
@@ -58,13 +59,9 @@ def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: 
         visible = torch.cat([noisy, torch.cat([torch.zeros_like(visible), visible], 1)])
     visible = visible[None, None]
     if attention_mask is not None:
-        real = attention_mask.bool().repeat(1, 2 if twice else 1)
-        # A padded query attends to itself alone: the softmax over no key at all is NaN.
-        itself = torch.eye(visible.shape[3], dtype=torch.bool, device=like.device)[-visible.shape[2] :]
-        visible = visible & real[:, None, None] | itself
-    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill(
-        ~visible, torch.finfo(like.dtype).min
-    )
+        query, key = (part.repeat(1, 2 if twice else 1) for part in (attention_mask[:, start:], attention_mask))
+        visible = visible & same_document(query, key)  # never empty: a query attends to itself
+    return additive(visible, like.dtype)
 
 
 class BlockCache:

@@ -14,13 +14,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gm_discrete.nn.backbone import Attention, rotary_embedding, zero_linear
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import precision_of
+from gm_discrete.nn.masks import AttentionMask, bidirectional_mask
 from gm_discrete.paths import FinitePath
 from gm_discrete.process import State
 
@@ -65,7 +65,7 @@ class DiT(nn.Module):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        mask = create_bidirectional_mask(self.config, hidden, None if attention_mask is None else attention_mask[""])
+        mask = bidirectional_mask(self.config, hidden, None if attention_mask is None else attention_mask[""])
         condition = self._condition(time, hidden)
         rotary = rotary_embedding(hidden, self.config)
         for block in self.layers[:-1]:
@@ -171,7 +171,7 @@ class DiTBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.feed_forward = DiTFeedForward(config) if feed_forward else None
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, condition: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, condition: Tensor) -> Tensor:
         normed, gate = self.norm(hidden, condition)
         hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition)

@@ -56,7 +56,7 @@ class FieldsEmbedding(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(hidden states, attention mask [B, L] or `None`, place of every position within its field [L]).
 
-        A position is padding only if it is padded in all of its fields.
+        A position is padding only if it is padded in all of its fields. A field without a mask is of document 1.
         """
         parts, masks, positions = [], [], []
         kinds = self.kinds(torch.arange(len(self.groups), device=next(iter(x.values())).device))
@@ -67,10 +67,10 @@ class FieldsEmbedding(nn.Module):
             parts.append(hidden)
             positions.append(torch.arange(hidden.shape[1], device=hidden.device))
             if attention_mask:
-                given = [attention_mask[name].bool() for name in group if name in attention_mask]
-                real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-                masks.append(torch.stack(given).any(0) if given else real)
-        return torch.cat(parts, 1), torch.cat(masks, 1).long() if masks else None, torch.cat(positions)
+                given = [attention_mask[name].long() for name in group if name in attention_mask]
+                one = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+                masks.append(torch.stack(given).amax(0) if given else one)
+        return torch.cat(parts, 1), torch.cat(masks, 1) if masks else None, torch.cat(positions)
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
         field, key = self.fields[name], self.keys[name]

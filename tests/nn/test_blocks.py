@@ -187,9 +187,15 @@ def test_block_cache__can_be_filled_in_parts_or_at_once_and_has_rows() -> None:
             assert torch.equal(once.rows(rows).layers[layer][0], once.layers[layer][0][rows])
 
 
-def test_block_mask__lets_a_padded_query_attend_to_itself() -> None:
+def test_block_mask__lets_a_padded_query_attend_to_padding() -> None:
     mask = block_mask(4, 2, 2, False, torch.tensor([[1, 1, 1, 0]]), torch.zeros(1))
-    assert (mask[0, 0] == 0).tolist() == [[True, True, True, False], [True, True, True, True]]
+    assert (mask[0, 0] == 0).tolist() == [[True, True, True, False], [False, False, False, True]]
+
+
+def test_block_mask__separates_documents() -> None:
+    mask = block_mask(4, 0, 2, False, torch.tensor([[1, 2, 2, 0]]), torch.zeros(1))
+    seen = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])
+    assert torch.equal((mask[0, 0] == 0).long(), seen)
 
 
 # What is refused

@@ -1,0 +1,112 @@
+"""Attention masks of the numbers of documents, in the form that each implementation of attention takes.
+
+`attention_mask` [B, L] is 0 where padded, and positions with different positive numbers are of different documents. A position
+attends to those with its own number. So a padded one attends to padding, which nothing else reads, and no softmax is over
+nothing. Values are not read on the host, which would stall a GPU and cannot be captured in a CUDA graph; flash attention is
+the exception, see `variable_lengths`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils.generic import is_flash_attention_requested
+
+from gm_discrete.generators.rows import require
+from gm_discrete.nn.config import GMConfig
+
+AttentionMask: TypeAlias = Tensor | BlockMask | Mapping[str, Any] | None
+"""What the implementation takes as a mask, or its arguments for sequences of different lengths; `None`: all attend to all."""
+
+
+def bidirectional_mask(config: GMConfig, hidden: Tensor, documents: Tensor | None) -> AttentionMask:
+    """The mask by which a position attends to all of its document.
+
+    Args:
+        hidden: [B, L, D], of the type of the scores.
+        documents: numbers of documents [B, L], 0 where padded.
+    """
+    if documents is None:
+        return None
+    name, documents = config._attn_implementation or "sdpa", documents.to(hidden.device)
+    if is_flash_attention_requested(requested_attention_implementation=name):
+        return variable_lengths(documents)
+    if name not in ("sdpa", "eager"):
+        return create_bidirectional_mask(
+            config, hidden, None, and_mask_function=lambda b, _, q, k: documents[b, q] == documents[b, k]
+        )
+    same = same_document(documents, documents)
+    return same if name == "sdpa" else additive(same, hidden.dtype)
+
+
+def same_document(query: Tensor, key: Tensor) -> Tensor:
+    """Whether the numbers of documents [B, Q] and [B, keys] are equal, bool [B, 1, Q, keys]."""
+    return query[:, None, :, None] == key[:, None, None, :]
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of a type: 0 where `visible`, and its least number elsewhere."""
+    zero = torch.zeros((), dtype=dtype, device=visible.device)
+    return torch.where(visible, zero, torch.finfo(dtype).min)
+
+
+def variable_lengths(documents: Tensor) -> dict[str, Any]:
+    """Arguments of flash attention, which takes the batch as one sequence of parts: documents, and padding between them.
+
+    Their number has to be known on the host: this waits for the device once per call of the backbone.
+
+    Raises:
+        ValueError: (on a GPU an error of the device) a document is in two parts, with others or padding between them.
+    """
+    length, documents = documents.shape[1], documents.long()
+    begins = documents != F.pad(documents[:, :-1], (1, 0), value=-1)
+    ordered = documents.sort(dim=1).values
+    kinds = ordered != F.pad(ordered[:, :-1], (1, 0), value=-1)
+    whole = ((begins & (documents != 0)).sum(1) == (kinds & (ordered != 0)).sum(1)).all()
+    require(
+        whole,
+        ValueError,
+        "attention_mask has a document in several parts, which flash attention does not take: let the positions of a "
+        "document follow each other, or use attn_implementation='sdpa'",
+    )
+    starts = begins.flatten().nonzero().squeeze(1)
+    ends = F.pad(starts, (0, 1), value=documents.numel()).int()
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length}
+
+
+def mask_arguments(mask: AttentionMask) -> Mapping[str, Any]:
+    """The arguments of an attention function that hold the mask."""
+    return {"attention_mask": None, **mask} if isinstance(mask, Mapping) else {"attention_mask": mask}
+
+
+def neighbours(size: int, documents: Tensor | None, position: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """1 where the position at each of the offsets −r … r is of the same field and document, else 0: [size, B or 1, L, 1].
+
+    Args:
+        size: of the neighbourhood, 2 r + 1.
+        documents: numbers of documents [B, L], 0 where padded.
+        position: the place of each position within its field [L], if there are several.
+    """
+    radius, near = size // 2, None
+    if documents is not None:
+        near = _around(documents, radius) == documents
+    if position is not None:  # the end of a field is next to the beginning of another
+        offset = torch.arange(-radius, radius + 1, device=position.device)[:, None]
+        follows = (_around(position, radius) == position + offset)[:, None]
+        near = follows if near is None else near & follows
+    return None if near is None else near[..., None].to(dtype)
+
+
+def _around(values: Tensor, radius: int) -> Tensor:
+    """The value at each of the offsets −r … r from every place of the last dimension: [2 r + 1, …].
+
+    Beyond the ends it is 0, which does not matter: the states that are mixed are 0 there, too.
+    """
+    length, padded = values.shape[-1], F.pad(values, (radius, radius))
+    return torch.stack([padded[..., j : j + length] for j in range(2 * radius + 1)])
