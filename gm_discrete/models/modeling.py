@@ -248,7 +248,10 @@ class GMModel(GMPreTrainedModel):
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
-        times, then = path.times(t), None if t_next is None else path.times(t_next)
+        clock, then = path.times(t), None if t_next is None else path.times(t_next)
+        times = {
+            name: field.at(clock[name]) for name, field in path.fields.items()
+        }  # values of schedules, computed once
         read = readouts(
             self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
             attention_mask=None if attention_mask is None else pack(attention_mask), class_labels=class_labels,

@@ -41,8 +41,10 @@ def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Any) -> Calla
     Args:
         pool: of memory, which graphs share that never run at the same time.
     """
-    with torch.cuda.device(inputs[0].device):
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    device = inputs[0].device
+    current = torch.cuda.current_stream(device)
+    with torch.cuda.device(device), torch.cuda.stream(current):  # to which it returns if the recording fails, too
+        stream = torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -74,6 +76,9 @@ class Replays:
         self.pool: object = None
         self.failed = False
         self.lock = Lock()  # buffers serve one call at a time
+        self.latest: Any = (
+            None  # and on a GPU the next one waits for the event that ends the latest, whatever its stream
+        )
         self.backbone: Callable[[], nn.Module | None] = lambda: None
 
     def keep_for(self, backbone: nn.Module) -> None:
@@ -107,8 +112,13 @@ class Replays:
             if (found := self.calls.get(key)) is not None:
                 self.calls.move_to_end(key)
                 buffers, replay = found
+                stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+                if stream is not None and self.latest is not None:
+                    stream.wait_event(self.latest)
                 torch._foreach_copy_(buffers, list(inputs.values()))  # pyright: ignore[reportPrivateImportUsage]
-                return replay().clone()
+                output = replay().clone()
+                self.latest = None if stream is None else stream.record_event()
+                return output
         return hidden(*arguments)
 
     def _record(

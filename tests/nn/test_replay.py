@@ -19,9 +19,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gm_discrete import GMModel, TauLeaping
 from gm_discrete.nn import replay
 from gm_discrete.nn.blocks import BlockCache
+from gm_discrete.nn.readout import Network
 from gm_discrete.nn.replay import Replays, flat, nested, padded_size
 from tests.helpers.networks import LENGTH, MASK, causal, data, network
 from tests.helpers.product_models import network as product_network
+from tests.helpers.waits import waits
 
 
 class Recorder:
@@ -66,7 +68,7 @@ def prompts() -> dict[str, Any]:
 
 
 LABELS = torch.tensor([0, 2, -1, 1, 1])
-FEW = {"batch_size": 5, "length": LENGTH, "num_steps": 16}
+FEW: dict[str, Any] = {"batch_size": 5, "length": LENGTH, "num_steps": 16}
 """Half of the steps have an event in a part of the sequences only."""
 CASES: dict[str, tuple[Callable[[], GMModel], dict[str, Any]]] = {
     "masked": (network, FEW),
@@ -121,6 +123,26 @@ def test_generate__sequences_without_an_event_are_not_run_and_others_are_padded(
     assert torch.equal(found.network_calls, plain.network_calls)
     assert {*recorder.replayed} <= {1, 2, 4, 5}
     assert sorted({*recorder.sizes}) == sorted(recorder.sizes)  # each size is recorded once
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden__waits_for_nothing_and_copies_nothing_from_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither can be recorded as a CUDA graph. Each call of the network in `generate` is looked at."""
+    make, options = CASES[name]
+    model = make()
+    found: list[list[str]] = []
+    plain = Network.hidden
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        with waits() as here:
+            output = plain(*args, **kwargs)
+        found.append(here)
+        return output
+
+    monkeypatch.setattr(Network, "hidden", watched)
+    model.generate(**options, seed=0)
+    assert found
+    assert not any(found)
 
 
 @pytest.mark.parametrize(("count", "batch", "size"), [(1, 5, 1), (2, 5, 2), (3, 5, 4), (5, 5, 5), (5, 9, 8), (9, 9, 9)])
@@ -186,7 +208,7 @@ def test_replays__new_values_of_weights_are_read(recorder: Recorder) -> None:
 
 
 CHANGES: dict[str, Callable[[GMModel], object]] = {
-    "another type": lambda model: model.to(torch.float64),
+    "another type": lambda model: model.double(),
     "other storage": lambda model: setattr(
         model.backbone.norm.norm, "weight", copy.deepcopy(model.backbone.norm.norm.weight)
     ),
