@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.arguments import number
-from gm_discrete.generators.kernels import inverse_cdf, require
+from gm_discrete.generators.kernels import require
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
 from gm_discrete.samplers.tau_leaping import TauLeaping
@@ -97,7 +97,8 @@ def candidates_one_by_one(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) ->
         if not rows:
             return x
         time = torch.where(going, process.time(now), t_next)
-        position = inverse_cdf(torch.where(total[:, None] > 0, weight, 1.0), chain.uniform(len(x)))[:, None]
+        target = torch.minimum(chain.uniform(len(x)) * total, torch.nextafter(total, torch.zeros_like(total)))
+        position = torch.searchsorted(weight.cumsum(1), target[:, None], right=True).clamp(max=x.shape[1] - 1)
         jump = chain.jump({"": x}, {"": time})
         share = jump.intensity.gather(1, position) / weight.gather(1, position) / process.rate(time)[:, None]
         require((~going[:, None] | (share <= 1 + 1e-9)).all(), ValueError, _TOO_SLOW)
