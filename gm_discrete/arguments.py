@@ -19,8 +19,21 @@ from torch import Tensor
 Kind = Callable[..., Any]
 """(name, value) → the value, or an error that names the argument; limits are further arguments."""
 
+READABLE = {"cpu"}
+"""Devices whose values are there as soon as an operation returns. Reading those of another one waits for all its work."""
+
 LARGEST = 2**24
 """The largest size of a vocabulary, of bins or of channels: a float64 table of so many numbers takes 128 MiB."""
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether values can be read without waiting for a device: on a CPU, and not while a graph is compiled or exported,
+    which reading would break in two.
+
+    >>> readable(torch.zeros(2)), readable(torch.zeros(2, device="meta"))
+    (True, False)
+    """
+    return tensor.device.type in READABLE and not torch.compiler.is_compiling()
 
 
 def number(

@@ -63,6 +63,8 @@ class GMGenerationConfig(GenerationConfig):
         length: positions of a sample without prompt, or a dict by field; by default the length that the model is trained at.
         seed: of all noise; by default drawn from torch's global generator.
         output_trajectory: return a `Trajectory` of all states; needs `return_dict_in_generate=True`.
+        compile: compile the layers of the network, and on a GPU replay its calls as CUDA graphs. Off by default: the first
+            calls take longer, and later ones are faster (see `nn.replay`).
         max_new_tokens: positions to fill after each prompt; 0 by default, which fills only the mask tokens inside.
         max_length: positions of a sample, the prompt included; in place of max_new_tokens or length.
         num_return_sequences: samples for each prompt or each row of the other arguments, one after another.
@@ -100,6 +102,7 @@ class GMGenerationConfig(GenerationConfig):
         length: int | Mapping[str, int] | None = None,
         seed: int | None = None,
         output_trajectory: bool = False,
+        compile: bool = False,
         max_new_tokens: int = 0,
         max_length: int | None = None,
         num_return_sequences: int = 1,
@@ -129,7 +132,7 @@ class GMGenerationConfig(GenerationConfig):
         self.sampler = cast(Sampler, sampler)  # `validate` makes an object of a name or a dict
         self.corrector, self.blocks = cast("Corrector | None", corrector), cast("Blocks | None", blocks)
         self.generators: Weights | Mapping[str, Weights] | None = generators
-        self.length, self.seed, self.output_trajectory = length, seed, output_trajectory
+        self.length, self.seed, self.output_trajectory, self.compile = length, seed, output_trajectory, compile
         self.max_new_tokens, self.temperature, self.top_k, self.top_p = max_new_tokens, temperature, top_k, top_p
         self.guidance_scale, self.use_cache = guidance_scale, use_cache
         self.eos_token_id, self.pad_token_id, self.bos_token_id = eos_token_id, pad_token_id, bos_token_id
@@ -197,6 +200,7 @@ class GMGenerationConfig(GenerationConfig):
             ("do_sample", isinstance(self.do_sample, bool), "True or False"),
             ("use_cache", isinstance(self.use_cache, bool), "True or False"),
             ("output_trajectory", isinstance(self.output_trajectory, bool), "True or False"),
+            ("compile", isinstance(self.compile, bool), "True or False"),
             ("return_dict_in_generate", isinstance(self.return_dict_in_generate, bool), "True or False"),
         ):
             if getattr(self, name) is not None and not allowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from gm_discrete.generation.observers import Observers, Recorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
 from gm_discrete.generation.request import Model, Request
 from gm_discrete.generators import Generator
+from gm_discrete.nn.replay import compiled
 from gm_discrete.paths import EuclideanPath
 from gm_discrete.paths.euclidean import Weights
 from gm_discrete.process import Process, State, evaluation_mode, pack, unpack
@@ -36,7 +38,7 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
         state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
     if observers is not None and config.output_trajectory:
         observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
-    with evaluation_mode(model):
+    with evaluation_mode(model), compiled(model) if config.compile else nullcontext():
         run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
     if observers is not None:
         observers.end(run.x[""])

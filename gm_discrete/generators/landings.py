@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import number, whole
+from gm_discrete.arguments import number, readable, whole
 from gm_discrete.configurable import Configurable
 from gm_discrete.generators.kernels import BeliefKernel, Kernel
 
@@ -221,7 +221,7 @@ def check_within(bins: Bins, value: Tensor, name: str) -> None:
     Raises:
         ValueError: a value lies outside of the bins (checked on the CPU only, as it would stall other devices).
     """
-    if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling():
+    if readable(value) and value.numel():
         low, high = float(value.min()), float(value.max())
         slack = ROUNDING * (bins.high - bins.low)
         if low < bins.low - slack or high > bins.high + slack:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gm_discrete.arguments import readable
+
 CPU_ELEMENTS = 2**23
 """32 MiB in float32: the largest blocks that the C library reuses. It maps greater ones anew each time, which then are
 zeroed page by page; with chunks that are much smaller W and ∂W are read and written too often. Measured from 2²¹ to 2²⁶."""
@@ -77,24 +79,28 @@ def map_rows(function: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     """Symbols [n] distributed as `probs` [n, K], from one float64 uniform [n] each.
 
-    The cumulative sum runs in float64 over sums of blocks, then inside the one block that was hit, so that every symbol
-    keeps its probability to float64 of the total although no [n, K] float64 tensor exists.
+    Blocks of √K symbols are summed in the precision of `probs`. The cumulative sum runs in float64 over the blocks, and
+    then inside the one that was hit, in its own scale. So every symbol keeps its probability to a rounding of itself,
+    however rare it is, although nothing of the size [n, K] is made.
     """
     size = probs.shape[1]
     block = max(1, int(size**0.5))
     whole = size // block * block
-    blocks = [probs[:, :whole].unflatten(1, (-1, block)).sum(2, dtype=torch.float64)]
-    blocks.append(probs[:, whole:].sum(1, keepdim=True, dtype=torch.float64))
-    coarse = torch.cat(blocks, 1).cumsum(1)
-    total = coarse[:, -1]
+    sums = probs[:, :whole].unflatten(1, (-1, block)).sum(2)
+    if whole < size:
+        sums = torch.cat([sums, probs[:, whole:].sum(1, keepdim=True)], 1)
+    coarse = torch.nn.functional.pad(sums.cumsum(1, dtype=torch.float64), (1, 0))
+    total = coarse[:, -1:]
     require((total > 0).all(), FloatingPointError, _NO_MASS)
     # A product that is rounded up to the total would point beyond the last symbol.
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    hit = torch.searchsorted(coarse, target[:, None], right=True)  # [n, 1]
-    before = torch.nn.functional.pad(coarse, (1, 0)).gather(1, hit).squeeze(1)
+    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    hit = torch.searchsorted(coarse, target, right=True) - 1  # [n, 1]
     symbols = hit * block + torch.arange(block, device=probs.device)  # [n, block]
-    fine = torch.where(symbols < size, probs.gather(1, symbols.clamp(max=size - 1)), 0.0).double().cumsum(1)
-    inside = torch.searchsorted(fine, (target - before)[:, None], right=True)
+    inner = probs.gather(1, symbols.clamp(max=size - 1))
+    inner = inner if whole == size else inner.masked_fill(symbols >= size, 0.0)
+    fine = inner.cumsum(1, dtype=torch.float64)
+    share = (target - coarse.gather(1, hit)) / sums.gather(1, hit)  # of the block's sum, which has been rounded
+    inside = torch.searchsorted(fine, share * fine[:, -1:], right=True)
     last = (fine[:, -1:] > fine).sum(1, keepdim=True)  # last symbol of the block that has mass, against rounding
     return (hit * block + torch.minimum(inside, last)).squeeze(1)
 
@@ -102,6 +108,12 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
 _NO_MASS = (
     "the landing distribution of a jump is NaN or has no mass: check the model's weights and the logits processors"
 )
+
+
+def on_device(indices: Sequence[int], device: torch.device) -> Tensor:
+    """The indices [n] as a long tensor. On a GPU the copy is made without waiting for what runs there."""
+    found = torch.tensor(indices, dtype=torch.long)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 def categorical_from_prior(prior: Tensor, uniform: Tensor) -> Tensor:
@@ -121,7 +133,7 @@ NOT_FINITE = (
 
 def require(condition: Tensor, error: type[Exception], message: str) -> None:
     """Raises the error unless the condition holds; on a GPU asynchronously, because waiting would stall the device."""
-    if condition.device.type == "cuda":
+    if not readable(condition):
         torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not bool(condition):
         raise error(message)

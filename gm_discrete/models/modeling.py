@@ -248,7 +248,10 @@ class GMModel(GMPreTrainedModel):
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
-        times, then = path.times(t), None if t_next is None else path.times(t_next)
+        clock, then = path.times(t), None if t_next is None else path.times(t_next)
+        times = {
+            name: field.at(clock[name]) for name, field in path.fields.items()
+        }  # values of schedules, computed once
         read = readouts(
             self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
             attention_mask=None if attention_mask is None else pack(attention_mask), class_labels=class_labels,
@@ -292,6 +295,7 @@ class GMModel(GMPreTrainedModel):
         streamer: Streamer | None = None,
         generation_config: GMGenerationConfig | None = None,
         output_trajectory: bool | None = None,
+        compile: bool | None = None,
         **options: Unpack[TransformersOptions],
     ) -> Any:
         """Samples by simulating the process from the prior (t = 0) to the data (t = 1).
@@ -319,7 +323,8 @@ class GMModel(GMPreTrainedModel):
             class_labels: long [B], −1 for no class.
             batch_size: number of samples; by default that of the other arguments, or 1.
             length: positions of samples without prompt, or a dict by field; by default the length of training.
-            num_steps, grid, sampler, corrector, blocks, generators, seed, output_trajectory: see `GMGenerationConfig`.
+            num_steps, grid, sampler, corrector, blocks, generators, seed, output_trajectory, compile: see
+                `GMGenerationConfig`.
             guidance: a classifier of noisy states, towards whose class the jump rates are tilted.
             logits_processor: list of functions (sequences [n, L], logits [n, K]) → logits for n positions to fill, applied
                 before temperature, top-k and top-p; the sequences are noisy states. A processor with arguments `time` and
@@ -362,7 +367,7 @@ class GMModel(GMPreTrainedModel):
         changes = dict(
             {name: value for name, value in options.items() if name not in unknown},
             length=length, num_steps=num_steps, grid=grid, sampler=sampler, corrector=corrector, blocks=blocks,
-            generators=generators, seed=seed, output_trajectory=output_trajectory,
+            generators=generators, seed=seed, output_trajectory=output_trajectory, compile=compile,
         )  # fmt: skip
         request = Request.of(
             self, config.updated(changes), input_ids=input_ids, attention_mask=attention_mask, given=given, x_0=x_0,

@@ -26,6 +26,7 @@ from gm_discrete.arguments import (
     positive,
     precision,
     probability,
+    readable,
     size,
     weight,
     weights,
@@ -366,10 +367,10 @@ class GMConfig(PreTrainedConfig):
             raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected [B] = [{batch}]")
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"class_labels must be integers, got {labels.dtype}")
-        if torch.compiler.is_compiling():  # reading the values would break the graph in two
+        if torch.compiler.is_compiling():
             return
         inside = ((labels >= -1) & (labels < self.num_classes)).all()
-        if labels.device.type != "cpu":  # reading the values would stall the device
+        if not readable(labels):
             require(inside, ValueError, "class_labels out of range")
         elif not bool(inside):
             raise ValueError(

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
-from gm_discrete.generators.rows import chunk_rows, equal_chunks
+from gm_discrete.generators.rows import chunk_rows, equal_chunks, on_device
 from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
 from gm_discrete.nn.names import module_name
+from gm_discrete.nn.replay import REPLAYS, padded_size
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
@@ -100,7 +101,7 @@ class HiddenStates:
         cache: of the first blocks of x, which are then not run again.
         embeds: [B, L, D], in place of the embedding of x; record: gets hidden states of all layers (see `Backbone`). With
             one of them all sequences are computed together.
-        states: [B, positions, D], of the sequences that are `done` [B] (all if `None`).
+        states: [B, positions, D], of the sequences that are `done` (all if `None`).
         finished: after `finish`, of all positions.
     """
 
@@ -114,7 +115,7 @@ class HiddenStates:
     embeds: Tensor | None = None
     record: list[Tensor] | None = None
     states: Tensor | None = None
-    done: Tensor | None = None
+    done: set[int] | None = None
     finished: Tensor | None = None
 
     @cached_property
@@ -130,39 +131,62 @@ class HiddenStates:
             start += length
         return spans, start
 
-    def compute(self, sequence: Tensor | None = None) -> Tensor:
-        """Hidden states [B, positions, D], computed at least for the sequences [n], or for all."""
+    def compute(self, sequence: Tensor | None = None, rows: Sequence[int] | None = None) -> Tensor:
+        """Hidden states [B, positions, D], computed at least for the sequences [n], or for all.
+
+        Args:
+            rows: the sequences as the host knows them, others perhaps among them; without it the host waits for the device.
+        """
         if self.states is not None and self.done is None:
             return self.states
-        batch, device, start = self.t.shape[0], self.t.device, 0 if self.cache is None else self.cache.length
-        x = {name: value[:, start:] for name, value in self.x.items()}
-        done = torch.zeros(batch, dtype=torch.bool, device=device) if self.done is None else self.done
-        if sequence is None or self.network.whole_batches:
-            needed = torch.ones_like(done)
-        else:
-            needed = torch.zeros_like(done).index_fill(0, sequence, True)
-        if self.states is None and (sequence is None or self.network.whole_batches or bool(needed.all())):
-            self.states = self.network.hidden(
-                x, self.t, self.attention_mask, self.class_labels, self.clean, self.cache, self.embeds, self.record
-            )
-            return self.states
-        todo, states = (needed & ~done).nonzero().squeeze(1), self.states
-        if states is None:
-            weight, size = next(self.network.backbone.parameters()), self.network.backbone.config.hidden_size
-            states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=device)
-        if len(todo):  # else nothing runs, and nothing is kept
-            labels = None if self.class_labels is None else self.class_labels[todo]
-            cache = None if self.cache is None else self.cache.rows(todo)
+        states, batch, every = self.states, self.t.shape[0], sequence is None or self.network.whole_batches
+        todo: Sequence[int] = ()
+        if states is not None or not every:
+            if every:
+                rows = range(batch)
+            elif rows is None:
+                needed = torch.zeros(batch, dtype=torch.bool, device=self.t.device).index_fill(
+                    0, cast(Tensor, sequence), True
+                )
+                rows = [row for row, one in enumerate(needed.tolist()) if one]
+            todo = [row for row in rows if row not in (self.done or ())]
+            if states is None:
+                weight, size = next(self.network.backbone.parameters()), self.network.backbone.config.hidden_size
+                states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=self.t.device)
+            if not todo:  # nothing runs, and nothing is kept
+                return states
+            every = len(todo) == batch
+        start, active = 0 if self.cache is None else self.cache.length, REPLAYS.get()
+        replays = None if active is None else active.of(self.network.backbone)
+        x: State | None = {name: value[:, start:] for name, value in self.x.items()}
+        t, masks, labels, clean, cache, index = (
+            self.t, self.attention_mask, self.class_labels, self.clean, self.cache, None,
+        )  # fmt: skip
+        if not every:
+            spare = 0 if replays is None else padded_size(len(todo), batch) - len(todo)
+            index = on_device([*todo, *todo[:1] * spare], t.device)  # a sequence that is repeated only fills the batch
+            t, labels = t[index], None if labels is None else labels[index]
+            cache = None if cache is None else cache.rows(index)
             x, masks, clean = (
-                None if value is None else {name: part[todo] for name, part in value.items()}
-                for value in (x, self.attention_mask, self.clean)
+                None if value is None else {name: part[index] for name, part in value.items()}
+                for value in (x, masks, clean)
             )
-            new = self.network.hidden(cast(State, x), self.t[todo], masks, labels, clean, cache)
-            self.states = states = states.to(new.dtype).index_copy(0, todo, new)
-            self.done, self.finished = done | needed, None
+        given = cast(State, x), t, masks, labels, clean, cache
+        if replays is not None and self.embeds is None and self.record is None:
+            new = replays(self.network.hidden, *given)
+        else:
+            new = self.network.hidden(*given, self.embeds, self.record)
+        if index is None:
+            self.states, self.done = new, None
+            return new
+        states = cast(Tensor, states).to(new.dtype).index_copy(0, index[: len(todo)], new[: len(todo)])
+        done = {*(self.done or ()), *todo}
+        self.states, self.done, self.finished = states, None if len(done) == batch else done, None
         return states
 
-    def final(self, position: Tensor | None = None, sequence: Tensor | None = None) -> Tensor:
+    def final(
+        self, position: Tensor | None = None, sequence: Tensor | None = None, rows: Sequence[int] | None = None
+    ) -> Tensor:
         """Final hidden states [B, positions, D] of all positions, or [n, D] of positions in the flattened states.
 
         With several fields those of all positions are computed at once and kept: the heads of the fields are read at most
@@ -170,8 +194,9 @@ class HiddenStates:
 
         Args:
             position, sequence: the positions [n], and the sequences that they belong to.
+            rows: these sequences as the host knows them (see `compute`).
         """
-        states, finish = self.compute(sequence), self.network.backbone.finish
+        states, finish = self.compute(sequence, rows), self.network.backbone.finish
         if position is not None and len(self.x) == 1:
             return finish(states.flatten(0, 1)[position], self.t, self.class_labels, sequence)
         if self.finished is None:
@@ -242,15 +267,20 @@ class LazyReadout:
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""
-        self.hidden.compute(where // self.size)
+        sequence, rows = where // self.size, getattr(where, "sequences", None)
+        self.hidden.compute(sequence, rows)
         if self.unconditional is not None:
-            self.unconditional.hidden.compute(where // self.size)
+            self.unconditional.hidden.compute(sequence, rows)
         size, kept = max(self.field.heads.values()), torch.is_grad_enabled()
         if self.hidden.network.whole_batches:
-            return equal_chunks(
-                where, size, self.x.shape[0] * max(self.field.length * self.field.slots, self.size), kept
-            )
-        return where.split(chunk_rows(size, where.shape[0], where.device, kept))
+            every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
+            chunks = equal_chunks(where, size, every, kept)
+        else:
+            chunks = where.split(chunk_rows(size, where.shape[0], where.device, kept))
+        if rows is not None:
+            for chunk in chunks:
+                vars(chunk)["sequences"] = rows
+        return chunks
 
     def total(self, head: str, function: Callable[[Tensor], Tensor], where: Tensor, row_size: int) -> Tensor | None:
         """Σ function(rows) over chunks of the entries `where`, which are in ascending order; `function` reads their logits
@@ -268,13 +298,17 @@ class LazyReadout:
             self._chunk = where[part], logits
             return function(self._chunk[0])
 
-        sequence, (spans, total) = where // self.size, self.hidden.layout
-        states = self.hidden.final(sequence * total + spans[self.name][0] + where % self.size, sequence)
         rows = chunk_rows(row_size, where.shape[0], where.device)
         try:
-            return layer_sum(layer, states, of_part, rows)
+            return layer_sum(layer, self._final(where), of_part, rows)
         finally:
             self._chunk = None
+
+    def _final(self, where: Tensor) -> Tensor:
+        """Final hidden states [n, D] of entries with positions of their own."""
+        sequence, (spans, total) = where // self.size, self.hidden.layout
+        position = sequence * total + spans[self.name][0] + where % self.size
+        return self.hidden.final(position, sequence, getattr(where, "sequences", None))
 
     def _raw(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of the layer itself, with guidance: rows [n, size] of the entries `where`, or in x's shape."""
@@ -288,8 +322,7 @@ class LazyReadout:
         elif where is None:
             raw = field.join(layer(hidden.final()[:, start : start + length]), self.x.shape)
         elif field.slots == 1:
-            sequence = where // self.size
-            raw = evaluate(layer, hidden.final(sequence * total + start + where % self.size, sequence))
+            raw = evaluate(layer, self._final(where))
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
@@ -297,7 +330,9 @@ class LazyReadout:
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)
-            raw = evaluate(layer, hidden.final(places, places // total)).unflatten(1, (field.slots, -1))[inverse, slot]
+            rows = getattr(where, "sequences", None)
+            states = hidden.final(places, places // total, rows)
+            raw = evaluate(layer, states).unflatten(1, (field.slots, -1))[inverse, slot]
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 
@@ -352,8 +387,13 @@ class Window:
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """As `LazyReadout.prepare`."""
-        return where.split([len(chunk) for chunk in self.readout.prepare(self._outside(where))])
+        chunks = where.split([len(chunk) for chunk in self.readout.prepare(self._outside(where))])
+        for chunk in chunks:
+            vars(chunk)["sequences"] = getattr(where, "sequences", None)
+        return chunks
 
     def _outside(self, where: Tensor) -> Tensor:
         """Entries of the window as entries of the sequences."""
-        return where // self.size * self.length + self.start + where % self.size
+        outside = where // self.size * self.length + self.start + where % self.size
+        vars(outside)["sequences"] = getattr(where, "sequences", None)
+        return outside

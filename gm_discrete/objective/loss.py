@@ -13,6 +13,7 @@ from typing import Any, Never, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gm_discrete.arguments import readable
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
@@ -314,12 +315,12 @@ def scored_positions(
                     f"{name} has shape {tuple(given[field].shape)}; expected that of z, {tuple(values.shape)}"
                 )
             chosen = chosen & mask.bool()
-        if values.device.type == "cpu":
+        if readable(values):
             for symbol in own.excluded:
                 if bool((chosen & (values == symbol)).any()):
                     raise ValueError(f"z holds the id {symbol}, which never is data of {own!r}: mark it as not scored")
         found[field] = chosen
-    if all(chosen.device.type == "cpu" and not bool(chosen.any()) for chosen in found.values()):
+    if all(readable(chosen) and not bool(chosen.any()) for chosen in found.values()):
         raise ValueError("nothing is left to score: attention_mask and scored leave no entry")
     return found if isinstance(z, Mapping) else found[""]
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import number
+from gm_discrete.arguments import number, readable
 from gm_discrete.paths import Path, ProductPath
 
 
@@ -128,8 +128,7 @@ def draw_times(
     least, most = torch.finfo(torch.float64).tiny, 1 - 2**-53  # neither end, where κ is 0 or 1
     u = ((order + offset) / batch).clamp(least, most)
     kappa = sampler.quantile(u)
-    # Looked at on the CPU only: elsewhere it would stall the device.
-    if kappa.device.type == "cpu" and not bool(((kappa >= 0) & (kappa <= 1)).all()):
+    if readable(kappa) and not bool(((kappa >= 0) & (kappa <= 1)).all()):
         raise ValueError(
             f"time_sampler={sampler!r} gives κ from {float(kappa.min()):.4g} to {float(kappa.max()):.4g}: its quantile must "
             "lie in [0, 1] for u in [0, 1]"

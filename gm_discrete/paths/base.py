@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import readable
 from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
@@ -235,15 +236,15 @@ def check_times(t: TimeLike, state: Tensor, t_next: TimeLike | None = None) -> N
         raise ValueError(f"t must have shape [B] = [{state.shape[0]}], got {found}")
     if not t.is_floating_point():
         raise ValueError(f"t must be floating-point, got {t.dtype}")
-    if torch.compiler.is_compiling():  # reading the values would break the graph in two
+    if torch.compiler.is_compiling():
         return
-    if t.device.type != "cpu":  # reading the values would stall the device
+    if not readable(t):
         require(((t >= 0) & (t <= 1)).all(), ValueError, "times must lie in [0, 1]")
     elif t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"times must lie in [0, 1] (0: prior, 1: data), got t={t.min():.6g} to {t.max():.6g}")
     if end is None:
         return
-    if t.device.type != "cpu":
+    if not readable(t):
         require((end >= t).all(), ValueError, "t_next must not be before t")
     elif not bool((end >= t).all()):
         raise ValueError(f"t_next={float(end[end < t][0]):.6g} must not be before t={float(t[end < t][0]):.6g}")

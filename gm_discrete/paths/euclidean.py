@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import number, numbers, whole
+from gm_discrete.arguments import number, numbers, readable, whole
 from gm_discrete.generators import Factor, Superposition
 from gm_discrete.generators.landings import ROUNDING, Bins, check_within
 from gm_discrete.generators.rows import require
@@ -123,9 +123,9 @@ class EuclideanPath(Path):
             found = f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else repr(state)
             raise ValueError(f"{name} must be a floating-point tensor [B, L, C] or [B, C, H, W], got {found}")
         check_times(t, state)
-        if torch.compiler.is_compiling():  # reading the values would break the graph in two
+        if torch.compiler.is_compiling():
             return
-        if state.device.type != "cpu":
+        if not readable(state):
             require(state.isfinite().all(), ValueError, f"{name} holds numbers that are not finite; give finite ones")
         elif not bool((finite := state.isfinite()).all()):
             at, found = (~finite).nonzero()[0].tolist(), float(state.detach()[~finite][0])
@@ -136,7 +136,7 @@ class EuclideanPath(Path):
         if {"belief", "landing"} & self.heads.keys():
             check_within(self.bins, z, names[0])
         t = t.t if isinstance(t, At) else t
-        if t.device.type == "cpu" and not torch.compiler.is_compiling() and bool((t >= 1).any()):
+        if readable(t) and bool((t >= 1).any()):
             raise ValueError(f"t={float(t.max()):g}: the generators of p_t(·|z) diverge at t = 1; give times below 1")
 
 

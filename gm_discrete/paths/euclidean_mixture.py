@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import flag
+from gm_discrete.arguments import flag, readable
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
 from gm_discrete.generators.landings import ROUNDING, Bins, Landing, ends
@@ -104,7 +104,7 @@ class EuclideanMixturePath(EuclideanPath):
 
     def check(self, state: Tensor, t: TimeLike, name: str) -> None:
         super().check(state, t, name)
-        if state.device.type == "cpu" and state.numel() and not torch.compiler.is_compiling():
+        if readable(state) and state.numel():
             low, high = float(state.min()), float(state.max())
             slack = ROUNDING * (self.high - self.low)
             if low < self.low - slack or high > self.high + slack:

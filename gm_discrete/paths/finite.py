@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from gm_discrete.arguments import choice, whole
+from gm_discrete.arguments import choice, readable, whole
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunked, inverse_cdf, require
@@ -127,7 +127,7 @@ class FinitePath(Path):
         if not self.rounding:
             return p
         fine = (p >= -NEGATIVE).all()
-        if p.device.type != "cpu":
+        if not readable(p):
             require(fine, ValueError, "probs of the path must not be negative")
         elif not bool(fine):
             least = float(p.min())
@@ -298,9 +298,9 @@ class FinitePath(Path):
         if state.dtype != torch.long or state.dim() != 2:
             raise ValueError(f"{name} must be a long tensor [B, L], got {state.dtype} of shape {tuple(state.shape)}")
         check_times(t, state)
-        if torch.compiler.is_compiling():  # reading the values would break the graph in two
+        if torch.compiler.is_compiling():
             return
-        if state.device.type != "cpu":  # reading the values would stall the device
+        if not readable(state):
             require(((state >= 0) & (state < self.vocab_size)).all(), ValueError, f"{name} holds ids out of range")
         elif state.numel() and not 0 <= int(state.min()) <= int(state.max()) < self.vocab_size:
             raise ValueError(

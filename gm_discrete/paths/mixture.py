@@ -24,7 +24,7 @@ from gm_discrete.generators.kernels import Kernel, Reversal
 from gm_discrete.generators.rows import categorical_from_prior
 from gm_discrete.paths.base import uniform
 from gm_discrete.paths.finite import CERTAIN, FinitePath, PathPosterior
-from gm_discrete.paths.schedules import Schedule, ScheduleAt, TimeLike
+from gm_discrete.paths.schedules import At, Schedule, ScheduleAt, TimeLike
 
 LEAST = 1e-100
 """The least positive probability of a prior: squares of it are numbers in float64."""
@@ -96,14 +96,14 @@ class TokenMixturePath(FinitePath):
         return self.schedule.increment(times[:-1], times[1:])
 
     def generator(self, belief: Kernel, x: Tensor, t: TimeLike, t_next: TimeLike | None = None) -> Jump:
-        now = self.at(t)
-        end = now if t_next is None else self.at(t_next)
+        now, end = self.at(t), t_next.t if isinstance(t_next, At) else t_next
         hazard, probability = now.hazard[:, None], None
-        if t_next is not None:
-            probability = self.schedule.jump_probability(now.t, end.t)[:, None]
+        if end is not None:
+            probability = self.schedule.jump_probability(now.t, end)[:, None]
         kernel = belief
         if self.rates == "reversal":  # candidate events, thinned by the kernel
-            kappa, kappa_next = now.kappa[:, None], end.kappa[:, None]
+            kappa = now.kappa[:, None]
+            kappa_next = kappa if end is None else self.schedule.kappa(end)[:, None]
             kernel = Reversal(belief, x, self.prior_probs(x.device), kappa, kappa_next)
             hazard = torch.where(kappa > 0, hazard / kappa, torch.inf)
             if probability is not None:

@@ -86,7 +86,7 @@ class Adaptive(Sampler):
             raise ValueError(
                 "sampler='adaptive' moves all fields at one time: give one grid in place of one for each field"
             )
-        now, names = start, [name for name in x if chain.moves(name, start, end)]
+        now, names = start, [name for name in x if name in chain.moving]
         state, leapt = dict(x), torch.zeros_like(start, dtype=torch.bool)
         while names and bool((active := now < end).any()):
             # Sequences that have arrived wait for the others, at a time at which every generator is finite.

@@ -89,7 +89,7 @@ class Avoiding(Sampler):
         while bool((back := self._part_of_one(y) & (y != x[""])).any()):
             y = torch.where(back, x[""], y)
         masked = (y == path.mask_token_id) & chain.free[""]
-        if bool((then >= 1).any()) and bool(masked.any()):
+        if "" in chain.arriving and bool(masked.any()):
             share = 1 - masked.sum(1) / chain.free[""].sum(1).clamp(min=1)
             start = torch.maximum(path.schedule.inverse(share.double()), now)
             y = candidates_one_by_one(chain, y, start, then)

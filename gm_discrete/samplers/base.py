@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from gm_discrete.configurable import Configurable, subclasses
 from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
+from gm_discrete.generators.rows import on_device
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
@@ -99,6 +100,9 @@ class Chain:
         conditioning: keywords that are passed on to `process.generator`.
         calls: [B], evaluations of the network that a sequence needed. jumps: [B], changes of an entry by jumps.
         error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` for other samplers.
+        changeable: fields with an entry that may move.
+        moving: those of them whose time moves in the present step of the grid; arriving: all whose step ends at t = 1. The
+            grid tells, so that the host need not wait for the times.
     """
 
     process: Process
@@ -108,6 +112,9 @@ class Chain:
     calls: Tensor = field(init=False)
     jumps: Tensor = field(init=False)
     error: Tensor | None = field(init=False, default=None)
+    changeable: frozenset[str] = field(init=False)
+    moving: frozenset[str] = field(init=False)
+    arriving: frozenset[str] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
         first = next(iter(self.free.values()))
@@ -116,7 +123,8 @@ class Chain:
         self._counted = torch.zeros_like(self.calls, dtype=torch.bool)  # sequences counted in this evaluation
         self._memory: dict[tuple[str, type], Any] = {}
         self._movable = {name: free.flatten(1).any(1) for name, free in self.free.items()}
-        self._moves = {name: bool(rows.any()) for name, rows in self._movable.items()}  # once: it makes a GPU wait
+        self.changeable = frozenset(name for name, rows in self._movable.items() if bool(rows.any()))
+        self.moving = self.changeable
 
     @property
     def path(self) -> Path:
@@ -174,11 +182,6 @@ class Chain:
         """bool [B]: which sequences have a free entry in the field."""
         return self._movable[name]
 
-    def moves(self, name: str, t: Tensor, t_next: Tensor) -> bool:
-        """Whether the field has anything to do in the step: a free entry, and time to move."""
-        # The time of a single field never stands still.
-        return self._moves[name] and (len(self.free) == 1 or bool((t_next > t).any()))
-
     # Noise
 
     def uniform(self, *shape: int) -> Tensor:
@@ -200,10 +203,26 @@ class Chain:
 
     def land(self, x: Tensor, kernel: Kernel, events: Tensor) -> Tensor:
         """The field's state after jumps at the events, drawn from the kernel there only."""
-        where = events.flatten().nonzero().squeeze(1)
+        where = positions_of(events)
         if len(where) == 0:
             return x
         landings = kernel.sample(self.rng, where).to(x.dtype)
+        return self.jumped(x, x.flatten().index_put((where,), landings).view_as(x))
+
+    def land_at(self, x: Tensor, kernel: Kernel, where: Tensor, rows: Sequence[int], accepted: Tensor) -> Tensor:
+        """The field's state after one jump of each of some sequences, where it is accepted.
+
+        Args:
+            where: the position [B] of the jump in each sequence; rows: the sequences; accepted: bool [B].
+        """
+        if not rows:
+            return x
+        if len(rows) < len(where):
+            index = on_device(rows, where.device)
+            where, accepted = where[index], accepted[index]
+        vars(where)["sequences"] = rows
+        here = x.flatten()[where]
+        landings = torch.where(accepted, kernel.sample(self.rng, where).to(x.dtype), here)
         return self.jumped(x, x.flatten().index_put((where,), landings).view_as(x))
 
     def jumped(self, x: Tensor, x_next: Tensor) -> Tensor:
@@ -243,6 +262,18 @@ def posterior(jump: Jump) -> Posterior:
     return jump.posterior
 
 
+def positions_of(mask: Tensor) -> Tensor:
+    """The indices [n] of the true entries of a mask [B, …], in the flattened state.
+
+    The host waits for the device once, to learn their number. It learns at the same time which sequences they belong to, and
+    leaves that with them as the attribute `sequences`: a readout that gets these very positions need not wait again.
+    """
+    counts = mask.flatten(1).sum(1).tolist()
+    where = torch.nonzero_static(mask.flatten(), size=sum(counts)).squeeze(1)
+    vars(where)["sequences"] = [row for row, count in enumerate(counts) if count]
+    return where
+
+
 def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """The probability 1 − k(x) of landing elsewhere, [B, L], and the sequences whose network output it takes, [B].
 
@@ -253,7 +284,7 @@ def leaving(kernel: Kernel, x: Tensor, positions: Tensor) -> tuple[Tensor, Tenso
     """
     open_ = needs_network(kernel, x, positions)
     values = (positions & ~open_).double()
-    where = open_.flatten().nonzero().squeeze(1)
+    where = positions_of(open_)
     if len(where):
         flat = x.flatten()
         leave = map_rows(lambda rows: kernel.leave(flat[rows], rows), kernel.prepare(where))

@@ -26,7 +26,7 @@ from gm_discrete.generators import Jump
 from gm_discrete.generators.kernels import inverse_cdf, map_rows
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
-from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
+from gm_discrete.samplers.base import DISCRETE, Chain, Sampler, positions_of
 
 Score = Callable[[Tensor, Tensor], Tensor]
 SCORES: dict[str, Score] = {
@@ -78,10 +78,10 @@ class EntropyBounded(Sampler):
         while True:
             jump = chain.jump({"": state}, {"": now}, {"": torch.ones_like(now)})
             masks = chain.free[""] & (jump.chance > 0) & (now < t_next[""])[:, None]
-            going = masks.any(1)
-            if not bool(going.any()):
+            going, where = masks.any(1), positions_of(masks)
+            if len(where) == 0:
                 return {"": state}
-            drawn, score, uncertain = draw(chain, jump, masks, self.order)
+            drawn, score, uncertain = draw(chain, jump, where, self.order)
             at = place(score)
             sorted_ = torch.zeros_like(uncertain).scatter(1, at, uncertain)
             cost = sorted_.cumsum(1) - sorted_.cummax(1).values
@@ -102,7 +102,7 @@ def reveal(chain: Chain, x: State, t: Times, t_next: Times, order: str, order_te
     jump, state = chain.jump(x, t, t_next), x[""]
     masks = chain.free[""] & (jump.chance > 0)
     count = ((jump.chance * masks).sum(1) + chain.uniform(len(state))).floor()
-    drawn, score, _ = draw(chain, jump, masks & (count > 0)[:, None], order)
+    drawn, score, _ = draw(chain, jump, positions_of(masks & (count > 0)[:, None]), order)
     if order_temperature:
         heat = order_temperature * chain.schedule().complement(t[""])[:, None]
         score = score - heat * torch.log(-torch.log1p(-chain.uniform(*state.shape)))
@@ -133,12 +133,12 @@ def entropy(rows: Tensor) -> Tensor:
     return torch.special.entr(rows.exp()).sum(1)
 
 
-def draw(chain: Chain, jump: Jump, masks: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A symbol, a score and an entropy for each of the masks, [B, L]; elsewhere 0, −∞ and 0."""
-    where = masks.flatten().nonzero().squeeze(1)
-    noise = chain.uniform(masks.numel())
-    lot = chain.uniform(masks.numel()) if order == "random" else noise
-    drawn = torch.zeros(masks.numel(), dtype=torch.long, device=masks.device)
+def draw(chain: Chain, jump: Jump, where: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A symbol, a score and an entropy for each of the positions [n], as [B, L]; elsewhere 0, −∞ and 0."""
+    shape = jump.chance.shape
+    noise = chain.uniform(shape.numel())
+    lot = chain.uniform(shape.numel()) if order == "random" else noise
+    drawn = torch.zeros(shape.numel(), dtype=torch.long, device=where.device)
     score, uncertain = torch.full_like(noise, -torch.inf), torch.zeros_like(noise)
     if len(where):
 
@@ -150,7 +150,7 @@ def draw(chain: Chain, jump: Jump, masks: Tensor, order: str) -> tuple[Tensor, T
 
         symbols, scores, entropies = map_rows(read, jump.kernel.prepare(where)).unbind(1)
         drawn[where], score[where], uncertain[where] = symbols.long(), scores, entropies
-    return drawn.view_as(masks), score.view_as(masks), uncertain.view_as(masks)
+    return drawn.view(shape), score.view(shape), uncertain.view(shape)
 
 
 def place(score: Tensor) -> Tensor:

@@ -23,18 +23,18 @@ class Euler(Sampler):
     type_name: ClassVar[str] = "euler"
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
-        if all(x[name].is_floating_point() or bool((t_next[name] >= 1).any()) for name in x):
+        if all(x[name].is_floating_point() or name in chain.arriving for name in x):
             return TauLeaping().step(chain, x, t, t_next)
         generators = chain.generators(x, t)
         y: dict[str, Tensor] = {}
         for name, state in x.items():
             generator, chance, now, then = generators[name], None, t[name], t_next[name]
-            if not chain.moves(name, now, then):
+            if name not in chain.moving:
                 y[name] = state
                 continue
             if state.is_floating_point():
                 generator = over(generator, then)
-            elif bool((then >= 1).any()) or bool(discrete(generator).intensity.isinf().any()):
+            elif name in chain.arriving or bool(discrete(generator).intensity.isinf().any()):
                 made = discrete(generator).posterior is not None  # else the process is evaluated again
                 generator = over(generator, then) if made else chain.generators(x, t, t_next)[name]
             else:

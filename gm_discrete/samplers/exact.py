@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.arguments import number
-from gm_discrete.generators.kernels import inverse_cdf, require
+from gm_discrete.generators.kernels import require
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
 from gm_discrete.samplers.tau_leaping import TauLeaping
@@ -80,29 +80,33 @@ class Uniformization(Sampler):
 
 
 def candidates_one_by_one(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """All candidate events between t and t_next."""
+    """All candidate events between t and t_next. A round, in which a sequence has one at most, waits for the device once."""
     path: Any = chain.path
     process = path.dominating_process(x)
     now, end = process.cumulative_rate(t), process.cumulative_rate(t_next)
     first = torch.arange(len(x), device=x.device) * x.shape[1]
+    # Where all candidates are accepted the network is evaluated for them at once; else only for those that are.
+    certain = path.rates in ("masked", "mixture")
     while True:
         weight = process.weight * chain.free[""]
         total = weight.sum(1)
         waiting = -torch.log1p(-chain.uniform(len(x))) / total
         now = torch.where(total > 0, now + waiting, torch.inf)
         going = now < end
-        if not bool(going.any()):
+        rows = [row for row, goes in enumerate(going.tolist()) if goes]
+        if not rows:
             return x
         time = torch.where(going, process.time(now), t_next)
-        position = inverse_cdf(torch.where(total[:, None] > 0, weight, 1.0), chain.uniform(len(x)))
+        target = torch.minimum(chain.uniform(len(x)) * total, torch.nextafter(total, torch.zeros_like(total)))
+        position = torch.searchsorted(weight.cumsum(1), target[:, None], right=True).clamp(max=x.shape[1] - 1)
         jump = chain.jump({"": x}, {"": time})
-        chosen = (first + position)[going]
-        share = (jump.intensity.flatten()[chosen] / weight.flatten()[chosen]) / process.rate(time)[going]
-        require((share <= 1 + 1e-9).all(), ValueError, _TOO_SLOW)
-        kept = chain.uniform(len(x))[going] < share
-        events = torch.zeros(x.numel(), dtype=torch.bool, device=x.device).index_put((chosen,), kept).view_as(x)
-        chain.count(events.any(1))
-        x = chain.land(x, jump.kernel, events)
+        share = jump.intensity.gather(1, position) / weight.gather(1, position) / process.rate(time)[:, None]
+        require((~going[:, None] | (share <= 1 + 1e-9)).all(), ValueError, _TOO_SLOW)
+        kept = going & (chain.uniform(len(x)) < share.squeeze(1))
+        chain.count(kept)
+        if not certain:
+            rows = [row for row, keeps in enumerate(kept.tolist()) if keeps]
+        x = chain.land_at(x, jump.kernel, first + position.squeeze(1), rows, kept)
         process = path.dominating_process(x)
 
 

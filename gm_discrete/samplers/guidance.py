@@ -25,7 +25,7 @@ from gm_discrete.generators.kernels import Kernel, map_rows, require
 from gm_discrete.generators.rows import chunked
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, check_call
-from gm_discrete.samplers.base import discrete
+from gm_discrete.samplers.base import discrete, positions_of
 
 Weight = Callable[[Tensor], Tensor]
 """Positions [n] → w(y) for every symbol y there, rows [n, K]."""
@@ -72,7 +72,7 @@ def tilted(jump: Jump, x: Tensor, weight: Weight) -> Jump:
     """
     kernel = Tilted(jump.kernel, x, weight)
     chance = jump.intensity if jump.probability is None else jump.probability
-    where = (chance > 0).flatten().nonzero().squeeze(1)
+    where = positions_of(chance > 0)
     flat, leave = x.flatten(), torch.zeros(x.numel()).to(chance)
     log_tilt = torch.full_like(leave, -torch.inf)
     if len(where):

@@ -24,13 +24,13 @@ class Heun(Sampler):
     states: ClassVar[frozenset[str]] = frozenset({CONTINUOUS, PRODUCT})
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
-        if any(bool(((t_next[name] >= 1) & (t_next[name] > t[name])).any()) for name in x):
+        if chain.arriving & chain.moving:
             return TauLeaping().step(chain, x, t, t_next)
         first = chain.generators(x, t, t_next)
         y: dict[str, Tensor] = {}
         noises: dict[str, Tensor | float] = {}
         for name, state in x.items():
-            if state.is_floating_point() and chain.moves(name, t[name], t_next[name]):
+            if state.is_floating_point() and name in chain.moving:
                 y[name], noises[name] = predicted(chain, name, state, first[name], t[name], t_next[name])
             else:
                 y[name] = leap(chain, name, state, first[name], t[name], t_next[name])

@@ -169,11 +169,16 @@ def simulate_state(
         free: by field, bool: entries that may move.
     """
     chain = Chain(process, free, rng, conditioning or {})
-    columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, len(x_0), len(chain.calls)).contiguous()
+    columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, -1, len(chain.calls)).contiguous()
+    steps = grid.view(len(grid), -1).expand(-1, len(x_0)).tolist()  # on the host
     saved, x = {0: x_0}, x_0
     wanted = [i % len(grid) for i in save_at]
     for i in range(1, len(grid)):
-        t, t_next = (dict(zip(x_0, rows, strict=True)) for rows in columns[i - 1 : i + 1])
+        # Fields with one time share the tensor, so that nobody compares the values.
+        t, t_next = (dict(zip(x_0, [*rows] * len(x_0), strict=False)) for rows in columns[i - 1 : i + 1])
+        spans = list(zip(x_0, *steps[i - 1 : i + 1], strict=True))
+        chain.moving = chain.changeable & {name for name, now, then in spans if now < then}
+        chain.arriving = frozenset(name for name, _, then in spans if then >= 1)
         x = sampler.step(chain, x, t, t_next)
         if not isinstance(x, dict) or x.keys() != x_0.keys():
             found = f"fields {list(x)}" if isinstance(x, dict) else type(x).__name__

@@ -77,7 +77,7 @@ def leap(
     Args:
         chance: the probability of an event at each position of a discrete field; by default that of the interval.
     """
-    if not chain.moves(name, t, t_next):
+    if name not in chain.moving:
         return x
     if x.is_floating_point():
         return euler_maruyama(chain, name, x, generator, t, t_next)

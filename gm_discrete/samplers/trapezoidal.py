@@ -30,7 +30,7 @@ class Trapezoidal(Sampler):
         self.theta = number("theta", theta, least=1e-3, most=1 - 1e-3)
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
-        if bool((t_next[""] >= 1).any()):
+        if "" in chain.arriving:
             return TauLeaping().step(chain, x, t, t_next)
         schedule = chain.schedule()
         left, left_next = schedule.complement(t[""]), schedule.complement(t_next[""])

@@ -120,27 +120,67 @@ def exact_inverse(probs: Tensor, uniform: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 1001])
 def test_inverse_cdf__is_its_definition(size: int) -> None:
-    """Any u not within 1e-12 of a step of the cumulative sum, where the order of summation may decide."""
+    """Any u not within 1e-6 of a step of the cumulative sum, where the rounding of sums in float32 may decide."""
     probs = torch.rand(2000, size, generator=rng(size)).pow(6)  # float32, many orders of magnitude
     probs[:, torch.rand(size, generator=rng(1)) < 0.3] = 0
     probs[:, -1] += 1e-3
     uniform = torch.rand(2000, generator=rng(2), dtype=torch.float64)
     cumulative = probs.double().cumsum(1)
-    far = ((cumulative / cumulative[:, -1:] - uniform[:, None]).abs() > 1e-12).all(1)
-    assert far.float().mean() > 0.99
+    far = ((cumulative / cumulative[:, -1:] - uniform[:, None]).abs() > 1e-6).all(1)
+    assert far.float().mean() > 0.98
     assert torch.equal(inverse_cdf(probs, uniform)[far], exact_inverse(probs, uniform)[far])
 
 
-def test_inverse_cdf__keeps_a_probability_of_1e_12_in_a_vocabulary_of_50257() -> None:
+def quantile(probs: Tensor, symbol: int) -> float:
+    """The uniform from which on symbols beyond `symbol` are drawn, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(54):
+        middle = (low + high) / 2
+        beyond = int(inverse_cdf(probs, torch.tensor([middle], dtype=torch.float64))) > symbol
+        low, high = (low, middle) if beyond else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize("symbol", [0, 224, 31415, 50175, 50256])
+def test_inverse_cdf__keeps_a_probability_of_1e_12_in_a_vocabulary_of_50257(symbol: int) -> None:
+    """The uniforms that draw a rare symbol, at the ends of blocks and among the last ones, have its probability."""
     probs = torch.full((1, 50257), 1 / 50257)
-    probs[0, 31415] = 1e-12
-    cumulative = probs.double().cumsum(1)[0]
-    low, high = (float(cumulative[i] / cumulative[-1]) for i in (31414, 31415))
-    inside = torch.tensor([low + share * (high - low) for share in (0.01, 0.5, 0.99)], dtype=torch.float64)
-    drawn = inverse_cdf(probs.expand(3, -1), inside)
-    assert drawn.tolist() == [31415] * 3
-    beside = torch.tensor([low - 1e-14, high + 1e-14], dtype=torch.float64)
-    assert inverse_cdf(probs.expand(2, -1), beside).tolist() == [31414, 31416]
+    probs[0, symbol] = 1e-12
+    low, high = (quantile(probs, end) if end >= 0 else 0.0 for end in (symbol - 1, symbol))
+    assert (high if symbol < 50256 else 1.0) - low == pytest.approx(1e-12, rel=1e-3)
+
+
+def zipf(size: int = 50257) -> Tensor:
+    """A float32 row of probabilities ∝ 1/rank², of which the rarest is 2e-10, in a shuffled order."""
+    law = torch.arange(1, size + 1, dtype=torch.float64).pow(-2)
+    return (law / law.sum())[torch.randperm(size, generator=rng(3))].float()
+
+
+def test_inverse_cdf__a_dense_grid_of_uniforms_has_the_frequencies_of_rare_symbols() -> None:
+    """Of a Zipf distribution, among the 200 symbols around the rarest: 2,000 even uniforms, of which each has its share."""
+    probs = zipf()
+    rare = int(probs.argmin()) // 200 * 200
+    low, high = quantile(probs[None], rare - 1), quantile(probs[None], rare + 199)
+    counts = torch.zeros(200)
+    blocks = probs.expand(250, -1)
+    for part in range(8):
+        share = (torch.arange(250, dtype=torch.float64) + 250 * part + 0.5) / 2000
+        counts += torch.bincount(inverse_cdf(blocks, low + (high - low) * share) - rare, minlength=200)
+    expected = probs[rare : rare + 200].double()
+    expected = expected / expected.sum() * 2000
+    assert bool(((counts.double() - expected).abs() <= 1.01).all())  # the ends of its interval fall between grid points
+
+
+def test_inverse_cdf__samples_of_a_zipf_distribution_pass_a_chi_square_test() -> None:
+    probs, uniform = zipf(), torch.rand(40_000, generator=rng(5), dtype=torch.float64)
+    drawn = torch.cat([inverse_cdf(probs.expand(len(part), -1), part) for part in uniform.split(500)])
+    order = probs.argsort(descending=True)
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))[drawn]
+    cell = (place + 1).log2().long()  # symbols of ranks 1, 2–3, 4–7, …
+    law = torch.zeros(16, dtype=torch.float64).index_add(
+        0, (torch.arange(50257) + 1).log2().long(), probs[order].double()
+    )
+    assert chi_square(torch.bincount(cell, minlength=16), law) > LEAST_P
 
 
 @given(
