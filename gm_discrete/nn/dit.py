@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gm_discrete.nn.backbone import Attention, rotary_embedding, zero_linear
+from gm_discrete.nn.backbone import Attention, gated, modulated, rotary_embedding, zero_linear
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import precision_of
@@ -116,13 +116,6 @@ class NoiseEmbedding(nn.Module):
         return F.silu(self.outer(F.silu(self.inner(features))))
 
 
-class LayerNorm(nn.LayerNorm):
-    """(x − mean) / deviation · weight, in float32; without bias."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), eps=self.eps)
-
-
 class Modulated(nn.Module):
     """(1 + scale) LN(x) + shift, and with three parts a gate: what the condition makes of a normalisation.
 
@@ -131,19 +124,20 @@ class Modulated(nn.Module):
 
     def __init__(self, config: GMConfig, parts: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(config.hidden_size, bias=False)
+        self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.modulation = zero_linear(config.condition_size, parts * config.hidden_size)
         self.parts = parts
 
     def forward(
         self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, C]."""
-        normed = self.norm(hidden)
-        modulation = self.modulation(condition)
-        modulation = modulation if sequence is None else modulation[sequence, 0]
-        shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
-        return normed.to(hidden.dtype) * (1 + scale) + shift, gate[0] if gate else 1.0
+        shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
+        # The kernel works in float32 and rounds once: autocast would copy its input and output to do the same.
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = self.norm.weight.to(hidden.dtype)
+            normed = F.layer_norm(hidden, self.norm.normalized_shape, weight, eps=self.norm.eps)
+        return modulated(normed, 1 + scale, shift, gate, sequence)
 
 
 class DiTFeedForward(nn.Module):
@@ -158,7 +152,7 @@ class DiTFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None) -> Tensor:
         normed, gate = self.norm(hidden, condition, sequence)
-        return hidden + gate * self.dropout(self.output(F.gelu(self.input(normed), approximate="tanh")))
+        return gated(hidden, gate, self.dropout(self.output(F.gelu(self.input(normed), approximate="tanh"))))
 
 
 class DiTBlock(GradientCheckpointingLayer):
@@ -173,5 +167,5 @@ class DiTBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, condition: Tensor) -> Tensor:
         normed, gate = self.norm(hidden, condition)
-        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
+        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask)))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition)
