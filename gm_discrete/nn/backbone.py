@@ -9,7 +9,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gm_discrete.nn.blocks import BlockCache, block_attention
+from gm_discrete.nn.blocks import BlockCache, append, block_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
 from gm_discrete.process import State
@@ -83,10 +83,11 @@ class Backbone(nn.Module):
         condition = self._condition(time, class_labels, hidden) if self.conditioned else None
         rotary = rotary_embedding(hidden, self.config, position)
         real = None if mask is None else mask[..., None].to(hidden.dtype)  # [B, L, 1]
-        for block in self.layers[:-1]:
+        for index, block in enumerate(self.layers[:-1]):
             if record is not None:
                 record.append(hidden)
-            hidden = block(hidden, rotary, bias, real, condition, position, cache)
+            entry = None if cache is None else cache.entry(index)
+            hidden = block(hidden, rotary, bias, real, condition, position=position, cache=entry)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
 
     def finish(
@@ -135,7 +136,7 @@ class Block(GradientCheckpointingLayer):
         real: Tensor | None,
         condition: Tensor | None,
         position: Tensor | None = None,
-        cache: BlockCache | None = None,
+        cache: list[Tensor] | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
@@ -203,13 +204,11 @@ class Norm(nn.Module):
         self, hidden: Tensor, condition: Tensor | None, sequence: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, D]."""
+        normed = self.norm(hidden)
         if self.modulation is None:
-            return self.norm(hidden), None
+            return normed, None
         shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
-        normed = F.rms_norm(hidden, self.norm.normalized_shape, eps=self.norm.eps)
-        # The weight enters the factor, of one row for each sequence, and so costs nothing at the positions.
-        factor = self.norm.weight.to(hidden.dtype) * (1 + scale)
-        return modulated(normed, factor, shift, [1 + part for part in gate], sequence)
+        return modulated(normed, 1 + scale, shift, [1 + part for part in gate], sequence)
 
 
 def modulated(
@@ -259,7 +258,7 @@ class Attention(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: BlockCache | None = None,
+        cache: list[Tensor] | None = None,
     ) -> Tensor:
         batch, length, _ = hidden.shape
         # Positions before heads, as the product has them and the attention's kernels read and write them: no copies.
@@ -268,7 +267,7 @@ class Attention(nn.Module):
         query, key = rotate(self.query_norm(query), rotary), rotate(self.key_norm(key), rotary)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
-            key, value = cache.joined(self.layer_idx, key, value)
+            key, value = append(cache, key, value)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "sdpa", eager_attention)
         mixed, _ = attend(
             self,

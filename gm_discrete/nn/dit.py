@@ -116,6 +116,17 @@ class NoiseEmbedding(nn.Module):
         return F.silu(self.outer(F.silu(self.inner(features))))
 
 
+class LayerNorm(nn.LayerNorm):
+    """(x − mean) / deviation · weight, without bias, in the precision of x.
+
+    The kernel computes in float32 whatever x is, and rounds once: autocast would copy x and the output to do the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), eps=self.eps)
+
+
 class Modulated(nn.Module):
     """(1 + scale) LN(x) + shift, and with three parts a gate: what the condition makes of a normalisation.
 
@@ -124,7 +135,7 @@ class Modulated(nn.Module):
 
     def __init__(self, config: GMConfig, parts: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size, bias=False)
+        self.norm = LayerNorm(config.hidden_size, bias=False)
         self.modulation = zero_linear(config.condition_size, parts * config.hidden_size)
         self.parts = parts
 
@@ -133,11 +144,7 @@ class Modulated(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, C]."""
         shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
-        # The kernel works in float32 and rounds once: autocast would copy its input and output to do the same.
-        with torch.autocast(hidden.device.type, enabled=False):
-            weight = self.norm.weight.to(hidden.dtype)
-            normed = F.layer_norm(hidden, self.norm.normalized_shape, weight, eps=self.norm.eps)
-        return modulated(normed, 1 + scale, shift, gate, sequence)
+        return modulated(self.norm(hidden), 1 + scale, shift, gate, sequence)
 
 
 class DiTFeedForward(nn.Module):

@@ -1,0 +1,59 @@
+"""Layers compiled one by one: each kind of layer once, for any number of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def compile_layers(layers: Iterable[nn.Module], **options: Any) -> None:
+    """Compiles the layers in place, as `nn.Module.compile` does: names, copies and files of the parameters stay as they are.
+
+    `nn.Module.compile` gives all modules one code and hence one list of at most eight compiled variants, in which the kinds
+    of layers, training, inference, and inputs with and without padding have no room. Here each kind has a code of its own,
+    and its layers share the variants.
+
+    Args:
+        options: those of `torch.compile`.
+    """
+    kinds: dict[str, Callable[..., Tensor]] = {}
+    for layer in layers:
+        kind = repr(layer)  # type and sizes of all parts
+        if kind not in kinds:
+            kinds[kind] = torch.compile(_entry(f"{type(layer).__name__}_{len(kinds)}"), **options)
+        vars(layer)["_compiled_call_impl"] = partial(_call, kinds[kind], layer)
+
+
+def _call(compiled: Callable[..., Tensor], layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    if not torch.compiler.is_compiling():  # else a graph around the layers is being made
+        for value in (*args, *kwargs.values()):
+            _mark(value)
+    return compiled(layer, *args, **kwargs)
+
+
+def _mark(value: object) -> None:
+    """Declares the sizes that change from batch to batch, so that the first compilation is good for all of them.
+
+    They are the first dimension of hidden states, masks and conditions (rotary tables are a tuple), and the length of cached
+    keys and values, which are a list.
+    """
+    if isinstance(value, Tensor):
+        torch._dynamo.maybe_mark_dynamic(value, 0)
+    elif isinstance(value, list):
+        for part in value:
+            torch._dynamo.maybe_mark_dynamic(part, [0, 2])
+
+
+def _entry(name: str) -> Callable[..., Tensor]:
+    """A function (layer, *args) → the layer's output, with a code of its own."""
+    code = _run.__code__.replace(co_name=name, co_qualname=name)
+    return cast("Callable[..., Tensor]", FunctionType(code, globals(), name))
+
+
+def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    return layer._call_impl(*args, **kwargs)
