@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import FunctionType
@@ -11,16 +12,23 @@ import torch
 from torch import Tensor, nn
 
 
+VARIANTS = 32
+"""Of a kind of layer: training and inference, with and without padding, one sequence, another length, and the same with a
+cache, whose first entry has strides of its own. Generation by blocks meets 18; torch's default is 8, then it stops compiling.
+Older versions of torch do not take the number here, but in `torch._dynamo.config.recompile_limit`."""
+
+
 def compile_layers(layers: Iterable[nn.Module], **options: Any) -> None:
     """Compiles the layers in place, as `nn.Module.compile` does: names, copies and files of the parameters stay as they are.
 
-    `nn.Module.compile` gives all modules one code and hence one list of at most eight compiled variants, in which the kinds
-    of layers, training, inference, and inputs with and without padding have no room. Here each kind has a code of its own,
-    and its layers share the variants.
+    `nn.Module.compile` gives all modules of a program one code, and hence one list of compiled variants, which is soon full.
+    Here each kind has a code of its own, and its layers share the variants.
 
     Args:
         options: those of `torch.compile`.
     """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options.setdefault("recompile_limit", VARIANTS)
     kinds: dict[str, Callable[..., Tensor]] = {}
     for layer in layers:
         kind = repr(layer)  # type and sizes of all parts
@@ -55,5 +63,5 @@ def _entry(name: str) -> Callable[..., Tensor]:
     return cast("Callable[..., Tensor]", FunctionType(code, globals(), name))
 
 
-def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return layer._call_impl(*args, **kwargs)
