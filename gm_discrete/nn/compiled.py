@@ -11,11 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-
 VARIANTS = 32
 """Of a kind of layer: training and inference, with and without padding, one sequence, another length, and the same with a
-cache, whose first entry has strides of its own. Generation by blocks meets 18; torch's default is 8, then it stops compiling.
-Older versions of torch do not take the number here, but in `torch._dynamo.config.recompile_limit`."""
+cache, whose first entry has strides of its own. Generation by blocks meets 18, and torch stops compiling after 8."""
 
 
 def compile_layers(layers: Iterable[nn.Module], **options: Any) -> None:

@@ -11,10 +11,10 @@ from gm_discrete.models import GMModel
 
 
 def prepare_compilation(trainer: Trainer, model: GMModel) -> None:
-    """Compiles the model's layers if `TrainingArguments(torch_compile=True)` or `accelerate launch --dynamo_backend …` ask.
+    """Compiles the model's layers under `TrainingArguments(torch_compile=True)` and `accelerate launch --dynamo_backend …`.
 
-    Accelerate itself would compile the whole model, or with `--dynamo_use_regional_compilation` modules with heads and
-    embeddings in new wrappers: it is told not to.
+    Accelerate itself would compile the whole model, or with `--dynamo_use_regional_compilation` put heads and embeddings
+    into wrappers of its own. That is switched off.
     """
     args, state = trainer.args, trainer.accelerator.state
     # Made anew: the state outlives a trainer, and what it holds may be that of an earlier one.

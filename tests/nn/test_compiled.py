@@ -56,7 +56,9 @@ def loss_of(model: GMModel, z: Any, train: bool = True) -> torch.Tensor:
         return conditional_loss(model, z, rng=rng(1))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("masked", "uniform") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_compile_layers__computes_the_same_and_compiles_nothing_for_other_batches(name: str) -> None:
     plain = MODELS[name]()
     model = copy.deepcopy(plain)
@@ -79,6 +81,7 @@ def test_compile_layers__computes_the_same_and_compiles_nothing_for_other_batche
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_compile_layers__of_twelve_layers_compiles_what_two_need() -> None:
     model = network("reversal", num_hidden_layers=12, hidden_size=8)
     model.compile_layers(**TRACED)
@@ -86,6 +89,7 @@ def test_compile_layers__of_twelve_layers_compiles_what_two_need() -> None:
     assert graphs() == 3
 
 
+@pytest.mark.slow
 def test_compile_layers__another_length_is_compiled_once() -> None:
     model = network()
     model.compile_layers(**TRACED)
@@ -130,9 +134,9 @@ def test_compile_layers__leaves_names_copies_and_files_as_they_are(tmp_path: Pat
     model.save_pretrained(tmp_path)
     x, t = torch.tensor([[1, MASK, 2]]), torch.tensor([0.5])
     copies = [copy.deepcopy(model), GMModel.from_pretrained(tmp_path)]
-    layer = model.backbone.layers[-1]
+    layer: Any = model.backbone.layers[-1]
     hidden = torch.randn(3, 32, generator=rng())
-    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(hidden, None), layer._call_impl(hidden, None))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer)).forward(hidden, None), layer.forward(hidden, None))
     answers = [part(input_ids=x, time=t).logits for part in copies]
     assert graphs() == 0  # copies are not compiled
     for answer in answers:
@@ -140,6 +144,7 @@ def test_compile_layers__leaves_names_copies_and_files_as_they_are(tmp_path: Pat
     assert graphs() > 0
 
 
+@pytest.mark.slow
 def test_compile_layers__works_with_adapters() -> None:
     model, z = get_peft_model(network("reversal"), LoraConfig(target_modules="all-linear")), data()
     plain = conditional_loss(model.get_base_model(), z, rng=rng(1)).item()
@@ -150,6 +155,7 @@ def test_compile_layers__works_with_adapters() -> None:
     assert graphs() == 3
 
 
+@pytest.mark.slow
 def test_compile_layers__works_with_gradient_checkpointing() -> None:
     plain = network("reversal")
     model, z = copy.deepcopy(plain), data()

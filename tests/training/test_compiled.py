@@ -14,7 +14,8 @@ from gm_discrete import GMModel
 from gm_discrete.training import GMTrainer
 from tests.helpers.small_run import STABLE, losses, rows, small_model, small_trainer, weights
 
-BACKEND = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+BACKEND = {"torch_compile": True, "torch_compile_backend": "eager"}
+"""Graphs are made, and run as they are."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,7 @@ def metrics(trainer: GMTrainer) -> list[float]:
     return losses(trainer) + bits
 
 
+@pytest.mark.slow
 def test_torch_compile__gives_the_losses_and_metrics_of_the_uncompiled_run_and_resumes(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain")
     plain.train()
