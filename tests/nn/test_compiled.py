@@ -38,7 +38,6 @@ MODELS: dict[str, Any] = {
     "masked": network,
     "uniform": lambda: network("reversal", conv_kernel_size=3),
     "dit": lambda: network(backbone="dit", condition_size=16),
-    "blocks": causal,
     "gaussian": lambda: continuous.network("flow"),
     "product": lambda: product_models.network("two lines", conv_kernel_size=3),
 }
@@ -57,7 +56,7 @@ def loss_of(model: GMModel, z: Any, train: bool = True) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("masked", "uniform") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name", [name if name == "masked" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 )
 def test_compile_layers__computes_the_same_and_compiles_nothing_for_other_batches(name: str) -> None:
     plain = MODELS[name]()
@@ -91,9 +90,9 @@ def test_compile_layers__of_twelve_layers_compiles_what_two_need() -> None:
 
 @pytest.mark.slow
 def test_compile_layers__another_length_is_compiled_once() -> None:
-    model = network()
+    model = network(num_hidden_layers=1)
     model.compile_layers(**TRACED)
-    for length, count in ((8, 3), (12, 5), (10, 5), (7, 5)):
+    for length, count in ((8, 2), (12, 3), (10, 3), (7, 3)):
         loss_of(model, data(length=length)).backward()
         assert graphs() == count  # what follows the last attention sees rows, not sequences
 
@@ -102,7 +101,7 @@ def test_compile_layers__another_length_is_compiled_once() -> None:
 def test_compile_layers__generates_the_same_by_blocks_with_a_cache() -> None:
     model = causal()
     prompt = data(rows=2, length=3)
-    options: dict[str, Any] = {"max_new_tokens": 17, "num_steps": 3, "seed": 0, "blocks": Blocks(BLOCK, cache="exact")}
+    options: dict[str, Any] = {"max_new_tokens": 9, "num_steps": 2, "seed": 0, "blocks": Blocks(BLOCK, cache="exact")}
     plain = model.generate(prompt, **options)
     model.compile_layers(**TRACED)
     assert torch.equal(model.generate(prompt, **options), plain)
@@ -146,18 +145,18 @@ def test_compile_layers__leaves_names_copies_and_files_as_they_are(tmp_path: Pat
 
 @pytest.mark.slow
 def test_compile_layers__works_with_adapters() -> None:
-    model, z = get_peft_model(network("reversal"), LoraConfig(target_modules="all-linear")), data()
+    model, z = get_peft_model(network("reversal", num_hidden_layers=1), LoraConfig(target_modules="all-linear")), data()
     plain = conditional_loss(model.get_base_model(), z, rng=rng(1)).item()
     model.get_base_model().compile_layers(**TRACED)
     loss = conditional_loss(model.get_base_model(), z, rng=rng(1))
     loss.backward()
     assert loss.item() == pytest.approx(plain, rel=1e-5)
-    assert graphs() == 3
+    assert graphs() == 2
 
 
 @pytest.mark.slow
 def test_compile_layers__works_with_gradient_checkpointing() -> None:
-    plain = network("reversal")
+    plain = network("reversal", num_hidden_layers=1)
     model, z = copy.deepcopy(plain), data()
     model.gradient_checkpointing_enable()
     model.compile_layers(**TRACED | {"backend": "aot_eager"})
@@ -165,4 +164,4 @@ def test_compile_layers__works_with_gradient_checkpointing() -> None:
         loss_of(part, z).backward()
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-5)
-    assert graphs() == 3
+    assert graphs() == 2
