@@ -28,7 +28,7 @@ from gm_discrete.models.checks import check_arguments, check_embeds, check_tenso
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.backbone import Backbone, zero_linear
-from gm_discrete.nn.compiled import compile_layers
+from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.names import module_name
@@ -190,7 +190,7 @@ class GMModel(GMPreTrainedModel):
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
 
-    def compile_layers(self, **options: Any) -> None:
+    def compile_layers(self, **options: Unpack[CompileOptions]) -> None:
         """Compiles the transformer's layers one by one, in place: every kind of layer once, for any number of sequences.
 
         `GMTrainer` does so with `TrainingArguments(torch_compile=True)`. Parameters keep their names, and copies and saved

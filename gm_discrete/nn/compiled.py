@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,18 @@ VARIANTS = 32
 cache, whose first entry has strides of its own. Generation by blocks meets 18, and torch stops compiling after 8."""
 
 
-def compile_layers(layers: Iterable[nn.Module], **options: Any) -> None:
+class CompileOptions(TypedDict, total=False):
+    """Options of `torch.compile`, with their meaning."""
+
+    backend: str | Callable[..., Any]
+    mode: str | None
+    options: dict[str, Any] | None
+    fullgraph: bool
+    dynamic: bool | None
+    disable: bool
+
+
+def compile_layers(layers: Iterable[nn.Module], **options: Unpack[CompileOptions]) -> None:
     """Compiles the layers in place, as `nn.Module.compile` does: names, copies and files of the parameters stay as they are.
 
     `nn.Module.compile` gives all modules of a program one code, and hence one list of compiled variants, which is soon full.
@@ -25,17 +36,18 @@ def compile_layers(layers: Iterable[nn.Module], **options: Any) -> None:
     Args:
         options: those of `torch.compile`.
     """
+    found: dict[str, Any] = {**options}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        options.setdefault("recompile_limit", VARIANTS)
+        found["recompile_limit"] = VARIANTS
     kinds: dict[str, Callable[..., Tensor]] = {}
     for layer in layers:
         kind = repr(layer)  # type and sizes of all parts
         if kind not in kinds:
-            kinds[kind] = torch.compile(_entry(f"{type(layer).__name__}_{len(kinds)}"), **options)
+            kinds[kind] = torch.compile(_entry(f"{type(layer).__name__}_{len(kinds)}"), **found)
         vars(layer)["_compiled_call_impl"] = partial(_call, kinds[kind], layer)
 
 
-def _call(compiled: Callable[..., Tensor], layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+def _call(compiled: Callable[..., Tensor], layer: nn.Module, *args: object, **kwargs: object) -> Tensor:
     if not torch.compiler.is_compiling():  # else a graph around the layers is being made
         for value in (*args, *kwargs.values()):
             _mark(value)
@@ -61,5 +73,5 @@ def _entry(name: str) -> Callable[..., Tensor]:
     return cast("Callable[..., Tensor]", FunctionType(code, globals(), name))
 
 
-def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _run(layer: nn.Module, *args: object, **kwargs: object) -> Any:
     return layer._call_impl(*args, **kwargs)

@@ -18,7 +18,7 @@ from gm_discrete.generation.blocks import Blocks
 from tests.helpers import continuous, product_models
 from tests.helpers.networks import BLOCK, MASK, causal, data, network, rng
 
-TRACED = {"backend": "eager", "fullgraph": True}
+TRACED: Any = {"backend": "eager", "fullgraph": True}
 """Graphs are made, and run as they are: an operation that breaks a graph is an error."""
 
 
