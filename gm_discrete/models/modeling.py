@@ -28,6 +28,7 @@ from gm_discrete.models.checks import check_arguments, check_embeds, check_tenso
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.backbone import Backbone, zero_linear
+from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.names import module_name
@@ -188,6 +189,17 @@ class GMModel(GMPreTrainedModel):
         parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
+
+    def compile_layers(self, **options: Unpack[CompileOptions]) -> None:
+        """Compiles the transformer's layers one by one, in place: every kind of layer once, for any number of sequences.
+
+        `GMTrainer` does so with `TrainingArguments(torch_compile=True)`. Parameters keep their names, and copies and saved
+        models are not compiled.
+
+        Args:
+            options: those of `torch.compile`.
+        """
+        compile_layers(self.backbone.layers, **options)
 
     def _head_outputs(self, heads: Mapping[str, LazyReadout], symbols: bool) -> GMModelOutput:
         """The outputs of all heads, at all entries; none where the input is not `symbols`, but embeddings alone."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gm_discrete.nn.blocks import BlockCache, block_attention
+from gm_discrete.nn.blocks import BlockCache, append, block_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
 from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, neighbours
@@ -86,10 +86,11 @@ class Backbone(nn.Module):
         rotary = rotary_embedding(hidden, self.config, position)
         size = self.config.conv_kernel_size
         near = neighbours(size, mask, position, hidden.dtype) if size else None
-        for block in self.layers[:-1]:
+        for index, block in enumerate(self.layers[:-1]):
             if record is not None:
                 record.append(hidden)
-            hidden = block(hidden, rotary, bias, near, condition, cache)
+            entry = None if cache is None else cache.entry(index)
+            hidden = block(hidden, rotary, bias, near, condition, cache=entry)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
 
     def finish(
@@ -137,13 +138,12 @@ class Block(GradientCheckpointingLayer):
         mask: AttentionMask,
         near: Tensor | None,
         condition: Tensor | None,
-        cache: BlockCache | None = None,
+        cache: list[Tensor] | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, near)
-        update = self.dropout(self.attention(normed, rotary, mask, cache))
-        hidden = hidden + (update if gate is None else gate * update)
+        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask, cache)))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, near)
 
 
@@ -167,8 +167,7 @@ class FeedForward(nn.Module):
         normed, gate = self.norm(hidden, condition, sequence)
         if self.mix is not None:
             normed = self.mix(normed, near)
-        update = self.dropout(self.mlp(normed))
-        return hidden + (update if gate is None else gate * update)
+        return gated(hidden, gate, self.dropout(self.mlp(normed)))
 
 
 def zero_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
@@ -209,10 +208,33 @@ class Norm(nn.Module):
         normed = self.norm(hidden)
         if self.modulation is None:
             return normed, None
-        modulation = self.modulation(condition)
-        modulation = modulation if sequence is None else modulation[sequence, 0]
-        shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
-        return normed * (1 + scale) + shift, 1 + gate[0] if gate else None
+        shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
+        return modulated(normed, 1 + scale, shift, [1 + part for part in gate], sequence)
+
+
+def modulated(
+    normed: Tensor, factor: Tensor, shift: Tensor, gate: list[Tensor], sequence: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(factor · normed + shift, the gate, if there is one).
+
+    Args:
+        normed: normalised states [B, L, D], or [n, D] with the sequence [n] of each row.
+        factor, shift: [B, 1, D]; gate: [B, 1, D], or nothing.
+    """
+    parts = [factor, shift, *gate]
+    if sequence is not None:
+        parts = torch.cat(parts, -1)[sequence, 0].chunk(len(parts), dim=-1)
+    return multiply_add(normed, parts[0], parts[1]), parts[2] if gate else None
+
+
+def gated(hidden: Tensor, gate: Tensor | None, update: Tensor) -> Tensor:
+    """hidden + gate · update, with `None` for a gate of 1."""
+    return hidden + update if gate is None else multiply_add(gate, update, hidden)
+
+
+def multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a · b + c, in one operation where no gradient is recorded: that of `addcmul` multiplies a and b by 1 first."""
+    return a * b + c if torch.is_grad_enabled() else torch.addcmul(c, a, b)
 
 
 class Attention(nn.Module):
@@ -237,18 +259,16 @@ class Attention(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask: AttentionMask,
-        cache: BlockCache | None = None,
+        cache: list[Tensor] | None = None,
     ) -> Tensor:
         batch, length, _ = hidden.shape
-        heads = (
-            self.qkv(hidden)
-            .view(batch, length, 3, self.config.num_attention_heads, self.head_dim)
-            .permute(2, 0, 3, 1, 4)
-        )
-        query, key, value = heads.unbind(0)  # [B, heads, L, head_dim]
+        # Positions before heads, as the product has them and the attention's kernels read and write them: no copies.
+        heads = self.qkv(hidden).view(batch, length, 3, self.config.num_attention_heads, self.head_dim)
+        query, key, value = heads.unbind(2)  # [B, L, heads, head_dim]
         query, key = rotate(self.query_norm(query), rotary), rotate(self.key_norm(key), rotary)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
-            key, value = cache.joined(self.layer_idx, key, value)
+            key, value = append(cache, key, value)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "sdpa", eager_attention)
         mixed, _ = attend(
             self,
@@ -304,7 +324,7 @@ class LocalConvolution(nn.Module):
 
 
 def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, head_dim].
+    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, 1, head_dim]; sin is −sin in its first half.
 
     Computed anew in each call: `from_pretrained` leaves non-persistent buffers without values.
     """
@@ -312,15 +332,15 @@ def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None =
     position = torch.arange(hidden.shape[1], device=hidden.device) if position is None else position
     position = position.float()
     exponent = torch.arange(0, head_dim, 2, device=hidden.device, dtype=torch.float32) / head_dim
-    angle = (position[:, None] * config.rope_theta**-exponent).repeat(1, 2)
-    return angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
+    angle = position[:, None, None] * config.rope_theta**-exponent
+    sin = angle.sin()
+    return angle.cos().repeat(1, 1, 2).to(hidden.dtype), torch.cat([-sin, sin], dim=-1).to(hidden.dtype)
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the pairs (i, i + head_dim/2) of states [B, heads, L, head_dim] by the angle of their position."""
+    """Rotates the pairs (i, i + head_dim/2) of states [B, L, heads, head_dim] by the angle of their position."""
     cos, sin = rotary
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), sin)
 
 
 def eager_attention(

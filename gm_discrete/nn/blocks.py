@@ -73,24 +73,30 @@ class BlockCache:
 
     def __init__(self, layers: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
         self.layers = dict(layers or {})
-        self.latest: dict[int, tuple[Tensor, Tensor]] = {}
+        self.latest: dict[int, list[Tensor]] = {}
 
     @property
     def length(self) -> int:
         """Number of positions in the cache."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
-    def joined(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's cached keys and values, followed by those of the current positions [B, heads, S, head_dim]."""
-        if layer in self.layers:
-            key, value = (torch.cat([old, new], 2) for old, new in zip(self.layers[layer], (key, value), strict=True))
-        self.latest[layer] = key, value
-        return key, value
+    def entry(self, layer: int) -> list[Tensor]:
+        """The cached keys and values of a layer, or an empty list: to it the layer appends the current positions'."""
+        self.latest[layer] = entry = list(self.layers.get(layer, ()))
+        return entry
 
     def grown(self) -> BlockCache:
         """The cache with the positions of the last forward call appended."""
-        return BlockCache(self.latest)
+        return BlockCache({layer: (key, value) for layer, (key, value) in self.latest.items()})
 
     def rows(self, rows: Tensor) -> BlockCache:
         """The cache of some of the sequences."""
         return BlockCache({layer: (key[rows], value[rows]) for layer, (key, value) in self.layers.items()})
+
+
+def append(entry: list[Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Appends keys and values [B, heads, S, head_dim] to those of a layer (see `BlockCache.entry`), and returns them all."""
+    if entry:
+        key, value = torch.cat([entry[0], key], 2), torch.cat([entry[1], value], 2)
+    entry[:] = key, value
+    return key, value

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gm_discrete.nn.backbone import Attention, rotary_embedding, zero_linear
+from gm_discrete.nn.backbone import Attention, gated, modulated, rotary_embedding, zero_linear
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import precision_of
@@ -117,10 +117,14 @@ class NoiseEmbedding(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """(x − mean) / deviation · weight, in float32; without bias."""
+    """(x − mean) / deviation · weight, without bias, in the precision of x.
+
+    The kernel computes in float32 whatever x is, and rounds once: autocast would copy x and the output to do the same.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), eps=self.eps)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), eps=self.eps)
 
 
 class Modulated(nn.Module):
@@ -137,13 +141,10 @@ class Modulated(nn.Module):
 
     def forward(
         self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden: [B, L, D], or [n, D] with the sequence [n] of each row; condition: [B, 1, C]."""
-        normed = self.norm(hidden)
-        modulation = self.modulation(condition)
-        modulation = modulation if sequence is None else modulation[sequence, 0]
-        shift, scale, *gate = modulation.chunk(self.parts, dim=-1)
-        return normed.to(hidden.dtype) * (1 + scale) + shift, gate[0] if gate else 1.0
+        shift, scale, *gate = self.modulation(condition).chunk(self.parts, dim=-1)
+        return modulated(self.norm(hidden), 1 + scale, shift, gate, sequence)
 
 
 class DiTFeedForward(nn.Module):
@@ -158,7 +159,7 @@ class DiTFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor, condition: Tensor, sequence: Tensor | None = None) -> Tensor:
         normed, gate = self.norm(hidden, condition, sequence)
-        return hidden + gate * self.dropout(self.output(F.gelu(self.input(normed), approximate="tanh")))
+        return gated(hidden, gate, self.dropout(self.output(F.gelu(self.input(normed), approximate="tanh"))))
 
 
 class DiTBlock(GradientCheckpointingLayer):
@@ -173,5 +174,5 @@ class DiTBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, condition: Tensor) -> Tensor:
         normed, gate = self.norm(hidden, condition)
-        hidden = hidden + gate * self.dropout(self.attention(normed, rotary, mask))
+        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask)))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition)

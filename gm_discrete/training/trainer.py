@@ -23,6 +23,7 @@ from gm_discrete.process import pack, unpack
 from gm_discrete.training.adapters import base_model, check_wrapped
 from gm_discrete.training.checkpointed import CheckpointedTrainer
 from gm_discrete.training.checkpoints import last_complete_checkpoint
+from gm_discrete.training.compiled import prepare_compilation
 from gm_discrete.training.noise import noisy_inputs, seeded_generator
 from gm_discrete.training.options import check_best, check_options
 from gm_discrete.training.sharding import gathered, prepare_sharding
@@ -109,6 +110,7 @@ class GMTrainer(CheckpointedTrainer):
         self._has_warned_of_empty = False
         if type(self).evaluate is GMTrainer.evaluate:  # else it may produce others
             check_best(args, _metric_names(base), self.eval_dataset)
+        prepare_compilation(self, base)
         if self.is_fsdp_enabled:
             prepare_sharding(self, base)
 

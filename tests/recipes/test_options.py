@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import TrainingArguments
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
 from gm_discrete.json_text import json_text
 from recipes import mixed, pictures
+from recipes.common import parse_arguments
 from recipes.options import check_sampling, json_dict, json_option, weights_option
 
 
@@ -172,3 +174,12 @@ def test_compare_columns__any_names_dates_and_empty_columns(tmp_path: Path) -> N
     real = {"$ a_^": [1, 2, 3, None], "$\\b": ["$x", "y$", "$", None], "day": days, "gone": [None] * 4}
     made = {"$ a_^": [None] * 4, "$\\b": [None] * 4, "day": days[::-1], "gone": [None] * 4}
     assert pictures.compare_columns(real, made, tmp_path / "columns.png").stat().st_size > 0
+
+
+def test_parse_arguments__takes_torch_compile_from_a_config(tmp_path: Path) -> None:
+    config = tmp_path / "compiled.yaml"
+    config.write_text("torch_compile: true\ntorch_compile_mode: max-autotune\n", encoding="utf-8")
+    for argv in (["--config", str(config)], ["--torch_compile", "true", "--torch_compile_mode", "max-autotune"]):
+        (training,) = parse_arguments((TrainingArguments,), argv)
+        assert training.torch_compile
+        assert (training.torch_compile_backend, training.torch_compile_mode) == ("inductor", "max-autotune")
