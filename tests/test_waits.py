@@ -30,7 +30,8 @@ X = torch.arange(4.0)
 def test_waits__counts_each(wait: Callable[[Tensor], object]) -> None:
     with waits() as found:
         wait(X)
-    assert len(found) == 1 and "test_waits.py" in found[0]
+    assert len(found) == 1
+    assert "test_waits.py" in found[0]
 
 
 def test_waits__does_not_count_other_operations() -> None:
@@ -47,7 +48,8 @@ def test_readable__is_switched_off_within_waits() -> None:
     with waits() as found:
         assert not readable(X)
         path.check(torch.zeros(1, 3, dtype=torch.long), t, "x")
-    assert readable(X) and not found
+    assert readable(X)
+    assert not found
     with waits(readable=True) as found:
         path.check(torch.zeros(1, 3, dtype=torch.long), t, "x")
     assert found

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import (
+    Tensor,
+    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]
+    nn,
+)
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
@@ -55,8 +60,13 @@ class EMACallback(TrainerCallback):
         if model is None:
             return
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        for name, weight in _trained(model):
-            self.average[name] = self.average[name].to(weight.device).lerp_(weight.detach().float(), 1 - decay)
+        weights = dict(_trained(model))
+        for name, weight in weights.items():
+            if self.average[name].device != weight.device:  # loaded from a checkpoint
+                self.average[name] = self.average[name].to(weight.device)
+        averages = [self.average[name] for name in weights]
+        if averages:
+            _foreach_lerp_(averages, _float([*weights.values()]), 1 - decay)  # a few kernels for all weights
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -86,13 +96,19 @@ class EMACallback(TrainerCallback):
         self.average = load_file(_file(folder, rank))
 
 
+def _float(weights: list[Tensor]) -> list[Tensor]:
+    """The weights in float32."""
+    if all(weight.dtype == torch.float32 for weight in weights):
+        return weights
+    copies = [torch.empty_like(weight, dtype=torch.float32) for weight in weights]
+    _foreach_copy_(copies, weights)
+    return copies
+
+
 def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            yield (
-                name,
-                weight.to_local() if isinstance(weight, DTensor) else weight,
-            )  # a sharded weight: the part of this process
+            yield name, weight.to_local() if isinstance(weight, DTensor) else weight  # of a sharded one: its part here
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class MuonAdamW(torch.optim.Optimizer):
         muon = torch.optim.Muon(
             [{"params": matrices}], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
         )
-        adamw = torch.optim.AdamW([{"params": others}], lr=adamw_lr, betas=adamw_betas, weight_decay=0.0)
+        adamw = torch.optim.AdamW([{"params": others}], lr=adamw_lr, betas=adamw_betas, weight_decay=0.0, fused=True)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self.parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
 

@@ -1,4 +1,5 @@
-"""Options of transformers' `Trainer` that a `GMTrainer` refuses: they would have no effect, or a wrong one."""
+"""Options of transformers' `Trainer`: those that a `GMTrainer` refuses, as they would have no effect or a wrong one, and its
+defaults for others."""
 
 from __future__ import annotations
 
@@ -62,6 +63,17 @@ def check_options(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
             f"hub_strategy={strategy!r} is not supported by GMTrainer: checkpoints are not uploaded; "
             'hub_strategy="end" uploads what save_model writes'
         )
+
+
+def set_defaults(args: TrainingArguments) -> None:
+    """Sets the options whose defaults would be slow or wrong."""
+    config: Any = args.accelerator_config
+    if config.dispatch_batches is None:  # a dispatcher would need batches of one length: every process takes its rows
+        config.dispatch_batches = False
+    # It reads the loss of every step, to leave out of the log those that are not finite: they end the training.
+    args.logging_nan_inf_filter = False
+    if args.device.type == "cuda" and args.dataloader_pin_memory:
+        config.non_blocking = True  # batches are copied while the device computes
 
 
 def check_best(args: TrainingArguments, metrics: Iterable[str], eval_dataset: object) -> None:

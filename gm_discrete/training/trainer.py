@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import reduce
+from math import isfinite
 from typing import Any, Never, TypeAlias, TypeVar, cast
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -24,8 +26,9 @@ from gm_discrete.training.adapters import base_model, check_wrapped
 from gm_discrete.training.checkpointed import CheckpointedTrainer
 from gm_discrete.training.checkpoints import last_complete_checkpoint
 from gm_discrete.training.compiled import prepare_compilation
+from gm_discrete.training.finite import Checked, LossCheck
 from gm_discrete.training.noise import noisy_inputs, seeded_generator
-from gm_discrete.training.options import check_best, check_options
+from gm_discrete.training.options import check_best, check_options, set_defaults
 from gm_discrete.training.sharding import gathered, prepare_sharding
 
 T = TypeVar("T")
@@ -42,8 +45,10 @@ class GMTrainer(CheckpointedTrainer):
       that with dropout another number of processes ends with other weights, while a resumed run does not.
     - For discrete paths evaluation is the likelihood bound on held-out data, else the matching loss; at averaged weights if
       there is an `EMACallback`.
-    - A loss that is not finite stops training before the weights change. A checkpoint gets a marker, written last, with a
-      hash of each of its files, and only checkpoints that agree with it are resumed from.
+    - A loss that is not finite stops training: on a CPU before the weights change; on a GPU, which nothing waits for, one
+      step later, before anything is logged, evaluated or saved (see `LossCheck`).
+    - A checkpoint gets a marker, written last, with a hash of each of its files, and only checkpoints that agree with it
+      are resumed from.
     - A run locks its `output_dir` against other runs. The model may have an adapter of PEFT.
 
     >>> import tempfile
@@ -99,15 +104,13 @@ class GMTrainer(CheckpointedTrainer):
             kwargs.setdefault("data_collator", TokenCollator(config.pad_token_id or 0))
         else:
             kwargs.setdefault("data_collator", ImageCollator())
-        # Every process reads a stream and takes its rows; a dispatcher would need batches of one length.
-        accelerator_config: Any = args.accelerator_config
-        if accelerator_config.dispatch_batches is None:
-            accelerator_config.dispatch_batches = False
+        set_defaults(args)
         super().__init__(model=model, args=args, **kwargs)
         self.time_sampler = time_sampler or LogitNormalTimeSampler()
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
         self._has_warned_of_empty = False
+        self.loss_check = LossCheck(lambda flags: cast(Tensor, self.accelerator.reduce(flags, "sum")), self._report)
         if type(self).evaluate is GMTrainer.evaluate:  # else it may produce others
             check_best(args, _metric_names(base), self.eval_dataset)
         prepare_compilation(self, base)
@@ -156,26 +159,33 @@ class GMTrainer(CheckpointedTrainer):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
         labels, fields = pack(inputs["labels"]), self._unwrapped.path.fields
-        is_empty = ~torch.stack([field.loss_mask(labels[name]).any() for name, field in fields.items()]).any()
-        flags = torch.stack([torch.isfinite(loss.detach()).all().float(), is_empty.float()])
-        summed: Any = self.accelerator.reduce(flags, "sum")
-        finite, empty = summed.tolist()  # one transfer from the device
+        scored = [field.loss_mask(labels[name]).any() for name, field in fields.items()]
+        self.loss_check.add(loss.mean() if loss.dim() else loss, ~reduce(torch.logical_or, scored))
+        if self.accelerator.sync_gradients:
+            optimizer: Any = getattr(self.optimizer, "optimizer", None)  # that of torch
+            can_skip = getattr(optimizer, "_step_supports_amp_scaling", False) and not self.is_fsdp_enabled
+            bad = self.loss_check.close(self.state.global_step + 1, can_skip)
+            if can_skip and bad is not None:
+                optimizer.found_inf = bad  # a fused optimizer does nothing if it is 1
+        return result
+
+    def _report(self, found: Checked) -> None:
+        bad, empty = found.counts
         if empty and not self._has_warned_of_empty:
             self._has_warned_of_empty = True
             warnings.warn(
-                f"the batch of step {self.state.global_step + 1} has nothing to learn, as no entry of its labels is scored: "
+                f"the batch of step {found.step} has nothing to learn, as no entry of its labels is scored: "
                 "such batches contribute zero, and this is the only warning of them",
                 stacklevel=2,
             )
-        if finite < self.args.world_size:
-            last = last_complete_checkpoint(self._output_dir)
-            own = f"the loss is {loss.detach().mean().item()}"
-            what = "another process has a loss that is not finite" if bool(torch.isfinite(loss).all()) else own
+        if bad:
+            own = found.own.item()
+            what = "another process has a loss that is not finite" if isfinite(own) else f"the loss is {own}"
+            weights = "are unchanged" if found.is_unchanged else "have changed, and are not saved"
             raise FloatingPointError(
-                f"{what} at step {self.state.global_step + 1}; the weights are unchanged. "
-                f"Last complete checkpoint: {last or 'none'}. Lower the learning rate or check the data."
+                f"{what} at step {found.step}; the weights {weights}. Last complete checkpoint: "
+                f"{last_complete_checkpoint(self._output_dir) or 'none'}. Lower the learning rate or check the data."
             )
-        return result
 
     def train(
         self,
@@ -197,7 +207,21 @@ class GMTrainer(CheckpointedTrainer):
             # One endless pass: a resumed run looks for its position within a pass. Every repetition has the same order.
             self.train_dataset = self.train_dataset.repeat(None)
         self._noise_step, self._has_warned_of_empty = (-1, 0), False
+        self.loss_check.clear()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, after the check of the losses: it reads them anyway, and ends the training."""
+        self.loss_check.read()
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.loss_check.read()
+        super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        self.loss_check.read()
+        super()._save_checkpoint(model, trial)
 
     # Evaluation
 
@@ -246,6 +270,7 @@ class GMTrainer(CheckpointedTrainer):
         return self._evaluated(evaluate_bound, dataset)
 
     def _evaluated(self, evaluate: Callable[..., T], dataset: EvalData | None) -> T:
+        self.loss_check.read()
         dataloader = self.get_eval_dataloader(cast(Any, dataset))
         rng = self._rng(0, 0, self.args.process_index)
         with self.averaged_weights(), gathered(self._trained), self.accelerator.autocast():

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gm_discrete import arguments
 
-PACKAGE = Path(arguments.__file__).parent
 READ = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"}
 """Operations whose result is on the host."""
 SIZED = {
@@ -56,11 +55,9 @@ def _repeats(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _caller() -> str:
-    """The innermost line of the package, else of anything but torch."""
+    """The innermost line outside of torch."""
     frames = traceback.extract_stack()[:-2]
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    others = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__]
-    frame = (own or others)[-1]
+    frame = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__][-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
