@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import TrainingArguments
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
 from gm_discrete.json_text import json_text
 from recipes import mixed, pictures
+from recipes.common import parse_arguments
 from recipes.options import check_sampling, json_dict, json_option, weights_option
 
 
@@ -172,3 +175,16 @@ def test_compare_columns__any_names_dates_and_empty_columns(tmp_path: Path) -> N
     real = {"$ a_^": [1, 2, 3, None], "$\\b": ["$x", "y$", "$", None], "day": days, "gone": [None] * 4}
     made = {"$ a_^": [None] * 4, "$\\b": [None] * 4, "day": days[::-1], "gone": [None] * 4}
     assert pictures.compare_columns(real, made, tmp_path / "columns.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("device", "given", "expected"), [("cuda", [], 4), ("cuda", [0], 0), (None, [], 0)])
+def test_parse_arguments__batches_are_made_by_several_processes_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, given: list[int], expected: int
+) -> None:
+    found = None if device is None else torch.device(device)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    argv = ["--output_dir", str(tmp_path), *flags({"dataloader_num_workers": count for count in given})]
+    (training,) = parse_arguments((TrainingArguments,), argv)
+    assert training.dataloader_num_workers == expected
+    assert training.dataloader_persistent_workers == (expected > 0)
