@@ -69,12 +69,8 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
     if "use_cpu" in known:  # TrainingArguments would otherwise require a GPU for bf16
         device = torch.accelerator.current_accelerator(check_available=True)
         settings.setdefault("use_cpu", device is None or device.type == "mps")  # MPS has no float64
-        # A stream is read by as many workers as it has files, in another order; and one core has nothing to share.
-        if (
-            not settings["use_cpu"]
-            and not settings.get("streaming")
-            and not any(word.startswith("--streaming") for word in argv)
-        ):
+        is_stream = settings.get("streaming") or any(word.startswith("--streaming") for word in argv)
+        if not settings["use_cpu"] and not is_stream:  # several workers would give a stream another order
             settings.setdefault("dataloader_num_workers", min(LOADERS, (os.cpu_count() or 1) - 1))
     if "output_dir" in known:
         settings.setdefault("output_dir", "runs/unnamed")

@@ -177,14 +177,16 @@ def test_compare_columns__any_names_dates_and_empty_columns(tmp_path: Path) -> N
     assert pictures.compare_columns(real, made, tmp_path / "columns.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("device", "given", "expected"), [("cuda", [], 4), ("cuda", [0], 0), (None, [], 0)])
+@pytest.mark.parametrize(
+    ("device", "given", "expected"), [("cuda", {}, 4), ("cuda", {"dataloader_num_workers": 0}, 0), (None, {}, 0)]
+)
 def test_parse_arguments__batches_are_made_by_several_processes_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, given: list[int], expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, given: dict[str, object], expected: int
 ) -> None:
     found = None if device is None else torch.device(device)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    argv = ["--output_dir", str(tmp_path), *flags({"dataloader_num_workers": count for count in given})]
+    argv = ["--output_dir", str(tmp_path), *flags(given)]
     (training,) = parse_arguments((TrainingArguments,), argv)
     assert training.dataloader_num_workers == expected
     assert training.dataloader_persistent_workers == (expected > 0)
