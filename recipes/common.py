@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
 from gm_discrete.training.checkpoints import check_new
 from recipes.options import json_option
+
+LOADERS = 4
+"""Processes that make batches while a GPU computes; on a CPU they would take the cores of the training."""
 
 
 class OptimizerOptions(Protocol):
@@ -61,6 +65,9 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
     if "use_cpu" in known:  # TrainingArguments would otherwise require a GPU for bf16
         device = torch.accelerator.current_accelerator(check_available=True)
         settings.setdefault("use_cpu", device is None or device.type == "mps")  # MPS has no float64
+        is_stream = settings.get("streaming") or any(word.startswith("--streaming") for word in argv)
+        if not settings["use_cpu"] and not is_stream:  # several workers would give a stream another order
+            settings.setdefault("dataloader_num_workers", min(LOADERS, (os.cpu_count() or 1) - 1))
     if "output_dir" in known:
         settings.setdefault("output_dir", "runs/unnamed")
     if unknown := settings.keys() - known:
@@ -76,6 +83,9 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
             f"resume_from_checkpoint={checkpoint!r} is not an argument of recipes: they resume from the last complete "
             "checkpoint in output_dir. To go back to an earlier one, delete the later ones"
         )
+    for part in parsed:
+        if isinstance(part, TrainingArguments) and part.dataloader_num_workers:
+            part.dataloader_persistent_workers = True  # they are not started anew in each epoch
     return parsed
 
 

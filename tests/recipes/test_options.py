@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
@@ -183,3 +184,18 @@ def test_parse_arguments__takes_torch_compile_from_a_config(tmp_path: Path) -> N
         (training,) = parse_arguments((TrainingArguments,), argv)
         assert training.torch_compile
         assert (training.torch_compile_backend, training.torch_compile_mode) == ("inductor", "max-autotune")
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "expected"), [("cuda", {}, 4), ("cuda", {"dataloader_num_workers": 0}, 0), (None, {}, 0)]
+)
+def test_parse_arguments__batches_are_made_by_several_processes_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, given: dict[str, object], expected: int
+) -> None:
+    found = None if device is None else torch.device(device)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    argv = ["--output_dir", str(tmp_path), *flags(given)]
+    (training,) = parse_arguments((TrainingArguments,), argv)
+    assert training.dataloader_num_workers == expected
+    assert training.dataloader_persistent_workers == (expected > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 from gm_discrete import GaussianPath, GMConfig, GMModel, MaskedPath, ProductPath, UniformPath
 from gm_discrete.evaluation import evaluate_matching
 from gm_discrete.training import GMTrainer, is_complete
+from gm_discrete.training.options import set_defaults
 from gm_discrete.training.trainer import _metric_names
 from tests.helpers.small_run import LENGTH, Interrupt, checkpoint, losses, rows, small_model, small_trainer, weights
 
@@ -200,3 +202,20 @@ def test_trainer__evaluates_rows_with_nothing_to_score(tmp_path: Path, kind: str
     bound = trainer.bound()
     assert bound.num_tokens.tolist() == [LENGTH, 0, 0, LENGTH]
     assert math.isfinite(trainer.evaluate()["eval_bits_per_token"])
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "expected"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_set_defaults__batches_are_copied_while_a_gpu_computes(device: str, pinned: bool, expected: bool) -> None:
+    config = SimpleNamespace(dispatch_batches=None, non_blocking=False)
+    args: Any = SimpleNamespace(
+        accelerator_config=config,
+        device=torch.device(device),
+        dataloader_pin_memory=pinned,
+        logging_nan_inf_filter=True,
+    )
+    set_defaults(args)
+    assert config.non_blocking == expected
+    assert not args.logging_nan_inf_filter
+    assert config.dispatch_batches is False
