@@ -52,6 +52,11 @@ def chunk_rows(row_size: int, count: int, device: torch.device, kept: bool = Fal
     return 1 << rows.bit_length() - 1
 
 
+def is_small(elements: int) -> bool:
+    """Whether one chunk holds so many elements on any device, so that cutting them would save nothing."""
+    return elements <= CPU_ELEMENTS
+
+
 def chunked(where: Tensor, row_size: int, kept: bool = False) -> Sequence[Tensor]:
     """The positions (or a value of each) in chunks of `chunk_rows`."""
     return where.split(chunk_rows(row_size, where.shape[0], where.device, kept))
@@ -74,6 +79,16 @@ def map_rows(function: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> 
     else:
         parts = [function(chunk) for chunk in chunks]
     return torch.cat(parts)  # type: ignore[arg-type]  # checkpoint is annotated as returning Any | None
+
+
+def true_entries(masks: Sequence[Tensor]) -> list[Tensor]:
+    """The indices of the true entries of each flattened mask. The host waits for the device once, for all their numbers."""
+    if len(masks) == 1:
+        return [masks[0].flatten().nonzero().squeeze(1)]
+    counts: list[int] = torch.stack([mask.sum() for mask in masks]).tolist() if masks else []
+    return [
+        torch.nonzero_static(mask.flatten(), size=count).squeeze(1) for mask, count in zip(masks, counts, strict=True)
+    ]
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump
-from gm_discrete.generators import rows as chunks
-from gm_discrete.generators.kernels import Dirac, Reversal
-from gm_discrete.generators.rows import map_rows
+from gm_discrete.generators.kernels import Dirac, Kernel, Reversal
+from gm_discrete.generators.rows import is_small, map_rows, true_entries
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ def divergence(
     x: Tensor,
     where: Tensor | None = None,
     kind: str | Bregman = "generalized_kl",
-    summed: bool = False,
 ) -> Tensor:
     """D(target, predicted) of two generators of one kind at the state x, per token or coordinate, of x's shape.
 
@@ -134,11 +132,9 @@ def divergence(
         x: state [B, L], or [B, …] if it is continuous.
         where: bool of x's shape; elsewhere the result is 0, and nothing is evaluated.
         kind: `"generalized_kl"` or `"cross_entropy"` for discrete states; else a name in `DIVERGENCES`, or a `Bregman`.
-        summed: return the sum, which takes less time and memory for discrete states: with a readout that has `total`, one
-            chunk of the logits [n, K] exists at a time, forward and backward.
 
     Returns:
-        Divergences, shaped as x (of a sum: a scalar): float64 for discrete states, else in the precision of x.
+        Divergences, shaped as x: float64 for discrete states, else in the precision of x.
 
     Raises:
         TypeError: the generators are of different kinds.
@@ -148,6 +144,62 @@ def divergence(
     >>> divergence(target, predicted, x=torch.zeros(1, 2), kind="squared")
     tensor([[0.5000, 0.0000]])
     """
+    return compare(target, predicted, x, where, kind).values()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The divergence of two generators at each entry of a state: `plain`, plus what follows from the rows of a network.
+
+    Attributes:
+        x: the state; dtype: of the divergences.
+        plain: of x's shape, without the part that needs rows; `None` where there is nothing else.
+        entries: bool of x's shape, where rows are needed; `None`: nowhere.
+        of_rows: entries [n] of the flattened state → what their rows add, [n].
+        kernel: the predicted kernel, which the rows are read from.
+    """
+
+    x: Tensor
+    dtype: torch.dtype
+    plain: Tensor | None = None
+    entries: Tensor | None = None
+    of_rows: Callable[[Tensor], Tensor] | None = None
+    kernel: Kernel | None = None
+
+    def values(self) -> Tensor:
+        """The divergence at each entry, of x's shape."""
+        if self.entries is None or self.kernel is None or self.of_rows is None:
+            assert self.plain is not None
+            return self.plain
+        (where,) = true_entries([self.entries])
+        found = map_rows(self.of_rows, self.kernel.prepare(where)).to(self.dtype)
+        values = torch.zeros(self.x.numel(), dtype=self.dtype, device=self.x.device)
+        values = values.index_put((where,), found).view_as(self.x)
+        return values if self.plain is None else self.plain + values
+
+    def total(self, where: Tensor | None) -> Tensor:
+        """The sum over all entries. With many rows its gradient is found in the same pass, so that no row is kept for it.
+
+        Args:
+            where: the indices [n] of the true `entries` (see `rows.true_entries`).
+        """
+        total = torch.zeros((), dtype=self.dtype, device=self.x.device) if self.plain is None else self.plain.sum()
+        if where is None or self.kernel is None or self.of_rows is None:
+            return total
+        if self.x.is_floating_point() or is_small(self.x.numel() * self.kernel.vocab_size):
+            # Rates of continuous states may depend on rows that were read before.
+            return total + map_rows(self.of_rows, self.kernel.prepare(where)).sum().to(self.dtype)
+        return total + self.kernel.total(self.of_rows, where)
+
+
+def compare(
+    target: Generator,
+    predicted: Generator,
+    x: Tensor,
+    where: Tensor | None = None,
+    kind: str | Bregman = "generalized_kl",
+) -> Comparison:
+    """What `divergence` evaluates, with the same arguments and errors; no row is read yet."""
     if isinstance(target, Flow) and isinstance(predicted, Flow):
         values = named(kind, "flow")(target.velocity, predicted.velocity)
     elif isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
@@ -158,24 +210,22 @@ def divergence(
         kinds = f"{type(target).__name__} and {type(predicted).__name__}"
         raise TypeError(f"there is no divergence of {kinds}: compare generators of one kind, part by part")
     elif x.is_floating_point():
-        values = _binned(target, predicted, x, where, kind)
+        return _of_bins(target, predicted, x, where, kind)
     else:
         if not isinstance(kind, str) or kind not in _ROWS:
             raise ValueError(f"kind={kind!r} is no divergence of jumps; choose one of {', '.join(_ROWS)}")
         active = target.intensity + predicted.intensity > 0
         if where is not None:
             active = active & where
-        rows = active.flatten().nonzero().squeeze(1)
-        of_rows = lambda chunk: _ROWS[kind](target, predicted, x, chunk)  # noqa: E731
-        if summed and x.numel() * predicted.kernel.vocab_size > chunks.CPU_ELEMENTS:  # else one chunk would hold them
-            return predicted.kernel.total(of_rows, rows)
-        values = map_rows(of_rows, predicted.kernel.prepare(rows))
-        return torch.zeros(x.numel(), dtype=torch.float64, device=x.device).index_put((rows,), values).view_as(x)
-    values = values if where is None else torch.where(where, values, 0.0)
-    return values.sum() if summed else values
+
+        def of_rows(entries: Tensor) -> Tensor:
+            return _ROWS[kind](target, predicted, x, entries)
+
+        return Comparison(x, torch.float64, None, active, of_rows, predicted.kernel)
+    return Comparison(x, values.dtype, values if where is None else torch.where(where, values, 0.0))
 
 
-def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Tensor:
+def _of_bins(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Comparison:
     """Σ_b D(Q_b, Q̂_b), Q = intensity · mass of the bin.
 
     For the generalised KL: λ log(λ/λ̂) − λ + λ̂ − λ Σ_b J_b (log Ĵ_b − log J_b), the last term evaluated only where λ > 0.
@@ -184,25 +234,20 @@ def _binned(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind
     rate, rate_hat = target.intensity.to(x.dtype), predicted.intensity.clamp(min=torch.finfo(x.dtype).tiny)
     kl = kind == "generalized_kl"
     evaluated = torch.ones_like(x, dtype=torch.bool) if where is None else where
+    plain = torch.where(evaluated, bregman(rate, rate_hat), 0.0) if kl else None
     evaluated = evaluated & (rate > 0) if kl else evaluated
-    rows = evaluated.flatten().nonzero().squeeze(1)
-    aim, kernel = target.kernel.belief, predicted.kernel
+    aim, kernel, rate, rate_hat = target.kernel.belief, predicted.kernel, rate.flatten(), rate_hat.flatten()
 
-    def of_rows(rows: Tensor) -> Tensor:
-        log_mass = kernel.log_probs(rows)
+    def of_rows(entries: Tensor) -> Tensor:
+        log_mass = kernel.log_probs(entries)
         if kl and isinstance(aim, Dirac):
-            return -log_mass.gather(1, aim.target[rows, None]).squeeze(1)
-        mass = target.kernel.log_probs(rows).exp().to(log_mass.dtype)
+            return rate[entries] * -log_mass.gather(1, aim.target[entries, None]).squeeze(1)
+        mass = target.kernel.log_probs(entries).exp().to(log_mass.dtype)
         if kl:
-            return (torch.xlogy(mass, mass) - mass * log_mass).sum(1)
-        lam, lam_hat = rate.flatten()[rows, None], rate_hat.flatten()[rows, None]
-        return bregman(lam * mass, lam_hat * log_mass.exp()).sum(1)
+            return rate[entries] * (torch.xlogy(mass, mass) - mass * log_mass).sum(1)
+        return bregman(rate[entries, None] * mass, rate_hat[entries, None] * log_mass.exp()).sum(1)
 
-    landing = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
-    if len(rows):
-        landing = landing.index_put((rows,), map_rows(of_rows, kernel.prepare(rows)).to(x.dtype))
-    landing = landing.view_as(x)
-    return landing if not kl else bregman(rate, rate_hat) + rate * landing
+    return Comparison(x, x.dtype, plain, evaluated, of_rows, kernel)
 
 
 def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gm_discrete.arguments import readable
 from gm_discrete.generators import Factor, Superposition
+from gm_discrete.generators.rows import true_entries
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
@@ -160,14 +161,19 @@ def field_losses(
         weights: weights w of the parts; of a product by field weights of its parts, or one for `total_loss` to apply.
         now: as for `field_divergences`.
     """
+    compared = _compared(path, generators, z, x, t, scored, divergence, now)
+    parts = [part for parts in compared.values() for part in parts.values()]
+    entries = iter(true_entries([part.entries for part in parts if part.entries is not None]))
     losses = {}
-    sums = field_divergences(path, generators, z, x, t, scored, divergence, now, summed=True)
-    for name, parts in sums.items():
+    for name, parts in compared.items():
         inner = (weights or {}).get(name) if name else weights
         inner = inner if isinstance(inner, Mapping) else {}
-        total = torch.stack([inner.get(part, 1.0) * value for part, value in parts.items()]).sum()
+        totals = [
+            inner.get(kind, 1.0) * part.total(None if part.entries is None else next(entries))
+            for kind, part in parts.items()
+        ]
         count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
-        losses[name] = (total / count).float()
+        losses[name] = (torch.stack(totals).sum() / count).float()
     return losses
 
 
@@ -189,7 +195,6 @@ def field_divergences(
     scored: State,
     divergence: bregman.Choice | None = None,
     now: Mapping[str, At] | None = None,
-    summed: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """D(F(x|z), F_θ(x)) by field and part, each of x's shape and 0 where it is not scored, or its field is observed (t = 1).
 
@@ -199,17 +204,31 @@ def field_divergences(
     Args:
         now: times with values of the schedules, by field, that `generators` were made with (`path.at`), for a batch that
             is checked already; by default the data is checked here, and the generators are in 1/time.
-        summed: return the sum of each part in place of its values.
 
     Raises:
         TypeError: the model's generator lacks a field or a part that the path trains.
     """
+    compared = _compared(path, generators, z, x, t, scored, divergence, now)
+    return {name: {kind: part.values() for kind, part in parts.items()} for name, parts in compared.items()}
+
+
+def _compared(
+    path: Path,
+    generators: Mapping[str, Factor],
+    z: State,
+    x: State,
+    t: Tensor,
+    scored: State,
+    divergence: bregman.Choice | None,
+    now: Mapping[str, At] | None,
+) -> dict[str, dict[str, bregman.Comparison]]:
+    """What `field_divergences` evaluates, before any row of a network is read."""
     if missing := path.fields.keys() - generators.keys():
         raise TypeError(
             f"the model's generator has the fields {', '.join(generators)}, and lacks {', '.join(missing)} of the path: "
             "return a Product with a generator for each field"
         )
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, bregman.Comparison]] = {}
     check, times = now is None, path.times(t)
     if now is None:
         now = {name: path.fields[name].at(time) for name, time in generator_times(path, t).items()}
@@ -239,7 +258,7 @@ def field_divergences(
                 unit = units[part].view(shape)
                 unit = unit if field.is_discrete else unit.to(state.dtype)
                 aim, guess = aim.per(unit), guess.per(unit)
-            found[name][part] = bregman.divergence(aim, guess, state, open_, kind, summed)
+            found[name][part] = bregman.compare(aim, guess, state, open_, kind)
     return found
 
 
