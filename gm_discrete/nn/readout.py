@@ -135,7 +135,7 @@ class HiddenStates:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all.
 
         Args:
-            rows: the numbers of these sequences on the host, perhaps with others; without them the host waits for the device.
+            rows: numbers of these sequences on the host, perhaps with others; without it the host waits for the device.
         """
         if self.states is not None and self.done is None:
             return self.states
