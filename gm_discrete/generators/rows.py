@@ -18,7 +18,7 @@ ELEMENTS = 2**25
 """128 MiB in float32: the least chunk of a GPU, and that of processes that must agree on the number of chunks."""
 
 MOST_ELEMENTS = 2**29
-"""The greatest chunk of a GPU, which keeps it busy however large it is: 8,192 rows of 50,257 symbols."""
+"""The greatest chunk of a GPU, which keeps every GPU busy: 8,192 rows of 50,257 symbols."""
 
 KEPT_ELEMENTS = 2**27
 """What is kept for backward where the free memory is not known, or not the same for all processes."""
@@ -63,8 +63,8 @@ def chunked(where: Tensor, row_size: int, kept: bool = False) -> Sequence[Tensor
 
 
 def equal_chunks(where: Tensor, row_size: int, total: int, kept: bool) -> Sequence[Tensor]:
-    """The positions in as many chunks as `total` positions need, on whatever device and with whatever free memory: processes
-    with as many sequences have as many chunks."""
+    """The positions in as many chunks as `total` positions need, on every device and with any free memory: processes with
+    the same number of sequences have the same number of chunks."""
     size = total * row_size
     return where.tensor_split(1 if kept and size <= KEPT_ELEMENTS else -(-size // ELEMENTS))
 

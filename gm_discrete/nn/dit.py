@@ -119,7 +119,7 @@ class NoiseEmbedding(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """(x − mean) / deviation · weight, without bias, in the precision of x.
 
-    The kernel computes in float32 whatever x is, and rounds once: autocast would copy x and the output to do the same.
+    The kernel computes in float32 for every type of x, and rounds once. Autocast would copy x and the output for the same.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class HiddenStates:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all.
 
         Args:
-            rows: the sequences as the host knows them, others perhaps among them; without it the host waits for the device.
+            rows: numbers of these sequences on the host, perhaps with others; without it the host waits for the device.
         """
         if self.states is not None and self.done is None:
             return self.states
@@ -194,7 +194,7 @@ class HiddenStates:
 
         Args:
             position, sequence: the positions [n], and the sequences that they belong to.
-            rows: these sequences as the host knows them (see `compute`).
+            rows: the numbers of these sequences on the host (see `compute`).
         """
         states, finish = self.compute(sequence, rows), self.network.backbone.finish
         if position is not None and len(self.x) == 1:

@@ -76,9 +76,7 @@ class Replays:
         self.pool: object = None
         self.failed = False
         self.lock = Lock()  # buffers serve one call at a time
-        self.latest: Any = (
-            None  # and on a GPU the next one waits for the event that ends the latest, whatever its stream
-        )
+        self.latest: Any = None  # event at the end of the latest replay, for which the next one waits on its stream
         self.backbone: Callable[[], nn.Module | None] = lambda: None
 
     def keep_for(self, backbone: nn.Module) -> None:
@@ -141,7 +139,7 @@ class Replays:
                 buffers = [torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs.values()]
                 torch._foreach_copy_(buffers, list(inputs.values()))  # pyright: ignore[reportPrivateImportUsage]
                 self.calls[key] = buffers, self.record(call, buffers, self.pool)
-        except Exception as error:  # whatever the network does that cannot be recorded, it runs without
+        except Exception as error:  # of any type: a network that cannot be recorded runs as it is
             self.failed = True
             reason = error.__context__ or error  # ending a recording fails after what went wrong in it
             logger.warning(f"compile=True: the network is not replayed as a graph, as recording it failed: {reason}")
@@ -156,9 +154,8 @@ def compiled(model: Any) -> Iterator[None]:
     Calls are replayed where the device can, and where no gradients are wanted. Recordings are kept with the backbone.
     """
     backbone = model.network.backbone
-    compile_layers = getattr(model, "compile_layers", None)
-    if compile_layers is not None and all(module._compiled_call_impl is None for module in backbone.modules()):
-        compile_layers()
+    if all(module._compiled_call_impl is None for module in backbone.modules()):
+        model.compile_layers()
     if (recorder := RECORDERS.get(model.device.type)) is None:
         yield
         return

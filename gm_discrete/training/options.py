@@ -72,7 +72,9 @@ def set_defaults(args: TrainingArguments) -> None:
         config.dispatch_batches = False
     # It reads the loss of every step, to leave out of the log those that are not finite: they end the training.
     args.logging_nan_inf_filter = False
-    if args.device.type == "cuda" and args.dataloader_pin_memory:
+    if args.device.type in ("cpu", "mps"):
+        args.dataloader_pin_memory = False  # it would have no effect but a warning
+    elif args.device.type == "cuda" and args.dataloader_pin_memory:
         config.non_blocking = True  # batches are copied while the device computes
 
 

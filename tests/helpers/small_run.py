@@ -61,7 +61,7 @@ def small_trainer(
     """A `GMTrainer` on the CPU that logs every step and saves nothing, unless `arguments` say otherwise."""
     settings = {
         "use_cpu": True, "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
     }  # fmt: skip
     return GMTrainer(
         model or small_model(),

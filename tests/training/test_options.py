@@ -217,5 +217,6 @@ def test_set_defaults__batches_are_copied_while_a_gpu_computes(device: str, pinn
     )
     set_defaults(args)
     assert config.non_blocking == expected
+    assert args.dataloader_pin_memory == expected
     assert not args.logging_nan_inf_filter
     assert config.dispatch_batches is False
