@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -35,23 +36,33 @@ WARM_UPS = 2
 """Calls before the recording, in which libraries allocate what they need."""
 
 
-def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Any) -> Callable[[], Tensor]:
-    """Records the kernels of one call.
+@dataclass
+class Pool:
+    """Memory of graphs that never run at the same time, and the stream on which all of them are recorded: torch gives the
+    memory that one leaves free, and the workspaces of libraries, only to others on the same stream."""
 
-    Args:
-        pool: of memory, which graphs share that never run at the same time.
-    """
+    handle: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
+    stream: torch.cuda.Stream | None = None
+
+
+_RECORDING = Lock()
+"""Torch records one graph of a process at a time."""
+
+
+def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Any) -> Callable[[], Tensor]:
+    """Records the kernels of one call, with a `Pool`."""
     device = inputs[0].device
     current = torch.cuda.current_stream(device)
-    with torch.cuda.device(device), torch.cuda.stream(current):  # to which it returns if the recording fails, too
-        stream = torch.cuda.Stream()
+    # It returns to the current stream if the recording fails, too.
+    with _RECORDING, torch.cuda.device(device), torch.cuda.stream(current):
+        pool.stream = stream = pool.stream or torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 function(*inputs)
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool.handle, stream=stream, capture_error_mode="thread_local"):
             output = function(*inputs)
 
     def replay() -> Tensor:
@@ -61,7 +72,7 @@ def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Any) -> Calla
     return replay
 
 
-RECORDERS: dict[str, tuple[Recorder, Callable[[], object]]] = {"cuda": (cuda_graph, torch.cuda.graph_pool_handle)}
+RECORDERS: dict[str, tuple[Recorder, Callable[[], object]]] = {"cuda": (cuda_graph, Pool)}
 """By type of device: how a call is recorded, and what makes the memory that its recordings share."""
 
 
@@ -132,8 +143,9 @@ class Replays:
         dtype: torch.dtype,
     ) -> None:
         def call(*tensors: Tensor) -> Tensor:
-            # Weights that autocast has cast before would be those of this moment for ever.
-            with torch.autocast(device, dtype, enabled=cast, cache_enabled=False):
+            # Weights that autocast has cast before would be those of this moment for ever. Without autocast its state stays
+            # what it was in the plain call, for which layers are compiled.
+            with torch.autocast(device, dtype, cache_enabled=False) if cast else nullcontext():
                 return hidden(*nested(dict(zip(inputs, tensors, strict=True)), number))
 
         try:
@@ -156,9 +168,8 @@ def compiled(model: Any) -> Iterator[None]:
     Calls are replayed where the device can, and where no gradients are wanted. Recordings are kept with the backbone.
     """
     backbone = model.network.backbone
-    compile_layers = getattr(model, "compile_layers", None)
-    if compile_layers is not None and all(module._compiled_call_impl is None for module in backbone.modules()):
-        compile_layers()
+    if all(module._compiled_call_impl is None for module in backbone.modules()):
+        model.compile_layers()
     if (recorder := RECORDERS.get(model.device.type)) is None:
         yield
         return
