@@ -1,6 +1,6 @@
 """Training, sampling and the text recipe on one GPU, against flow_matching and against what the hardware allows.
 
-    PYTHONPATH=. python benchmarks/gpu.py --output benchmarks/results/gpu.json
+    python benchmarks/gpu.py --output benchmarks/results/gpu.json
 
 It is planned for six minutes on an H100 or H200 and needs no network. Each part has a time of its own (`PARTS`); what was
 measured is written after every row, and a part that fails leaves the others as they are. The parts:
@@ -26,8 +26,8 @@ It needs torch, transformers, accelerate, datasets, evaluate and flow_matching. 
     pip download -d wheels torch transformers accelerate datasets evaluate flow_matching     # where there is one
     python -c "from recipes.datasets import download_gcide; print(download_gcide())"         # the text, 30 MB
     pip install --no-index --find-links wheels torch transformers accelerate datasets evaluate flow_matching
-    HF_HUB_OFFLINE=1 PYTHONPATH=. python benchmarks/gpu.py --text gcide_text8.txt --output gpu.json
-    PYTHONPATH=. python -m pytest -m gpu tests/gpu                       # the tests; with pytest and hypothesis
+    HF_HUB_OFFLINE=1 python benchmarks/gpu.py --text gcide_text8.txt --output gpu.json
+    python -m pytest -m gpu tests/gpu                                    # the tests; with pytest and hypothesis
 
 Without `--text` and without a downloaded gcide the recipe trains on this repository's own files: its speed is the same, and
 its bits per character are not comparable. `--quick` shows that all of it works, on a CPU too.
@@ -44,6 +44,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from device import peak_flops
 from gpu_parts import Clock, distributions_part, recipe_part, release, sampling_part, training_part
 from gpu_tables import Results, Row, tables

@@ -21,7 +21,6 @@ from gpu_tables import Row
 from measure import chance, interleaved, seconds
 
 from gm_discrete import Adaptive, Euler, MaskedPath, TauLeaping, UniformPath, simulate, time_grid
-from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.paths.check import ExactModel
 
 
@@ -41,7 +40,7 @@ def training_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
         sides = training.Sides(path_name, args)
         optimizer = torch.optim.AdamW(sides.model.parameters(), lr=0.0, fused=True)
         yield from training_steps(sides, optimizer, path_name, False, args)
-        if clock.has_time() and hasattr(sides.model, "compile_layers"):
+        if clock.has_time():
             compile_layers(sides.model, args)
             yield from training_steps(sides, optimizer, path_name, True, args)
         del sides, optimizer
@@ -110,7 +109,7 @@ def sampling_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
         sizes: dict[int, list[int]] = {}
         if clock.has_time():
             yield from sampled(sides, sizes, False, args, clock)
-        if clock.has_time() and hasattr(GMGenerationConfig(), "compile"):
+        if clock.has_time():
             compile_layers(sides.model, args)
             yield from sampled(sides, sizes, True, args, clock)
         del sides
@@ -118,9 +117,8 @@ def sampling_part(args: argparse.Namespace, clock: Clock) -> Iterator[Row]:
 
 
 def generate(sides: sampling.Sides, steps: int, compiled: bool) -> None:
-    option: dict[str, Any] = {"compile": True} if compiled else {}
     sequences, length = sides.x_0.shape
-    sides.model.generate(batch_size=sequences, length=length, num_steps=steps, seed=sides.seed, **option)
+    sides.model.generate(batch_size=sequences, length=length, num_steps=steps, seed=sides.seed, compile=compiled)
 
 
 def counted(sides: sampling.Sides, steps: int, sizes: dict[int, list[int]]) -> None:

@@ -89,6 +89,14 @@ def commands(page: Path) -> Iterator[list[str]]:
     yield from (words for line in lines if (words := shlex.split(line, comments=True)))
 
 
+def with_imports(script: Path) -> str:
+    """The source of a script, and of the modules beside it that it imports."""
+    source = script.read_text(encoding="utf-8")
+    names = re.findall(r"^(?:from|import) (\w+)", source, flags=re.MULTILINE)
+    beside = [script.with_name(f"{name}.py") for name in names]
+    return "\n".join([source, *(path.read_text(encoding="utf-8") for path in beside if path.exists())])
+
+
 @every_page
 def test_documentation__commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
@@ -113,7 +121,7 @@ def test_documentation__arguments_of_commands_exist(page: Path) -> None:
     for words in commands(page):
         scripts = [word for word in words if word.startswith(OURS) and word.endswith(".py")]
         if scripts:
-            source = (ROOT / scripts[0]).read_text(encoding="utf-8")
+            source = with_imports(ROOT / scripts[0])
             for word in words[words.index(scripts[0]) + 1 :]:
                 if word.startswith("--") and word not in ("--config", "--output_dir"):
                     name = word.removeprefix("--")

@@ -39,6 +39,9 @@ def compile_layers(layers: Iterable[nn.Module], **options: Unpack[CompileOptions
     found: dict[str, Any] = {**options}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         found["recompile_limit"] = VARIANTS
+    else:  # an older torch, with one limit for all of a program
+        limits: Any = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
     kinds: dict[str, Callable[..., Tensor]] = {}
     for layer in layers:
         kind = repr(layer)  # type and sizes of all parts

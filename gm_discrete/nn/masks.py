@@ -21,6 +21,9 @@ from transformers.utils.generic import is_flash_attention_requested
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.config import GMConfig
 
+PLAIN = ("sdpa", "eager")
+"""Implementations whose mask is a tensor, made by operations of the device alone."""
+
 AttentionMask: TypeAlias = Tensor | BlockMask | Mapping[str, Any] | None
 """What the implementation takes as a mask, or its arguments for sequences of different lengths; `None`: no mask."""
 
@@ -35,7 +38,7 @@ def bidirectional_mask(config: GMConfig, hidden: Tensor, documents: Tensor) -> A
     name, documents = config._attn_implementation or "sdpa", documents.to(hidden.device)
     if is_flash_attention_requested(requested_attention_implementation=name):
         return variable_lengths(documents)
-    if name not in ("sdpa", "eager"):
+    if name not in PLAIN:
         return create_bidirectional_mask(
             config, hidden, None, and_mask_function=lambda b, _, q, k: documents[b, q] == documents[b, k]
         )

@@ -17,6 +17,7 @@ from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
+from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.names import module_name
 from gm_discrete.nn.replay import REPLAYS, padded_size
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
@@ -172,7 +173,8 @@ class HiddenStates:
                 for value in (x, masks, clean)
             )
         given = cast(State, x), t, masks, labels, clean, cache
-        if replays is not None and self.embeds is None and self.record is None:
+        plain = masks is None or self.network.backbone.config._attn_implementation in (None, *PLAIN)
+        if replays is not None and plain and self.embeds is None and self.record is None:
             new = replays(self.network.hidden, *given)
         else:
             new = self.network.hidden(*given, self.embeds, self.record)

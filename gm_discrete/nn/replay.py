@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -24,7 +25,7 @@ from gm_discrete.nn.blocks import BlockCache
 logger = logging.get_logger(__name__)
 
 Function = Callable[..., Tensor]
-Recorder = Callable[[Function, Sequence[Tensor], object], Callable[[], Tensor]]
+Recorder = Callable[[Function, Sequence[Tensor], Any], Callable[[], Tensor]]
 """(function of tensors, the tensors, what recordings share) → a function that repeats the call on the values that the
 tensors then have. It returns the same memory every time."""
 
@@ -35,23 +36,33 @@ WARM_UPS = 2
 """Calls before the recording, in which libraries allocate what they need."""
 
 
-def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Any) -> Callable[[], Tensor]:
-    """Records the kernels of one call.
+@dataclass
+class Pool:
+    """Memory of graphs that never run at the same time, and the stream on which all of them are recorded: torch gives the
+    memory that one leaves free, and the workspaces of libraries, only to others on the same stream."""
 
-    Args:
-        pool: of memory, which graphs share that never run at the same time.
-    """
+    handle: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
+    stream: torch.cuda.Stream | None = None
+
+
+_RECORDING = Lock()
+"""Torch records one graph of a process at a time."""
+
+
+def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Pool) -> Callable[[], Tensor]:
+    """Records the kernels of one call, with a `Pool`."""
     device = inputs[0].device
     current = torch.cuda.current_stream(device)
-    with torch.cuda.device(device), torch.cuda.stream(current):  # to which it returns if the recording fails, too
-        stream = torch.cuda.Stream()
+    # It returns to the current stream if the recording fails, too.
+    with _RECORDING, torch.cuda.device(device), torch.cuda.stream(current):
+        pool.stream = stream = pool.stream or torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 function(*inputs)
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool.handle, stream=stream, capture_error_mode="thread_local"):
             output = function(*inputs)
 
     def replay() -> Tensor:
@@ -61,7 +72,7 @@ def cuda_graph(function: Function, inputs: Sequence[Tensor], pool: Any) -> Calla
     return replay
 
 
-RECORDERS: dict[str, tuple[Recorder, Callable[[], object]]] = {"cuda": (cuda_graph, torch.cuda.graph_pool_handle)}
+RECORDERS: dict[str, tuple[Recorder, Callable[[], object]]] = {"cuda": (cuda_graph, Pool)}
 """By type of device: how a call is recorded, and what makes the memory that its recordings share."""
 
 
@@ -130,8 +141,9 @@ class Replays:
         dtype: torch.dtype,
     ) -> None:
         def call(*tensors: Tensor) -> Tensor:
-            # Weights that autocast has cast before would be those of this moment for ever.
-            with torch.autocast(device, dtype, enabled=cast, cache_enabled=False):
+            # Weights that autocast has cast before would be those of this moment for ever. Without autocast its state stays
+            # what it was in the plain call, for which layers are compiled.
+            with torch.autocast(device, dtype, cache_enabled=False) if cast else nullcontext():
                 return hidden(*nested(dict(zip(inputs, tensors, strict=True)), number))
 
         try:

@@ -179,6 +179,7 @@ class GMTrainer(CheckpointedTrainer):
                 stacklevel=2,
             )
         if bad:
+            vars(getattr(self.optimizer, "optimizer", self)).pop("found_inf", None)  # else it would do no further step
             own = found.own.item()
             what = "another process has a loss that is not finite" if isfinite(own) else f"the loss is {own}"
             weights = "are unchanged" if found.is_unchanged else "have changed, and are not saved"

@@ -75,9 +75,9 @@ def test_gpu_benchmark__quick_run(
     script("gpu").main([*options, "--output", str(output)])
     record = json.loads(output.read_text(encoding="utf-8"))
     assert not record["errors"]
-    results, compiles = record["results"], hasattr(GMModel, "compile_layers")
+    results = record["results"]
     rows = {(row["path"], row["compiled"], row["side"]): row for row in results["training"]}
-    ways = (False, True) if compiles else (False,)
+    ways = (False, True)
     assert rows.keys() == {(p, c, s) for p in ("masked", "uniform") for c in ways for s in ("ours", "floor", "peer")}
     assert all(row["step_s"] > 0 and row["products"] > 10 and row["launches"] is None for row in rows.values())
     kinds = [(n, compiled, steps) for n in (2, 1) for compiled in ways for steps in (4, 8)]

@@ -7,7 +7,6 @@ from tests.helpers.networks import LENGTH, data, network, noisy
 from tests.helpers.on_device import cosine
 
 pytestmark = pytest.mark.gpu
-pytest.importorskip("gm_discrete.nn.masks", reason="documents are not separated")
 
 
 @torch.no_grad()

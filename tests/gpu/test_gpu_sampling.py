@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gm_discrete import ExactModel, MaskedPath, UniformPath, simulate
-from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.samplers import time_grid
 from tests.helpers.distributions import LEAST_P, chain, chi_square, sampler_distributions
 from tests.helpers.networks import BLOCK, LENGTH, causal, network
@@ -14,7 +13,6 @@ from tests.helpers.on_device import waiting, waits
 
 pytestmark = pytest.mark.gpu
 SAMPLES = 20_000
-compiling = pytest.mark.skipif(not hasattr(GMGenerationConfig(), "compile"), reason="no option compile")
 
 
 def waited(device: str, num_steps: int, **options: Any) -> int:
@@ -30,7 +28,6 @@ def test_masked_tau_leaping__waits_for_the_device_once_a_step(device: str) -> No
     assert waited(device, 16) - waited(device, 8) <= 8
 
 
-@compiling
 @pytest.mark.parametrize("name", ["masked", "reversal"])
 def test_generate__compiled_is_eager(device: str, name: str) -> None:
     model = network(name).to(device)
@@ -40,13 +37,12 @@ def test_generate__compiled_is_eager(device: str, name: str) -> None:
         assert torch.equal(model.generate(**settings, compile=True), expected)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiling)])
+@pytest.mark.parametrize("compiled", [False, True])
 def test_generate__in_blocks_with_a_cache(device: str, compiled: bool) -> None:
     model = causal().to(device)
     settings: dict[str, Any] = {"batch_size": 3, "length": 3 * BLOCK, "num_steps": 4, "seed": 0}
     expected = model.generate(**settings, use_cache=False)
-    option = {"compile": True} if compiled else {}
-    assert torch.equal(model.generate(**settings, use_cache=True, **option), expected)
+    assert torch.equal(model.generate(**settings, use_cache=True, compile=compiled), expected)
 
 
 @pytest.mark.parametrize(

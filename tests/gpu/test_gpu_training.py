@@ -50,7 +50,6 @@ def test_loss__under_autocast_is_within_rounding(device: str, name: str) -> None
     assert cosine(rounded, gradients) > 0.99
 
 
-@pytest.mark.skipif(not hasattr(rows_of, "chunk_rows"), reason="chunks have one size")
 @pytest.mark.parametrize("name", ["masked", "uniform"])
 def test_loss__never_holds_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch, device: str, name: str) -> None:
     from gm_discrete import MaskedPath, UniformPath
@@ -82,7 +81,6 @@ def test_training_step__waits_for_the_device_once(device: str) -> None:
     assert len(waiting(found)) <= 1, found
 
 
-@pytest.mark.skipif(not hasattr(GMModel, "compile_layers"), reason="no compile_layers")
 @pytest.mark.parametrize("name", ["masked", "mixture"])
 def test_compiled_layers__are_the_layers_on_a_gpu(gpu: str, name: str) -> None:
     model, z = network(name).train().to(gpu), data(name, rows=16)

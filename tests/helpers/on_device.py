@@ -5,19 +5,19 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import device as gpu
+from tests.helpers import waits as on_cpu
 
 
 def waits(device: str) -> AbstractContextManager[list[str]]:
     """Collects where the host waits for the device; on a CPU, where it would wait for a GPU."""
     if device == "cpu":
-        return pytest.importorskip("tests.helpers.waits").waits()
+        return on_cpu.waits()
     return gpu.waits(device)
 
 

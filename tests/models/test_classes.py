@@ -58,7 +58,7 @@ def test_forward__depends_on_the_class_and_minus_one_is_none(name: str) -> None:
     output = call(model, x, t, class_labels=CLASSES)
     whole = (output.logits if name in SYMBOLIC else output.velocity).reshape(5, -1)
     first = chosen[:, : whole.shape[1]] if name != "mixture" else chosen[:, 16:32]  # by name: diffusion, flow, …
-    assert torch.equal(whole, first)
+    torch.testing.assert_close(whole, first, **ROUNDING)  # one of them without gradients
 
 
 @with_classes

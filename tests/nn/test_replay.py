@@ -10,17 +10,20 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gm_discrete import GMModel, TauLeaping
 from gm_discrete.nn import replay
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.readout import Network
-from gm_discrete.nn.replay import Replays, flat, nested, padded_size
+from gm_discrete.nn.replay import Pool, Replays, flat, nested, padded_size
 from tests.helpers.networks import LENGTH, MASK, causal, data, network
 from tests.helpers.product_models import network as product_network
 from tests.helpers.waits import waits
@@ -339,6 +342,54 @@ def test_generate__compile_compiles_the_layers_once(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(model.generate(**FEW, seed=0, compile=True), plain)
     assert calls == [model]
     assert model.backbone not in replay._KEPT
+
+
+def test_generate__recording_compiles_no_layer_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        made.append(1)
+        return graph.forward
+
+    def record(function: Callable[..., Tensor], inputs: Sequence[Tensor], pool: object) -> Callable[[], Tensor]:
+        before = len(made)
+        function(*inputs)
+        assert len(made) == before
+        return lambda: function(*inputs)
+
+    monkeypatch.setitem(replay.RECORDERS, "cpu", (record, object))
+    torch._dynamo.reset()
+    model = network()
+    model.compile_layers(backend=backend)
+    model.generate(**FEW, seed=0, compile=True)
+    torch._dynamo.reset()
+    assert made
+    assert not replay._KEPT[model.backbone].failed
+
+
+def test_generate__masks_that_are_made_with_the_host_are_not_recorded(recorder: Recorder) -> None:
+    """Flash attention reads values of a mask, and flex attention compiles it: a recording of that would fail."""
+    model = network()
+    plain = model.generate(**prompts(), num_steps=8, seed=0)
+    model.config._attn_implementation_internal = "another"
+    ALL_ATTENTION_FUNCTIONS.register("another", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    ALL_MASK_ATTENTION_FUNCTIONS.register("another", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    for _ in range(2):
+        assert torch.equal(model.generate(**prompts(), num_steps=8, seed=0, compile=True), plain)
+    assert not recorder.sizes
+    model.generate(**FEW, seed=0, compile=True)
+    assert recorder.sizes
+
+
+def test_cuda_graph__all_of_a_pool_are_recorded_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise none could use the memory that another leaves free."""
+    monkeypatch.setattr(torch, "cuda", MagicMock())
+    first, second = Pool(), Pool()
+    for pool in (first, first, second):
+        replay.cuda_graph(torch.neg, [torch.ones(2)], pool)
+    assert torch.cuda.Stream.call_count == 2  # pyright: ignore[reportAttributeAccessIssue]
+    given = [call.kwargs for call in torch.cuda.graph.call_args_list]  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(one["stream"] is first.stream and one["pool"] is first.handle for one in given[:2])
 
 
 def test_generate__compile_is_an_option_of_the_config() -> None:
