@@ -19,7 +19,7 @@ from tests.helpers.small_tables import table_trainer
 from tests.helpers.waits import waits
 
 QUIET: dict[str, Any] = {"logging_steps": 100, "max_steps": 3}
-ELSEWHERE = ("collator.py", "image_collator.py", "small_tables.py", "finite.py", "masking_utils.py")
+ELSEWHERE = ("collator.py", "batches.py", "image_collator.py", "small_tables.py", "finite.py", "masking_utils.py")
 """Files that make batches on the host; the check, whose flags have arrived; and masks of padding, which need not be read."""
 
 
