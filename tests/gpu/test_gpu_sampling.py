@@ -24,6 +24,12 @@ def waited(device: str, num_steps: int, **options: Any) -> int:
     return len(waiting(found))
 
 
+def compile_quickly(model: Any, device: str) -> None:
+    """On a CPU without inductor, which takes longer there than all other tests of this folder."""
+    if device == "cpu":
+        model.compile_layers(backend="eager")
+
+
 def test_masked_tau_leaping__waits_for_the_device_once_a_step(device: str) -> None:
     assert waited(device, 16) - waited(device, 8) <= 8
 
@@ -33,12 +39,15 @@ def test_generate__compiled_is_eager(device: str, name: str) -> None:
     model = network(name).to(device)
     settings: dict[str, Any] = {"batch_size": 5, "length": LENGTH, "num_steps": 8, "seed": 0}
     expected = model.generate(**settings)
+    compile_quickly(model, device)
     for _ in range(2):
         assert torch.equal(model.generate(**settings, compile=True), expected)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_generate__in_blocks_with_a_cache(device: str, compiled: bool) -> None:
+    if compiled and device == "cpu":
+        pytest.skip("tests/nn/test_compiled.py")
     model = causal().to(device)
     settings: dict[str, Any] = {"batch_size": 3, "length": 3 * BLOCK, "num_steps": 4, "seed": 0}
     expected = model.generate(**settings, use_cache=False)
