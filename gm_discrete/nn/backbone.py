@@ -319,7 +319,7 @@ class LocalConvolution(nn.Module):
         for j in range(len(weight)):
             if j != radius:
                 neighbour = padded[:, j : j + length]
-                mixed = torch.addcmul(mixed, neighbour if near is None else neighbour * near[j], weight[j])
+                mixed = multiply_add(neighbour if near is None else neighbour * near[j], weight[j], mixed)
         return mixed
 
 
