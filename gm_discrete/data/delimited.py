@@ -18,7 +18,7 @@ from gm_discrete.data.files import encoding_of, named, open_bytes, open_text
 SEPARATORS = (",", ";", "\t", "|")
 SAMPLE = 2**18
 """Characters from which the separator is found; the whole file is then checked against it."""
-TOLD = re.compile(r"sep=([^\n])\n", re.IGNORECASE)
+SEPARATOR_LINE = re.compile(r"sep=([^\n])\n", re.IGNORECASE)
 """The line in which Excel names the separator."""
 CHUNK = 2**24
 """Bytes that are read at once; a row must fit."""
@@ -31,8 +31,8 @@ def separator_of(file: Path, encoding: str) -> str:
     """
     with open_text(file, encoding) as stream:
         sample = named(file, lambda: stream.read(SAMPLE))
-    if told := TOLD.match(sample):
-        return told[1]
+    if line := SEPARATOR_LINE.match(sample):
+        return line[1]
     counts: dict[str, list[int]] = {}
     for separator in SEPARATORS:
         rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=separator) if row]
@@ -51,7 +51,7 @@ def string_batches(file: Path, separator: str | None, encoding: str | None) -> I
     """
     encoding = encoding or encoding_of(file)
     separator = separator or separator_of(file, encoding)
-    told, names = named(file, lambda: _first_row(file, separator, encoding))
+    skipped, names = named(file, lambda: _first_row(file, separator, encoding))
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{file} has more than one column {twice[0]!r} in its first line; rename all but one")
     bad: list[Any] = []
@@ -64,7 +64,7 @@ def string_batches(file: Path, separator: str | None, encoding: str | None) -> I
         with open_bytes(file) as stream:
             batches = arrow_csv.open_csv(
                 stream,
-                arrow_csv.ReadOptions(use_threads=False, block_size=CHUNK, encoding=encoding, skip_rows=told),
+                arrow_csv.ReadOptions(use_threads=False, block_size=CHUNK, encoding=encoding, skip_rows=skipped),
                 arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse),
                 arrow_csv.ConvertOptions(column_types={name: pa.string() for name in names}),
             )
@@ -90,9 +90,9 @@ def _first_row(file: Path, separator: str, encoding: str) -> tuple[int, list[str
     """How many lines precede the first row, 0 or 1, and that row."""
     with open_text(file, encoding) as stream:
         first = stream.readline()
-        told = bool(TOLD.match(first))
-        lines = stream if told else chain([first], stream)
-        return int(told), next((row for row in csv.reader(lines, delimiter=separator) if row), [])
+        named_there = bool(SEPARATOR_LINE.match(first))
+        lines = stream if named_there else chain([first], stream)
+        return int(named_there), next((row for row in csv.reader(lines, delimiter=separator) if row), [])
 
 
 def _ends_with_quote(file: Path, encoding: str) -> bool:

@@ -42,7 +42,7 @@ def chunk_rows(row_size: int, count: int, device: torch.device, kept: bool = Fal
     """
     if device.type == "cuda" and free is None:
         free = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if free < COPIES * max(2 * kept * count * row_size, 4 * MOST_ELEMENTS):  # else the driver need not be asked
+        if free < COPIES * max(2 * kept * count * row_size, 4 * MOST_ELEMENTS):  # else that is enough
             free += torch.cuda.mem_get_info(device)[0]
     if kept and count * row_size <= (KEPT_ELEMENTS if free is None else free // 2 // COPIES):
         return max(1, count)
