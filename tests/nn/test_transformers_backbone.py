@@ -178,11 +178,10 @@ def test_backbone__decoders_attend_beyond_their_sliding_window(name: str, implem
 
 @torch.no_grad()
 def test_backbone__encoders_keep_their_sliding_window() -> None:
-    """A local layer of ModernBERT attends three positions away; of its three layers the second is local."""
-    changes = {"global_attn_every_n_layers": 99, "layer_types": ["sliding_attention"] * 3}
+    """A local layer of ModernBERT attends three positions away, and two of them six."""
+    changes = {"num_hidden_layers": 2, "layer_types": ["sliding_attention"] * 2}
     model = network("modernbert", changes=changes)
-    found = reaches(model, LENGTH - 1)
-    assert not bool(found[0])  # 9 positions away: three layers reach 9
+    assert reaches(model, LENGTH - 1).tolist() == [False] * 3 + [True] * 7
     x = noisy(data())
     assert torch.equal(raw_logits(model, x), original("modernbert", **changes)(input_ids=x).logits)
 
@@ -247,7 +246,7 @@ def _window(length: int, radius: int) -> Tensor:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """transformers' own code for flash attention, with its kernels computed by SDPA."""
     found = Kernels()
-    functions = (found.whole, found.by_parts, None, None, None), (flash._lazy_define_process_function(found.whole), None)
+    functions = (found.whole, found.by_parts, None, None, None), (flash._lazy_define_process_function(found.by_parts), None)
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: functions)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash_attention_forward)
     return found
@@ -322,7 +321,7 @@ def test_backbone__is_saved_and_loaded_as_one_folder(name: str, tmp_path: Any) -
     assert {file.name for file in tmp_path.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
     loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded) is GMModel
-    assert loaded.config.to_dict() == model.config.to_dict()
+    assert {**loaded.config.to_dict(), "_name_or_path": ""} == model.config.to_dict()
     assert torch.equal(raw_logits(loaded.eval(), x, LEFT), raw_logits(model, x, LEFT))
     assert loaded.state_dict().keys() == model.state_dict().keys()
     tied = ARCHITECTURES[name].tie_word_embeddings
@@ -363,7 +362,7 @@ def test_backbone__fused_loss_is_dense(name: str, path: Any, monkeypatch: pytest
 def test_backbone__soft_capped_logits_stay_below_the_cap() -> None:
     model, x = network("gemma3"), noisy(data())
     raw = raw_logits(model, x)
-    assert 2 < float(raw.abs().max()) <= 3
+    assert 2 < float(raw.detach().abs().max()) <= 3
     free = network("gemma3", changes={"final_logit_softcapping": None})
     torch.testing.assert_close(raw, 3 * torch.tanh(raw_logits(free, x) / 3), **CLOSE)
 
