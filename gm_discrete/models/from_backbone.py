@@ -12,9 +12,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gm_discrete.data.tokenizers import ensure_mask_token
 from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.tables import PathTables
-from gm_discrete.nn.transformers_backbone import embeddings_of, language_model_class, parts
 from gm_discrete.paths import MaskedPath, Path, UniformPath
 from gm_discrete.renamed import refuse_unknown
 

@@ -120,7 +120,9 @@ def raw_logits(model: GMModel, x: Tensor, mask: Tensor | None = None, t: Tensor 
     return found._raw("tokens", torch.arange(x.numel())).unflatten(0, x.shape)
 
 
-def network(name: str, seed: int = 1, attn_implementation: str = "sdpa", changes: Any = None, **options: Any) -> GMModel:
+def network(
+    name: str, seed: int = 1, attn_implementation: str = "sdpa", changes: Any = None, **options: Any
+) -> GMModel:
     """A model with the weights of `original(name, seed, attn_implementation, **changes)`."""
     own = original(name, seed, attn_implementation, **(changes or {}))
     return GMModel.from_backbone(own, **options).eval()

@@ -246,7 +246,10 @@ def _window(length: int, radius: int) -> Tensor:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """transformers' own code for flash attention, with its kernels computed by SDPA."""
     found = Kernels()
-    functions = (found.whole, found.by_parts, None, None, None), (flash._lazy_define_process_function(found.by_parts), None)
+    functions = (
+        (found.whole, found.by_parts, None, None, None),
+        (flash._lazy_define_process_function(found.by_parts), None),
+    )
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: functions)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash_attention_forward)
     return found
@@ -356,7 +359,9 @@ def test_backbone__fused_loss_is_dense(name: str, path: Any, monkeypatch: pytest
     torch.testing.assert_close(found[0][0], found[1][0])
     assert found[0][1].keys() == found[1][1].keys()
     for key, gradient in found[1][1].items():
-        torch.testing.assert_close(found[0][1][key], gradient, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            found[0][1][key], gradient, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_backbone__soft_capped_logits_stay_below_the_cap() -> None:

@@ -143,7 +143,9 @@ def test_generate__by_blocks_with_a_cache_is_without(name: str, shift: bool) -> 
     options: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 7, "num_steps": 4, "seed": 0}
     plain = model.generate(prompt, **options)
     seen: list[Any] = []
-    model.backbone.network.register_forward_pre_hook(lambda *args: seen.append(args[2].get("past_key_values")), with_kwargs=True)
+    model.backbone.network.register_forward_pre_hook(
+        lambda *args: seen.append(args[2].get("past_key_values")), with_kwargs=True
+    )
     cached = model.generate(prompt, **options, blocks=Blocks(SIZE, cache="exact"))
     assert torch.equal(cached, plain)
     assert not bool((cached == MASK).any())
