@@ -68,14 +68,15 @@ class TransformersBackbone(nn.Module):
         self.is_decoder = transform is None and is_causal(network)
         if self.is_decoder:
             attend_both_ways(network)
-        if hasattr(embeddings_of(network), "token_dropout"):
-            embeddings_of(network).token_dropout = False  # pyright: ignore[reportAttributeAccessIssue]
+        embeddings: Any = embeddings_of(network)
+        if hasattr(embeddings, "token_dropout"):
+            embeddings.token_dropout = False
         layers = getattr(network.config, "layer_types", None) or ()
         self.is_local = not self.is_decoder and "sliding_attention" in layers
         self.first_place, self.places = positions(network)
         self.parameters_of_call = inspect.signature(network.forward).parameters
         # The embedding of these multiplies by the mask, which can then not be one of pairs of positions.
-        self.masks_embeddings = "attention_mask" in inspect.signature(embeddings_of(network).forward).parameters
+        self.masks_embeddings = "attention_mask" in inspect.signature(embeddings.forward).parameters
 
     @property
     def embed_tokens(self) -> nn.Module:
@@ -111,8 +112,8 @@ class TransformersBackbone(nn.Module):
         documents = None if attention_mask is None else attention_mask[""]
         given: dict[str, Any] = {"input_ids": tokens}
         if embeds is not None or self.condition is not None:
-            embeds = self.embed_tokens(tokens) if embeds is None else embeds
-            given = {"inputs_embeds": self._conditioned(embeds, time, class_labels)}
+            plain: Tensor = self.embed_tokens(tokens) if embeds is None else embeds
+            given = {"inputs_embeds": self._conditioned(plain, time, class_labels)}
         mask, position = self._attention(tokens, documents, clean is not None, cache)
         given |= mask if isinstance(mask, Mapping) else {"attention_mask": mask}
         if "position_ids" in self.parameters_of_call:
@@ -125,9 +126,8 @@ class TransformersBackbone(nn.Module):
         if record is not None:
             record.extend(output.hidden_states[:-1])
         if past is not None:
-            cast(BlockCache, cache).latest = {
-                index: [layer.keys, layer.values] for index, layer in enumerate(past.layers)
-            }
+            entries: list[Any] = past.layers
+            cast(BlockCache, cache).latest = {i: [entry.keys, entry.values] for i, entry in enumerate(entries)}
         if not self.config.shift:
             return hidden if clean is None else hidden.chunk(2, 1)[0]
         if clean is not None:
@@ -258,7 +258,7 @@ def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise ValueError(f"{name} has other inputs than text; give its text_config, or its language model alone")
     for mapping in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
         if type(config) in mapping:
-            return mapping[type(config)]
+            return cast("type[PreTrainedModel]", mapping[type(config)])
     raise ValueError(f"{name} is no language model: transformers has no …ForCausalLM or …ForMaskedLM of it")
 
 
@@ -274,17 +274,18 @@ def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module | None, nn
     bias = head.bias
     others = [child for child in model.children() if child not in (network, head)]
     for child in others:
-        for part in list(child.modules()):
+        modules: list[Any] = list(child.modules())
+        for part in modules:
             for name, inner in list(part.named_children()):
                 if inner is head:
                     setattr(part, name, nn.Identity())
                     own = getattr(part, "bias", None)  # of the logits, kept beside the layer or shared with it
                     if isinstance(own, nn.Parameter):
                         del part.bias
-                        part.bias = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+                        part.bias = 0.0
                         bias = own if bias is None else bias
     if bias is not head.bias:
-        head.bias = bias  # pyright: ignore[reportAttributeAccessIssue]
+        head.bias = bias
     return cast(PreTrainedModel, network), nn.Sequential(*others) if others else None, head
 
 
@@ -299,11 +300,12 @@ def attend_both_ways(network: PreTrainedModel) -> None:
     network.config.use_cache = False
     if getattr(network.config, "sliding_window", None) is not None:
         network.config.sliding_window = WHOLE
-    for module in network.modules():
+    modules: list[Any] = list(network.modules())
+    for module in modules:
         if hasattr(module, "is_causal"):
-            module.is_causal = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.is_causal = False
         if isinstance(getattr(module, "sliding_window", None), int):
-            module.sliding_window = None  # pyright: ignore[reportAttributeAccessIssue]
+            module.sliding_window = None
 
 
 def logit_map(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
