@@ -92,21 +92,27 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
     return language_model_class(config).from_pretrained(name, **loading)
 
 
+def rows_of(model: PreTrainedModel) -> int:
+    """The number of symbols in the embedding."""
+    weight: Any = model.get_input_embeddings().weight
+    return weight.shape[0]
+
+
 def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedTokenizerBase | None) -> Path:
     """The path, with a symbol for every row of the embedding and every token of the tokenizer.
 
     Raises:
         ValueError: there is no such path, or it has too few symbols.
     """
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = rows_of(model)
     masked = path == "masked" or (isinstance(path, Path) and path.is_masked)
     if tokenizer is not None and masked:
         ensure_mask_token(tokenizer)
     size = max(rows, 0 if tokenizer is None else len(tokenizer))
     if path == "uniform":
-        return UniformPath(size)
+        return UniformPath(size, special_token_ids=() if tokenizer is None else tokenizer.all_special_ids)
     if path == "masked":
-        mask = getattr(model.config, "mask_token_id", None) if tokenizer is None else tokenizer.mask_token_id
+        mask: Any = getattr(model.config, "mask_token_id", None) if tokenizer is None else tokenizer.mask_token_id
         return MaskedPath(size + (mask is None), mask_token_id=size if mask is None else mask)
     if not isinstance(path, Path):
         raise ValueError(f"path={path!r} must be 'masked', 'uniform' or a path")
@@ -123,7 +129,7 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
 @torch.no_grad()
 def resize(model: PreTrainedModel, vocab_size: int) -> None:
     """Adds rows to embedding and head, which are the mean of the others."""
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = rows_of(model)
     if vocab_size == rows:
         return
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -139,7 +145,8 @@ def disable_token_dropout(model: PreTrainedModel) -> None:
 
     At the share of masks that it was trained with the division does nothing, and masks are embedded as zeros, as here.
     """
-    embeddings: Any = embeddings_of(model.base_model)
+    network: Any = model.base_model
+    embeddings: Any = embeddings_of(network)
     if getattr(embeddings, "token_dropout", False):
         embeddings.token_dropout = False
         embeddings.word_embeddings.weight[embeddings.mask_token_id] = 0
@@ -164,7 +171,7 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | 
 @torch.no_grad()
 def example(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """(token ids [1, 4], the language model's own logits of them [1, 4, K]); few, as its attention may be local."""
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = rows_of(model)
     tokens = (torch.arange(5, 9) % rows)[None].to(model.device)
     return tokens, model(input_ids=tokens).logits
 
@@ -178,13 +185,14 @@ def check_logits(model: GMModel, tokens: Tensor, expected: Tensor) -> None:
     backbone: Any = model.backbone
     if (model.config._attn_implementation or "sdpa") not in PLAIN:
         return
+    size, model.config.block_size = model.config.block_size, None
     backbone.ahead = 0.0 if backbone.is_decoder else 1.0
     try:
         hidden = backbone({"": tokens}, torch.zeros(1, device=tokens.device))
         found = model.heads["tokens"](backbone.finish(hidden, None))
         found = found if backbone.logit_map is None else backbone.logit_map(found)
     finally:
-        backbone.ahead = 1.0
+        backbone.ahead, model.config.block_size = 1.0, size
     if model.config.shift:
         found, expected = found[:, 1:], expected[:, :-1]
     difference = (found[..., : expected.shape[-1]] - expected).abs().max()

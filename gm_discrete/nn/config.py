@@ -68,7 +68,7 @@ _INHERITED: dict[str, Kind] = {
 """Kinds of arguments that transformers declares and does not check; each may be `None`."""
 
 
-def backbone(name: str, value: object) -> str | dict[str, Any]:
+def network(name: str, value: object) -> str | dict[str, Any]:
     """The name of a backbone, or the dict of a language model's config, with its `model_type`."""
     if isinstance(value, PreTrainedConfig):
         value = value.to_dict()
@@ -154,7 +154,7 @@ class GMConfig(PreTrainedConfig):
 
     path: dict[str, Any] | Path | None = None
     vocab_size: int = argument(0, count)  # that of the path
-    backbone: str | dict[str, Any] | PreTrainedConfig = argument("gm", backbone)
+    backbone: str | dict[str, Any] | PreTrainedConfig = argument("gm", network)
     shift: bool | None = argument(None, flag)
     hidden_size: int = argument(512, whole, least=1)
     hidden_act: str = ""  # chosen by backbone
@@ -320,7 +320,7 @@ class GMConfig(PreTrainedConfig):
                 )
 
     def _check_tokens_alone(self, fields: Mapping[str, Field]) -> None:
-        name = self.backbone if isinstance(self.backbone, str) else self.backbone["model_type"]
+        name = self.backbone["model_type"] if isinstance(self.backbone, dict) else self.backbone
         if not ("" in fields and fields[""].path.is_discrete):
             raise ValueError(f"backbone={name!r} takes a path of one discrete field: use backbone='gm'")
         others = ("num_classes", "tie_word_embeddings") if self.backbone == "dit" else ()

@@ -28,7 +28,7 @@ def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise ValueError(f"{name} has other inputs than text; give its text_config, or its language model alone")
     for mapping in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
         if type(config) in mapping:
-            return mapping[type(config)]
+            return cast("type[PreTrainedModel]", mapping[type(config)])
     raise ValueError(f"{name} is no language model: transformers has no …ForCausalLM or …ForMaskedLM of it")
 
 
@@ -47,17 +47,18 @@ def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module | None, nn
     bias = head.bias
     others = [child for child in model.children() if child not in (network, head)]
     for child in others:
-        for part in list(child.modules()):
+        modules: list[Any] = list(child.modules())
+        for part in modules:
             for name, inner in list(part.named_children()):
                 if inner is head:
                     setattr(part, name, nn.Identity())
                     own = getattr(part, "bias", None)  # of the logits, kept beside the layer or shared with it
                     if isinstance(own, nn.Parameter):
                         del part.bias
-                        part.bias = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+                        part.bias = 0.0
                         bias = own if bias is None else bias
     if bias is not head.bias:
-        head.bias = bias  # pyright: ignore[reportAttributeAccessIssue]
+        head.bias = bias
     return cast(PreTrainedModel, network), nn.Sequential(*others) if others else None, head
 
 
@@ -82,11 +83,12 @@ def attend_both_ways(network: PreTrainedModel) -> None:
     network.config.use_cache = False
     if getattr(network.config, "sliding_window", None) is not None:
         network.config.sliding_window = WHOLE
-    for module in network.modules():
+    modules: list[Any] = list(network.modules())
+    for module in modules:
         if hasattr(module, "is_causal"):
-            module.is_causal = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.is_causal = False
         if isinstance(getattr(module, "sliding_window", None), int):
-            module.sliding_window = None  # pyright: ignore[reportAttributeAccessIssue]
+            module.sliding_window = None
 
 
 def logit_map(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:

@@ -71,7 +71,7 @@ class TransformersBackbone(nn.Module):
         self.is_local = not self.is_decoder and "sliding_attention" in layers
         self.first_place, self.places = positions(network)
         self.takes_places = "position_ids" in inspect.signature(network.forward).parameters
-        embeddings = embeddings_of(network)
+        embeddings: Any = embeddings_of(network)
         if hasattr(embeddings, "token_dropout"):
             embeddings.token_dropout = False
         # Such a network (ESM) takes given embeddings for the output of this module, and multiplies by the mask in it.
@@ -114,8 +114,8 @@ class TransformersBackbone(nn.Module):
         if embeds is None and self.condition is None and not self.embeds_first:
             given["input_ids"] = tokens
         else:
-            embeds = self.embed_tokens(tokens) if embeds is None else embeds
-            embeds = self._conditioned(embeds, time, class_labels)
+            plain: Tensor = self.embed_tokens(tokens) if embeds is None else embeds
+            embeds = self._conditioned(plain, time, class_labels)
             if self.embeds_first:
                 embeds = embeddings_of(self.network)(inputs_embeds=embeds, position_ids=place)
             given["inputs_embeds"] = embeds
@@ -128,7 +128,8 @@ class TransformersBackbone(nn.Module):
         if record is not None:
             record.extend(output.hidden_states[:-1])
         if past is not None and cache is not None:
-            cache.latest = {index: [layer.keys, layer.values] for index, layer in enumerate(past.layers)}
+            entries: list[Any] = past.layers
+            cache.latest = {index: [entry.keys, entry.values] for index, entry in enumerate(entries)}
             cache.latest_last = hidden[:, -1:]
         if clean is not None:
             hidden, after = hidden.chunk(2, 1)
