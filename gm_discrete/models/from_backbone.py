@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gm_discrete.data.tokenizers import ensure_mask_token
 from gm_discrete.nn.config import GMConfig
-from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts
+from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts, positions
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.paths import MaskedPath, Path, UniformPath
@@ -31,7 +31,7 @@ LENGTH = 1024
 """Default length of training and of `generate`, where the language model has as many positions."""
 
 TOLERANCE = 1e-2
-"""The largest difference between its logits and ours, relative to their size: rounding in half precision is below it."""
+"""Of numbers that should be equal, relative to their size: rounding in half precision is below it."""
 
 
 def from_backbone(
@@ -52,7 +52,7 @@ def from_backbone(
             raise ValueError(
                 f"{', '.join(loading)}: arguments of loading, and backbone is a model already; leave them out"
             )
-        language_model_class(backbone.config)  # or an error
+        check_language_model(backbone)
         model = deepcopy(backbone)
     else:
         model = loaded(backbone, loading)
@@ -84,12 +84,27 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
     """The pretrained language model of a folder or a name on the hub.
 
     Raises:
+        TypeError: it is no name.
         ValueError: it is no language model of text.
         OSError: there is none.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"backbone={name!r} must be a name, a folder or a language model of transformers")
     place = {key: value for key, value in loading.items() if key in PLACE}
     config = AutoConfig.from_pretrained(name, **place)
     return language_model_class(config).from_pretrained(name, **loading)
+
+
+def check_language_model(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: it has no head of tokens, or is no language model of text.
+    """
+    expected = language_model_class(model.config)
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise ValueError(
+            f"backbone is a {type(model).__name__}, which has no head of tokens; give a {expected.__name__}"
+        )
 
 
 def rows_of(model: PreTrainedModel) -> int:
@@ -154,7 +169,9 @@ def disable_token_dropout(model: PreTrainedModel) -> None:
 
 def positions_of(model: PreTrainedModel) -> int:
     """The default length: that of the language model, or at most `LENGTH`."""
-    return min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
+    network: Any = model.base_model
+    most = positions(network)[1] or getattr(model.config, "max_position_embeddings", None) or LENGTH
+    return min(LENGTH, most) if most > 0 else LENGTH
 
 
 def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> dict[str, int]:
@@ -180,24 +197,39 @@ def example(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 def check_logits(model: GMModel, tokens: Tensor, expected: Tensor) -> None:
     """
     Raises:
-        ValueError: with its own kind of attention the model does not compute the logits of its language model.
+        ValueError: with its own kind of attention the model does not compute the logits of its language model, or it cannot
+            attend in both directions, or padding changes its output.
     """
     backbone: Any = model.backbone
     if (model.config._attn_implementation or "sdpa") not in PLAIN:
         return
     size, model.config.block_size = model.config.block_size, None
-    backbone.ahead = 0.0 if backbone.is_decoder else 1.0
+    time, kind = torch.zeros(1, device=tokens.device), f"backbone of type {backbone.network.config.model_type!r}"
     try:
-        hidden = backbone({"": tokens}, torch.zeros(1, device=tokens.device))
-        found = model.heads["tokens"](backbone.finish(hidden, None))
+        other = tokens.clone()
+        other[0, -1] = tokens[0, 0]
+        both = [backbone({"": part}, time)[0, 0] for part in (tokens, other)]
+        padded = backbone({"": other}, time, {"": tokens.new_tensor([[1, 1, 1, 0]])})[:, :3]
+        alone = backbone({"": tokens[:, :3]}, time)
+        backbone.ahead = 0.0
+        found = model.heads["tokens"](backbone.finish(backbone({"": tokens}, time), None))
         found = found if backbone.logit_map is None else backbone.logit_map(found)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{kind} computes its logits in a way that is not known here: {error}") from error
     finally:
         backbone.ahead, model.config.block_size = 1.0, size
     if model.config.shift:
         found, expected = found[:, 1:], expected[:, :-1]
-    difference = (found[..., : expected.shape[-1]] - expected).abs().max()
-    if not bool(difference <= TOLERANCE * expected.abs().max().clamp(min=1)):
-        raise ValueError(
-            f"backbone of type {backbone.network.config.model_type!r} computes its logits in a way that is not known here: "
-            f"they differ by {float(difference):.3g}"
-        )
+    found = found[..., : expected.shape[-1]]
+    if not close(found, expected):
+        difference = float((found - expected).abs().max())
+        raise ValueError(f"{kind} computes its logits in a way that is not known here: they differ by {difference:.3g}")
+    if not close(padded, alone):
+        raise ValueError(f"{kind} attends to padding, whatever its mask; give another one")
+    if torch.equal(*both):
+        raise ValueError(f"{kind} does not attend to later positions, whatever its mask; give another one")
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether numbers are equal but for rounding in half precision."""
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1))

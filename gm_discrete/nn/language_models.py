@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +26,8 @@ def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise ValueError(f"{name} has an encoder and a decoder; give a model that is one of them")
     if config.get_text_config() is not config:
         raise ValueError(f"{name} has other inputs than text; give its text_config, or its language model alone")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False):
+        raise ValueError(f"{name} is an encoder with is_decoder=True; set it to False")
     for mapping in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
         if type(config) in mapping:
             return cast("type[PreTrainedModel]", mapping[type(config)])
@@ -62,19 +64,33 @@ def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module | None, nn
     return cast(PreTrainedModel, network), nn.Sequential(*others) if others else None, head
 
 
-def is_causal(network: nn.Module) -> bool:
+def is_causal(network: PreTrainedModel) -> bool:
     """Whether attention is causal by itself, as in decoders.
 
     Raises:
         ValueError: the network has no attention of which this can be said, such as a recurrent one.
     """
-    found = [module.is_causal for module in network.modules() if hasattr(module, "is_causal")]
+    modules: list[Any] = list(network.modules())
+    found = [module.is_causal for module in modules if hasattr(module, "is_causal")]
     if not found:
-        kind = getattr(getattr(network, "config", None), "model_type", type(network).__name__)
         raise ValueError(
-            f"backbone of type {kind!r} has no attention that could go in both directions; give another one"
+            f"backbone of type {network.config.model_type!r} has no attention that could go in both directions; give "
+            "another one"
         )
     return any(one is True for one in found)
+
+
+def check_arguments(network: PreTrainedModel, names: Collection[str]) -> None:
+    """
+    Args:
+        names: the arguments of the network.
+
+    Raises:
+        ValueError: it lacks one that a backbone needs.
+    """
+    for name in ("inputs_embeds", "attention_mask"):
+        if name not in names:
+            raise ValueError(f"backbone of type {network.config.model_type!r} takes no {name}; give another one")
 
 
 def attend_both_ways(network: PreTrainedModel) -> None:
@@ -88,7 +104,7 @@ def attend_both_ways(network: PreTrainedModel) -> None:
         if hasattr(module, "is_causal"):
             module.is_causal = False
         if isinstance(getattr(module, "sliding_window", None), int):
-            module.sliding_window = None
+            module.sliding_window = WHOLE  # not `None`, by which layers that rotate positions are told from others
 
 
 def logit_map(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:

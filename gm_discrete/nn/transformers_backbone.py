@@ -25,7 +25,14 @@ from gm_discrete.nn.backbone import zero_linear
 from gm_discrete.nn.blocks import BlockCache, block_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import TimeEmbedding
-from gm_discrete.nn.language_models import attend_both_ways, embeddings_of, is_causal, logit_map, positions
+from gm_discrete.nn.language_models import (
+    attend_both_ways,
+    check_arguments,
+    embeddings_of,
+    is_causal,
+    logit_map,
+    positions,
+)
 from gm_discrete.nn.masks import PLAIN, additive, bidirectional_mask, same_document, variable_lengths
 from gm_discrete.process import State
 
@@ -64,13 +71,15 @@ class TransformersBackbone(nn.Module):
     def take(self, network: PreTrainedModel, transform: nn.Module | None) -> None:
         """Makes these, as `parts` returns them, those of the backbone."""
         self.network, self.transform = network, transform
-        self.is_decoder = is_causal(network) and transform is None
+        arguments = inspect.signature(network.forward).parameters
+        check_arguments(network, arguments)
+        self.is_decoder = transform is None and is_causal(network)
         if self.is_decoder:
             attend_both_ways(network)
         layers = getattr(network.config, "layer_types", None) or ()
         self.is_local = not self.is_decoder and "sliding_attention" in layers
         self.first_place, self.places = positions(network)
-        self.takes_places = "position_ids" in inspect.signature(network.forward).parameters
+        self.takes_places = "position_ids" in arguments
         embeddings: Any = embeddings_of(network)
         if hasattr(embeddings, "token_dropout"):
             embeddings.token_dropout = False
@@ -186,7 +195,8 @@ class TransformersBackbone(nn.Module):
         like = tokens[..., None].to(self.embed_tokens.weight.dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         flash = is_flash_attention_requested(self.network.config)
         if self.is_decoder and self.ahead < 1:
-            if self.ahead == 0 and (flash or documents is None):
+            plain = (self.config._attn_implementation or "sdpa") in PLAIN
+            if self.ahead == 0 and not plain and (flash or documents is None):
                 return {"is_causal": True, **({} if documents is None else variable_lengths(documents))}
             return {"attention_mask": self._partly_causal(like, documents)}
         if self.config.block_size is not None:
