@@ -37,6 +37,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.language_models import check_config
 from gm_discrete.paths import FinitePath, MaskedPath, Path
 from gm_discrete.renamed import nearest
 
@@ -369,6 +370,7 @@ class GMConfig(PreTrainedConfig):
         """
         self.backbone = {**network, "vocab_size": self.vocab_size}
         found, name, defaults = self.network_config(), network["model_type"], type(self).__dataclass_fields__
+        check_config(found)
         for option in _OF_THE_NETWORK:
             own, value = getattr(self, option), getattr(found, option, None)
             value = bool(value) if option == "tie_word_embeddings" else value

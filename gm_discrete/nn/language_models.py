@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+MAPPINGS = MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+"""From configs to language models. Encoders that can be decoders are in both, and are taken for encoders."""
+
 WHOLE = 2**30
 """A window of attention that is larger than any sequence."""
 
 
-def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of the language model of a config: `…ForMaskedLM` of an encoder, else `…ForCausalLM`.
-
+def check_config(config: PreTrainedConfig) -> None:
+    """
     Raises:
         ValueError: the config is that of no language model of text that a backbone can be made of.
     """
@@ -28,10 +30,18 @@ def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise ValueError(f"{name} has other inputs than text; give its text_config, or its language model alone")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False):
         raise ValueError(f"{name} is an encoder with is_decoder=True; set it to False")
-    for mapping in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
-        if type(config) in mapping:
-            return cast("type[PreTrainedModel]", mapping[type(config)])
-    raise ValueError(f"{name} is no language model: transformers has no …ForCausalLM or …ForMaskedLM of it")
+    if not any(type(config) in mapping for mapping in MAPPINGS):
+        raise ValueError(f"{name} is no language model: transformers has no …ForCausalLM or …ForMaskedLM of it")
+
+
+def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of the language model of a config: `…ForMaskedLM` of an encoder, else `…ForCausalLM`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_config(config)
+    return next(cast("type[PreTrainedModel]", mapping[type(config)]) for mapping in MAPPINGS if type(config) in mapping)
 
 
 def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module | None, nn.Linear]:

@@ -17,7 +17,6 @@ from transformers import (
     ModernBertConfig,
     Olmo2Config,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
@@ -84,7 +83,7 @@ def randomised(module: nn.Module, seed: int = 1) -> Any:
     return module.eval()
 
 
-def original(name: str, seed: int = 1, attn_implementation: str = "sdpa", **changes: Any) -> PreTrainedModel:
+def original(name: str, seed: int = 1, attn_implementation: str = "sdpa", **changes: Any) -> Any:
     """The network with its own head, a `…ForCausalLM` or `…ForMaskedLM`."""
     auto = AutoModelForCausalLM if name in DECODERS else AutoModelForMaskedLM
     found = auto.from_config(deepcopy(config_of(name, **changes)), attn_implementation=attn_implementation)
@@ -120,9 +119,7 @@ def raw_logits(model: GMModel, x: Tensor, mask: Tensor | None = None, t: Tensor 
     return found._raw("tokens", torch.arange(x.numel())).unflatten(0, x.shape)
 
 
-def network(
-    name: str, seed: int = 1, attn_implementation: str = "sdpa", changes: Any = None, **options: Any
-) -> GMModel:
+def network(name: str, seed: int = 1, attn_implementation: str = "sdpa", changes: Any = None, **options: Any) -> Any:
     """A model with the weights of `original(name, seed, attn_implementation, **changes)`."""
     own = original(name, seed, attn_implementation, **(changes or {}))
     return GMModel.from_backbone(own, **options).eval()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gm_discrete import Blocks, GMModel, conditional_loss
+from gm_discrete import Blocks, conditional_loss
 from gm_discrete.nn.blocks import BlockCache
 from tests.helpers.backbones import LENGTH, MASK, data, network, noisy
 from tests.helpers.networks import rng
@@ -21,13 +21,11 @@ both = pytest.mark.parametrize("shift", [True, False], ids=["shift", "no shift"]
 implementations = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 
 
-def causal(shift: bool = True, name: str = "qwen3", **options: Any) -> GMModel:
+def causal(shift: bool = True, name: str = "qwen3", **options: Any) -> Any:
     return network(name, block_size=SIZE, shift=shift, **options)
 
 
-def encode(
-    model: GMModel, x: Tensor, mask: Tensor | None = None, clean: Tensor | None = None, cache: Any = None
-) -> Tensor:
+def encode(model: Any, x: Tensor, mask: Tensor | None = None, clean: Tensor | None = None, cache: Any = None) -> Tensor:
     """Final hidden states."""
     t = torch.full((len(x),), 0.5).double()
     masks, clean_state = (None if value is None else {"": value} for value in (mask, clean))
