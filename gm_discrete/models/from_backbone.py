@@ -161,10 +161,16 @@ def resize(model: PreTrainedModel, vocab_size: int) -> None:
     if vocab_size == rows:
         return
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for weight in (layer.weight, getattr(layer, "bias", None)):  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-            if isinstance(weight, Tensor):
-                weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    for weight in (embedding.weight, head.weight, head.bias):
+        if weight is not None:
+            weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+    for part in model.modules():  # biases beside the head, which transformers may not resize
+        own = getattr(part, "bias", None)
+        if head in part.children() and isinstance(own, nn.Parameter) and own.shape[0] == rows:
+            mean = own.float().mean().to(own.dtype).expand(vocab_size - rows)
+            part.bias = nn.Parameter(torch.cat([own, mean]))
 
 
 @torch.no_grad()

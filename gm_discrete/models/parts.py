@@ -29,6 +29,7 @@ def network_of(
         base, transform, head = parts(language_model_class(network)(network))
         if not config.tie_word_embeddings:
             vars(head)["starts_at_zero"] = True
+            nn.init.zeros_(head.weight)
         return TransformersBackbone(config, base, transform), nn.ModuleDict({"tokens": head})
     backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
     linear = nn.Linear if config.tie_word_embeddings else zero_linear

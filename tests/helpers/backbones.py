@@ -37,31 +37,43 @@ DECODER: dict[str, Any] = {
 ENCODER: dict[str, Any] = {**SIZES, **TOKENS, "intermediate_size": 48, "max_position_embeddings": 32}
 NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
-DECODERS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**DECODER),
-    "qwen2": Qwen2Config(**DECODER | {"tie_word_embeddings": True}),  # biases of queries, keys and values
-    "qwen3": Qwen3Config(**DECODER, head_dim=8),
-    "gemma3": Gemma3TextConfig(
+
+def made(kind: Any, **arguments: Any) -> Any:
+    """A config: transformers takes arguments that its annotations do not have."""
+    return kind(**arguments)
+
+
+DECODERS: dict[str, Any] = {
+    "llama": made(LlamaConfig, **DECODER),
+    "qwen2": made(Qwen2Config, **DECODER | {"tie_word_embeddings": True}),  # biases of queries, keys and values
+    "qwen3": made(Qwen3Config, **DECODER, head_dim=8),
+    "gemma3": made(
+        Gemma3TextConfig,
         **DECODER | {"tie_word_embeddings": True}, head_dim=8, query_pre_attn_scalar=8, sliding_window=32,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"], final_logit_softcapping=3.0,
     ),
-    "smollm3": SmolLM3Config(**DECODER | {"tie_word_embeddings": True}, no_rope_layers=[1, 1, 0]),
-    "olmo2": Olmo2Config(**DECODER, attention_bias=True),
+    "smollm3": made(SmolLM3Config, **DECODER | {"tie_word_embeddings": True}, no_rope_layers=[1, 1, 0]),
+    "olmo2": made(Olmo2Config, **DECODER, attention_bias=True),
 }  # fmt: skip
-ENCODERS: dict[str, PreTrainedConfig] = {
-    "bert": BertConfig(**ENCODER, **NO_DROPOUT),
-    "roberta": RobertaConfig(**ENCODER, **NO_DROPOUT),
-    "modernbert": ModernBertConfig(
-        **ENCODER, cls_token_id=None, sep_token_id=None, local_attention=6, global_attn_every_n_layers=2
+ENCODERS: dict[str, Any] = {
+    "bert": made(BertConfig, **ENCODER, **NO_DROPOUT),
+    "roberta": made(RobertaConfig, **ENCODER, **NO_DROPOUT),
+    "modernbert": made(
+        ModernBertConfig,
+        **ENCODER,
+        cls_token_id=None,
+        sep_token_id=None,
+        local_attention=6,
+        global_attn_every_n_layers=2,
     ),
-    "esm": EsmConfig(**ENCODER, **NO_DROPOUT, position_embedding_type="rotary", token_dropout=True),
+    "esm": made(EsmConfig, **ENCODER, **NO_DROPOUT, position_embedding_type="rotary", token_dropout=True),
 }
 ARCHITECTURES = {**DECODERS, **ENCODERS}
 FEW = ("llama", "bert")
 """One decoder and one encoder, where all would take long."""
 
 
-def config_of(name: str, **changes: Any) -> PreTrainedConfig:
+def config_of(name: str, **changes: Any) -> Any:
     """A copy of a config, with some of its attributes changed before any network is built."""
     config = ARCHITECTURES[name]
     return type(config)(**{**config.to_diff_dict(), **_explicit(config), **changes})

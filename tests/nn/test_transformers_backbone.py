@@ -342,8 +342,9 @@ def test_backbone__is_saved_and_loaded_as_one_folder(name: str, tmp_path: Any) -
     model, x = network(name), noisy(data())
     model.save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert type(loaded) is GMModel
+    loaded: Any = AutoModel.from_pretrained(tmp_path)
+    kind: Any = type(loaded)
+    assert kind is GMModel
     assert {**loaded.config.to_dict(), "_name_or_path": ""} == model.config.to_dict()
     assert torch.equal(raw_logits(loaded.eval(), x, LEFT), raw_logits(model, x, LEFT))
     assert loaded.state_dict().keys() == model.state_dict().keys()
