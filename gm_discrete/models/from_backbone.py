@@ -183,7 +183,8 @@ def disable_token_dropout(model: PreTrainedModel) -> None:
     embeddings: Any = embeddings_of(network)
     if getattr(embeddings, "token_dropout", False):
         embeddings.token_dropout = False
-        embeddings.word_embeddings.weight[embeddings.mask_token_id] = 0
+        if embeddings.mask_token_id is not None:
+            embeddings.word_embeddings.weight[embeddings.mask_token_id] = 0
 
 
 def positions_of(model: PreTrainedModel) -> int:

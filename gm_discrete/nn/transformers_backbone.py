@@ -80,11 +80,17 @@ class TransformersBackbone(nn.Module):
         self.is_local = not self.is_decoder and "sliding_attention" in layers
         self.first_place, self.places = positions(network)
         self.takes_places = "position_ids" in arguments
+        network._modules.pop("contact_head", None)  # of ESM, and no part of its language model
         embeddings: Any = embeddings_of(network)
         if hasattr(embeddings, "token_dropout"):
             embeddings.token_dropout = False
         # Such a network (ESM) takes given embeddings for the output of this module, and multiplies by the mask in it.
         self.embeds_first = "attention_mask" in inspect.signature(embeddings.forward).parameters
+
+    @property
+    def can_anneal(self) -> bool:
+        """Whether attention can go from causal to bidirectional by `ahead`."""
+        return self.is_decoder and self.config.block_size is None
 
     @property
     def embed_tokens(self) -> nn.Module:

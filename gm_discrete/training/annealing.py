@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from gm_discrete.arguments import number, whole
+from gm_discrete.nn.masks import PLAIN
 from gm_discrete.training.adapters import base_model
 
 
@@ -51,11 +52,18 @@ class CausalAnnealing(TrainerCallback):
         Raises:
             ValueError: the attention of the model cannot be annealed.
         """
-        backbone = None if model is None else base_model(model).backbone
-        if backbone is not None and not getattr(backbone, "can_anneal", False):
+        if model is None:
+            return
+        backbone: Any = base_model(model).backbone
+        if not getattr(backbone, "can_anneal", False):
             raise ValueError(
                 "CausalAnnealing needs a decoder of transformers as the backbone, without a block_size: the attention of "
-                "this model was never causal; leave the callback out"
+                "this model is none that was causal and becomes bidirectional; leave the callback out"
+            )
+        if (name := backbone.config._attn_implementation or "sdpa") not in PLAIN:
+            raise ValueError(
+                f"CausalAnnealing: attn_implementation={name!r} has no mask for a share of the later positions; load the "
+                "model with 'sdpa' or 'eager'"
             )
 
     def on_step_begin(

@@ -25,6 +25,7 @@ from transformers import (
 
 from gm_discrete import GMModel
 from tests.helpers.networks import readout, rng
+from tests.helpers.small_run import TOKENIZER
 
 V, MASK, PAD, LENGTH = 24, 5, 1, 10
 """Symbols, of which one is the mask; padding is 1, as RoBERTa has it."""
@@ -135,3 +136,10 @@ def network(name: str, seed: int = 1, attn_implementation: str = "sdpa", changes
     """A model with the weights of `original(name, seed, attn_implementation, **changes)`."""
     own = original(name, seed, attn_implementation, **(changes or {}))
     return GMModel.from_backbone(own, **options).eval()
+
+
+def to_train(name: str = "llama", seed: int = 1, **options: Any) -> Any:
+    """A model of the tokens of `small_run`, to be trained on its sequences."""
+    own = original(name, seed, vocab_size=6, mask_token_id=None)
+    torch.manual_seed(seed)  # for the layers of the time
+    return GMModel.from_backbone(own, tokenizer=TOKENIZER, max_position_embeddings=8, **options)
