@@ -36,6 +36,12 @@ from gm_discrete.nn.language_models import (
 from gm_discrete.nn.masks import PLAIN, additive, bidirectional_mask, same_document, variable_lengths
 from gm_discrete.process import State
 
+OF_CLASS = (
+    "_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict",
+    "_keys_to_ignore_on_load_unexpected",
+)  # fmt: skip
+"""What the class of a network says of its parts. A model collects it from its own parts, of which the backbone is one."""
+
 STEPS = 0.7548776662466927, 0.5698402909980532
 """(1/p, 1/p²) with p³ = p + 1: multiples of both, modulo 1, fill the unit square most evenly (Roberts' R₂ sequence)."""
 
@@ -71,6 +77,8 @@ class TransformersBackbone(nn.Module):
     def take(self, network: PreTrainedModel, transform: nn.Module | None) -> None:
         """Makes these, as `parts` returns them, those of the backbone."""
         self.network, self.transform = network, transform
+        for name in OF_CLASS:
+            setattr(self, name, getattr(network, name))
         arguments = inspect.signature(network.forward).parameters
         check_arguments(network, arguments)
         self.is_decoder = transform is None and is_causal(network)

@@ -149,6 +149,16 @@ def test_model__can_be_copied(name: str) -> None:
     assert torch.equal(raw_logits(copy.deepcopy(model), x), raw_logits(model, x))
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("qwen3", {"Qwen3DecoderLayer"}), ("bert", {"BertEmbeddings", "BertLayer"})]
+)
+def test_model__names_the_blocks_and_caches_of_its_network(name: str, blocks: set[str]) -> None:
+    """accelerate spreads a model over devices by them."""
+    model = network(name)
+    assert model._no_split_modules == blocks
+    assert model._skip_keys_device_placement == ({"past_key_values"} if name == "qwen3" else set())
+
+
 # ---- Random weights
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.export import Dim, export
 
 from gm_discrete import GMModel, UniformPath, conditional_loss
 from gm_discrete.nn import replay
 from tests.helpers.backbones import ARCHITECTURES, FEW, MASK, V, data, network, raw_logits
 from tests.helpers.networks import rng
+from tests.nn.test_masks import NoReading
 from tests.nn.test_replay import Recorder
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -34,6 +36,17 @@ def assert_equal(found: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@torch.no_grad()
+@every_architecture
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_backbone__reads_no_values(name: str, implementation: str) -> None:
+    """Which would stall a GPU, and cannot be captured in a CUDA graph."""
+    model, t = network(name, attn_implementation=implementation), torch.full((3,), 0.5)
+    with NoReading():
+        model.backbone({"": data()}, t)
+        model.backbone({"": data()}, t, {"": PADDED})
 
 
 # ---- Gradient checkpointing and half precision
@@ -170,3 +183,26 @@ def test_generate__replayed_samples_are_those_of_plain_calls(case: str, recorder
     for _ in range(2):
         assert torch.equal(model.generate(**options, seed=0, compile=True), plain)
     assert recorder.replayed
+
+
+# ---- Exported
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=x, attention_mask=mask, return_dict=False)[0]
+
+
+@pytest.mark.slow
+@few
+def test_export__batch_and_length_are_free(name: str) -> None:
+    model = Logits(network(name))
+    rows, columns = Dim("rows", min=2, max=64), Dim("columns", min=4, max=30)
+    free = ({0: rows, 1: columns}, {0: rows, 1: columns})
+    program = export(model, (data(), PADDED), dynamic_shapes=free, strict=False).module()
+    x, mask = data(5, 7), torch.tensor([[1] * 4 + [2] * 2 + [0]] * 5)
+    torch.testing.assert_close(program(x, mask), model(x, mask))

@@ -119,6 +119,7 @@ def test_sharded__losses_bounds_and_averages_are_those_of_one_process(case: str,
         record = json.loads(file.read_text(encoding="utf-8"))[case]
         assert record["losses"] == pytest.approx(losses(alone), rel=1e-4)
         assert 0.3 < record["share"] < 0.7
+        assert {name[:4] for name in record["layers"]} == {"FSDP"}  # each layer is gathered by itself
         assert record["bits"] == pytest.approx(alone.bound().bits_per_token, rel=0.2)
     published = GMModel.from_pretrained(folder / case / "published")
     torch.testing.assert_close(weights(published), alone.ema.average, rtol=0, atol=5e-5)
