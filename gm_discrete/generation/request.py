@@ -19,7 +19,13 @@ from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.generation.given import Given, Observed
 from gm_discrete.generation.observers import Observers, Streamer
-from gm_discrete.generation.processors import AllowedTokens, BannedSequences, MostLikely, TemperatureSchedule
+from gm_discrete.generation.processors import (
+    AllowedTokens,
+    BannedSequences,
+    MostLikely,
+    Sharpening,
+    TemperatureSchedule,
+)
 from gm_discrete.generation.validation import check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
@@ -276,8 +282,11 @@ class Request:
         if shape[1] > field.length and not field.image_shape:
             logger.warning_once(f"{shape[1]} positions; the model is made for max_position_embeddings={field.length}")
 
-    def conditioning(self, rows: Tensor | None = None, length: int | None = None) -> dict[str, Any]:
-        """The arguments of `model.generator` beside state and time, for all sequences or for the rows [n] of the batch.
+    def conditioning(
+        self, rows: Tensor | None = None, length: int | None = None
+    ) -> tuple[dict[str, Any], Sharpening | None]:
+        """The arguments of `model.generator` beside state and time, for all sequences or for the rows [n] of the batch; and
+        temperature, top_k and top_p, if the sampler applies them itself.
 
         Args:
             length: positions of the sequences; all by default.
@@ -290,16 +299,17 @@ class Request:
         processors.given_others = most_likely = config.do_sample is False or config.temperature == 0
         if config.bad_words_ids:
             processors.append(BannedSequences(config.bad_words_ids))
+        sharpening = Sharpening() if config.sampler.sharpens else processors
         if most_likely:
-            processors.append(MostLikely())
+            sharpening.append(MostLikely())
         elif isinstance(config.temperature, Sequence):
-            processors.append(TemperatureSchedule(*config.temperature))
+            sharpening.append(TemperatureSchedule(*config.temperature))
         elif config.temperature not in (None, 1.0):
-            processors.append(TemperatureLogitsWarper(float(config.temperature)))
+            sharpening.append(TemperatureLogitsWarper(float(config.temperature)))
         if config.top_k is not None:
-            processors.append(TopKLogitsWarper(config.top_k))
+            sharpening.append(TopKLogitsWarper(config.top_k))
         if config.top_p not in (None, 1.0):
-            processors.append(TopPLogitsWarper(float(config.top_p)))
+            sharpening.append(TopPLogitsWarper(float(config.top_p)))
         recorder = None if self.observers is None else self.observers.recorder
         masks = {name: mask[every, :length] for name, mask in self.attention_mask.items()}
         if all(bool((mask == 1).all()) for mask in masks.values()):  # one document without padding
@@ -310,7 +320,7 @@ class Request:
             "logits_processor": processors or None,
             "guidance_scale": config.guidance_scale,
             "on_read": None if recorder is None else recorder.entropy,
-        }
+        }, sharpening if isinstance(sharpening, Sharpening) and sharpening else None
 
     def natural(self, end: State) -> dict[str, Tensor]:
         """Samples in natural units, with the observed values exactly as they were given."""
