@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from gm_discrete.arguments import listed, whole
 from gm_discrete.data.scalers import Scaler
-from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.blocks import APPROXIMATE, Blocks
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.generation.given import Given, Observed
@@ -126,6 +126,9 @@ class Request:
             "stopping_criteria": stopping_criteria, "streamer": streamer, "max_length": config.max_length,
         }  # fmt: skip
         check_options(model.path, model.config, config, {**arguments, **explicit}, blocks)
+        reason = network.backbone.no_window if blocks is not None and blocks.cache in APPROXIMATE else None
+        if reason is not None:
+            raise ValueError(f"blocks={blocks!r} cannot be used with this model: {reason}; leave out cache")
         if network.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
         for name, functions in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):

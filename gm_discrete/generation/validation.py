@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gm_discrete.configurable import Configurable
-from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.blocks import APPROXIMATE, Blocks
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.paths import Path
@@ -124,7 +124,12 @@ OPTIONS = (
     ),
     Option(
         "use_cache", ("masked",), images=False, needs=("block_size",), excludes=("guidance_scale",),
-        cure="only block-causal attention leaves keys and values of finished blocks as they are",
+        cure="only block-causal attention leaves keys and values of finished blocks as they are; for other models "
+        "Blocks(length, cache='prefix') or 'dual' approximates them",
+    ),
+    Option(
+        "cache=prefix or dual", ("masked",), images=False, needs=("blocks", "no block_size"), excludes=("guidance_scale",),
+        cure="block-causal attention has an exact cache: Blocks(block_size, cache='exact')",
     ),
     Option(
         "eos_token_id", ("masked",), images=False, needs=("blocks",),
@@ -169,7 +174,9 @@ def check_options(
     used[f"sampler={sampler}"], used[f"corrector={type(corrector).__name__}"] = config.sampler, corrector
     used["do_sample"] = None if config.do_sample is None or config.do_sample else False
     used["output_trajectory"] = config.output_trajectory or None
-    used["use_cache"] = config.use_cache or (blocks is not None and blocks.cache is not None) or None
+    cache = None if blocks is None else blocks.cache
+    used["cache=prefix or dual"] = cache if cache in APPROXIMATE else None
+    used["use_cache"] = (config.use_cache and cache not in APPROXIMATE) or cache == "exact" or None
     if config.guidance_scale == 1:
         used["guidance_scale"] = None
     path_column = column_of(path)
@@ -181,6 +188,7 @@ def check_options(
         "num_classes": bool(model.num_classes),
         "time_conditioning=False": not model.time_conditioning,
         "block_size": model.block_size is not None,
+        "no block_size": model.block_size is None,
     }
     for option in OPTIONS:
         if (value := used.get(option.name)) is None:

@@ -18,13 +18,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils.generic import is_flash_attention_requested
 
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.backbone import zero_linear
-from gm_discrete.nn.blocks import BlockCache, block_attention
+from gm_discrete.nn.blocks import BlockCache, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import TimeEmbedding
 from gm_discrete.nn.masks import PLAIN, AttentionMask, additive, bidirectional_mask, same_document
@@ -77,6 +78,15 @@ class TransformersBackbone(nn.Module):
         self.parameters_of_call = inspect.signature(network.forward).parameters
         # The embedding of these multiplies by the mask, which can then not be one of pairs of positions.
         self.masks_embeddings = "attention_mask" in inspect.signature(embeddings.forward).parameters
+
+    @property
+    def no_window(self) -> str | None:
+        """Why the positions around a block cannot be cached; `None` if they can."""
+        return (
+            None
+            if self.is_decoder
+            else f"{self.network.config.model_type} is an encoder, which keeps no keys and values"
+        )
 
     @property
     def embed_tokens(self) -> nn.Module:
@@ -136,6 +146,8 @@ class TransformersBackbone(nn.Module):
         before = None if cache is None else cache.last
         if cache is not None:
             cache.latest_last = hidden[:, -1:]
+        if documents is not None and cache is not None and cache.after:
+            documents = documents[:, : -cache.after]
         return self._shifted(hidden, documents, None, before)
 
     def finish(
@@ -166,6 +178,12 @@ class TransformersBackbone(nn.Module):
         like = tokens[..., None].to(self.embed_tokens.weight.dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         if self.config.block_size is not None:
             mask, _ = block_attention(self.config, like, twice, documents, cache)
+        elif cache is not None:
+            if self.ahead < 1:
+                raise ValueError(
+                    f"a cache around a block needs attention in both directions; ahead={self.ahead} is less"
+                )
+            mask, _ = window_attention(self.config, like, documents, cache)
         elif documents is None:
             mask = None if self.ahead == 1 else self._partly_causal(tokens, documents, like.dtype)
         elif self.masks_embeddings:
@@ -182,14 +200,15 @@ class TransformersBackbone(nn.Module):
         else:
             mask = bidirectional_mask(self.config, like, documents)
         start, repeats = 0 if cache is None else cache.length, 2 if twice else 1
-        length = start + tokens.shape[1] // repeats
+        stop = start + tokens.shape[1] // repeats
+        length = stop + (0 if cache is None else cache.after)
         if self.places is not None and length > self.places:
             raise ValueError(f"input_ids has {length} positions; {self.network.config.model_type} has {self.places}")
         place = torch.arange(length, device=tokens.device)[None]
         if documents is not None:
             begins = torch.where(documents != _before(documents), place, 0)
             place = place - begins.cummax(1).values
-        return mask, place[:, start:].repeat(1, repeats) + self.first_place
+        return mask, place[:, start:stop].repeat(1, repeats) + self.first_place
 
     def _local_masks(self, like: Tensor, documents: Tensor) -> Mapping[str, Any]:
         """The masks of an encoder with layers of local attention, by kind of layer."""
@@ -334,9 +353,29 @@ def positions(network: PreTrainedModel) -> tuple[int, int | None]:
 
 
 def dynamic(cache: BlockCache) -> DynamicCache:
-    """The cache in the form that networks of transformers take and append to."""
+    """The cache in the form that networks of transformers take and add to."""
     layers = [cache.layers[index] for index in range(len(cache.layers))]
-    return DynamicCache(layers) if layers else DynamicCache()
+    found = DynamicCache([parts[:2] for parts in layers]) if layers else DynamicCache()
+    if cache.after:
+        found.layers[:] = [Around(entry, *parts[2:]) for entry, parts in zip(found.layers, layers, strict=True)]
+    return found
+
+
+class Around(DynamicLayer):
+    """A layer of a cache that also holds keys and values of positions after those that are added."""
+
+    def __init__(self, before: Any, keys_after: Tensor, values_after: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys_after, values_after)
+        self.keys, self.values, self.after = before.keys, before.values, (keys_after, values_after)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and all values, in the order of the positions."""
+        found = super().update(key_states, value_states)
+        keys, values = (torch.cat(pair, -2) for pair in zip(found, self.after, strict=True))
+        return keys, values
 
 
 def _before(documents: Tensor) -> Tensor:
