@@ -30,11 +30,11 @@ class Blocks(Configurable):
     Args:
         length: positions of a block.
         cache: `None` keeps nothing. `"exact"` keeps keys and values of finished blocks, for models with a `block_size`: it
-            changes the network output by rounding alone. `"prefix"` and `"dual"` are approximations for models that attend in
-            both directions (Fast-dLLM, arXiv 2505.22618): the first evaluation of a block is one of all positions, and keeps
-            the keys and values of those before the block (`"prefix"`), and of those after it, too (`"dual"`). All further
-            ones are of the other positions alone: the block and what follows it, or the block. What is kept does not change
-            with the tokens that the block gets, and is made anew for the next block.
+            changes the network output by rounding alone. `"prefix"` and `"dual"` are approximations for attention in both
+            directions (Fast-dLLM, arXiv 2505.22618): the first evaluation of a block is one of all positions, and keeps the
+            keys and values of those before the block (`"prefix"`), and of those after it, too (`"dual"`). All further ones
+            are of the other positions alone: the block and what follows it, or the block. What is kept does not change with
+            the tokens that the block gets, and is made anew for the next block.
 
     >>> from gm_discrete import Blocks, GMConfig, GMModel, MaskedPath
     >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))

@@ -128,7 +128,8 @@ OPTIONS = (
         "Blocks(length, cache='prefix') or 'dual' approximates them",
     ),
     Option(
-        "cache=prefix or dual", ("masked",), images=False, needs=("blocks", "no block_size"), excludes=("guidance_scale",),
+        "blocks=Blocks(cache='prefix' or 'dual')", ("masked",), images=False,
+        needs=("time_conditioning=False", "no block_size"), excludes=("guidance_scale",),
         cure="block-causal attention has an exact cache: Blocks(block_size, cache='exact')",
     ),
     Option(
@@ -175,7 +176,7 @@ def check_options(
     used["do_sample"] = None if config.do_sample is None or config.do_sample else False
     used["output_trajectory"] = config.output_trajectory or None
     cache = None if blocks is None else blocks.cache
-    used["cache=prefix or dual"] = cache if cache in APPROXIMATE else None
+    used["blocks=Blocks(cache='prefix' or 'dual')"] = blocks if cache in APPROXIMATE else None
     used["use_cache"] = (config.use_cache and cache not in APPROXIMATE) or cache == "exact" or None
     if config.guidance_scale == 1:
         used["guidance_scale"] = None

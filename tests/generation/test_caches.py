@@ -147,7 +147,7 @@ def test_caches__of_several_layers_are_approximations() -> None:
     ("model", "options", "message"),
     [
         (network(), {"blocks": {"type": "blocks", "length": 4, "cache": "both"}}, "cache='both'.*'prefix', 'dual'"),
-        (causal(), {"blocks": Blocks(4, "dual")}, "cache='dual' needs no block_size.*exact"),
+        (causal(), {"blocks": Blocks(4, "dual")}, "cache='dual'. needs no block_size.*exact"),
         (network(), {"blocks": Blocks(4), "use_cache": True}, "use_cache=True needs block_size.*cache='prefix'"),
         (network(conv_kernel_size=3), {"blocks": Blocks(4, "prefix")}, "cache='prefix'.*conv_kernel_size=3"),
         (

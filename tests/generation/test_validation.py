@@ -83,7 +83,7 @@ def arguments(option: Option, path: str, images: bool) -> dict[str, Any]:
         "output_trajectory": True, "class_labels": [1], "guidance_scale": 2.0, "guidance": ClassifierGuidance(certain),
         "generators": {"size": {"flow": 1.0}} if path == "product" else {"flow": 1.0},
         "corrector=DetailedBalance": DetailedBalance(), "corrector=ReMDM": ReMDM(), "blocks": Blocks(2),
-        "use_cache": True, "eos_token_id": 1, "pad_token_id": 1,
+        "blocks=Blocks(cache='prefix' or 'dual')": Blocks(2, "dual"), "use_cache": True, "eos_token_id": 1, "pad_token_id": 1,
     }  # fmt: skip
     if images and path == "continuous":
         values |= {"given": torch.full((1, 3, 4, 6), math.nan), "x_0": torch.zeros(1, 3, 4, 6)}
