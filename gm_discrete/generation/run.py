@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
+from gm_discrete.generation.draft import noised, without_banned
 from gm_discrete.generation.given import Observed
 from gm_discrete.generation.observers import Observers, Recorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
@@ -35,10 +36,15 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     single = "" in fields
     prior = model.path.prior(unpack(request.shapes), request.rng, model.device) if request.x_0 is None else None  # pyright: ignore[reportArgumentType]
     state: dict[str, Tensor] = {**(request.x_0 or {}), **({} if prior is None else pack(prior))}
+    if request.draft:
+        state = noised(model.path, request.draft, request.start_time, state, request.fixed, request.rng)
     for name, cells in request.observed.items():
         state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
+    if request.draft and config.bad_words_ids:
+        state[""] = without_banned(model.path, state[""], config.bad_words_ids, request.fixed.get(""))
     if observers is not None and config.output_trajectory:
-        observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
+        fixed = request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool))
+        observers.recorder = Recorder(state[""], fixed, request.start_time)
     with evaluation_mode(model), compiled(model) if config.compile else nullcontext():
         run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
     if observers is not None:
@@ -80,6 +86,8 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
     if request.new is not None:
         canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""], request.new)
         observers.begin(canvas.ids, canvas.prompt_length)
+    elif request.attention_mask:  # of a draft
+        canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""].long(), canvas.new)
     canvas.ids = state[""]
     pads = [pad for pad in (request.config.pad_token_id, model.config.pad_token_id, *eos, 0) if pad is not None]
     loop = BlockRun(model.network, canvas, blocks, model.config.block_size is not None, list(eos), pads[0])
@@ -111,7 +119,9 @@ def _simulated(
     sharpening: Sharpening | None,
     around: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Simulation[State]:
-    """The process from t = 0 to t = 1; if the stopping criteria hold at some time, with one last step from there.
+    """The process from t = 0, or from the time of a draft, to t = 1.
+
+    If the stopping criteria hold at some time, it is one last step from there.
 
     Args:
         sharpening: temperature, top_k and top_p, if the sampler applies them itself.
@@ -129,6 +139,9 @@ def _simulated(
         observed = observers is not None and observers.needs_grid
         free_times = config.sampler.chooses_times and config.corrector is None and not observed
         grid = time_grid(path, 1 if free_times else config.num_steps, cast("str | None", config.grid))
+    if request.draft:
+        start = request.start_time
+        grid = torch.cat([torch.tensor([start], dtype=torch.float64), grid[grid > start]])
     run = simulate_state(process, x, grid, rng, sampler, free, observers, (), conditioning, sharpening)
     if observers is not None and observers.stopped_at is not None:
         rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)

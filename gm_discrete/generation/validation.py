@@ -77,13 +77,16 @@ OPTIONS = (
         cure="length is the number of positions of samples without a prompt",
     ),
     Option(
-        "attention_mask", (*TOKENS, PRODUCT), images=False, needs=("input_ids",),
-        cure="only prompts, and the fields of a product, are padded",
+        "attention_mask", (*TOKENS, PRODUCT), images=False, needs=("input_ids or start_from",),
+        cure="only prompts, drafts and the fields of a product are padded",
     ),
     Option("given", (CONTINUOUS, PRODUCT), cure="give tokens as input_ids, with mask tokens where they are to be filled"),
     Option(
         "x_0", ("mixture", CONTINUOUS), blocks=False, excludes=("given",),
         cure="only the process of a continuous or a coupled path, MixturePath(…, coupled=True), starts from a given state",
+    ),
+    Option(
+        "start_from", excludes=("x_0",), cure="it is noised with the process of the model",
     ),
     Option("length", images=False, excludes=("input_ids",), cure="max_new_tokens adds positions to a prompt"),
     Option(
@@ -184,6 +187,8 @@ def check_options(
     columns = {path_column: path, sampler: config.sampler, IMAGES: model.image_shape, BLOCKS: blocks}
     properties = {
         "input_ids": used["input_ids"] is not None or path_column == PRODUCT,
+        "input_ids or start_from": any(used[name] is not None for name in ("input_ids", "start_from"))
+        or path_column == PRODUCT,
         "class_labels": used["class_labels"] is not None,
         "blocks": blocks is not None,
         "num_classes": bool(model.num_classes),

@@ -28,6 +28,7 @@ from transformers import (
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions
+from gm_discrete.generation.draft import Draft
 from gm_discrete.generation.given import Given
 from gm_discrete.generation.names import NOT_HERE, RENAMED, has_effect
 from gm_discrete.generation.observers import Streamer
@@ -331,6 +332,7 @@ class GMModel(GMPreTrainedModel):
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         given: Given | Mapping[str, Given] = None,
         x_0: Tensor | None = None,
+        start_from: Draft | Given | Mapping[str, Given] = None,
         class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
         length: int | Mapping[str, int] | None = None,
@@ -364,14 +366,18 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
-            attention_mask: 0 where padded, different positive numbers are of different documents, and new tokens belong
-                to the last one of their prompt; for a product path a dict by field.
+            attention_mask: of prompts or drafts: 0 where padded, different positive numbers are of different documents, and
+                new tokens belong to the last one of their prompt; for a product path a dict by field.
             given: observed values of a continuous state, NaN where unobserved, or a pair of values and a mask, true where
                 observed; for a product path a dict by field of such values (see `generation.given.Observed.of`). Fields
                 that are observed in all entries condition a model with independent times exactly; everything else observed
                 is noised to the level of the time.
             x_0: the state to start from, in place of a draw from the prior: sources [B, L] of a coupled path, or noise of a
                 continuous path.
+            start_from: a draft that is revised in place, of whole samples: token ids [B, L] with those of the prompts,
+                numbers, images, or a dict by field. It is noised to the time t of `Draft(values, time=t)`, by default 0.5,
+                and the process goes on from there, by the rest of the grid. What is observed, by `input_ids` or `given`,
+                stays, and mask tokens of the draft (NaN in numbers) are filled.
             class_labels: long [B], −1 for no class.
             batch_size: number of samples; by default that of the other arguments, or 1.
             length: positions of samples without prompt, or a dict by field; by default the length of training.
@@ -423,7 +429,7 @@ class GMModel(GMPreTrainedModel):
         )  # fmt: skip
         request = Request.of(
             self, config.updated(changes), input_ids=input_ids, attention_mask=attention_mask, given=given, x_0=x_0,
-            class_labels=class_labels, batch_size=batch_size, length=length, guidance=guidance,
+            start_from=start_from, class_labels=class_labels, batch_size=batch_size, length=length, guidance=guidance,
             logits_processor=logits_processor, stopping_criteria=stopping_criteria, streamer=streamer,
             eos_token_id=options.get("eos_token_id"), pad_token_id=options.get("pad_token_id"),
             max_new_tokens=options.get("max_new_tokens") or None,
