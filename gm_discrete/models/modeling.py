@@ -34,7 +34,7 @@ from gm_discrete.generation.names import NOT_HERE, RENAMED, has_effect
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
-from gm_discrete.models.checks import check_arguments, check_embeds, check_tensors, checked_batch
+from gm_discrete.models.checks import check_arguments, check_embeds, check_segments, check_tensors, checked_batch
 from gm_discrete.models.from_backbone import from_backbone
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.parts import network_of
@@ -152,6 +152,7 @@ class GMModel(GMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> GMModelOutput | tuple:
         """The outputs of the heads at noisy states x, or the loss if labels are given.
 
@@ -173,6 +174,7 @@ class GMModel(GMPreTrainedModel):
                 symbols, and need `input_ids` as well.
             output_hidden_states: return the hidden states of all layers; by default `config.output_hidden_states`.
             output_attentions: not supported; `None` or False.
+            token_type_ids: [B, L], the segments that tokenizers such as BERT's number: of no effect, as all text is one.
             return_dict: False for a tuple; by default `config.return_dict`.
 
         Returns:
@@ -184,6 +186,8 @@ class GMModel(GMPreTrainedModel):
         path, config, symbols = self.path, self.config, input_ids is not None or inputs_embeds is None
         if output_attentions or config.output_attentions:
             raise ValueError("output_attentions=True: attention weights are not returned; leave it out")
+        if token_type_ids is not None:
+            check_segments(token_type_ids)
         if inputs_embeds is not None:
             check_embeds(self, inputs_embeds, input_ids, labels)
             if not symbols:  # of no effect
