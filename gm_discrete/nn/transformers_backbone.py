@@ -17,12 +17,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.backbone import zero_linear
-from gm_discrete.nn.blocks import BlockCache, block_attention
+from gm_discrete.nn.blocks import BlockCache, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import TimeEmbedding
 from gm_discrete.nn.language_models import (
@@ -99,6 +100,12 @@ class TransformersBackbone(nn.Module):
     def can_anneal(self) -> bool:
         """Whether attention can go from causal to bidirectional by `ahead`."""
         return self.is_decoder and self.config.block_size is None
+
+    @property
+    def no_window(self) -> str | None:
+        """Why the positions around a block cannot be cached; `None` if they can."""
+        encoder = f"{self.network.config.model_type} is an encoder, which keeps no keys and values"
+        return None if self.is_decoder else encoder
 
     @property
     def embed_tokens(self) -> nn.Module:
@@ -187,7 +194,8 @@ class TransformersBackbone(nn.Module):
             ValueError: (on a GPU an error of the device, with documents) there are more than the network embeds.
         """
         start, repeats = 0 if cache is None else cache.length, 2 if twice else 1
-        length = start + tokens.shape[1] // repeats
+        stop = start + tokens.shape[1] // repeats
+        length = stop if cache is None else stop + cache.after
         place = torch.arange(length, device=tokens.device)[None]
         if documents is not None:
             begins = torch.where(documents != _before(documents), place, 0)
@@ -200,7 +208,7 @@ class TransformersBackbone(nn.Module):
             if documents is None:
                 raise ValueError(message)
             require((place < self.places).all(), ValueError, message)
-        return place[:, start:].repeat(1, repeats) + self.first_place
+        return place[:, start:stop].repeat(1, repeats) + self.first_place
 
     def _attention(
         self, tokens: Tensor, documents: Tensor | None, twice: bool, cache: BlockCache | None
@@ -209,12 +217,18 @@ class TransformersBackbone(nn.Module):
         like = tokens[..., None].to(self.embed_tokens.weight.dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         flash = is_flash_attention_requested(self.network.config)
         if self.is_decoder and self.ahead < 1:
+            if cache is not None:
+                raise ValueError(
+                    f"a cache around a block needs attention in both directions; ahead={self.ahead} is less"
+                )
             plain = (self.config._attn_implementation or "sdpa") in PLAIN
             if self.ahead == 0 and not plain and (flash or documents is None):
                 return {"is_causal": True, **({} if documents is None else variable_lengths(documents))}
             return {"attention_mask": self._partly_causal(like, documents)}
         if self.config.block_size is not None:
             return {"attention_mask": block_attention(self.config, like, twice, documents, cache)[0]}
+        if cache is not None:
+            return {"attention_mask": window_attention(self.config, like, documents, cache)[0]}
         if documents is None:
             return {"attention_mask": None}
         if self.is_local and not flash:
@@ -282,15 +296,36 @@ class TransformersBackbone(nn.Module):
             first = (place > 0) & (place % cast(int, self.config.block_size) == 0)
             moved = torch.where(first[:, None], torch.cat([hidden[:, :1], clean[:, :-1]], 1), moved)
         if documents is not None:
-            same = (documents == _before(documents))[:, -length:]
+            stop = documents.shape[1] if cache is None else documents.shape[1] - cache.after
+            same = (documents == _before(documents))[:, stop - length : stop]
             moved = torch.where(same[..., None], moved, hidden)
         return moved
 
 
 def dynamic(cache: BlockCache) -> DynamicCache:
-    """The cache in the form that networks of transformers take and append to."""
+    """The cache in the form that networks of transformers take and add to."""
     layers = [cache.layers[index] for index in range(len(cache.layers))]
-    return DynamicCache(layers) if layers else DynamicCache()
+    found = DynamicCache([parts[:2] for parts in layers]) if layers else DynamicCache()
+    if cache.after:
+        found.layers[:] = [Around(entry, *parts[2:]) for entry, parts in zip(found.layers, layers, strict=True)]
+    return found
+
+
+class Around(DynamicLayer):
+    """A layer of a cache that also holds keys and values of positions after those that are added."""
+
+    def __init__(self, before: Any, keys_after: Tensor, values_after: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys_after, values_after)
+        self.keys, self.values, self.after = before.keys, before.values, (keys_after, values_after)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and all values, in the order of the positions."""
+        found = super().update(key_states, value_states)
+        keys, values = (torch.cat(pair, -2) for pair in zip(found, self.after, strict=True))
+        return keys, values
 
 
 def _before(documents: Tensor) -> Tensor:
