@@ -217,7 +217,8 @@ class _Encoder:
 
     def _example(self, tokens: list[int], scored: list[bool], stream: tuple[int, ...]) -> dict[str, Any]:
         """The example that ends with the last scored token of the row, and end-of-text tokens."""
-        eos, nothing = self.tokenizer.eos_token_id, {"input_ids": [], "labels": []}
+        eos: Any = self.tokenizer.eos_token_id
+        nothing: dict[str, Any] = {"input_ids": [], "labels": []}
         if not any(scored):
             return {**nothing, "fate": FATES.index("unanswered"), "lost": 0}
         end = len(scored) - scored[::-1].index(True)
@@ -255,9 +256,9 @@ class _Encoder:
                     f"column {name!r} holds {str(wrong[0])[:40]!r}; give texts (load_chat reads other forms)"
                 )
         prompts, completions = self.plain(batch["prompt"]), self.plain(batch["completion"])
-        rows = []
+        rows, eos = [], cast(int, self.tokenizer.eos_token_id)
         for prompt, completion in zip(prompts, completions, strict=True):
-            prompt, completion = [*self.beginning, *prompt], [*completion, self.tokenizer.eos_token_id]
+            prompt, completion = [*self.beginning, *prompt], [*completion, eos]
             rows.append([(prompt + completion, [False] * len(prompt) + [True] * len(completion))])
         return rows
 

@@ -93,8 +93,8 @@ def _json_rows(
             kind = kind or set(row)
             if set(row) != kind:
                 raise ValueError(
-                    f"{file}, line {found[0]}, has {' and '.join(row)}, and rows before it {' and '.join(sorted(kind))}; give "
-                    "rows of one kind"
+                    f"{file}, line {found[0]}, has {' and '.join(row)}, and rows before it {' and '.join(sorted(kind))}; "
+                    "give rows of one kind"
                 )
             yield row
 
