@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
@@ -50,18 +51,29 @@ class BackboneArguments:
     merge: bool = field(default=False, metadata={"help": "publish the model with the adapter merged into its weights"})
 
 
-def check_backbone(options: BackboneArguments) -> None:
+Options = TypeVar("Options", bound=BackboneArguments)
+
+
+def check_backbone(options: BackboneArguments, of_new: Mapping[str, object] | None = None) -> None:
     """
+    Args:
+        of_new: arguments that a pretrained model has no use for, with their defaults.
+
     Raises:
         ValueError: arguments for a pretrained model or an adapter do not fit each other or the machine.
     """
+    for name, default in (of_new or {}).items():
+        if options.backbone is not None and getattr(options, name) != default:
+            raise ValueError(
+                f"{name}={getattr(options, name)!r} has no effect with backbone={options.backbone!r}; leave it out"
+            )
     if options.dtype not in DTYPES:
         raise ValueError(f"dtype={options.dtype!r} must be one of {', '.join(DTYPES)}")
     for name in ("lora_alpha", "lora_targets", "merge", "load_in_4bit"):
         if (value := getattr(options, name)) and not options.lora_rank:
             raise ValueError(f"{name}={value} needs an adapter; give lora_rank, such as --lora_rank 16")
     for name in ("shift", "lora_rank"):
-        if (value := getattr(options, name)) and options.backbone is None:
+        if options.backbone is None and (value := getattr(options, name)) not in (None, 0):
             raise ValueError(f"{name}={value} needs a pretrained model; give --backbone")
     if options.load_in_4bit and not torch.cuda.is_available():
         raise ValueError("load_in_4bit=True needs a GPU, and there is none; leave it out")
@@ -119,7 +131,7 @@ def load_backbone(
         )
         loading |= {"quantization_config": quantized}
     if backbone_config(name).model_type != "gm_discrete":
-        config = {"max_position_embeddings": length, **model_options}
+        config = {"max_position_embeddings": length, "mask_token_id": tokenizer.mask_token_id, **model_options}
         return GMModel.from_backbone(name, path, options.shift, tokenizer, **loading, **config)
     if model_options:
         raise ValueError(f"model_options={model_options}, and backbone={name!r} is a GMModel already; leave them out")
@@ -134,14 +146,16 @@ def load_backbone(
     return model
 
 
-def with_adapter(options: BackboneArguments, training: TrainingArguments, model: GMModel, full: Any) -> Any:
+def with_adapter(
+    options: Options, training: TrainingArguments, model: GMModel, load: Callable[[Options], GMModel]
+) -> Any:
     """The model with the adapter that the options ask for, or as it is.
 
     An adapter names the model that it belongs to. One made from a language model of transformers is written to
     `output_dir` for it.
 
     Args:
-        full: a function without arguments that loads the model in full precision, for one in 4 bits.
+        load: loads the model by options; called for one that is in 4 bits, which is written in full precision.
     """
     if not options.lora_rank:
         return model
@@ -149,12 +163,13 @@ def with_adapter(options: BackboneArguments, training: TrainingArguments, model:
     if backbone_config(str(options.backbone)).model_type != "gm_discrete":
         if training.should_save:
             with published(folder) as draft:
-                (full() if options.load_in_4bit else model).save_pretrained(draft)
+                full = load(replace(options, load_in_4bit=False)) if options.load_in_4bit else model
+                full.save_pretrained(draft)
         model.name_or_path = str(folder.resolve())
     if options.load_in_4bit:
         from peft import prepare_model_for_kbit_training
 
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=training.gradient_checkpointing)
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(training.gradient_checkpointing))
     return add_lora(model, options.lora_rank, alpha=options.lora_alpha, targets=options.lora_targets)
 
 

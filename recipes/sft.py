@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,16 +176,12 @@ def build_trainer(
     validation = validation.select([at * len(validation) // count for at in range(count)])
     print_once(training, f"training: {trained}, in {len(train_rows):,} sequences\nheld out: {held_out}")
 
-    def load_model(in_4bit: bool = options.load_in_4bit) -> GMModel:
-        choice = SFTArguments(**{**vars(options), "load_in_4bit": in_4bit})
-        model_options = json_dict("model_options", options.model_options)
-        return load_backbone(choice, tokenizer, options.path, options.length, model_options)
-
-    model = load_model()
+    build = partial(build_model, tokenizer=tokenizer)
+    model = build(options)
     prompts = given_prompts(options, rows["validation"])
     for prompt in prompts:
         check_sampling(model, **sampling(options, tokenizer, prompt))
-    model = with_adapter(options, training, model, lambda: load_model(in_4bit=False))
+    model = with_adapter(options, training, model, build)
     trained_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     print_once(
         training, f"{trained_weights:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained"
@@ -210,6 +207,13 @@ def build_tokenizer(options: SFTArguments, output: Path) -> Tokenizer:
             raise ValueError(f"chat_template={options.chat_template!r} is no file; give one that holds the template")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     return tokenizer
+
+
+def build_model(options: SFTArguments, tokenizer: Tokenizer) -> GMModel:
+    """The pretrained model."""
+    return load_backbone(
+        options, tokenizer, options.path, options.length, json_dict("model_options", options.model_options)
+    )
 
 
 def load(options: SFTArguments, split: str) -> Dataset:
