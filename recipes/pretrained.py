@@ -16,6 +16,7 @@ from gm_discrete import GMModel
 from gm_discrete.data import load_tokenizer
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import GMTrainer, add_lora, load_adapter, published
+from gm_discrete.training.checkpointed import WEIGHTS
 
 BASE, ADAPTER = "base", "adapter"
 """Folders in `output_dir`: the model below an adapter, if a recipe has made it; and an adapter that is merged."""
@@ -184,7 +185,7 @@ def publish(options: BackboneArguments, trainer: GMTrainer) -> None:
         own = output / BASE
         base = GMModel.from_pretrained(own if own.is_dir() else str(options.backbone), dtype=options.dtype)
         merged: Any = load_adapter(base, output / ADAPTER).merge_and_unload()
-        with published(output) as draft:
+        with published(output, replaces=WEIGHTS) as draft:
             merged.save_pretrained(draft)
             tokenizer: Any = trainer.processing_class
             tokenizer.save_pretrained(draft)

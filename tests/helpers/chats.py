@@ -1,4 +1,4 @@
-"""A tokenizer of characters with chat templates, and little conversations."""
+"""A tokenizer of characters with chat templates, little conversations, and a little language model for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gm_discrete.data import character_tokenizer
 
@@ -54,3 +55,16 @@ def pairs(count: int = 40) -> list[dict[str, Any]]:
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+def tiny_llama(folder: Path, tokenizer: Any = None, **options: Any) -> Path:
+    """A random language model with the tokenizer, whose vocabulary is rounded up as in published checkpoints."""
+    tokenizer = tokenizer or chat_tokenizer()
+    sizes = {
+        "vocab_size": -(-len(tokenizer) // 8) * 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes | options)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
