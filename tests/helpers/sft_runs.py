@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from accelerate.state import AcceleratorState
 
 from tests.helpers.chats import chats, tiny_llama, write_rows
 from tests.helpers.sharded_training import LAUNCH, shard_although_on_cpu
@@ -26,6 +27,10 @@ def sources(folder: Path) -> dict[str, Any]:
     return {"backbone": tiny_llama(folder / "llama"), "data": write_rows(folder / "chats.jsonl", chats(24))}
 
 
+def words(value: Any) -> list[str]:
+    return [str(part) for part in (value if isinstance(value, list) else [value])]
+
+
 def flags(arguments: dict[str, Any]) -> list[str]:
     return [
         part
@@ -39,10 +44,12 @@ def sft(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    folder = Path(sys.argv[1])
     datasets.config.HF_DATASETS_CACHE = folder / f"cache-{os.environ['RANK']}"
-    if kind == "fsdp":
-        os.environ.update(LAUNCH | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"})
-        shard_although_on_cpu()
     made = {"backbone": folder / "llama", "data": folder / "chats.jsonl"}
-    sft({**made, "output_dir": folder / kind, "per_device_train_batch_size": 2, "lora_rank": 2})
+    run = {**made, "per_device_train_batch_size": 2, "lora_rank": 2}
+    sft({**run, "output_dir": folder / "ddp"})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.update(LAUNCH | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"})
+    shard_although_on_cpu()
+    sft({**run, "output_dir": folder / "fsdp"})
