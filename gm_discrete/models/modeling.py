@@ -8,13 +8,22 @@ The network itself is `nn.Network`, its lazy evaluation `nn.readout`, the loss `
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Never, Unpack, cast
+from typing import Any, Never, Self, Unpack, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, LogitsProcessor, StoppingCriteria
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
@@ -25,18 +34,17 @@ from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
 from gm_discrete.models.checks import check_arguments, check_embeds, check_tensors, checked_batch
+from gm_discrete.models.from_backbone import from_backbone
 from gm_discrete.models.outputs import GMModelOutput
+from gm_discrete.models.parts import network_of
 from gm_discrete.models.pretrained import GMPreTrainedModel
-from gm_discrete.nn.backbone import Backbone, zero_linear
 from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
-from gm_discrete.nn.dit import DiT
-from gm_discrete.nn.names import module_name
 from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
-from gm_discrete.paths import EuclideanPath
+from gm_discrete.paths import EuclideanPath, Path
 from gm_discrete.process import State, pack
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -69,26 +77,58 @@ class GMModel(GMPreTrainedModel):
         # Copied together, so that the fields refer to the copied path, into which this model's tables are loaded.
         self.path, self.state_fields = deepcopy((config.build_path(), config.state_fields))
         self.groups = config.groups
-        self.backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
         if config.tie_word_embeddings and not ("" in self.state_fields and self.state_fields[""].is_token):
             raise ValueError(
                 "tie_word_embeddings=True needs one discrete field with a position for each symbol; leave it out"
             )
-        head = nn.Linear if config.tie_word_embeddings else zero_linear
-        self.heads = nn.ModuleDict(
-            {
-                f"{module_name(name)}:{part}" if name else part: head(
-                    config.hidden_size, field.slots * size, bias=config.backbone == "dit"
-                )
-                for name, field in self.state_fields.items()
-                for part, size in field.heads.items()
-            }
-        )
+        self.backbone, self.heads = network_of(config, self.state_fields)
+        if config.tie_word_embeddings:
+            name = next(name for name, module in self.named_modules() if module is self.backbone.embed_tokens)
+            self._tied_weights_keys = {"heads.tokens.weight": f"{name}.weight"}
         self.path_tables = PathTables(self.path)
-        if config.backbone == "dit":
-            self._no_split_modules = ["DiTBlock"]  # FSDP refuses names of blocks that a model does not have
+        # FSDP refuses names of blocks that a model does not have; a network of transformers adds its own.
+        self._no_split_modules = {"gm": ["Block"], "dit": ["DiTBlock"]}.get(str(config.backbone), [])
         self.whole_batches = False  # see `Network`; set where FSDP shards the weights
         self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike[str] | PreTrainedModel,
+        path: Path | str = "masked",
+        shift: bool | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
+    ) -> Self:
+        """A model whose network is that of a pretrained language model of transformers, a decoder or an encoder.
+
+        Attention goes in both directions. On a masked path the mask is that of the tokenizer, or a new symbol.
+
+        Args:
+            backbone: a folder, a name on the hub, or a `…ForCausalLM` or `…ForMaskedLM`, which is copied.
+            path: `"masked"`, `"uniform"`, or a path with at least as many symbols as the language model.
+            shift: whether the belief about a position is read at the one before it; by default so for decoders.
+            tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
+                then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
+                are added to the embedding are the mean of the others. Without a tokenizer the mask is the
+                `mask_token_id` of the language model's config, or else one new symbol, the last.
+            options: arguments of `GMConfig`; and those of `from_pretrained`: dtype, attn_implementation, device_map,
+                quantization_config, gguf_file, revision, subfolder, token, cache_dir, local_files_only.
+
+        Raises:
+            ValueError: it is no language model of text, its logits are computed in an unknown way, or arguments do not fit
+                each other.
+
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+        >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=10, **sizes))
+        >>> model = GMModel.from_backbone(llama, max_position_embeddings=8)
+        >>> model.config.vocab_size, model.config.mask_token_id, model.config.shift
+        (11, 10, True)
+        >>> model.generate(num_steps=4).shape
+        torch.Size([1, 8])
+        """
+        return from_backbone(cls, backbone, path, shift, tokenizer, options)
 
     @property
     def network(self) -> Network:

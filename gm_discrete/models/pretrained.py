@@ -19,6 +19,7 @@ from gm_discrete.nn.backbone import Backbone, LocalConvolution
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.tables import PathTables
+from gm_discrete.nn.transformers_backbone import TransformersBackbone
 
 CARD = """---
 library_name: gm_discrete
@@ -49,7 +50,6 @@ class GMPreTrainedModel(PreTrainedModel):
     generation_config_class = GMGenerationConfig
     base_model_prefix = "model"  # of no attribute: the whole model is its own base model
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -59,8 +59,7 @@ class GMPreTrainedModel(PreTrainedModel):
         config: GMConfig
         generation_config: GMGenerationConfig
     accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
-    _tied_weights_keys = {"heads.tokens.weight": "backbone.embed_tokens.weight"}
-    backbone: Backbone | DiT
+    backbone: Backbone | DiT | TransformersBackbone
     heads: nn.ModuleDict
     path_tables: PathTables
 
@@ -80,7 +79,7 @@ class GMPreTrainedModel(PreTrainedModel):
                 module.weight[len(module.weight) // 2] += 1
         elif isinstance(module, PathTables):
             module.restore()
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             init.zeros_(module.bias)
 
     @classmethod

@@ -23,6 +23,8 @@ class Backbone(nn.Module):
     So the last feed-forward network, like the head, runs only at the positions whose output is needed.
     """
 
+    logit_map = None  # nothing follows the head
+
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config

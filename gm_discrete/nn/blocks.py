@@ -69,11 +69,13 @@ class BlockCache:
 
     Args:
         layers: (keys, values) by layer, each [B, heads, length, head_dim].
+        last: the hidden state [B, 1, D] of the last position, for backbones that read the belief about the next one there.
     """
 
-    def __init__(self, layers: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
-        self.layers = dict(layers or {})
+    def __init__(self, layers: Mapping[int, tuple[Tensor, Tensor]] | None = None, last: Tensor | None = None) -> None:
+        self.layers, self.last = dict(layers or {}), last
         self.latest: dict[int, list[Tensor]] = {}
+        self.latest_last: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -87,11 +89,12 @@ class BlockCache:
 
     def grown(self) -> BlockCache:
         """The cache with the positions of the last forward call appended."""
-        return BlockCache({layer: (key, value) for layer, (key, value) in self.latest.items()})
+        return BlockCache({layer: (key, value) for layer, (key, value) in self.latest.items()}, self.latest_last)
 
     def rows(self, rows: Tensor) -> BlockCache:
         """The cache of some of the sequences."""
-        return BlockCache({layer: (key[rows], value[rows]) for layer, (key, value) in self.layers.items()})
+        last = None if self.last is None else self.last[rows]
+        return BlockCache({layer: (key[rows], value[rows]) for layer, (key, value) in self.layers.items()}, last)
 
 
 def append(entry: list[Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

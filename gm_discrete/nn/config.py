@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, __version__
+from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from gm_discrete.arguments import (
     Kind,
@@ -54,6 +55,9 @@ def _dict(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r} must be a dict")
 
 
+_NOT_OF_THE_NETWORK = ("dtype", "torch_dtype", "transformers_version", "architectures", "_name_or_path", "auto_map")
+"""Keys in the dict of a language model's config that do not describe its network."""
+
 _INHERITED: dict[str, Kind] = {
     "dtype": precision,
     "return_dict": flag,
@@ -62,6 +66,18 @@ _INHERITED: dict[str, Kind] = {
     "label2id": _dict,
 }
 """Kinds of arguments that transformers declares and does not check; each may be `None`."""
+
+
+def network(name: str, value: object) -> str | dict[str, Any]:
+    """The name of a backbone, or the dict of a language model's config, with its `model_type`."""
+    if isinstance(value, PreTrainedConfig):
+        value = value.to_dict()
+    if not isinstance(value, Mapping):
+        return choice(name, value, ("gm", "dit"))
+    kind = value.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"{name} has model_type={kind!r}, which transformers does not know")
+    return {key: part for key, part in value.items() if key not in _NOT_OF_THE_NETWORK}
 
 
 def argument(default: object, kind: Kind, **limits: object) -> Any:
@@ -75,8 +91,12 @@ class GMConfig(PreTrainedConfig):
 
     Args:
         path: the probability path, a `Path` or the plain dict of its `to_dict()`. It sets `vocab_size`.
-        backbone: `"gm"`, or `"dit"`: the network of published MDLM, SEDD and Duo models (see `nn/dit.py`), for paths of one
-            discrete field.
+        backbone: `"gm"`; `"dit"`, the network of published MDLM, SEDD and Duo models (see `nn/dit.py`); or the config of a
+            language model of transformers, or its dict, whose network it then is (see `nn/transformers_backbone.py`). The
+            last two are for paths of one discrete field. With a config, sizes are its own, and its `vocab_size` becomes
+            that of the path.
+        shift: for a language model of transformers: whether the belief about a position is read at the one before it, as
+            decoders are trained; by default so for decoders.
         hidden_size: D, width of the transformer.
         hidden_act: `"swiglu"` or `"relu2"` (squared ReLU); for a DiT `"gelu_pytorch_tanh"`.
         intermediate_size: width of the MLP; by default 8/3 of `hidden_size` (swiglu; a multiple of 32) or 4 times it.
@@ -134,7 +154,8 @@ class GMConfig(PreTrainedConfig):
 
     path: dict[str, Any] | Path | None = None
     vocab_size: int = argument(0, count)  # that of the path
-    backbone: str = argument("gm", choice, options=("gm", "dit"))
+    backbone: str | dict[str, Any] | PreTrainedConfig = argument("gm", network)
+    shift: bool | None = argument(None, flag)
     hidden_size: int = argument(512, whole, least=1)
     hidden_act: str = ""  # chosen by backbone
     intermediate_size: int = argument(0, whole, least=0)  # 0: chosen by hidden_size
@@ -279,6 +300,35 @@ class GMConfig(PreTrainedConfig):
 
     def _check_network(self, fields: Mapping[str, Field]) -> None:
         masked = "" in fields and fields[""].path.is_masked
+        if self.backbone != "gm":
+            self._check_tokens_alone(fields)
+        if isinstance(self.backbone, dict):
+            self._take_sizes(self.backbone)
+        else:
+            self._check_sizes()
+        least, most = self.noise_range = [float(noise) for noise in self.noise_range]
+        if least >= most:
+            raise ValueError(f"noise_range={self.noise_range} must be 0 ≤ least < greatest")
+        if self.time_conditioning is None:
+            self.time_conditioning = not masked
+        if self.block_size is not None:
+            plain = self.backbone != "dit" and not self.image_shape and not self.conv_kernel_size
+            if not masked or self.time_conditioning or not plain:
+                raise ValueError(
+                    f"block_size={self.block_size} requires a MaskedPath, another backbone than 'dit', "
+                    "time_conditioning=False, conv_kernel_size=0 and no image_shape"
+                )
+
+    def _check_tokens_alone(self, fields: Mapping[str, Field]) -> None:
+        name = self.backbone["model_type"] if isinstance(self.backbone, dict) else self.backbone
+        if not ("" in fields and fields[""].path.is_discrete):
+            raise ValueError(f"backbone={name!r} takes a path of one discrete field: use backbone='gm'")
+        others = ("num_classes", "tie_word_embeddings") if self.backbone == "dit" else ()
+        for option in ("image_shape", "conv_kernel_size", *others):
+            if getattr(self, option):
+                raise ValueError(f"backbone={name!r} has no {option}; got {getattr(self, option)}: use backbone='gm'")
+
+    def _check_sizes(self) -> None:
         known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)
         self.hidden_act = self.hidden_act or known[0]
         if self.hidden_act not in known:
@@ -289,27 +339,39 @@ class GMConfig(PreTrainedConfig):
             )
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for none")
-        least, most = self.noise_range = [float(noise) for noise in self.noise_range]
-        if least >= most:
-            raise ValueError(f"noise_range={self.noise_range} must be 0 ≤ least < greatest")
-        if self.backbone == "dit":
-            if not ("" in fields and fields[""].path.is_discrete):
-                raise ValueError("backbone='dit' takes a path of one discrete field: use backbone='gm'")
-            for name in ("image_shape", "num_classes", "conv_kernel_size", "tie_word_embeddings"):
-                if getattr(self, name):
-                    raise ValueError(f"backbone='dit' has no {name}; got {getattr(self, name)}: use backbone='gm'")
+        if self.shift:
+            raise ValueError(
+                f"shift=True belongs to language models of transformers; leave it out with {self.backbone!r}"
+            )
         if not self.intermediate_size:
             gated = self.hidden_act == "swiglu"
             self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32 if gated else 4 * self.hidden_size
-        if self.time_conditioning is None:
-            self.time_conditioning = not masked
-        if self.block_size is not None:
-            plain = self.backbone == "gm" and not self.image_shape and not self.conv_kernel_size
-            if not masked or self.time_conditioning or not plain:
-                raise ValueError(
-                    f"block_size={self.block_size} requires a MaskedPath, backbone='gm', time_conditioning=False, "
-                    "conv_kernel_size=0 and no image_shape"
-                )
+
+    def _take_sizes(self, network: dict[str, Any]) -> None:
+        """Sizes and options that are those of the language model's config."""
+        self.backbone = {**network, "vocab_size": self.vocab_size}
+        found = self.network_config()
+        for name in ("hidden_size", "hidden_act", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if isinstance(value := getattr(found, name, None), int | str):
+                setattr(self, name, value)
+        self.tie_word_embeddings = bool(found.tie_word_embeddings)
+        if self.shift is None:
+            self.shift = type(found) not in MODEL_FOR_MASKED_LM_MAPPING
+
+    def network_config(self) -> PreTrainedConfig:
+        """The config of the language model whose network the backbone is, made anew.
+
+        Raises:
+            ValueError: an argument of it is unknown or out of range.
+        """
+        assert isinstance(self.backbone, dict)
+        kind = CONFIG_MAPPING[self.backbone["model_type"]]
+        try:
+            return kind.from_dict(self.backbone)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"backbone={self.backbone} is no config of {self.backbone['model_type']}: {error}"
+            ) from error
 
     # What follows from the arguments
 

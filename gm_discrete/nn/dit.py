@@ -34,6 +34,8 @@ class DiT(nn.Module):
     Without time conditioning the noise is σ̄ = 0 at all times.
     """
 
+    logit_map = None  # nothing follows the head
+
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
         self.config = config

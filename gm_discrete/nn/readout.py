@@ -20,6 +20,7 @@ from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.names import module_name
 from gm_discrete.nn.replay import REPLAYS, padded_size
+from gm_discrete.nn.transformers_backbone import TransformersBackbone
 from gm_discrete.paths import EuclideanPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
@@ -63,7 +64,7 @@ class Network:
     path: Path
     fields: Mapping[str, Field]
     groups: Sequence[Sequence[str]]
-    backbone: Backbone | DiT
+    backbone: Backbone | DiT | TransformersBackbone
     heads: nn.ModuleDict
     whole_batches: bool = False
 
@@ -336,6 +337,7 @@ class LazyReadout:
             states = hidden.final(places, places // total, rows)
             raw = evaluate(layer, states).unflatten(1, (field.slots, -1))[inverse, slot]
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
+        raw = raw if hidden.network.backbone.logit_map is None else hidden.network.backbone.logit_map(raw)
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 
 
