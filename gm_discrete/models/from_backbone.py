@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gm_discrete.data.tokenizers import ensure_mask_token
+from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.tables import PathTables
@@ -18,14 +19,21 @@ from gm_discrete.nn.transformers_backbone import embeddings_of, language_model_c
 from gm_discrete.paths import MaskedPath, Path, UniformPath
 from gm_discrete.renamed import refuse_unknown
 
-if TYPE_CHECKING:
-    from gm_discrete.models.modeling import GMModel
-
-M = TypeVar("M", bound="GMModel")
+M = TypeVar("M", bound=GMPreTrainedModel)
 
 PLACE = ("gguf_file", "revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 LOADING = (*PLACE, "dtype", "attn_implementation", "device_map", "quantization_config", "max_memory", "offload_folder")
 """Arguments of `from_pretrained`; the first are those of `AutoConfig`, too."""
+
+MARKS = {
+    "hf_quantizer",
+    "quantization_method",
+    "is_quantized",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "hf_device_map",
+}
+"""Attributes of a loaded model that say how its weights are kept."""
 
 LENGTH = 1024
 """Default length of training and of `generate`, where the language model has as many positions."""
@@ -64,20 +72,25 @@ def from_backbone(
     options = {"max_position_embeddings": positions_of(model), **special_tokens(model, tokenizer, path), **options}
     config = GMConfig(path=path, backbone=model.config, shift=shift, dtype=model.dtype, **options)
     config._attn_implementation = model.config._attn_implementation
+    result = assembled(cls, config, model)
+    check_logits(result, tokens, expected)
+    return result
+
+
+def assembled(cls: type[M], config: GMConfig, model: PreTrainedModel) -> M:
+    """The model of a config with the modules of a language model, which is taken apart; what it lacks is initialised."""
     with torch.device("meta"):
         result = cls(config)
     network, transform, head = parts(model)
-    result.backbone.take(network, transform)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    backbone: Any = result.backbone
+    backbone.take(network, transform)
     result.heads["tokens"], result.path_tables = head, PathTables(result.path)
-    for part in (result.backbone.time, result.backbone.condition, result.backbone.classes):  # pyright: ignore[reportAttributeAccessIssue]
+    for part in (backbone.time, backbone.condition, backbone.classes):
         if isinstance(part, nn.Module):
             part.to_empty(device=head.weight.device).apply(result._init_weights).to(model.dtype)
-    for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if name in vars(model):
-            setattr(result, name, vars(model)[name])
-    result.eval()
-    check_logits(result, tokens, expected)
-    return result
+    for name in MARKS & vars(model).keys():
+        setattr(result, name, vars(model)[name])
+    return result.eval()
 
 
 def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedModel:
@@ -177,7 +190,7 @@ def example(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def check_logits(model: GMModel, tokens: Tensor, expected: Tensor) -> None:
+def check_logits(model: GMPreTrainedModel, tokens: Tensor, expected: Tensor) -> None:
     """
     Raises:
         ValueError: with its own kind of attention the model does not compute the logits of its language model.

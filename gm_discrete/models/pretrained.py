@@ -20,6 +20,7 @@ from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
+from gm_discrete.paths import Path as ProbabilityPath
 
 CARD = """---
 library_name: gm_discrete
@@ -61,6 +62,7 @@ class GMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = True  # the Trainer passes num_items_in_batch
     backbone: Backbone | DiT | TransformersBackbone
     heads: nn.ModuleDict
+    path: ProbabilityPath
     path_tables: PathTables
 
     @torch.no_grad()
