@@ -13,9 +13,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from gm_discrete.data.tokenizers import ensure_mask_token
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts, positions
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.tables import PathTables
-from gm_discrete.nn.transformers_backbone import embeddings_of, language_model_class, parts
 from gm_discrete.paths import MaskedPath, Path, UniformPath
 from gm_discrete.renamed import refuse_unknown
 
@@ -39,7 +39,7 @@ LENGTH = 1024
 """Default length of training and of `generate`, where the language model has as many positions."""
 
 TOLERANCE = 1e-2
-"""The largest difference between its logits and ours, relative to their size: rounding in half precision is below it."""
+"""Of numbers that should be equal, relative to their size: rounding in half precision is below it."""
 
 
 def from_backbone(
@@ -60,7 +60,7 @@ def from_backbone(
             raise ValueError(
                 f"{', '.join(loading)}: arguments of loading, and backbone is a model already; leave them out"
             )
-        language_model_class(backbone.config)  # or an error
+        check_language_model(backbone)
         model = deepcopy(backbone)
     else:
         model = loaded(backbone, loading)
@@ -97,12 +97,27 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
     """The pretrained language model of a folder or a name on the hub.
 
     Raises:
+        TypeError: it is no name.
         ValueError: it is no language model of text.
         OSError: there is none.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"backbone={name!r} must be a name, a folder or a language model of transformers")
     place = {key: value for key, value in loading.items() if key in PLACE}
     config = AutoConfig.from_pretrained(name, **place)
     return language_model_class(config).from_pretrained(name, **loading)
+
+
+def check_language_model(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: it has no head of tokens, or is no language model of text.
+    """
+    expected = language_model_class(model.config)
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise ValueError(
+            f"backbone is a {type(model).__name__}, which has no head of tokens; give a {expected.__name__}"
+        )
 
 
 def rows_of(model: PreTrainedModel) -> int:
@@ -146,10 +161,16 @@ def resize(model: PreTrainedModel, vocab_size: int) -> None:
     if vocab_size == rows:
         return
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for weight in (layer.weight, getattr(layer, "bias", None)):  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-            if isinstance(weight, Tensor):
-                weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    for weight in (embedding.weight, head.weight, head.bias):
+        if weight is not None:
+            weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+    for part in model.modules():  # biases beside the head, which transformers may not resize
+        own = getattr(part, "bias", None)
+        if head in part.children() and isinstance(own, nn.Parameter) and own.shape[0] == rows:
+            mean = own.float().mean().to(own.dtype).expand(vocab_size - rows)
+            part.bias = nn.Parameter(torch.cat([own, mean]))
 
 
 @torch.no_grad()
@@ -162,12 +183,15 @@ def disable_token_dropout(model: PreTrainedModel) -> None:
     embeddings: Any = embeddings_of(network)
     if getattr(embeddings, "token_dropout", False):
         embeddings.token_dropout = False
-        embeddings.word_embeddings.weight[embeddings.mask_token_id] = 0
+        if embeddings.mask_token_id is not None:
+            embeddings.word_embeddings.weight[embeddings.mask_token_id] = 0
 
 
 def positions_of(model: PreTrainedModel) -> int:
     """The default length: that of the language model, or at most `LENGTH`."""
-    return min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
+    network: Any = model.base_model
+    most = positions(network)[1] or getattr(model.config, "max_position_embeddings", None) or LENGTH
+    return min(LENGTH, most) if most > 0 else LENGTH
 
 
 def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> dict[str, int]:
@@ -193,24 +217,39 @@ def example(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 def check_logits(model: GMPreTrainedModel, tokens: Tensor, expected: Tensor) -> None:
     """
     Raises:
-        ValueError: with its own kind of attention the model does not compute the logits of its language model.
+        ValueError: with its own kind of attention the model does not compute the logits of its language model, or it cannot
+            attend in both directions, or padding changes its output.
     """
     backbone: Any = model.backbone
     if (model.config._attn_implementation or "sdpa") not in PLAIN:
         return
     size, model.config.block_size = model.config.block_size, None
-    backbone.ahead = 0.0 if backbone.is_decoder else 1.0
+    time, kind = torch.zeros(1, device=tokens.device), f"backbone of type {backbone.network.config.model_type!r}"
     try:
-        hidden = backbone({"": tokens}, torch.zeros(1, device=tokens.device))
-        found = model.heads["tokens"](backbone.finish(hidden, None))
+        other = tokens.clone()
+        other[0, -1] = tokens[0, 0]
+        both = [backbone({"": part}, time)[0, 0] for part in (tokens, other)]
+        padded = backbone({"": other}, time, {"": tokens.new_tensor([[1, 1, 1, 0]])})[:, :3]
+        alone = backbone({"": tokens[:, :3]}, time)
+        backbone.ahead = 0.0
+        found = model.heads["tokens"](backbone.finish(backbone({"": tokens}, time), None))
         found = found if backbone.logit_map is None else backbone.logit_map(found)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{kind} computes its logits in a way that is not known here: {error}") from error
     finally:
         backbone.ahead, model.config.block_size = 1.0, size
     if model.config.shift:
         found, expected = found[:, 1:], expected[:, :-1]
-    difference = (found[..., : expected.shape[-1]] - expected).abs().max()
-    if not bool(difference <= TOLERANCE * expected.abs().max().clamp(min=1)):
-        raise ValueError(
-            f"backbone of type {backbone.network.config.model_type!r} computes its logits in a way that is not known here: "
-            f"they differ by {float(difference):.3g}"
-        )
+    found = found[..., : expected.shape[-1]]
+    if not close(found, expected):
+        difference = float((found - expected).abs().max())
+        raise ValueError(f"{kind} computes its logits in a way that is not known here: they differ by {difference:.3g}")
+    if not close(padded, alone):
+        raise ValueError(f"{kind} attends to padding, whatever its mask; give another one")
+    if torch.equal(*both):
+        raise ValueError(f"{kind} does not attend to later positions, whatever its mask; give another one")
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether numbers are equal but for rounding in half precision."""
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1))

@@ -10,8 +10,9 @@ from gm_discrete.nn.backbone import Backbone, zero_linear
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.language_models import language_model_class, parts
 from gm_discrete.nn.names import module_name
-from gm_discrete.nn.transformers_backbone import TransformersBackbone, language_model_class, parts
+from gm_discrete.nn.transformers_backbone import TransformersBackbone
 
 
 def network_of(
@@ -28,6 +29,7 @@ def network_of(
         base, transform, head = parts(language_model_class(network)(network))
         if not config.tie_word_embeddings:
             vars(head)["starts_at_zero"] = True
+            nn.init.zeros_(head.weight)
         return TransformersBackbone(config, base, transform), nn.ModuleDict({"tokens": head})
     backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
     linear = nn.Linear if config.tie_word_embeddings else zero_linear

@@ -37,6 +37,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.language_models import check_config
 from gm_discrete.paths import FinitePath, MaskedPath, Path
 from gm_discrete.renamed import nearest
 
@@ -55,8 +56,22 @@ def _dict(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r} must be a dict")
 
 
-_NOT_OF_THE_NETWORK = ("dtype", "torch_dtype", "transformers_version", "architectures", "_name_or_path", "auto_map")
+_NOT_OF_THE_NETWORK = (
+    "dtype", "torch_dtype", "transformers_version", "architectures", "_name_or_path", "auto_map", "id2label", "label2id",
+    "problem_type", "return_dict", "output_hidden_states", "output_attentions", "quantization_config", "is_causal",
+)  # fmt: skip
 """Keys in the dict of a language model's config that do not describe its network."""
+
+_OF_THE_NETWORK = (
+    "hidden_size", "hidden_act", "intermediate_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings",
+)  # fmt: skip
+"""Arguments that are those of a language model, if that is the backbone."""
+
+_OF_OTHER_BACKBONES = (
+    "conv_kernel_size", "rope_theta", "rms_norm_eps", "attention_dropout", "hidden_dropout", "condition_size",
+    "noise_range", "image_shape", "patch_size", "num_frequencies",
+)  # fmt: skip
+"""Arguments without effect on a language model as the backbone."""
 
 _INHERITED: dict[str, Kind] = {
     "dtype": precision,
@@ -323,10 +338,10 @@ class GMConfig(PreTrainedConfig):
         name = self.backbone["model_type"] if isinstance(self.backbone, dict) else self.backbone
         if not ("" in fields and fields[""].path.is_discrete):
             raise ValueError(f"backbone={name!r} takes a path of one discrete field: use backbone='gm'")
-        others = ("num_classes", "tie_word_embeddings") if self.backbone == "dit" else ()
-        for option in ("image_shape", "conv_kernel_size", *others):
-            if getattr(self, option):
-                raise ValueError(f"backbone={name!r} has no {option}; got {getattr(self, option)}: use backbone='gm'")
+        if self.backbone == "dit":
+            for option in ("image_shape", "num_classes", "conv_kernel_size", "tie_word_embeddings"):
+                if getattr(self, option):
+                    raise ValueError(f"backbone='dit' has no {option}; got {getattr(self, option)}: use backbone='gm'")
 
     def _check_sizes(self) -> None:
         known = ("swiglu", "relu2") if self.backbone == "gm" else ("gelu_pytorch_tanh",)
@@ -348,13 +363,31 @@ class GMConfig(PreTrainedConfig):
             self.intermediate_size = -(-self.hidden_size * 8 // 96) * 32 if gated else 4 * self.hidden_size
 
     def _take_sizes(self, network: dict[str, Any]) -> None:
-        """Sizes and options that are those of the language model's config."""
+        """Sizes and options that are those of the language model's config.
+
+        Raises:
+            ValueError: others are given, or some that it has not.
+        """
         self.backbone = {**network, "vocab_size": self.vocab_size}
-        found = self.network_config()
-        for name in ("hidden_size", "hidden_act", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            if isinstance(value := getattr(found, name, None), int | str):
-                setattr(self, name, value)
-        self.tie_word_embeddings = bool(found.tie_word_embeddings)
+        found, name, defaults = self.network_config(), network["model_type"], type(self).__dataclass_fields__
+        check_config(found)
+        for option in _OF_THE_NETWORK:
+            own, value = getattr(self, option), getattr(found, option, None)
+            value = bool(value) if option == "tie_word_embeddings" else value
+            if own not in (defaults[option].default, value):
+                raise ValueError(
+                    f"{option}={own!r} differs from {value!r} in the config of the backbone, {name!r}; change it there, "
+                    "and leave it out here"
+                )
+            if isinstance(value, int | str):
+                setattr(self, option, value)
+        for option in _OF_OTHER_BACKBONES:
+            own, default = getattr(self, option), defaults[option].default
+            if own != (list(default) if isinstance(default, tuple) else default):
+                raise ValueError(
+                    f"{option}={own!r} has no effect on a backbone of type {name!r}; leave it out, or change the "
+                    "backbone's own config"
+                )
         if self.shift is None:
             self.shift = type(found) not in MODEL_FOR_MASKED_LM_MAPPING
 

@@ -214,6 +214,8 @@ def flat(arguments: Sequence[object]) -> dict[tuple, Tensor]:
         if isinstance(value, BlockCache):
             for layer, (keys, values) in value.layers.items():
                 found |= {(place, layer, "keys"): keys, (place, layer, "values"): values}
+            if value.last is not None:
+                found[place, None, "last"] = value.last
         elif isinstance(value, Mapping):
             found |= {(place, key): part for key, part in value.items()}
         elif isinstance(value, Tensor):
@@ -228,7 +230,10 @@ def nested(tensors: Mapping[tuple, Tensor], number: int) -> list[Any]:
         if len(keys) == 2:
             found[place] = found[place] or BlockCache()
             pairs, layer = found[place].layers, keys[0]
-            pairs[layer] = (*pairs.get(layer, ()), value)  # keys come before values
+            if layer is None:
+                found[place].last = value
+            else:
+                pairs[layer] = (*pairs.get(layer, ()), value)  # keys come before values
         elif keys:
             found[place] = {**(found[place] or {}), keys[0]: value}
         else:

@@ -1,3 +1,4 @@
+from gm_discrete.training.annealing import CausalAnnealing
 from gm_discrete.training.checkpoints import is_complete, last_complete_checkpoint
 from gm_discrete.training.ema import EMACallback
 from gm_discrete.training.lock import locked
@@ -6,6 +7,7 @@ from gm_discrete.training.publishing import published
 from gm_discrete.training.trainer import GMTrainer
 
 __all__ = [
+    "CausalAnnealing",
     "EMACallback",
     "GMTrainer",
     "MuonAdamW",

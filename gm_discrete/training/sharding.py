@@ -21,6 +21,9 @@ def prepare_sharding(trainer: Trainer, model: GMModel) -> None:
         ValueError: an option does not work with them.
     """
     model.whole_batches = True
+    # Only layers are gathered by themselves: embeddings, which a network of transformers may name too, are called alone.
+    layers = {type(layer).__name__ for layer in model.backbone.layers}
+    model._no_split_modules = layers & set(model._no_split_modules or ())
     plugin: Any = trainer.accelerator.state.fsdp_plugin
     for name, wrong, cure in (
         ("fsdp_version", plugin.fsdp_version != 2, "launch with --fsdp_version 2"),
