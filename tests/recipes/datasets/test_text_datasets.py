@@ -90,6 +90,6 @@ def test_load_text__falls_through_to_the_library(tmp_path: Path, monkeypatch: py
     assert texts(load_text(tmp_path / "lines.txt", **options)) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="source='someone/nothing'") as raised:
         load_text("someone/nothing", cache_dir=tmp_path)
-    assert raised.value.__notes__ == ["Packaged data sets: shakespeare, gcide, moses."]
+    assert raised.value.__notes__ == ["Packaged data sets: shakespeare, gcide, austen, brown, prose, moses."]
     with pytest.raises(ValueError, match=r"split='test' .*source='shakespeare'.* train, validation"):
         load_text("shakespeare", "test")
