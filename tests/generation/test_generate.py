@@ -66,8 +66,10 @@ def test_generate__leaves_no_mask(name: str, sampler: str, num_steps: int) -> No
         return
     if sampler not in ON_THE_GRID and num_steps > 1:
         pytest.skip("it chooses its own times")
-    sample = model.generate(batch_size=4, length=9, num_steps=num_steps, sampler=sampler, seed=1)
-    assert sample.shape == (4, 9)
+    shape = (1, 3) if sampler == "uniformization" else (4, 9)  # which has many candidate events
+    options = {"batch_size": shape[0], "length": shape[1], "num_steps": num_steps}
+    sample = model.generate(**options, sampler=sampler, seed=1)
+    assert sample.shape == shape
     assert sample.dtype == torch.long
     assert 0 <= int(sample.min()) <= int(sample.max()) < K
     if mask_of(model) is not None:
@@ -79,9 +81,9 @@ def test_generate__leaves_no_mask(name: str, sampler: str, num_steps: int) -> No
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_generate__reaches_the_end_of_every_schedule(schedule: Any, sampler: str) -> None:
     """The grid ends at t = 1 exactly: one ulp before it, Euler would leave masks; after it, fail."""
-    for num_steps in (1, 3, 20):
+    for num_steps in (1, 3, 20) if sampler in ON_THE_GRID else (1,):
         for path in (MaskedPath(K, schedule=schedule), UniformPath(K, schedule)):
-            sample = network_of(path).generate(batch_size=30, length=20, num_steps=num_steps, sampler=sampler, seed=2)
+            sample = network_of(path).generate(batch_size=10, length=20, num_steps=num_steps, sampler=sampler, seed=2)
             assert not isinstance(path, MaskedPath) or not bool((sample == MASK).any())
 
 

@@ -29,7 +29,7 @@ def test_noised_observations__imputed_values_have_their_conditional_distribution
     """In a third of the sequences the symbol is observed, in a third the number, in the rest nothing. A model of one time,
     or without the times of observed fields, would take an observed number for noise: symbols next to 0.55 then have
     another distribution."""
-    n, law = 8000, Mixed(kind, GaussianPath(weights, bins=Bins(-4, 4)), independent=True)
+    n, law = 3000, Mixed(kind, GaussianPath(weights, bins=Bins(-4, 4)), independent=True)
     rows = torch.arange(3 * n) // n
     x = law.start(3 * n)
     state = {"kind": torch.full((3 * n, 1), 1), "size": numbers(0.55).expand(3 * n, 1)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -106,12 +105,4 @@ def main(folder: Path, *argv: str) -> None:
     for point in POINTS:
         codes[point] = start([*argv, "--output_dir", str(folder / "killed")], point, log)
         check_files(folder / "killed")
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):  # a run goes on from its checkpoints alone
-        (folder / "killed" / name).write_bytes(b"")
-    codes["finished"] = start([*argv, "--output_dir", str(folder / "killed")], None, log)
-    check_files(folder / "killed")
     (folder / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])

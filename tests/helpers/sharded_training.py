@@ -1,11 +1,10 @@
-"""What `test_sharded.py` starts under torchrun: runs whose weights FSDP 2 has spread over two processes."""
+"""What `test_sharded.py` starts twice: runs whose weights FSDP 2 has spread over two processes."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,3 @@ def main(folder: Path) -> None:
     (folder / f"record-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

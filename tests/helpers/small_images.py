@@ -1,6 +1,6 @@
 """A run on images of a few pixels, small enough to be repeated often: bright or dark on the left, by class.
 
-Imported by `test_image_training.py` and by `two_equal_processes.py`, which torchrun starts.
+Imported by `test_image_training.py` and by `two_equal_processes.py`, which `forks.py` starts.
 """
 
 from __future__ import annotations

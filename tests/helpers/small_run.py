@@ -1,6 +1,6 @@
 """A run small enough to be repeated often: eight symbols, the mask among them, and a transformer of one block.
 
-Imported by the tests of this folder and by `two_processes.py`, which torchrun starts.
+Imported by the tests of this folder and by `two_processes.py`, which `forks.py` starts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs on rows of a small table, and on notes of different lengths, small enough to be repeated often.
 
-Imported by `test_field_training.py` and by `two_equal_processes.py`, which torchrun starts.
+Imported by `test_field_training.py` and by `two_equal_processes.py`, which `forks.py` starts.
 """
 
 from __future__ import annotations

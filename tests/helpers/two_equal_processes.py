@@ -1,4 +1,4 @@
-"""What `test_field_training.py` and `test_image_training.py` start under torchrun, with `fields` or `images`.
+"""What `test_field_training.py` and `test_image_training.py` start twice, with `fields` or `images`.
 
 Their runs, each process on its half of the batch.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,3 @@ def main(folder: Path, kind: str) -> None:
         (folder / f"record-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,11 +1,10 @@
-"""What `test_two_processes.py` starts under torchrun: the same runs as there, each process on its half of the batch."""
+"""What `test_two_processes.py` starts twice: the same runs as there, each process on its half of the batch."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,7 @@ def run_equal(folder: Path, name: str, world_size: int) -> Any:
 def main(folder: Path) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    assert max(RAGGED) == LENGTH
     gc.freeze()  # every training run ends with a full collection
     record: dict[str, Any] = {"losses": {}}
 
@@ -108,8 +108,3 @@ def main(folder: Path) -> None:
         )  # an error in the next run spares this one
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    assert max(RAGGED) == LENGTH
-    main(Path(sys.argv[1]))

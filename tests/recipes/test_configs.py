@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from gm_discrete import GMModel
-from tests.helpers import moses_package, published
+from tests.helpers import forks, published
 from tests.helpers.recipe_configs import configs
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +26,10 @@ RECIPES = ROOT / "recipes"
 
 CONFIGS = configs("text")
 GPT2_SIZE = 50257
+RECIPES_OF_CONFIGS = {
+    "recipes/text.py": "TextArguments", "recipes/images.py": "ImageArguments", "recipes/mixed.py": "MixedArguments",
+}  # fmt: skip
+"""Recipes that take a config → the class of their arguments."""
 
 
 class Symbols:
@@ -140,24 +141,17 @@ def test_text_recipe__an_unknown_choice_is_an_error(
 def test_documentation__its_commands_run(
     recipe: ModuleType,
     tiny: list[str],
-    gpt2: Path,
     corpus: Path,
-    image_recipe: ModuleType,
-    mixed_recipe: ModuleType,
-    tiny_images: list[str],
-    image_folder: Path,
-    packaged_images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every shell command of the README and the docs but make's, at reduced size and without its launcher, one by one.
 
-    Of benchmarks that take long only the arguments are read: their own tests run them."""
+    Of configs on their own data, and of programs that take long, only the arguments are read: their own tests run them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
     (tmp_path / "recipes").symlink_to(RECIPES)
-    moses_package.install(tmp_path / "packages", monkeypatch)
     (tmp_path / "my_book.txt").write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
     pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("text", "training", "checkpoints"))]
     pages += sorted(set((ROOT / "docs").glob("*.md")) - set(pages))
@@ -171,32 +165,20 @@ def test_documentation__its_commands_run(
             continue
         name = next((word for word in words if word.endswith(".py")), "make")
         arguments = words[words.index(name) + 1 :] if name in words else []
-        if name == "recipes/text.py":
-            options, _ = parse(recipe, *arguments, "--use_cpu", "true")
-            stand_ins = ["--tokenizer", str(gpt2), "--validation_size", "8"] if options.tokenizer == "gpt2" else []
-            stand_ins += [] if "--output_dir" in arguments else ["--output_dir", f"run-{len(ran)}"]
-            recipe.main([*tiny, *arguments, *stand_ins])
+        if name in RECIPES_OF_CONFIGS:
+            module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+            kinds = (getattr(module, RECIPES_OF_CONFIGS[name]), TrainingArguments)
+            module.parse_arguments(kinds, [*arguments, "--use_cpu", "true"])
+            if name == "recipes/text.py" and "--data" in arguments:
+                recipe.main([*tiny, *arguments])
         elif name == "benchmarks/perplexity.py":
             few = ["--limit", "4", "--bound-samples", "1", "--num-samples", "2", "--num-steps", "2", "--threads", "1"]
             importlib.import_module("perplexity").main([*arguments, *few])
-        elif name == "recipes/images.py":
-            options, _ = image_recipe.parse_arguments(
-                (image_recipe.ImageArguments, TrainingArguments), [*arguments, "--use_cpu", "true"]
-            )
-            own = options.data in ("mnist", "fashion_mnist", "emoji32")
-            stand_ins = [] if own else ["--data", str(image_folder), "--image_column", "image", "--streaming", "false"]
-            stand_ins += [] if "--output_dir" in arguments else ["--output_dir", f"run-{len(ran)}"]
-            image_recipe.main([*arguments, *tiny_images, *stand_ins, "--download", "false"])
-        elif name == "recipes/mixed.py":  # whose own tests run its configs
-            choice = (mixed_recipe.MixedArguments, TrainingArguments)
-            mixed_recipe.parse_arguments(choice, [*arguments, "--use_cpu", "true"])
-        elif name == "recipes/toy.py":
-            run_script(name, [*arguments, "--quick", "--workers", "1", "--output_dir", f"run-{len(ran)}"])
-        elif name.startswith("benchmarks/"):
-            run_script(name, [*arguments, "--help"])
+        elif name == "recipes/toy.py" or name.startswith("benchmarks/"):
+            run([str(ROOT / name), *arguments, "--help"])
         elif "-m" in words:
             module, *arguments = words[words.index("-m") + 1 :]
-            run_module(module, stood_in(module, arguments, tmp_path))
+            run(["-m", module, *stood_in(module, arguments, tmp_path)])
             name = module
         else:
             assert words[0] == "make"
@@ -232,18 +214,6 @@ def stood_in(module: str, arguments: list[str], folder: Path) -> list[str]:
     return [*arguments[:at], "one_line", *arguments[at + 1 :], "--include_path", str(folder)]
 
 
-def run_script(name: str, arguments: list[str]) -> None:
-    """In a process of its own: its modules are called like others, and it may start processes itself."""
-    run([str(ROOT / name), *arguments])
-
-
-def run_module(name: str, arguments: list[str]) -> None:
-    """The same of `python -m`."""
-    run(["-m", name, *arguments])
-
-
 def run(command: list[str]) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *command]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    """In a process of its own: its modules are called like others, and it may start processes itself."""
+    assert forks.start("program", Path.cwd(), *command) == [0], Path("log.txt").read_text(encoding="utf-8")[-4000:]

@@ -15,9 +15,9 @@ from torch import Tensor
 from gm_discrete import GMModel, UniformTimeSampler
 from gm_discrete.evaluation import evaluate_matching
 from gm_discrete.objective import FieldTimeSampler, LogitNormalTimeSampler, corrupt, draw_times
+from tests.helpers import forks
 from tests.helpers.small_run import Interrupt, Recorder, checkpoint, losses, record_inputs, weights
 from tests.helpers.small_tables import OPTIONS, PATHS, collate, rows, table_model, table_path, table_trainer
-from tests.helpers.torchrun import torchrun
 from tests.helpers.two_equal_processes import RUNS, train_fields
 
 pytestmark = pytest.mark.slow
@@ -265,7 +265,7 @@ def test_field_time_sampler__mixes_three_kinds() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun("two_equal_processes.py", folder, "fields")
+    forks.start("two_equal_processes", folder, "fields", processes=2)
     return folder
 
 

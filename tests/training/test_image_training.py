@@ -15,9 +15,9 @@ from gm_discrete import GMModel, UniformTimeSampler
 from gm_discrete.data import ImageCollator
 from gm_discrete.evaluation import evaluate_matching
 from gm_discrete.objective import corrupt, field_divergences
+from tests.helpers import forks
 from tests.helpers.small_images import LEVELS, PATHS, picture_model, picture_trainer, pictures
 from tests.helpers.small_run import Interrupt, checkpoint, losses, record_inputs, weights
-from tests.helpers.torchrun import torchrun
 from tests.helpers.two_equal_processes import RUNS, train_images
 
 pytestmark = pytest.mark.slow
@@ -162,7 +162,7 @@ def test_image_training__a_saved_model_samples_by_class(tmp_path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun("two_equal_processes.py", folder, "images")
+    forks.start("two_equal_processes", folder, "images", processes=2)
     return folder
 
 

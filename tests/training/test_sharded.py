@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gm_discrete import GMModel
+from tests.helpers import forks
 from tests.helpers.sharded_training import bounds, trainer
 from tests.helpers.small_run import checkpoint, losses, weights
-from tests.helpers.torchrun import torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun("sharded_training.py", folder)
+    forks.start("sharded_training", folder, processes=2)
     return folder
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from gm_discrete.training import is_complete, last_complete_checkpoint
+from tests.helpers import forks
 from tests.helpers.small_run import checkpoint, losses, rows, weights
-from tests.helpers.torchrun import torchrun
 from tests.helpers.two_processes import EQUAL, RAGGED, run_equal
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun("two_processes.py", folder)
+    forks.start("two_processes", folder, processes=2)
     return folder
 
 
