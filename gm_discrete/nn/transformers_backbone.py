@@ -288,9 +288,13 @@ class TransformersBackbone(nn.Module):
 
 
 def dynamic(cache: BlockCache) -> DynamicCache:
-    """The cache in the form that networks of transformers take and append to."""
-    layers = [cache.layers[index] for index in range(len(cache.layers))]
-    return DynamicCache(layers) if layers else DynamicCache()
+    """The cache in the form that networks of transformers take and append to; it shares the keys and values."""
+    found: Any = DynamicCache()
+    for index in range(len(cache.layers)):
+        keys, values = cache.layers[index]
+        found.update(keys[:, :, :0], values[:, :, :0], index)  # which would copy them
+        found.layers[index].keys, found.layers[index].values = keys, values
+    return found
 
 
 def _before(documents: Tensor) -> Tensor:
