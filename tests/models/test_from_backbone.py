@@ -24,6 +24,7 @@ from transformers import (
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, ProductPath, UniformPath
 from gm_discrete.data import character_tokenizer
+from gm_discrete.nn.language_models import check_arguments
 from tests.helpers.backbones import (
     ARCHITECTURES,
     FEW,
@@ -273,6 +274,8 @@ def test_from_backbone__refuses_models_that_are_not_understood() -> None:
             GMModel.from_backbone(own)
     with pytest.raises(TypeError, match="backbone=7"):
         GMModel.from_backbone(7)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="'llama' takes no inputs_embeds"):
+        check_arguments(plain("llama").model, ["input_ids", "attention_mask"])
 
 
 def test_from_backbone__refuses_a_network_whose_attention_stays_causal() -> None:
