@@ -34,6 +34,8 @@ FOREIGN = {
     "DiffusionGemma",
     "LogitsProcessorList",
     "PreTrainedModel",
+    "TemperatureLogitsWarper",
+    "TopPLogitsWarper",
     "TrainingArguments",
 }
 """Classes of other libraries that the pages name."""

@@ -77,7 +77,7 @@ def test_from_backbone__adds_a_mask_where_there_is_none(name: str) -> None:
 
 
 @few
-@pytest.mark.parametrize("letters", ["abc", "abcdefghijklmnopqrstuvwxyzäöü"], ids=["fewer tokens", "more tokens"])
+@pytest.mark.parametrize("letters", ["abc", "abcdefghijklmnopqrstuv"], ids=["fewer tokens", "more tokens"])
 def test_from_backbone__with_a_tokenizer_has_its_symbols(name: str, letters: str) -> None:
     tokenizer: Any = character_tokenizer(alphabet=letters)
     model = GMModel.from_backbone(plain(name), tokenizer=tokenizer)
