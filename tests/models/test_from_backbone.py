@@ -219,6 +219,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "encoder and decoder": (T5Config(), "'t5' has an encoder and a decoder"),
     "several inputs": (Gemma3Config(), "'gemma3' has other inputs than text"),
     "decoder of an encoder": (config_of("bert", is_decoder=True), "is_decoder=True"),
+    "a model of ours": (GMConfig(path=MaskedPath(V)), "GMModel.from_pretrained"),
     "unknown type": ({"model_type": "llamma"}, "model_type='llamma'"),
     "no type": ({"hidden_size": 8}, "model_type=None"),
     "unknown name": ("llama", "backbone='llama'"),
@@ -268,6 +269,7 @@ def test_from_backbone__refuses_models_that_are_not_understood() -> None:
         (BertModel(config_of("bert")), "backbone is a BertModel.*give a BertForMaskedLM"),
         (LlamaForSequenceClassification(config_of("llama")), "LlamaForCausalLM"),
         (mamba, "'mamba' has no attention"),
+        (network("llama"), "GMModel.from_pretrained"),
         (fnet, "'fnet' takes no attention_mask"),
     ):
         with pytest.raises(ValueError, match=message):
