@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     model = GMModel.from_pretrained(args.model).to(args.device).eval()
+    model.generation_config.eos_token_id = None  # every row fills equally many positions
     rows = measured(model, prompts_of(model, args), args)
     record = {
         "benchmark": "caches",
