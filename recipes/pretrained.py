@@ -166,7 +166,9 @@ def with_adapter(
             with published(folder) as draft:
                 full = load(replace(options, load_in_4bit=False)) if options.load_in_4bit else model
                 full.save_pretrained(draft)
-        model.name_or_path = str(folder.resolve())
+    else:
+        folder = Path(str(options.backbone))
+    model.name_or_path = str(folder.resolve()) if folder.is_dir() else str(options.backbone)
     if options.load_in_4bit:
         from peft import prepare_model_for_kbit_training
 

@@ -121,8 +121,8 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     masked = path == "masked" or (isinstance(path, Path) and path.is_masked)
     if tokenizer is not None and tokenizer.vocab_size > rows:  # without tokens that were added to it
         raise ValueError(
-            f"tokenizer has {tokenizer.vocab_size} tokens, and the embedding of backbone {rows} symbols; give the tokenizer of "
-            "that model"
+            f"tokenizer has {tokenizer.vocab_size} tokens, and the embedding of backbone {rows} symbols; give the tokenizer "
+            "of that model"
         )
     if tokenizer is not None and masked:
         ensure_mask_token(tokenizer)
