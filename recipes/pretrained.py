@@ -76,6 +76,8 @@ def check_backbone(options: BackboneArguments, of_new: Mapping[str, object] | No
     for name in ("shift", "lora_rank"):
         if options.backbone is None and (value := getattr(options, name)) not in (None, 0):
             raise ValueError(f"{name}={value} needs a pretrained model; give --backbone")
+    if options.lora_rank and importlib.util.find_spec("peft") is None:
+        raise ValueError(f"lora_rank={options.lora_rank} needs PEFT, which is not installed: pip install peft")
     if options.load_in_4bit and not torch.cuda.is_available():
         raise ValueError("load_in_4bit=True needs a GPU, and there is none; leave it out")
     if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:

@@ -54,7 +54,7 @@ def test_sft_recipe__writes_adapter_metrics_and_answers(adapted: Path) -> None:
     metrics = json.loads((adapted / "metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["bits_per_completion_token"] < 20
     assert metrics["bits_per_completion_token_stderr"] > 0
-    assert (metrics["examples"], metrics["dynamics"], metrics["train_rows"]["examples"]) == (4, "masked", 20)
+    assert (metrics["examples"], metrics["dynamics"], metrics["rows"]["training"]["examples"]) == (4, "masked", 20)
     answers = (adapted / "sample.txt").read_text(encoding="utf-8")
     assert answers.startswith("user: say ")
     assert "[MASK]" not in answers
@@ -107,6 +107,7 @@ def test_sft_recipe__resumed_is_unbroken(made: dict[str, Any], adapted: Path, tm
         {"path": "uniform", "turns": "each", "prompts": ["say sea?"]},
         {"lora_rank": 2, "lora_targets": ["q_proj", "mlp.up_proj"], "merge": True, "path": "uniform"},
         {"gradient_checkpointing": True, "lora_rank": 2, "shift": False, "sampler": '{"type": "tau_leaping"}'},
+        {"lora_rank": 2, "dtype": "bfloat16", "bf16": True, "merge": True},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -159,6 +160,7 @@ def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any],
         ({"backbone": "./no"}, "backbone='./no'"),
         ({"prompts": ["say §"]}, "prompt=.*§"),
         ({"length": 4}, "length=4: 0 examples"),
+        ({"validation_size": 1}, "held out: 1 examples.*validation_size"),
         ({"turns": "last"}, "turns='last'"),
         ({"sampler": "fastest"}, "fastest"),
     ],

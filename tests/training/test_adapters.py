@@ -161,7 +161,7 @@ def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
 
 
 def test_load_adapter__of_another_model_is_refused(tmp_path: Path) -> None:
-    add_lora(small_model(), rank=2).save_pretrained(tmp_path)  # by PEFT alone, without the config of the model
+    add_lora(small_model(), rank=2).save_pretrained(str(tmp_path))  # by PEFT alone, without the config of the model
     cases: dict[str, Any] = {
         "does not fit the model: .*size mismatch": small_model(hidden_size=32),
         r"backbone\.layers\..* is in one and not in the other": small_model(num_hidden_layers=2),
