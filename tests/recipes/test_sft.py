@@ -188,12 +188,13 @@ def test_sft_recipe__data_and_tokenizer_that_do_not_fit_are_named(made: dict[str
         sft({**run, "data": write_rows(tmp_path / "texts.jsonl", [{"text": "a"}] * 9)})
 
 
-def test_sft_recipe__4_bits_need_bitsandbytes(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["peft", "bitsandbytes"])
+def test_sft_recipe__packages_that_are_not_installed_are_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = importlib.import_module("recipes.pretrained")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else name)
     options = pretrained.BackboneArguments(backbone="x", lora_rank=2, load_in_4bit=True)
-    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+    with pytest.raises(ValueError, match=f"pip install {missing}"):
         pretrained.check_backbone(options)
 
 
