@@ -21,7 +21,7 @@ if __name__ == "__main__":  # imports start at the root of the repository: `data
 
 import torch
 from datasets import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from gm_discrete import GMModel
 from gm_discrete.data import ChatReport, load_chat, prompt_ids, tokenize_chat
@@ -223,7 +223,8 @@ def build_data(options: SFTArguments, tokenizer: Tokenizer, seed: int) -> Data:
 
 def build_tokenizer(options: SFTArguments, output: Path) -> Tokenizer:
     """The tokenizer of the run that is resumed, or of the backbone, with the chat template of the options."""
-    tokenizer = backbone_tokenizer(last_complete_checkpoint(output) or str(options.backbone))
+    saved = last_complete_checkpoint(output)
+    tokenizer = AutoTokenizer.from_pretrained(saved) if saved else backbone_tokenizer(str(options.backbone))
     if options.chat_template:
         file = Path(options.chat_template)
         if not file.is_file():

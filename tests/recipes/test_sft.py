@@ -124,8 +124,13 @@ def test_sft_recipe__trains_and_publishes(made: dict[str, Any], tmp_path: Path, 
 
 @pytest.mark.slow
 def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any], adapted: Path, tmp_path: Path) -> None:
-    """A `GMModel` is the base of its adapter itself. It is not retrained with another path or shift."""
-    AutoTokenizer.from_pretrained(adapted).save_pretrained(adapted / "base")
+    """A `GMModel` is the base of its adapter itself, with its own tokenizer, whatever that pads with.
+
+    It is not retrained with another path or shift.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(adapted)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(adapted / "base")
     renamed = [{"question": row["prompt"], "answer": row["completion"]} for row in pairs(24)]
     run = {
         "backbone": adapted / "base", "data": write_rows(tmp_path / "pairs.jsonl", renamed), "lora_rank": 2,
@@ -133,6 +138,7 @@ def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any],
     }  # fmt: skip
     sft(run)
     assert not (tmp_path / "run" / "base").exists()
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "run")) == len(tokenizer)
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         adapted / "base"
     )
