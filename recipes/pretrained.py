@@ -10,10 +10,10 @@ from shutil import rmtree
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from gm_discrete import GMModel
-from gm_discrete.data import load_tokenizer
+from gm_discrete import GMConfig, GMModel
+from gm_discrete.data import ensure_mask_token
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import GMTrainer, add_lora, load_adapter, published
 from gm_discrete.training.checkpointed import WEIGHTS
@@ -76,6 +76,8 @@ def check_backbone(options: BackboneArguments, of_new: Mapping[str, object] | No
     for name in ("shift", "lora_rank"):
         if options.backbone is None and (value := getattr(options, name)) not in (None, 0):
             raise ValueError(f"{name}={value} needs a pretrained model; give --backbone")
+    if options.lora_rank and importlib.util.find_spec("peft") is None:
+        raise ValueError(f"lora_rank={options.lora_rank} needs PEFT, which is not installed: pip install peft")
     if options.load_in_4bit and not torch.cuda.is_available():
         raise ValueError("load_in_4bit=True needs a GPU, and there is none; leave it out")
     if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
@@ -83,15 +85,21 @@ def check_backbone(options: BackboneArguments, of_new: Mapping[str, object] | No
 
 
 def backbone_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained model, with a mask.
+    """The tokenizer of a pretrained model. That of a language model of transformers gets a mask; a `GMModel` has its own.
 
     Raises:
         ValueError: there is none.
     """
     try:
-        return load_tokenizer(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone={name!r} has no tokenizer that can be loaded ({error})") from error
+    return tokenizer if is_gm_model(name) else ensure_mask_token(tokenizer)
+
+
+def is_gm_model(name: str) -> bool:
+    """Whether a pretrained model is a `GMModel`, not a language model of transformers."""
+    return backbone_config(name).model_type == GMConfig.model_type
 
 
 def backbone_config(name: str) -> Any:
@@ -131,7 +139,7 @@ def load_backbone(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
         loading |= {"quantization_config": quantized}
-    if backbone_config(name).model_type != "gm_discrete":
+    if not is_gm_model(name):
         config = {"max_position_embeddings": length, "mask_token_id": tokenizer.mask_token_id, **model_options}
         return GMModel.from_backbone(name, path, options.shift, tokenizer, **loading, **config)
     if model_options:
@@ -161,12 +169,14 @@ def with_adapter(
     if not options.lora_rank:
         return model
     folder = Path(str(training.output_dir)) / BASE
-    if backbone_config(str(options.backbone)).model_type != "gm_discrete":
+    if not is_gm_model(str(options.backbone)):
         if training.should_save:
             with published(folder) as draft:
                 full = load(replace(options, load_in_4bit=False)) if options.load_in_4bit else model
                 full.save_pretrained(draft)
-        model.name_or_path = str(folder.resolve())
+    else:
+        folder = Path(str(options.backbone))
+    model.name_or_path = str(folder.resolve()) if folder.is_dir() else str(options.backbone)
     if options.load_in_4bit:
         from peft import prepare_model_for_kbit_training
 

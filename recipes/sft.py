@@ -21,7 +21,7 @@ if __name__ == "__main__":  # imports start at the root of the repository: `data
 
 import torch
 from datasets import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from gm_discrete import GMModel
 from gm_discrete.data import ChatReport, load_chat, prompt_ids, tokenize_chat
@@ -50,6 +50,9 @@ from recipes.pretrained import (
 
 Tokenizer = Any
 """A `PreTrainedTokenizerBase`, whose annotations allow ids to be strings and lists."""
+
+FEWEST_HELD_OUT = 2
+"""The least number of held-out examples, of which a standard error needs two."""
 
 DISPLAY = {"prompts", "num_prompts", "answer_length", "num_steps", "sampler", "merge", "num_eval_samples"}
 DISPLAY |= {"max_eval_examples"}
@@ -112,6 +115,16 @@ class SFTArguments(BackboneArguments):
     sampler: str = field(default="tau_leaping", metadata={"help": "name or JSON of a sampler"})
 
 
+@dataclass
+class Data:
+    """The examples for training and held out, the prompts to answer, and what became of the rows."""
+
+    train: Dataset
+    validation: Dataset
+    prompts: list[Any]
+    reports: dict[str, ChatReport]
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options, training = parse_arguments((SFTArguments, TrainingArguments), argv)
     with locked(training.output_dir):
@@ -121,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def run(options: SFTArguments, training: TrainingArguments) -> dict[str, Any]:
     """Trains, scores and answers."""
     output = Path(str(training.output_dir))
-    trainer, prompts, reports = build_trainer(options, training)
+    trainer, data = build_trainer(options, training)
     train(trainer)
     bound = trainer.bound()
     metrics: dict[str, Any] = {
@@ -131,14 +144,14 @@ def run(options: SFTArguments, training: TrainingArguments) -> dict[str, Any]:
         "examples": len(bound.nats),
         "completion_tokens": int(bound.num_tokens.sum()),
         "dynamics": bound.kind,
-        **{name: vars(report) for name, report in reports.items()},
+        "rows": {name: vars(report) for name, report in data.reports.items()},
     }
     publish(options, trainer)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")
         model = GMModel.from_pretrained(output).to(training.device)
-        text = answered(options, trainer.processing_class, model, prompts)
+        text = answered(options, trainer.processing_class, model, data.prompts)
         with published(output) as draft:
             (draft / "sample.txt").write_text(text, encoding="utf-8")
         print_once(training, f"\n{text}")
@@ -151,10 +164,8 @@ def run(options: SFTArguments, training: TrainingArguments) -> dict[str, Any]:
     return metrics
 
 
-def build_trainer(
-    options: SFTArguments, training: TrainingArguments
-) -> tuple[GMTrainer, list[Any], dict[str, ChatReport]]:
-    """The trainer that holds tokenizer, data and model; prompts to answer; and what became of the rows of each split."""
+def build_trainer(options: SFTArguments, training: TrainingArguments) -> tuple[GMTrainer, Data]:
+    """The trainer that holds tokenizer, data and model; and what else is known of the data."""
     for name in ("backbone", "data"):
         if getattr(options, name) is None:
             raise ValueError(f"{name}=None: give --{name}")
@@ -165,42 +176,55 @@ def build_trainer(
         if training.local_process_index == 0:
             check_run(output, weight_settings(options, training, DISPLAY))
         tokenizer = build_tokenizer(options, output)
-        turns: Any = options.turns
-        rows = {split: load(options, split) for split in ("train", "validation")}
-        train_rows, trained = tokenize_chat(
-            rows["train"], tokenizer, options.length, max_eos=options.max_eos, turns=turns, packed=options.packed,
-            seed=training.seed,
-        )  # fmt: skip
-        validation, held_out = tokenize_chat(rows["validation"], tokenizer, options.length, turns=turns)
-    count = min(options.max_eval_examples, len(validation))
-    validation = validation.select([at * len(validation) // count for at in range(count)])
-    print_once(training, f"training: {trained}, in {len(train_rows):,} sequences\nheld out: {held_out}")
-
+        data = build_data(options, tokenizer, training.seed)
+    for name, report in data.reports.items():
+        print_once(training, f"{name}: {report}")
     build = partial(build_model, tokenizer=tokenizer)
     model = build(options)
-    prompts = given_prompts(options, rows["validation"])
-    for prompt in prompts:
+    for prompt in data.prompts:
         check_sampling(model, **sampling(options, tokenizer, prompt))
     model = with_adapter(options, training, model, build)
-    trained_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    print_once(
-        training, f"{trained_weights:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained"
-    )
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    total = sum(weight.numel() for weight in model.parameters())
+    print_once(training, f"{len(data.train):,} sequences; {trained:,} of {total:,} parameters are trained")
     trainer = GMTrainer(
         model,
         training,
         time_sampler=time_sampler(options.times, options.times_mean, options.times_std),
-        train_dataset=train_rows,
-        eval_dataset=validation,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         processing_class=tokenizer,
         **trainer_options(options, training),
     )
-    return trainer, prompts, {"train_rows": trained, "held_out_rows": held_out}
+    return trainer, data
+
+
+def build_data(options: SFTArguments, tokenizer: Tokenizer, seed: int) -> Data:
+    """Loads and tokenises both splits; of the held-out examples `max_eval_examples`, evenly spaced.
+
+    Raises:
+        ValueError: there are too few of them.
+    """
+    rows = {split: load(options, split) for split in ("train", "validation")}
+    turns: Any = options.turns
+    train_rows, trained = tokenize_chat(
+        rows["train"], tokenizer, options.length, max_eos=options.max_eos, turns=turns, packed=options.packed, seed=seed
+    )
+    validation, held_out = tokenize_chat(rows["validation"], tokenizer, options.length, turns=turns)
+    if len(validation) < FEWEST_HELD_OUT:
+        raise ValueError(
+            f"held out: {held_out}, and at least {FEWEST_HELD_OUT} are needed; give a larger --validation_size, such as 0.2"
+        )
+    count = min(options.max_eval_examples, len(validation))
+    validation = validation.select([at * len(validation) // count for at in range(count)])
+    reports = {"training": trained, "held out": held_out}
+    return Data(train_rows, validation, given_prompts(options, rows["validation"]), reports)
 
 
 def build_tokenizer(options: SFTArguments, output: Path) -> Tokenizer:
     """The tokenizer of the run that is resumed, or of the backbone, with the chat template of the options."""
-    tokenizer = backbone_tokenizer(last_complete_checkpoint(output) or str(options.backbone))
+    saved = last_complete_checkpoint(output)
+    tokenizer = AutoTokenizer.from_pretrained(saved) if saved else backbone_tokenizer(str(options.backbone))
     if options.chat_template:
         file = Path(options.chat_template)
         if not file.is_file():

@@ -109,7 +109,8 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{folder} holds an adapter that does not fit the model: {error}") from error
+            first = " ".join(str(error).split("\n\t")[:2])  # PyTorch names all weights of other shapes
+            raise ValueError(f"{folder} holds an adapter that does not fit the model: {first}") from error
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         found = set(file.keys())
     if unlike := found ^ get_peft_model_state_dict(adapted).keys():

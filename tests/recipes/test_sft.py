@@ -54,7 +54,7 @@ def test_sft_recipe__writes_adapter_metrics_and_answers(adapted: Path) -> None:
     metrics = json.loads((adapted / "metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["bits_per_completion_token"] < 20
     assert metrics["bits_per_completion_token_stderr"] > 0
-    assert (metrics["examples"], metrics["dynamics"], metrics["train_rows"]["examples"]) == (4, "masked", 20)
+    assert (metrics["examples"], metrics["dynamics"], metrics["rows"]["training"]["examples"]) == (4, "masked", 20)
     answers = (adapted / "sample.txt").read_text(encoding="utf-8")
     assert answers.startswith("user: say ")
     assert "[MASK]" not in answers
@@ -107,6 +107,7 @@ def test_sft_recipe__resumed_is_unbroken(made: dict[str, Any], adapted: Path, tm
         {"path": "uniform", "turns": "each", "prompts": ["say sea?"]},
         {"lora_rank": 2, "lora_targets": ["q_proj", "mlp.up_proj"], "merge": True, "path": "uniform"},
         {"gradient_checkpointing": True, "lora_rank": 2, "shift": False, "sampler": '{"type": "tau_leaping"}'},
+        {"lora_rank": 2, "dtype": "bfloat16", "bf16": True, "merge": True},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -123,8 +124,13 @@ def test_sft_recipe__trains_and_publishes(made: dict[str, Any], tmp_path: Path, 
 
 @pytest.mark.slow
 def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any], adapted: Path, tmp_path: Path) -> None:
-    """A `GMModel` is the base of its adapter itself. It is not retrained with another path or shift."""
-    AutoTokenizer.from_pretrained(adapted).save_pretrained(adapted / "base")
+    """A `GMModel` is the base of its adapter itself, with its own tokenizer, whatever that pads with.
+
+    It is not retrained with another path or shift.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(adapted)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(adapted / "base")
     renamed = [{"question": row["prompt"], "answer": row["completion"]} for row in pairs(24)]
     run = {
         "backbone": adapted / "base", "data": write_rows(tmp_path / "pairs.jsonl", renamed), "lora_rank": 2,
@@ -132,6 +138,7 @@ def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any],
     }  # fmt: skip
     sft(run)
     assert not (tmp_path / "run" / "base").exists()
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "run")) == len(tokenizer)
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         adapted / "base"
     )
@@ -159,6 +166,7 @@ def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any],
         ({"backbone": "./no"}, "backbone='./no'"),
         ({"prompts": ["say §"]}, "prompt=.*§"),
         ({"length": 4}, "length=4: 0 examples"),
+        ({"validation_size": 1}, "held out: 1 examples.*validation_size"),
         ({"turns": "last"}, "turns='last'"),
         ({"sampler": "fastest"}, "fastest"),
     ],
@@ -186,12 +194,13 @@ def test_sft_recipe__data_and_tokenizer_that_do_not_fit_are_named(made: dict[str
         sft({**run, "data": write_rows(tmp_path / "texts.jsonl", [{"text": "a"}] * 9)})
 
 
-def test_sft_recipe__4_bits_need_bitsandbytes(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["peft", "bitsandbytes"])
+def test_sft_recipe__packages_that_are_not_installed_are_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = importlib.import_module("recipes.pretrained")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else name)
     options = pretrained.BackboneArguments(backbone="x", lora_rank=2, load_in_4bit=True)
-    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+    with pytest.raises(ValueError, match=f"pip install {missing}"):
         pretrained.check_backbone(options)
 
 
