@@ -86,6 +86,8 @@ def convert(
         convert_language(found, destination, language, mask_token_id, length, block_size)
         return destination
     _refuse({"block_size": block_size}, "only SDAR models have blocks")
+    if isinstance(found, Folder) and (settings := found.config()):
+        _family(family, Settings.of(settings))  # before large files are read
     checkpoint = read(found)
     settings = Settings.of(checkpoint.config)
     family = _family(family, settings)

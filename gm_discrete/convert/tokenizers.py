@@ -49,11 +49,13 @@ class KeptTokenizer:
 
     @classmethod
     def of_folder(cls, folder: Folder) -> KeptTokenizer | None:
-        """Of tokenizer_config.json, and tokenizer.json if there is one; `None` without the former."""
-        settings, fast = folder.file("tokenizer_config.json"), folder.file("tokenizer.json")
-        if settings is None:
+        """Of tokenizer_config.json and the files beside it; `None` without the former."""
+        file, fast = folder.file("tokenizer_config.json"), folder.file("tokenizer.json")
+        if file is None:
             return None
-        return cls(_texts(read_settings(settings)), None if fast is None else read_settings(fast))
+        settings = read_settings(file)
+        others = [read_settings(other) for name in ("vocab.json", "added_tokens.json") if (other := folder.file(name))]
+        return cls(_texts(settings), None if fast is None else read_settings(fast), [*others, _decoder(settings)])
 
     def mask_token_id(self) -> int | None:
         """The id of its mask token, if it has one.
@@ -146,13 +148,16 @@ def _vocabulary(source: Folder, settings: dict[str, Any], fast: Path | None) -> 
         return KeptTokenizer({}, read_settings(fast)).ids
     plain, added = (source.file(name) for name in ("vocab.json", "added_tokens.json"))
     if "added_tokens_decoder" not in settings and added is not None:
-        tokens = read_settings(added).items()
-        settings["added_tokens_decoder"] = {
-            str(number): {"content": token, "special": True} for token, number in tokens
-        }
-    decoder = settings.get("added_tokens_decoder", {})
-    found = {} if plain is None else read_settings(plain)
-    return found | {str(within(token, "content")): int(number) for number, token in decoder.items()}
+        tokens = {str(number): {"content": token, "special": True} for token, number in read_settings(added).items()}
+        settings["added_tokens_decoder"] = tokens
+    return ({} if plain is None else read_settings(plain)) | _decoder(settings)
+
+
+def _decoder(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of added tokens, which the settings of a tokenizer have the other way round."""
+    found = settings.get("added_tokens_decoder")
+    found = found if isinstance(found, Mapping) else {}
+    return {str(within(token, "content")): int(number) for number, token in found.items() if str(number).isdecimal()}
 
 
 def _texts(tokens: Mapping[str, object]) -> dict[str, str]:

@@ -290,7 +290,7 @@ def test_convert__reads_prefixes_and_containers(tmp_path: File, prefix: str) -> 
         assert torch.equal(logits_of(model, x, t), expected)
     (tmp_path / "bin").mkdir()
     torch.save(named, tmp_path / "bin" / "pytorch_model.bin")
-    assert torch.equal(logits_of(convert(tmp_path / "bin", tmp_path / "of bin", "sedd-absorb"), x, t), expected)
+    assert torch.equal(logits_of(saved(tmp_path / "bin", tmp_path / "of bin", "sedd-absorb"), x, t), expected)
 
 
 def test_convert__uses_averaged_weights_if_their_order_is_certain(

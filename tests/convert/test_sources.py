@@ -390,10 +390,10 @@ def test_convert__downloads_only_weights_and_settings(
 
     monkeypatch.setattr("gm_discrete.convert.sources.snapshot_download", download)
     assert converted("some/duo-owt", tmp_path / "model").path == UniformPath(K)
-    assert asked == [["*.json", "*.txt", "*.model", "*.safetensors"]]
+    assert asked == [["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]]
     (cache / "model.safetensors").unlink()
     assert converted("some/duo-owt", tmp_path / "other").path == UniformPath(K)
-    assert asked[-1] == ["*.json", "*.txt", "*.model", "*.bin", "*.ckpt", "*.pth", "*.pt"]
+    assert asked[-1] == ["*.json", "*.jinja", "*.txt", "*.model", "*.bin", "*.ckpt", "*.pth", "*.pt"]
 
 
 # ---- the command line
