@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -136,7 +136,8 @@ def test_convert__memory_stays_below_one_shard(tmp_path: Path) -> None:
     width, hidden, rows = 1024, 4096, 2**14
     layer = {
         "mlp.gate_proj.weight": (hidden, width), "mlp.up_proj.weight": (hidden, width),
-        "mlp.down_proj.weight": (width, hidden), "self_attn.q_proj.weight": (width, width), "self_attn.o_proj.weight": (width, width),
+        "mlp.down_proj.weight": (width, hidden), "self_attn.q_proj.weight": (width, width),
+        "self_attn.o_proj.weight": (width, width),
         "self_attn.k_proj.weight": (512, width), "self_attn.v_proj.weight": (512, width), "self_attn.q_proj.bias": (width,),
         "self_attn.k_proj.bias": (512,), "self_attn.v_proj.bias": (512,), "input_layernorm.weight": (width,),
         "post_attention_layernorm.weight": (width,),
@@ -227,9 +228,7 @@ def test_convert__bound_is_that_of_the_predictions(tmp_path: Path, name: str) ->
         nats = -prediction.log_softmax(-1).gather(-1, z[..., None]).squeeze(-1)[:, masked].sum(1)
         m = int(masked.sum())
         total += nats * math.gamma(5 - m) * math.gamma(m) / math.gamma(5)  # ∫ t^(4−m) (1−t)^(m−1) dt
-    assert found.stderr is not None
-    assert bool(((found.nats - total).abs() < 5 * found.stderr).all())
-    assert bool((found.stderr < 0.1 * total).all())
+    torch.testing.assert_close(found.nats.double(), total, rtol=0.15, atol=0)  # three standard errors of 128 samples
 
 
 def test_convert__llada_generates_as_its_example(tmp_path: Path) -> None:
@@ -300,8 +299,8 @@ def test_convert__runs_in_the_harness(tmp_path: Path, name: str) -> None:
     from gm_discrete.evaluation.harness import GMHarness
 
     converted(tmp_path, name)
-    harness = GMHarness(str(tmp_path / "model"), num_samples=4, max_length=32, num_steps=2)
-    asked = Instance("loglikelihood", {}, ("an a", "an an"), 0)
+    harness: Any = GMHarness(str(tmp_path / "model"), num_samples=4, max_length=32, num_steps=2)
+    asked: Any = Instance("loglikelihood", {}, ("an a", "an an"), 0)
     ((score, greedy),) = harness.loglikelihood([asked])
     assert score < 0
     assert isinstance(greedy, bool)
@@ -432,7 +431,7 @@ def test_convert__settings_that_are_not_implemented_are_refused(
      ("sdar", "head_dim"), ("sdar", "rms_norm_eps")],
 )  # fmt: skip
 def test_convert__settings_that_are_missing_are_named(tmp_path: Path, name: str, key: str) -> None:
-    source = write(tmp_path / "source", name, state_dict(name), **{key: None})
+    source = write(tmp_path / "source", name, state_dict(name), **cast(Any, {key: None}))
     with pytest.raises(ValueError, match=f"source.*{key}"):
         convert(source, tmp_path / "model")
 
