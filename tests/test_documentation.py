@@ -29,6 +29,7 @@ SLOW = {"README", "generation", "images", "numbers", "own-paths", "tables", "tex
 SHORTER = {
     r"\bfor step in range\(\d{3,}\)": "for step in range(10)", r"\bmax_steps=\d{3,}": "max_steps=10",
     r"(?<=, z, )\d{3,}(?=\))": "10", r"\bbatch_size=\d{3,}": "batch_size=20",
+    r"(?<=\bprior\(\()\d{3,}": "20",
 }  # fmt: skip
 """Numbers of steps and samples that only results need, and not the code that leads to them."""
 FOREIGN = {
