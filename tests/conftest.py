@@ -15,6 +15,11 @@ settings.load_profile("seeded")
 gc.disable()  # until all tests are collected
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that prepare much come first: workers share what is left at the end, and each would prepare it again."""
+    items.sort(key=lambda item: item.path.parent.name != "training" and item.path.name != "test_kills.py")
+
+
 def pytest_collection_finish() -> None:
     """Takes what modules and thousands of tests consist of out of the garbage collector's sight.
 

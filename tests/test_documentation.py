@@ -26,9 +26,15 @@ PAGES = [*RUN, ROOT / "CONTRIBUTING.md"]
 PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
 OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
 SLOW = {"README", "generation", "images", "numbers", "own-paths", "tables", "text", "training"}
-"""Pages that train: more than five seconds on one core."""
+"""Pages that train: more than a second or two on one core."""
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The name on the hub of the model that is also in a package."""
+SHORTER = {
+    r"\bfor step in range\(\d{3,}\)": "for step in range(10)", r"\bmax_steps=\d{3,}": "max_steps=10",
+    r"(?<=, z, )\d{3,}(?=\))": "10", r"\bbatch_size=\d{3,}": "batch_size=20",
+    r"(?<=\bprior\(\()\d{3,}": "20",
+}  # fmt: skip
+"""Numbers of steps and samples that only results need, and not the code that leads to them."""
 FOREIGN = {
     "AdamW",
     "AutoModel",
@@ -79,6 +85,8 @@ def test_documentation__python_blocks_run_in_order(
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "documentation"}
     for number, source in enumerate(fenced(page, "python"), start=1):
+        for long, short in SHORTER.items():
+            source = re.sub(long, short, source)
         exec(compile(source, f"{page.name}, python block {number}", "exec"), namespace)
 
 

@@ -173,7 +173,7 @@ def test_binned_belief__kept_rows_equal_those_computed_again(monkeypatch: pytest
 
 @pytest.mark.slow
 def test_binned_belief__jumps_carry_its_marginal() -> None:
-    """Jumps alone in 400 steps bring N(0, 1) to Σ π_k N(c_k, s²), as a network would: by Kolmogorov–Smirnov."""
+    """Jumps alone in 200 steps bring N(0, 1) to Σ π_k N(c_k, s²), as a network would: by Kolmogorov–Smirnov."""
     path = GaussianPath({"jump": 1.0}, bins=BINS)
 
     class Network:
@@ -183,7 +183,7 @@ def test_binned_belief__jumps_carry_its_marginal() -> None:
         def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Any:
             return path.marginal(stated(path, x, t), x, t, t_next)
 
-    x = simulate(Network(), path.prior([5000, 1], rng(9)).double(), time_grid(path, 400), rng(10))
+    x = simulate(Network(), path.prior([5000, 1], rng(9)).double(), time_grid(path, 200), rng(10))
     centers, s = BINS.value(torch.arange(5), numbers(0.5)), BINS.width / math.sqrt(12)
     cdf = lambda y: (torch.special.ndtr((y[:, None] - centers) / s) * LAW).sum(1)  # noqa: E731
     assert kolmogorov(x[:, 0], cdf)[1] > LEAST_P

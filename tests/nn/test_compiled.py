@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from gm_discrete import GMModel, conditional_loss
 from gm_discrete.generation.blocks import Blocks
-from tests.helpers import continuous, product_models
+from tests.helpers import product_models
 from tests.helpers.networks import BLOCK, MASK, causal, data, network, rng
 
 TRACED: Any = {"backend": "eager", "fullgraph": True}
@@ -38,7 +38,6 @@ MODELS: dict[str, Any] = {
     "masked": network,
     "uniform": lambda: network("reversal", conv_kernel_size=3),
     "dit": lambda: network(backbone="dit", condition_size=16),
-    "gaussian": lambda: continuous.network("flow"),
     "product": lambda: product_models.network("two lines", conv_kernel_size=3),
 }
 
@@ -46,7 +45,7 @@ MODELS: dict[str, Any] = {
 def batch(name: str, model: GMModel, size: int) -> Any:
     if name == "product":
         return product_models.data(model, size)
-    return continuous.data("flow", size) if name == "gaussian" else data(rows=size)
+    return data(rows=size)
 
 
 def loss_of(model: GMModel, z: Any, train: bool = True) -> torch.Tensor:

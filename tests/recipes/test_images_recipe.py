@@ -30,6 +30,15 @@ LEFT = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def coarse_likelihoods(image_recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of flows, in two steps in place of fifty: they take most of the time of a short run, and only need to be finite."""
+    likelihood = image_recipe.flow_likelihood
+    monkeypatch.setattr(
+        image_recipe, "flow_likelihood", lambda *args, **options: likelihood(*args, **options | {"num_steps": 2})
+    )
+
+
 def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
     return recipe.parse_arguments((recipe.ImageArguments, TrainingArguments), [str(part) for part in argv])
 

@@ -121,11 +121,15 @@ MIXED: dict[str, tuple[Any, dict[str, float]]] = {
     "mask × jump": (MaskedPath(4), {"jump": 1.0}),
     "uniform × superposition": (UniformPath(3), {"flow": 0.4, "diffusion": 0.3, "jump": 0.3}),
 }
-STEPS, NUMBER = 100, 12_000
+STEPS, NUMBER = 100, 20_000
 BIAS = {"tau_leaping": 0.018, "heun": 0.018, "adaptive": 0.018}
 """KS distance within a class that the steps leave by themselves, at worst, measured with 200 000 samples (which show 0.004
 of noise): of 100 leaps 0.010 with a flow and 0.017 with jumps at t = 1, of Heun's 0.008 and 0.017, of the 33 to 53 adaptive
-steps of M = 0.05 0.016. At 20 leaps it is 0.046. The frequencies of symbols are within 0.003; noise is 0.004 here."""
+steps of M = 0.05 0.016. At 20 leaps it is 0.046. The frequencies of symbols are within 0.003; noise is 0.003 here."""
+CASES = [
+    (name, method) for name in MIXED for method in BIAS if (name, method == "tau_leaping") != ("mask × jump", False)
+]
+"""A superposition has jumps as well, and masks have a flow beside them."""
 
 
 def mixed(name: str, independent: bool = False) -> Mixed:
@@ -140,8 +144,7 @@ def distances(law: Mixed, x: dict[str, Tensor], t: float) -> list[tuple[float, i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", BIAS)
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_samplers__a_symbol_and_a_number_have_their_joint_distribution(name: str, method: str) -> None:
     law = mixed(name)
     adaptive = method == "adaptive"

@@ -169,7 +169,7 @@ def digits() -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.fixture(scope="module")
 def classifier(digits: dict[str, tuple[Tensor, Tensor]]) -> ImageClassifier:
-    return train_classifier(*digits["train"])
+    return train_classifier(*digits["train"], num_steps=150)
 
 
 @pytest.mark.slow
