@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.torchrun import torchrun
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
@@ -19,7 +20,6 @@ from gm_discrete.training import load_adapter
 from tests.helpers.chats import PLAIN_TEMPLATE, chat_tokenizer, pairs, tiny_llama, write_rows
 from tests.helpers.recipe_configs import configs
 from tests.helpers.sft_runs import flags, sft, sources
-from tests.helpers.torchrun import torchrun
 
 peft = pytest.importorskip("peft", reason="an extra: pip install peft")
 

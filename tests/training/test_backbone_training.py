@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.torchrun import torchrun
 from transformers import AutoModel
 
 from gm_discrete import GMModel
 from tests.helpers.backbones import raw_logits, to_train
 from tests.helpers.sharded_backbone import CASES, trainer
 from tests.helpers.small_run import STABLE, Interrupt, checkpoint, losses, rows, small_trainer, weights
-from tests.helpers.torchrun import torchrun
 
 peft = pytest.importorskip("peft", reason="an extra: pip install peft")
 
