@@ -279,23 +279,8 @@ class _Encoder:
         self, messages: list[dict[str, str]], answers: list[int], scored: list[int], index: int
     ) -> tuple[list[int], list[bool]]:
         """The tokens of a conversation, and which of them are of the scored answers."""
-        answers = [at for at in answers if at < len(messages)]
         if self.is_marked:
-            found: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            tokens, mask = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
-            if len(scored) == len(answers):
-                return tokens, mask
-            runs = [one for one, _ in groupby(mask)]
-            if sum(runs) != len(answers):
-                raise ValueError(
-                    f"row {index} has {len(answers)} answers, of which not all are scored, and the chat template marks "
-                    f"{sum(runs)} by {{% generation %}}; give a template that marks each, or turns='all' without weights"
-                )
-            numbers = np.cumsum(np.diff(mask, prepend=False) & np.asarray(mask)) - 1  # of the answer at each position
-            wanted = [answers.index(at) for at in scored]
-            return tokens, [one and number in wanted for one, number in zip(mask, numbers.tolist(), strict=True)]
+            return self._marked(messages, [at for at in answers if at < len(messages)], scored, index)
         text, spans = self.rendered(messages, index), []
         for at in scored:
             before = self.rendered(messages[:at], index, add_generation_prompt=True)
@@ -310,6 +295,26 @@ class _Encoder:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         mask = [any(a < end and b > begin for begin, end in spans) for a, b in encoded["offset_mapping"]]
         return encoded["input_ids"], mask
+
+    def _marked(
+        self, messages: list[dict[str, str]], answers: list[int], scored: list[int], index: int
+    ) -> tuple[list[int], list[bool]]:
+        """The same with a chat template that marks answers."""
+        found: Any = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        tokens, mask = found["input_ids"], [bool(one) for one in found["assistant_masks"]]
+        if len(scored) == len(answers):
+            return tokens, mask
+        marks = sum(one for one, _ in groupby(mask))
+        if marks != len(answers):
+            raise ValueError(
+                f"row {index} has {len(answers)} answers, of which not all are scored, and the chat template marks {marks} "
+                "by {% generation %}; give a template that marks each, or turns='all' without weights"
+            )
+        numbers = np.cumsum(np.diff(mask, prepend=False) & np.asarray(mask)) - 1  # of the answer at each position
+        wanted = [answers.index(at) for at in scored]
+        return tokens, [one and number in wanted for one, number in zip(mask, numbers.tolist(), strict=True)]
 
     def rendered(self, messages: Sequence[Mapping[str, str]], index: int | None, **options: bool) -> str:
         """The text of a conversation; of none an empty one."""

@@ -195,6 +195,11 @@ def test_tokenize_chat__prompts_are_never_noised() -> None:
         ([{"messages": conversation("hey")}], {}, "no row with an answer"),
         ([{"messages": [{"role": "user"}]}], {}, "row 0: 'messages'"),
         (
+            [{"messages": [{"role": "assistant", "content": "a", "weight": 0}, *conversation("b", "c")]}],
+            {"tokenizer": chat_tokenizer(MARKED_TEMPLATE.replace("'assistant'", "'nobody'"))},
+            "row 0 has 2 answers.*marks 0",
+        ),
+        (
             [{"messages": conversation("a", "b")}],
             {"tokenizer": chat_tokenizer("{{ raise_exception('no') }}")},
             "row 0 does not fit the chat template: no",

@@ -139,9 +139,9 @@ def test_sft_recipe__goes_on_from_its_own_model_with_pairs(made: dict[str, Any],
     sft(run)
     assert not (tmp_path / "run" / "base").exists()
     assert len(AutoTokenizer.from_pretrained(tmp_path / "run")) == len(tokenizer)
-    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
-        adapted / "base"
-    )
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text(encoding="utf-8"))[
+        "base_model_name_or_path"
+    ] == str(adapted / "base")
     assert " is \n---" in (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8")
     for options, match in (
         ({"path": "uniform"}, "path='uniform', and backbone="),
