@@ -86,9 +86,25 @@ def convert(
         convert_language(found, destination, language, mask_token_id, length, block_size)
         return destination
     _refuse({"block_size": block_size}, "only SDAR models have blocks")
-    if isinstance(found, Folder) and (settings := found.config()):
-        _family(family, Settings.of(settings))  # before large files are read
+    if isinstance(found, Folder) and (config := found.config()):
+        _family(family, Settings.of(config))  # before large files are read
     checkpoint = read(found)
+    model = _dit(checkpoint, family, num_attention_heads, mask_token_id, length, time_conditioning, eps, ema)
+    _write(model.eval(), destination, checkpoint)
+    return destination
+
+
+def _dit(
+    checkpoint: Checkpoint,
+    family: str | None,
+    num_attention_heads: int | None,
+    mask_token_id: int | None,
+    length: int | None,
+    time_conditioning: bool | None,
+    eps: float | None,
+    ema: bool,
+) -> GMModel:
+    """The model of a checkpoint of MDLM, SEDD or Duo; see `convert` for the arguments."""
     settings = Settings.of(checkpoint.config)
     family = _family(family, settings)
     check(checkpoint.state)
@@ -119,8 +135,7 @@ def convert(
     logger.info("length: %d%s", config.max_position_embeddings, "" if length or settings.length else ", assumed")
     model = GMModel(config)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed(state).items()})
-    _write(model.eval(), destination, checkpoint)
-    return destination
+    return model
 
 
 def _refuse(options: Mapping[str, object], reason: str) -> None:

@@ -228,7 +228,9 @@ def test_convert__bound_is_that_of_the_predictions(tmp_path: Path, name: str) ->
         nats = -prediction.log_softmax(-1).gather(-1, z[..., None]).squeeze(-1)[:, masked].sum(1)
         m = int(masked.sum())
         total += nats * math.gamma(5 - m) * math.gamma(m) / math.gamma(5)  # ∫ t^(4−m) (1−t)^(m−1) dt
-    torch.testing.assert_close(found.nats.double(), total, rtol=0.15, atol=0)  # three standard errors of 128 samples
+    assert found.nats_stderr is not None
+    assert bool(((found.nats - total).abs() < 4 * found.nats_stderr).all())
+    assert bool((found.nats_stderr < 0.1 * total).all())
 
 
 def test_convert__llada_generates_as_its_example(tmp_path: Path) -> None:
@@ -299,12 +301,12 @@ def test_convert__runs_in_the_harness(tmp_path: Path, name: str) -> None:
     from gm_discrete.evaluation.harness import GMHarness
 
     converted(tmp_path, name)
-    harness: Any = GMHarness(str(tmp_path / "model"), num_samples=4, max_length=32, num_steps=2)
-    asked: Any = Instance("loglikelihood", {}, ("an a", "an an"), 0)
-    ((score, greedy),) = harness.loglikelihood([asked])
+    harness: Any = GMHarness(str(tmp_path / "model"), num_samples=4, max_length=32, num_steps=2)  # pyright: ignore[reportCallIssue]
+    instance: Any = Instance
+    ((score, greedy),) = harness.loglikelihood([instance("loglikelihood", {}, ("an a", "an an"), 0)])
     assert score < 0
     assert isinstance(greedy, bool)
-    (text,) = harness.generate_until([Instance("generate_until", {}, ("an a", {"until": [], "max_gen_toks": 4}), 0)])
+    (text,) = harness.generate_until([instance("generate_until", {}, ("an a", {"until": [], "max_gen_toks": 4}), 0)])
     assert isinstance(text, str)
 
 
