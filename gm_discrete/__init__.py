@@ -68,6 +68,7 @@ from gm_discrete.samplers import (
 
 if TYPE_CHECKING:
     from gm_discrete.generation.blocks import Blocks
+    from gm_discrete.generation.draft import Draft
     from gm_discrete.generation.processors import AllowedTokens
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
 
@@ -86,6 +87,7 @@ __all__ = [
     "DetailedBalance",
     "Diffusion",
     "DormandPrince",
+    "Draft",
     "EntropyBounded",
     "EuclideanMixturePath",
     "Euler",
@@ -142,6 +144,7 @@ __all__ = [
 _LAZY = {
     "AllowedTokens": "generation.processors",
     "Blocks": "generation.blocks",
+    "Draft": "generation.draft",
     "GMConfig": "models",
     "GMGenerationConfig": "models",
     "GMModel": "models",

@@ -36,6 +36,8 @@ FOREIGN = {
     "DiffusionGemma",
     "LogitsProcessorList",
     "PreTrainedModel",
+    "TemperatureLogitsWarper",
+    "TopPLogitsWarper",
     "TrainingArguments",
 }
 """Classes of other libraries that the pages name."""

@@ -11,10 +11,13 @@ from torch import Tensor
 from gm_discrete.configurable import Configurable
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generators import Generator
-from gm_discrete.nn.blocks import BlockCache
+from gm_discrete.nn.blocks import BlockCache, WindowCache
 from gm_discrete.nn.readout import LogitsProcessor, Network, OnRead, Window, readouts
 from gm_discrete.process import State
 from gm_discrete.samplers import Simulation
+
+APPROXIMATE = ("prefix", "dual")
+"""Caches for attention in both directions."""
 
 
 class Blocks(Configurable):
@@ -26,8 +29,12 @@ class Blocks(Configurable):
 
     Args:
         length: positions of a block.
-        cache: `"exact"` keeps keys and values of finished blocks, for models with a `block_size`, whose network output it
-            does not change but for rounding. `None` keeps nothing.
+        cache: `None` keeps nothing. `"exact"` keeps keys and values of finished blocks, for models with a `block_size`: it
+            changes the network output by rounding alone. `"prefix"` and `"dual"` are approximations for attention in both
+            directions (Fast-dLLM, arXiv 2505.22618): the first evaluation of a block is one of all positions, and keeps the
+            keys and values of those before the block (`"prefix"`), and of those after it, too (`"dual"`). All further ones
+            are of the other positions alone: the block and what follows it, or the block. What is kept does not change with
+            the tokens that the block gets, and is made anew for the next block.
 
     >>> from gm_discrete import Blocks, GMConfig, GMModel, MaskedPath
     >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
@@ -41,8 +48,8 @@ class Blocks(Configurable):
     def __init__(self, length: int, cache: str | None = None) -> None:
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ValueError(f"Blocks: length={length!r} must be an integer ≥ 1")
-        if cache not in (None, "exact"):
-            raise ValueError(f"Blocks: cache={cache!r} must be 'exact' or None")
+        if cache not in (None, "exact", *APPROXIMATE):
+            raise ValueError(f"Blocks: cache={cache!r} must be 'exact', 'prefix', 'dual' or None")
         self.length, self.cache = length, cache
 
 
@@ -52,11 +59,20 @@ class BlockProcess:
     Args:
         whole: [B, T], the sequences; for block-causal attention T = stop, as later positions are not attended to.
         cache: keys and values of the blocks before `start`, if they are kept.
+        window: what is kept around positions that are evaluated every time, as an approximation.
     """
 
-    def __init__(self, network: Network, whole: Tensor, start: int, stop: int, cache: BlockCache | None = None) -> None:
-        self.network, self.whole, self.start, self.stop, self.cache = network, whole, start, stop, cache
-        self.path = network.path
+    def __init__(
+        self,
+        network: Network,
+        whole: Tensor,
+        start: int,
+        stop: int,
+        cache: BlockCache | None = None,
+        window: WindowCache | None = None,
+    ) -> None:
+        self.network, self.whole, self.start, self.stop = network, whole, start, stop
+        self.cache, self.window, self.path = cache, window, network.path
 
     def generator(
         self,
@@ -73,7 +89,8 @@ class BlockProcess:
         whole = torch.cat([self.whole[:, : self.start], x, self.whole[:, self.stop :]], 1)
         found = readouts(
             self.network, {"": whole}, t, {"": t}, logits_processor, guidance_scale, class_labels=class_labels,
-            attention_mask=None if attention_mask is None else {"": attention_mask}, cache=self.cache, on_read=on_read,
+            attention_mask=None if attention_mask is None else {"": attention_mask}, cache=self.cache,
+            window=self.window, on_read=on_read,
         )  # fmt: skip
         return self.path.marginal(Window(found[""], self.start, self.stop), x, t, t_next)
 
@@ -93,8 +110,8 @@ class BlockRun:
         self, network: Network, canvas: Canvas, blocks: Blocks, causal: bool, eos: list[int], pad: int
     ) -> None:
         self.network, self.canvas, self.eos, self.pad = network, canvas, eos, pad
-        self.size, self.causal = blocks.length, causal
-        self.cache = BlockCache() if blocks.cache else None
+        self.size, self.causal, self.kind = blocks.length, causal, blocks.cache
+        self.cache = BlockCache() if blocks.cache == "exact" else None
         self.calls = torch.zeros(len(canvas.ids), dtype=torch.long, device=canvas.ids.device)
         self.jumps = torch.zeros_like(self.calls)
         self.error: Tensor | None = torch.zeros_like(self.calls, dtype=torch.float64)
@@ -108,7 +125,11 @@ class BlockRun:
             if not bool((~canvas.fixed[rows, start:stop]).any()):
                 continue
             whole = canvas.ids[rows, : stop if self.causal else None]
-            yield BlockProcess(self.network, whole, start, stop, self._cache_until(start, rows, class_labels)), rows
+            window = None
+            if self.kind in APPROXIMATE:
+                window = WindowCache(start, stop if self.kind == "dual" else whole.shape[1])
+            cache = self._cache_until(start, rows, class_labels)
+            yield BlockProcess(self.network, whole, start, stop, cache, window), rows
 
     def put(self, block: BlockProcess, rows: Tensor, run: Simulation[State]) -> None:
         """Writes a finished block into the canvas, and ends the sequences that have generated an `eos` token."""

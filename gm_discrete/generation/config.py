@@ -75,7 +75,7 @@ class GMGenerationConfig(GenerationConfig):
         top_k, top_p: truncate π, after the temperature.
         guidance_scale: γ of classifier-free guidance towards `class_labels`, π ∝ π_c^γ π_u^{1−γ}; 1 (off) by default.
         use_cache: keep keys and values of finished blocks, for models with a `block_size`; short for
-            `blocks=Blocks(block_size, cache="exact")`.
+            `blocks=Blocks(block_size, cache="exact")`. False turns any cache of `blocks` off.
         eos_token_id: ends a sequence that is generated in blocks when it is generated after the prompt.
         pad_token_id: token after shorter sequences; by default the model's own.
         bos_token_id: as in the tokenizer; not used.
@@ -223,7 +223,7 @@ class GMGenerationConfig(GenerationConfig):
         blocks = Blocks(block_size) if self.blocks is None and block_size is not None else self.blocks
         if blocks is None or self.use_cache is None:
             return blocks
-        return Blocks(blocks.length, "exact" if self.use_cache else None)
+        return Blocks(blocks.length, (blocks.cache or "exact") if self.use_cache else None)
 
     def updated(self, changes: Mapping[str, Any]) -> GMGenerationConfig:
         """A copy with the changes that are not `None`. With another sampler the corrector is not kept."""

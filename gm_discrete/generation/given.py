@@ -46,19 +46,19 @@ class Observed:
         return Observed(self.natural[row], self.state[row], self.mask[row])
 
     @staticmethod
-    def of(given: Given, field: Field, name: str) -> Observed:
+    def of(given: Given, field: Field, name: str, argument: str = "given") -> Observed:
         """Converts natural values.
 
         Args:
             given: numbers (NaN where unobserved); token ids (−1 or the path's mask token where unobserved); or names of
                 categories (`None` where unobserved, unless `None` is a category). Tensors or nested lists of shape [B],
                 [B, L] or the state's own; or a pair of such values and a mask of the same shape, true where observed.
-            name: of the field, for errors.
+            name, argument: of the field and the argument, for errors.
 
         Raises:
             ValueError: the values do not belong to the field.
         """
-        label = f"given[{name!r}]" if name else "given"
+        label = f"{argument}[{name!r}]" if name else argument
         values, mask = given if isinstance(given, tuple) and len(given) == 2 and _is_mask(given[1]) else (given, None)
         natural, known = (_tokens if field.path.is_discrete else _numbers)(values, field, label)
         state = natural

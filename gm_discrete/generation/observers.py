@@ -108,12 +108,13 @@ class Recorder:
     """Records every state of a run, and the entropy of the posteriors that were evaluated on the way.
 
     Args:
-        start: the state x_0 [B, …]; fixed: bool, of its shape: observed entries and padding.
+        start: the first state [B, …]; time: its time.
+        fixed: bool, of its shape: observed entries and padding.
     """
 
-    def __init__(self, start: Tensor, fixed: Tensor) -> None:
+    def __init__(self, start: Tensor, fixed: Tensor, time: float = 0.0) -> None:
         self.fixed = fixed.cpu()
-        self.times, self.states = [0.0], [start.cpu().clone()]
+        self.times, self.states = [time], [start.cpu().clone()]
         self.entropies: list[Tensor] = []
         self.blocks = 0  # finished blocks
         self.entropy = None if start.is_floating_point() else EntropyMeter(len(start), start.device)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from gm_discrete.samplers.banned import by_length, completing
 
@@ -40,6 +40,15 @@ class TemperatureSchedule(LogitsProcessor):
         if self.start and self.end:
             return scores / temperature
         return torch.where(temperature > 0, scores / temperature, MostLikely()(input_ids, scores))
+
+
+class Sharpening(LogitsProcessorList):
+    """Temperature, top-k and top-p, for a sampler that applies them itself: they depend on the time and the logits alone."""
+
+    def __call__(self, scores: Tensor, time: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Logits [n, K] at the times [n]."""
+        nowhere = torch.zeros(0, dtype=torch.long)
+        return super().__call__(nowhere, scores, time=time, position=nowhere)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 class AllowedTokens(LogitsProcessor):

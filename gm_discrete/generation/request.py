@@ -14,12 +14,19 @@ from transformers.utils import logging
 
 from gm_discrete.arguments import listed, whole
 from gm_discrete.data.scalers import Scaler
-from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.blocks import APPROXIMATE, Blocks
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.generation.draft import Draft
 from gm_discrete.generation.given import Given, Observed
 from gm_discrete.generation.observers import Observers, Streamer
-from gm_discrete.generation.processors import AllowedTokens, BannedSequences, MostLikely, TemperatureSchedule
+from gm_discrete.generation.processors import (
+    AllowedTokens,
+    BannedSequences,
+    MostLikely,
+    Sharpening,
+    TemperatureSchedule,
+)
 from gm_discrete.generation.validation import check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
@@ -60,6 +67,7 @@ class Request:
         attention_mask: [B, L], 0 where padded, of the fields that have padding; numbers of documents elsewhere.
         new: bool [B, L], positions after the prompts; `None` without prompts.
         x_0: the state to start from; `None` for a draw from the prior.
+        draft: what is noised to `start_time` in place of that draw, of the fields that have a draft.
         class_labels: [B], −1 for none.
         guidance: a classifier that the samples are guided by.
         logits_processor: of the user.
@@ -77,6 +85,8 @@ class Request:
     attention_mask: dict[str, Tensor] = field(default_factory=dict)
     new: Tensor | None = None
     x_0: State | None = None
+    draft: dict[str, Observed] = field(default_factory=dict)
+    start_time: float = 0.0
     class_labels: Tensor | None = None
     guidance: ClassifierGuidance | None = None
     logits_processor: Sequence[LogitsProcessor] = ()
@@ -92,6 +102,7 @@ class Request:
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         given: Given | Mapping[str, Given] = None,
         x_0: Tensor | None = None,
+        start_from: Draft | Given | Mapping[str, Given] = None,
         class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
         length: int | Mapping[str, int] | None = None,
@@ -116,10 +127,14 @@ class Request:
         network, blocks = model.network, config.blocks_for(model.config.block_size)
         arguments: dict[str, object] = {
             "input_ids": input_ids, "attention_mask": attention_mask, "given": given, "x_0": x_0, "length": length,
-            "class_labels": class_labels, "guidance": guidance, "logits_processor": logits_processor or None,
+            "start_from": start_from, "class_labels": class_labels, "guidance": guidance,
+            "logits_processor": logits_processor or None,
             "stopping_criteria": stopping_criteria, "streamer": streamer, "max_length": config.max_length,
         }  # fmt: skip
         check_options(model.path, model.config, config, {**arguments, **explicit}, blocks)
+        reason = network.backbone.no_window if blocks is not None and blocks.cache in APPROXIMATE else None
+        if reason is not None:
+            raise ValueError(f"blocks={blocks!r} cannot be used with this model: {reason}; leave out cache")
         if network.whole_batches:
             raise ValueError("the weights are sharded over processes: load the saved model, and generate with that")
         for name, functions in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
@@ -134,6 +149,11 @@ class Request:
         if streamer is not None or stopping_criteria or config.output_trajectory:
             request.observers = Observers(streamer, stopping_criteria)
         request.guidance, request.logits_processor = guidance, logits_processor or ()
+        if start_from is not None:
+            start = start_from if isinstance(start_from, Draft) else Draft(start_from)
+            cells = start.cells(model.path, network.fields, model.config.mask_token_id)
+            request.draft = {name: values.to(model.device) for name, values in cells.items()}
+            request.start_time = float(start.time)
         if input_ids is not None:
             request._observe_prompts(model, input_ids, cast("Tensor | None", attention_mask))
         elif given is not None or attention_mask is not None:
@@ -164,6 +184,7 @@ class Request:
         self.fixed = {name: mask[row] for name, mask in self.fixed.items()}
         self.attention_mask = {name: mask[row] for name, mask in self.attention_mask.items()}
         self.new = None if self.new is None else self.new[row]
+        self.draft = {name: cells.rows(row) for name, cells in self.draft.items()}
         self.x_0 = None if self.x_0 is None else {name: state[row] for name, state in self.x_0.items()}
         self.class_labels = None if self.class_labels is None else self.class_labels[row]
         self.logits_processor = [p.rows(row) if isinstance(p, AllowedTokens) else p for p in self.logits_processor]
@@ -178,11 +199,19 @@ class Request:
                     f"max_length={self.config.max_length} is less than the {input_ids.shape[-1]} positions of input_ids; it "
                     "counts the prompt, and max_new_tokens does not"
                 )
+        drafted = self.draft[""].state.shape[1] if self.draft else 0
+        if isinstance(input_ids, Tensor) and new == 0 and self.config.max_length is None:
+            new = max(0, drafted - input_ids.shape[-1])  # the draft goes on after the prompts
         canvas = Canvas.of_prompts(
             model.path, input_ids.to(model.device) if isinstance(input_ids, Tensor) else input_ids, attention_mask,
             new, config.mask_token_id, config.pad_token_id if pad is None else pad,
             align_left=self.blocks is not None,
         )  # fmt: skip
+        if drafted not in (0, canvas.ids.shape[1]):
+            raise ValueError(
+                f"start_from has {drafted} positions; the samples have {canvas.ids.shape[1]}, those of input_ids and "
+                "max_new_tokens: give a draft of all of them, the prompts included"
+            )
         self.observed = {"": Observed(canvas.ids, canvas.ids, canvas.fixed)}
         self.fixed, self.attention_mask, self.new = {"": canvas.fixed}, {"": canvas.real}, canvas.new
 
@@ -221,6 +250,7 @@ class Request:
         if self.new is None:
             tensors += [(name, "attention_mask", mask) for name, mask in self.attention_mask.items()]
         tensors += [(name, "x_0", x) for name, x in (self.x_0 or {}).items()]
+        tensors += [(name, "start_from", cells.state) for name, cells in self.draft.items()]
         batches: dict[str, int] = {}
         lengths: dict[str, dict[str, int]] = {name: {} for name in fields}
         for name, argument, tensor in tensors:
@@ -276,8 +306,11 @@ class Request:
         if shape[1] > field.length and not field.image_shape:
             logger.warning_once(f"{shape[1]} positions; the model is made for max_position_embeddings={field.length}")
 
-    def conditioning(self, rows: Tensor | None = None, length: int | None = None) -> dict[str, Any]:
-        """The arguments of `model.generator` beside state and time, for all sequences or for the rows [n] of the batch.
+    def conditioning(
+        self, rows: Tensor | None = None, length: int | None = None
+    ) -> tuple[dict[str, Any], Sharpening | None]:
+        """The arguments of `model.generator` beside state and time, for all sequences or for the rows [n] of the batch; and
+        temperature, top_k and top_p, if the sampler applies them itself.
 
         Args:
             length: positions of the sequences; all by default.
@@ -290,16 +323,17 @@ class Request:
         processors.given_others = most_likely = config.do_sample is False or config.temperature == 0
         if config.bad_words_ids:
             processors.append(BannedSequences(config.bad_words_ids))
+        sharpening = Sharpening() if config.sampler.sharpens else processors
         if most_likely:
-            processors.append(MostLikely())
+            sharpening.append(MostLikely())
         elif isinstance(config.temperature, Sequence):
-            processors.append(TemperatureSchedule(*config.temperature))
+            sharpening.append(TemperatureSchedule(*config.temperature))
         elif config.temperature not in (None, 1.0):
-            processors.append(TemperatureLogitsWarper(float(config.temperature)))
+            sharpening.append(TemperatureLogitsWarper(float(config.temperature)))
         if config.top_k is not None:
-            processors.append(TopKLogitsWarper(config.top_k))
+            sharpening.append(TopKLogitsWarper(config.top_k))
         if config.top_p not in (None, 1.0):
-            processors.append(TopPLogitsWarper(float(config.top_p)))
+            sharpening.append(TopPLogitsWarper(float(config.top_p)))
         recorder = None if self.observers is None else self.observers.recorder
         masks = {name: mask[every, :length] for name, mask in self.attention_mask.items()}
         if all(bool((mask == 1).all()) for mask in masks.values()):  # one document without padding
@@ -310,7 +344,7 @@ class Request:
             "logits_processor": processors or None,
             "guidance_scale": config.guidance_scale,
             "on_read": None if recorder is None else recorder.entropy,
-        }
+        }, sharpening if isinstance(sharpening, Sharpening) and sharpening else None
 
     def natural(self, end: State) -> dict[str, Tensor]:
         """Samples in natural units, with the observed values exactly as they were given."""

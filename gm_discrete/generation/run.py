@@ -11,9 +11,11 @@ from torch import Tensor
 
 from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
+from gm_discrete.generation.draft import noised, without_banned
 from gm_discrete.generation.given import Observed
 from gm_discrete.generation.observers import Observers, Recorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
+from gm_discrete.generation.processors import Sharpening
 from gm_discrete.generation.request import Model, Request
 from gm_discrete.generators import Generator
 from gm_discrete.nn.replay import compiled
@@ -34,10 +36,15 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     single = "" in fields
     prior = model.path.prior(unpack(request.shapes), request.rng, model.device) if request.x_0 is None else None  # pyright: ignore[reportArgumentType]
     state: dict[str, Tensor] = {**(request.x_0 or {}), **({} if prior is None else pack(prior))}
+    if request.draft:
+        state = noised(model.path, request.draft, request.start_time, state, request.fixed, request.rng)
     for name, cells in request.observed.items():
         state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
+    if request.draft and config.bad_words_ids:
+        state[""] = without_banned(model.path, state[""], config.bad_words_ids, request.fixed.get(""))
     if observers is not None and config.output_trajectory:
-        observers.recorder = Recorder(state[""], request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool)))
+        fixed = request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool))
+        observers.recorder = Recorder(state[""], fixed, request.start_time)
     with evaluation_mode(model), compiled(model) if config.compile else nullcontext():
         run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
     if observers is not None:
@@ -66,8 +73,9 @@ def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[
         request.observers.begin(canvas.ids, canvas.prompt_length)
     free = {name: torch.ones_like(x, dtype=torch.bool) for name, x in state.items()}
     free |= {name: ~fixed for name, fixed in request.fixed.items()}
-    conditioning = request.conditioning() | {"generators": request.config.generators}
-    return _simulated(process, request, state, free, conditioning), request.attention_mask
+    conditioning, sharpening = request.conditioning()
+    conditioning["generators"] = request.config.generators
+    return _simulated(process, request, state, free, conditioning, sharpening), request.attention_mask
 
 
 def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation[State], dict[str, Tensor]]:
@@ -78,6 +86,8 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
     if request.new is not None:
         canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""], request.new)
         observers.begin(canvas.ids, canvas.prompt_length)
+    elif request.attention_mask:  # of a draft
+        canvas = Canvas(state[""], request.fixed[""], request.attention_mask[""].long(), canvas.new)
     canvas.ids = state[""]
     pads = [pad for pad in (request.config.pad_token_id, model.config.pad_token_id, *eos, 0) if pad is not None]
     loop = BlockRun(model.network, canvas, blocks, model.config.block_size is not None, list(eos), pads[0])
@@ -86,9 +96,9 @@ def _in_blocks(model: Model, request: Request, state: dict[str, Tensor]) -> tupl
         observers.next_block(canvas.ids, rows, here)
         x, free = {"": canvas.ids[rows, here]}, {"": ~canvas.fixed[rows, here]}
         request.attention_mask = {"": canvas.real}
-        conditioning = request.conditioning(rows, block.whole.shape[1])
+        conditioning, sharpening = request.conditioning(rows, block.whole.shape[1])
         around = block.whole[:, : block.start], block.whole[:, block.stop :]
-        loop.put(block, rows, _simulated(block, request, x, free, conditioning, around))
+        loop.put(block, rows, _simulated(block, request, x, free, conditioning, sharpening, around))
         unfinished = (~canvas.fixed[:, block.stop :]).any(1)
         if observers.stopped_at is not None or observers.met(canvas.ids[:, : block.stop], ~unfinished):
             loop.stop(block)
@@ -106,11 +116,15 @@ def _simulated(
     x: State,
     free: State,
     conditioning: Mapping[str, object],
+    sharpening: Sharpening | None,
     around: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Simulation[State]:
-    """The process from t = 0 to t = 1; if the stopping criteria hold at some time, with one last step from there.
+    """The process from t = 0, or from the time of a draft, to t = 1.
+
+    If the stopping criteria hold at some time, it is one last step from there.
 
     Args:
+        sharpening: temperature, top_k and top_p, if the sampler applies them itself.
         around: tokens before and after the state that do not move, and that banned sequences may reach into.
     """
     config, observers, path, rng = request.config, request.observers, process.path, request.rng
@@ -125,10 +139,15 @@ def _simulated(
         observed = observers is not None and observers.needs_grid
         free_times = config.sampler.chooses_times and config.corrector is None and not observed
         grid = time_grid(path, 1 if free_times else config.num_steps, cast("str | None", config.grid))
-    run = simulate_state(process, x, grid, rng, sampler, free, observers, (), conditioning)
+    if request.draft:
+        start = request.start_time
+        grid = torch.cat([torch.tensor([start], dtype=torch.float64), grid[grid > start]])
+    run = simulate_state(process, x, grid, rng, sampler, free, observers, (), conditioning, sharpening)
     if observers is not None and observers.stopped_at is not None:
         rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)
-        run = run.then(simulate_state(process, run.x, rest, rng, sampler, free, observers, (), conditioning))
+        run = run.then(
+            simulate_state(process, run.x, rest, rng, sampler, free, observers, (), conditioning, sharpening)
+        )
     return run
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gm_discrete.configurable import Configurable
-from gm_discrete.generation.blocks import Blocks
+from gm_discrete.generation.blocks import APPROXIMATE, Blocks
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.paths import Path
@@ -77,13 +77,16 @@ OPTIONS = (
         cure="length is the number of positions of samples without a prompt",
     ),
     Option(
-        "attention_mask", (*TOKENS, PRODUCT), images=False, needs=("input_ids",),
-        cure="only prompts, and the fields of a product, are padded",
+        "attention_mask", (*TOKENS, PRODUCT), images=False, needs=("input_ids or start_from",),
+        cure="only prompts, drafts and the fields of a product are padded",
     ),
     Option("given", (CONTINUOUS, PRODUCT), cure="give tokens as input_ids, with mask tokens where they are to be filled"),
     Option(
         "x_0", ("mixture", CONTINUOUS), blocks=False, excludes=("given",),
         cure="only the process of a continuous or a coupled path, MixturePath(…, coupled=True), starts from a given state",
+    ),
+    Option(
+        "start_from", excludes=("x_0",), cure="it is noised with the process of the model",
     ),
     Option("length", images=False, excludes=("input_ids",), cure="max_new_tokens adds positions to a prompt"),
     Option(
@@ -124,7 +127,13 @@ OPTIONS = (
     ),
     Option(
         "use_cache", ("masked",), images=False, needs=("block_size",), excludes=("guidance_scale",),
-        cure="only block-causal attention leaves keys and values of finished blocks as they are",
+        cure="only block-causal attention leaves keys and values of finished blocks as they are; for other models "
+        "Blocks(length, cache='prefix') or 'dual' approximates them",
+    ),
+    Option(
+        "blocks=Blocks(cache='prefix' or 'dual')", ("masked",), images=False,
+        needs=("time_conditioning=False", "no block_size"), excludes=("guidance_scale",),
+        cure="block-causal attention has an exact cache: Blocks(block_size, cache='exact')",
     ),
     Option(
         "eos_token_id", ("masked",), images=False, needs=("blocks",),
@@ -169,18 +178,23 @@ def check_options(
     used[f"sampler={sampler}"], used[f"corrector={type(corrector).__name__}"] = config.sampler, corrector
     used["do_sample"] = None if config.do_sample is None or config.do_sample else False
     used["output_trajectory"] = config.output_trajectory or None
-    used["use_cache"] = config.use_cache or (blocks is not None and blocks.cache is not None) or None
+    cache = None if blocks is None else blocks.cache
+    used["blocks=Blocks(cache='prefix' or 'dual')"] = blocks if cache in APPROXIMATE else None
+    used["use_cache"] = (config.use_cache and cache not in APPROXIMATE) or cache == "exact" or None
     if config.guidance_scale == 1:
         used["guidance_scale"] = None
     path_column = column_of(path)
     columns = {path_column: path, sampler: config.sampler, IMAGES: model.image_shape, BLOCKS: blocks}
     properties = {
         "input_ids": used["input_ids"] is not None or path_column == PRODUCT,
+        "input_ids or start_from": any(used[name] is not None for name in ("input_ids", "start_from"))
+        or path_column == PRODUCT,
         "class_labels": used["class_labels"] is not None,
         "blocks": blocks is not None,
         "num_classes": bool(model.num_classes),
         "time_conditioning=False": not model.time_conditioning,
         "block_size": model.block_size is not None,
+        "no block_size": model.block_size is None,
     }
     for option in OPTIONS:
         if (value := used.get(option.name)) is None:

@@ -8,7 +8,7 @@ from typing import Never
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import number
+from gm_discrete.arguments import number, readable
 from gm_discrete.generation.request import Model
 from gm_discrete.nn.readout import LogitsProcessor, OnRead
 from gm_discrete.paths.base import check_times, different_sizes
@@ -167,3 +167,12 @@ def check_embeds(model: Model, embeds: Tensor, input_ids: Tensor | None, labels:
     if embeds.dim() != 3 or embeds.shape[2] != size or shape not in (("B", "L"), embeds.shape[:2]):
         expected = ", ".join(map(str, (*shape, size)))
         raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; the model takes [{expected}]")
+
+
+def check_segments(token_type_ids: Tensor) -> None:
+    """
+    Raises:
+        ValueError: there are several segments (on a device whose values can be read without waiting for it).
+    """
+    if readable(token_type_ids) and bool((token_type_ids != 0).any()):
+        raise ValueError("token_type_ids has several segments, which the model does not tell apart; give one text")

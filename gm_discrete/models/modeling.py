@@ -28,12 +28,13 @@ from transformers import (
 from gm_discrete.generation import run
 from gm_discrete.generation.blocks import Blocks
 from gm_discrete.generation.config import GMGenerationConfig, TransformersOptions
+from gm_discrete.generation.draft import Draft
 from gm_discrete.generation.given import Given
 from gm_discrete.generation.names import NOT_HERE, RENAMED, has_effect
 from gm_discrete.generation.observers import Streamer
 from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator, Jump, Product
-from gm_discrete.models.checks import check_arguments, check_embeds, check_tensors, checked_batch
+from gm_discrete.models.checks import check_arguments, check_embeds, check_segments, check_tensors, checked_batch
 from gm_discrete.models.from_backbone import from_backbone
 from gm_discrete.models.outputs import GMModelOutput
 from gm_discrete.models.parts import network_of
@@ -151,6 +152,7 @@ class GMModel(GMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> GMModelOutput | tuple:
         """The outputs of the heads at noisy states x, or the loss if labels are given.
 
@@ -172,6 +174,7 @@ class GMModel(GMPreTrainedModel):
                 symbols, and need `input_ids` as well.
             output_hidden_states: return the hidden states of all layers; by default `config.output_hidden_states`.
             output_attentions: not supported; `None` or False.
+            token_type_ids: [B, L], the segments that tokenizers such as BERT's number: of no effect, as all text is one.
             return_dict: False for a tuple; by default `config.return_dict`.
 
         Returns:
@@ -183,6 +186,8 @@ class GMModel(GMPreTrainedModel):
         path, config, symbols = self.path, self.config, input_ids is not None or inputs_embeds is None
         if output_attentions or config.output_attentions:
             raise ValueError("output_attentions=True: attention weights are not returned; leave it out")
+        if token_type_ids is not None:
+            check_segments(token_type_ids)
         if inputs_embeds is not None:
             check_embeds(self, inputs_embeds, input_ids, labels)
             if not symbols:  # of no effect
@@ -331,6 +336,7 @@ class GMModel(GMPreTrainedModel):
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         given: Given | Mapping[str, Given] = None,
         x_0: Tensor | None = None,
+        start_from: Draft | Given | Mapping[str, Given] = None,
         class_labels: Tensor | Sequence[int] | None = None,
         batch_size: int | None = None,
         length: int | Mapping[str, int] | None = None,
@@ -364,14 +370,18 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             input_ids: prompts [B, L], padded where `attention_mask` [B, L] is 0.
-            attention_mask: 0 where padded, different positive numbers are of different documents, and new tokens belong
-                to the last one of their prompt; for a product path a dict by field.
+            attention_mask: of prompts or drafts: 0 where padded, different positive numbers are of different documents, and
+                new tokens belong to the last one of their prompt; for a product path a dict by field.
             given: observed values of a continuous state, NaN where unobserved, or a pair of values and a mask, true where
                 observed; for a product path a dict by field of such values (see `generation.given.Observed.of`). Fields
                 that are observed in all entries condition a model with independent times exactly; everything else observed
                 is noised to the level of the time.
             x_0: the state to start from, in place of a draw from the prior: sources [B, L] of a coupled path, or noise of a
                 continuous path.
+            start_from: a draft that is revised in place, of whole samples: token ids [B, L] with those of the prompts,
+                numbers, images, or a dict by field. It is noised to the time t of `Draft(values, time=t)`, by default 0.5,
+                and the process goes on from there, by the rest of the grid. What is observed, by `input_ids` or `given`,
+                stays, and mask tokens of the draft (NaN in numbers) are filled.
             class_labels: long [B], −1 for no class.
             batch_size: number of samples; by default that of the other arguments, or 1.
             length: positions of samples without prompt, or a dict by field; by default the length of training.
@@ -423,7 +433,7 @@ class GMModel(GMPreTrainedModel):
         )  # fmt: skip
         request = Request.of(
             self, config.updated(changes), input_ids=input_ids, attention_mask=attention_mask, given=given, x_0=x_0,
-            class_labels=class_labels, batch_size=batch_size, length=length, guidance=guidance,
+            start_from=start_from, class_labels=class_labels, batch_size=batch_size, length=length, guidance=guidance,
             logits_processor=logits_processor, stopping_criteria=stopping_criteria, streamer=streamer,
             eos_token_id=options.get("eos_token_id"), pad_token_id=options.get("pad_token_id"),
             max_new_tokens=options.get("max_new_tokens") or None,

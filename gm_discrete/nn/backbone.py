@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gm_discrete.nn.blocks import BlockCache, append, block_attention
+from gm_discrete.nn.blocks import BlockCache, append, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
 from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, neighbours
@@ -24,6 +25,12 @@ class Backbone(nn.Module):
     """
 
     logit_map = None  # nothing follows the head
+
+    @property
+    def no_window(self) -> str | None:
+        """Why the positions around a block cannot be cached; `None` if they can."""
+        size = self.config.conv_kernel_size
+        return f"conv_kernel_size={size} mixes hidden states of a block with those around it" if size else None
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
@@ -63,7 +70,7 @@ class Backbone(nn.Module):
             attention_mask: [B, L] by field, 0 where padded; different positive numbers are of different documents.
             class_labels: [B], −1 for none.
             clean: for block-causal attention: the sequences [B, L] whose blocks the later blocks of x attend to.
-            cache: of the blocks before x, which is then the rest of the sequence; attention_mask is of all of it.
+            cache: of the positions around x, which is then a part of the sequence; attention_mask is of all of it.
             embeds: [B, L, D], in place of the embedding of a field of tokens.
             record: gets the embedding, and the hidden states after every block but the last.
         """
@@ -75,13 +82,16 @@ class Backbone(nn.Module):
             values = x[""] if self.field.is_token else self.field.split(x[""])
             hidden = self.embed_tokens(values) if embeds is None else embeds  # [B, L, D]
             if self.embed_places is not None:
-                hidden = hidden + self.embed_places(torch.arange(hidden.shape[1], device=hidden.device))
+                start = 0 if cache is None else cache.length
+                hidden = hidden + self.embed_places(torch.arange(hidden.shape[1], device=hidden.device) + start)
             mask, position = None if attention_mask is None else attention_mask[""], None
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        if self.config.block_size is None:
+        if self.config.block_size is None and cache is None:
             bias = None if mask is None else bidirectional_mask(self.config, hidden, mask)
+        elif self.config.block_size is None:
+            bias, position = window_attention(self.config, hidden, mask, cast(BlockCache, cache))
         else:
             bias, position = block_attention(self.config, hidden, clean is not None, mask, cache)
         condition = self._condition(time, class_labels, hidden) if self.conditioned else None

@@ -1,4 +1,4 @@
-"""Block-causal attention: a position attends to its own block and those before it, whose keys and values can be kept.
+"""Blocks of positions: attention that is causal from block to block, and caches of keys and values around a block.
 
 A block diffusion (Arriola et al. 2025, arXiv 2503.09573) writes p(z) = Π_b p(z^b | z^{<b}): each block is noised and
 denoised conditioned on the clean blocks before it. In training a sequence enters twice at once, noisy and clean: the noisy
@@ -8,13 +8,14 @@ conditioned on the time, so that a finished block has the keys and values of a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from gm_discrete.generators.rows import on_device
 from gm_discrete.nn.config import GMConfig
-from gm_discrete.nn.masks import additive, same_document
+from gm_discrete.nn.masks import PLAIN, additive, same_document
 
 
 def block_attention(
@@ -64,26 +65,64 @@ def block_mask(length: int, start: int, size: int, twice: bool, attention_mask: 
     return additive(visible, like.dtype)
 
 
-class BlockCache:
-    """Keys and values of the finished blocks, by layer.
+def window_attention(
+    config: GMConfig, hidden: Tensor, documents: Tensor | None, cache: BlockCache
+) -> tuple[Tensor | None, Tensor]:
+    """(mask, places in their sequence) of states [B, Q, D] that attend to themselves and to all that the cache holds.
 
     Args:
-        layers: (keys, values) by layer, each [B, heads, length, head_dim].
-        last: the hidden state [B, 1, D] of the last position, for backbones that read the belief about the next one there.
+        documents: numbers of documents [B, L] of the whole sequences, 0 where padded.
+
+    Raises:
+        ValueError: the attention implementation takes no mask of this form.
+    """
+    start, stop = cache.length, cache.length + hidden.shape[1]
+    place = torch.arange(start, stop, device=hidden.device)
+    if documents is None:
+        return None, place
+    name = config._attn_implementation or "sdpa"
+    if name not in PLAIN:
+        raise ValueError(
+            f"attn_implementation={name!r} has no mask for padding or documents around a block: with cache='prefix' or "
+            "'dual' such batches take 'sdpa' or 'eager'"
+        )
+    same = same_document(documents[:, start:stop], documents)
+    return same if name == "sdpa" else additive(same, hidden.dtype), place
+
+
+class BlockCache:
+    """Keys and values of the positions before those that are evaluated, and perhaps of those after them, by layer.
+
+    Args:
+        layers: (keys, values) by layer, each [B, heads, positions, head_dim]; with positions after the evaluated ones
+            (keys before, values before, keys after, values after).
+        last: the hidden state [B, 1, D] of the last position before, for backbones that read the belief about the next one
+            there.
+        recording: whether it is empty, and made for the keys and values that an evaluation leaves in `latest`.
     """
 
-    def __init__(self, layers: Mapping[int, tuple[Tensor, Tensor]] | None = None, last: Tensor | None = None) -> None:
-        self.layers, self.last = dict(layers or {}), last
+    def __init__(
+        self,
+        layers: Mapping[int, tuple[Tensor, ...]] | None = None,
+        last: Tensor | None = None,
+        recording: bool = False,
+    ) -> None:
+        self.layers, self.last, self.recording = dict(layers or {}), last, recording
         self.latest: dict[int, list[Tensor]] = {}
         self.latest_last: Tensor | None = None
 
     @property
     def length(self) -> int:
-        """Number of positions in the cache."""
+        """Number of positions before those that are evaluated."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
+    @property
+    def after(self) -> int:
+        """Number of positions after those that are evaluated."""
+        return self.layers[0][2].shape[2] if self.layers and len(self.layers[0]) > 2 else 0
+
     def entry(self, layer: int) -> list[Tensor]:
-        """The cached keys and values of a layer, or an empty list: to it the layer appends the current positions'."""
+        """What is cached of a layer, or an empty list: the layer puts all keys and values into it (see `append`)."""
         self.latest[layer] = entry = list(self.layers.get(layer, ()))
         return entry
 
@@ -94,12 +133,71 @@ class BlockCache:
     def rows(self, rows: Tensor) -> BlockCache:
         """The cache of some of the sequences."""
         last = None if self.last is None else self.last[rows]
-        return BlockCache({layer: (key[rows], value[rows]) for layer, (key, value) in self.layers.items()}, last)
+        return BlockCache({layer: tuple(part[rows] for part in parts) for layer, parts in self.layers.items()}, last)
+
+
+class WindowCache:
+    """Keys and values around a window of sequences with attention in both directions, kept from the first evaluation on.
+
+    An approximation (Fast-dLLM, arXiv 2505.22618): of one layer they would not change with the tokens of the window, of more
+    they do, through the layers below. The first evaluation of a sequence is of all its positions, and exact; all later ones
+    are of the window alone.
+
+    Args:
+        start, stop: the window, positions of all sequences.
+
+    Attributes:
+        kept: what is cached of all sequences, with arbitrary values of those that are not `done`.
+    """
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+        self.kept = BlockCache()
+        self.done: set[int] = set()
+
+    def parts(self, rows: Sequence[int]) -> list[tuple[Sequence[int], BlockCache]]:
+        """The sequences that have not been evaluated, with a cache that records, and those that have, with what is kept."""
+        new, old = ([row for row in rows if (row in self.done) is done] for done in (False, True))
+        return [(part, cache) for part, cache in ((new, BlockCache(recording=True)), (old, self.kept)) if part]
+
+    def keep(self, hidden: Tensor, full: BlockCache, rows: Sequence[int]) -> Tensor:
+        """Keeps what an evaluation of all positions of some sequences has left in its cache.
+
+        Args:
+            hidden: its output [B, L, D]; rows: the sequences [n].
+
+        Returns:
+            The hidden states [B, stop − start, D] of the window.
+        """
+        start, stop, index = self.start, self.stop, on_device(rows, hidden.device)
+        batch, kept = hidden.shape[0], {**self.kept.layers}
+
+        def put(value: Tensor, into: Tensor | None) -> Tensor:
+            """A value [n, …] among those [B, …] of all sequences."""
+            into = value.new_zeros(batch, *value.shape[1:]) if into is None else into
+            return value if len(rows) == batch else into.index_copy(0, index, value)
+
+        for layer, (key, value) in full.latest.items():
+            parts = key[:, :, :start], value[:, :, :start], key[:, :, stop:], value[:, :, stop:]
+            before = kept.get(layer, (None,) * len(parts))
+            kept[layer] = tuple(put(part, into) for part, into in zip(parts, before, strict=True))
+        last = None
+        if (
+            full.latest_last is not None and start
+        ):  # of the position before, which was moved to the window's first place
+            last = put(hidden[index, start : start + 1], self.kept.last)
+        self.kept = BlockCache(kept, last)
+        self.done.update(rows)
+        return hidden[:, start:stop]
 
 
 def append(entry: list[Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Appends keys and values [B, heads, S, head_dim] to those of a layer (see `BlockCache.entry`), and returns them all."""
+    """Puts keys and values [B, heads, S, head_dim] between those of a layer before and after, and returns them all.
+
+    Args:
+        entry: what `BlockCache.entry` returns; it holds the result afterwards.
+    """
     if entry:
-        key, value = torch.cat([entry[0], key], 2), torch.cat([entry[1], value], 2)
+        key, value = torch.cat([entry[0], key, *entry[2:3]], 2), torch.cat([entry[1], value, *entry[3:]], 2)
     entry[:] = key, value
     return key, value

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gm_discrete.nn.backbone import Attention, gated, modulated, rotary_embedding, zero_linear
-from gm_discrete.nn.blocks import BlockCache
+from gm_discrete.nn.blocks import BlockCache, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import precision_of
 from gm_discrete.nn.masks import AttentionMask, bidirectional_mask
@@ -35,6 +35,7 @@ class DiT(nn.Module):
     """
 
     logit_map = None  # nothing follows the head
+    no_window = None
 
     def __init__(self, config: GMConfig) -> None:
         super().__init__()
@@ -60,20 +61,24 @@ class DiT(nn.Module):
     ) -> Tensor:
         """Hidden states [B, L, D] after the last attention, of tokens [B, L] at times [B].
 
-        It has no classes and no block-causal attention: class_labels, clean and cache are `None`. `embeds` and `record` are
-        as in `Backbone`.
+        It has no classes and no block-causal attention: class_labels and clean are `None`. The others are as in `Backbone`.
         """
         hidden = self.embed_tokens(x[""]) if embeds is None else embeds  # [B, L, D]
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        mask = None if attention_mask is None else bidirectional_mask(self.config, hidden, attention_mask[""])
+        documents = None if attention_mask is None else attention_mask[""]
+        mask, position = None, None
+        if cache is not None:
+            mask, position = window_attention(self.config, hidden, documents, cache)
+        elif documents is not None:
+            mask = bidirectional_mask(self.config, hidden, documents)
         condition = self._condition(time, hidden)
-        rotary = rotary_embedding(hidden, self.config)
-        for block in self.layers[:-1]:
+        rotary = rotary_embedding(hidden, self.config, position)
+        for index, block in enumerate(self.layers[:-1]):
             if record is not None:
                 record.append(hidden)
-            hidden = block(hidden, rotary, mask, condition)
+            hidden = block(hidden, rotary, mask, condition, cache=None if cache is None else cache.entry(index))
         return hidden
 
     def finish(
@@ -174,7 +179,14 @@ class DiTBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.feed_forward = DiTFeedForward(config) if feed_forward else None
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, condition: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        condition: Tensor,
+        cache: list[Tensor] | None = None,
+    ) -> Tensor:
         normed, gate = self.norm(hidden, condition)
-        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask)))
+        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask, cache)))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition)

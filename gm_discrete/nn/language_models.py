@@ -24,6 +24,8 @@ def check_config(config: PreTrainedConfig) -> None:
         ValueError: the config is that of no language model of text that a backbone can be made of.
     """
     name = f"backbone of type {config.model_type!r}"
+    if config.model_type == "gm_discrete":
+        raise ValueError(f"{name} is a GMModel already: load it with GMModel.from_pretrained")
     if config.is_encoder_decoder:
         raise ValueError(f"{name} has an encoder and a decoder; give a model that is one of them")
     if config.get_text_config() is not config:

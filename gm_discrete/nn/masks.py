@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 from gm_discrete.generators.rows import require
@@ -23,6 +24,10 @@ from gm_discrete.nn.config import GMConfig
 
 PLAIN = ("sdpa", "eager")
 """Implementations whose mask is a tensor, made by operations of the device alone."""
+
+STEPS = 0.7548776662466927, 0.5698402909980532, 618.034
+"""1/p and 1/p² with p³ = p + 1, whose multiples, modulo 1, fill the unit square most evenly (Roberts' R₂ sequence), and a
+number that moves them far between one share and the next."""
 
 AttentionMask: TypeAlias = Tensor | BlockMask | Mapping[str, Any] | None
 """What the implementation takes as a mask, or its arguments for sequences of different lengths; `None`: no mask."""
@@ -44,6 +49,56 @@ def bidirectional_mask(config: GMConfig, hidden: Tensor, documents: Tensor) -> A
         )
     same = same_document(documents, documents)
     return same if name == "sdpa" else additive(same, hidden.dtype)
+
+
+def local_masks(config: PreTrainedConfig, hidden: Tensor, documents: Tensor) -> dict[str, AttentionMask]:
+    """By kind of layer, the masks of an encoder of transformers some of whose layers attend to neighbours alone.
+
+    Args:
+        config: of the encoder; hidden, documents: as in `bidirectional_mask`.
+    """
+    name, documents = config._attn_implementation or "sdpa", documents.to(hidden.device)
+    if name not in PLAIN:
+
+        def same(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return documents[b, query] == documents[b, key]
+
+        return {
+            "full_attention": create_bidirectional_mask(config, hidden, None, and_mask_function=same),
+            "sliding_attention": create_bidirectional_sliding_window_mask(config, hidden, None, and_mask_function=same),
+        }
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    everywhere = same_document(documents, documents)
+    near = everywhere & ((place[:, None] - place).abs() <= config.sliding_window)
+    masks = {"full_attention": everywhere, "sliding_attention": near}
+    return {kind: mask if name == "sdpa" else additive(mask, hidden.dtype) for kind, mask in masks.items()}
+
+
+def partly_causal_mask(config: GMConfig, hidden: Tensor, documents: Tensor | None, ahead: float) -> Tensor:
+    """The mask with which a position attends to those before it and to a share of those after it.
+
+    It depends on positions and share alone: processes that train together have the same, and so does a resumed run.
+
+    Args:
+        hidden, documents: as in `bidirectional_mask`.
+        ahead: the share. Each one has pairs of positions of its own.
+
+    Raises:
+        ValueError: the attention implementation takes no mask of this form.
+    """
+    name = config._attn_implementation or "sdpa"
+    if name not in PLAIN:
+        raise ValueError(
+            f"attn_implementation={name!r} has no mask for attention to a share of the later positions, ahead={ahead}: "
+            "load the model with 'sdpa' or 'eager' to go from causal to bidirectional attention"
+        )
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    row, column = STEPS[0] * place.float()[:, None], STEPS[1] * place.float()
+    among = (row + column + STEPS[2] * ahead) % 1 < ahead
+    visible = ((place[:, None] >= place) | among)[None, None]
+    if documents is not None:
+        visible = visible & same_document(documents, documents)
+    return visible if name == "sdpa" else additive(visible, hidden.dtype)
 
 
 def same_document(query: Tensor, key: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from gm_discrete.generators.rows import chunk_rows, equal_chunks, on_device
 from gm_discrete.nn.backbone import Backbone
-from gm_discrete.nn.blocks import BlockCache
+from gm_discrete.nn.blocks import BlockCache, WindowCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
@@ -101,6 +101,7 @@ class HiddenStates:
         class_labels: [B], −1 for none.
         clean: for block-causal attention: the sequences [B, L] whose blocks come before those of x.
         cache: of the first blocks of x, which are then not run again.
+        window: around which positions are cached from the first evaluation of a sequence on; only its states are kept.
         embeds: [B, L, D], in place of the embedding of x; record: gets hidden states of all layers (see `Backbone`). With
             one of them all sequences are computed together.
         states: [B, positions, D], of the sequences that are `done` (all if `None`).
@@ -114,6 +115,7 @@ class HiddenStates:
     class_labels: Tensor | None = None
     clean: State | None = None
     cache: BlockCache | None = None
+    window: WindowCache | None = None
     embeds: Tensor | None = None
     record: list[Tensor] | None = None
     states: Tensor | None = None
@@ -124,14 +126,17 @@ class HiddenStates:
     def layout(self) -> tuple[dict[str, tuple[int, int]], int]:
         """First of the `states` and number of positions of each field, and the number of all states.
 
-        Positions that the cache holds come before: the field's first is then negative.
+        Positions that the cache holds come before: the field's first is then negative. After a window there are none.
         """
         spans, start = {}, 0 if self.cache is None else -self.cache.length
+        if self.window is not None:
+            length = self.x[""].shape[1]
+            return {"": (-self.window.start, length)}, self.window.stop - self.window.start
         for group in self.network.groups:
             length = self.x[group[0]][0].numel() // self.network.fields[group[0]].slots
             spans |= dict.fromkeys(group, (start, length))
             start += length
-        return spans, start
+        return spans, start if self.cache is None else start - self.cache.after
 
     def compute(self, sequence: Tensor | None = None, rows: Sequence[int] | None = None) -> Tensor:
         """Hidden states [B, positions, D], computed at least for the sequences [n], or for all.
@@ -143,7 +148,7 @@ class HiddenStates:
             return self.states
         states, batch, every = self.states, self.t.shape[0], sequence is None or self.network.whole_batches
         todo: Sequence[int] = ()
-        if states is not None or not every:
+        if states is not None or not every or self.window is not None:
             if every:
                 rows = range(batch)
             elif rows is None:
@@ -157,18 +162,20 @@ class HiddenStates:
                 states = torch.zeros(batch, self.layout[1], size, dtype=weight.dtype, device=self.t.device)
             if not todo:  # nothing runs, and nothing is kept
                 return states
+            if self.window is not None:
+                return self._in_window(self.window, states, todo)
             every = len(todo) == batch
-        start, active = 0 if self.cache is None else self.cache.length, REPLAYS.get()
+        cache, active = self.cache, REPLAYS.get()
+        before, after = (0, 0) if cache is None else (cache.length, cache.after)
         replays = None if active is None else active.of(self.network.backbone)
-        x: State | None = {name: value[:, start:] for name, value in self.x.items()}
-        t, masks, labels, clean, cache, index = (
-            self.t, self.attention_mask, self.class_labels, self.clean, self.cache, None,
-        )  # fmt: skip
+        replays = None if cache is not None and cache.recording else replays  # a replay leaves nothing in it
+        x: State | None = {name: value[:, before : value.shape[1] - after] for name, value in self.x.items()}
+        t, masks, labels, clean, index = self.t, self.attention_mask, self.class_labels, self.clean, None
         if not every:
             spare = 0 if replays is None else padded_size(len(todo), batch) - len(todo)
             index = on_device([*todo, *todo[:1] * spare], t.device)  # a sequence that is repeated only fills the batch
             t, labels = t[index], None if labels is None else labels[index]
-            cache = None if cache is None else cache.rows(index)
+            cache = cache if cache is None or cache.recording else cache.rows(index)
             x, masks, clean = (
                 None if value is None else {name: part[index] for name, part in value.items()}
                 for value in (x, masks, clean)
@@ -185,6 +192,18 @@ class HiddenStates:
         states = cast(Tensor, states).to(new.dtype).index_copy(0, index[: len(todo)], new[: len(todo)])
         done = {*(self.done or ()), *todo}
         self.states, self.done, self.finished = states, None if len(done) == batch else done, None
+        return states
+
+    def _in_window(self, window: WindowCache, states: Tensor, rows: Sequence[int]) -> Tensor:
+        """The states [B, stop − start, D] of a window, with those of the sequences `rows` put in."""
+        for part, cache in window.parts(rows):
+            inner = HiddenStates(self.network, self.x, self.t, self.attention_mask, self.class_labels, cache=cache)
+            index = on_device(part, self.t.device)
+            new = inner.compute(index, part)
+            if cache.recording:
+                new = window.keep(new, cache, part)
+            states = states.to(new.dtype).index_copy(0, index, new[index])
+        self.states, self.done, self.finished = states, {*(self.done or ()), *rows}, None
         return states
 
     def final(
@@ -353,6 +372,7 @@ def readouts(
     class_labels: Tensor | None = None,
     clean: State | None = None,
     cache: BlockCache | None = None,
+    window: WindowCache | None = None,
     on_read: OnRead | None = None,
 ) -> dict[str, LazyReadout]:
     """The readout of each field. They share one evaluation of the backbone, and with guidance one more without the class.
@@ -365,7 +385,7 @@ def readouts(
     Raises:
         ValueError: there is guidance, but no class.
     """
-    hidden, unconditional = HiddenStates(network, x, t, attention_mask, class_labels, clean, cache), None
+    hidden, unconditional = HiddenStates(network, x, t, attention_mask, class_labels, clean, cache, window), None
     scale = 1.0 if guidance_scale is None else guidance_scale
     if scale != 1:
         if class_labels is None:

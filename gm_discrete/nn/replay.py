@@ -212,10 +212,10 @@ def flat(arguments: Sequence[object]) -> dict[tuple, Tensor]:
     found: dict[tuple, Tensor] = {}
     for place, value in enumerate(arguments):
         if isinstance(value, BlockCache):
-            for layer, (keys, values) in value.layers.items():
-                found |= {(place, layer, "keys"): keys, (place, layer, "values"): values}
+            for layer, parts in value.layers.items():
+                found |= {(place, layer, number): part for number, part in enumerate(parts)}
             if value.last is not None:
-                found[place, None, "last"] = value.last
+                found[place, "last", 0] = value.last
         elif isinstance(value, Mapping):
             found |= {(place, key): part for key, part in value.items()}
         elif isinstance(value, Tensor):
@@ -229,11 +229,11 @@ def nested(tensors: Mapping[tuple, Tensor], number: int) -> list[Any]:
     for (place, *keys), value in tensors.items():
         if len(keys) == 2:
             found[place] = found[place] or BlockCache()
-            pairs, layer = found[place].layers, keys[0]
-            if layer is None:
+            layers, layer = found[place].layers, keys[0]
+            if layer == "last":
                 found[place].last = value
             else:
-                pairs[layer] = (*pairs.get(layer, ()), value)  # keys come before values
+                layers[layer] = (*layers.get(layer, ()), value)  # parts come in their order
         elif keys:
             found[place] = {**(found[place] or {}), keys[0]: value}
         else:

@@ -17,12 +17,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import is_flash_attention_requested
 
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.backbone import zero_linear
-from gm_discrete.nn.blocks import BlockCache, block_attention
+from gm_discrete.nn.blocks import BlockCache, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import TimeEmbedding
 from gm_discrete.nn.language_models import (
@@ -33,7 +33,7 @@ from gm_discrete.nn.language_models import (
     logit_map,
     positions,
 )
-from gm_discrete.nn.masks import PLAIN, additive, bidirectional_mask, same_document, variable_lengths
+from gm_discrete.nn.masks import PLAIN, bidirectional_mask, local_masks, partly_causal_mask, variable_lengths
 from gm_discrete.process import State
 
 OF_CLASS = (
@@ -41,9 +41,6 @@ OF_CLASS = (
     "_keys_to_ignore_on_load_unexpected",
 )  # fmt: skip
 """What the class of a network says of its parts. A model collects it from its own parts, of which the backbone is one."""
-
-STEPS = 0.7548776662466927, 0.5698402909980532
-"""(1/p, 1/p²) with p³ = p + 1: multiples of both, modulo 1, fill the unit square most evenly (Roberts' R₂ sequence)."""
 
 
 class TransformersBackbone(nn.Module):
@@ -101,6 +98,12 @@ class TransformersBackbone(nn.Module):
         return self.is_decoder and self.config.block_size is None
 
     @property
+    def no_window(self) -> str | None:
+        """Why the positions around a block cannot be cached; `None` if they can."""
+        kind = self.network.config.model_type
+        return None if self.is_decoder else f"{kind} is an encoder, which keeps no keys and values"
+
+    @property
     def embed_tokens(self) -> nn.Module:
         """The embedding of tokens."""
         return self.network.get_input_embeddings()
@@ -153,10 +156,12 @@ class TransformersBackbone(nn.Module):
         if past is not None and cache is not None:
             entries: list[Any] = past.layers
             cache.latest = {index: [entry.keys, entry.values] for index, entry in enumerate(entries)}
-            cache.latest_last = hidden[:, -1:]
+            cache.latest_last = hidden[:, -1:] if self.config.shift else None
         if clean is not None:
             hidden, after = hidden.chunk(2, 1)
             return self._shifted(hidden, documents, after) if self.config.shift else hidden
+        if documents is not None and cache is not None and cache.after:
+            documents = documents[:, : -cache.after]
         return self._shifted(hidden, documents, None, cache) if self.config.shift else hidden
 
     def finish(
@@ -187,7 +192,8 @@ class TransformersBackbone(nn.Module):
             ValueError: (on a GPU an error of the device, with documents) there are more than the network embeds.
         """
         start, repeats = 0 if cache is None else cache.length, 2 if twice else 1
-        length = start + tokens.shape[1] // repeats
+        stop = start + tokens.shape[1] // repeats
+        length = stop + (0 if cache is None else cache.after)
         place = torch.arange(length, device=tokens.device)[None]
         if documents is not None:
             begins = torch.where(documents != _before(documents), place, 0)
@@ -200,7 +206,7 @@ class TransformersBackbone(nn.Module):
             if documents is None:
                 raise ValueError(message)
             require((place < self.places).all(), ValueError, message)
-        return place[:, start:].repeat(1, repeats) + self.first_place
+        return place[:, start:stop].repeat(1, repeats) + self.first_place
 
     def _attention(
         self, tokens: Tensor, documents: Tensor | None, twice: bool, cache: BlockCache | None
@@ -209,60 +215,22 @@ class TransformersBackbone(nn.Module):
         like = tokens[..., None].to(self.embed_tokens.weight.dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         flash = is_flash_attention_requested(self.network.config)
         if self.is_decoder and self.ahead < 1:
+            if cache is not None:
+                raise ValueError(f"a cache needs attention in both directions; ahead={self.ahead} is less")
             plain = (self.config._attn_implementation or "sdpa") in PLAIN
             if self.ahead == 0 and not plain and (flash or documents is None):
                 return {"is_causal": True, **({} if documents is None else variable_lengths(documents))}
-            return {"attention_mask": self._partly_causal(like, documents)}
+            return {"attention_mask": partly_causal_mask(self.config, like, documents, self.ahead)}
         if self.config.block_size is not None:
             return {"attention_mask": block_attention(self.config, like, twice, documents, cache)[0]}
+        if cache is not None:
+            return {"attention_mask": window_attention(self.config, like, documents, cache)[0]}
         if documents is None:
             return {"attention_mask": None}
         if self.is_local and not flash:
-            return {"attention_mask": self._local_masks(like, documents)}
+            return {"attention_mask": local_masks(self.network.config, like, documents)}
         mask = bidirectional_mask(self.config, like, documents)
         return mask if isinstance(mask, dict) else {"attention_mask": mask}
-
-    def _local_masks(self, like: Tensor, documents: Tensor) -> dict[str, Any]:
-        """The masks of an encoder with layers of local attention, by kind of layer."""
-        network = self.network.config
-        if (name := self.config._attn_implementation or "sdpa") not in PLAIN:
-
-            def same(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                return documents[b, query] == documents[b, key]
-
-            return {
-                "full_attention": create_bidirectional_mask(network, like, None, and_mask_function=same),
-                "sliding_attention": create_bidirectional_sliding_window_mask(
-                    network, like, None, and_mask_function=same
-                ),
-            }
-        place = torch.arange(like.shape[1], device=like.device)
-        everywhere = same_document(documents, documents)
-        near = everywhere & ((place[:, None] - place).abs() <= network.sliding_window)
-        masks = {"full_attention": everywhere, "sliding_attention": near}
-        return masks if name == "sdpa" else {kind: additive(mask, like.dtype) for kind, mask in masks.items()}
-
-    def _partly_causal(self, like: Tensor, documents: Tensor | None) -> Tensor:
-        """The mask with which a position attends to those before it and to the share `ahead` of those after it.
-
-        It depends on positions and share alone: processes that train together have the same, and so does a resumed run.
-
-        Raises:
-            ValueError: the attention implementation takes no mask of this form.
-        """
-        name = self.config._attn_implementation or "sdpa"
-        if name not in PLAIN:
-            raise ValueError(
-                f"attn_implementation={name!r} has no mask for attention to a share of the later positions, ahead="
-                f"{self.ahead}: load the model with 'sdpa' or 'eager' to go from causal to bidirectional attention"
-            )
-        place = torch.arange(like.shape[1], device=like.device)
-        row, column = STEPS[0] * place.float()[:, None], STEPS[1] * place.float()
-        among = (row + column + 618.034 * self.ahead) % 1 < self.ahead  # other pairs at every share
-        visible = ((place[:, None] >= place) | among)[None, None]
-        if documents is not None:
-            visible = visible & same_document(documents, documents)
-        return visible if name == "sdpa" else additive(visible, like.dtype)
 
     def _shifted(
         self, hidden: Tensor, documents: Tensor | None, clean: Tensor | None, cache: BlockCache | None = None
@@ -288,9 +256,30 @@ class TransformersBackbone(nn.Module):
 
 
 def dynamic(cache: BlockCache) -> DynamicCache:
-    """The cache in the form that networks of transformers take and append to."""
-    layers = [cache.layers[index] for index in range(len(cache.layers))]
-    return DynamicCache(layers) if layers else DynamicCache()
+    """The cache in the form that networks of transformers take and add to; it shares the keys and values."""
+    found: Any = DynamicCache()
+    for index in range(len(cache.layers)):
+        found.layers.append(Around(*cache.layers[index]))
+    return found
+
+
+class Around(DynamicLayer):
+    """A layer of a cache: keys and values of positions before those that are added, and perhaps of some after them."""
+
+    def __init__(self, keys: Tensor, values: Tensor, *after: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.after = keys, values, after
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and all values, in the order of the positions."""
+        found = super().update(key_states, value_states)
+        if not self.after:
+            return found
+        keys, values = (torch.cat(pair, -2) for pair in zip(found, self.after, strict=True))
+        return keys, values
 
 
 def _before(documents: Tensor) -> Tensor:

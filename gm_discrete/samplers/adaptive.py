@@ -72,7 +72,7 @@ class Adaptive(Sampler):
     """
 
     type_name: ClassVar[str] = "adaptive"
-    chooses_times: ClassVar[bool] = True
+    chooses_times = True
 
     def __init__(self, max_expected_changes: float | None = None, tolerance: float = 0.002) -> None:
         self.max_expected_changes = None

@@ -11,6 +11,7 @@ from torch import Tensor
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import Chain, Sampler
+from gm_discrete.samplers.decoding import place, reveal_until
 from gm_discrete.samplers.exact import candidates_one_by_one
 
 
@@ -92,7 +93,10 @@ class Avoiding(Sampler):
         if "" in chain.arriving and bool(masked.any()):
             share = 1 - masked.sum(1) / chain.free[""].sum(1).clamp(min=1)
             start = torch.maximum(path.schedule.inverse(share.double()), now)
-            y = candidates_one_by_one(chain, y, start, then)
+            if self.sampler.sharpens:
+                y, _ = reveal_until(chain, y, start, then, "random", lambda drawn: place(drawn.score) == 0)
+            else:
+                y = candidates_one_by_one(chain, y, start, then)
         return {"": y}
 
     def _part_of_one(self, y: Tensor) -> Tensor:

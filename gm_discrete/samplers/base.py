@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -23,6 +23,8 @@ DISCRETE, CONTINUOUS, PRODUCT = "discrete", "continuous", "product"
 EVERY_STATE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
 
 Memory = TypeVar("Memory")
+Sharpen = Callable[[Tensor, Tensor], Tensor]
+"""(log π [n, K], times [n]) → logits [n, K]."""
 
 
 def kind_of(path: Path) -> str:
@@ -42,8 +44,10 @@ class Sampler(Configurable, ABC):
     argument: ClassVar[str] = "sampler"
     aliases: ClassVar[dict[str, str]] = {"ancestral": "tau_leaping"}  # with the exact probabilities of the interval
     removed_types: ClassVar[dict[str, str]] = REMOVED
-    chooses_times: ClassVar[bool] = False
+    chooses_times: bool = False
     """Whether it chooses its own times between those of the grid, so that [0, 1] is grid enough."""
+    sharpens: bool = False
+    """Whether it applies temperature, top_k and top_p itself, by `Chain.sharpen`; else the process does."""
     states: ClassVar[frozenset[str]] = EVERY_STATE
     """The kinds of states that it can simulate, of "discrete", "continuous" and "product"."""
     rates: ClassVar[tuple[str, ...] | None] = None
@@ -98,6 +102,8 @@ class Chain:
         free: by field, bool of the state's shape: entries that may move.
         rng: source of all noise.
         conditioning: keywords that are passed on to `process.generator`.
+        sharpen: (log π [n, K], times [n]) → logits [n, K], temperature, top_k and top_p; `None` where there is none, or the
+            process applies it (see `Sampler.sharpens`).
         calls: [B], evaluations of the network that a sequence needed. jumps: [B], changes of an entry by jumps.
         error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` for other samplers.
         changeable: fields with an entry that may move.
@@ -109,6 +115,7 @@ class Chain:
     free: State
     rng: torch.Generator | None = None
     conditioning: Mapping[str, Any] = field(default_factory=dict)
+    sharpen: Sharpen | None = None
     calls: Tensor = field(init=False)
     jumps: Tensor = field(init=False)
     error: Tensor | None = field(init=False, default=None)

@@ -7,14 +7,17 @@ the state alone, `margin` and `entropy`, preserve the distribution where one sym
 of one joint distribution; those of a network are conditionals of none. `confidence`, which depends on the symbol that was
 drawn, never does.) Each order scores the masked positions, and those of highest score are revealed first:
 
-    confidence   π_i(y_i) of the symbol y_i ~ π_i that was drawn there        Chang et al. 2022 (arXiv 2202.04200)
+    confidence   π_i(y_i) of the symbol y_i that was drawn there              Chang et al. 2022 (arXiv 2202.04200)
     margin       π_i's highest probability minus its second highest           Kim et al. 2025 (arXiv 2502.06768)
     entropy      −H(π_i)                                                      Ben-Hamu et al. 2025 (arXiv 2505.24857)
+
+π_i is the prediction before temperature, top_k and top_p; the symbol is drawn after them. So the scores also tell positions
+apart where the most likely symbols are taken (temperature 0), as in LLaDA (Nie et al. 2025, arXiv 2502.09992).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,6 +48,23 @@ class Reached:
     time: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn at the masked positions of a step, each [B, L].
+
+    Attributes:
+        masks: bool, the positions; elsewhere the others hold 0, 0, −∞ and 0.
+        symbol: long, the symbol; probability: that of the symbol; score: by which positions are ordered; entropy: of the
+            prediction, in nats. All three are those of the prediction before temperature, top_k and top_p.
+    """
+
+    masks: Tensor
+    symbol: Tensor
+    probability: Tensor
+    score: Tensor
+    entropy: Tensor
+
+
 class EntropyBounded(Sampler):
     """Sampler that reveals, in a chosen order, as many masks as Σ_i H(π_i) − max_i H(π_i) ≤ ε allows, and at least one.
 
@@ -59,7 +79,8 @@ class EntropyBounded(Sampler):
     """
 
     type_name: ClassVar[str] = "entropy_bounded"
-    chooses_times: ClassVar[bool] = True
+    chooses_times = True
+    sharpens = True
     states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
     rates: ClassVar[tuple[str, ...] | None] = ("masked",)
 
@@ -72,42 +93,74 @@ class EntropyBounded(Sampler):
         return False
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
-        reached = chain.remember("", Reached)
-        now = t[""] if reached.time is None else torch.maximum(t[""], reached.time)
-        state = x[""]
-        while True:
-            jump = chain.jump({"": state}, {"": now}, {"": torch.ones_like(now)})
-            masks = chain.free[""] & (jump.chance > 0) & (now < t_next[""])[:, None]
-            going, where = masks.any(1), positions_of(masks)
-            if len(where) == 0:
-                return {"": state}
-            drawn, score, uncertain = draw(chain, jump, where, self.order)
-            at = place(score)
-            sorted_ = torch.zeros_like(uncertain).scatter(1, at, uncertain)
-            cost = sorted_.cumsum(1) - sorted_.cummax(1).values
-            chosen = masks & (cost <= self.entropy_bound).gather(1, at)
-            chain.count(going)
-            state = chain.jumped(state, torch.where(chosen, drawn, state))
-            left = chain.schedule().complement(now) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
-            now = torch.where(going, chain.schedule().inverse(1 - left), now)
-            reached.time = now
+        return {"": reveal_chosen(chain, x, t, t_next, self.order, self._choose)}
+
+    def _choose(self, drawn: Drawn) -> Tensor:
+        at = place(drawn.score)
+        sorted_ = torch.zeros_like(drawn.entropy).scatter(1, at, drawn.entropy)
+        cost = sorted_.cumsum(1) - sorted_.cummax(1).values
+        return (cost <= self.entropy_bound).gather(1, at)
 
 
-def reveal(chain: Chain, x: State, t: Times, t_next: Times, order: str, order_temperature: float) -> Tensor:
+def reveal_chosen(
+    chain: Chain, x: State, t: Times, t_next: Times, order: str, choose: Callable[[Drawn], Tensor]
+) -> Tensor:
+    """Reveals what is chosen of the masks, again and again, until the time of each sequence has reached t_next.
+
+    The time that a sequence has reached is kept from one step to the next.
+    """
+    reached = chain.remember("", Reached)
+    now = t[""] if reached.time is None else torch.maximum(t[""], reached.time)
+    state, reached.time = reveal_until(chain, x[""], now, t_next[""], order, choose)
+    return state
+
+
+def reveal_until(
+    chain: Chain, state: Tensor, now: Tensor, end: Tensor, order: str, choose: Callable[[Drawn], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(the state, the times [B] that its sequences have reached) after revealing what is chosen until these are ≥ `end`.
+
+    The time advances with the part n of the m masks that is revealed, κ ← κ + (1 − κ) n/m. A sequence without masks costs no
+    network call.
+
+    Args:
+        state: [B, L]; now, end: times [B].
+        choose: what was drawn → which of the masks are revealed, bool [B, L].
+    """
+    while True:
+        jump = chain.jump({"": state}, {"": now}, {"": torch.ones_like(now)})
+        masks = chain.free[""] & (jump.chance > 0) & (now < end)[:, None]
+        going, where = masks.any(1), positions_of(masks)
+        if len(where) == 0:
+            return state, now
+        drawn = draw(chain, jump, masks, where, now, order)
+        chosen = masks & choose(drawn)
+        chain.count(going)
+        state = chain.jumped(state, torch.where(chosen, drawn.symbol, state))
+        left = chain.schedule().complement(now) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
+        now = torch.where(going, chain.schedule().inverse(1 - left), now)
+
+
+def reveal_scheduled(
+    chain: Chain, x: State, t: Times, t_next: Times, order: str, order_temperature: tuple[float, float]
+) -> Tensor:
     """Reveals ⌊m P + u⌋ of the m masks of a sequence, those of highest score; P is the path's (κ_s − κ_t)/(1 − κ_t).
 
     With one uniform u for each sequence the number has the mean m P of the path, and hardly any variance. To the scores,
-    Gumbel noise of scale `order_temperature` · (1 − κ_t) is added: none in the end, and without limit a random order.
+    Gumbel noise is added, of a scale that goes evenly in κ from the first `order_temperature` at κ = 0 to the second at 1.
     """
     jump, state = chain.jump(x, t, t_next), x[""]
     masks = chain.free[""] & (jump.chance > 0)
     count = ((jump.chance * masks).sum(1) + chain.uniform(len(state))).floor()
-    drawn, score, _ = draw(chain, jump, positions_of(masks & (count > 0)[:, None]), order)
-    if order_temperature:
-        heat = order_temperature * chain.schedule().complement(t[""])[:, None]
+    masks = masks & (count > 0)[:, None]
+    drawn = draw(chain, jump, masks, positions_of(masks), t[""], order)
+    score, (start, end) = drawn.score, order_temperature
+    if start or end:
+        left = chain.schedule().complement(t[""])[:, None]
+        heat = start * left + end * (1 - left)
         score = score - heat * torch.log(-torch.log1p(-chain.uniform(*state.shape)))
     chain.count(count > 0)
-    return chain.jumped(state, torch.where(masks & (place(score) < count[:, None]), drawn, state))
+    return chain.jumped(state, torch.where(masks & (place(score) < count[:, None]), drawn.symbol, state))
 
 
 def check_order(order: str) -> None:
@@ -117,6 +170,19 @@ def check_order(order: str) -> None:
     """
     if order not in ORDERS:
         raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
+
+
+def check_heat(order_temperature: float | Sequence[float]) -> tuple[float, float]:
+    """The scales of the noise on the scores at κ = 0 and at κ = 1, of the first alone or of both.
+
+    Raises:
+        TypeError, ValueError: they are no numbers ≥ 0, or more than two.
+    """
+    pair = list(order_temperature) if isinstance(order_temperature, Sequence) else [order_temperature, 0.0]
+    if isinstance(order_temperature, str) or len(pair) != 2:
+        raise ValueError(f"order_temperature={order_temperature!r} must be a number ≥ 0, or a pair of them")
+    start, end = (number("order_temperature", part, least=0, most=1e30) for part in pair)
+    return start, end
 
 
 def check_masked(path: Path, order: str) -> None:
@@ -133,24 +199,30 @@ def entropy(rows: Tensor) -> Tensor:
     return torch.special.entr(rows.exp()).sum(1)
 
 
-def draw(chain: Chain, jump: Jump, where: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A symbol, a score and an entropy for each of the positions [n], as [B, L]; elsewhere 0, −∞ and 0."""
-    shape = jump.chance.shape
-    noise = chain.uniform(shape.numel())
-    lot = chain.uniform(shape.numel()) if order == "random" else noise
-    drawn = torch.zeros(shape.numel(), dtype=torch.long, device=where.device)
-    score, uncertain = torch.full_like(noise, -torch.inf), torch.zeros_like(noise)
+def draw(chain: Chain, jump: Jump, masks: Tensor, where: Tensor, t: Tensor, order: str) -> Drawn:
+    """A symbol for each of the masks, bool [B, L], which are the positions `where` [n] of the flattened state.
+
+    Args:
+        t: times [B].
+    """
+    shape, entries = masks.shape, masks.numel()
+    noise = chain.uniform(entries)
+    lot = chain.uniform(entries) if order == "random" else noise
+    found = noise.new_zeros(4, entries)  # symbol, probability, score, entropy
+    found[2] = -torch.inf
     if len(where):
 
         def read(chunk: Tensor) -> Tensor:
             rows = jump.kernel.log_probs(chunk)
-            symbols = inverse_cdf(rows.exp(), noise[chunk])
-            rank = lot[chunk] if order == "random" else SCORES[order](rows, symbols)
-            return torch.stack([symbols.double(), rank.double(), entropy(rows).double()], 1)
+            sharp = rows if chain.sharpen is None else chain.sharpen(rows, t[chunk // shape[1]]).log_softmax(1)
+            symbols = inverse_cdf(sharp.exp(), noise[chunk])
+            score = lot[chunk] if order == "random" else SCORES[order](rows, symbols)
+            columns = symbols, SCORES["confidence"](rows, symbols), score, entropy(rows)
+            return torch.stack([column.double() for column in columns], 1)
 
-        symbols, scores, entropies = map_rows(read, jump.kernel.prepare(where)).unbind(1)
-        drawn[where], score[where], uncertain[where] = symbols.long(), scores, entropies
-    return drawn.view(shape), score.view(shape), uncertain.view(shape)
+        found[:, where] = map_rows(read, jump.kernel.prepare(where)).T
+    symbol, probability, score, uncertain = found.view(4, *shape).unbind()
+    return Drawn(masks, symbol.long(), probability, score, uncertain)
 
 
 def place(score: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class DormandPrince(Sampler):
     """
 
     type_name: ClassVar[str] = "dopri5"
-    chooses_times: ClassVar[bool] = True
+    chooses_times = True
     states: ClassVar[frozenset[str]] = frozenset({CONTINUOUS})
 
     def __init__(self, tolerance: float = 1e-5) -> None:

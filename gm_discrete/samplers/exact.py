@@ -26,7 +26,7 @@ class FirstHitting(Sampler):
     """
 
     type_name: ClassVar[str] = "first_hitting"
-    chooses_times: ClassVar[bool] = True
+    chooses_times = True
     states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
     rates: ClassVar[tuple[str, ...] | None] = ("masked",)
 
@@ -53,7 +53,7 @@ class Uniformization(Sampler):
     """
 
     type_name: ClassVar[str] = "uniformization"
-    chooses_times: ClassVar[bool] = True
+    chooses_times = True
     states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
 
     def __init__(self, tolerance: float = 1e-3) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gm_discrete.arguments import listed, numbers, whole
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, check_call, pack, unpack
-from gm_discrete.samplers.base import Chain, Sampler
+from gm_discrete.samplers.base import Chain, Sampler, Sharpen
 from gm_discrete.samplers.correctors import Corrector
 from gm_discrete.samplers.removed import hint, refuse_old_options
 
@@ -161,14 +161,16 @@ def simulate_state(
     on_step: Callable[[State, Any], bool] | None = None,
     save_at: Sequence[int] = (),
     conditioning: Mapping[str, object] | None = None,
+    sharpen: Sharpen | None = None,
 ) -> Simulation[State]:
     """`simulate` for states that are dicts of fields, with arguments that are checked already.
 
     Args:
         grid: float64 [N + 1], or [N + 1, M] with a column for each field.
         free: by field, bool: entries that may move.
+        sharpen: temperature, top_k and top_p of a sampler that applies them itself (see `Chain`).
     """
-    chain = Chain(process, free, rng, conditioning or {})
+    chain = Chain(process, free, rng, conditioning or {}, sharpen)
     columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, -1, len(chain.calls)).contiguous()
     steps = grid.view(len(grid), -1).expand(-1, len(x_0)).tolist()  # on the host
     saved, x = {0: x_0}, x_0

@@ -8,6 +8,7 @@ entropy of samples.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,7 +18,16 @@ from gm_discrete.generators import Factor
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import Chain, Sampler, discrete
-from gm_discrete.samplers.decoding import SCORES, check_masked, check_order, reveal
+from gm_discrete.samplers.decoding import (
+    SCORES,
+    Drawn,
+    check_heat,
+    check_masked,
+    check_order,
+    place,
+    reveal_chosen,
+    reveal_scheduled,
+)
 from gm_discrete.samplers.euclidean import euler_maruyama
 
 
@@ -31,7 +41,12 @@ class TauLeaping(Sampler):
     Args:
         order: which masks of a masked path are revealed first: `"random"`, which samples the model distribution, or
             `"confidence"`, `"margin"` or `"entropy"`, which do not (see `samplers.decoding`).
-        order_temperature: scale of the Gumbel noise that is added to the scores of such an order, annealed to 0.
+        order_temperature: scale of the Gumbel noise that is added to the scores of such an order, annealed to 0; a pair goes
+            evenly in κ from its first number at κ = 0 to its second at κ = 1.
+        threshold: in (0, 1], with an order: every symbol whose probability is at least this is revealed, and where there is
+            none the one of highest score (Fast-dLLM, arXiv 2505.22618). As there, the numbers of the schedule count neither
+            as a minimum nor as a maximum: a sequence takes as many steps as its text needs, at most one for each mask, and
+            none after the last mask. `num_steps` is then of no effect.
 
     >>> import torch
     >>> from gm_discrete import ExactModel, MaskedPath, TauLeaping, simulate
@@ -44,14 +59,27 @@ class TauLeaping(Sampler):
 
     type_name: ClassVar[str] = "tau_leaping"
 
-    def __init__(self, order: str = "random", order_temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        order: str = "random",
+        order_temperature: float | Sequence[float] = 0.0,
+        threshold: float | None = None,
+    ) -> None:
         check_order(order)
-        self.order, self.order_temperature = order, number("order_temperature", order_temperature, least=0, most=1e30)
-        if order_temperature and order == "random":
+        self.order, self._heat = order, check_heat(order_temperature)
+        self.order_temperature = self._heat[0] if self._heat[1] == 0 else self._heat
+        self.threshold = None if threshold is None else number("threshold", threshold, above=0, most=1)
+        ordered = f"give order={' or '.join(map(repr, SCORES))} with it"
+        if any(self._heat) and order == "random":
+            raise ValueError(f"order_temperature={order_temperature} is noise on the scores of an order: {ordered}")
+        if threshold is not None and order == "random":
+            raise ValueError(f"threshold={threshold} chooses what is revealed by the prediction: {ordered}")
+        if threshold is not None and any(self._heat):
             raise ValueError(
-                f"order_temperature={order_temperature} is noise on the scores of an order: give "
-                f"order={' or '.join(map(repr, SCORES))} with it"
+                f"threshold={threshold} and order_temperature={order_temperature}: a threshold has no use for noise on the "
+                "scores; give one of them"
             )
+        self.chooses_times, self.sharpens = threshold is not None, order != "random"
 
     @property
     def keeps_distribution(self) -> bool:
@@ -63,10 +91,16 @@ class TauLeaping(Sampler):
             check_masked(path, self.order)
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        if self.threshold is not None:
+            return {"": reveal_chosen(chain, x, t, t_next, self.order, self._above_threshold)}
         if self.order != "random":
-            return {"": reveal(chain, x, t, t_next, self.order, self.order_temperature)}
+            return {"": reveal_scheduled(chain, x, t, t_next, self.order, self._heat)}
         generators = chain.generators(x, t, t_next)
         return {name: leap(chain, name, x[name], generators[name], t[name], t_next[name]) for name in x}
+
+    def _above_threshold(self, drawn: Drawn) -> Tensor:
+        least = 1.0 if self.threshold is None else self.threshold
+        return (drawn.probability >= least) | (place(drawn.score) == 0)
 
 
 def leap(

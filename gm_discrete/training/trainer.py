@@ -125,6 +125,8 @@ class GMTrainer(CheckpointedTrainer):
         for name in ("source_ids", "pixel_values", "class_labels"):  # columns that only collator or trainer use
             if name not in columns:
                 columns.append(name)
+        if "token_type_ids" in columns:  # what BERT's tokenizers add; collators refuse columns of no effect
+            columns.remove("token_type_ids")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

@@ -331,7 +331,7 @@ def test_generate__objects_of_another_type_are_named(options: dict[str, Any]) ->
             call(**options)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("options", [{"length": 0}, {"length": True}, {"length": 4, "cache": "dual"}], ids=str)
+@pytest.mark.parametrize("options", [{"length": 0}, {"length": True}, {"length": 4, "cache": "both"}], ids=str)
 def test_blocks__check_their_arguments(options: dict[str, Any]) -> None:
     name, value = list(options.items())[-1]
     with pytest.raises(ValueError, match=f"{name}={value!r}"):

@@ -83,10 +83,13 @@ def arguments(option: Option, path: str, images: bool) -> dict[str, Any]:
         "output_trajectory": True, "class_labels": [1], "guidance_scale": 2.0, "guidance": ClassifierGuidance(certain),
         "generators": {"size": {"flow": 1.0}} if path == "product" else {"flow": 1.0},
         "corrector=DetailedBalance": DetailedBalance(), "corrector=ReMDM": ReMDM(), "blocks": Blocks(2),
-        "use_cache": True, "eos_token_id": 1, "pad_token_id": 1,
+        "blocks=Blocks(cache='prefix' or 'dual')": Blocks(2, "dual"), "use_cache": True, "eos_token_id": 1,
+        "pad_token_id": 1,
     }  # fmt: skip
+    values["start_from"] = {"over": [[1, 2, 3, 2]]} if path == "product" else values["x_0"]
     if images and path == "continuous":
-        values |= {"given": torch.full((1, 3, 4, 6), math.nan), "x_0": torch.zeros(1, 3, 4, 6)}
+        values |= dict.fromkeys(("x_0", "start_from"), torch.zeros(1, 3, 4, 6))
+        values["given"] = torch.full((1, 3, 4, 6), math.nan)
     if option.name.startswith("sampler="):
         short = {"length": 2} if path == "kinetic" else {}  # uniformization has many candidate events there
         return {"sampler": sampler_of(option.name.removeprefix("sampler=")), **short}

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gm_discrete import GMModel, TauLeaping
+from gm_discrete import Blocks, GMModel, TauLeaping
 from gm_discrete.nn import replay
 from gm_discrete.nn.blocks import BlockCache
 from gm_discrete.nn.readout import Network
@@ -90,6 +90,10 @@ CASES: dict[str, tuple[Callable[[], GMModel], dict[str, Any]]] = {
     "adaptive": (lambda: network("mixture"), {"batch_size": 2, "length": 6, "num_steps": 4, "sampler": "adaptive"}),
     "blocks": (causal, {**prompts(), "max_new_tokens": 6, "num_steps": 3}),
     "cache": (causal, {**prompts(), "max_new_tokens": 6, "num_steps": 3, "use_cache": True}),
+    "cache around blocks": (
+        network,
+        {**prompts(), "max_new_tokens": 6, "num_steps": 8, "blocks": Blocks(3, cache="dual")},
+    ),
     "fields": (lambda: product_network("row"), {"batch_size": 5, "num_steps": 6}),
     "independent fields": (lambda: product_network("independent row"), {"batch_size": 5, "num_steps": 6}),
     "heun": (lambda: product_network("notes"), {"batch_size": 3, "num_steps": 4, "sampler": "heun"}),
@@ -319,12 +323,16 @@ def test_replays__end_with_their_model(recorder: Recorder) -> None:
 
 
 def test_flat__has_an_inverse() -> None:
-    cache = BlockCache({layer: (torch.rand(2), torch.rand(3)) for layer in range(3)})
-    arguments = [{"a": torch.rand(1), "b": torch.rand(2)}, torch.rand(3), None, None, {"c": torch.rand(1)}, cache]
+    caches = [
+        BlockCache({layer: tuple(torch.rand(2) for _ in range(parts)) for layer in range(3)}, last)
+        for parts, last in ((2, None), (4, torch.rand(3)))
+    ]
+    arguments = [{"a": torch.rand(1), "b": torch.rand(2)}, torch.rand(3), None, None, {"c": torch.rand(1)}, *caches]
     tensors = flat(arguments)
     again = nested(tensors, len(arguments))
     assert [type(value) for value in again] == [type(value) for value in arguments]
     assert list(flat(again)) == list(tensors)
+    assert again[-1].last is caches[-1].last
     assert all(a is b for a, b in zip(flat(again).values(), tensors.values(), strict=True))
 
 

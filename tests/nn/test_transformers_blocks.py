@@ -18,7 +18,6 @@ SIZE = 4
 SPANS = [(0, 4), (4, 8), (8, 10)]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 both = pytest.mark.parametrize("shift", [True, False], ids=["shift", "no shift"])
-implementations = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 
 
 def causal(shift: bool = True, name: str = "qwen3", **options: Any) -> Any:
@@ -49,8 +48,7 @@ def test_blocks__a_position_attends_to_its_own_block_and_those_before(shift: boo
 
 @torch.no_grad()
 @both
-@implementations
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+@pytest.mark.parametrize(("name", "implementation"), [("qwen3", "sdpa"), ("gemma3", "eager")])
 def test_blocks__training_conditions_every_block_on_clean_ones(name: str, implementation: str, shift: bool) -> None:
     """One pass over noisy and clean sequences has of each block what a pass over (clean blocks, noisy block) has."""
     model = causal(shift, name, attn_implementation=implementation)
@@ -99,8 +97,7 @@ def test_blocks__the_loss_is_that_of_blocks_after_clean_ones(shift: bool) -> Non
 
 @torch.no_grad()
 @both
-@implementations
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+@pytest.mark.parametrize(("name", "implementation"), [("qwen3", "sdpa"), ("gemma3", "eager")])
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 def test_block_cache__leaves_logits_as_they_are(name: str, implementation: str, shift: bool, padded: bool) -> None:
     """That of a shift, too, which reads the end of the block before."""
@@ -132,8 +129,7 @@ def test_block_cache__has_rows(shift: bool) -> None:
     torch.testing.assert_close(found, encode(model, z[:, SIZE : 2 * SIZE], cache=cache)[rows], **CLOSE)
 
 
-@both
-@pytest.mark.parametrize("name", ["qwen3", "llama"])
+@pytest.mark.parametrize(("name", "shift"), [("qwen3", False), ("llama", True)])
 def test_generate__by_blocks_with_a_cache_is_without(name: str, shift: bool) -> None:
     model, prompt = causal(shift, name), data(rows=3, length=5)
     mask = torch.ones_like(prompt)
