@@ -72,6 +72,7 @@ class GMGenerationConfig(GenerationConfig):
             the jumps happen, and so the order in which tokens are revealed, is still random.
         temperature: divides the logits of the posterior π of the data tokens, before it becomes rates; at 0 a jump lands on
             the token that is most likely given the other tokens. A pair is a schedule, linear in time from t = 0 to t = 1.
+            Decoding orders score π before it, and before top_k and top_p.
         top_k, top_p: truncate π, after the temperature.
         guidance_scale: γ of classifier-free guidance towards `class_labels`, π ∝ π_c^γ π_u^{1−γ}; 1 (off) by default.
         use_cache: keep keys and values of finished blocks, for models with a `block_size`; short for

@@ -38,9 +38,11 @@ NOT_HERE = {
     "force_words_ids": "input_ids with these tokens in their places",
     "inputs": "input_ids",
     "inputs_embeds": "input_ids",
-    "decoder_input_ids": "input_ids",
-    "past_key_values": "use_cache=True, of models with a block_size",
-    "cache_implementation": "use_cache=True, of models with a block_size",
+    "decoder_input_ids": "start_from=draft",
+    **dict.fromkeys(
+        ("past_key_values", "cache_implementation", "dual_cache"),
+        "use_cache=True, of models with a block_size, or blocks=Blocks(32, cache='dual')",
+    ),
     "output_scores": "output_trajectory=True",
     "output_logits": "output_trajectory=True, or a forward call",
     "output_hidden_states": "a forward call with output_hidden_states=True",
@@ -49,8 +51,14 @@ NOT_HERE = {
         ("repetition_penalty", "no_repeat_ngram_size", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff",
          "sequence_bias", "renormalize_logits", "exponential_decay_length_penalty"), _PROCESSOR,
     ),
+    "steps": "num_steps",
+    "gen_length": "max_new_tokens",
+    "threshold": "sampler=TauLeaping(order='confidence', threshold=0.9)",
+    **dict.fromkeys(("remasking", "alg"), "sampler=TauLeaping(order='confidence'), 'margin' or 'entropy'"),
+    "alg_temp": "sampler=TauLeaping(order=…, order_temperature=(a, a))",
 }  # fmt: skip
-"""Options of transformers' `generate` that do not exist here, and what takes their place."""
+"""Options of transformers' `generate`, and of LLaDA, Dream and Fast-dLLM, that do not exist here, and what takes their
+place."""
 
 NEUTRAL = {
     **dict.fromkeys(("num_beams", "num_beam_groups"), 1),

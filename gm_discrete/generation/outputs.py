@@ -21,7 +21,7 @@ class Trajectory:
         states: [N + 1, …], the state at each of these times, in the shape of the samples.
         jumps: [N, B], entries that differ between the two ends of a step. In a continuous state that flows, all of them do.
         entropy: [N, B] float64, in nats: mean entropy of the posteriors evaluated in the step, after temperature, top-k and
-            top-p; NaN where none was evaluated. `None` for continuous states.
+            top-p (before them for decoding orders); NaN where none was evaluated. `None` for continuous states.
         fixed: bool, in the shape of the samples: observed entries and padding.
     """
 

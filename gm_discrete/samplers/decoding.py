@@ -70,8 +70,9 @@ class EntropyBounded(Sampler):
 
     Positions that are revealed at once are drawn as if independent. This costs KL(joint ‖ Π_i π_i) = Σ_i H(π_i) − H, with
     H ≥ max_i H(π_i) the entropy of their joint distribution under the network: ε bounds it in every step, and the number of
-    steps follows from the text. The time advances with the part that is revealed, κ ← κ + (1 − κ) n/m. Choosing the
-    positions does not preserve the model distribution. Ben-Hamu et al. 2025 (arXiv 2505.24857).
+    steps follows from the text. (Entropies, like scores, are those before temperature, top_k and top_p.) The time advances
+    with the part that is revealed, κ ← κ + (1 − κ) n/m. Choosing the positions does not preserve the model distribution.
+    Ben-Hamu et al. 2025 (arXiv 2505.24857).
 
     Args:
         entropy_bound: ε, in nats.
@@ -138,7 +139,11 @@ def reveal_until(
         chain.count(going)
         state = chain.jumped(state, torch.where(chosen, drawn.symbol, state))
         left = chain.schedule().complement(now) * (1 - chosen.sum(1) / masks.sum(1).clamp(min=1))
-        now = torch.where(going, chain.schedule().inverse(1 - left), now)
+        then = chain.schedule().inverse(1 - left)
+        then = torch.where(
+            left > 0, then.clamp(max=1 - 2.0**-50), then
+        )  # below 1 in float64, too, while masks are left
+        now = torch.where(going, then, now)
 
 
 def reveal_scheduled(

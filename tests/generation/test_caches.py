@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from gm_discrete import Blocks, GMConfig, GMModel, MaskedPath, TauLeaping
-from gm_discrete.nn.blocks import WindowCache
+from gm_discrete.nn.blocks import WindowCache, window_attention
 from gm_discrete.nn.readout import HiddenStates, Network
 from tests.helpers.networks import LENGTH, MASK, PAD, K, causal, network, rng
 
@@ -160,6 +160,15 @@ def test_caches__of_several_layers_are_approximations() -> None:
 def test_caches__that_do_not_fit_are_refused(model: GMModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.generate(length=8, **options)
+
+
+def test_window_attention__with_padding_needs_a_mask_that_is_a_tensor() -> None:
+    config = network().config
+    config._attn_implementation_internal = "flash_attention_2"
+    hidden, cache = torch.zeros(1, 3, 8), WindowCache(2, 5).kept
+    assert window_attention(config, hidden, None, cache)[0] is None
+    with pytest.raises(ValueError, match="attn_implementation='flash_attention_2'"):
+        window_attention(config, hidden, torch.ones(1, 8), cache)
 
 
 def test_caches__use_cache_false_turns_them_off(evaluated: list) -> None:

@@ -23,7 +23,7 @@ from gm_discrete import (
 from tests.helpers import continuous, product_models
 from tests.helpers.chains import EnumeratedChain, index_of
 from tests.helpers.distributions import LEAST_P, chi_square
-from tests.helpers.networks import LENGTH, MASK, PAD, K, causal, data, network, rng, untrained
+from tests.helpers.networks import DISCRETE, LENGTH, MASK, PAD, K, causal, data, network, rng, untrained
 
 ALMOST = 1 - 1e-12
 
@@ -87,12 +87,19 @@ def test_draft__later_times_keep_more_of_it() -> None:
     assert float((half == drafts).float().mean()) == kept[1]
 
 
-def test_draft__masks_in_it_are_filled() -> None:
+@pytest.mark.parametrize("sampler", [*DISCRETE, TauLeaping("margin", threshold=0.99)], ids=str)
+def test_draft__masks_in_it_are_filled(sampler: Any) -> None:
     drafts = torch.randint(1, K - 1, (4, LENGTH), generator=rng(1))
     drafts[:, ::3] = MASK
-    found = network().generate(start_from=Draft(drafts, ALMOST), seed=0)
-    assert (found != MASK).all()
+    for time in (0.5, ALMOST, math.nextafter(1, 0)):
+        found = network().generate(start_from=Draft(drafts, time), num_steps=8, sampler=sampler, seed=0)
+        assert (found != MASK).all()
     assert torch.equal(found[drafts != MASK], drafts[drafts != MASK])
+
+
+def test_draft__gaps_in_it_are_filled_without_masks_too() -> None:
+    drafts = torch.randint(1, K - 1, (4, LENGTH), generator=rng(1))
+    drafts[:, ::3] = MASK
     other = network("reversal").generate(start_from=Draft(drafts, 0.9), seed=0)
     assert (other != MASK).all()
 

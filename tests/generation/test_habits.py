@@ -156,7 +156,10 @@ def test_generation_config__holds_the_options_of_transformers(tmp_path: File) ->
 # ---- what does not exist here
 
 
-@pytest.mark.parametrize("name", ["num_beams", "stop_strings", "repetition_penalty", "min_new_tokens", "output_scores"])
+@pytest.mark.parametrize(
+    "name",
+    ["num_beams", "stop_strings", "repetition_penalty", "min_new_tokens", "output_scores", "threshold", "alg_temp"],
+)
 def test_generate__options_that_only_transformers_has_name_their_counterpart(name: str) -> None:
     for call in (network().generate, GMGenerationConfig):
         with pytest.raises(TypeError) as error:
