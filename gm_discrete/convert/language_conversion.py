@@ -97,7 +97,7 @@ def _readable(source: Folder, family: str) -> Iterator[None]:
     """Turns the errors of many kinds that wrong settings raise into one that names their folder."""
     try:
         yield
-    except Exception as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         message = " ".join(str(error).split())
         raise ValueError(f"source={str(source.path)!r} is no {family} that can be converted: {message}") from error
 
