@@ -308,7 +308,8 @@ def test_generate__runs_in_evaluation_mode() -> None:
 
 
 def test_generate__warns_of_lengths_beyond_training(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("transformers")
+    logger: Any = logging.getLogger("transformers")
+    type(logger).warning_once.cache_clear()  # of other tests in this process
     logger.propagate = True
     try:
         with caplog.at_level("WARNING"):

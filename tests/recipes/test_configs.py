@@ -147,7 +147,8 @@ def test_documentation__its_commands_run(
 ) -> None:
     """Every shell command of the README and the docs but make's, at reduced size and without its launcher, one by one.
 
-    Of configs on their own data, and of programs that take long, only the arguments are read: their own tests run them."""
+    Of configs on their own data, of pretrained models, and of programs that take long, only the arguments are read: their own
+    tests run them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the script's choice must not outlive the test
@@ -169,7 +170,7 @@ def test_documentation__its_commands_run(
             module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
             kinds = (getattr(module, RECIPES_OF_CONFIGS[name]), TrainingArguments)
             module.parse_arguments(kinds, [*arguments, "--use_cpu", "true"])
-            if name == "recipes/text.py" and "--data" in arguments:
+            if name == "recipes/text.py" and "--data" in arguments and "--backbone" not in arguments:
                 recipe.main([*tiny, *arguments])
         elif name == "benchmarks/perplexity.py":
             few = ["--limit", "4", "--bound-samples", "1", "--num-samples", "2", "--num-steps", "2", "--threads", "1"]

@@ -340,13 +340,14 @@ def test_sampler__removed_names_name_their_replacement(name: str, use: str) -> N
     ids=["masked", "uniform", "gaussian", "product"],
 )
 def test_sampler__check_refuses_other_paths_and_names_those_that_fit(path: Any, fit: tuple[str, ...]) -> None:
-    assert set(samplers_for(path)) == set(fit)
+    assert set(samplers_for(path)) & set(SAMPLERS) == set(fit)  # other tests define samplers, too
     for name, kind in SAMPLERS.items():
         if name in fit:
             kind().check(path)
         else:
-            with pytest.raises(ValueError, match=rf"sampler='{name}'.*{', '.join(sorted(fit))}"):
+            with pytest.raises(ValueError, match=rf"sampler='{name}'") as error:
                 kind().check(path)
+            assert [other for other in fit if other not in str(error.value)] == []
 
 
 def test_simulate__json_and_names_are_short_for_samplers() -> None:
