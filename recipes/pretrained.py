@@ -35,7 +35,7 @@ class BackboneArguments:
     )
     shift: bool | None = field(
         default=None,
-        metadata={"help": "read the belief about a token at the one before it; default: for decoders of transformers"},
+        metadata={"help": "read the prediction of a token at the one before it; default: for decoders of transformers"},
     )
     dtype: str = field(
         default="float32", metadata={"help": "of the backbone's weights: float32, bfloat16, float16, auto"}
@@ -88,13 +88,17 @@ def backbone_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained model. That of a language model of transformers gets a mask; a `GMModel` has its own.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such model, or it has no tokenizer.
     """
+    is_own = is_gm_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"backbone={name!r} has no tokenizer that can be loaded ({error})") from error
-    return tokenizer if is_gm_model(name) else ensure_mask_token(tokenizer)
+        raise ValueError(
+            f"backbone={name!r} has no tokenizer that can be loaded ({error}); save one in its folder: "
+            "tokenizer.save_pretrained(folder)"
+        ) from error
+    return tokenizer if is_own else ensure_mask_token(tokenizer)
 
 
 def is_gm_model(name: str) -> bool:
@@ -112,7 +116,8 @@ def backbone_config(name: str) -> Any:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
         raise ValueError(
-            f"backbone={name!r} is not available ({error}); give a folder or the hub id of a model"
+            f"backbone={name!r} is no folder of a model, and cannot be loaded from the hub either; give a folder or the hub "
+            f"id of a model ({str(error).splitlines()[0]})"
         ) from error
 
 

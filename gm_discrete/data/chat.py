@@ -187,8 +187,9 @@ class _Encoder:
             return
         if not tokenizer.chat_template:
             raise ValueError(
-                "dataset has messages, and the tokenizer has chat_template=None; set tokenizer.chat_template, take the "
-                "tokenizer of an instruct model, or give the columns prompt and completion"
+                "messages need a chat template, and the tokenizer has chat_template=None; set tokenizer.chat_template (a "
+                "recipe: --chat_template FILE), take the tokenizer of an instruct model, or give prompts and completions as "
+                "texts"
             )
         if not tokenizer.is_fast:
             raise ValueError(f"tokenizer is a {type(tokenizer).__name__}, which is slow: conversations need a fast one")

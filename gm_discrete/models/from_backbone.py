@@ -104,7 +104,13 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
     if not isinstance(name, str | os.PathLike):
         raise TypeError(f"backbone={name!r} must be a name, a folder or a language model of transformers")
     place = {key: value for key, value in loading.items() if key in PLACE}
-    config = AutoConfig.from_pretrained(name, **place)
+    try:
+        config = AutoConfig.from_pretrained(name, **place)
+    except OSError as error:
+        raise OSError(
+            f"backbone={str(name)!r} is no folder of a model, and cannot be loaded from the hub either; give a folder or a "
+            f"name on the hub ({str(error).splitlines()[0]})"
+        ) from error
     return language_model_class(config).from_pretrained(name, **loading)
 
 
@@ -130,8 +136,11 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     """The path, with a symbol for every row of the embedding and every token of the tokenizer.
 
     Raises:
+        TypeError: the tokenizer is none.
         ValueError: there is no such path, or it has too few symbols, or the tokenizer is that of another model.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, such as load_tokenizer(name)")
     rows = rows_of(model)
     masked = path == "masked" or (isinstance(path, Path) and path.is_masked)
     if tokenizer is not None and tokenizer.vocab_size > rows:  # without tokens that were added to it
