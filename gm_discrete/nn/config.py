@@ -246,7 +246,9 @@ class GMConfig(PreTrainedConfig):
             ValueError: it is the config of another library's model.
         """
         if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
-            raise ValueError(f"a config with model_type={kind!r} is not of a GMModel; make one with GMModel.from_backbone")
+            raise ValueError(
+                f"a config with model_type={kind!r} is not of a GMModel; make one with GMModel.from_backbone"
+            )
         return super().from_dict({"transformers_version": __version__, **config_dict}, **kwargs)
 
     def _check_tokens(self, path: Path) -> None:

@@ -197,7 +197,9 @@ def describe_base(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     if base is not model:
         content = json.dumps({"config": base.config.to_dict()}, indent=1)
         Path(folder, BASE).write_text(content + "\n", encoding="utf-8")
-        name = f"It was trained on `{base.name_or_path}`." if base.name_or_path else "The model was saved apart from it."
+        name = (
+            f"It was trained on `{base.name_or_path}`." if base.name_or_path else "The model was saved apart from it."
+        )
         card = CARD.format(path=type(base.config.build_path()).__name__, base=name)
         Path(folder, "README.md").write_text(card, encoding="utf-8")
 
