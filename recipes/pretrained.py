@@ -161,12 +161,16 @@ def load_backbone(
 
 
 def with_adapter(
-    options: Options, training: TrainingArguments, model: GMModel, load: Callable[[Options], GMModel]
+    options: Options,
+    training: TrainingArguments,
+    model: GMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    load: Callable[[Options], GMModel],
 ) -> Any:
     """The model with the adapter that the options ask for, or as it is.
 
     An adapter names the model that it belongs to. One made from a language model of transformers is written to
-    `output_dir` for it.
+    `output_dir` for it, with the tokenizer, which pipelines load from there.
 
     Args:
         load: loads the model by options; called for one that is in 4 bits, which is written in full precision.
@@ -179,6 +183,7 @@ def with_adapter(
             with published(folder) as draft:
                 full = load(replace(options, load_in_4bit=False)) if options.load_in_4bit else model
                 full.save_pretrained(draft)
+                tokenizer.save_pretrained(draft)
     else:
         folder = Path(str(options.backbone))
     model.name_or_path = str(folder.resolve()) if folder.is_dir() else str(options.backbone)

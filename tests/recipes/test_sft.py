@@ -61,7 +61,8 @@ def test_sft_recipe__writes_adapter_metrics_and_answers(adapted: Path) -> None:
 
 
 def test_sft_recipe__an_adapter_loads_by_itself_and_on_its_base(adapted: Path) -> None:
-    """It changes the model, has the averaged weights, and samples."""
+    """It changes the model, has the averaged weights, and samples; pipelines find the tokenizer."""
+    assert len(pipeline("fill-mask", model=str(adapted))("say [MASK]", top_k=1)) == 1
     base = GMModel.from_pretrained(adapted / "base")
     plain = logits(base)
     alone = AutoModel.from_pretrained(adapted)
