@@ -10,10 +10,11 @@ from shutil import rmtree
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from gm_discrete import GMConfig, GMModel
 from gm_discrete.data import ensure_mask_token
+from gm_discrete.models.from_backbone import config_of
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import GMTrainer, add_lora, load_adapter, published
 from gm_discrete.training.checkpointed import WEIGHTS
@@ -113,12 +114,9 @@ def backbone_config(name: str) -> Any:
         ValueError: there is none.
     """
     try:
-        return AutoConfig.from_pretrained(name)
+        return config_of(name)
     except OSError as error:
-        raise ValueError(
-            f"backbone={name!r} is no folder of a model, and cannot be loaded from the hub either; give a folder or the hub "
-            f"id of a model ({str(error).splitlines()[0]})"
-        ) from error
+        raise ValueError(str(error)) from error
 
 
 def load_backbone(

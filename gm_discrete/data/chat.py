@@ -137,7 +137,9 @@ def tokenize_chat(
         counts["unanswered"], counts["spelling_mask"],
     )  # fmt: skip
     if not report.examples:
-        raise ValueError(f"dataset has no row with an answer that fits length={length}: {report}")
+        raise ValueError(
+            f"dataset has no row with an answer that fits length={length}: {report}. Give a larger length, or other rows"
+        )
     examples = found.select(np.flatnonzero(fates < 2)).select_columns(["input_ids", "labels"])
     if packed:
         examples = pack_examples(examples, length, batch_size)

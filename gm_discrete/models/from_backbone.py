@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gm_discrete.data.tokenizers import ensure_mask_token
 from gm_discrete.models.pretrained import GMPreTrainedModel
@@ -104,14 +104,33 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
     if not isinstance(name, str | os.PathLike):
         raise TypeError(f"backbone={name!r} must be a name, a folder or a language model of transformers")
     place = {key: value for key, value in loading.items() if key in PLACE}
+    config = config_of(name, **place)
+    return language_model_class(config).from_pretrained(name, **loading)
+
+
+def config_of(name: str | os.PathLike[str], **place: Any) -> PreTrainedConfig:
+    """The config of the model in a folder or of a name on the hub.
+
+    Raises:
+        OSError: there is no such folder or name.
+        ValueError: there is no model that transformers knows.
+    """
     try:
-        config = AutoConfig.from_pretrained(name, **place)
+        return AutoConfig.from_pretrained(name, **place)
     except OSError as error:
         raise OSError(
             f"backbone={str(name)!r} is no folder of a model, and cannot be loaded from the hub either; give a folder or a "
             f"name on the hub ({str(error).splitlines()[0]})"
         ) from error
-    return language_model_class(config).from_pretrained(name, **loading)
+    except ValueError as error:
+        if os.path.isfile(os.path.join(name, "adapter_config.json")):
+            raise ValueError(
+                f"backbone={str(name)!r} holds an adapter without its model; give a model: save the one that "
+                "load_adapter(…).merge_and_unload() returns"
+            ) from error
+        raise ValueError(
+            f"backbone={str(name)!r} holds no model that transformers knows ({str(error).splitlines()[0]}); give another"
+        ) from error
 
 
 def check_language_model(model: PreTrainedModel) -> None:

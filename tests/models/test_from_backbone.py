@@ -291,6 +291,11 @@ def test_from_backbone__names_a_folder_that_does_not_exist(tmp_path: Path) -> No
     folder = str(tmp_path / "none")
     with pytest.raises(OSError, match=f"backbone='{folder}' is no folder of a model"):
         GMModel.from_backbone(folder)
+    with pytest.raises(ValueError, match="holds no model that transformers knows"):
+        GMModel.from_backbone(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter without its model"):
+        GMModel.from_backbone(tmp_path)
 
 
 def test_from_pretrained__of_a_language_model_names_from_backbone(tmp_path: Path) -> None:
