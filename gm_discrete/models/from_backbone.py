@@ -102,7 +102,10 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
         OSError: there is none.
     """
     if not isinstance(name, str | os.PathLike):
-        raise TypeError(f"backbone={name!r} must be a name, a folder or a language model of transformers")
+        raise TypeError(
+            f"backbone={name!r:.60} must be a name, a folder or a language model of transformers; of a config alone "
+            "GMModel(GMConfig(path=…, backbone=config)) makes random weights"
+        )
     place = {key: value for key, value in loading.items() if key in PLACE}
     config = config_of(name, **place)
     return language_model_class(config).from_pretrained(name, **loading)
