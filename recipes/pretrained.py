@@ -10,10 +10,11 @@ from shutil import rmtree
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from gm_discrete import GMConfig, GMModel
 from gm_discrete.data import ensure_mask_token
+from gm_discrete.models.from_backbone import config_of
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import GMTrainer, add_lora, load_adapter, published
 from gm_discrete.training.checkpointed import WEIGHTS
@@ -35,7 +36,7 @@ class BackboneArguments:
     )
     shift: bool | None = field(
         default=None,
-        metadata={"help": "read the belief about a token at the one before it; default: for decoders of transformers"},
+        metadata={"help": "read the prediction of a token at the one before it; default: for decoders of transformers"},
     )
     dtype: str = field(
         default="float32", metadata={"help": "of the backbone's weights: float32, bfloat16, float16, auto"}
@@ -88,13 +89,17 @@ def backbone_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained model. That of a language model of transformers gets a mask; a `GMModel` has its own.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such model, or it has no tokenizer.
     """
+    is_own = is_gm_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"backbone={name!r} has no tokenizer that can be loaded ({error})") from error
-    return tokenizer if is_gm_model(name) else ensure_mask_token(tokenizer)
+        raise ValueError(
+            f"backbone={name!r} has no tokenizer that can be loaded ({error}); save one in its folder: "
+            "tokenizer.save_pretrained(folder)"
+        ) from error
+    return tokenizer if is_own else ensure_mask_token(tokenizer)
 
 
 def is_gm_model(name: str) -> bool:
@@ -109,11 +114,9 @@ def backbone_config(name: str) -> Any:
         ValueError: there is none.
     """
     try:
-        return AutoConfig.from_pretrained(name)
+        return config_of(name)
     except OSError as error:
-        raise ValueError(
-            f"backbone={name!r} is not available ({error}); give a folder or the hub id of a model"
-        ) from error
+        raise ValueError(str(error)) from error
 
 
 def load_backbone(
@@ -156,12 +159,16 @@ def load_backbone(
 
 
 def with_adapter(
-    options: Options, training: TrainingArguments, model: GMModel, load: Callable[[Options], GMModel]
+    options: Options,
+    training: TrainingArguments,
+    model: GMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    load: Callable[[Options], GMModel],
 ) -> Any:
     """The model with the adapter that the options ask for, or as it is.
 
     An adapter names the model that it belongs to. One made from a language model of transformers is written to
-    `output_dir` for it.
+    `output_dir` for it, with the tokenizer, which pipelines load from there.
 
     Args:
         load: loads the model by options; called for one that is in 4 bits, which is written in full precision.
@@ -174,6 +181,7 @@ def with_adapter(
             with published(folder) as draft:
                 full = load(replace(options, load_in_4bit=False)) if options.load_in_4bit else model
                 full.save_pretrained(draft)
+                tokenizer.save_pretrained(draft)
     else:
         folder = Path(str(options.backbone))
     model.name_or_path = str(folder.resolve()) if folder.is_dir() else str(options.backbone)

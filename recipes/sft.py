@@ -183,7 +183,7 @@ def build_trainer(options: SFTArguments, training: TrainingArguments) -> tuple[G
     model = build(options)
     for prompt in data.prompts:
         check_sampling(model, **sampling(options, tokenizer, prompt))
-    model = with_adapter(options, training, model, build)
+    model = with_adapter(options, training, model, tokenizer, build)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     total = sum(weight.numel() for weight in model.parameters())
     print_once(training, f"{len(data.train):,} sequences; {trained:,} of {total:,} parameters are trained")

@@ -216,7 +216,7 @@ def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrai
     build = partial(build_model, tokenizer=tokenizer, rows=train_rows)
     model = build(options)
     check_sampling(model, **sampling(options, tokenizer))
-    model = with_adapter(options, training, model, build)
+    model = with_adapter(options, training, model, tokenizer, build)
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
     return GMTrainer(

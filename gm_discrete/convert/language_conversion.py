@@ -72,7 +72,7 @@ def convert_language(
     _check(shards, expected, source)
     logger.info("family: %s; backbone: %s; path: %r", family, network["model_type"], config.build_path())
     logger.info(
-        "belief about a position read at %s; length: %d",
+        "the prediction of a position is read at %s; length: %d",
         "the one before" if config.shift else "itself",
         config.max_position_embeddings,
     )

@@ -137,7 +137,9 @@ def tokenize_chat(
         counts["unanswered"], counts["spelling_mask"],
     )  # fmt: skip
     if not report.examples:
-        raise ValueError(f"dataset has no row with an answer that fits length={length}: {report}")
+        raise ValueError(
+            f"dataset has no row with an answer that fits length={length}: {report}. Give a larger length, or other rows"
+        )
     examples = found.select(np.flatnonzero(fates < 2)).select_columns(["input_ids", "labels"])
     if packed:
         examples = pack_examples(examples, length, batch_size)
@@ -187,8 +189,9 @@ class _Encoder:
             return
         if not tokenizer.chat_template:
             raise ValueError(
-                "dataset has messages, and the tokenizer has chat_template=None; set tokenizer.chat_template, take the "
-                "tokenizer of an instruct model, or give the columns prompt and completion"
+                "messages need a chat template, and the tokenizer has chat_template=None; set tokenizer.chat_template (a "
+                "recipe: --chat_template FILE), take the tokenizer of an instruct model, or give prompts and completions as "
+                "texts"
             )
         if not tokenizer.is_fast:
             raise ValueError(f"tokenizer is a {type(tokenizer).__name__}, which is slow: conversations need a fast one")

@@ -123,8 +123,19 @@ def sentencepiece_tokenizer(
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **kwargs: object) -> PreTrainedTokenizerBase:
-    """`AutoTokenizer.from_pretrained(name_or_path, **kwargs)` with padding and mask tokens (see `ensure_mask_token`)."""
-    return ensure_mask_token(AutoTokenizer.from_pretrained(name_or_path, **kwargs))
+    """`AutoTokenizer.from_pretrained(name_or_path, **kwargs)` with padding and mask tokens (see `ensure_mask_token`).
+
+    Raises:
+        OSError: there is no such folder or name.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    except OSError as error:
+        raise OSError(
+            f"name_or_path={str(name_or_path)!r} is no folder of a tokenizer, and cannot be loaded from the hub either; "
+            f"give a folder or a name on the hub ({str(error).splitlines()[0]})"
+        ) from error
+    return ensure_mask_token(tokenizer)
 
 
 def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -124,6 +124,8 @@ def _ids(value: Values, codec: Codec | None, label: str) -> Tensor:
             return codec.encode([value])[0]
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from None
+    if not isinstance(value, int | np.integer | np.ndarray | Tensor):
+        raise ValueError(f"{label} holds {value!r}; give ids, as a tokenizer returns them")
     return torch.as_tensor(value)
 
 

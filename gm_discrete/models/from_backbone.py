@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gm_discrete.data.tokenizers import ensure_mask_token
 from gm_discrete.models.pretrained import GMPreTrainedModel
@@ -102,10 +102,38 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
         OSError: there is none.
     """
     if not isinstance(name, str | os.PathLike):
-        raise TypeError(f"backbone={name!r} must be a name, a folder or a language model of transformers")
+        raise TypeError(
+            f"backbone={name!r:.60} must be a name, a folder or a language model of transformers; of a config alone "
+            "GMModel(GMConfig(path=…, backbone=config)) makes random weights"
+        )
     place = {key: value for key, value in loading.items() if key in PLACE}
-    config = AutoConfig.from_pretrained(name, **place)
+    config = config_of(name, **place)
     return language_model_class(config).from_pretrained(name, **loading)
+
+
+def config_of(name: str | os.PathLike[str], **place: Any) -> PreTrainedConfig:
+    """The config of the model in a folder or of a name on the hub.
+
+    Raises:
+        OSError: there is no such folder or name.
+        ValueError: there is no model that transformers knows.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, **place)
+    except OSError as error:
+        raise OSError(
+            f"backbone={str(name)!r} is no folder of a model, and cannot be loaded from the hub either; give a folder or a "
+            f"name on the hub ({str(error).splitlines()[0]})"
+        ) from error
+    except ValueError as error:
+        if os.path.isfile(os.path.join(name, "adapter_config.json")):
+            raise ValueError(
+                f"backbone={str(name)!r} holds an adapter without its model; give a model: save the one that "
+                "load_adapter(…).merge_and_unload() returns"
+            ) from error
+        raise ValueError(
+            f"backbone={str(name)!r} holds no model that transformers knows ({str(error).splitlines()[0]}); give another"
+        ) from error
 
 
 def check_language_model(model: PreTrainedModel) -> None:
@@ -130,8 +158,11 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     """The path, with a symbol for every row of the embedding and every token of the tokenizer.
 
     Raises:
+        TypeError: the tokenizer is none.
         ValueError: there is no such path, or it has too few symbols, or the tokenizer is that of another model.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, such as load_tokenizer(name)")
     rows = rows_of(model)
     masked = path == "masked" or (isinstance(path, Path) and path.is_masked)
     if tokenizer is not None and tokenizer.vocab_size > rows:  # without tokens that were added to it

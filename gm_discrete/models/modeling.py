@@ -108,7 +108,7 @@ class GMModel(GMPreTrainedModel):
         Args:
             backbone: a folder, a name on the hub, or a `…ForCausalLM` or `…ForMaskedLM`, which is copied.
             path: `"masked"`, `"uniform"`, or a path with at least as many symbols as the language model.
-            shift: whether the belief about a position is read at the one before it; by default so for decoders.
+            shift: whether the prediction of a position is read at the one before it; by default so for decoders.
             tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
                 then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
                 are added to the embedding are the mean of the others. Without a tokenizer the mask is the

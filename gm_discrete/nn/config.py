@@ -113,7 +113,7 @@ class GMConfig(PreTrainedConfig):
             language model of transformers, or its dict, whose network it then is (see `nn/transformers_backbone.py`). The
             last two are for paths of one discrete field. With a config, sizes are its own, and its `vocab_size` becomes
             that of the path.
-        shift: for a language model of transformers: whether the belief about a position is read at the one before it, as
+        shift: for a language model of transformers: whether the prediction of a position is read at the one before it, as
             decoders are trained; by default so for decoders.
         hidden_size: D, width of the transformer.
         hidden_act: `"swiglu"` or `"relu2"` (squared ReLU); for a DiT `"gelu_pytorch_tanh"`.
@@ -241,7 +241,15 @@ class GMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The config that `to_dict` or config.json describes; keys that are no arguments are kept as attributes."""
+        """The config that `to_dict` or config.json describes; keys that are no arguments are kept as attributes.
+
+        Raises:
+            ValueError: it is the config of another library's model.
+        """
+        if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+            raise ValueError(
+                f"a config with model_type={kind!r} is not of a GMModel; make one with GMModel.from_backbone"
+            )
         return super().from_dict({"transformers_version": __version__, **config_dict}, **kwargs)
 
     def _check_tokens(self, path: Path) -> None:

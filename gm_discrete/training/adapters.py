@@ -28,6 +28,26 @@ FROZEN = "frozen_weights.json"
 BASE = "base_model.json"
 """File beside a saved adapter with the config of the model that it belongs to."""
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CARD = """---
+library_name: peft
+tags:
+- gm_discrete
+---
+
+# Adapter of a {path} model
+
+An adapter for a model of the library gm_discrete. {base}
+
+```python
+from gm_discrete import GMModel
+from gm_discrete.training import load_adapter
+
+base = GMModel.from_pretrained("the folder of the model, or its name on the hub")
+model = load_adapter(base, "this folder").merge_and_unload()
+samples = model.generate()
+```
+"""
+"""README.md beside a saved adapter: that of PEFT is a form to fill in."""
 NOT_COMPARED = {
     "base_model_name_or_path",
     "revision",
@@ -59,10 +79,14 @@ def add_lora(
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: the rank is not positive, or a target is the name of no linear layer.
+        TypeError: targets is one string, or the model is no `GMModel`.
+        ValueError: the rank is not positive, a target is the name of no linear layer, or the model has an adapter.
     """
     from peft import LoraConfig, get_peft_model  # an extra
 
+    check_plain(model)
+    if isinstance(targets, str):
+        raise TypeError(f"targets={targets!r} must be a list of names, such as [{targets!r}]")
     if rank < 1:
         raise ValueError(f"rank={rank} must be at least 1")
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -94,8 +118,10 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: the folder holds no adapter, or that of another model.
+        TypeError: the model is no `GMModel`.
+        ValueError: the folder holds no adapter, or that of another model; or the model has an adapter.
     """
+    check_plain(model)
     from peft import PeftModel, get_peft_model_state_dict  # an extra
 
     folder = Path(folder)
@@ -110,15 +136,29 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split("\n\t")[:2])  # PyTorch names all weights of other shapes
-            raise ValueError(f"{folder} holds an adapter that does not fit the model: {first}") from error
+            raise ValueError(
+                f"{folder} holds an adapter that does not fit the model; load the model that it was trained on ({first})"
+            ) from error
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         found = set(file.keys())
     if unlike := found ^ get_peft_model_state_dict(adapted).keys():
         raise ValueError(
-            f"{folder} holds an adapter that does not fit the model: {min(unlike)} is in one and not in the other; load the "
-            "model that it was trained on"
+            f"{folder} holds an adapter that does not fit the model; load the model that it was trained on "
+            f"({min(unlike)} is in one and not in the other)"
         )
     return adapted
+
+
+def check_plain(model: nn.Module) -> None:
+    """
+    Raises:
+        TypeError: it is no `GMModel`.
+        ValueError: it has an adapter.
+    """
+    if hasattr(model, "peft_config"):
+        raise ValueError("model has an adapter already; train that one, or merge it first with merge_and_unload")
+    if not isinstance(model, GMModel):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a GMModel; GMModel.from_backbone makes one")
 
 
 def base_model(model: nn.Module) -> GMModel:
@@ -152,10 +192,16 @@ def save_base(model: nn.Module, folder: str | os.PathLike[str], frozen: int | No
 
 
 def describe_base(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Adds to a saved adapter the config of its model, under another name than that of a whole model."""
-    if base_model(model) is not model:
-        content = json.dumps({"config": base_model(model).config.to_dict()}, indent=1)
+    """Adds to a saved adapter the config of its model, under another name than that of a whole model, and a README.md."""
+    base = base_model(model)
+    if base is not model:
+        content = json.dumps({"config": base.config.to_dict()}, indent=1)
         Path(folder, BASE).write_text(content + "\n", encoding="utf-8")
+        name = (
+            f"It was trained on `{base.name_or_path}`." if base.name_or_path else "The model was saved apart from it."
+        )
+        card = CARD.format(path=type(base.config.build_path()).__name__, base=name)
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
 
 
 def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str], frozen: int | None) -> None:

@@ -226,6 +226,11 @@ class GMTrainer(CheckpointedTrainer):
         self.loss_check.read()
         super()._save_checkpoint(model, trial)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = self._unwrapped._tied_weights_keys or {}  # a checkpoint holds them once, under the other name
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     # Evaluation
 
     def get_eval_dataloader(

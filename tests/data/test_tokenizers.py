@@ -181,6 +181,7 @@ def test_check_tokenizer__refuses_other_ids() -> None:
         (lambda: character_tokenizer("abc"), TypeError, "texts "),
         (lambda: character_tokenizer([1]), TypeError, r"texts .*int"),  # type: ignore[list-item]
         (lambda: byte_level_bpe(["abc"], 258), ValueError, r"vocab_size=258 .*259"),
+        (lambda: load_tokenizer("./none"), OSError, "name_or_path='./none' is no folder of a tokenizer"),
         (lambda: sentencepiece_tokenizer(["abc"], 9), ValueError, "vocab_size=9 "),
         (lambda: sentencepiece_tokenizer(["abc"], 5000), ValueError, "vocab_size=5000 "),
         (lambda: sentencepiece_tokenizer(["abc"], 300, "word"), ValueError, "model_type='word'"),  # type: ignore[arg-type]

@@ -239,6 +239,7 @@ TOKENS = torch.ones(2, 6, dtype=torch.long)
         (network(), {"start_from": TOKENS, "input_ids": TOKENS, "max_new_tokens": 2}, "start_from has 6 positions.* 8"),
         (network(), {"start_from": TOKENS[:, :2], "input_ids": TOKENS}, "start_from has 2 positions.* 6"),
         (network(), {"start_from": TOKENS + K}, "start_from holds ids outside"),
+        (network(), {"start_from": "a text"}, "start_from holds 'a text'"),
         (network(), {"start_from": TOKENS.float()}, "start_from is torch.float32"),
         (network(), {"start_from": torch.ones(2, dtype=torch.long)[:, None, None]}, "start_from has shape"),
         (untrained(MixturePath(K, coupled=True)), {"start_from": TOKENS}, "start_from.*x_0"),

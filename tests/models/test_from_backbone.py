@@ -281,8 +281,27 @@ def test_from_backbone__refuses_models_that_are_not_understood() -> None:
             GMModel.from_backbone(own)
     with pytest.raises(TypeError, match="backbone=7"):
         GMModel.from_backbone(7)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="tokenizer='llama' must be a tokenizer"):
+        GMModel.from_backbone(plain("llama"), tokenizer="llama")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="'llama' takes no inputs_embeds"):
         check_arguments(plain("llama").model, ["input_ids", "attention_mask"])
+
+
+def test_from_backbone__names_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    folder = str(tmp_path / "none")
+    with pytest.raises(OSError, match=f"backbone='{folder}' is no folder of a model"):
+        GMModel.from_backbone(folder)
+    with pytest.raises(ValueError, match="holds no model that transformers knows"):
+        GMModel.from_backbone(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter without its model"):
+        GMModel.from_backbone(tmp_path)
+
+
+def test_from_pretrained__of_a_language_model_names_from_backbone(tmp_path: Path) -> None:
+    plain("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_type='llama'.*GMModel\.from_backbone"):
+        GMModel.from_pretrained(tmp_path)
 
 
 def test_from_backbone__refuses_a_network_whose_attention_stays_causal() -> None:

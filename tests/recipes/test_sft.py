@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers.torchrun import torchrun
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, TrainingArguments, pipeline
 
 from gm_discrete import GMModel
 from gm_discrete.training import load_adapter
+from tests.helpers import forks
 from tests.helpers.chats import PLAIN_TEMPLATE, chat_tokenizer, pairs, tiny_llama, write_rows
 from tests.helpers.recipe_configs import configs
 from tests.helpers.sft_runs import flags, sft, sources
@@ -61,7 +61,8 @@ def test_sft_recipe__writes_adapter_metrics_and_answers(adapted: Path) -> None:
 
 
 def test_sft_recipe__an_adapter_loads_by_itself_and_on_its_base(adapted: Path) -> None:
-    """It changes the model, has the averaged weights, and samples."""
+    """It changes the model, has the averaged weights, and samples; pipelines find the tokenizer."""
+    assert len(pipeline("fill-mask", model=str(adapted))("say [MASK]", top_k=1)) == 1
     base = GMModel.from_pretrained(adapted / "base")
     plain = logits(base)
     alone = AutoModel.from_pretrained(adapted)
@@ -218,7 +219,7 @@ def test_sft_recipe__a_config_has_known_arguments(file: Path) -> None:
 def by_two(made: dict[str, Any]) -> Path:
     """What two processes have written, with whole weights on each, and with sharded ones."""
     folder = Path(made["backbone"]).parent
-    torchrun("sft_runs.py", folder)
+    forks.start("sft_runs", folder, processes=2)
     return folder
 
 

@@ -145,6 +145,22 @@ def test_add_lora__targets_that_match_nothing_are_named(options: dict[str, Any],
         add_lora(small_model(), **options)
 
 
+@pytest.mark.parametrize("use", [add_lora, lambda model: load_adapter(model, "none")])
+def test_adapter__is_for_a_model_without_one(use: Any) -> None:
+    adapted = add_lora(small_model(), rank=2)
+    before = adapted.peft_config["default"].to_dict()
+    with pytest.raises(ValueError, match="model has an adapter already"):
+        use(adapted)
+    assert adapted.peft_config["default"].to_dict() == before
+    with pytest.raises(TypeError, match="model is a Linear"):
+        use(torch.nn.Linear(2, 2))
+
+
+def test_add_lora__targets_are_a_list() -> None:
+    with pytest.raises(TypeError, match=r"targets='qkv'.*\['qkv'\]"):
+        add_lora(small_model(), targets="qkv")
+
+
 def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
     model = add_lora(small_model(), rank=2)
     trainer = run(tmp_path, model)
@@ -153,6 +169,7 @@ def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
     tokens, time = torch.tensor([[0, 1, 7, 2]]), torch.ones(1)
     with trainer.averaged_weights():
         expected = model(input_ids=tokens, time=time).logits
+    assert "load_adapter" in (tmp_path / "published" / "README.md").read_text()
     loaded = load_adapter(small_model(), tmp_path / "published")
     torch.testing.assert_close(loaded(input_ids=tokens, time=time).logits, expected)
     merged: Any = loaded.merge_and_unload()
@@ -163,9 +180,8 @@ def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
 def test_load_adapter__of_another_model_is_refused(tmp_path: Path) -> None:
     add_lora(small_model(), rank=2).save_pretrained(str(tmp_path))  # by PEFT alone, without the config of the model
     cases: dict[str, Any] = {
-        "does not fit the model: .*size mismatch": small_model(hidden_size=32),
+        "does not fit the model.*trained on .*size mismatch": small_model(hidden_size=32),
         r"backbone\.layers\..* is in one and not in the other": small_model(num_hidden_layers=2),
-        "holds an adapter that does not fit the model: No modules": torch.nn.Linear(2, 2),
     }
     for message, model in cases.items():
         with pytest.raises(ValueError, match=message):

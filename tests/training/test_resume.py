@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,21 @@ def test_resume__of_a_finished_run_changes_nothing(tmp_path: Path, steps: int) -
     assert {file: file.read_bytes() for file in checkpoint(tmp_path, steps).iterdir()} == before
     saved = type(again.model).from_pretrained(checkpoint(tmp_path, steps))
     torch.testing.assert_close(weights(again.model), weights(saved), rtol=0, atol=0)
+
+
+def test_resume__weights_that_are_shared_are_not_reported_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint holds them once."""
+    case = {"model": {"tie_word_embeddings": True}, "save_steps": 1}
+    start(tmp_path, case, max_steps=1).train()
+    logger = logging.getLogger("transformers.trainer")
+    logger.addHandler(caplog.handler)
+    try:
+        resumed = start(tmp_path, case, seed=1, max_steps=2)
+        resumed.train(resume_from_checkpoint=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "missing keys" not in caplog.text
+    model = resumed._unwrapped
+    assert model.heads["tokens"].weight is model.backbone.embed_tokens.weight
