@@ -214,7 +214,7 @@ def draw(chain: Chain, jump: Jump, masks: Tensor, where: Tensor, t: Tensor, orde
     noise = chain.uniform(entries)
     lot = chain.uniform(entries) if order == "random" else noise
     found = noise.new_zeros(4, entries)  # symbol, probability, score, entropy
-    found[2] = -torch.inf
+    found[2].fill_(-torch.inf)
     if len(where):
 
         def read(chunk: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def draw(chain: Chain, jump: Jump, masks: Tensor, where: Tensor, t: Tensor, orde
             columns = symbols, SCORES["confidence"](rows, symbols), score, entropy(rows)
             return torch.stack([column.double() for column in columns], 1)
 
-        found[:, where] = map_rows(read, jump.kernel.prepare(where)).T
+        found.index_copy_(1, where, map_rows(read, jump.kernel.prepare(where)).T)
     symbol, probability, score, uncertain = found.view(4, *shape).unbind()
     return Drawn(masks, symbol.long(), probability, score, uncertain)
 
