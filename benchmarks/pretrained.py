@@ -238,7 +238,7 @@ def tables(group: Mapping[str, Any], sources: Sequence[str]) -> Iterator[str]:
             f"after {common} updates",
             "above the first",
         )
-        rows.append({"model": "autoregressive, untrained", **dict.fromkeys(costs, "–"), **_scores(scores, sources)})
+        rows.append({"model": "the decoder itself, autoregressive", **dict.fromkeys(costs, "–"), **_scores(scores, sources)})
     for run in runs:
         last, shared = run["points"][-1], next(point for point in run["points"] if point["updates"] == common)
         rows.append(
