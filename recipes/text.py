@@ -2,9 +2,9 @@
 
     accelerate launch recipes/text.py --config recipes/configs/shakespeare.yaml [--any_argument value]
 
-If it is interrupted, the same command resumes it from the last complete checkpoint. It writes to `output_dir`: the model
-and its tokenizer (load them with `AutoModel` and `AutoTokenizer`), metrics.json, curve.png, sample.txt, and the steps of
-the sample as sample.gif and trajectory.png.
+With `--backbone` it starts from a pretrained model, with its tokenizer. If it is interrupted, the same command resumes it
+from the last complete checkpoint. It writes to `output_dir`: the model and its tokenizer (load them with `AutoModel` and
+`AutoTokenizer`), metrics.json, curve.png, sample.txt, and the steps of the sample as sample.gif and trajectory.png.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gm_discrete.data import (
     smiles_tokenizer,
     truncate,
 )
-from gm_discrete.evaluation import count_characters
+from gm_discrete.evaluation import count_bytes, count_characters
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.pictures import animate, plot_trajectory
 from gm_discrete.training import GMTrainer, last_complete_checkpoint, locked, published
@@ -52,6 +52,15 @@ from recipes.common import (
 )
 from recipes.datasets import download_gcide, load_text
 from recipes.options import check_sampling, json_dict, json_option
+from recipes.pretrained import (
+    BackboneArguments,
+    backbone_config,
+    backbone_tokenizer,
+    check_backbone,
+    load_backbone,
+    publish,
+    with_adapter,
+)
 
 Tokenizer = Any
 """A `PreTrainedTokenizerBase`, whose annotations allow ids to be strings and lists."""
@@ -76,12 +85,12 @@ MORE_HELD_OUT = "give a larger --validation_size, such as 0.2, or a smaller --le
 SHARED = "_tokenizer"
 """Folder of the tokenizer that all processes load, until the finished model has it."""
 
-DISPLAY = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download"}
+DISPLAY = {"prompt", "sample_length", "num_steps", "num_eval_samples", "max_eval_sequences", "download", "merge"}
 """Arguments that the weights do not depend on: they may change when a run is resumed."""
 
 
 @dataclass
-class TextArguments:
+class TextArguments(BackboneArguments):
     """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(
@@ -103,7 +112,8 @@ class TextArguments:
     streaming: bool = field(default=False, metadata={"help": "read the data while training"})
     validation_size: float | None = field(default=None, metadata={"help": "fraction or number of held-out rows"})
     tokenizer: str = field(
-        default="characters", metadata={"help": "characters, bpe, sentencepiece, smiles, or a folder or hub id"}
+        default="characters",
+        metadata={"help": "characters, bpe, sentencepiece, smiles, a folder or hub id; with backbone: always its own"},
     )
     alphabet: str | None = field(
         default=None, metadata={"help": "characters of the vocabulary; default: those of the data"}
@@ -127,9 +137,9 @@ class TextArguments:
     path: str = field(default="masked", metadata={"help": "prior: masked, uniform, or unigram (token frequencies)"})
     rates: str = field(default="reversal", metadata={"help": "reversal or mixture, if the path is not masked"})
     schedule: str = field(default='{"type": "linear"}', metadata={"help": "name or JSON of a schedule"})
-    hidden_size: int = field(default=512, metadata={"help": "width of the transformer"})
-    num_hidden_layers: int = field(default=8, metadata={"help": "layers of the transformer"})
-    num_attention_heads: int = field(default=8, metadata={"help": "attention heads per layer"})
+    hidden_size: int = field(default=512, metadata={"help": "width of a new transformer"})
+    num_hidden_layers: int = field(default=8, metadata={"help": "layers of a new transformer"})
+    num_attention_heads: int = field(default=8, metadata={"help": "attention heads per layer of a new transformer"})
     model_options: str = field(default="{}", metadata={"help": "JSON of further arguments of GMConfig"})
 
     times: str = field(
@@ -152,6 +162,10 @@ class TextArguments:
     num_steps: int = field(default=128, metadata={"help": "sampling steps"})
 
 
+OF_NEW = ("tokenizer", "alphabet", "tokenizer_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""Arguments without effect on a pretrained model."""
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((TextArguments, TrainingArguments), argv)
     with locked(training.output_dir):
@@ -164,7 +178,7 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
     trainer = build_trainer(options, training)
     train(trainer)
     metrics = scored(trainer)
-    trainer.save_model(str(output))
+    publish(options, trainer)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")
@@ -176,7 +190,8 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
     print_once(
         training,
         f"\nheld-out bound: {metrics['bits_per_character']:.3f} ± {metrics['bits_per_character_stderr']:.3f} bits per "
-        f"character ({metrics['dynamics']} dynamics, {metrics['sequences']} sequences of {options.length} tokens)\n"
+        f"character, {metrics['bits_per_byte']:.3f} ± {metrics['bits_per_byte_stderr']:.3f} per byte ({metrics['dynamics']} "
+        f"dynamics, {metrics['sequences']} sequences of {options.length} tokens)\n"
         f"written to {output}/: model, metrics.json, curve.png, sample.txt, sample.gif, trajectory.png",
     )
     return metrics
@@ -184,6 +199,7 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
 
 def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrainer:
     """Builds tokenizer, data and model, and the trainer that holds them."""
+    check_backbone(options, {name: getattr(TextArguments, name) for name in OF_NEW})
     set_seed(training.seed)
     output = Path(str(training.output_dir))
     shared = output / SHARED
@@ -197,8 +213,10 @@ def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrai
         tokenizer = AutoTokenizer.from_pretrained(shared)
         train_rows, validation = (tokenized(options, tokenizer, split) for split in ("train", "validation"))
     print_once(training, "\n".join(described(options, tokenizer, train_rows, validation)))
-    model = GMModel(build_config(options, tokenizer, train_rows))
+    build = partial(build_model, tokenizer=tokenizer, rows=train_rows)
+    model = build(options)
     check_sampling(model, **sampling(options, tokenizer))
+    model = with_adapter(options, training, model, build)
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
     return GMTrainer(
@@ -213,15 +231,15 @@ def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrai
 
 
 def scored(trainer: GMTrainer) -> dict[str, Any]:
-    """The likelihood bound of the held-out part, per character and per token."""
+    """The likelihood bound of the held-out part, per character, byte and token."""
     bound = trainer.bound()
-    tokenizer: Tokenizer = trainer.processing_class
     held_out: Any = trainer.eval_dataset
-    characters = [count_characters(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in held_out]
-    per_character = replace(bound, nats=bound.nats.cpu(), num_tokens=torch.tensor(characters))
-    return {
-        "bits_per_character": per_character.bits_per_token,
-        "bits_per_character_stderr": per_character.stderr,
+    metrics: dict[str, Any] = {}
+    for unit, count in (("character", count_characters), ("byte", count_bytes)):
+        counts = [count(trainer.processing_class, torch.tensor([row["input_ids"]]))[0] for row in held_out]  # pyright: ignore[reportArgumentType]
+        per_unit = replace(bound, nats=bound.nats.cpu(), num_tokens=torch.tensor(counts))
+        metrics |= {f"bits_per_{unit}": per_unit.bits_per_token, f"bits_per_{unit}_stderr": per_unit.stderr}
+    return metrics | {
         "bits_per_token": bound.bits_per_token,
         "perplexity": bound.perplexity,
         "sequences": len(bound.nats),
@@ -230,9 +248,11 @@ def scored(trainer: GMTrainer) -> dict[str, Any]:
 
 
 def build_tokenizer(options: TextArguments, output: Path) -> Tokenizer:
-    """Loads the tokenizer of the run that is resumed, or builds one."""
+    """Loads the tokenizer of the run that is resumed, or of the backbone, or builds one."""
     if saved := last_complete_checkpoint(output):
         return AutoTokenizer.from_pretrained(saved)
+    if options.backbone is not None:
+        return backbone_tokenizer(options.backbone)
     if options.tokenizer == "characters" and options.alphabet:
         return character_tokenizer(alphabet=options.alphabet)
     if options.tokenizer not in ("characters", "bpe", "sentencepiece", "smiles"):
@@ -301,7 +321,8 @@ def described(
     Raises:
         ValueError: there are too few sequences, or too many tokens are unknown to the tokenizer.
     """
-    lines = []
+    lines, unk = [], tokenizer.unk_token_id
+    unk = None if unk == tokenizer.eos_token_id else unk  # one token for both: text of bytes is never unknown
     for name, rows, fewest in (("training", train_rows, FEWEST), ("held out", validation, FEWEST_HELD_OUT)):
         part = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(STREAM_SEQUENCES)))
         lengths, unknown = Counter(), 0
@@ -309,7 +330,7 @@ def described(
             found: Any = batch
             for row in found["input_ids"]:
                 lengths[len(row)] += 1
-                unknown += 0 if tokenizer.unk_token_id is None else int((row == tokenizer.unk_token_id).sum())
+                unknown += 0 if unk is None else int((row == unk).sum())
         tokens = sum(length * count for length, count in lengths.items())
         size = f"of {min(lengths)} to {max(lengths)}" if len(lengths) > 1 else f"of {max(lengths)}"
         stream = "a stream, whose first are " if part is not rows else ""
@@ -326,6 +347,14 @@ def described(
         if unknown:
             lines[-1] += f"; {unknown:,} are unknown to the tokenizer"
     return lines
+
+
+def build_model(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> GMModel:
+    """The model, pretrained or new."""
+    if options.backbone is None:
+        return GMModel(build_config(options, tokenizer, rows))
+    model_options = json_dict("model_options", options.model_options)
+    return load_backbone(options, tokenizer, build_path(options, tokenizer, rows), options.length, model_options)
 
 
 def build_config(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> GMConfig:
@@ -346,6 +375,7 @@ def build_config(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | I
 def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> ProbabilityPath:
     """The path from noise to text; the unigram prior is estimated from tokenised `rows`."""
     size, schedule = len(tokenizer), json_option("schedule", options.schedule)
+    size = size if options.backbone is None else max(size, backbone_config(options.backbone).vocab_size)
     if options.path == "masked":
         return MaskedPath(size, tokenizer.mask_token_id, schedule)
     if options.path == "uniform":

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 import gm_discrete
 
@@ -101,7 +102,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def with_imports(script: Path) -> str:
     """The source of a script, and of the modules beside it that it imports."""
     source = script.read_text(encoding="utf-8")
-    names = re.findall(r"^(?:from|import) (\w+)", source, flags=re.MULTILINE)
+    names = re.findall(r"^(?:from|import) (?:recipes\.)?(\w+)", source, flags=re.MULTILINE)
     beside = [script.with_name(f"{name}.py") for name in names]
     return "\n".join([source, *(path.read_text(encoding="utf-8") for path in beside if path.exists())])
 
@@ -132,8 +133,8 @@ def test_documentation__arguments_of_commands_exist(page: Path) -> None:
         if scripts:
             source = with_imports(ROOT / scripts[0])
             for word in words[words.index(scripts[0]) + 1 :]:
-                if word.startswith("--") and word not in ("--config", "--output_dir"):
-                    name = word.removeprefix("--")
+                name = word.removeprefix("--")
+                if word.startswith("--") and name != "config" and name not in TrainingArguments.__dataclass_fields__:
                     assert re.search(rf"\b{name}: |\"{word}\"", source), f"{scripts[0]} {word}"
 
 

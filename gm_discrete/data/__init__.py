@@ -1,8 +1,10 @@
-"""From files to batches: loading of text, images and tables, tokenizers, packing, encodings of columns, collators."""
+"""From files to batches: loading of text, conversations, images and tables, tokenizers, packing, encodings, collators."""
 
 from typing import TYPE_CHECKING
 
+from gm_discrete.data.chat import ChatReport, prompt_ids, tokenize_chat
 from gm_discrete.data.collator import TokenCollator
+from gm_discrete.data.conversations import load_chat
 from gm_discrete.data.encoding import decode_rows, encode_rows, encoded_dataset, fit_codecs, natural_values
 from gm_discrete.data.field_collator import SequenceCollator, TableCollator, decode_sequences
 from gm_discrete.data.image_collator import ImageCollator, to_uint8
@@ -24,6 +26,7 @@ from gm_discrete.data.tokenizers import (
 from gm_discrete.renamed import missing_name
 
 __all__ = [
+    "ChatReport",
     "ImageCollator",
     "SequenceCollator",
     "TableCollator",
@@ -38,16 +41,19 @@ __all__ = [
     "encoded_dataset",
     "ensure_mask_token",
     "fit_codecs",
+    "load_chat",
     "load_images",
     "load_table",
     "load_text",
     "load_tokenizer",
     "natural_values",
     "pack",
+    "prompt_ids",
     "sentencepiece_tokenizer",
     "smiles_tokenizer",
     "table_path",
     "to_uint8",
+    "tokenize_chat",
     "truncate",
 ]
 

@@ -15,6 +15,7 @@ AnyDataset = TypeVar("AnyDataset", bound=Dataset | IterableDataset)
 
 TOKENS = Features({"input_ids": List(Value("int32"))})
 DOCUMENTS = Features({**TOKENS, "attention_mask": List(Value("int32"))})
+EXAMPLES = Features({**TOKENS, "labels": List(Value("int32"))})
 
 
 def pack(
@@ -105,6 +106,47 @@ def truncate(
     if next(iter(tokens), None) is None:
         raise ValueError("dataset holds no tokens; give at least one text that is not empty")
     return cast(AnyDataset, tokens)
+
+
+def pack_examples(dataset: Dataset, length: int, batch_size: int = 1000) -> Dataset:
+    """Puts whole examples into blocks of at most `length` tokens; none is cut.
+
+    Args:
+        dataset: `input_ids` and `labels`, at most `length` of each.
+        batch_size: examples that are packed together.
+
+    Returns:
+        Blocks with the column `attention_mask`, the numbers 1, 2, … of the examples: the model then treats them as separate
+        documents.
+    """
+    features = Features({**EXAMPLES, "attention_mask": DOCUMENTS["attention_mask"]})
+    packer = _ExamplePacker(length)
+    return dataset.map(packer, batched=True, batch_size=batch_size, features=features, desc="Packing")
+
+
+@dataclass(frozen=True)
+class _ExamplePacker:
+    """Puts each example, the longest first, into the fullest block that has room for it."""
+
+    length: int
+
+    def __call__(self, batch: Mapping[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        sizes = [len(row) for row in batch["input_ids"]]
+        blocks: list[list[int]] = []
+        room: list[int] = []
+        for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+            block = min((free, block) for block, free in enumerate([*room, self.length]) if free >= sizes[at])[1]
+            if block == len(blocks):
+                blocks.append([])
+                room.append(self.length)
+            blocks[block].append(at)
+            room[block] -= sizes[at]
+        ordered = [sorted(block) for block in blocks]
+        joined = {
+            name: [[token for at in block for token in rows[at]] for block in ordered] for name, rows in batch.items()
+        }
+        numbers = [[number for number, at in enumerate(block, 1) for _ in range(sizes[at])] for block in ordered]
+        return {**joined, "attention_mask": numbers}
 
 
 @dataclass(frozen=True)

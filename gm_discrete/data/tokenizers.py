@@ -1,4 +1,4 @@
-"""Tokenizers for models with `vocab_size` = `len(tokenizer)`, the mask included.
+"""Tokenizers for models with `vocab_size` ≥ `len(tokenizer)`, the mask included.
 
 The ones trained here number the tokens of the text first and the special tokens after them, with `[MASK]` last, the default
 `mask_token_id` of `MaskedPath`. All are fast tokenizers: `save_pretrained` writes a `tokenizer.json` that
@@ -140,17 +140,19 @@ def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, mask_token_id: int | None = None) -> None:
-    """Checks that a tokenizer has the ids of a model.
+    """Checks that every id of a tokenizer is one of a model, and that their masks are the same.
+
+    A model may have more symbols than its tokenizer: published checkpoints round `vocab_size` up.
 
     Args:
         vocab_size: that of the model.
         mask_token_id: that of the model; `None` for a model without a mask.
 
     Raises:
-        ValueError: the number of tokens or the mask token differs.
+        ValueError: the tokenizer has more tokens than the model has symbols, or another mask token.
     """
     cure = "use the tokenizer saved with the model, or build the model from this tokenizer"
-    if len(tokenizer) != vocab_size:
+    if len(tokenizer) > vocab_size:
         raise ValueError(f"tokenizer has {len(tokenizer)} tokens, but the model has vocab_size={vocab_size}; {cure}")
     if mask_token_id is not None and tokenizer.mask_token_id != mask_token_id:
         raise ValueError(

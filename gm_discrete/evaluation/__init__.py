@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from gm_discrete.evaluation.entropy import SampleEntropy, unigram_entropy
 from gm_discrete.evaluation.generative_perplexity import GenerativePerplexity
 from gm_discrete.evaluation.matching import evaluate_matching
-from gm_discrete.evaluation.perplexity import BoundPerplexity, count_characters, evaluate_bound
+from gm_discrete.evaluation.perplexity import BoundPerplexity, count_bytes, count_characters, evaluate_bound
 from gm_discrete.renamed import missing_name
 
 __all__ = [
     "BoundPerplexity",
     "GenerativePerplexity",
     "SampleEntropy",
+    "count_bytes",
     "count_characters",
     "evaluate_bound",
     "evaluate_matching",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import evaluate
@@ -137,23 +137,50 @@ def count_characters(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list
     Args:
         labels: [B, L], −100 where not scored.
     """
+    return _counted(lambda token: _characters(tokenizer, token), labels)
+
+
+def count_bytes(tokenizer: PreTrainedTokenizerBase, labels: Tensor) -> list[int]:
+    """The number of bytes of UTF-8 in the scored tokens of each sequence; special tokens have none.
+
+    Args:
+        labels: [B, L], −100 where not scored.
+    """
+    return _counted(lambda token: _bytes(tokenizer, token), labels)
+
+
+def _counted(size: Callable[[int], int], labels: Tensor) -> list[int]:
+    """The sum of the sizes of the scored tokens of each sequence."""
     scored = labels != IGNORED
     tokens, places = labels.masked_fill(~scored, 0).unique(return_inverse=True)
-    counts = torch.tensor([_characters(tokenizer, int(token)) for token in tokens], device=labels.device)
+    counts = torch.tensor([size(int(token)) for token in tokens], device=labels.device)
     return (counts[places] * scored).sum(1).tolist()
 
 
 def _characters(tokenizer: PreTrainedTokenizerBase, token: int) -> int:
     """The number of characters that begin in a token."""
+    found = _bytes_of(tokenizer, token)
+    return (
+        len(found) if isinstance(found, str) else sum(not 0x80 <= byte < 0xC0 for byte in found)
+    )  # others continue one
+
+
+def _bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> int:
+    found = _bytes_of(tokenizer, token)
+    return len(found.encode("utf-8", "replace") if isinstance(found, str) else found)
+
+
+def _bytes_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str | bytes:
+    """What a token adds to a text: its bytes if the tokenizer is one of bytes, else its characters."""
     if token in tokenizer.all_special_ids:
-        return 0
+        return ""
     piece, decoder = str(tokenizer.convert_ids_to_tokens(token)), _decoder(tokenizer)
     if "ByteLevel" in decoder and set(piece) <= BYTES.keys():
-        return sum(not 0x80 <= BYTES[symbol] < 0xC0 for symbol in piece)  # the other bytes continue a character
+        return bytes(BYTES[symbol] for symbol in piece)
     if "ByteFallback" in decoder and (byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece)):
-        return int(not 0x80 <= int(byte[1], 16) < 0xC0)
+        return bytes([int(byte[1], 16)])
     # As the second token of a text: a decoder may change the first one.
-    return len(tokenizer.decode([token, token])) - len(tokenizer.decode([token]))
+    return str(tokenizer.decode([token, token]))[len(str(tokenizer.decode([token]))) :]
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:

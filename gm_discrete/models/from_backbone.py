@@ -130,10 +130,15 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     """The path, with a symbol for every row of the embedding and every token of the tokenizer.
 
     Raises:
-        ValueError: there is no such path, or it has too few symbols.
+        ValueError: there is no such path, or it has too few symbols, or the tokenizer is that of another model.
     """
     rows = rows_of(model)
     masked = path == "masked" or (isinstance(path, Path) and path.is_masked)
+    if tokenizer is not None and tokenizer.vocab_size > rows:  # without tokens that were added to it
+        raise ValueError(
+            f"tokenizer has {tokenizer.vocab_size} tokens, and the embedding of backbone {rows} symbols; give the tokenizer "
+            "of that model"
+        )
     if tokenizer is not None and masked:
         ensure_mask_token(tokenizer)
     size = max(rows, 0 if tokenizer is None else len(tokenizer))

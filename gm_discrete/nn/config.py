@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import field
@@ -92,7 +93,8 @@ def network(name: str, value: object) -> str | dict[str, Any]:
     kind = value.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"{name} has model_type={kind!r}, which transformers does not know")
-    return {key: part for key, part in value.items() if key not in _NOT_OF_THE_NETWORK}
+    kept = {key: part for key, part in value.items() if key not in _NOT_OF_THE_NETWORK}
+    return json.loads(json.dumps(kept))  # as it will be read from a file, where keys are strings
 
 
 def argument(default: object, kind: Kind, **limits: object) -> Any:

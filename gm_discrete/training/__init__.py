@@ -1,3 +1,4 @@
+from gm_discrete.training.adapters import add_lora, load_adapter
 from gm_discrete.training.annealing import CausalAnnealing
 from gm_discrete.training.checkpoints import is_complete, last_complete_checkpoint
 from gm_discrete.training.ema import EMACallback
@@ -11,8 +12,10 @@ __all__ = [
     "EMACallback",
     "GMTrainer",
     "MuonAdamW",
+    "add_lora",
     "is_complete",
     "last_complete_checkpoint",
+    "load_adapter",
     "locked",
     "published",
 ]

@@ -1,4 +1,7 @@
-"""Training of adapters (PEFT): their checkpoints hold the adapter alone, the config of the model, and a hash of the rest."""
+"""Adapters (PEFT): making, training and loading them.
+
+Checkpoints of their training hold the adapter alone, the config of the model, and a hash of the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,25 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from gm_discrete.models import GMModel
+from gm_discrete.models import GMConfig, GMModel
+from gm_discrete.training.checkpoints import check_same
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 FROZEN = "frozen_weights.json"
 """File with the hash of the weights that are not trained, and that a checkpoint of adapters does not hold."""
+BASE = "base_model.json"
+"""File beside a saved adapter with the config of the model that it belongs to."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NOT_COMPARED = {
     "base_model_name_or_path",
     "revision",
@@ -25,6 +37,88 @@ NOT_COMPARED = {
     "runtime_config",
 }
 """Settings of an adapter that may change when its training is resumed."""
+
+
+def add_lora(
+    model: GMModel,
+    rank: int = 16,
+    *,
+    alpha: float | None = None,
+    targets: Sequence[str] | None = None,
+    dropout: float = 0.0,
+) -> PeftModel:
+    """The model with a LoRA adapter of PEFT (arXiv 2106.09685) on linear layers; all else is frozen.
+
+    Trained besides are the parts of a language model's network that conditions it on the time, which are new and start at 0.
+
+    Args:
+        rank: of the products that are added to the weights.
+        alpha: the products are scaled by alpha / rank; by default twice the rank.
+        targets: names of linear layers, or their ends, such as `"q_proj"`; by default all in the layers of the transformer.
+        dropout: of the adapter's inputs.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: the rank is not positive, or a target is the name of no linear layer.
+    """
+    from peft import LoraConfig, get_peft_model  # an extra
+
+    if rank < 1:
+        raise ValueError(f"rank={rank} must be at least 1")
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inner = {name for name, module in model.backbone.layers.named_modules() if isinstance(module, nn.Linear)}
+    kinds = sorted({name.partition(".")[2] for name in inner})  # without the number of the layer
+    if missing := [end for end in targets or () if not any(f".{name}".endswith(f".{end}") for name in names)]:
+        raise ValueError(
+            f"targets={list(targets or ())} names {', '.join(map(repr, missing))}, which no linear layer of the model is; "
+            f"give names of {', '.join(kinds)}, or leave it out for all of them"
+        )
+    condition: Any = getattr(model.backbone, "condition", None)
+    is_new = isinstance(model.config.backbone, dict) and condition is not None and not bool(condition.weight.any())
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=dropout,
+        target_modules=list(targets or kinds),
+        modules_to_save=["backbone.time", "backbone.condition"] if is_new else None,
+    )
+    return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+
+
+def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable: bool = False) -> PeftModel:
+    """The model with the adapter that `GMTrainer.save_model` or PEFT wrote to a folder. `merge_and_unload` makes one model.
+
+    Args:
+        model: the model that the adapter was trained on.
+        is_trainable: whether the adapter is to be trained further.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: the folder holds no adapter, or that of another model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict  # an extra
+
+    folder = Path(folder)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder} holds no adapter, as it has no {ADAPTER_CONFIG}; give the folder of one")
+    if (folder / BASE).is_file():
+        described = json.loads((folder / BASE).read_text(encoding="utf-8"))
+        check_same(GMConfig.from_dict(described["config"]), model.config, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are missing, which are an error below
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        except (RuntimeError, ValueError) as error:
+            first = " ".join(str(error).split("\n\t")[:2])  # PyTorch names all weights of other shapes
+            raise ValueError(f"{folder} holds an adapter that does not fit the model: {first}") from error
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        found = set(file.keys())
+    if unlike := found ^ get_peft_model_state_dict(adapted).keys():
+        raise ValueError(
+            f"{folder} holds an adapter that does not fit the model: {min(unlike)} is in one and not in the other; load the "
+            "model that it was trained on"
+        )
+    return adapted
 
 
 def base_model(model: nn.Module) -> GMModel:
@@ -55,6 +149,13 @@ def save_base(model: nn.Module, folder: str | os.PathLike[str], frozen: int | No
         return
     base_model(model).config.save_pretrained(folder)
     Path(folder, FROZEN).write_text(json.dumps({"crc32": frozen}), encoding="utf-8")
+
+
+def describe_base(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Adds to a saved adapter the config of its model, under another name than that of a whole model."""
+    if base_model(model) is not model:
+        content = json.dumps({"config": base_model(model).config.to_dict()}, indent=1)
+        Path(folder, BASE).write_text(content + "\n", encoding="utf-8")
 
 
 def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str], frozen: int | None) -> None:

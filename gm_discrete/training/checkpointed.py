@@ -15,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.models import GMModel
-from gm_discrete.training.adapters import base_model, check_adapter, frozen_crc32, save_base
+from gm_discrete.training.adapters import base_model, check_adapter, describe_base, frozen_crc32, save_base
 from gm_discrete.training.checkpoints import (
     check_config,
     check_new,
@@ -114,6 +114,7 @@ class CheckpointedTrainer(Trainer):
                 super().save_model(str(draft), _internal_call=True)
             if self.args.should_save:
                 (draft / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+                describe_base(self.accelerator.unwrap_model(self._trained), draft)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

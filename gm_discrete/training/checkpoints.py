@@ -236,13 +236,20 @@ def check_config(checkpoint: str | os.PathLike[str], config: GMConfig) -> None:
     Raises:
         ValueError: the checkpoint was written by a model with another config.
     """
-    saved = GMConfig.from_pretrained(checkpoint)
+    check_same(GMConfig.from_pretrained(checkpoint), config, checkpoint)
+
+
+def check_same(saved: GMConfig, config: GMConfig, folder: str | os.PathLike[str]) -> None:
+    """
+    Raises:
+        ValueError: the config that `folder` holds is not that of the model.
+    """
     from_tokenizer = {"pad_token_id", "bos_token_id", "eos_token_id"}  # Trainer sets them
     names = GMConfig.__annotations__.keys() - from_tokenizer
     if changed := [name for name in names if getattr(saved, name) != getattr(config, name)]:
         name = min(changed, key=lambda name: (name != "path", name))
         raise ValueError(
-            f"{checkpoint} belongs to another model: its {name} is {getattr(saved, name)!r}, here {getattr(config, name)!r}"
+            f"{folder} belongs to another model: its {name} is {getattr(saved, name)!r}, here {getattr(config, name)!r}"
         )
 
 

@@ -16,7 +16,7 @@ from gm_discrete.data import (
     character_tokenizer,
     sentencepiece_tokenizer,
 )
-from gm_discrete.evaluation import BoundPerplexity, count_characters, evaluate_bound
+from gm_discrete.evaluation import BoundPerplexity, count_bytes, count_characters, evaluate_bound
 from gm_discrete.generators import Jump
 
 LENGTHS = [3, 1, 4, 1, 5]
@@ -137,10 +137,11 @@ def test_count_characters__of_scored_tokens() -> None:
     end = tokenizer.eos_token_id
     labels = torch.tensor([[0, 1, 2, end], [-100, 0, -100, -100], [end, -100, -100, -100]])
     assert count_characters(tokenizer, labels) == [3, 1, 0]
+    assert count_bytes(tokenizer, labels) == [3, 1, 0]
 
 
 @pytest.mark.parametrize("kind", ["characters", "bpe", "sentencepiece"])
-def test_count_characters__of_blocks_add_up_to_the_text(kind: str) -> None:
+def test_count_characters_and_bytes__of_blocks_add_up_to_the_text(kind: str) -> None:
     """Blocks of 5 tokens cut characters of several bytes, some of them twice."""
     text = "今天天气很好,我们去公园散步吧。 Zürich 🙂 hello world\n" * 20
     if kind == "characters":
@@ -154,5 +155,6 @@ def test_count_characters__of_blocks_add_up_to_the_text(kind: str) -> None:
     blocks = torch.tensor(tokens).view(-1, 5)
     whole = tokenizer.decode(tokens).rstrip("\ufffd")
     assert abs(sum(count_characters(tokenizer, blocks)) - len(whole)) <= 1  # one that the end of the last block cuts
+    assert abs(sum(count_bytes(tokenizer, blocks)) - len(whole.encode())) <= 3  # of that character
     chosen = torch.arange(0, len(blocks), 3)
     assert count_characters(tokenizer, blocks[chosen]) == [count_characters(tokenizer, blocks)[i] for i in chosen]

@@ -63,7 +63,7 @@ def test_text_recipe__configs_exist() -> None:
     names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext", "moses"}
     assert names <= {file.stem for file in CONFIGS}
     everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
-    assert {file.stem for file in [*CONFIGS, *configs("images"), *configs("mixed")]} == everything
+    assert {file.stem for file in [*CONFIGS, *configs("images"), *configs("mixed"), *configs("sft")]} == everything
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from gm_discrete import GMModel, MaskedPath
-from gm_discrete.training import GMTrainer, checkpointed
-from gm_discrete.training.adapters import FROZEN
+from gm_discrete.training import GMTrainer, add_lora, checkpointed, load_adapter
+from gm_discrete.training.adapters import FROZEN, describe_base
 from tests.helpers.small_run import TOKENIZER, Interrupt, checkpoint, losses, rows, small_model, small_trainer
 
 peft = pytest.importorskip("peft", reason="an extra: pip install peft")
@@ -117,3 +117,61 @@ def test_adapter__another_frozen_model_is_named(tmp_path: Path, unbroken: GMTrai
     with pytest.warns(UserWarning, match=r"frozen weights .*checkpoint-6"):
         other.train(resume_from_checkpoint=True)
     assert isinstance(other._unwrapped, GMModel)
+
+
+def test_add_lora__adapts_all_linear_layers_of_the_transformer() -> None:
+    """The function of the model is unchanged at first, and the head is not adapted."""
+    model = small_model()
+    tokens, time = torch.tensor([[0, 1, 7, 2]]), torch.ones(1)
+    expected = model(input_ids=tokens, time=time).logits
+    adapted = add_lora(model, rank=2)
+    assert torch.equal(adapted(input_ids=tokens, time=time).logits, expected)
+    trained = {name.partition(".lora_")[0] for name, weight in adapted.named_parameters() if weight.requires_grad}
+    inner = {name for name, module in model.backbone.layers.named_modules() if hasattr(module, "lora_A")}
+    assert trained == {f"base_model.model.backbone.layers.{name}" for name in inner}
+    assert len(inner) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"targets": ["qkv", "q_proj", "v_proj"]}, r"'q_proj', 'v_proj', which no .*attention\.qkv, .*mlp\.input"),
+        ({"targets": ["kv"]}, "'kv', which no"),
+        ({"rank": 0}, "rank=0"),
+    ],
+)
+def test_add_lora__targets_that_match_nothing_are_named(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        add_lora(small_model(), **options)
+
+
+def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
+    model = add_lora(small_model(), rank=2)
+    trainer = run(tmp_path, model)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "published"))
+    tokens, time = torch.tensor([[0, 1, 7, 2]]), torch.ones(1)
+    with trainer.averaged_weights():
+        expected = model(input_ids=tokens, time=time).logits
+    loaded = load_adapter(small_model(), tmp_path / "published")
+    torch.testing.assert_close(loaded(input_ids=tokens, time=time).logits, expected)
+    merged: Any = loaded.merge_and_unload()
+    assert isinstance(merged, GMModel)
+    torch.testing.assert_close(merged(input_ids=tokens, time=time).logits, expected)
+
+
+def test_load_adapter__of_another_model_is_refused(tmp_path: Path) -> None:
+    add_lora(small_model(), rank=2).save_pretrained(str(tmp_path))  # by PEFT alone, without the config of the model
+    cases: dict[str, Any] = {
+        "does not fit the model: .*size mismatch": small_model(hidden_size=32),
+        r"backbone\.layers\..* is in one and not in the other": small_model(num_hidden_layers=2),
+        "holds an adapter that does not fit the model: No modules": torch.nn.Linear(2, 2),
+    }
+    for message, model in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_adapter(model, tmp_path)
+    describe_base(add_lora(small_model(), rank=2), tmp_path)
+    with pytest.raises(ValueError, match=r"belongs to another model: its path is .*'vocab_size': 8"):
+        load_adapter(small_model(MaskedPath(len(TOKENIZER) + 1)), tmp_path)
+    with pytest.raises(ValueError, match=r"holds no adapter, as it has no adapter_config\.json"):
+        load_adapter(small_model(), tmp_path / "none")

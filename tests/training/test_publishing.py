@@ -113,3 +113,16 @@ def test_save_model__on_a_full_disk_leaves_the_earlier_model(tmp_path: Path) -> 
     trainer.save_model()
     now = load_file(tmp_path / "model.safetensors")
     assert all(bool((now[name] == value).all()) for name, value in weights(trainer.model).items())
+
+
+def test_published__a_folder_is_a_whole_model_or_an_adapter(tmp_path: Path) -> None:
+    """With both configs transformers would load the weights of one below those of the other."""
+    for name, other in (publishing.CONFIGS, publishing.CONFIGS[::-1]):
+        with published(tmp_path) as draft:
+            (draft / name).write_text("{}", encoding="utf-8")
+            (draft / "README.md").write_text(name, encoding="utf-8")
+        assert (tmp_path / name).exists()
+        assert not (tmp_path / other).exists()
+    with published(tmp_path) as draft:  # neither: the model stays
+        (draft / "metrics.json").write_text("{}", encoding="utf-8")
+    assert (tmp_path / publishing.CONFIGS[1]).exists()
