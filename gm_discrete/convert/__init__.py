@@ -1,7 +1,8 @@
-"""Published MDLM, SEDD and Duo checkpoints as `GMModel` folders: `python -m gm_discrete.convert SOURCE DESTINATION`.
+"""Published checkpoints as `GMModel` folders: `python -m gm_discrete.convert SOURCE DESTINATION`.
 
-All three families share a network, the DiT of Lou et al. (see `nn/dit.py`), whose input is the total noise σ̄ ≥ 0 of a
-process that runs from data to noise. Here time runs the other way, and the path depends on it through κ alone:
+`languages.py` describes LLaDA, Dream and SDAR. MDLM, SEDD and Duo share a network, the DiT of Lou et al. (see
+`nn/dit.py`), whose input is the total noise σ̄ ≥ 0 of a process that runs from data to noise. Here time runs the other way,
+and the path depends on it through κ alone:
 
     κ = exp(−σ̄),   log-linear noise: σ̄(τ) = −log(1 − (1 − ε)τ),  so with κ = t:  τ = (1 − t)/(1 − ε)
 
@@ -36,6 +37,7 @@ Nothing of a file runs: `pickles.py` reads tensors and containers, and holds any
 
 from gm_discrete.convert.cli import main
 from gm_discrete.convert.conversion import convert
+from gm_discrete.convert.languages import LANGUAGES
 from gm_discrete.convert.settings import FAMILIES
 
-__all__ = ["FAMILIES", "convert", "main"]
+__all__ = ["FAMILIES", "LANGUAGES", "convert", "main"]

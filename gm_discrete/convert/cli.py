@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from gm_discrete.convert.conversion import convert
+from gm_discrete.convert.languages import LANGUAGES
 from gm_discrete.convert.settings import FAMILIES
 
 
@@ -14,17 +15,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `convert` with the arguments of the command line; an error is one line, with exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m gm_discrete.convert",
-        description="Turn a published MDLM, SEDD or Duo checkpoint, or a folder of gm_discrete 0.1, into a GMModel folder.",
+        description="Turn a published checkpoint of LLaDA, Dream, SDAR, MDLM, SEDD or Duo, or a folder of gm_discrete 0.1, "
+        "into a GMModel folder.",
     )
     parser.add_argument(
         "source",
         help="weights file, folder with weights or of a training run, or id of a model on the hub",
     )
     parser.add_argument("destination", help="new folder")
-    parser.add_argument("--family", choices=FAMILIES, help="by default that of config.json")
+    parser.add_argument("--family", choices=(*FAMILIES, *LANGUAGES), help="by default that of config.json")
     parser.add_argument("--num-attention-heads", type=int, help="if config.json and the weights lack it")
     parser.add_argument("--mask-token-id", type=int, help="by default the tokenizer's, or the last symbol")
     parser.add_argument("--length", type=int, help="at which the model was trained; by default config.json's, or 1024")
+    parser.add_argument("--block-size", type=int, help="of SDAR, if config.json lacks it")
     parser.add_argument(
         "--time-conditioning",
         action=argparse.BooleanOptionalAction,

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gm_discrete.convert.destination import checked, written
+from gm_discrete.convert.language_conversion import convert_language, language_of
+from gm_discrete.convert.languages import LANGUAGES
 from gm_discrete.convert.reading import ROOT, Checkpoint, read
 from gm_discrete.convert.settings import FAMILIES, Settings, positive
 from gm_discrete.convert.sources import WEIGHTS, Folder, line, opened, read_settings
-from gm_discrete.convert.tokenizers import KeptTokenizer
+from gm_discrete.convert.tokenizers import KeptTokenizer, copy_tokenizer
 from gm_discrete.convert.weights import ROPE_THETA, averaged, check, check_values, heads, renamed
 from gm_discrete.models import GMConfig, GMModel
 from gm_discrete.paths import FinitePath, MaskedPath, UniformPath
 
 logger = logging.getLogger(__name__)
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "vocab.txt", "spiece.model", "tokenizer.model",
-)  # fmt: skip
 
 
 def convert(
@@ -38,8 +35,12 @@ def convert(
     time_conditioning: bool | None = None,
     eps: float | None = None,
     ema: bool = True,
-) -> GMModel:
-    """Writes a published checkpoint as a folder that `GMModel.from_pretrained` loads, and returns the model.
+    block_size: int | None = None,
+) -> Path:
+    """Writes a published checkpoint as a folder that `GMModel.from_pretrained` loads, and returns that folder.
+
+    The weights of LLaDA, Dream and SDAR are copied in their type, a piece of one tensor at a time; those of the other
+    families are loaded, and written in float32.
 
     A folder that gm_discrete 0.1 wrote is rewritten in today's form: tables of a path move from config.json into the
     weights, and the generation config gets its new names. (`from_pretrained` loads such folders, too.)
@@ -49,39 +50,61 @@ def convert(
             model.safetensors or pytorch_model.bin, whole or in shards; the folder of a training run of SEDD, MDLM or Duo; or
             the id of a model on the Hugging Face hub. Tokenizer files are copied.
         destination: a new or empty folder.
-        family: one of `FAMILIES`; by default that of config.json.
+        family: one of `FAMILIES` or `LANGUAGES`; by default that of config.json.
         num_attention_heads: needed if neither config.json nor the weights determine it.
-        mask_token_id: for MDLM, if it is neither that of the tokenizer's files nor the last symbol.
-        length: at which the model was trained; by default that of config.json, or 1024.
+        mask_token_id: for MDLM, if it is neither that of the tokenizer's files nor the last symbol; for LLaDA, Dream and
+            SDAR, if it is neither that of config.json nor that of the tokenizer's files.
+        length: at which the model was trained; by default that of config.json, or 1024; for LLaDA and SDAR at most 4096, and
+            for Dream 2048, where config.json has that of the autoregressive model.
         time_conditioning: for MDLM, whether the time is an input of its network; by default that of config.json, or False.
         eps: ε of the log-linear noise, in place of the range of noise in the config; 0.001 by default.
         ema: whether to use the averaged weights, if there are any.
+        block_size: for SDAR, if config.json does not have it.
 
     Raises:
         ValueError: the source is damaged, has an unknown layout or no exact counterpart, holds NaN, or has a link that
             leads out of it.
-        FileNotFoundError: there is no source.
+        FileNotFoundError: there is no source, or a shard of it is missing.
         FileExistsError: the destination is not empty.
     """
-    destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"destination={str(destination)!r} is not empty: give a new folder")
+    destination = checked(destination)
     if eps is not None and not 0 < eps < 1:
         raise ValueError(f"eps={eps} must lie between 0 and 1: the log-linear noise ends at κ = eps")
-    positive("num_attention_heads", num_attention_heads)
-    positive("length", length)
+    for name, number in (("num_attention_heads", num_attention_heads), ("length", length), ("block_size", block_size)):
+        positive(name, number)
     found = opened(source)
+    of_dit = {"num_attention_heads": num_attention_heads, "time_conditioning": time_conditioning, "eps": eps}
     if isinstance(found, Folder) and _is_ours(found):
-        options = {
-            "family": family, "num_attention_heads": num_attention_heads, "mask_token_id": mask_token_id, "length": length,
-            "time_conditioning": time_conditioning, "eps": eps,
-        }  # fmt: skip
-        if given := [f"{name}={value!r}" for name, value in options.items() if value is not None]:
-            raise ValueError(f"{', '.join(given)}: source is a gm_discrete folder, whose config.json has all settings")
-        model = _ours(found)
-        _write(model.eval(), destination, Checkpoint({}, folder=found))
-        return model
+        common = {"family": family, "mask_token_id": mask_token_id, "length": length, "block_size": block_size}
+        _refuse({**common, **of_dit}, "source is a gm_discrete folder, whose config.json has all settings")
+        _write(_ours(found).eval(), destination, Checkpoint({}, folder=found))
+        return destination
+    if (language := language_of(found, family)) is not None:
+        if not isinstance(found, Folder):
+            raise ValueError(f"source={str(source)!r} is a file; {language} is read from a folder with its config.json")
+        _refuse({**of_dit, "ema": None if ema else False}, f"{language} checkpoints have no such setting")
+        convert_language(found, destination, language, mask_token_id, length, block_size)
+        return destination
+    _refuse({"block_size": block_size}, "only SDAR models have blocks")
+    if isinstance(found, Folder) and (config := found.config()):
+        _family(family, Settings.of(config))  # before large files are read
     checkpoint = read(found)
+    model = _dit(checkpoint, family, num_attention_heads, mask_token_id, length, time_conditioning, eps, ema)
+    _write(model.eval(), destination, checkpoint)
+    return destination
+
+
+def _dit(
+    checkpoint: Checkpoint,
+    family: str | None,
+    num_attention_heads: int | None,
+    mask_token_id: int | None,
+    length: int | None,
+    time_conditioning: bool | None,
+    eps: float | None,
+    ema: bool,
+) -> GMModel:
+    """The model of a checkpoint of MDLM, SEDD or Duo; see `convert` for the arguments."""
     settings = Settings.of(checkpoint.config)
     family = _family(family, settings)
     check(checkpoint.state)
@@ -112,8 +135,16 @@ def convert(
     logger.info("length: %d%s", config.max_position_embeddings, "" if length or settings.length else ", assumed")
     model = GMModel(config)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed(state).items()})
-    _write(model.eval(), destination, checkpoint)
     return model
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    """
+    Raises:
+        ValueError: one of the options is given.
+    """
+    if given := [f"{name}={value!r}" for name, value in options.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)}: {reason}; leave it out")
 
 
 def _is_ours(source: Folder) -> bool:
@@ -148,10 +179,11 @@ def _family(given: str | None, settings: Settings) -> str:
     configured, family = settings.family, given or settings.family
     if family is None:
         raise ValueError(
-            f"family is missing, and cannot be found in source ({settings.kind}); give one of {', '.join(FAMILIES)}"
+            f"family is missing, and cannot be found in source ({settings.kind}); give one of "
+            f"{', '.join((*FAMILIES, *LANGUAGES))}"
         )
     if family not in FAMILIES:
-        raise ValueError(f"family={family!r} must be one of {', '.join(FAMILIES)}")
+        raise ValueError(f"family={family!r} must be one of {', '.join((*FAMILIES, *LANGUAGES))}")
     if given and configured and given != configured:
         logger.warning("family: %s as given, although the config of source has %s", given, configured)
     if family == "sedd-uniform":
@@ -183,20 +215,12 @@ def _path(family: str, state: dict[str, Tensor], mask_token_id: int | None, chec
 
 
 def _write(model: GMModel, destination: Path, checkpoint: Checkpoint) -> None:
-    """Writes model and tokenizer files, first beside the destination, so that it is complete or absent."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent) as work:
-        ready = Path(work) / "model"
+    """Writes model and tokenizer files."""
+    with written(destination) as ready:
         model.save_pretrained(ready)
-        copied = []
-        for name in TOKENIZER_FILES:
-            if checkpoint.folder is not None and (file := checkpoint.folder.file(name)) is not None:
-                shutil.copyfile(file, ready / name)
-                copied.append(name)
+        copied = [] if checkpoint.folder is None else copy_tokenizer(checkpoint.folder, ready)
         if not copied and checkpoint.tokenizer is not None:
             copied = checkpoint.tokenizer.write(ready)
         logger.info(
             "tokenizer: %s", ", ".join(copied) or "none beside the weights; save the one it was trained with here"
         )
-        ready.replace(destination)
-    logger.info("written: %s", destination)

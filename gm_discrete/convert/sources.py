@@ -120,7 +120,9 @@ def opened(source: str | Path) -> Path | Folder:
 def _downloaded(source: str, *weights: str) -> Folder:
     """A snapshot of a model of the hub, without its code; that in the cache if the hub cannot be reached."""
     try:
-        return Folder(Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.model", *weights])))
+        return Folder(
+            Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", *weights]))
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise FileNotFoundError(
             f"source={source!r} is neither a file nor a folder, and the Hugging Face hub does not have it: {line(error)}"

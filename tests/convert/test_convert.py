@@ -56,11 +56,15 @@ def folder(at: File, state: dict[str, Tensor], config: dict[str, Any] | None, pr
     return at
 
 
+def saved(*arguments: Any, **options: Any) -> Any:
+    """The model of a folder that `convert` writes."""
+    return GMModel.from_pretrained(convert(*arguments, **options)).eval()
+
+
 def converted(tmp_path: File, name: str, state: dict[str, Tensor] | None = None, **options: Any) -> GMModel:
     """The model as it is read back from the folder that was written."""
     source = folder(tmp_path / "source", state or state_dict(), CONFIGS[name])
-    convert(source, tmp_path / "model", **options)
-    return GMModel.from_pretrained(tmp_path / "model").eval()
+    return saved(source, tmp_path / "model", **options)
 
 
 def states(name: str, rows: int = len(TAU)) -> tuple[Tensor, Tensor]:
@@ -252,13 +256,11 @@ def test_convert__model_has_the_modules_that_fsdp_does_not_split(tmp_path: File)
 
 
 @every_family
-def test_convert__returns_the_model_that_it_writes(tmp_path: File, name: str) -> None:
+def test_convert__returns_the_folder_that_it_writes(tmp_path: File, name: str) -> None:
     source = folder(tmp_path / "source", state_dict(), CONFIGS[name])
-    model = convert(source, tmp_path / "deep" / "model")
-    again, report = GMModel.from_pretrained(tmp_path / "deep" / "model", output_loading_info=True)
+    assert convert(source, tmp_path / "deep" / "model") == tmp_path / "deep" / "model"
+    _, report = GMModel.from_pretrained(tmp_path / "deep" / "model", output_loading_info=True)
     assert not any(report.values()), report
-    (x, _), t = states(name), torch.tensor(TAU).double()
-    assert torch.equal(logits_of(model, x, t), logits_of(again, x, t))
     written = json.loads((tmp_path / "deep" / "model" / "config.json").read_text(encoding="utf-8"))
     assert written["backbone"] == "dit"
     assert written["path"]["type"] == ("uniform" if name == "duo" else "masked")
@@ -271,7 +273,7 @@ def test_convert__returns_the_model_that_it_writes(tmp_path: File, name: str) ->
 def test_convert__geometric_noise_sets_the_range_of_the_noise_input(tmp_path: File) -> None:
     noise = {"type": "geometric", "sigma_min": 1e-4, "sigma_max": 20}
     source = folder(tmp_path / "source", state_dict(), {**CONFIGS["sedd"], "noise": noise})
-    assert convert(source, tmp_path / "model").config.noise_range == [1e-4, 20.0]
+    assert saved(source, tmp_path / "model").config.noise_range == [1e-4, 20.0]
 
 
 # ---- layouts
@@ -284,11 +286,11 @@ def test_convert__reads_prefixes_and_containers(tmp_path: File, prefix: str) -> 
     named = {prefix + name: tensor for name, tensor in state.items()}
     for i, content in enumerate((named, {"state_dict": named, "epoch": 3}, {"model": named, "step": 7})):
         torch.save(content, tmp_path / f"{i}.ckpt")
-        model = convert(tmp_path / f"{i}.ckpt", tmp_path / f"{i}", "sedd-absorb")
+        model = saved(tmp_path / f"{i}.ckpt", tmp_path / f"{i}", "sedd-absorb")
         assert torch.equal(logits_of(model, x, t), expected)
     (tmp_path / "bin").mkdir()
     torch.save(named, tmp_path / "bin" / "pytorch_model.bin")
-    assert torch.equal(logits_of(convert(tmp_path / "bin", tmp_path / "of bin", "sedd-absorb"), x, t), expected)
+    assert torch.equal(logits_of(saved(tmp_path / "bin", tmp_path / "of bin", "sedd-absorb"), x, t), expected)
 
 
 def test_convert__uses_averaged_weights_if_their_order_is_certain(
@@ -312,7 +314,7 @@ def test_convert__uses_averaged_weights_if_their_order_is_certain(
         named = {f"backbone.{key}": tensor for key, tensor in state.items()}
         torch.save({"state_dict": named, "ema": {"decay": 0.99, "shadow_params": given}}, tmp_path / "last.ckpt")
         with caplog.at_level(logging.INFO):
-            model = convert(tmp_path / "last.ckpt", tmp_path / name, "mdlm", ema=ema)
+            model = saved(tmp_path / "last.ckpt", tmp_path / name, "mdlm", ema=ema)
         expected = mdlm_log_belief(network(chosen, x, torch.zeros(len(x))), x, MASK).exp()
         assert float((logits_of(model, x, t).softmax(-1) - expected).abs().max()) < CLOSE, name
         assert message in caplog.text, name
@@ -330,17 +332,17 @@ def test_convert__leaves_out_what_is_not_the_network(tmp_path: File, caplog: pyt
 
 def test_convert__mask_is_the_tokenizers_or_the_last_symbol(tmp_path: File) -> None:
     source = folder(tmp_path / "source", state_dict(), CONFIGS["mdlm"])
-    assert convert(source, tmp_path / "last").path == MaskedPath(K)
-    assert convert(source, tmp_path / "given", mask_token_id=1).path == MaskedPath(K, 1)
+    assert saved(source, tmp_path / "last").path == MaskedPath(K)
+    assert saved(source, tmp_path / "given", mask_token_id=1).path == MaskedPath(K, 1)
     (source / "tokenizer_config.json").write_text(json.dumps({"mask_token": "[MASK]"}), encoding="utf-8")
     (source / "tokenizer.json").write_text(
         json.dumps({"added_tokens": [{"id": 3, "content": "[MASK]"}]}), encoding="utf-8"
     )
-    assert convert(source, tmp_path / "tokenizer").path == MaskedPath(K, 3)
+    assert saved(source, tmp_path / "tokenizer").path == MaskedPath(K, 3)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "tokenizer" / name).read_bytes() == (source / name).read_bytes()
     (source / "config.json").write_text(json.dumps(CONFIGS["sedd"]), encoding="utf-8")
-    assert convert(source, tmp_path / "sedd").path == MaskedPath(K)  # which always adds a symbol of its own
+    assert saved(source, tmp_path / "sedd").path == MaskedPath(K)  # which always adds a symbol of its own
 
 
 @pytest.mark.parametrize(
@@ -361,9 +363,9 @@ def test_convert__mask_of_tokenizer_files_has_an_id_or_is_asked_for(tmp_path: Fi
     if mask is None:
         with pytest.raises(ValueError, match=r"mask_token_id is missing.*'\[MASK\]'"):
             convert(source, tmp_path / "model")
-        assert convert(source, tmp_path / "model", mask_token_id=1).path == MaskedPath(K, 1)
+        assert saved(source, tmp_path / "model", mask_token_id=1).path == MaskedPath(K, 1)
     else:
-        assert convert(source, tmp_path / "model").path == MaskedPath(K, mask)
+        assert saved(source, tmp_path / "model").path == MaskedPath(K, mask)
 
 
 # ---- refusals

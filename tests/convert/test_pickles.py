@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from gm_discrete import GMModel
 from gm_discrete.convert import convert, main
 from gm_discrete.convert.archive import Archive
 from gm_discrete.convert.pickles import Name, Unread, unpickled, within
@@ -207,7 +208,7 @@ def test_convert__reads_the_network_beside_calls_without_making_them(place: Path
     file = place / "last.ckpt"
     torch.save({"state_dict": state, "hyper_parameters": hyper, "callbacks": [CALLS[name]]}, file)
     Active.ran.clear()
-    model = convert(file, place / "model", "duo")
+    model = GMModel.from_pretrained(convert(file, place / "model", "duo"))
     assert torch.equal(model.heads.tokens.bias, state["backbone.output_layer.linear.bias"])
     assert_nothing_ran([], file)
 

@@ -86,7 +86,7 @@ def test_saved_by_0_1__loads_and_computes_the_same(name: str) -> None:
 @every_folder
 def test_saved_by_0_1__is_rewritten_by_convert(name: str, tmp_path: File) -> None:
     """As today's `save_pretrained` writes it: outputs stay, and tables leave the JSON."""
-    returned = convert(HERE / name, tmp_path / "new")
+    returned = GMModel.from_pretrained(convert(HERE / name, tmp_path / "new"))
     check_outputs(returned, HERE / name)
     check_outputs(AutoModel.from_pretrained(tmp_path / "new").eval(), HERE / name)
     path = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))["path"]

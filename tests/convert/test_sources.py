@@ -43,6 +43,11 @@ def shadow() -> list[torch.Tensor]:
     return [tensor for name, tensor in state_dict(1).items() if "inv_freq" not in name]
 
 
+def converted(*arguments: Any, **options: Any) -> Any:
+    """The model as it is read back from the folder that was written."""
+    return GMModel.from_pretrained(convert(*arguments, **options))
+
+
 def bias(seed: int) -> torch.Tensor:
     """A parameter of the network, by which last and averaged weights are told apart."""
     return state_dict(seed)["output_layer.linear.bias"]
@@ -117,13 +122,13 @@ def lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_convert__reads_lightning_files_with_their_config_tokenizer_and_average(tmp_path: Path, lightning: Any) -> None:
     file = lightning(NESTED["mdlm"], fast_tokenizer(mask_token="[MASK]"))
-    model = convert(file, tmp_path / "model")
+    model = converted(file, tmp_path / "model")
     config = model.config
     assert model.path == MaskedPath(K, 2)  # the tokenizer's mask
     assert (config.num_attention_heads, config.max_position_embeddings, config.hidden_dropout) == (HEADS, LENGTH, 0.1)
     assert config.time_conditioning
     assert torch.equal(model.heads.tokens.bias, bias(1))
-    assert torch.equal(convert(file, tmp_path / "last", ema=False).heads.tokens.bias, bias(0))
+    assert torch.equal(converted(file, tmp_path / "last", ema=False).heads.tokens.bias, bias(0))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer("c a")["input_ids"] == [5, 0]
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (2, 4)
@@ -131,8 +136,8 @@ def test_convert__reads_lightning_files_with_their_config_tokenizer_and_average(
 
 def test_convert__lightning_file_without_a_mask_token_has_the_last_symbol(tmp_path: Path, lightning: Any) -> None:
     file = lightning(NESTED["mdlm"], fast_tokenizer())
-    assert convert(file, tmp_path / "model").path == MaskedPath(K)
-    assert convert(file, tmp_path / "given", mask_token_id=1).path == MaskedPath(K, 1)
+    assert converted(file, tmp_path / "model").path == MaskedPath(K)
+    assert converted(file, tmp_path / "given", mask_token_id=1).path == MaskedPath(K, 1)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -144,7 +149,7 @@ def test_convert__reads_the_mask_of_slow_tokenizers(tmp_path: Path, lightning: A
     tokenizer._vocab_str_to_int = {"[CLS]": 0, "[MASK]" if named else "[M]": 4, "a": 5}
     file = lightning(NESTED["mdlm"], tokenizer)
     if named:
-        assert convert(file, tmp_path / "model").path == MaskedPath(K, 4)
+        assert converted(file, tmp_path / "model").path == MaskedPath(K, 4)
         assert not (tmp_path / "model" / "tokenizer.json").exists()
     else:
         with pytest.raises(ValueError, match=r"mask_token_id is missing.*'\[MASK\]'"):
@@ -152,10 +157,10 @@ def test_convert__reads_the_mask_of_slow_tokenizers(tmp_path: Path, lightning: A
 
 
 def test_convert__reads_lightning_files_of_duo(tmp_path: Path, lightning: Any) -> None:
-    model = convert(lightning(NESTED["duo"], fast_tokenizer()), tmp_path / "model")
+    model = converted(lightning(NESTED["duo"], fast_tokenizer()), tmp_path / "model")
     assert model.path == UniformPath(K)
     assert model.config.noise_range == pytest.approx([0, 4.605170])  # −log 0.01
-    given = convert(tmp_path / "last.ckpt", tmp_path / "given", eps=0.1)
+    given = converted(tmp_path / "last.ckpt", tmp_path / "given", eps=0.1)
     assert given.config.noise_range == pytest.approx([0, 2.302585])
 
 
@@ -185,7 +190,7 @@ def test_convert__takes_the_family_from_configs_of_runs(
 ) -> None:
     file = lightning({**NESTED["mdlm"], **changes}, fast_tokenizer())
     if message is None:
-        assert convert(file, tmp_path / "model").path == (UniformPath(K) if family == "duo" else MaskedPath(K))
+        assert converted(file, tmp_path / "model").path == (UniformPath(K) if family == "duo" else MaskedPath(K))
     else:
         with pytest.raises(ValueError, match=message):
             convert(file, tmp_path / "model")
@@ -193,7 +198,9 @@ def test_convert__takes_the_family_from_configs_of_runs(
 
 def test_convert__cosine_noise_of_duo_ends_where_it_does_there(tmp_path: Path, lightning: Any) -> None:
     noise = {"type": "cosine", "eps": 1e-3}
-    model = convert(lightning({**NESTED["duo"], "noise": noise}, fast_tokenizer()), tmp_path / "model")
+    model = GMModel.from_pretrained(
+        convert(lightning({**NESTED["duo"], "noise": noise}, fast_tokenizer()), tmp_path / "model")
+    )
     kappa = 1 - torch.cos(torch.tensor(torch.pi / 2 * 1e-3).double())  # of their `Cosine` at τ = 1
     assert model.config.noise_range == pytest.approx([0, -float(kappa.log())])
 
@@ -222,7 +229,7 @@ def sharded(at: Path, ending: str) -> Path:
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_convert__reads_shards(tmp_path: Path, ending: str) -> None:
     source = sharded(tmp_path / "source", ending)
-    assert torch.equal(convert(source, tmp_path / "model").heads.tokens.bias, bias(0))
+    assert torch.equal(converted(source, tmp_path / "model").heads.tokens.bias, bias(0))
     next(source.glob("*-00002-of-*")).unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks .*-00002-of-00002"):
         convert(source, tmp_path / "other")
@@ -249,12 +256,12 @@ def test_convert__reads_folders_of_training_runs(tmp_path: Path, lightning: Any)
     named = {f"module.{name}": tensor for name, tensor in state_dict().items()}
     average = {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow()}
     torch.save({"model": named, "ema": average, "step": 3}, run / "checkpoints-meta" / "checkpoint.pth")
-    model = convert(run, tmp_path / "model")
+    model = converted(run, tmp_path / "model")
     assert torch.equal(model.heads.tokens.bias, bias(1))
     assert model.path == MaskedPath(K)
     assert model.config.noise_range == [1e-4, 20.0]
     lightning(NESTED["duo"], fast_tokenizer(), tmp_path / "duo" / "checkpoints" / "last.ckpt")
-    assert convert(tmp_path / "duo", tmp_path / "of duo").path == UniformPath(K)
+    assert converted(tmp_path / "duo", tmp_path / "of duo").path == UniformPath(K)
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n", "!!python/object/apply:os.system ['touch canary']"])
@@ -273,7 +280,7 @@ def test_convert__refuses_configs_of_runs_that_are_none(
 def test_convert__takes_the_only_weights_file_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     torch.save({"state_dict": state_dict()}, tmp_path / "a" / "mdlm.ckpt")
-    assert convert(tmp_path / "a", tmp_path / "model", "mdlm").path == MaskedPath(K)
+    assert converted(tmp_path / "a", tmp_path / "model", "mdlm").path == MaskedPath(K)
     torch.save({"state_dict": state_dict()}, tmp_path / "a" / "duo.ckpt")
     with pytest.raises(ValueError, match=r"several weights files: duo\.ckpt, mdlm\.ckpt"):
         convert(tmp_path / "a", tmp_path / "other", "mdlm")
@@ -324,7 +331,7 @@ def test_convert__follows_links_within_the_folder_and_to_it(tmp_path: Path) -> N
     (source / "config.json").rename(source / "settings.json")
     (source / "config.json").symlink_to("settings.json")
     (tmp_path / "alias").symlink_to(source)
-    assert convert(tmp_path / "alias", tmp_path / "model").path == UniformPath(K)
+    assert converted(tmp_path / "alias", tmp_path / "model").path == UniformPath(K)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="dangling"):
         convert(tmp_path / "dangling", tmp_path / "other")
@@ -352,8 +359,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_convert__takes_the_id_of_a_model_that_is_in_the_cache(tmp_path: Path, cache: Path) -> None:
-    assert torch.equal(convert("some/duo-owt", tmp_path / "model").heads.tokens.bias, bias(0))
-    assert convert(cache, tmp_path / "of folder").path == UniformPath(K)
+    assert torch.equal(converted("some/duo-owt", tmp_path / "model").heads.tokens.bias, bias(0))
+    assert converted(cache, tmp_path / "of folder").path == UniformPath(K)
     (tmp_path / "secret").write_text("{}", encoding="utf-8")
     (cache / "tokenizer.json").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match=r"a link that leads out of it: tokenizer\.json"):
@@ -382,11 +389,11 @@ def test_convert__downloads_only_weights_and_settings(
         return str(cache)
 
     monkeypatch.setattr("gm_discrete.convert.sources.snapshot_download", download)
-    assert convert("some/duo-owt", tmp_path / "model").path == UniformPath(K)
-    assert asked == [["*.json", "*.txt", "*.model", "*.safetensors"]]
+    assert converted("some/duo-owt", tmp_path / "model").path == UniformPath(K)
+    assert asked == [["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]]
     (cache / "model.safetensors").unlink()
-    assert convert("some/duo-owt", tmp_path / "other").path == UniformPath(K)
-    assert asked[-1] == ["*.json", "*.txt", "*.model", "*.bin", "*.ckpt", "*.pth", "*.pt"]
+    assert converted("some/duo-owt", tmp_path / "other").path == UniformPath(K)
+    assert asked[-1] == ["*.json", "*.jinja", "*.txt", "*.model", "*.bin", "*.ckpt", "*.pth", "*.pt"]
 
 
 # ---- the command line
