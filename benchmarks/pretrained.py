@@ -5,8 +5,8 @@
 
 A decoder (by default SmolLM2-135M-Instruct) and an encoder (MiniLM) are trained on the same batches of text for equal wall
 time. The figures are bits per byte of held-out text: the likelihood bound, with its standard error over passages. All
-networks score the same passages; all runs of a network score the same tokens with the same noise. The mark is −log p of
-these tokens under the decoder itself, the autoregressive model that it was.
+networks score the same passages; all runs of a network score the same tokens with the same noise. The marks are −log p of
+these tokens under their frequencies in the training text, and under the decoder itself, the autoregressive model it was.
 
 1. The bound at the end of each run, and at the greatest number of updates that all runs of a network reached, there with
    the difference from the first run, whose noise is paired; and the cost, in which evaluations do not count.
@@ -36,13 +36,13 @@ from typing import Any, TypeVar
 import torch
 from datasets.config import HF_CACHE_HOME
 from measure import environment, markdown, output_file, output_folder, report
-from peft import LoraConfig, get_peft_model
-from pretrained_text import Text, Tokenizer, bits, bound, by_source, held_out, prepare
+from pretrained_text import Text, Tokenizer, bits, bound, by_source, frequencies, held_out, prepare
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from gm_discrete import GMConfig, GMModel, conditional_loss
 from gm_discrete.data import load_tokenizer
+from gm_discrete.training import add_lora
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scores.judge import materialize_smollm2
@@ -108,11 +108,7 @@ def build(folder: Path, run: Run, tokenizer: Tokenizer, args: argparse.Namespace
         config = model.config if run.start == "random" else own_config(model)
         model = GMModel(config).to(getattr(torch, args.dtype))
     model = model.to(args.device)
-    if not run.lora:
-        return model
-    return get_peft_model(
-        model, LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules="all-linear")
-    )
+    return add_lora(model, args.lora_rank) if run.lora else model
 
 
 def own_config(model: GMModel) -> GMConfig:
@@ -227,8 +223,7 @@ def tables(group: Mapping[str, Any], sources: Sequence[str]) -> Iterator[str]:
     runs = group["runs"]
     common = max(set.intersection(*({point["updates"] for point in run["points"]} for run in runs)))
     rows = []
-    if group.get("mark"):
-        scores = group["mark"]
+    for mark, scores in group["marks"].items():
         costs = (
             "M parameters (trained)",
             "updates",
@@ -238,7 +233,7 @@ def tables(group: Mapping[str, Any], sources: Sequence[str]) -> Iterator[str]:
             f"after {common} updates",
             "above the first",
         )
-        rows.append({"model": "autoregressive, untrained", **dict.fromkeys(costs, "–"), **_scores(scores, sources)})
+        rows.append({"model": mark, **dict.fromkeys(costs, "–"), **_scores(scores, sources)})
     for run in runs:
         last, shared = run["points"][-1], next(point for point in run["points"] if point["updates"] == common)
         rows.append(
@@ -338,10 +333,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = getattr(args, kind) or default_folder(kind)
         text = prepare(load_tokenizer(folder), texts, args)
         tokens = {"training_tokens": text.blocks.numel(), "held_out_tokens": sum(map(len, text.passages))}
-        record[kind] = {"sizes": text.sizes, **tokens, "runs": []}
+        marks = {"frequencies of tokens": by_source(frequencies(text), text)}
         if kind == "decoder":
-            record[kind]["mark"] = by_source(autoregressive(folder, text, args), text)
-            print(f"  autoregressive: {record[kind]['mark']}", flush=True)
+            marks["the decoder itself, autoregressive"] = by_source(autoregressive(folder, text, args), text)
+        print(f"  {marks}", flush=True)
+        record[kind] = {"sizes": text.sizes, **tokens, "marks": marks, "runs": []}
         chosen = [run for run in RUNS[kind] if not args.runs or run.name in args.runs]
         tasks += [(kind, partial(measure, folder, kind, run, text, args)) for run in chosen]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -68,6 +68,13 @@ def _blocks(source: str, tokenizer: Tokenizer, length: int) -> Tensor:
     return torch.tensor(pack(load_text(source, "train"), tokenizer, length)["input_ids"][:])  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
 
 
+def frequencies(text: Text) -> Tensor:
+    """−log p of each passage, in nats, under the frequencies of tokens in the training blocks, which uses no context."""
+    counts = torch.bincount(text.blocks.flatten(), minlength=len(text.tokenizer)).double() + 0.01  # none is impossible
+    nats = -(counts / counts.sum()).log()
+    return torch.stack([nats[passage].sum() for passage in text.passages])
+
+
 def bound(model: nn.Module, text: Text, num_samples: int, args: argparse.Namespace) -> Tensor:
     """The bound of each passage, in nats; the noise is the same at every call."""
     collate = TokenCollator(pad_token_id=text.tokenizer.pad_token_id or 0)

@@ -147,7 +147,7 @@ def test_documentation__its_commands_run(
 ) -> None:
     """Every shell command of the README and the docs but make's, at reduced size and without its launcher, one by one.
 
-    Of configs on their own data, of pretrained models, and of programs that take long, only the arguments are read: their own
+    Of configs on their own data, of pretrained models, and of programs that take long, only arguments are read: their own
     tests run them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
