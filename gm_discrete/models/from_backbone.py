@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-from gm_discrete.data.tokenizers import ensure_mask_token
+from gm_discrete.data.tokenizers import MASK, ensure_mask_token
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts, positions
@@ -64,16 +65,21 @@ def from_backbone(
         model = deepcopy(backbone)
     else:
         model = loaded(backbone, loading)
+    check_memory(model)
     model.eval()
     disable_token_dropout(model)
     tokens, expected = example(model)
     path = chosen_path(model, path, tokenizer)
+    mask = untrained_mask(model, tokenizer, path)
     resize(model, path.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
     options = {"max_position_embeddings": positions_of(model), **special_tokens(model, tokenizer, path), **options}
     config = GMConfig(path=path, backbone=model.config, shift=shift, dtype=model.dtype, **options)
     config._attn_implementation = model.config._attn_implementation
     result = assembled(cls, config, model)
     check_logits(result, tokens, expected)
+    if mask is not None:
+        weight: Any = result.get_input_embeddings().weight
+        weight.data[mask] = weight.data.float().mean(0).to(weight.dtype)
     return result
 
 
@@ -120,6 +126,20 @@ def check_language_model(model: PreTrainedModel) -> None:
         )
 
 
+def check_memory(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: embedding or head, which are changed here, are offloaded.
+    """
+    for name, part in (("embedding", model.get_input_embeddings()), ("head", model.get_output_embeddings())):
+        weight: Any = getattr(part, "weight", None)
+        if weight is not None and weight.is_meta:
+            raise ValueError(
+                f"device_map offloads the {name}, which is changed here: keep it in memory, or save the model without "
+                "device_map, and load it with GMModel.from_pretrained"
+            )
+
+
 def rows_of(model: PreTrainedModel) -> int:
     """The number of symbols in the embedding."""
     weight: Any = model.get_input_embeddings().weight
@@ -157,6 +177,15 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     if tokenizer is not None and path.is_masked and path.mask_token_id != tokenizer.mask_token_id:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"path={path!r} has another mask than the tokenizer, mask_token_id={tokenizer.mask_token_id}")
     return path
+
+
+def untrained_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> int | None:
+    """The mask that `ensure_mask_token` added to the tokenizer of a decoder, if the embedding has a spare row for it."""
+    if tokenizer is None or not path.is_masked or type(model.config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return None
+    mask: Any = tokenizer.mask_token_id
+    is_ours = tokenizer.mask_token == MASK and mask >= tokenizer.vocab_size
+    return mask if is_ours and mask < rows_of(model) else None
 
 
 @torch.no_grad()
