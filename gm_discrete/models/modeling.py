@@ -116,8 +116,9 @@ class GMModel(GMPreTrainedModel):
             shift: whether the belief about a position is read at the one before it; by default so for decoders.
             tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
                 then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
-                are added to the embedding are the mean of the others, and so is a spare row that a mask gets. Without a tokenizer the mask is the
-                `mask_token_id` of the language model's config, or else one new symbol, the last.
+                are added to the embedding are the mean of the others, and so is a spare row that becomes the mask's.
+                Without a tokenizer the mask is the `mask_token_id` of the language model's config, or else one new symbol,
+                the last.
             options: arguments of `GMConfig`; and those of `from_pretrained`: dtype, attn_implementation, device_map,
                 quantization_config, gguf_file, revision, subfolder, token, cache_dir, local_files_only.
 

@@ -40,9 +40,9 @@ from tests.helpers.backbones import (
     V,
     config_of,
     data,
+    made,
     network,
     noisy,
-    made,
     original,
     randomised,
     raw_logits,
@@ -99,7 +99,7 @@ def test_from_backbone__with_a_tokenizer_has_its_symbols(name: str, letters: str
 
 
 def test_from_backbone__mask_of_a_decoder_among_its_spare_symbols_is_their_mean() -> None:
-    """Published embeddings have more rows than their tokenizers: the row of a mask that is added to these was never trained."""
+    """Published embeddings have more rows than tokenizers have tokens: that of a mask which is added was never trained."""
     own, tokenizer = plain("llama"), character_tokenizer(alphabet="abc")
     mask: Any = tokenizer.mask_token_id
     assert mask < V
@@ -350,7 +350,7 @@ def test_from_backbone__refuses_to_change_weights_that_are_offloaded(
     plain("llama").save_pretrained(tmp_path / "llama")
     places: dict[str, str] = {"model": "cpu", "lm_head": "cpu"}
     if offloaded != "lm_head":
-        places = {name: "cpu" for name in ("model.layers", "model.norm", "model.rotary_emb", "lm_head")}
+        places = dict.fromkeys(("model.layers", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     options: dict[str, Any] = {"device_map": {**places, offloaded: "disk"}, "offload_folder": tmp_path / "offloaded"}
     with pytest.raises(ValueError, match=f"device_map offloads the {message}"):
         GMModel.from_backbone(tmp_path / "llama", "uniform", **options)
