@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gm_discrete.models import GMConfig, GMModel
@@ -94,13 +94,20 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: the folder holds no adapter, or that of another model.
+        ValueError: the folder holds no adapter, a damaged one, or that of another model.
     """
     from peft import PeftModel, get_peft_model_state_dict  # an extra
 
     folder = Path(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder} holds no adapter, as it has no {ADAPTER_CONFIG}; give the folder of one")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no adapter, as it has no {name}; give the folder of one")
+    try:
+        json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            found = set(file.keys())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder} holds a damaged adapter ({error}); save it anew") from error
     if (folder / BASE).is_file():
         described = json.loads((folder / BASE).read_text(encoding="utf-8"))
         check_same(GMConfig.from_dict(described["config"]), model.config, folder)
@@ -111,8 +118,6 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split("\n\t")[:2])  # PyTorch names all weights of other shapes
             raise ValueError(f"{folder} holds an adapter that does not fit the model: {first}") from error
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        found = set(file.keys())
     if unlike := found ^ get_peft_model_state_dict(adapted).keys():
         raise ValueError(
             f"{folder} holds an adapter that does not fit the model: {min(unlike)} is in one and not in the other; load the "
