@@ -117,8 +117,12 @@ def loaded(name: str | os.PathLike[str], loading: dict[str, Any]) -> PreTrainedM
 def check_language_model(model: PreTrainedModel) -> None:
     """
     Raises:
-        ValueError: it has no head of tokens, or is no language model of text.
+        ValueError: it has no head of tokens, is no language model of text, or has adapters inside.
     """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "backbone has an adapter from add_adapter, which would not be loaded again; merge it with PEFT"
+        )
     expected = language_model_class(model.config)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ValueError(

@@ -356,6 +356,14 @@ def test_from_backbone__refuses_to_change_weights_that_are_offloaded(
         GMModel.from_backbone(tmp_path / "llama", "uniform", **options)
 
 
+def test_from_backbone__refuses_a_language_model_with_adapters_inside() -> None:
+    peft = pytest.importorskip("peft", reason="an extra: pip install peft")
+    own: Any = plain("llama")
+    own.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="backbone has an adapter"):
+        GMModel.from_backbone(own)
+
+
 @few
 def test_config__refuses_padding_that_is_no_symbol(name: str) -> None:
     with pytest.raises(ValueError, match=f"pad_token_id=7.*vocab_size={PAD + 1}"):
