@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +54,22 @@ def convert_language(
         FileNotFoundError: there are no weights, or a shard is missing.
     """
     language, settings = LANGUAGES[family], source.config()
-    try:
+    with _readable(source, family):
         language.check(settings)
         network = language.backbone(settings)
-    except ValueError as error:
-        raise ValueError(
-            f"source={str(source.path)!r} is no {family} checkpoint that can be converted: {error}"
-        ) from error
     files = source.weights()
     if others := [file.name for file in files if file.suffix != ".safetensors"]:
         raise ValueError(
             f"source={str(source.path)!r} has {', '.join(others)}; {family} is read from safetensors files"
         )
     shards = _renamed([weights_in(file) for file in files], language, is_tied(settings))
-    config = _config(source, settings, language, network, shards, mask_token_id, length, block_size)
-    _check(shards, config, source)
+    with _readable(source, family):
+        config = _config(source, settings, language, network, shards, mask_token_id, length, block_size)
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in GMModel(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop(HEAD, None)
+    _check(shards, expected, source)
     logger.info("family: %s; backbone: %s; path: %r", family, network["model_type"], config.build_path())
     logger.info(
         "belief about a position read at %s; length: %d",
@@ -88,6 +90,16 @@ def convert_language(
             write_shard(ready / name, weights)
         if len(shards) > 1:
             write_index(ready, zip(names, shards, strict=True))
+
+
+@contextmanager
+def _readable(source: Folder, family: str) -> Iterator[None]:
+    """Turns the errors of many kinds that wrong settings raise into one that names their folder."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = " ".join(str(error).split())
+        raise ValueError(f"source={str(source.path)!r} is no {family} that can be converted: {message}") from error
 
 
 def _renamed(files: list[list[Weight]], language: Language, tied: bool) -> Shards:
@@ -158,15 +170,11 @@ def _config(
     return config
 
 
-def _check(shards: Shards, config: GMConfig, source: Folder) -> None:
+def _check(shards: Shards, expected: Mapping[str, tuple[int, ...]], source: Folder) -> None:
     """
     Raises:
         ValueError: a weight is missing or unexpected, or has another shape than its config needs.
     """
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in GMModel(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        expected.pop(HEAD, None)
     found = {name: weight for shard in shards for name, weight in shard.items()}
     if missing := [name for name in expected if name not in found]:
         listed = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")

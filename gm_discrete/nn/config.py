@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
@@ -408,9 +409,10 @@ class GMConfig(PreTrainedConfig):
         kind = CONFIG_MAPPING[self.backbone["model_type"]]
         try:
             return kind.from_dict(self.backbone)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"backbone={self.backbone} is no config of {self.backbone['model_type']}: {error}"
+                f"backbone={self.backbone} is no config of {self.backbone['model_type']}: {reason}"
             ) from error
 
     # What follows from the arguments

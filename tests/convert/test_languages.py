@@ -438,6 +438,26 @@ def test_convert__settings_that_are_missing_are_named(tmp_path: Path, name: str,
         convert(source, tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llada", {"n_heads": "4"}),
+        ("llada", {"d_model": 17}),
+        ("llada", {"mask_token_id": K}),
+        ("llada", {"eos_token_id": K}),
+        ("dream", {"hidden_act": "unknown"}),
+        ("dream", {"rope_parameters": 3}),
+        ("dream", {"max_position_embeddings": "many"}),
+        ("sdar", {"block_size": -1}),
+    ],
+)
+def test_convert__settings_out_of_range_are_named(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+    source = write(tmp_path / "source", name, state_dict(name), **change)
+    with pytest.raises(ValueError, match=f"source.* is no {name} that can be converted"):
+        convert(source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_convert__options_of_other_families_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "source", "llada", state_dict("llada"))
     others: list[dict[str, Any]] = [

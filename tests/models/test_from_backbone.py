@@ -276,6 +276,11 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "unknown type": ({"model_type": "llamma"}, "model_type='llamma'"),
     "no type": ({"hidden_size": 8}, "model_type=None"),
     "unknown name": ("llama", "backbone='llama'"),
+    "no number": ({"model_type": "llama", "num_attention_heads": "4"}, "no config of llama.*num_attention_heads"),
+    "sizes that do not divide": (
+        {"model_type": "llama", "hidden_size": 33, "num_attention_heads": 4},
+        "no config of llama",
+    ),
 }
 
 
