@@ -21,7 +21,9 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("killed_recipe", "program", "sharded_training", "two_equal_processes", "two_processes")
+MODULES = (
+    "killed_recipe", "program", "sft_runs", "sharded_backbone", "sharded_training", "two_equal_processes", "two_processes",
+)  # fmt: skip
 """What it starts: the `main` of these modules of this folder."""
 
 

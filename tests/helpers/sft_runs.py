@@ -1,10 +1,9 @@
-"""Little runs of recipes/sft.py; as a script, run by two processes: `test_sft.py` starts it under torchrun."""
+"""Little runs of recipes/sft.py; `test_sft.py` starts `main` twice, in processes that train together."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,8 @@ def sft(arguments: dict[str, Any]) -> dict[str, Any]:
     return importlib.import_module("recipes.sft").main(flags({**SIZES, **arguments}))
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """The run with adapters, with whole weights on each process and with sharded ones."""
     datasets.config.HF_DATASETS_CACHE = folder / f"cache-{os.environ['RANK']}"
     made = {"backbone": folder / "llama", "data": folder / "chats.jsonl"}
     run = {**made, "per_device_train_batch_size": 2, "lora_rank": 2}

@@ -1,11 +1,10 @@
-"""What `test_backbone_training.py` starts under torchrun: networks of transformers, spread over two processes by FSDP 2."""
+"""What `test_backbone_training.py` starts twice: networks of transformers, spread over two processes by FSDP 2."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,3 @@ def main(folder: Path) -> None:
     (folder / f"record-{os.environ['RANK']}.json").write_text(json.dumps(record), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

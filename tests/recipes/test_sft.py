@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers.torchrun import torchrun
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from gm_discrete import GMModel
 from gm_discrete.training import load_adapter
+from tests.helpers import forks
 from tests.helpers.chats import PLAIN_TEMPLATE, chat_tokenizer, pairs, tiny_llama, write_rows
 from tests.helpers.recipe_configs import configs
 from tests.helpers.sft_runs import flags, sft, sources
@@ -218,7 +218,7 @@ def test_sft_recipe__a_config_has_known_arguments(file: Path) -> None:
 def by_two(made: dict[str, Any]) -> Path:
     """What two processes have written, with whole weights on each, and with sharded ones."""
     folder = Path(made["backbone"]).parent
-    torchrun("sft_runs.py", folder)
+    forks.start("sft_runs", folder, processes=2)
     return folder
 
 

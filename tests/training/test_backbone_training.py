@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers.torchrun import torchrun
 from transformers import AutoModel
 
 from gm_discrete import GMModel
+from tests.helpers import forks
 from tests.helpers.backbones import raw_logits, to_train
 from tests.helpers.sharded_backbone import CASES, trainer
 from tests.helpers.small_run import STABLE, Interrupt, checkpoint, losses, rows, small_trainer, weights
@@ -104,7 +104,7 @@ def test_adapter__trains_is_saved_loaded_and_merged(path: str, tmp_path: Path) -
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun("sharded_backbone.py", folder)
+    forks.start("sharded_backbone", folder, processes=2)
     return folder
 
 
