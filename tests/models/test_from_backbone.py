@@ -24,6 +24,10 @@ from transformers import (
     LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
+    RoFormerConfig,
+    RoFormerForMaskedLM,
     T5Config,
     ViTConfig,
 )
@@ -373,6 +377,25 @@ def test_from_backbone__refuses_a_language_model_with_adapters_inside() -> None:
 def test_config__refuses_padding_that_is_no_symbol(name: str) -> None:
     with pytest.raises(ValueError, match=f"pad_token_id=7.*vocab_size={PAD + 1}"):
         GMConfig(path=MaskedPath(PAD + 1), backbone=config_of(name, pad_token_id=7))
+
+
+ENCODER: dict[str, Any] = {
+    "vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+
+
+def test_from_backbone__refuses_networks_that_padding_before_a_text_changes() -> None:
+    """RoFormer takes no places of positions; with random numbers for sinusoids, scores depend on them, not on differences."""
+    own = randomised(RoFormerForMaskedLM(made(RoFormerConfig, **ENCODER, embedding_size=16)))
+    with pytest.raises(ValueError, match="'roformer' attends to padding"):
+        GMModel.from_backbone(own)
+
+
+def test_from_backbone__refuses_networks_that_get_no_more_symbols() -> None:
+    bottleneck: dict[str, Any] = {"embedding_size": 8, "intra_bottleneck_size": 8, "true_hidden_size": 8}
+    own: Any = MobileBertForMaskedLM(made(MobileBertConfig, **ENCODER, **bottleneck))
+    with pytest.raises(ValueError, match=f"'mobilebert' cannot get more than {V} symbols"):
+        GMModel.from_backbone(own)
 
 
 def test_from_backbone__refuses_a_network_whose_attention_stays_causal() -> None:
