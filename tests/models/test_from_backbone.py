@@ -385,7 +385,7 @@ ENCODER: dict[str, Any] = {
 
 
 def test_from_backbone__refuses_networks_that_padding_before_a_text_changes() -> None:
-    """RoFormer takes no places of positions; with random numbers for sinusoids, scores depend on them, not on differences."""
+    """RoFormer counts positions by itself; with random numbers for sinusoids, scores depend on more than distances."""
     own = randomised(RoFormerForMaskedLM(made(RoFormerConfig, **ENCODER, embedding_size=16)))
     with pytest.raises(ValueError, match="'roformer' attends to padding"):
         GMModel.from_backbone(own)
