@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from gm_discrete import GMConfig, GMModel
+from gm_discrete import GMConfig, GMModel, MaskedPath, UniformPath
 from gm_discrete.data import ensure_mask_token
 from gm_discrete.models.from_backbone import config_of
 from gm_discrete.paths import Path as ProbabilityPath
@@ -148,8 +148,8 @@ def load_backbone(
     if model_options:
         raise ValueError(f"model_options={model_options}, and backbone={name!r} is a GMModel already; leave them out")
     model = GMModel.from_pretrained(name, **loading)
-    masked = path == "masked" if isinstance(path, str) else path.is_masked
-    if masked != model.path.is_masked:
+    kind = {"masked": MaskedPath, "uniform": UniformPath}.get(path) if isinstance(path, str) else type(path)
+    if type(model.path) is not kind:
         raise ValueError(
             f"path={path!r}, and backbone={name!r} was trained with {model.path!r}; give that kind of path"
         )

@@ -57,6 +57,7 @@ from recipes.pretrained import (
     backbone_config,
     backbone_tokenizer,
     check_backbone,
+    is_gm_model,
     load_backbone,
     publish,
     with_adapter,
@@ -164,6 +165,8 @@ class TextArguments(BackboneArguments):
 
 OF_NEW = ("tokenizer", "alphabet", "tokenizer_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """Arguments without effect on a pretrained model."""
+OF_PATH = ("rates", "schedule")
+"""Arguments without effect on a `GMModel`, whose path has them."""
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -199,7 +202,8 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
 
 def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrainer:
     """Builds tokenizer, data and model, and the trainer that holds them."""
-    check_backbone(options, {name: getattr(TextArguments, name) for name in OF_NEW})
+    is_gm = options.backbone is not None and is_gm_model(options.backbone)
+    check_backbone(options, {name: getattr(TextArguments, name) for name in OF_NEW + OF_PATH * is_gm})
     set_seed(training.seed)
     output = Path(str(training.output_dir))
     shared = output / SHARED

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-from gm_discrete.data.tokenizers import ensure_mask_token
+from gm_discrete.data.tokenizers import MASK, ensure_mask_token
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts, positions
@@ -38,8 +39,9 @@ MARKS = {
 LENGTH = 1024
 """Default length of training and of `generate`, where the language model has as many positions."""
 
-TOLERANCE = 1e-2
-"""Of numbers that should be equal, relative to their size: rounding in half precision is below it."""
+TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2
+"""Of numbers that should be equal, relative to their size: rounding is below it, also that of products in TF32; and in half
+precision."""
 
 
 def from_backbone(
@@ -64,16 +66,21 @@ def from_backbone(
         model = deepcopy(backbone)
     else:
         model = loaded(backbone, loading)
+    check_memory(model)
     model.eval()
     disable_token_dropout(model)
     tokens, expected = example(model)
     path = chosen_path(model, path, tokenizer)
+    mask = untrained_mask(model, tokenizer, path)
     resize(model, path.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
     options = {"max_position_embeddings": positions_of(model), **special_tokens(model, tokenizer, path), **options}
     config = GMConfig(path=path, backbone=model.config, shift=shift, dtype=model.dtype, **options)
     config._attn_implementation = model.config._attn_implementation
     result = assembled(cls, config, model)
     check_logits(result, tokens, expected)
+    if mask is not None:
+        weight: Any = result.get_input_embeddings().weight
+        weight.data[mask] = weight.data.float().mean(0).to(weight.dtype)
     return result
 
 
@@ -139,13 +146,31 @@ def config_of(name: str | os.PathLike[str], **place: Any) -> PreTrainedConfig:
 def check_language_model(model: PreTrainedModel) -> None:
     """
     Raises:
-        ValueError: it has no head of tokens, or is no language model of text.
+        ValueError: it has no head of tokens, is no language model of text, or has adapters inside.
     """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "backbone has an adapter from add_adapter, which would not be loaded again; merge it with PEFT"
+        )
     expected = language_model_class(model.config)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ValueError(
             f"backbone is a {type(model).__name__}, which has no head of tokens; give a {expected.__name__}"
         )
+
+
+def check_memory(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: embedding or head, which are changed here, are offloaded.
+    """
+    for name, part in (("embedding", model.get_input_embeddings()), ("head", model.get_output_embeddings())):
+        weight: Any = getattr(part, "weight", None)
+        if weight is not None and weight.is_meta:
+            raise ValueError(
+                f"device_map offloads the {name}, which is changed here: keep it in memory, or save the model without "
+                "device_map, and load it with GMModel.from_pretrained"
+            )
 
 
 def rows_of(model: PreTrainedModel) -> int:
@@ -190,13 +215,30 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     return path
 
 
+def untrained_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> int | None:
+    """The mask that `ensure_mask_token` added to the tokenizer of a decoder, if the embedding has a spare row for it."""
+    if tokenizer is None or not path.is_masked or type(model.config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return None
+    mask: Any = tokenizer.mask_token_id
+    is_ours = tokenizer.mask_token == MASK and mask >= tokenizer.vocab_size
+    return mask if is_ours and mask < rows_of(model) else None
+
+
 @torch.no_grad()
 def resize(model: PreTrainedModel, vocab_size: int) -> None:
-    """Adds rows to embedding and head, which are the mean of the others."""
+    """Adds rows to embedding and head, which are the mean of the others.
+
+    Raises:
+        ValueError: transformers cannot resize them.
+    """
     rows = rows_of(model)
     if vocab_size == rows:
         return
-    model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    try:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    except TypeError as error:
+        kind = f"backbone of type {model.config.model_type!r}"
+        raise ValueError(f"{kind} cannot get more than {rows} symbols ({error}); give another one") from error
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     for weight in (embedding.weight, head.weight, head.bias):
@@ -265,8 +307,13 @@ def check_logits(model: GMPreTrainedModel, tokens: Tensor, expected: Tensor) -> 
         other = tokens.clone()
         other[0, -1] = tokens[0, 0]
         both = [backbone({"": part}, time)[0, 0] for part in (tokens, other)]
-        padded = backbone({"": other}, time, {"": tokens.new_tensor([[1, 1, 1, 0]])})[:, :3]
-        alone = backbone({"": tokens[:, :3]}, time)
+        padded = [
+            (
+                backbone({"": tokens}, time, {"": tokens.new_tensor([mask])})[:, part],
+                backbone({"": tokens[:, part]}, time),
+            )
+            for mask, part in (([1, 1, 1, 0], slice(3)), ([0, 1, 1, 1], slice(1, 4)))
+        ]
         backbone.ahead = 0.0
         found = model.heads["tokens"](backbone.finish(backbone({"": tokens}, time), None))
         found = found if backbone.logit_map is None else backbone.logit_map(found)
@@ -280,12 +327,13 @@ def check_logits(model: GMPreTrainedModel, tokens: Tensor, expected: Tensor) -> 
     if not close(found, expected):
         difference = float((found - expected).abs().max())
         raise ValueError(f"{kind} computes its logits in a way that is not known here: they differ by {difference:.3g}")
-    if not close(padded, alone):
+    if not all(close(*pair) for pair in padded):
         raise ValueError(f"{kind} attends to padding, whatever its mask; give another one")
     if torch.equal(*both):
         raise ValueError(f"{kind} does not attend to later positions, whatever its mask; give another one")
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether numbers are equal but for rounding in half precision."""
-    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1))
+    """Whether numbers of one precision are equal but for rounding."""
+    tolerance = TOLERANCE if found.dtype == torch.float32 else HALF_TOLERANCE
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1))

@@ -41,6 +41,7 @@ from gm_discrete.models.parts import network_of
 from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
+from gm_discrete.nn.language_models import language_model_class
 from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
@@ -74,6 +75,10 @@ class GMModel(GMPreTrainedModel):
     """
 
     def __init__(self, config: GMConfig) -> None:
+        if isinstance(config.backbone, dict):  # of the implementations of attention, those that the network has
+            kind = language_model_class(config.network_config())
+            for name in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn"):
+                setattr(self, name, getattr(kind, name))
         super().__init__(config)
         # Copied together, so that the fields refer to the copied path, into which this model's tables are loaded.
         self.path, self.state_fields = deepcopy((config.build_path(), config.state_fields))
@@ -111,8 +116,9 @@ class GMModel(GMPreTrainedModel):
             shift: whether the prediction of a position is read at the one before it; by default so for decoders.
             tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
                 then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
-                are added to the embedding are the mean of the others. Without a tokenizer the mask is the
-                `mask_token_id` of the language model's config, or else one new symbol, the last.
+                are added to the embedding are the mean of the others, and so is a spare row that becomes the mask's.
+                Without a tokenizer the mask is the `mask_token_id` of the language model's config, or else one new symbol,
+                the last.
             options: arguments of `GMConfig`; and those of `from_pretrained`: dtype, attn_implementation, device_map,
                 quantization_config, gguf_file, revision, subfolder, token, cache_dir, local_files_only.
 

@@ -182,9 +182,7 @@ class WindowCache:
             before = kept.get(layer, (None,) * len(parts))
             kept[layer] = tuple(put(part, into) for part, into in zip(parts, before, strict=True))
         last = None
-        if (
-            full.latest_last is not None and start
-        ):  # of the position before, which was moved to the window's first place
+        if full.latest_last is not None and start:  # the state before the window was moved to its first place
             last = put(hidden[index, start : start + 1], self.kept.last)
         self.kept = BlockCache(kept, last)
         self.done.update(rows)

@@ -380,6 +380,11 @@ class GMConfig(PreTrainedConfig):
             ValueError: others are given, or some that it has not.
         """
         self.backbone = {**network, "vocab_size": self.vocab_size}
+        padding = network.get("pad_token_id")
+        if isinstance(padding, int) and not -self.vocab_size <= padding < self.vocab_size:
+            raise ValueError(
+                f"backbone has pad_token_id={padding}, and the path has vocab_size={self.vocab_size}; set it to None there"
+            )
         found, name, defaults = self.network_config(), network["model_type"], type(self).__dataclass_fields__
         check_config(found)
         for option in _OF_THE_NETWORK:

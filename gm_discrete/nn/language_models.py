@@ -14,6 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 MAPPINGS = MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 """From configs to language models. Encoders that can be decoders are in both, and are taken for encoders."""
 
+ATTENTION = {"full_attention", "sliding_attention"}
+"""Kinds of layers that can attend to all positions."""
+
 WHOLE = 2**30
 """A window of attention that is larger than any sequence."""
 
@@ -80,14 +83,17 @@ def is_causal(network: PreTrainedModel) -> bool:
     """Whether attention is causal by itself, as in decoders.
 
     Raises:
-        ValueError: the network has no attention of which this can be said, such as a recurrent one.
+        ValueError: the network has no attention of which this can be said, or layers of other kinds, such as recurrent ones.
     """
-    modules: list[Any] = list(network.modules())
+    name, modules = f"backbone of type {network.config.model_type!r}", cast("list[Any]", list(network.modules()))
     found = [module.is_causal for module in modules if hasattr(module, "is_causal")]
     if not found:
+        raise ValueError(f"{name} has no attention that could go in both directions; give another one")
+    others = {*(getattr(network.config, "layer_types", None) or ())} - ATTENTION
+    if others or network._is_stateful:
+        kinds = ", ".join(sorted(others)) or "recurrent ones"
         raise ValueError(
-            f"backbone of type {network.config.model_type!r} has no attention that could go in both directions; give "
-            "another one"
+            f"{name} has layers that cannot attend in both directions to all positions, {kinds}; give another one"
         )
     return any(one is True for one in found)
 

@@ -86,6 +86,8 @@ class TransformersBackbone(nn.Module):
         self.first_place, self.places = positions(network)
         self.takes_places = "position_ids" in arguments
         network._modules.pop("contact_head", None)  # of ESM, and no part of its language model
+        tokens: Any = self.embed_tokens
+        tokens.padding_idx = None  # by which the row would have no gradient, also where padding is the end of a text
         embeddings: Any = embeddings_of(network)
         if hasattr(embeddings, "token_dropout"):
             embeddings.token_dropout = False

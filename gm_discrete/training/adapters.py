@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gm_discrete.models import GMConfig, GMModel
@@ -119,14 +119,21 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
     Raises:
         ImportError: PEFT is not installed.
         TypeError: the model is no `GMModel`.
-        ValueError: the folder holds no adapter, or that of another model; or the model has an adapter.
+        ValueError: the folder holds no adapter, a damaged one, or that of another model; or the model has an adapter.
     """
     check_plain(model)
     from peft import PeftModel, get_peft_model_state_dict  # an extra
 
     folder = Path(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder} holds no adapter, as it has no {ADAPTER_CONFIG}; give the folder of one")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no adapter, as it has no {name}; give the folder of one")
+    try:
+        json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            found = set(file.keys())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder} holds a damaged adapter ({error}); save it anew") from error
     if (folder / BASE).is_file():
         described = json.loads((folder / BASE).read_text(encoding="utf-8"))
         check_same(GMConfig.from_dict(described["config"]), model.config, folder)
@@ -139,8 +146,6 @@ def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable
             raise ValueError(
                 f"{folder} holds an adapter that does not fit the model; load the model that it was trained on ({first})"
             ) from error
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        found = set(file.keys())
     if unlike := found ^ get_peft_model_state_dict(adapted).keys():
         raise ValueError(
             f"{folder} holds an adapter that does not fit the model; load the model that it was trained on "

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from gm_discrete.training.adapters import base_model
+
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (orthogonalised momentum, Jordan et al. 2024; `torch.optim.Muon`) for the linear layers of the transformer, AdamW
     for all other parameters. One learning-rate schedule scales both.
 
     Args:
-        model: a model whose transformer layers are in a module list named `layers`.
+        model: a `GMModel`, also with an adapter of PEFT.
         lr: learning rate of Muon. Its updates have spectral norm 1, so that this is the absolute size of a step.
         adamw_lr, adamw_betas: learning rate and betas of AdamW.
         momentum: momentum of Muon.
@@ -30,10 +32,11 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
-        linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        matrices = [weight for name, weight in named if ".layers." in name and name in linear]
-        others = [weight for name, weight in named if not (".layers." in name and name in linear)]
+        layers = base_model(model).backbone.layers.modules()
+        linear = {id(module.weight) for module in layers if isinstance(module, nn.Linear)}
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        matrices = [weight for weight in trained if id(weight) in linear]
+        others = [weight for weight in trained if id(weight) not in linear]
         muon = torch.optim.Muon(
             [{"params": matrices}], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
         )

@@ -49,10 +49,9 @@ def published(folder: str | os.PathLike[str], is_writer: bool = True, replaces: 
 def _publish(draft: Path, folder: Path, replaces: str) -> None:
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     configs = [draft / name for name in CONFIGS if draft / name in files]
-    for name in (
-        CONFIGS if configs else ()
-    ):  # both: a whole model and an adapter in one folder would be read as one model
-        (folder / name).unlink(missing_ok=True)
+    if configs:  # both are deleted: a whole model and an adapter in one folder would be read as one model
+        for name in CONFIGS:
+            (folder / name).unlink(missing_ok=True)
     for file in files:
         if file not in configs:
             move(file, folder / file.relative_to(draft))

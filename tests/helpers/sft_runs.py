@@ -1,4 +1,4 @@
-"""Little runs of recipes/sft.py; `main` is what `test_sft.py` starts twice: those of two processes."""
+"""Little runs of recipes/sft.py; `test_sft.py` starts `main` twice, in processes that train together."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def sft(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    """The run with adapters, with whole weights on each process and with sharded ones."""
     datasets.config.HF_DATASETS_CACHE = folder / f"cache-{os.environ['RANK']}"
     made = {"backbone": folder / "llama", "data": folder / "chats.jsonl"}
     run = {**made, "per_device_train_batch_size": 2, "lora_rank": 2}

@@ -14,10 +14,20 @@ from transformers import (
     CLIPTextConfig,
     FNetConfig,
     FNetForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3Config,
+    JambaConfig,
+    JambaForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
+    RoFormerConfig,
+    RoFormerForMaskedLM,
     T5Config,
     ViTConfig,
 )
@@ -27,15 +37,18 @@ from gm_discrete.data import character_tokenizer
 from gm_discrete.nn.language_models import check_arguments
 from tests.helpers.backbones import (
     ARCHITECTURES,
+    DECODER,
     FEW,
     MASK,
     PAD,
     V,
     config_of,
     data,
+    made,
     network,
     noisy,
     original,
+    randomised,
     raw_logits,
 )
 from tests.helpers.networks import rng
@@ -87,6 +100,32 @@ def test_from_backbone__with_a_tokenizer_has_its_symbols(name: str, letters: str
     assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
     sample = model.generate(tokenizer("abc", return_tensors="pt")["input_ids"], max_new_tokens=4, num_steps=2, seed=0)
     assert not bool((sample == tokenizer.mask_token_id).any())
+
+
+def test_from_backbone__mask_of_a_decoder_among_its_spare_symbols_is_their_mean() -> None:
+    """Published embeddings have more rows than tokenizers have tokens: that of a mask which is added was never trained."""
+    own, tokenizer = plain("llama"), character_tokenizer(alphabet="abc")
+    mask: Any = tokenizer.mask_token_id
+    assert mask < V
+    before, head = own.get_input_embeddings().weight.clone(), own.lm_head.weight.clone()
+    model: Any = GMModel.from_backbone(own, tokenizer=tokenizer)
+    found = model.backbone.embed_tokens.weight
+    torch.testing.assert_close(found[mask], before.mean(0))
+    others = torch.arange(V) != mask
+    assert torch.equal(found[others], before[others])
+    assert torch.equal(model.heads.tokens.weight, head)
+    encoder: Any = plain("bert")  # was trained with its mask
+    before = encoder.get_input_embeddings().weight.clone()
+    model = GMModel.from_backbone(encoder, tokenizer=tokenizer)
+    assert torch.equal(model.backbone.embed_tokens.weight, before)
+
+
+def test_from_backbone__padding_that_ends_texts_is_trained() -> None:
+    """The embedding of a token has a gradient, also where the language model pads with it."""
+    model: Any = GMModel.from_backbone(plain("llama", eos_token_id=PAD))
+    x = torch.tensor([[2, PAD, V, PAD]])  # V is the mask
+    model(input_ids=x, time=torch.full((1,), 0.5), labels=torch.tensor([[2, PAD, 3, PAD]])).loss.backward()
+    assert bool(model.backbone.embed_tokens.weight.grad[PAD].any())
 
 
 def test_from_backbone__takes_a_path_with_enough_symbols() -> None:
@@ -142,6 +181,24 @@ def test_model__sets_the_attention_of_its_backbone(name: str) -> None:
     model.set_attn_implementation("eager")
     assert {model.config._attn_implementation, model.backbone.network.config._attn_implementation} == {"eager"}
     torch.testing.assert_close(raw_logits(model, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_model__has_the_implementations_of_attention_of_its_network(tmp_path: Path) -> None:
+    """Gemma 2 caps the scores of attention, for which there is no sdpa: it is loaded with eager attention by itself."""
+    own: Any = randomised(Gemma2ForCausalLM(made(Gemma2Config, **DECODER, head_dim=8, attn_logit_softcapping=1.0)))
+    model: Any = GMModel.from_backbone(own)
+    x = data()
+    expected = raw_logits(model, x)
+    model.save_pretrained(tmp_path)
+    loaded: Any = AutoModel.from_pretrained(tmp_path)
+    fresh: Any = GMModel(GMConfig.from_pretrained(tmp_path))
+    for found in (loaded, fresh):
+        assert found.config._attn_implementation == found.backbone.network.config._attn_implementation == "eager"
+    torch.testing.assert_close(raw_logits(loaded, x), expected)
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        loaded.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        GMModel.from_pretrained(tmp_path, attn_implementation="sdpa")
 
 
 @every_architecture
@@ -302,6 +359,62 @@ def test_from_pretrained__of_a_language_model_names_from_backbone(tmp_path: Path
     plain("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model_type='llama'.*GMModel\.from_backbone"):
         GMModel.from_pretrained(tmp_path)
+
+
+def test_from_backbone__refuses_networks_with_layers_that_do_not_attend() -> None:
+    """Some of their layers attend in both directions; the others go from left to right, through padding, too."""
+    sizes: dict[str, Any] = {**DECODER, "num_hidden_layers": 2}
+    lfm2 = Lfm2ForCausalLM(made(Lfm2Config, **sizes, layer_types=["conv", "full_attention"]))
+    jamba = JambaForCausalLM(made(JambaConfig, **sizes, num_experts=1, attn_layer_period=2, attn_layer_offset=1))
+    for own, kind in ((lfm2, "'lfm2'.*conv"), (jamba, "'jamba' has layers that cannot attend")):
+        with pytest.raises(ValueError, match=kind):
+            GMModel.from_backbone(own)
+
+
+@pytest.mark.parametrize(("offloaded", "message"), [("model.embed_tokens", "embedding"), ("lm_head", "head")])
+def test_from_backbone__refuses_to_change_weights_that_are_offloaded(
+    offloaded: str, message: str, tmp_path: Path
+) -> None:
+    plain("llama").save_pretrained(tmp_path / "llama")
+    places: dict[str, str] = {"model": "cpu", "lm_head": "cpu"}
+    if offloaded != "lm_head":
+        places = dict.fromkeys(("model.layers", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    options: dict[str, Any] = {"device_map": {**places, offloaded: "disk"}, "offload_folder": tmp_path / "offloaded"}
+    with pytest.raises(ValueError, match=f"device_map offloads the {message}"):
+        GMModel.from_backbone(tmp_path / "llama", "uniform", **options)
+
+
+def test_from_backbone__refuses_a_language_model_with_adapters_inside() -> None:
+    peft = pytest.importorskip("peft", reason="an extra: pip install peft")
+    own: Any = plain("llama")
+    own.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="backbone has an adapter"):
+        GMModel.from_backbone(own)
+
+
+@few
+def test_config__refuses_padding_that_is_no_symbol(name: str) -> None:
+    with pytest.raises(ValueError, match=f"pad_token_id=7.*vocab_size={PAD + 1}"):
+        GMConfig(path=MaskedPath(PAD + 1), backbone=config_of(name, pad_token_id=7))
+
+
+ENCODER: dict[str, Any] = {
+    "vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+
+
+def test_from_backbone__refuses_networks_that_padding_before_a_text_changes() -> None:
+    """RoFormer counts positions by itself; with random numbers for sinusoids, scores depend on more than distances."""
+    own = randomised(RoFormerForMaskedLM(made(RoFormerConfig, **ENCODER, embedding_size=16)))
+    with pytest.raises(ValueError, match="'roformer' attends to padding"):
+        GMModel.from_backbone(own)
+
+
+def test_from_backbone__refuses_networks_that_get_no_more_symbols() -> None:
+    bottleneck: dict[str, Any] = {"embedding_size": 8, "intra_bottleneck_size": 8, "true_hidden_size": 8}
+    own: Any = MobileBertForMaskedLM(made(MobileBertConfig, **ENCODER, **bottleneck))
+    with pytest.raises(ValueError, match=f"'mobilebert' cannot get more than {V} symbols"):
+        GMModel.from_backbone(own)
 
 
 def test_from_backbone__refuses_a_network_whose_attention_stays_causal() -> None:

@@ -263,5 +263,12 @@ def test_text_recipe__goes_on_from_a_pretrained_model(
     ):
         with pytest.raises(ValueError, match=match):
             recipe.main(flags({**run, **options, "output_dir": tmp_path / "other"}))
+    for options, match in (
+        ({"path": "unigram"}, "path=MixturePath.*, and backbone=.* was trained with UniformPath"),
+        ({"path": "uniform", "schedule": "cosine"}, "schedule='cosine' has no effect"),
+        ({"path": "uniform", "rates": "mixture"}, "rates='mixture' has no effect"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            recipe.main(flags({**run, **options, "backbone": tmp_path / "uniform", "output_dir": tmp_path / "other"}))
     with pytest.raises(ValueError, match="shift=True needs a pretrained model"):
         recipe.main(["--shift", "true", "--output_dir", str(tmp_path / "other")])

@@ -177,6 +177,18 @@ def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
     torch.testing.assert_close(merged(input_ids=tokens, time=time).logits, expected)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_load_adapter__refuses_files_that_are_missing_or_truncated(name: str, tmp_path: Path) -> None:
+    add_lora(small_model(), rank=2).save_pretrained(str(tmp_path))
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a damaged adapter"):
+        load_adapter(small_model(), tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no adapter, as it has no {name}"):
+        load_adapter(small_model(), tmp_path)
+
+
 def test_load_adapter__of_another_model_is_refused(tmp_path: Path) -> None:
     add_lora(small_model(), rank=2).save_pretrained(str(tmp_path))  # by PEFT alone, without the config of the model
     cases: dict[str, Any] = {

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from gm_discrete import GMModel
+from gm_discrete.training import MuonAdamW
 from tests.helpers import forks
 from tests.helpers.backbones import raw_logits, to_train
 from tests.helpers.sharded_backbone import CASES, trainer
@@ -95,6 +96,16 @@ def test_adapter__trains_is_saved_loaded_and_merged(path: str, tmp_path: Path) -
     again: Any = AutoModel.from_pretrained(tmp_path / "merged")
     assert torch.equal(raw_logits(again, x), raw_logits(merged, x))
     assert merged.generate(x, max_new_tokens=2, num_steps=2).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_muon_adamw__takes_the_matrices_in_the_layers_of_a_network(name: str) -> None:
+    """Whatever transformers calls them: those of BERT are in `encoder.layer`."""
+    model: Any = to_train(name)
+    muon = MuonAdamW(model).parts["muon"].param_groups[0]["params"]
+    layers = model.backbone.layers
+    assert len(muon) == len(layers) * {"llama": 7, "bert": 6}[name]
+    assert {id(weight) for weight in muon} == {id(weight) for weight in layers.parameters() if weight.dim() == 2}
 
 
 # ---- Two processes
