@@ -350,7 +350,7 @@ def test_from_backbone__names_a_folder_that_does_not_exist(tmp_path: Path) -> No
         GMModel.from_backbone(folder)
     with pytest.raises(ValueError, match="holds no model that transformers knows"):
         GMModel.from_backbone(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="holds an adapter without its model"):
         GMModel.from_backbone(tmp_path)
 
