@@ -169,7 +169,7 @@ def test_load_adapter__loads_what_the_trainer_publishes(tmp_path: Path) -> None:
     tokens, time = torch.tensor([[0, 1, 7, 2]]), torch.ones(1)
     with trainer.averaged_weights():
         expected = model(input_ids=tokens, time=time).logits
-    assert "load_adapter" in (tmp_path / "published" / "README.md").read_text()
+    assert "load_adapter" in (tmp_path / "published" / "README.md").read_text(encoding="utf-8")
     loaded = load_adapter(small_model(), tmp_path / "published")
     torch.testing.assert_close(loaded(input_ids=tokens, time=time).logits, expected)
     merged: Any = loaded.merge_and_unload()
