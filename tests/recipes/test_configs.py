@@ -28,6 +28,7 @@ CONFIGS = configs("text")
 GPT2_SIZE = 50257
 RECIPES_OF_CONFIGS = {
     "recipes/text.py": "TextArguments", "recipes/images.py": "ImageArguments", "recipes/mixed.py": "MixedArguments",
+    "recipes/sft.py": "SFTArguments",
 }  # fmt: skip
 """Recipes that take a config → the class of their arguments."""
 
