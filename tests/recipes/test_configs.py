@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from gm_discrete import GMModel
-from tests.helpers import forks, published
+from tests.helpers import forks, languages, published
 from tests.helpers.recipe_configs import configs
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +193,9 @@ def stood_in(module: str, arguments: list[str], folder: Path) -> list[str]:
     if module == "gm_discrete.convert":
         weights = {f"backbone.{name}": tensor.contiguous() for name, tensor in published.state_dict().items()}
         source = folder / Path(arguments[0]).name
+        family = source.name.partition("-")[0].lower()
+        if family in languages.CONFIGS:
+            return [str(languages.write(source, family, languages.state_dict(family), block_size=None)), *arguments[1:]]
         if source.suffix:
             save_file(weights, source)
             return [str(source), *arguments[1:], "--num-attention-heads", "2"]
