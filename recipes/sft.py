@@ -54,8 +54,9 @@ Tokenizer = Any
 FEWEST_HELD_OUT = 2
 """The least number of held-out examples, of which a standard error needs two."""
 
-DISPLAY = {"prompts", "num_prompts", "answer_length", "num_steps", "sampler", "merge", "num_eval_samples"}
-DISPLAY |= {"max_eval_examples"}
+DISPLAY = {
+    "prompts", "num_prompts", "answer_length", "num_steps", "sampler", "merge", "num_eval_samples", "max_eval_examples",
+}  # fmt: skip
 """Arguments that the weights do not depend on: they may change when a run is resumed."""
 
 
@@ -65,6 +66,9 @@ class SFTArguments(BackboneArguments):
 
     data: str | None = field(
         default=None,
+        metadata={
+            "help": "rows of prompts and completions, or of messages: a jsonl, csv or parquet file, folder or hub id"
+        },
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     messages_column: str = field(default="messages", metadata={"help": "column of the conversations"})

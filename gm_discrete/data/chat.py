@@ -26,12 +26,12 @@ from gm_discrete.data.packing import EXAMPLES, pack_examples
 Turns = Literal["all", "each"]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""What marks the answers in a chat template."""
+"""The mark of the answers in a chat template."""
 
 
 @dataclass(frozen=True)
 class ChatReport:
-    """What `tokenize_chat` did with the rows of a data set.
+    """Numbers of the examples that `tokenize_chat` made of a data set, cut, and left out.
 
     Attributes:
         examples: examples that were made of them.
@@ -147,7 +147,7 @@ def tokenize_chat(
 
 
 FATES = ("whole", "truncated", "dropped", "unanswered", "spelling_mask")
-"""What became of an example; the first two are kept."""
+"""Outcomes for an example; the first two are kept."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:

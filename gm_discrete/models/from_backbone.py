@@ -40,8 +40,8 @@ LENGTH = 1024
 """Default length of training and of `generate`, where the language model has as many positions."""
 
 TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2
-"""Of numbers that should be equal, relative to their size: rounding is below it, also that of products in TF32; and in half
-precision."""
+"""Greatest relative differences between logits that should be equal. Rounding is below the first, also that of products in
+TF32, and in half precision below the second."""
 
 
 def from_backbone(

@@ -126,7 +126,7 @@ def attend_both_ways(network: PreTrainedModel) -> None:
 
 
 def logit_map(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
-    """What the architecture does to the logits after its head; `None` for nothing."""
+    """The function that the architecture applies to the logits after its head, such as a soft cap; `None` without one."""
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is not None:
         return partial(_capped, cap=cap)

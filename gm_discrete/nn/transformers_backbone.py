@@ -40,7 +40,7 @@ OF_CLASS = (
     "_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict",
     "_keys_to_ignore_on_load_unexpected",
 )  # fmt: skip
-"""What the class of a network says of its parts. A model collects it from its own parts, of which the backbone is one."""
+"""Attributes of the class of a network that describe its parts. A model collects them from its modules."""
 
 
 class TransformersBackbone(nn.Module):
