@@ -18,10 +18,11 @@ Source: Mardia & Jupp 2000, Directional Statistics, sections 9.3 and 13.2 (distr
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 LARGE = 20.0
 """From here on the series in 1/k of 1 − A has 16 digits; below it the continued fraction of A has."""
@@ -79,57 +80,44 @@ def bessel_ratio_complement(k: Tensor) -> Tensor:
     return _both(k)[1].to(k.dtype)
 
 
+def _log_scaled(k: Tensor) -> Tensor:
+    tiny = k < 1e-8  # there 2 I₁(k)/k is 1 to the last digit
+    return torch.where(tiny, -k, (2 * torch.special.i1e(k) / torch.where(tiny, 1.0, k)).log())
+
+
+def _log(k: Tensor) -> Tensor:
+    quarter = k.clamp(max=1.0).square() / 4
+    series = torch.zeros_like(k)  # Z − 1 = Σ_{n ≥ 1} (k²/4)ⁿ/(n! (n + 1)!), of which ten terms have 16 digits for k ≤ 1
+    for n in range(10, 0, -1):
+        series = (series + 1) * quarter / (n * (n + 1))
+    return torch.where(k <= 1, series.log1p(), k + _log_scaled(k))
+
+
 @final
-class _LogScaledNormalizer(torch.autograd.Function):
-    """log Z(k) − k, with the derivative A(k) − 1."""
+class _Normalizer(torch.autograd.Function):
+    """log Z(k), with the derivative A(k), or log Z(k) − k, with the derivative A(k) − 1."""
 
     @staticmethod
-    def forward(ctx: Any, k: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, k: Tensor, scaled: bool) -> Tensor:
         ctx.save_for_backward(k)
-        tiny = k < 1e-8  # there 2 I₁(k)/k is 1 to the last digit
-        return torch.where(tiny, -k, (2 * torch.special.i1e(k) / torch.where(tiny, 1.0, k)).log())
+        ctx.scaled = scaled  # type: ignore[attr-defined]
+        return _log_scaled(k) if scaled else _log(k)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (k,) = ctx.saved_tensors
-        return -grads[0] * _both(k)[1]
-
-
-@final
-class _LogNormalizer(torch.autograd.Function):
-    """log Z(k), with the derivative A(k)."""
-
-    @staticmethod
-    def forward(ctx: Any, k: Tensor) -> Tensor:
-        ctx.save_for_backward(k)
-        quarter = k.clamp(max=1.0).square() / 4
-        series = torch.zeros_like(k)  # Z − 1 = Σ_{n ≥ 1} (k²/4)ⁿ/(n! (n + 1)!), ten terms for k ≤ 1
-        for n in range(10, 0, -1):
-            series = (series + 1) * quarter / (n * (n + 1))
-        return torch.where(k <= 1, series.log1p(), k + _LogScaledNormalizer.forward(_Nothing(), k))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (k,) = ctx.saved_tensors
-        return grads[0] * _both(k)[0]
-
-
-@final
-class _Nothing:
-    """A context that saves nothing."""
-
-    def save_for_backward(self, *tensors: Tensor) -> None:
-        del tensors
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        (k,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        ratio, complement = _both(k)
+        return grads[0] * (-complement if ctx.scaled else ratio), None  # type: ignore[attr-defined]
 
 
 def log_normalizer(k: Tensor) -> Tensor:
     """log Z(k) = log(2 I₁(k)/k), 0 at k = 0; its derivative is A(k)."""
-    return _LogNormalizer.apply(k.double()).to(k.dtype)
+    return _Normalizer.apply(k.double(), False).to(k.dtype)
 
 
 def log_scaled_normalizer(k: Tensor) -> Tensor:
     """log Z(k) − k, exact also for large k, where it is −(3/2) log k − log √(π/2); its derivative is A(k) − 1."""
-    return _LogScaledNormalizer.apply(k.double()).to(k.dtype)
+    return _Normalizer.apply(k.double(), True).to(k.dtype)
 
 
 def log_density(alpha: Tensor, k: Tensor) -> Tensor:
