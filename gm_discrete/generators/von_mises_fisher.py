@@ -170,4 +170,4 @@ def sample(center: Tensor, k: Tensor, rng: torch.Generator | None = None) -> Ten
     axis = torch.nn.functional.normalize(axis, dim=-1, eps=0.0)
     alpha = angle_quantile(u, k)[..., None].double()
     turn = torch.cat([alpha.cos(), alpha.sin() * axis], -1)
-    return quaternions.normalized(quaternions.multiply(center.double(), turn)).to(center.dtype)
+    return torch.nn.functional.normalize(quaternions.multiply(center.double(), turn), dim=-1).to(center.dtype)

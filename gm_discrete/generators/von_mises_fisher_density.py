@@ -18,11 +18,10 @@ Source: Mardia & Jupp 2000, Directional Statistics, sections 9.3 and 13.2 (distr
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 LARGE = 20.0
 """From here on the series in 1/k of 1 − A has 16 digits; below it the continued fraction of A has."""
@@ -80,17 +79,14 @@ def bessel_ratio_complement(k: Tensor) -> Tensor:
     return _both(k)[1].to(k.dtype)
 
 
-def _log_scaled(k: Tensor) -> Tensor:
-    tiny = k < 1e-8  # there 2 I₁(k)/k is 1 to the last digit
-    return torch.where(tiny, -k, (2 * torch.special.i1e(k) / torch.where(tiny, 1.0, k)).log())
-
-
-def _log(k: Tensor) -> Tensor:
+def _log_normalizer(k: Tensor, scaled: bool) -> Tensor:
     quarter = k.clamp(max=1.0).square() / 4
     series = torch.zeros_like(k)  # Z − 1 = Σ_{n ≥ 1} (k²/4)ⁿ/(n! (n + 1)!), of which ten terms have 16 digits for k ≤ 1
     for n in range(10, 0, -1):
         series = (series + 1) * quarter / (n * (n + 1))
-    return torch.where(k <= 1, series.log1p(), k + _log_scaled(k))
+    large = k.clamp(min=1.0)
+    subtracted = (2 * torch.special.i1e(large) / large).log()
+    return torch.where(k <= 1, series.log1p() - (k if scaled else 0), subtracted + (0 if scaled else k))
 
 
 @final
@@ -98,16 +94,16 @@ class _Normalizer(torch.autograd.Function):
     """log Z(k), with the derivative A(k), or log Z(k) − k, with the derivative A(k) − 1."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, k: Tensor, scaled: bool) -> Tensor:
+    def forward(ctx: Any, k: Tensor, scaled: bool) -> Tensor:
         ctx.save_for_backward(k)
-        ctx.scaled = scaled  # type: ignore[attr-defined]
-        return _log_scaled(k) if scaled else _log(k)
+        ctx.scaled = scaled
+        return _log_normalizer(k, scaled)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        (k,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (k,) = ctx.saved_tensors
         ratio, complement = _both(k)
-        return grads[0] * (-complement if ctx.scaled else ratio), None  # type: ignore[attr-defined]
+        return grads[0] * (-complement if ctx.scaled else ratio), None
 
 
 def log_normalizer(k: Tensor) -> Tensor:
