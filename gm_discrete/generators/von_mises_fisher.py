@@ -101,7 +101,7 @@ def transported_angle(alpha: Tensor, k: Tensor, k_next: Tensor) -> Tensor:
 
     With v = sin(α/2) and the quantile Q(u; k) of v, v_next = v Q(G; k_next)/Q(G; k). The errors of G nearly cancel in the
     ratio, and k_next = k leaves α. Where 1 − G < e⁻³⁶ the ratio is that at e⁻³⁶. For large k this is v_next = v √(k/k_next).
-    The relative error is below 1e-4 for every interval where 1 − G > 1e-9 (measured against quadrature).
+    The relative error is at most 1e-4, for every interval, where 1 − G > 1e-9 (measured against quadrature).
 
     Args:
         alpha: the half angle at k, in [0, π/2].
