@@ -49,7 +49,7 @@ def normalized(q: Tensor) -> Tensor:
     size = length(q)
     identity = torch.zeros_like(q)
     identity[..., 0] = 1
-    return torch.where(size > 0, q / torch.where(size > 0, size, 1.0), identity)
+    return torch.where(size == 0, identity, q / torch.where(size == 0, 1.0, size))  # NaN stays NaN
 
 
 def rotate(q: Tensor, v: Tensor) -> Tensor:

@@ -278,7 +278,7 @@ class _Means:
         if self.end is not None:
             probability = posterior.mean(self._chance(nodes.alpha, everywhere), nodes).view(self.shape)
         landing = RotationLanding(self.belief, chance, self.kink, self.k_end)
-        return Jump(rate, landing, probability, length=self.now.spread)
+        return Jump(rate, landing, probability, length=self.now.spread, space=ROTATIONS)
 
     def _rate(self, alpha: Tensor, where: Tensor) -> Tensor:
         return (-vmf.slope(alpha, self.k[where, None, None])).clamp(min=0)

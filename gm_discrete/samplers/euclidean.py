@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, over, terms
 from gm_discrete.generators.rows import NOT_FINITE, require
-from gm_discrete.generators.spaces import NUMBERS, Space, entries, spread
+from gm_discrete.generators.spaces import Space, entries, spread
 from gm_discrete.samplers.base import Chain
 
 PRIOR_ENTRIES = 16
@@ -115,9 +115,9 @@ def _noise(chain: Chain, generator: Factor, x: Tensor, step: Tensor) -> Tensor |
 
 
 def space_of(generator: Factor) -> Space:
-    """The space in which flows and diffusions move."""
-    parts = [part for _, part in terms(generator) if isinstance(part, Flow | Diffusion)]
-    return next((part.space for part in parts), NUMBERS)
+    """The space of the states, of which a flow or a diffusion knows where it ends."""
+    parts = [part for _, part in terms(generator)]
+    return next((part.space for part in parts if not isinstance(part, Jump)), parts[0].space)
 
 
 def jump_rate(generator: Factor, x: Tensor) -> Tensor:
