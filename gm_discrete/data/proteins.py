@@ -9,9 +9,9 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gm_discrete.data import protein_geometry as geometry
+
+if TYPE_CHECKING:
+    import gemmi
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWYX"
 """The one-letter code of each symbol of the field `residue`: the twenty standard amino acids, and X for any other."""
@@ -34,8 +37,8 @@ BACKBONE = ("N", "CA", "C")
 PDB_COLUMNS = 72
 """Columns of a PDB file that are read. Those after them hold no coordinates, and in files of before 1997 other things."""
 PDB_ATOMS = ("N", "CA", "C", "O", "CB")
-LONGEST_CHAIN = 9999
-"""Residues that a PDB file can number."""
+LARGEST_NUMBER = 9999
+"""Of a residue in a PDB file, where it has four columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,19 +140,25 @@ def write_pdb(
 
     Raises:
         ValueError: shapes do not fit, a number is not finite or too large for the format, a quaternion does not have
-            length 1, a residue is still masked or unknown to `AMINO_ACIDS`, a chain has no residue or more than 9999, or
+            length 1, a residue is still masked or unknown to `AMINO_ACIDS`, a chain has no residue or numbers above 9999, or
             `chain` is not one letter or digit.
     """
     if not (isinstance(chain, str) and len(chain) == 1 and chain.isascii() and chain.isalnum()):
         raise ValueError(f"chain={chain!r} must be one letter or digit")
-    glycine = torch.full(rotation.shape[:-1], AMINO_ACIDS.index("G"))
-    residue = glycine if residue is None else residue
-    mask = torch.ones_like(glycine) if mask is None else mask
-    for name, value in (("residue", residue), ("mask", mask)):
-        if value.shape != glycine.shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(value.shape)}; give that of the chain, {tuple(glycine.shape)}"
-            )
+    if rotation.ndim not in (2, 3) or rotation.shape[-1] != 4:
+        raise ValueError(f"rotation has the shape {tuple(rotation.shape)}; give [L, 4] or [B, L, 4]")
+    sizes = tuple(rotation.shape[:-1])
+    residue = torch.full(sizes, AMINO_ACIDS.index("G")) if residue is None else residue
+    mask = torch.ones(sizes, dtype=torch.bool) if mask is None else mask
+    for name, value, shape in (
+        ("translation", translation, (*sizes, 3)),
+        ("residue", residue, sizes),
+        ("mask", mask, sizes),
+    ):
+        if value.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}; beside this rotation give {shape}")
+    if residue.is_floating_point():
+        raise ValueError(f"residue has dtype={residue.dtype}; give integers")
     parts = [part.detach().cpu() for part in (rotation, translation, residue, mask)]
     if rotation.ndim < 3:
         parts = [part[None] for part in parts]
@@ -170,8 +179,8 @@ def write_pdb(
 
 def _model_lines(chain: str, rotation: Tensor, translation: Tensor, residue: Tensor, mask: Tensor) -> list[str]:
     rotation, translation, residue = rotation[mask != 0], translation[mask != 0], residue[mask != 0]
-    if not 1 <= len(residue) <= LONGEST_CHAIN:
-        raise ValueError(f"a chain has {len(residue)} residues; a PDB file holds 1 to {LONGEST_CHAIN}")
+    if not len(residue):
+        raise ValueError("mask leaves 0 residues of a chain; give at least one")
     wrong = residue[(residue < 0) | (residue > UNKNOWN)]
     if len(wrong):
         raise ValueError(
@@ -184,6 +193,11 @@ def _model_lines(chain: str, rotation: Tensor, translation: Tensor, residue: Ten
     broken = ~geometry.bonded(atoms)
     numbers = torch.arange(1, len(residue) + 1)
     numbers[1:] += broken[:-1].cumsum(0)
+    if int(numbers[-1]) > LARGEST_NUMBER:
+        raise ValueError(
+            f"a chain has residue numbers up to {int(numbers[-1])}, by {len(residue)} residues and their breaks; "
+            f"a PDB file holds {LARGEST_NUMBER}"
+        )
     codes = [CODES[symbol] for symbol in residue.tolist()]
     lines: list[str] = []
     for code, number, points in zip(codes, numbers.tolist(), atoms.tolist(), strict=True):
@@ -196,7 +210,7 @@ def _model_lines(chain: str, rotation: Tensor, translation: Tensor, residue: Ten
     return [*lines, f"TER   {len(lines) + 1:>5}      {codes[-1]} {chain}{int(numbers[-1]):>4}"]
 
 
-def _structure(file: Path) -> Any:
+def _structure(file: Path) -> gemmi.Structure:
     """The gemmi.Structure of a file."""
     try:
         gemmi = importlib.import_module("gemmi")
@@ -222,26 +236,27 @@ def _first_word(text: bytes) -> bytes:
 
 
 def _check_pdb(text: bytes) -> None:
-    """Checks coordinates of the backbone, which gemmi would read as 0 if they are no numbers."""
-    found = False
-    for number, line in enumerate(text.splitlines()):
-        if line.startswith((b"ATOM  ", b"HETATM")):
-            found = True
-            if line[12:16].strip() not in (b"N", b"CA", b"C"):
-                continue
-            cells = line[30:38], line[38:46], line[46:54]
+    """Checks coordinates of the backbone, which gemmi would read as 0 if they are no numbers, and the end of the file."""
+    lines = text.splitlines()
+    records = [number for number, line in enumerate(lines) if line.startswith((b"ATOM  ", b"HETATM"))]
+    if not records:
+        raise ValueError("it has neither a line that begins with ATOM, nor one that begins with data_")
+    for number in records:
+        line = lines[number]
+        if line[12:16].strip() in (b"N", b"CA", b"C"):
             try:
-                finite = all(math.isfinite(float(cell)) for cell in cells)
+                finite = all(math.isfinite(float(line[start : start + 8])) for start in (30, 38, 46))
             except ValueError:
                 finite = False
             if not finite or len(line) < 54:
                 shown = line[30:54].decode("latin-1")
                 raise ValueError(f"line {number + 1} has the coordinates {shown!r}, which are not three finite numbers")
-    if not found:
-        raise ValueError("it has neither a line that begins with ATOM, nor one that begins with data_")
+    last = len(lines) - 1
+    if last == records[-1] and not text.endswith(b"\n") and len(lines[last]) < len(lines[last - 1]):
+        raise ValueError(f"it is cut off in line {last + 1}")
 
 
-def _residues(part: Any) -> Iterator[tuple[Any, list[list[float]]]]:
+def _residues(part: gemmi.Chain) -> Iterator[tuple[gemmi.Residue, list[list[float]]]]:
     """The amino acids of a gemmi.Chain with their N, CA and C."""
     found = []
     for _, group in groupby(part, key=lambda residue: residue.seqid):
@@ -249,37 +264,32 @@ def _residues(part: Any) -> Iterator[tuple[Any, list[list[float]]]]:
         if options:
             found.append(max(options, key=lambda option: option[1][1].occ))  # the first of equals
     places = [(residue, [atom.pos.tolist() for atom in atoms]) for residue, atoms in found]
-    for index, (residue, atoms) in enumerate(places):
-        alone = not any(
-            math.dist(one[1][2], other[1][0]) <= geometry.LONGEST_BOND
-            for one, other in zip(
-                places[max(index - 1, 0) : index + 1], places[max(index, 1) : index + 2], strict=False
-            )
-        )
-        if residue.het_flag != "H" or not alone:  # a HETATM record that is bonded to nothing is a ligand
-            yield residue, atoms
+    near = [math.dist(one[2], other[0]) <= geometry.LONGEST_BOND for (_, one), (_, other) in pairwise(places)]
+    for place, before, after in zip(places, [False, *near], [*near, False], strict=False):
+        if place[0].het_flag != "H" or before or after:  # a HETATM record that is bonded to nothing is a ligand
+            yield place
 
 
-def _is_amino_acid(residue: Any) -> bool:
+def _is_amino_acid(residue: gemmi.Residue) -> bool:
     kind = importlib.import_module("gemmi").find_tabulated_residue(residue.name)
     return kind.is_amino_acid() or (not kind.found() and residue.het_flag == "A")
 
 
-def _backbone(residue: Any) -> list[Any]:
+def _backbone(residue: gemmi.Residue) -> list[gemmi.Atom]:
     """N, CA and C, each of the highest occupancy; nothing if one is missing."""
-    options: dict[str, list[Any]] = {name: [] for name in BACKBONE}
+    options: dict[str, list[gemmi.Atom]] = {name: [] for name in BACKBONE}
     for atom in residue:
         if atom.name in options:
             options[atom.name].append(atom)
     return [max(atoms, key=lambda atom: atom.occ) for atoms in options.values()] if all(options.values()) else []
 
 
-def _chain(name: str, residues: Sequence[tuple[Any, list[list[float]]]], file: Path) -> Chain:
+def _chain(name: str, residues: Sequence[tuple[gemmi.Residue, list[list[float]]]], file: Path) -> Chain:
     atoms = torch.tensor([points for _, points in residues])
     try:
         geometry.frames_of(atoms, "it")
     except ValueError as error:
-        raise ValueError(f"{file}, chain {name!r}, counted from 0: {error}") from error
+        raise ValueError(f"{file}, chain {name!r} (positions count from 0): {error}") from error
     numbers = np.array([residue.seqid.num for residue, _ in residues])
     insertions = "".join(residue.seqid.icode for residue, _ in residues)
     sequence = "".join(LETTERS.get(residue.name, "X") for residue, _ in residues)
