@@ -11,8 +11,9 @@ from gm_discrete.data.frame_collator import FrameCollator
 from gm_discrete.data.image_collator import ImageCollator, to_uint8
 from gm_discrete.data.images import load_images
 from gm_discrete.data.packing import pack, truncate
+from gm_discrete.data.pdb_files import write_pdb
 from gm_discrete.data.protein_geometry import atoms_of, dihedrals, frames_of
-from gm_discrete.data.proteins import AMINO_ACIDS, Chain, chain_example, read_chains, write_pdb
+from gm_discrete.data.proteins import AMINO_ACIDS, Chain, chain_example, read_chains
 from gm_discrete.data.report import describe_columns
 from gm_discrete.data.table_path import table_path
 from gm_discrete.data.tables import load_table

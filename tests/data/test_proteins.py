@@ -245,6 +245,7 @@ def test_write_pdb__breaks_are_not_bonded_in_biotite(tmp_path: Path) -> None:
         ({"mask": torch.zeros(2, 4)}, r"mask .*\(2, 4\)"),
         ({"translation": torch.zeros(3, 3)}, r"translation .*\(3, 3\).*\(4, 3\)"),
         ({"rotation": torch.zeros(4)}, r"rotation .*\(4,\)"),
+        ({"rotation": torch.zeros(0, 4, 4)}, r"rotation .*\(0, 4, 4\)"),
         ({"translation": torch.full((4, 3), 200.0)}, "200.*Å"),
         ({"rotation": torch.zeros(4, 4)}, "rotation .*length 0"),
         ({"translation": torch.full((4, 3), torch.nan)}, "translation holds nan"),
