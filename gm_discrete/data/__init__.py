@@ -1,4 +1,4 @@
-"""From files to batches: loading of text, conversations, images and tables, tokenizers, packing, encodings, collators."""
+"""From files to batches: loading of text, images, tables and proteins, tokenizers, packing, encodings, collators."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,13 @@ from gm_discrete.data.collator import TokenCollator
 from gm_discrete.data.conversations import load_chat
 from gm_discrete.data.encoding import decode_rows, encode_rows, encoded_dataset, fit_codecs, natural_values
 from gm_discrete.data.field_collator import SequenceCollator, TableCollator, decode_sequences
+from gm_discrete.data.frame_collator import FrameCollator
 from gm_discrete.data.image_collator import ImageCollator, to_uint8
 from gm_discrete.data.images import load_images
 from gm_discrete.data.packing import pack, truncate
+from gm_discrete.data.pdb_files import write_pdb
+from gm_discrete.data.protein_geometry import atoms_of, dihedrals, frames_of
+from gm_discrete.data.proteins import AMINO_ACIDS, Chain, chain_example, read_chains
 from gm_discrete.data.report import describe_columns
 from gm_discrete.data.table_path import table_path
 from gm_discrete.data.tables import load_table
@@ -26,21 +30,28 @@ from gm_discrete.data.tokenizers import (
 from gm_discrete.renamed import missing_name
 
 __all__ = [
+    "AMINO_ACIDS",
+    "Chain",
     "ChatReport",
+    "FrameCollator",
     "ImageCollator",
     "SequenceCollator",
     "TableCollator",
     "TokenCollator",
+    "atoms_of",
     "byte_level_bpe",
+    "chain_example",
     "character_tokenizer",
     "check_tokenizer",
     "decode_rows",
     "decode_sequences",
     "describe_columns",
+    "dihedrals",
     "encode_rows",
     "encoded_dataset",
     "ensure_mask_token",
     "fit_codecs",
+    "frames_of",
     "load_chat",
     "load_images",
     "load_table",
@@ -49,12 +60,14 @@ __all__ = [
     "natural_values",
     "pack",
     "prompt_ids",
+    "read_chains",
     "sentencepiece_tokenizer",
     "smiles_tokenizer",
     "table_path",
     "to_uint8",
     "tokenize_chat",
     "truncate",
+    "write_pdb",
 ]
 
 _MOVED = {

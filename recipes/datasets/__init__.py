@@ -11,6 +11,7 @@ from recipes.datasets.music import load_chorales, note_windows, piano_roll, writ
 from recipes.datasets.prose import download_austen, download_brown
 from recipes.datasets.tables import departure_columns, download_flights, load_table
 from recipes.datasets.text import download_gcide, load_text
+from recipes.datasets.theseus import download_theseus, load_theseus, theseus_chains
 
 __all__ = [
     "departure_columns",
@@ -20,12 +21,15 @@ __all__ = [
     "download_fashion_mnist",
     "download_flights",
     "download_gcide",
+    "download_theseus",
     "load_chorales",
     "load_images",
     "load_table",
     "load_text",
+    "load_theseus",
     "note_windows",
     "piano_roll",
     "scaffold_mask",
+    "theseus_chains",
     "write_midi",
 ]
