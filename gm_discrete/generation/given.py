@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec, Scaler
 from gm_discrete.nn.field import Field
-from gm_discrete.paths import FinitePath
+from gm_discrete.paths import ContinuousPath, FinitePath
 
 UNOBSERVED = -1
 """The token id that marks an entry to fill."""
@@ -69,10 +69,15 @@ class Observed:
         elif natural.is_floating_point():
             state = natural.float()
         if mask is not None:
-            mask = _shaped(torch.as_tensor(mask, dtype=torch.bool), field, label)
+            mask = torch.as_tensor(mask, dtype=torch.bool)
+            if field.entry_size > 1 and mask.dim() < known.dim():  # one for each rotation
+                mask = mask[..., None].expand(*mask.shape, field.entry_size)
+            mask = _shaped(mask, field, label)
             if mask.shape != known.shape:
                 raise ValueError(f"{label} has {list(known.shape)} values and a mask of {list(mask.shape)}")
             known = known & mask
+            if field.entry_size > 1:  # a rotation is observed as a whole
+                known = known.all(-1, keepdim=True).expand(known.shape)
         return Observed(natural, state, known)
 
 
@@ -98,9 +103,10 @@ def _numbers(values: Values, field: Field, label: str) -> tuple[Tensor, Tensor]:
         numbers = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{label}: {error}; give numbers, NaN where unobserved") from None
-    natural = _shaped(numbers, field, label)
+    path = cast(ContinuousPath, field.path)
+    natural = _shaped(path.as_state(numbers, label), field, label)
     known = ~natural.isnan()
-    return torch.where(known, natural, 0.0), known
+    return torch.where(known, natural, torch.tensor(path.placeholder, dtype=torch.float64)), known
 
 
 def _is_mask(value: object) -> bool:

@@ -14,9 +14,11 @@ Source: Holderrieth et al., Generator Matching (ICLR 2025), for flow and jump; M
 from __future__ import annotations
 
 import math
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gm_discrete.generators import quaternions
 from gm_discrete.generators.von_mises_fisher_density import (
@@ -72,14 +74,32 @@ def _speed(v: Tensor, k: Tensor) -> Tensor:
     return scaled * (k * (1 - 2 * v * v)).tanh()
 
 
-@torch.no_grad()
+@final
+class _RadialSpeed(torch.autograd.Function):
+    """The speed V from its table, with ∂V/∂α from the continuity equation ∂_k g + ∂_α (g V) = 0."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, k: Tensor) -> Tensor:
+        speed = -_speed((alpha / 2).sin(), k) * (alpha / 2).tan() / (1 + k * k).sqrt()
+        ctx.save_for_backward(alpha, k, speed)
+        return speed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        alpha, k, speed = ctx.saved_tensors
+        log_slope = 2 / alpha.clamp(min=1e-150).tan() - k * alpha.sin() * torch.tanh(k * alpha.cos())  # ∂ log g/∂α
+        found = gradients[0] * (-slope(alpha, k) - speed * log_slope)
+        return found.sum_to_size(alpha.shape), None
+
+
 def radial_speed(alpha: Tensor, k: Tensor) -> Tensor:
     """dα/dk = −∂_k G(α; k)/g(α; k) ≤ 0 of the flow, with which α keeps its quantile as k grows.
 
-    It is −(k/8) sin 2α for small k, and −tan(α/2)/k for large k.
+    It is −(k/8) sin 2α for small k, and −tan(α/2)/k for large k. It may be differentiated by α.
     """
-    a, kappa = alpha.double(), k.double()
-    found = -_speed((a / 2).sin(), kappa) * (a / 2).tan() / (1 + kappa * kappa).sqrt()
+    a, kappa = torch.broadcast_tensors(alpha.double(), k.detach().double())
+    found: Any = _RadialSpeed.apply(a, kappa)
     return found.to(promoted(alpha, k))
 
 
