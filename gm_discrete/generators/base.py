@@ -131,7 +131,9 @@ class Jump:
     def action(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """L f(x) [B] for f: [N, …] → [N]. Evaluates f at every landing of every entry: for small state spaces."""
         batch, count = len(x), self.intensity[0].numel()
-        landings, weights = self.kernel.nodes(torch.arange(batch * count, device=x.device))  # [B·count, Q, …], [B·count, Q]
+        landings, weights = self.kernel.nodes(
+            torch.arange(batch * count, device=x.device)
+        )  # [B·count, Q, …], [B·count, Q]
         idle = self.intensity.flatten()[:, None] == 0  # there the kernel may be undefined
         rates = torch.where(idle, 0.0, self.intensity.flatten()[:, None] * weights).view(batch, count, -1)
         landings = landings.view(batch, count, rates.shape[2], -1).to(x.dtype)

@@ -63,7 +63,9 @@ class Field:
         elif shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide height and width of image_shape={list(shape)}")
         elif path.space.entry_dims:
-            raise ValueError(f"image_shape={list(shape)} does not fit {path!r}, whose states are [B, L, 4]; leave it out")
+            raise ValueError(
+                f"image_shape={list(shape)} does not fit {path!r}, whose states are [B, L, 4]; leave it out"
+            )
         elif not path.is_discrete and self.num_channels != shape[0]:
             raise ValueError(
                 f"image_shape={list(shape)} has {shape[0]} channels, the path num_channels={self.num_channels}; "

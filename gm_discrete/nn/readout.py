@@ -351,7 +351,9 @@ class LazyReadout:
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
-            if where.shape[0] == self.x.numel() // self.entry and length == total:  # of every position, which needs no search
+            if (
+                where.shape[0] == self.x.numel() // self.entry and length == total
+            ):  # of every position, which needs no search
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)

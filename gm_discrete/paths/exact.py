@@ -16,9 +16,11 @@ from gm_discrete.generators.kernels import Categorical, TensorReadout
 from gm_discrete.generators.landings import ROUNDING
 from gm_discrete.paths.affine import AffineAt
 from gm_discrete.paths.check import ExactModel
+from gm_discrete.paths.exact_rotations import ExactRotationModel
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.paths.gaussian import GaussianPath
 from gm_discrete.paths.product import ProductPath
+from gm_discrete.paths.rotations import SO3Path
 from gm_discrete.paths.schedules import TimeLike
 from gm_discrete.renamed import refuse_unknown
 
@@ -112,13 +114,14 @@ class ExactGaussianModel:
 class ExactProductModel:
     """A process whose data are a list of states with several fields, with the exact marginal generator.
 
-    Data point k, of probability w_k, has symbols in discrete fields and N(m_k, s²) in continuous ones; given k the fields
-    are independent, and its posterior weight is ∝ w_k Π_m p_t(x^m|k).
+    Data point k, of probability w_k, has symbols in discrete fields, N(m_k, s²) in Gaussian ones and rotations in those of
+    an `SO3Path`; given k the fields are independent, and its posterior weight is ∝ w_k Π_m p_t(x^m|k).
 
     Args:
-        path: a product of finite and Gaussian paths.
-        data: by field, [Z, …]: symbols, or means m_k.
-        std: s by continuous field, a number or [Z]; 0 by default.
+        path: a product of finite and Gaussian paths and of paths of rotations.
+        data: by field, [Z, …]: symbols, means m_k, or rotations.
+        std: s by Gaussian field, a number or [Z]; 0 by default.
+        concentration: K by field of rotations, a number or [Z]; by default they are atoms.
         weights: w_k, [Z]; equal by default.
     """
 
@@ -128,19 +131,22 @@ class ExactProductModel:
         data: Mapping[str, Tensor],
         std: Mapping[str, Tensor | float] | None = None,
         weights: Tensor | None = None,
+        concentration: Mapping[str, Tensor | float] | None = None,
         **unknown: Never,
     ) -> None:
         refuse_unknown(unknown, "ExactProductModel", {"law": "weights"})
         path.check(data, torch.ones(len(next(iter(data.values()))), dtype=torch.float64), "data")
         self.path = path
-        self.fields: dict[str, ExactModel | ExactGaussianModel] = {}
+        self.fields: dict[str, ExactModel | ExactGaussianModel | ExactRotationModel] = {}
         for name, factor in path.factors.items():
             if isinstance(factor, FinitePath):
                 self.fields[name] = ExactModel(factor, data[name], weights)
             elif isinstance(factor, GaussianPath):
                 self.fields[name] = ExactGaussianModel(factor, data[name], (std or {}).get(name, 0.0), weights)
+            elif isinstance(factor, SO3Path):
+                self.fields[name] = ExactRotationModel(factor, data[name], (concentration or {}).get(name), weights)
             else:
-                raise TypeError(f"field {name!r} has {factor!r}; it must have a finite or a Gaussian path")
+                raise TypeError(f"field {name!r} has {factor!r}; it must have a finite or Gaussian path, or an SO3Path")
         self.weights = next(iter(self.fields.values())).weights
 
     def log_evidence(self, name: str, x: Tensor, t: Tensor) -> Tensor:

@@ -60,25 +60,35 @@ class ExactRotationModel:
         j = torch.multinomial(self.weights.to(device), number, replacement=True, generator=rng).to(self.weights.device)
         return vmf.sample(self.centers[j], self.concentration[j, None].expand(number, self.centers.shape[1]), rng)
 
-    def belief(self, x: Tensor, t: Tensor) -> RotationMixture:
-        """The belief [B·L, Z] about z_l before x_l is taken into account, that is, given the rotations at all other positions."""
-        number, k = x.shape[0] * x.shape[1], self.path.at(t).k
+    def evidence(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_l|j) of every position and component, [B, L, Z]."""
+        k = self.path.at(t).k
         components = RotationMixture(
             torch.zeros(1, 1, len(self.weights), 1, dtype=torch.float64, device=x.device),
             self.concentration[:, None],
             self.centers.transpose(0, 1)[:, :, None],
-        )  # each by itself: [B, L, Z, 1]
-        _, evidence = components.posterior(x[:, :, None], k[:, None, None])
-        others = evidence.sum(1, keepdim=True) - evidence
-        return RotationMixture(
-            (self.weights.log() + others).view(number, -1),
-            self.concentration.expand(number, -1),
-            self.centers.transpose(0, 1).expand(x.shape[0], -1, -1, -1).reshape(number, -1, 4),
-        )
+        )  # each by itself: [1, L, Z, 1]
+        return components.posterior(x[:, :, None], k[:, None, None])[1]
+
+    def log_evidence(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x|j) of states x [B, L, 4] at times t [B] and every component: [B, Z]."""
+        return self.evidence(x, t).sum(1)
 
     def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
         """The marginal generator at x, or that of the step [t, t_next]."""
-        return self.path.generator(self.belief(x, t), x, t, t_next)
+        return self.with_weights(self.weights.log() + self.log_evidence(x, t), x, t, t_next)
+
+    def with_weights(self, log_weights: Tensor, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Superposition:
+        """The generator if the components have these posterior weights, log [B, Z] up to a constant."""
+        number = x.shape[0] * x.shape[1]
+        others = log_weights[:, None] - self.evidence(
+            x, t
+        )  # the path adds the evidence of each rotation to its own belief
+        centers = self.centers.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
+        belief = RotationMixture(
+            others.reshape(number, -1), self.concentration.expand(number, -1), centers.reshape(number, -1, 4)
+        )
+        return self.path.generator(belief, x, t, t_next)
 
 
 def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 64) -> dict[str, float]:

@@ -72,7 +72,9 @@ class RotationPath(ContinuousPath):
     def check(self, state: Tensor, t: TimeLike, name: str) -> None:
         super().check(state, t, name)
         if state.dim() != 3 or state.shape[-1] != 4:
-            raise ValueError(f"{name} has shape {tuple(state.shape)}; rotations are unit quaternions (w, x, y, z) [B, L, 4]")
+            raise ValueError(
+                f"{name} has shape {tuple(state.shape)}; rotations are unit quaternions (w, x, y, z) [B, L, 4]"
+            )
         if readable(state):
             quaternions.check_quaternions(state, name)
         elif not torch.compiler.is_compiling():
@@ -273,7 +275,11 @@ class _Means:
         """k' E[A − c tanh(k c)]₊; over an interval E[1 − p_s(x|z)/p_t̂(x|z)]."""
         posterior, nodes, slope = self.belief.posterior, self.nodes, self.now.slope
         rate = posterior.mean((-vmf.slope(nodes.alpha, self.k[:, None, None])).clamp(min=0), nodes).view(self.shape)
-        rate, probability, everywhere = rate * shaped(slope, rate), None, torch.arange(len(self.k), device=self.k.device)
+        rate, probability, everywhere = (
+            rate * shaped(slope, rate),
+            None,
+            torch.arange(len(self.k), device=self.k.device),
+        )
         chance = self._rate if self.end is None else self._chance
         if self.end is not None:
             probability = posterior.mean(self._chance(nodes.alpha, everywhere), nodes).view(self.shape)

@@ -251,7 +251,13 @@ def pace(
     stop = chain.path.fields[name].stop or 0.005  # no step leads over 1 − stop, but from there to 1
     memory, free, going = chain.remember(name, PaceMemory), chain.free[name], t < t_next
     b, rate, space = drift(generator, x), jump_rate(generator, x), space_of(generator)
-    if memory.step is None or memory.taken is None or memory.drift is None or memory.rate is None or memory.state is None:
+    if (
+        memory.step is None
+        or memory.taken is None
+        or memory.drift is None
+        or memory.rate is None
+        or memory.state is None
+    ):
         memory.step = torch.full_like(t, tolerance**0.5)
         memory.taken, memory.curved = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
         memory.slope = torch.zeros_like(x)
