@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gm_discrete.nn.blocks import BlockCache, append, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
+from gm_discrete.nn.frames import FrameAttention, Frames, frames_of
 from gm_discrete.nn.layers import RMSNorm, rotary_embedding, rotate, zero_linear
 from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, neighbours
 from gm_discrete.process import State
@@ -86,11 +87,12 @@ class Backbone(nn.Module):
                 start = 0 if cache is None else cache.length
                 hidden = hidden + self.embed_places(torch.arange(hidden.shape[1], device=hidden.device) + start)
             mask, position = None if attention_mask is None else attention_mask[""], None
+        frames = None if self.config.frames is None else frames_of(self.config, x, mask)
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
         if self.config.block_size is None and cache is None:
-            bias = None if mask is None else bidirectional_mask(self.config, hidden, mask)
+            bias = None if mask is None or frames is not None else bidirectional_mask(self.config, hidden, mask)
         elif self.config.block_size is None:
             bias, position = window_attention(self.config, hidden, mask, cast(BlockCache, cache))
         else:
@@ -103,7 +105,7 @@ class Backbone(nn.Module):
             if record is not None:
                 record.append(hidden)
             entry = None if cache is None else cache.entry(index)
-            hidden = block(hidden, rotary, bias, near, condition, cache=entry)
+            hidden = block(hidden, rotary, bias, near, condition, cache=entry, frames=frames)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
 
     def finish(
@@ -140,7 +142,7 @@ class Block(GradientCheckpointingLayer):
         super().__init__()
         self.attention_norm = Norm(config, parts=3)
         self.attention_mix = LocalConvolution(config) if config.conv_kernel_size else None
-        self.attention = Attention(config, index)
+        self.attention = Attention(config, index) if config.frames is None else FrameAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.feed_forward = FeedForward(config, config.conv_kernel_size) if feed_forward else None
 
@@ -152,11 +154,13 @@ class Block(GradientCheckpointingLayer):
         near: Tensor | None,
         condition: Tensor | None,
         cache: list[Tensor] | None = None,
+        frames: Frames | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, near)
-        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask, cache)))
+        mixed = self.attention(normed, rotary, *((mask, cache) if frames is None else (frames,)))
+        hidden = gated(hidden, gate, self.dropout(mixed))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, near)
 
 

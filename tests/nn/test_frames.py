@@ -80,7 +80,7 @@ def test_attention__documents_and_padding_do_not_leak() -> None:
         for part in parts:
             part[:, changed] = part[:, changed].flip(-1) * -2
         parts[1] = quaternions.normalized(parts[1])
-        after = attended(*parts, documents)  # pyright: ignore[reportArgumentType]
+        after = attended(*parts, documents)  # pyright: ignore[reportArgumentType, reportCallIssue]
         torch.testing.assert_close(after[:, other], before[:, other], rtol=0, atol=1e-12)
     alone = attended(hidden[:, :3], q[:, :3], x[:, :3])
     torch.testing.assert_close(before[:, :3], alone, rtol=0, atol=1e-12)
