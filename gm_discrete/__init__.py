@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition
+from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition, quaternions
 from gm_discrete.generators.landings import Bins
 from gm_discrete.likelihood import (
     Likelihood,
@@ -26,16 +26,20 @@ from gm_discrete.paths import (
     EuclideanMixturePath,
     FinitePath,
     GaussianPath,
+    GeodesicSO3Path,
     MaskedPath,
     MetricPath,
     MixturePath,
     Path,
     ProductPath,
+    SO3Path,
     UniformPath,
 )
 from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
+from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
+from gm_discrete.paths.exact_rotations import ExactRotationModel
 from gm_discrete.paths.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -81,6 +85,7 @@ __all__ = [
     "Bins",
     "Blocks",
     "ClassifierGuidance",
+    "Concentration",
     "CondOTSchedule",
     "Corrector",
     "CosineSchedule",
@@ -94,6 +99,8 @@ __all__ = [
     "ExactGaussianModel",
     "ExactModel",
     "ExactProductModel",
+    "ExactRotationModel",
+    "ExponentialConcentration",
     "ExponentialSchedule",
     "FieldTimeSampler",
     "FinitePath",
@@ -103,6 +110,7 @@ __all__ = [
     "GMGenerationConfig",
     "GMModel",
     "GaussianPath",
+    "GeodesicSO3Path",
     "Heun",
     "Jump",
     "KolmogorovResidual",
@@ -112,11 +120,13 @@ __all__ = [
     "MaskedPath",
     "MetricPath",
     "MixturePath",
+    "OddsConcentration",
     "Path",
     "PowerSchedule",
     "Product",
     "ProductPath",
     "ReMDM",
+    "SO3Path",
     "Sampler",
     "Schedule",
     "Simulation",
@@ -136,6 +146,7 @@ __all__ = [
     "field_likelihood",
     "flow_likelihood",
     "likelihood_bound",
+    "quaternions",
     "simulate",
     "superpose",
     "time_grid",

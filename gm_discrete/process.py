@@ -86,6 +86,22 @@ def pack(value: T | Mapping[str, T]) -> Mapping[str, T]:
     return value if isinstance(value, Mapping) else {"": value}
 
 
+def pack_state(path: Path, value: Tensor | State, name: str) -> State:
+    """A state by field, in the form that the paths work with: rotation matrices become quaternions.
+
+    Args:
+        name: of the argument, for messages.
+    """
+    found = pack(value)
+    if all(own.space.entry_dims == 0 for own in path.fields.values()):
+        return found
+    own = path.fields
+    return {
+        field: own[field].as_state(x, f"{name}[{field!r}]" if field else name) if field in own else x
+        for field, x in found.items()
+    }
+
+
 def unpack(state: Mapping[str, T]) -> T | Mapping[str, T]:
     """The inverse of `pack`: the value of the only field if there is just one, else the dict."""
     return state.get("", state)

@@ -19,8 +19,8 @@ from gm_discrete.generation.processors import Sharpening
 from gm_discrete.generation.request import Model, Request
 from gm_discrete.generators import Generator
 from gm_discrete.nn.replay import compiled
-from gm_discrete.paths import EuclideanPath
-from gm_discrete.paths.euclidean import Weights
+from gm_discrete.paths import ContinuousPath
+from gm_discrete.paths.continuous import Weights
 from gm_discrete.process import Process, State, evaluation_mode, pack, unpack
 from gm_discrete.samplers import Avoiding, Simulation, simulate_state, time_grid
 
@@ -131,7 +131,7 @@ def _simulated(
     sampler = config.sampler if config.corrector is None else config.corrector.corrected(config.sampler)
     if config.bad_words_ids:
         sampler = Avoiding(sampler, config.bad_words_ids, *around)
-    if config.generators is not None and isinstance(path, EuclideanPath):
+    if config.generators is not None and isinstance(path, ContinuousPath):
         path = path.reweighted(cast("Weights", config.generators))  # its grid may be spaced in another way
     if isinstance(config.grid, list):
         grid = torch.tensor(config.grid, dtype=torch.float64)

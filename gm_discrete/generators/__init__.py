@@ -1,5 +1,6 @@
 """Generators of Markov processes, and what they are made of: kernels, beliefs, landings."""
 
+from gm_discrete.generators import quaternions
 from gm_discrete.generators.base import (
     Diffusion,
     DominatingProcess,
@@ -7,6 +8,7 @@ from gm_discrete.generators.base import (
     Flow,
     Generator,
     Jump,
+    LazyParts,
     Posterior,
     Product,
     Superposition,
@@ -21,9 +23,11 @@ __all__ = [
     "Flow",
     "Generator",
     "Jump",
+    "LazyParts",
     "Posterior",
     "Product",
     "Superposition",
     "over",
+    "quaternions",
     "terms",
 ]

@@ -4,12 +4,12 @@ A generator L acts on a test function f by L f(x) = d/dh E[f(X_{t+h}) | X_t = x]
 section 3). There are few kinds:
 
     flow           L f = u · ∇f                                  u = velocity
-    diffusion      L f = b · ∇f + ½ Σ_i g_i² ∂²f/∂x_i²           b = drift, g = scale
+    diffusion      L f = b · ∇f + ½ Σ_i g_i² ∂²f/∂x_i²           b = drift, g = scale; for rotations the Laplacian of SO(3)
     jump           L f = Σ_y R(y, x) (f(y) − f(x))               R(y, x) = intensity(x) · kernel(y; x)
     superposition  L = Σ_k w_k L_k                               w ≥ 0 of sum 1, where all L_k solve one path
     product        L = Σ_m L^m                                   L^m moves field m alone, and reads all of them
 
-Jumps move one token, or one coordinate, at a time, so that L is the sum over positions.
+Jumps move one entry (a token, a number, or a rotation) at a time, so that L is the sum over entries.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gm_discrete.generators.kernels import Kernel
 from gm_discrete.generators.rows import require
+from gm_discrete.generators.spaces import NUMBERS, Space
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Posterior(Protocol):
 
 @dataclass(frozen=True)
 class Jump:
-    """A jump process on sequences of symbols, or on the coordinates of a Euclidean state.
+    """A jump process on sequences of symbols, on the coordinates of a Euclidean state, or on rotations.
 
     Attributes:
-        intensity: rate of candidate events per position, float64 [B, L], in 1/time. A candidate may land where it started.
+        intensity: rate of candidate events per entry, float64 [B, L], in 1/time. A candidate may land where it started.
         kernel: where it lands.
         probability: of at least one candidate event in the interval [t, t_next], float64 [B, L]; `None` without `t_next`.
         posterior: the posterior that a path made the generator from; `None` if no path made it.
@@ -126,17 +127,15 @@ class Jump:
         return replace(self, intensity=self.intensity / unit)
 
     def action(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """L f(x) [B] for f: [N, …] → [N]. Evaluates f at every landing of every coordinate: for small state spaces."""
-        batch, size = len(x), x[0].numel()
-        everywhere = torch.arange(x.numel(), device=x.device)
-        landings, weights = self.kernel.nodes(everywhere)  # [B·size, Q]
+        """L f(x) [B] for f: [N, …] → [N]. Evaluates f at every landing of every entry: for small state spaces."""
+        batch, count = len(x), self.intensity[0].numel()
+        landings, weights = self.kernel.nodes(torch.arange(batch * count, device=x.device))  # [B·count, Q, …], [B·count, Q]
         idle = self.intensity.flatten()[:, None] == 0  # there the kernel may be undefined
-        rates = torch.where(idle, 0.0, self.intensity.flatten()[:, None] * weights).view(batch, size, -1)
-        neighbours = x.flatten(1)[:, None, None].repeat(1, size, rates.shape[2], 1)
-        neighbours[:, torch.arange(size), :, torch.arange(size)] = (
-            landings.view(batch, size, -1).transpose(0, 1).to(x.dtype)
-        )
-        values = f(neighbours.view(-1, *x.shape[1:])).view(batch, size, -1)
+        rates = torch.where(idle, 0.0, self.intensity.flatten()[:, None] * weights).view(batch, count, -1)
+        landings = landings.view(batch, count, rates.shape[2], -1).to(x.dtype)
+        states = x.view(batch, 1, 1, count, -1).repeat(1, count, rates.shape[2], 1, 1)
+        states[:, torch.arange(count), :, torch.arange(count)] = landings.transpose(0, 1)
+        values = f(states.view(-1, *x.shape[1:])).view(batch, count, -1)
         return (rates * (values - f(x).view(batch, 1, 1))).sum((1, 2))
 
 
@@ -154,7 +153,7 @@ class Flow:
         velocity: u, of the state's shape, in 1/time.
         mean: the mean velocity over the interval [t, t_next] with the posterior of the data frozen, which carries x to the
             end of the interval; `None` without `t_next`.
-        bounds: (low, high), at which a step that leads beyond them is reflected.
+        space: in which it moves.
 
     >>> x = torch.tensor([[1.0, 2.0]])
     >>> Flow(velocity=-x).action(lambda y: y.square().sum(1), x)
@@ -163,11 +162,11 @@ class Flow:
 
     velocity: Tensor
     mean: Tensor | None = None
-    bounds: tuple[float, float] | None = None
+    space: Space = NUMBERS
 
     def per(self, unit: Tensor) -> Flow:
         """The generator in other units, L/unit."""
-        return Flow(self.velocity / unit)
+        return replace(self, velocity=self.velocity / unit, mean=None)
 
     def action(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """L f(x) = u · ∇f(x), [B], for a differentiable f: [B, …] → [B]."""
@@ -182,7 +181,7 @@ class Diffusion:
         scale: g, in 1/√time; broadcasts to the state's shape. For an interval, the root of the mean of g².
         drift: b, of the state's shape, in 1/time; 0 by default.
         mean: the mean drift over the interval [t, t_next], as for a `Flow`.
-        bounds: (low, high) at which it is reflected, if there are any.
+        space: in which it moves.
 
     >>> x = torch.tensor([[1.0, 2.0]])
     >>> Diffusion(scale=torch.tensor(2.0)).action(lambda y: y.square().sum(1), x)
@@ -192,7 +191,7 @@ class Diffusion:
     scale: Tensor
     drift: Tensor | None = None
     mean: Tensor | None = None
-    bounds: tuple[float, float] | None = None
+    space: Space = NUMBERS
 
     def per(self, unit: Tensor) -> Diffusion:
         """The generator in other units of time, L/unit."""
@@ -200,16 +199,19 @@ class Diffusion:
         return replace(self, scale=self.scale / unit.sqrt(), drift=drift)
 
     def action(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """L f(x) = b · ∇f + ½ Σ g² ∂²f, [B], for a twice differentiable f: [B, …] → [B]."""
+        """L f(x) = b · ∇f + ½ Σ g² ∂²f, [B], for a twice differentiable f: [B, …] → [B].
+
+        ∂² is taken along geodesics: with an acceleration a it is ∂²f/∂e² + a · ∇f.
+        """
         value = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         if self.drift is not None:
             value = value + _slope(f, x, self.drift)
         scale = self.scale.expand(x.shape)
-        for i in range(x[0].numel()):
-            axis = torch.zeros_like(x).flatten(1)
-            axis[:, i] = scale.flatten(1)[:, i]
-            along = axis.view_as(x)
+        for axis, acceleration in self.space.axes(x):
+            along = scale * axis
             value = value + _slope(lambda y, along=along: _slope(f, y, along), x, along) / 2
+            if acceleration is not None:
+                value = value + _slope(f, x, scale**2 * acceleration) / 2
         return value
 
 
@@ -218,10 +220,11 @@ class Superposition:
     """L = Σ_k w_k L_k of generators that solve the same path.
 
     Attributes:
-        parts: the L_k by name, unscaled; a loss compares these.
+        parts: the L_k by name, unscaled; a loss compares these. They may be made on access (`LazyParts`).
         weights: w_k [B], by the same names.
         over: t_next [B] → the generator of the step [t, t_next], without evaluating a network again; `None` if no path made
             the superposition.
+        belief: the posterior of the data at (x, t), of which the parts are means, if a loss may compare that instead.
 
     >>> x, half = torch.tensor([[1.0, 2.0]]), torch.tensor([0.5])
     >>> both = Superposition(
@@ -234,6 +237,7 @@ class Superposition:
     parts: Mapping[str, Factor]
     weights: Mapping[str, Tensor]
     over: Callable[[Tensor], Superposition] | None = None
+    belief: Kernel | None = None
 
     def __post_init__(self) -> None:
         if not self.parts or self.parts.keys() != self.weights.keys():
@@ -243,6 +247,28 @@ class Superposition:
         """L f(x), [B]."""
         actions = [self.weights[name] * part.action(f, x) for name, part in self.parts.items()]
         return torch.stack(actions).sum(0)
+
+
+class LazyParts(Mapping[str, "Factor"]):
+    """Generators by name, each made on first access, as some take quadrature and a loss needs only few of them.
+
+    Args:
+        makers: a function for each name.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Factor]]) -> None:
+        self.makers, self._made = makers, dict[str, Factor]()
+
+    def __getitem__(self, name: str) -> Factor:
+        if name not in self._made:
+            self._made[name] = self.makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
 
 
 @dataclass(frozen=True)

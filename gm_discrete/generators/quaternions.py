@@ -20,6 +20,12 @@ TOLERANCE = 1e-3
 errors up to 2⁻⁸ in each number)."""
 
 
+def length(v: Tensor) -> Tensor:
+    """|v| [..., 1] of vectors, with the gradient 0 at v = 0."""
+    square = v.square().sum(-1, keepdim=True)
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+
+
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """The product a b: the rotation b, and then a.
 
@@ -40,10 +46,10 @@ def conjugate(q: Tensor) -> Tensor:
 
 def normalized(q: Tensor) -> Tensor:
     """q/|q|; the identity where q is 0."""
-    length = q.norm(dim=-1, keepdim=True)
+    size = length(q)
     identity = torch.zeros_like(q)
     identity[..., 0] = 1
-    return torch.where(length > 0, q / torch.where(length > 0, length, 1.0), identity)
+    return torch.where(size > 0, q / torch.where(size > 0, size, 1.0), identity)
 
 
 def rotate(q: Tensor, v: Tensor) -> Tensor:
@@ -56,7 +62,7 @@ def rotate(q: Tensor, v: Tensor) -> Tensor:
 
 def exp(v: Tensor) -> Tensor:
     """The rotation by the rotation vector v [..., 3]: about v, by the angle |v|."""
-    half = v.norm(dim=-1, keepdim=True) / 2
+    half = length(v) / 2
     return torch.cat([half.cos(), torch.sinc(half / torch.pi) * v / 2], -1)
 
 
@@ -64,14 +70,14 @@ def log(q: Tensor) -> Tensor:
     """The rotation vector [..., 3] of q, with an angle in [0, π]."""
     q = torch.where(q[..., :1] < 0, -q, q)
     w, v = q[..., :1], q[..., 1:]
-    sine = v.norm(dim=-1, keepdim=True)
+    sine = length(v)
     small = sine < 1e-20 if q.dtype == torch.float64 else sine < 1e-12
     return v * torch.where(small, 2.0, 2 * torch.atan2(sine, w) / torch.where(small, 1.0, sine))
 
 
 def half_angle(a: Tensor, b: Tensor) -> Tensor:
     """α ∈ [0, π/2] [...], half the angle between two rotations, by the lengths of their sum and difference."""
-    near, far = (a - b).norm(dim=-1), (a + b).norm(dim=-1)
+    near, far = length(a - b)[..., 0], length(a + b)[..., 0]
     return 2 * torch.atan2(torch.minimum(near, far), torch.maximum(near, far))
 
 
@@ -81,8 +87,8 @@ def move(q: Tensor, u: Tensor) -> Tensor:
     >>> move(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, torch.pi / 4, 0.0, 0.0]))
     tensor([0.7071, 0.7071, 0.0000, 0.0000])
     """
-    length = u.norm(dim=-1, keepdim=True)
-    return normalized(length.cos() * q + torch.sinc(length / torch.pi) * u)
+    angle = length(u)
+    return normalized(angle.cos() * q + torch.sinc(angle / torch.pi) * u)
 
 
 def towards(q: Tensor, z: Tensor) -> Tensor:
@@ -92,8 +98,8 @@ def towards(q: Tensor, z: Tensor) -> Tensor:
     """
     relative = multiply(conjugate(q), z)  # as a product it is exact where q and z are nearly equal
     vector = torch.where(relative[..., :1] < 0, -relative[..., 1:], relative[..., 1:])
-    length = vector.norm(dim=-1, keepdim=True)
-    axis = vector / torch.where(length > 0, length, 1.0)
+    size = length(vector)
+    axis = vector / torch.where(size > 0, size, 1.0)
     return multiply(q, torch.cat([torch.zeros_like(axis[..., :1]), axis], -1))
 
 
@@ -188,11 +194,11 @@ def check_quaternions(q: Tensor, name: str) -> None:
     Raises:
         ValueError: a quaternion without NaN does not have length 1.
     """
-    length = q.detach().double().norm(dim=-1)
-    bad = (length - 1).abs() > 10 * TOLERANCE
+    size = q.detach().double().norm(dim=-1)
+    bad = (size - 1).abs() > 10 * TOLERANCE
     if bool(bad.any()):
         at = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"{name} holds a quaternion of length {float(length[bad][0]):.4g} at {at}: give unit quaternions (w, x, y, z), "
+            f"{name} holds a quaternion of length {float(size[bad][0]):.4g} at {at}: give unit quaternions (w, x, y, z), "
             "such as q / q.norm(dim=-1, keepdim=True)"
         )

@@ -46,8 +46,8 @@ from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
 from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
-from gm_discrete.paths import EuclideanPath, Path
-from gm_discrete.process import State, pack
+from gm_discrete.paths import ContinuousPath, Path
+from gm_discrete.process import State, pack, pack_state
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
 
@@ -205,7 +205,7 @@ class GMModel(GMPreTrainedModel):
         if given.keys() != {path.state_name}:
             found = ", ".join(given) or "none"
             raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
-        x = pack(given[path.state_name])
+        x = pack_state(path, given[path.state_name], path.state_name)
         if time is None:
             if labels is not None or config.time_conditioning or not path.is_masked:
                 raise ValueError(
@@ -215,7 +215,7 @@ class GMModel(GMPreTrainedModel):
             time = torch.zeros(x[""].shape[0], dtype=torch.float64, device=x[""].device)
         check_tensors(self, {"time": time})
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
-        data = None if labels is None else pack(labels)
+        data = None if labels is None else pack_state(path, labels, "labels")
         z, scored = checked_batch(self, x, times, masks, data, class_labels, path.state_name)
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
@@ -258,9 +258,9 @@ class GMModel(GMPreTrainedModel):
         for name, readout in heads.items():
             for head in readout.field.heads if symbols else ():
                 if head in ("tokens", "belief"):
-                    logits[name] = readout(head).unflatten(0, readout.x.shape)
+                    logits[name] = readout(head).unflatten(0, readout.shape)
                 elif head == "flow":
-                    velocity[name] = readout(head)
+                    velocity[name] = readout(head).view(readout.x.shape)
         hidden = next(iter(heads.values())).hidden
         final, record = hidden.final(), hidden.record
         return GMModelOutput(
@@ -297,7 +297,7 @@ class GMModel(GMPreTrainedModel):
             attention_mask: [B, L], 0 where padded; different positive numbers are of different documents.
             logits_processor: maps (sequences [n, L], logits [n, K]) to logits.
             class_labels: long [B], −1 for no class; guidance_scale: γ of classifier-free guidance, 1 for none.
-            generators: other weights of a superposition (see `EuclideanPath.reweighted`); for a product by field.
+            generators: other weights of a superposition (see `ContinuousPath.reweighted`); for a product by field.
             network_time: the times that the network is conditioned on, if they differ from t: [B, M], 1 for observed
                 fields, 0 for unobserved ones.
             clean: for block-causal attention: the data [B, L] whose blocks precede each block of x; x itself by default.
@@ -306,7 +306,7 @@ class GMModel(GMPreTrainedModel):
         self.check(
             x, "x", t, t_next, attention_mask, class_labels, guidance_scale, generators, network_time, clean, **unknown
         )
-        path, state = self.path, pack(x)
+        path, state = self.path, pack_state(self.path, x, "x")
         single = "" in path.fields
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
@@ -328,7 +328,7 @@ class GMModel(GMPreTrainedModel):
                         f"generators={generators} weighs the parts of a superposition, and {field!r} has a jump alone; "
                         "leave it out for discrete fields"
                     )
-                field = cast(EuclideanPath, field).reweighted(weights[name])
+                field = cast(ContinuousPath, field).reweighted(weights[name])
             found[name] = field.marginal(
                 read[name], state[name], times[name], None if then is None else then[name], check=False
             )

@@ -26,7 +26,7 @@ def embedding(field: Field, config: GMConfig) -> nn.Module:
         return nn.Embedding(field.vocab_size, config.hidden_size)
     if field.vocab_size:
         return PatchEmbedding(config, field.slots, field.vocab_size)
-    return NumberEmbedding(config, field.slots)
+    return NumberEmbedding(config, field.num_inputs)
 
 
 def places(field: Field, config: GMConfig) -> nn.Embedding | None:

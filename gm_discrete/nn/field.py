@@ -14,7 +14,7 @@ from torch import Tensor
 from gm_discrete.arguments import image, size, weights
 from gm_discrete.data.scalers import Categories, Codec
 from gm_discrete.objective import bregman
-from gm_discrete.paths import EuclideanPath, FinitePath, Path
+from gm_discrete.paths import ContinuousPath, FinitePath, Path
 
 OPTIONS = ("length", "image_shape", "patch_size", "codec")
 
@@ -62,6 +62,8 @@ class Field:
                 raise ValueError(f"patch_size={self.patch_size} needs image_shape=[C, H, W]")
         elif shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide height and width of image_shape={list(shape)}")
+        elif path.space.entry_dims:
+            raise ValueError(f"image_shape={list(shape)} does not fit {path!r}, whose states are [B, L, 4]; leave it out")
         elif not path.is_discrete and self.num_channels != shape[0]:
             raise ValueError(
                 f"image_shape={list(shape)} has {shape[0]} channels, the path num_channels={self.num_channels}; "
@@ -112,8 +114,18 @@ class Field:
 
     @cached_property
     def num_channels(self) -> int:
-        """C of vectors [L, C] and images [C, H, W]; 1 of a discrete field."""
-        return 1 if self.path.is_discrete else cast(EuclideanPath, self.path).num_channels
+        """C of vectors [L, C] and images [C, H, W]; 4 of rotations, 1 of a discrete field."""
+        return 1 if self.path.is_discrete else cast(ContinuousPath, self.path).num_channels
+
+    @cached_property
+    def num_inputs(self) -> int:
+        """Numbers of a position that the network reads: those of its entries, or the 9 of a rotation matrix."""
+        return self.slots if self.path.is_discrete or self.image_shape else cast(ContinuousPath, self.path).num_inputs
+
+    @cached_property
+    def entry_size(self) -> int:
+        """Numbers of the state in one entry: 4 of a rotation, else 1."""
+        return self.num_channels if self.path.space.entry_dims else 1
 
     @cached_property
     def heads(self) -> Mapping[str, int]:
@@ -123,13 +135,19 @@ class Field:
     @cached_property
     def slots(self) -> int:
         """Entries that share a position."""
-        return math.prod((self.image_shape[0], self.patch_size**2)) if self.image_shape else self.num_channels
+        if self.image_shape:
+            return math.prod((self.image_shape[0], self.patch_size**2))
+        return self.num_channels // self.entry_size
 
     def state_shape(self, length: int) -> tuple[int, ...]:
         """Shape of one state of `length` positions; an image has its own."""
         if self.image_shape is None:
             return (length,) if self.path.is_discrete else (length, self.num_channels)
         return (math.prod(self.image_shape),) if self.path.is_discrete else self.image_shape
+
+    def num_positions(self, x: Tensor) -> int:
+        """L of a state [B, …]."""
+        return x[0].numel() // (self.slots * self.entry_size)
 
     # The loss
 
@@ -167,9 +185,9 @@ class Field:
     # Entries and positions
 
     def split(self, x: Tensor) -> Tensor:
-        """[B, …] → [B, positions, slots]."""
+        """A state, or its normalised form [B, …], as the network reads it: [B, positions, num_inputs]."""
         if self.image_shape is None:
-            return x.reshape(x.shape[0], -1, self.slots)
+            return x.reshape(x.shape[0], -1, self.num_inputs)
         return x.flatten(1)[:, _patches(self.image_shape, self.patch_size, x.device)[0]].view(
             x.shape[0], -1, self.slots
         )

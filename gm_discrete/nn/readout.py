@@ -21,7 +21,7 @@ from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.names import module_name
 from gm_discrete.nn.replay import REPLAYS, padded_size
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
-from gm_discrete.paths import EuclideanPath, FinitePath, Path
+from gm_discrete.paths import ContinuousPath, FinitePath, Path
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
 
@@ -86,7 +86,7 @@ class Network:
         normalized = dict(x)
         for name, field in self.fields.items():
             if t is not None and not field.path.is_discrete:
-                normalized[name] = cast(EuclideanPath, field.path).normalized(x[name], self.path.times(t)[name])
+                normalized[name] = cast(ContinuousPath, field.path).normalized(x[name], self.path.times(t)[name])
         return self.backbone(normalized, t, attention_mask, class_labels, clean, cache, embeds, record)
 
 
@@ -133,7 +133,7 @@ class HiddenStates:
             length = self.x[""].shape[1]
             return {"": (-self.window.start, length)}, self.window.stop - self.window.start
         for group in self.network.groups:
-            length = self.x[group[0]][0].numel() // self.network.fields[group[0]].slots
+            length = self.network.fields[group[0]].num_positions(self.x[group[0]])
             spans |= dict.fromkeys(group, (start, length))
             start += length
         return spans, start if self.cache is None else start - self.cache.after
@@ -251,8 +251,10 @@ class LazyReadout:
     ) -> None:
         self.hidden, self.name, self.x, self.t = hidden, field, hidden.x[field], t
         self.field = hidden.network.fields[field]
+        self.shape = self.x.shape[: self.x.dim() - self.field.path.space.entry_dims]  # of the entries
         self.prefix = f"{module_name(field)}:" if field else ""  # of the names of its heads
-        self.size = self.x[0].numel()  # entries of one state
+        self.entry = self.field.entry_size
+        self.size = self.x[0].numel() // self.entry  # entries of one state
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
         self.unconditional = None if unconditional is None else LazyReadout(unconditional, field, t)
@@ -261,17 +263,18 @@ class LazyReadout:
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
         """The output of a head in float32: rows [n, size] of the entries `where` of the flattened state (all by default),
-        or, if it is one number, that of all entries in x's shape. For tokens, the logits of the posterior of z."""
+        or, if it is one number, that of all entries in x's shape. For tokens, the logits of the posterior of z. An entry of
+        rotations is a whole rotation."""
         field = self.field
         if head not in field.heads:
             raise ValueError(f"head={head!r} is unknown; this model has {', '.join(map(repr, field.heads))}")
         if field.heads[head] == 1:
-            return cast(EuclideanPath, field.path).output(head, self._raw(head), self.x, self.t)
-        where = torch.arange(self.x.numel(), device=self.x.device) if where is None else where
-        sequence = where // self.size
-        rows, x, t = self._raw(head, where), self.x.flatten()[where], self.t[sequence]
+            return cast(ContinuousPath, field.path).output(head, self._raw(head), self.x, self.t)
+        where = torch.arange(self.x.numel() // self.entry, device=self.x.device) if where is None else where
+        sequence, x = where // self.size, self.x.flatten() if self.entry == 1 else self.x.reshape(-1, self.entry)
+        rows, x, t = self._raw(head, where), x[where], self.t[sequence]
         if not field.path.is_discrete:
-            return cast(EuclideanPath, field.path).output(head, rows, x, t)
+            return cast(ContinuousPath, field.path).output(head, rows, x, t)
         path = cast(FinitePath, field.path)
         if getattr(self.processor, "given_others", False) and path.rates != "masked":
             rows = rows.index_fill(1, torch.tensor(field.excluded, dtype=torch.long, device=rows.device), -torch.inf)
@@ -348,7 +351,7 @@ class LazyReadout:
         else:  # a position is evaluated once for all of its entries
             position, slot = field.place(where % self.size)
             place = where // self.size * total + start + position
-            if where.shape[0] == self.x.numel() and length == total:  # of every position, which needs no search
+            if where.shape[0] == self.x.numel() // self.entry and length == total:  # of every position, which needs no search
                 places, inverse = torch.arange(self.x.shape[0] * total, device=place.device), place
             else:
                 places, inverse = place.unique(return_inverse=True)

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump
 from gm_discrete.generators.kernels import Dirac, Kernel, Reversal
+from gm_discrete.generators.rotation_kernels import RotationBelief, RotationLanding
 from gm_discrete.generators.rows import is_small, map_rows, true_entries
+from gm_discrete.generators.spaces import spread
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,23 @@ Choice = str | Bregman | Mapping[str, Any]
 """A divergence, by name or itself; for superposed generators by part, and for several fields by field."""
 
 
+_OF_BELIEFS = Bregman(lambda a: torch.xlogy(a, a))
+"""Σ a log(a/b), of the probabilities of data; for a known datum it is −log b."""
+
+
 def named(kind: str | Bregman, part: str) -> Bregman:
     """The divergence of that name.
 
     Args:
-        part: the kind of generators to compare: `"flow"`, `"diffusion"` or `"jump"`.
+        part: the kind of generators to compare, `"flow"`, `"diffusion"` or `"jump"`; or `"belief"`.
 
     Raises:
         ValueError: there is none of that name, or its domain does not fit.
     """
+    if part == "belief":
+        if kind != "cross_entropy":
+            raise ValueError(f"divergence={kind!r}: beliefs about rotations are compared by 'cross_entropy'")
+        return _OF_BELIEFS
     if isinstance(kind, str) and kind not in DIVERGENCES:
         raise ValueError(f"divergence={kind!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
     if not isinstance(kind, str | Bregman):
@@ -193,14 +203,17 @@ class Comparison:
 
 
 def compare(
-    target: Generator,
-    predicted: Generator,
+    target: Generator | Kernel,
+    predicted: Generator | Kernel,
     x: Tensor,
     where: Tensor | None = None,
     kind: str | Bregman = "generalized_kl",
 ) -> Comparison:
     """What `divergence` evaluates, with the same arguments and errors; no row is read yet."""
-    if isinstance(target, Flow) and isinstance(predicted, Flow):
+    if isinstance(target, RotationBelief) and isinstance(predicted, RotationBelief):
+        named(kind, "belief")
+        values = -predicted.log_likelihood_ratio(target.clean)
+    elif isinstance(target, Flow) and isinstance(predicted, Flow):
         values = named(kind, "flow")(target.velocity, predicted.velocity)
     elif isinstance(target, Diffusion) and isinstance(predicted, Diffusion):
         if target.drift is not None:
@@ -209,6 +222,8 @@ def compare(
     elif not isinstance(target, Jump) or not isinstance(predicted, Jump):
         kinds = f"{type(target).__name__} and {type(predicted).__name__}"
         raise TypeError(f"there is no divergence of {kinds}: compare generators of one kind, part by part")
+    elif isinstance(target.kernel, RotationLanding) and isinstance(predicted.kernel, RotationLanding):
+        values = _of_landings(target, predicted, target.kernel, predicted.kernel, kind)
     elif x.is_floating_point():
         return _of_bins(target, predicted, x, where, kind)
     else:
@@ -222,7 +237,7 @@ def compare(
             return _ROWS[kind](target, predicted, x, entries)
 
         return Comparison(x, torch.float64, None, active, of_rows, predicted.kernel)
-    return Comparison(x, values.dtype, values if where is None else torch.where(where, values, 0.0))
+    return Comparison(x, values.dtype, values if where is None else torch.where(spread(where, values), values, 0.0))
 
 
 def _of_bins(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Comparison:
@@ -248,6 +263,20 @@ def _of_bins(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kin
         return bregman(rate[entries, None] * mass, rate_hat[entries, None] * log_mass.exp()).sum(1)
 
     return Comparison(x, x.dtype, plain, evaluated, of_rows, kernel)
+
+
+def _of_landings(
+    target: Jump, predicted: Jump, landing: RotationLanding, guess: RotationLanding, kind: str | Bregman
+) -> Tensor:
+    """λ log(λ/λ̂) − λ + λ̂ − λ log π̂(z|x) for rotations: the divergence of the measures of (z, landing), as z is observed.
+
+    The last term is taken relative to log p(x|z), which no prediction changes.
+    """
+    if kind != "generalized_kl":
+        raise ValueError(f"divergence={kind!r} of the jumps of rotations must be 'generalized_kl'")
+    rate, rate_hat = target.intensity, predicted.intensity.clamp(min=torch.finfo(torch.float64).tiny)
+    surprise = -guess.rotations.log_likelihood_ratio(landing.rotations.clean)
+    return named(kind, "jump")(rate, rate_hat) + rate * surprise
 
 
 def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ sum. A network does the last three in its own `forward`, which wrappers for dist
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, Never, TypeVar
 
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from gm_discrete.arguments import readable
-from gm_discrete.generators import Factor, Superposition
+from gm_discrete.generators import Factor, Jump, Superposition
 from gm_discrete.generators.rows import true_entries
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import At
-from gm_discrete.process import Process, State, check_call, check_state, factors, pack, unpack
+from gm_discrete.process import Process, State, check_call, check_state, factors, pack, pack_state, unpack
 from gm_discrete.renamed import refuse_unknown
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ def conditional_loss(
         refuse_unknown(unknown, "conditional_loss", {"times": "time_sampler"})
     model: Any = unwrapped(process)
     path: Path = model.path
+    z = unpack(pack_state(path, z, "z"))
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))
     conditioning: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
     if hasattr(model, "check") or not isinstance(process, nn.Module):
@@ -172,7 +174,7 @@ def field_losses(
             inner.get(kind, 1.0) * part.total(None if part.entries is None else next(entries))
             for kind, part in parts.items()
         ]
-        count = scored[name].sum().clamp(min=1) if num_items is None else num_items[name]
+        count = path.fields[name].entries(scored[name]).sum().clamp(min=1) if num_items is None else num_items[name]
         losses[name] = (torch.stack(totals).sum() / count).float()
     return losses
 
@@ -240,26 +242,33 @@ def _compared(
         if not kinds:
             raise ValueError(f"divergence={divergence!r} names no part of the loss; leave it out for the default")
         target = field.conditional(z[name], state, here, check=check)
-        aims: Any = target.parts if isinstance(target, Superposition) else {"jump": target}
-        guess: Any = generators[name]
-        guesses = guess.parts if isinstance(guess, Superposition) else {"jump": guess}
+        aims, guesses = _parts(target), _parts(generators[name])
         if missing := kinds.keys() - guesses.keys():
             raise TypeError(
                 f"the model's generator has the parts {', '.join(guesses)}, and lacks {', '.join(missing)}, which the path "
                 "trains: return a Superposition with all of them, or leave them out of divergence"
             )
-        shape, units, found[name] = (-1, *[1] * (state.dim() - 1)), field.units(here), {}
-        open_ = scored[name] & (times[name] < 1).view(shape)
+        units, found[name] = field.units(here), {}
+        open_ = field.entries(scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)))
         for part, kind in kinds.items():
             aim, guess = aims[part], guesses[part]
             if field.is_discrete:  # rates that are infinite at t = 0 do not depend on z there: D tends to 0
                 open_ = open_ & aim.intensity.isfinite()
             if part in units:  # else they are in it
-                unit = units[part].view(shape)
+                dims = aim.intensity.dim() if isinstance(aim, Jump) else state.dim()
+                unit = units[part].view(-1, *[1] * (dims - 1))
                 unit = unit if field.is_discrete else unit.to(state.dtype)
                 aim, guess = aim.per(unit), guess.per(unit)
             found[name][part] = bregman.compare(aim, guess, state, open_, kind)
     return found
+
+
+def _parts(generator: Factor) -> Mapping[str, Any]:
+    """What a loss may compare: the parts of a superposition, and the belief of which they are means, if there is one."""
+    if not isinstance(generator, Superposition):
+        return {"jump": generator}
+    parts: Any = generator.parts  # not copied, as they may be made on access
+    return parts if generator.belief is None else ChainMap({"belief": generator.belief}, parts)
 
 
 def generator_times(path: Path, t: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rows import require
+from gm_discrete.generators.spaces import NUMBERS, Space, entries
 from gm_discrete.paths.schedules import At, TimeLike
 
 
@@ -45,6 +46,8 @@ class Path(Configurable, ABC):
     """Which of the jump generators of a discrete path is used, such as `"masked"`; empty for all other paths."""
     excluded: tuple[int, ...] = ()
     """Symbols that never occur in data."""
+    space: Space = NUMBERS
+    """In which continuous states move: it says what one entry of a state is."""
     coupled = False
     """Whether every example comes with its own x_0."""
     independent_times = False
@@ -55,7 +58,19 @@ class Path(Configurable, ABC):
         """Whether noise replaces tokens by a mask token (`MaskedPath`)."""
         return False
 
-    # Fields and times
+    # Fields, entries and times
+
+    def as_state(self, values: Tensor, name: str) -> Tensor:
+        """The state of what a user passes, which may have another form: rotations may be matrices.
+
+        Raises:
+            ValueError: the values have no such form; the message begins with `name`.
+        """
+        return values
+
+    def entries(self, mask: Tensor) -> Tensor:
+        """A mask of a state's shape → one of its entries: symbols, numbers, or whole rotations."""
+        return entries(mask, self.space)
 
     @property
     def fields(self) -> Mapping[str, Path]:

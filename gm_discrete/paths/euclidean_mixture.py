@@ -23,8 +23,10 @@ from gm_discrete.arguments import flag, readable
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, Superposition
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout
 from gm_discrete.generators.landings import ROUNDING, Bins, Landing, ends
+from gm_discrete.generators.spaces import Interval
 from gm_discrete.paths.base import check_times, uniform
-from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
+from gm_discrete.paths.continuous import Weights, shaped, superposed
+from gm_discrete.paths.euclidean import EuclideanPath
 from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
 
 
@@ -55,6 +57,7 @@ class EuclideanMixturePath(EuclideanPath):
         stop: float = 0.005,
     ) -> None:
         self.low, self.high = ends("low", low, "high", high)
+        self.space = Interval(self.low, self.high)
         super().__init__(
             {"jump": 1.0} if generators is None else generators,
             num_channels,
@@ -178,9 +181,9 @@ class EuclideanMixturePath(EuclideanPath):
             hazard = torch.where(jumped < 1, mean, 0.0)
         rate, rate_now, parts = shaped(hazard, x), shaped(now.hazard, x), {}
         if flow is not None and "flow" in self.generators:
-            parts["flow"] = Flow(rate_now * flow, None if end is None else rate * flow, (self.low, self.high))
+            parts["flow"] = Flow(rate_now * flow, None if end is None else rate * flow, self.space)
         if spread is not None and "diffusion" in self.generators:
-            parts["diffusion"] = Diffusion((rate * spread).sqrt(), bounds=(self.low, self.high))
+            parts["diffusion"] = Diffusion((rate * spread).sqrt(), space=self.space)
         if away is not None and kernel is not None and "jump" in self.generators:
             if jumped is not None:
                 probability = shaped(jumped, x) * away

@@ -30,7 +30,8 @@ from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, 
 from gm_discrete.generators.landings import GREATEST, Bins, Landing, landing_quantile
 from gm_discrete.paths.affine import AT_REST, AffineAt, AffineSchedule, CondOTSchedule
 from gm_discrete.paths.base import check_times
-from gm_discrete.paths.euclidean import EuclideanPath, Weights, shaped, superposed
+from gm_discrete.paths.continuous import Weights, shaped, superposed
+from gm_discrete.paths.euclidean import EuclideanPath
 from gm_discrete.paths.gaussian_belief import BinnedBelief
 from gm_discrete.paths.schedules import TimeLike
 

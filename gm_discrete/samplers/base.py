@@ -213,8 +213,12 @@ class Chain:
         where = positions_of(events)
         if len(where) == 0:
             return x
-        landings = kernel.sample(self.rng, where).to(x.dtype)
-        return self.jumped(x, x.flatten().index_put((where,), landings).view_as(x))
+        landings = kernel.sample(self.rng, where).to(x.dtype)  # [n], or [n, 4] rotations
+        after = x.reshape(events.numel(), *landings.shape[1:]).index_put((where,), landings).view_as(x)
+        if landings.dim() > 1:
+            self.jumps += events.flatten(1).sum(1)
+            return after
+        return self.jumped(x, after)
 
     def land_at(self, x: Tensor, kernel: Kernel, where: Tensor, rows: Sequence[int], accepted: Tensor) -> Tensor:
         """The field's state after one jump of each of some sequences, where it is accepted.

@@ -10,9 +10,11 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators import Flow, terms
 from gm_discrete.generators.rows import NOT_FINITE, require
+from gm_discrete.generators.spaces import Space
+from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import CONTINUOUS, Chain, Sampler
-from gm_discrete.samplers.euclidean import bounds, broadcast, drift, euler_maruyama, within
+from gm_discrete.samplers.euclidean import broadcast, drift, euler_maruyama, space_of
 
 STAGES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (1 / 5, (1 / 5,)),
@@ -48,6 +50,11 @@ class DormandPrince(Sampler):
     def __init__(self, tolerance: float = 1e-5) -> None:
         self.tolerance = number("tolerance", tolerance, least=1e-14)  # below, rounding decides
 
+    @classmethod
+    def misfit(cls, path: Path) -> str | None:
+        rotations = path.space.entry_dims > 0
+        return "does not simulate rotations, as its order holds for numbers" if rotations else super().misfit(path)
+
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         state, now, end = x[""], t[""], t_next[""]
         stop = torch.full_like(end, 1 - (chain.path.stop or 0.005))
@@ -63,14 +70,14 @@ class DormandPrince(Sampler):
         free, step = chain.free[""], torch.full_like(now, self.tolerance**0.2 / 2)
         if not bool((now < until).any()):
             return x
-        first, limits = _velocity(chain, x, now, now < until)
+        first, space = _velocity(chain, x, now, now < until)
         while bool((active := now < until).any()):
             h = torch.minimum(step, until - now)
             slopes, y = [first], x
             for c, weights in STAGES:
-                y = x + broadcast(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
-                # A path on an interval has a generator inside of it alone.
-                slopes.append(_velocity(chain, within(y, limits), torch.minimum(now + c * h, until), active)[0])
+                step_to = broadcast(h, x) * sum(a * slope for a, slope in zip(weights, slopes, strict=True))
+                y = space.move(x, step_to)  # a path on an interval has a generator inside of it alone
+                slopes.append(_velocity(chain, y, torch.minimum(now + c * h, until), active)[0])
             estimate = broadcast(h, x) * sum(e * slope for e, slope in zip(ERROR, slopes, strict=True))
             relative = estimate / (self.tolerance * torch.maximum(x.abs(), y.abs()).clamp(min=1))
             count = free.flatten(1).sum(1).clamp(min=1)
@@ -83,14 +90,14 @@ class DormandPrince(Sampler):
                 )
             accepted = active & (ratio <= 1)
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
-            x, first = torch.where(rows, within(y, limits), x), torch.where(rows, slopes[-1], first)
+            x, first = torch.where(rows, y, x), torch.where(rows, slopes[-1], first)
             now = torch.where(accepted, torch.where(h < step, until, now + h), now)
             step = torch.where(active, h * (0.9 * ratio.clamp(min=1e-9) ** -0.2).clamp(0.2, 2), step)
         return x
 
 
-def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> tuple[Tensor, tuple[float, float] | None]:
-    """The flow at (x, t), 0 at entries that may not move; and the bounds of its path, if it has any."""
+def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> tuple[Tensor, Space]:
+    """The flow at (x, t), 0 at entries that may not move; and the space in which it moves."""
     generator = chain.generators({"": x}, {"": t})[""]
     if any(not isinstance(part, Flow) and bool(torch.as_tensor(w).any()) for w, part in terms(generator)):
         raise TypeError(
@@ -99,4 +106,4 @@ def _velocity(chain: Chain, x: Tensor, t: Tensor, active: Tensor) -> tuple[Tenso
     chain.count(chain.movable("") & active)
     velocity = torch.where(chain.free[""], drift(generator, x), 0.0)
     require(velocity.isfinite().all(), FloatingPointError, NOT_FINITE.format("velocity"))
-    return velocity, bounds(generator)
+    return velocity, space_of(generator)

@@ -1,7 +1,8 @@
 """Moves of continuous fields, for any superposition of flows, diffusions and jumps.
 
-Velocities and squared noises add up with their weights; a jump of weight w happens with probability 1 − (1 − P)^w of the
-interval's own P, and overrides what the drift did to its coordinate. In a step that ends at t = 1 the path lets the one
+Velocities and squared noises add up with their weights, and lead from x by the exponential map of the field's space (for
+numbers x + u, for rotations a geodesic). A jump of weight w happens with probability 1 − (1 − P)^w of the interval's own P,
+and overrides what the drift did to its entry. In a step that ends at t = 1 the path lets the one
 generator act that leads to the data.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, over, terms
 from gm_discrete.generators.rows import NOT_FINITE, require
+from gm_discrete.generators.spaces import NUMBERS, Space, entries, spread
 from gm_discrete.samplers.base import Chain
 
 PRIOR_ENTRIES = 16
@@ -52,9 +54,9 @@ def predicted(
 ) -> tuple[Tensor, Tensor | float]:
     """The first half of a Heun step: x + Δ b(t) + noise, without jumps; and the noise."""
     chain.count(chain.movable(name) & (t < t_next))
-    step, variance = broadcast(t_next - t, x), _variance(generator, x)
-    noise = 0.0 if variance is None else (step * variance).sqrt() * chain.normal(x)
-    y = torch.where(chain.free[name], within(x + step * drift(generator, x) + noise, bounds(generator)), x)
+    step, noise = broadcast(t_next - t, x), _noise(chain, generator, x, t_next - t)
+    noise = 0.0 if noise is None else noise
+    y = torch.where(chain.free[name], space_of(generator).move(x, step * drift(generator, x) + noise), x)
     require(y.isfinite().all(), FloatingPointError, NOT_FINITE.format("drift"))
     return y, noise
 
@@ -64,6 +66,7 @@ def corrected(
     name: str,
     x: Tensor,
     first: Factor,
+    middle: Tensor,
     second: Factor,
     noise: Tensor | float,
     t: Tensor,
@@ -71,20 +74,23 @@ def corrected(
 ) -> Tensor:
     """The second half: x + Δ (b(t) + b(t_next))/2 + the same noise, and the jumps of the first generator.
 
+    Args:
+        middle: the state that the first half led to, at which `second` is.
+
     The noise is not the mean of both ends: where it depends on x, that would add a drift.
     """
     chain.count(chain.movable(name) & (t < t_next))
-    y = x + broadcast(t_next - t, x) / 2 * (drift(first, x) + drift(second, x)) + noise
-    return _jumped(chain, name, x, within(y, bounds(first)), first, t, t_next)
+    space = space_of(first)
+    both = drift(first, x) + space.transported(drift(second, middle), middle, x)
+    y = space.move(x, broadcast(t_next - t, x) / 2 * both + noise)
+    return _jumped(chain, name, x, y, first, t, t_next)
 
 
 def moved(chain: Chain, name: str, x: Tensor, generator: Factor, drift: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """The step of the interval that the generator was made for, with this drift."""
-    step, variance = broadcast(t_next - t, x), _variance(generator, x)
-    y = x + step * drift
-    if variance is not None:
-        y = y + (step * variance).sqrt() * chain.normal(x)
-    return _jumped(chain, name, x, within(y, bounds(generator)), generator, t, t_next)
+    u, noise = broadcast(t_next - t, x) * drift, _noise(chain, generator, x, t_next - t)
+    y = space_of(generator).move(x, u if noise is None else u + noise)
+    return _jumped(chain, name, x, y, generator, t, t_next)
 
 
 def drift(generator: Factor, x: Tensor, mean: bool = False) -> Tensor:
@@ -99,24 +105,27 @@ def drift(generator: Factor, x: Tensor, mean: bool = False) -> Tensor:
     return total
 
 
-def _variance(generator: Factor, x: Tensor) -> Tensor | None:
-    """Σ w g² of the diffusions; `None` without any."""
+def _noise(chain: Chain, generator: Factor, x: Tensor, step: Tensor) -> Tensor | None:
+    """√(Δ Σ w g²) ξ of the diffusions; `None` without any."""
     found = [(broadcast(weight, x), part) for weight, part in terms(generator) if isinstance(part, Diffusion)]
     if not found:
         return None
-    return torch.stack([(weight * part.scale**2).expand(x.shape) for weight, part in found]).sum(0)
+    variance = torch.stack([(weight * part.scale**2).expand(x.shape) for weight, part in found]).sum(0)
+    return space_of(generator).tangent(x, (broadcast(step, x) * variance).sqrt() * chain.normal(x))
 
 
-def bounds(generator: Factor) -> tuple[float, float] | None:
-    """The numbers at which flows and diffusions are reflected, if they are."""
+def space_of(generator: Factor) -> Space:
+    """The space in which flows and diffusions move."""
     parts = [part for _, part in terms(generator) if isinstance(part, Flow | Diffusion)]
-    return next((part.bounds for part in parts if part.bounds is not None), None)
+    return next((part.space for part in parts), NUMBERS)
 
 
 def jump_rate(generator: Factor, x: Tensor) -> Tensor:
-    """Σ w λ of the jumps."""
-    rates = [broadcast(weight, x) * part.intensity for weight, part in terms(generator) if isinstance(part, Jump)]
-    return torch.stack(rates).sum(0) if rates else torch.zeros_like(x)
+    """Σ w λ of the jumps, of each entry."""
+    jumps = [(weight, part.intensity.to(x.dtype)) for weight, part in terms(generator) if isinstance(part, Jump)]
+    if not jumps:
+        return torch.zeros_like(entries(x, space_of(generator)))
+    return torch.stack([broadcast(weight, rate) * rate for weight, rate in jumps]).sum(0)
 
 
 def jump_weight(generator: Factor, t: Tensor) -> Tensor:
@@ -134,24 +143,25 @@ def jump_length(generator: Factor, t: Tensor) -> Tensor:
 def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t: Tensor, t_next: Tensor) -> Tensor:
     """The state y to which drifts led, but where entries jump the landing instead; what may not move is x."""
     free = chain.free[name] & broadcast((t < t_next).to(x.dtype), x).bool()
-    state, stayed = torch.where(free, y, x), free
+    state = torch.where(free, y, x)
     jumps = [(weight, part) for weight, part in terms(generator) if isinstance(part, Jump)]
     require(state.isfinite().all(), FloatingPointError, NOT_FINITE.format("drift"))
     if not jumps:
         return state
     memory, rate = chain.remember(name, JumpMemory), jump_rate(generator, x)
+    free = stayed = entries(free, space_of(generator))
     duration = _growth(memory, rate, t, t_next)
     for weight, part in jumps:
         chance = part.chance.double()
         if part.guessed and duration is not None:
             grown = -torch.expm1(-part.intensity.double() * duration)
             chance = torch.where(duration.isnan(), chance, grown)
-        chance = 1 - (1 - chance) ** broadcast(weight, x).double()
+        chance = 1 - (1 - chance) ** broadcast(weight, chance)
         require(~(free & chance.isnan()).any(), FloatingPointError, NOT_FINITE.format("rate of jumps"))
         if part.joint:
             events = free & broadcast((chain.uniform(len(x)) < chance.flatten(1)[:, 0]).to(x.dtype), x).bool()
         else:
-            events = chain.events(chance, name) & free
+            events = (chain.uniform(*free.shape) < chance) & free
         state, stayed = chain.land(state, part.kernel, events), stayed & ~events
     going = t < t_next  # a sequence that waits for the others keeps its memory
     memory.rate = update_rows(memory.rate, rate, going)
@@ -187,19 +197,10 @@ def update_rows(old: Tensor | None, new: Tensor, rows: Tensor) -> Tensor:
     return new if old is None else torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
-def within(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
-    """Reflected at the limits, if there are any."""
-    if limits is None:
-        return x
-    low, width = limits[0], limits[1] - limits[0]
-    folded = torch.remainder(x - low, 2 * width)
-    return low + torch.minimum(folded, 2 * width - folded)
-
-
 def broadcast(value: Tensor | float, x: Tensor) -> Tensor:
     """Values [B], shaped to act on x [B, …]."""
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    return value if value.dim() == 0 else value.view(-1, *[1] * (x.dim() - 1))
+    return value if value.dim() == 0 else spread(value, x)
 
 
 # Steps whose length follows from how fast the generator changes
@@ -207,13 +208,14 @@ def broadcast(value: Tensor | float, x: Tensor) -> Tensor:
 
 @dataclass
 class PaceMemory:
-    """What `pace` keeps of the last step: drift and rate [B, …] at its start, its length, and the drift's slope.
+    """What `pace` keeps of the last step: state, drift and rate [B, …] at its start, its length, and the drift's slope.
 
     A row of `taken` is 0 where no step was taken yet, and one of `curved` is false where there is no slope yet.
     """
 
     step: Tensor | None = None
     taken: Tensor | None = None
+    state: Tensor | None = None
     drift: Tensor | None = None
     rate: Tensor | None = None
     slope: Tensor | None = None
@@ -248,19 +250,20 @@ def pace(
     """
     stop = chain.path.fields[name].stop or 0.005  # no step leads over 1 − stop, but from there to 1
     memory, free, going = chain.remember(name, PaceMemory), chain.free[name], t < t_next
-    b, rate = drift(generator, x), jump_rate(generator, x)
-    if memory.step is None or memory.taken is None or memory.drift is None or memory.rate is None:
+    b, rate, space = drift(generator, x), jump_rate(generator, x), space_of(generator)
+    if memory.step is None or memory.taken is None or memory.drift is None or memory.rate is None or memory.state is None:
         memory.step = torch.full_like(t, tolerance**0.5)
         memory.taken, memory.curved = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
         memory.slope = torch.zeros_like(x)
     else:
         usable = (memory.taken > 0) & ~restarted
         taken = torch.where(usable, memory.taken, 1.0)
-        slope = (b - memory.drift) / broadcast(taken, x)
+        slope = (b - space.transported(memory.drift, memory.state, x)) / broadcast(taken, x)
+        free = entries(free, space)  # a rotation counts once
         count = free.flatten(1).sum(1).clamp(min=1)
 
         def total(values: Tensor) -> Tensor:
-            return (free * values).flatten(1).sum(1)
+            return (spread(free, values) * values).flatten(1).sum(1)
 
         # Means over few entries are mostly chance: a prior entry of size 1, slope `PRIOR_SLOPE`, rate 1/(1 − t) is added.
         prior_rate = jump_weight(generator, t) / (1 - t)
@@ -274,6 +277,7 @@ def pace(
         memory.step = torch.where(restarted, first, update_rows(memory.step, step, usable & going))
         memory.slope, memory.curved = slope, usable
     memory.drift, memory.rate = update_rows(memory.drift, b, going), update_rows(memory.rate, rate, going)
+    memory.state = update_rows(memory.state, x, going)
     reach = t + memory.step
     return torch.where((reach < 1) & (t < 1 - stop), reach.clamp(max=1 - stop), 1.0).minimum(t_next)
 

@@ -37,5 +37,6 @@ class Heun(Sampler):
         if noises:
             second = chain.generators(y, t_next)
             for name, noise in noises.items():
-                y[name] = corrected(chain, name, x[name], first[name], second[name], noise, t[name], t_next[name])
+                given = x[name], first[name], y[name], second[name], noise
+                y[name] = corrected(chain, name, *given, t[name], t_next[name])
         return y

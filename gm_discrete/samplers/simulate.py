@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gm_discrete.arguments import listed, numbers, whole
 from gm_discrete.paths.base import Path
-from gm_discrete.process import Process, State, check_call, pack, unpack
+from gm_discrete.process import Process, State, check_call, pack, pack_state, unpack
 from gm_discrete.samplers.base import Chain, Sampler, Sharpen
 from gm_discrete.samplers.correctors import Corrector
 from gm_discrete.samplers.removed import hint, refuse_old_options
@@ -136,6 +136,8 @@ def simulate(
     sampler = Sampler.of(sampler)
     if corrector is not None:
         sampler = Corrector.of(corrector).corrected(sampler)
+    if isinstance(own := getattr(process, "path", None), Path):
+        x_0 = unpack(pack_state(own, x_0, "x_0"))
     state = pack(x_0)
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
     check_call(process, x_0, "x_0", conditioning)

@@ -145,7 +145,7 @@ class GMTrainer(CheckpointedTrainer):
             count: Any = super()._get_num_items_in_batch(batch_samples, device)
             return count.clamp(min=1) if isinstance(count, torch.Tensor) else count
         labels = [pack(batch["labels"]) for batch in batch_samples]
-        found = [sum(field.loss_mask(part[name]).sum() for part in labels) for name, field in fields.items()]
+        found = [sum(field.entries(field.loss_mask(part[name])).sum() for part in labels) for name, field in fields.items()]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
