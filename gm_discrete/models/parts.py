@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from gm_discrete.nn.backbone import Backbone, zero_linear
+from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.language_models import language_model_class, parts
+from gm_discrete.nn.layers import zero_linear
 from gm_discrete.nn.names import module_name
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
 

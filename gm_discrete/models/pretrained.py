@@ -18,6 +18,7 @@ from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.backbone import Backbone, LocalConvolution
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
+from gm_discrete.nn.frames import FrameAttention
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
 from gm_discrete.paths import Path as ProbabilityPath
@@ -79,6 +80,8 @@ class GMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=0.5)
             if not getattr(module.weight, "_is_hf_initialized", False):
                 module.weight[len(module.weight) // 2] += 1
+        elif isinstance(module, FrameAttention):
+            init.zeros_(module.log_weight)
         elif isinstance(module, PathTables):
             module.restore()
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:

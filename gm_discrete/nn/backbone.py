@@ -14,6 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gm_discrete.nn.blocks import BlockCache, append, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import FieldsEmbedding, TimeEmbedding, embedding, places
+from gm_discrete.nn.frames import FrameAttention, Frames, frames_of
+from gm_discrete.nn.layers import RMSNorm, rotary_embedding, rotate, zero_linear
 from gm_discrete.nn.masks import AttentionMask, bidirectional_mask, neighbours
 from gm_discrete.process import State
 
@@ -85,11 +87,12 @@ class Backbone(nn.Module):
                 start = 0 if cache is None else cache.length
                 hidden = hidden + self.embed_places(torch.arange(hidden.shape[1], device=hidden.device) + start)
             mask, position = None if attention_mask is None else attention_mask[""], None
+        frames = None if self.config.frames is None else frames_of(self.config, x, mask)
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # the residual stream too, not only the products
             hidden = hidden.to(torch.get_autocast_dtype(device))
         if self.config.block_size is None and cache is None:
-            bias = None if mask is None else bidirectional_mask(self.config, hidden, mask)
+            bias = None if mask is None or frames is not None else bidirectional_mask(self.config, hidden, mask)
         elif self.config.block_size is None:
             bias, position = window_attention(self.config, hidden, mask, cast(BlockCache, cache))
         else:
@@ -102,7 +105,7 @@ class Backbone(nn.Module):
             if record is not None:
                 record.append(hidden)
             entry = None if cache is None else cache.entry(index)
-            hidden = block(hidden, rotary, bias, near, condition, cache=entry)
+            hidden = block(hidden, rotary, bias, near, condition, cache=entry, frames=frames)
         return hidden if clean is None else hidden.chunk(2, 1)[0]
 
     def finish(
@@ -139,7 +142,7 @@ class Block(GradientCheckpointingLayer):
         super().__init__()
         self.attention_norm = Norm(config, parts=3)
         self.attention_mix = LocalConvolution(config) if config.conv_kernel_size else None
-        self.attention = Attention(config, index)
+        self.attention = Attention(config, index) if config.frames is None else FrameAttention(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.feed_forward = FeedForward(config, config.conv_kernel_size) if feed_forward else None
 
@@ -151,11 +154,13 @@ class Block(GradientCheckpointingLayer):
         near: Tensor | None,
         condition: Tensor | None,
         cache: list[Tensor] | None = None,
+        frames: Frames | None = None,
     ) -> Tensor:
         normed, gate = self.attention_norm(hidden, condition)
         if self.attention_mix is not None:
             normed = self.attention_mix(normed, near)
-        hidden = gated(hidden, gate, self.dropout(self.attention(normed, rotary, mask, cache)))
+        mixed = self.attention(normed, rotary, *((mask, cache) if frames is None else (frames,)))
+        hidden = gated(hidden, gate, self.dropout(mixed))
         return hidden if self.feed_forward is None else self.feed_forward(hidden, condition, near)
 
 
@@ -180,24 +185,6 @@ class FeedForward(nn.Module):
         if self.mix is not None:
             normed = self.mix(normed, near)
         return gated(hidden, gate, self.dropout(self.mlp(normed)))
-
-
-def zero_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer that starts at zero: used where the output enters the residual stream, modulates it, or is a head's.
-
-    So every block is the identity at initialisation, and the first predictions are uniform. It is no class of its own:
-    quantisation and PEFT replace plain `nn.Linear` layers.
-    """
-    layer = nn.Linear(in_features, out_features, bias)
-    vars(layer)["starts_at_zero"] = True  # read by `GMPreTrainedModel._init_weights`
-    return layer
-
-
-class RMSNorm(nn.RMSNorm):
-    """x / rms(x) · weight, with the weight cast to the precision of x, which torch's fused kernel requires."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Norm(nn.Module):
@@ -333,26 +320,6 @@ class LocalConvolution(nn.Module):
                 neighbour = padded[:, j : j + length]
                 mixed = multiply_add(neighbour if near is None else neighbour * near[j], weight[j], mixed)
         return mixed
-
-
-def rotary_embedding(hidden: Tensor, config: GMConfig, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the rotary positions (arXiv 2104.09864), each [L, 1, head_dim]; sin is −sin in its first half.
-
-    Computed anew in each call: `from_pretrained` leaves non-persistent buffers without values.
-    """
-    head_dim = config.hidden_size // config.num_attention_heads
-    position = torch.arange(hidden.shape[1], device=hidden.device) if position is None else position
-    position = position.float()
-    exponent = torch.arange(0, head_dim, 2, device=hidden.device, dtype=torch.float32) / head_dim
-    angle = position[:, None, None] * config.rope_theta**-exponent
-    sin = angle.sin()
-    return angle.cos().repeat(1, 1, 2).to(hidden.dtype), torch.cat([-sin, sin], dim=-1).to(hidden.dtype)
-
-
-def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the pairs (i, i + head_dim/2) of states [B, L, heads, head_dim] by the angle of their position."""
-    cos, sin = rotary
-    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), sin)
 
 
 def eager_attention(

@@ -39,6 +39,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.data.scalers import Codec
 from gm_discrete.generators.rows import require
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.frame_fields import check_frames
 from gm_discrete.nn.language_models import check_config
 from gm_discrete.paths import FinitePath, MaskedPath, Path
 from gm_discrete.renamed import nearest
@@ -51,6 +52,12 @@ def _is_from_transformers(key: str) -> bool:
     """Whether transformers itself gives this key to a config: a private one, or one that its base class declares."""
     declared = hasattr(PreTrainedConfig, key) or hasattr(PreTrainedConfig, f"_{key}")
     return key.startswith("_") or declared or key in _ALSO_FROM_TRANSFORMERS
+
+
+def _field_name(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} must be the name of a field")
+    return value
 
 
 def _dict(name: str, value: object) -> None:
@@ -148,6 +155,10 @@ class GMConfig(PreTrainedConfig):
             values.
         aligned: for a `ProductPath`: lists of fields that share their positions, as a note has a pitch and a duration; all
             others have positions of their own, one field after another.
+        frames: for a `ProductPath` whose fields are all aligned: the names of a field of rotations and of one of points
+            [B, L, 3], such as the orientations and Cα atoms of residues, in nanometres and centred. The network then reads
+            them in relation to each other alone, and predicts in the coordinates of each frame, so that it is equivariant
+            when all frames are turned and moved (see `nn/frames.py`).
         block_size: S; a position attends to its own block of S positions and those before it (block diffusion, see
             `nn/blocks.py`), and a block is denoised conditioned on the clean ones before it. It requires a masked path and
             no time conditioning; `None` for attention in both directions.
@@ -196,6 +207,7 @@ class GMConfig(PreTrainedConfig):
     patch_size: int = argument(1, size)
     fields: dict[str, dict[str, Any]] | None = argument(None, mapping)
     aligned: list[list[str]] | None = argument(None, list_of, of=listed)
+    frames: tuple[str, str] | list[str] | None = argument(None, list_of, of=_field_name, length=2)
     block_size: int | None = argument(None, size)
     num_frequencies: int = argument(6, whole, least=0)
     num_classes: int = argument(0, whole, least=0)
@@ -235,6 +247,8 @@ class GMConfig(PreTrainedConfig):
         fields = self._checked_fields(path)
         # Not a dataclass field, and not in `to_dict`: derived from the arguments once, and used wherever a path is needed.
         self.__dict__["_built"] = (self.path, path, fields, self._checked_groups(fields))
+        if self.frames is not None:
+            check_frames(self.frames, fields, self.groups)
         self.max_position_embeddings = sum(fields[group[0]].length for group in self.groups)
         self._check_loss(fields)
         self._check_network(fields)

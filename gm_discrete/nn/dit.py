@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gm_discrete.nn.backbone import Attention, gated, modulated, rotary_embedding, zero_linear
+from gm_discrete.nn.backbone import Attention, gated, modulated
 from gm_discrete.nn.blocks import BlockCache, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import precision_of
+from gm_discrete.nn.layers import rotary_embedding, zero_linear
 from gm_discrete.nn.masks import AttentionMask, bidirectional_mask
 from gm_discrete.paths import FinitePath
 from gm_discrete.process import State

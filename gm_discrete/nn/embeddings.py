@@ -37,7 +37,8 @@ def places(field: Field, config: GMConfig) -> nn.Embedding | None:
 class FieldsEmbedding(nn.Module):
     """Embeds fields one after another, [B, L_1 + L_2 + …, D]; the embeddings of fields that share positions are summed.
 
-    Every group of fields has a vector of its own; with independent times the time of each field is added as well.
+    Every group of fields has a vector of its own; with independent times the time of each field is added as well. What
+    frames are does not enter here, but in relation to each other (see `nn/frames.py`).
     """
 
     def __init__(self, config: GMConfig) -> None:
@@ -45,7 +46,8 @@ class FieldsEmbedding(nn.Module):
         self.fields, self.groups = config.state_fields, config.groups
         # Prefixed, as the name of a field may be that of an attribute of a module.
         self.keys = {name: f"of {module_name(name)}" for name in self.fields}
-        self.entries = nn.ModuleDict({self.keys[name]: embedding(field, config) for name, field in self.fields.items()})
+        read = {name: field for name, field in self.fields.items() if name not in (config.frames or ())}
+        self.entries = nn.ModuleDict({self.keys[name]: embedding(field, config) for name, field in read.items()})
         found = {self.keys[name]: places(field, config) for name, field in self.fields.items()}
         self.places = nn.ModuleDict({name: module for name, module in found.items() if module is not None})
         self.kinds = nn.Embedding(len(self.groups), config.hidden_size)
@@ -74,7 +76,10 @@ class FieldsEmbedding(nn.Module):
 
     def _embedded(self, name: str, x: Tensor, time: Tensor | None) -> Tensor:
         field, key = self.fields[name], self.keys[name]
-        hidden = self.entries[key](x if field.is_token else field.split(x))
+        if key in self.entries:
+            hidden = self.entries[key](x if field.is_token else field.split(x))
+        else:
+            hidden = torch.zeros(*x.shape[:2], 1, dtype=self.kinds.weight.dtype, device=x.device)
         if key in self.places:
             hidden = hidden + self.places[key](torch.arange(hidden.shape[1], device=hidden.device))
         if self.times is not None and time is not None:

@@ -16,12 +16,13 @@ from gm_discrete.nn.backbone import Backbone
 from gm_discrete.nn.blocks import BlockCache, WindowCache
 from gm_discrete.nn.dit import DiT
 from gm_discrete.nn.field import Field
+from gm_discrete.nn.frames import to_global
 from gm_discrete.nn.head import Logits, evaluated, is_linear, layer_sum
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.names import module_name
 from gm_discrete.nn.replay import REPLAYS, padded_size
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
-from gm_discrete.paths import ContinuousPath, FinitePath, Path
+from gm_discrete.paths import ContinuousPath, FinitePath, Path, RotationPath
 from gm_discrete.paths.schedules import At, TimeLike
 from gm_discrete.process import State
 
@@ -254,6 +255,7 @@ class LazyReadout:
         self.shape = self.x.shape[: self.x.dim() - self.field.path.space.entry_dims]  # of the entries
         self.prefix = f"{module_name(field)}:" if field else ""  # of the names of its heads
         self.entry = self.field.entry_size
+        self.frames = hidden.network.backbone.config.frames
         self.size = self.x[0].numel() // self.entry  # entries of one state
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
@@ -269,12 +271,14 @@ class LazyReadout:
         if head not in field.heads:
             raise ValueError(f"head={head!r} is unknown; this model has {', '.join(map(repr, field.heads))}")
         if field.heads[head] == 1:
-            return cast(ContinuousPath, field.path).output(head, self._raw(head), self.x, self.t)
+            return cast(ContinuousPath, field.path).output(head, self._turned(self._raw(head)), self.x, self.t)
         where = torch.arange(self.x.numel() // self.entry, device=self.x.device) if where is None else where
         sequence, x = where // self.size, self.x.flatten() if self.entry == 1 else self.x.reshape(-1, self.entry)
         rows, x, t = self._raw(head, where), x[where], self.t[sequence]
         if not field.path.is_discrete:
-            return cast(ContinuousPath, field.path).output(head, rows, x, t)
+            rows = cast(ContinuousPath, field.path).output(head, rows, x, t)
+            in_frames = self.frames is not None and self.name == self.frames[0]
+            return cast(RotationPath, field.path).turned(head, rows, x.to(rows.dtype)) if in_frames else rows
         path = cast(FinitePath, field.path)
         if getattr(self.processor, "given_others", False) and path.rates != "masked":
             rows = rows.index_fill(1, torch.tensor(field.excluded, dtype=torch.long, device=rows.device), -torch.inf)
@@ -289,6 +293,12 @@ class LazyReadout:
         if self.on_read is not None:
             self.on_read(rows, sequence)
         return rows
+
+    def _turned(self, raw: Tensor) -> Tensor:
+        """Vectors [B, L, 3] that the network predicts in the coordinates of frames, in global ones; else as they are."""
+        if self.frames is None or self.name != self.frames[1]:
+            return raw
+        return to_global(self.hidden.x[self.frames[0]].to(raw.dtype), raw)
 
     def prepare(self, where: Tensor) -> Sequence[Tensor]:
         """Runs the backbone for the sequences of the entries `where`, and cuts these into chunks for the head."""

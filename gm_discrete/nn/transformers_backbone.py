@@ -21,7 +21,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import is_flash_attention_requested
 
 from gm_discrete.generators.rows import require
-from gm_discrete.nn.backbone import zero_linear
 from gm_discrete.nn.blocks import BlockCache, block_attention, window_attention
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.embeddings import TimeEmbedding
@@ -33,6 +32,7 @@ from gm_discrete.nn.language_models import (
     logit_map,
     positions,
 )
+from gm_discrete.nn.layers import zero_linear
 from gm_discrete.nn.masks import PLAIN, bidirectional_mask, local_masks, partly_causal_mask, variable_lengths
 from gm_discrete.process import State
 
