@@ -74,9 +74,10 @@ def _draw_trace(axes: Axes3D, atoms: ArrayLike, breaks: ArrayLike | None) -> Non
     points = _facing(backbone(atoms)[:, CA])
     joined = bonded(len(points), breaks)
     segments = np.stack([points[:-1], points[1:]], 1)[joined]
-    lines = Line3DCollection(list(segments), cmap=COLOURS, linewidths=2)
-    lines.set_array(np.arange(len(points) - 1)[joined])
-    axes.add_collection3d(lines)
+    if len(segments):  # matplotlib refuses a collection of none
+        lines = Line3DCollection(list(segments), cmap=COLOURS, linewidths=2)
+        lines.set_array(np.arange(len(points) - 1)[joined])
+        axes.add_collection3d(lines)
     reach = float(np.abs(points).max()) + 1
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
     axes.set_box_aspect((1, 1, 1), zoom=1.5)  # the frame that would fill the margin is off

@@ -154,7 +154,7 @@ def test_ramachandran_regions__are_periodic() -> None:
 def test_secondary_structure__helix_strand_and_a_gap() -> None:
     assert secondary_structure(regular(30))["helix"] >= 28 / 30  # all but the ends
     assert secondary_structure(regular(30, STRAND))["strand"] >= 27 / 30
-    assert secondary_structure(regular(30) * [1, 1, -1])["helix"] == 0
+    assert secondary_structure(regular(30) * [1, 1, -1])["helix"] >= 27 / 30  # of either hand
     assert secondary_structure(regular(4)) == {"helix": 0, "strand": 0, "coil": 1}
     pieces = np.arange(32) % 4 == 0  # too short for a helix each
     assert secondary_structure(regular(32), pieces)["helix"] == 0
