@@ -78,9 +78,8 @@ def _draw_trace(axes: Axes3D, atoms: ArrayLike, breaks: ArrayLike | None) -> Non
         lines = Line3DCollection(list(segments), cmap=COLOURS, linewidths=2)
         lines.set_array(np.arange(len(points) - 1)[joined])
         axes.add_collection3d(lines)
-    reach = float(np.abs(points).max()) + 1
+    reach = 0.7 * float(np.abs(points).max()) + 1  # the trace fills the margin of the frame, which is off
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
-    axes.set_box_aspect((1, 1, 1), zoom=1.5)  # the frame that would fill the margin is off
     axes.view_init(elev=90, azim=-90)  # along the last axis
     axes.set_axis_off()
     axes.set_title(f"{len(points)} residues", fontsize=9)

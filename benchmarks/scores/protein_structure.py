@@ -157,8 +157,8 @@ def torsion_scores(
 def secondary_structure(atoms: ArrayLike, breaks: ArrayLike | None = None) -> dict[str, float]:
     """Shares of residues in a `helix`, a `strand` and a `coil`, by P-SEA, which uses CA alone.
 
-    Left-handed helices count as helices, since distances alone suffice: compare `left_handed` of `torsion_scores`. P-SEA finds
-    fewer strands than DSSP, which uses hydrogen bonds. Chains of five residues or fewer are coil.
+    Left-handed helices count as helices, since distances alone suffice: compare `left_handed` of `torsion_scores`. Chains
+    of five residues or fewer are coil.
     Source: Labesse et al. 1997, CABIOS 13, 291, as `biotite.structure.annotate_sse`.
 
     Raises:

@@ -133,7 +133,7 @@ def test_torsion_scores__a_mirror_image_is_left_handed() -> None:
 
 
 def test_ramachandran_regions__have_the_shares_of_their_names() -> None:
-    regions = RamachandranRegions.of(coils(400))
+    regions = RamachandranRegions.of(coils(300))
     unseen = np.concatenate([torsions(atoms) for atoms in coils(100, seed=1)])
     shares = regions.shares(unseen)
     assert sum(shares.values()) == pytest.approx(1)
@@ -219,7 +219,9 @@ def test_nearest_tm__is_one_for_a_part_of_the_reference() -> None:
 def test_designability__reads_what_a_command_prints(tmp_path: Path) -> None:
     files = [write_pdb(tmp_path / f"{size} residues.pdb", regular(size)) for size in (8, 12)]
     program = tmp_path / "fold it.py"
-    program.write_text("import sys\nprint(sum(line.startswith('ATOM') for line in open(sys.argv[1])) / 24)\n")
+    program.write_text(
+        "import sys\nprint(sum(line.startswith('ATOM') for line in open(sys.argv[1])) / 24)\n", encoding="utf-8"
+    )
     assert designability(files, f"'{sys.executable}' '{program}' {{pdb}}").tolist() == [1, 1.5]
 
 
