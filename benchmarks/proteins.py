@@ -7,8 +7,8 @@ modes "flow", "jump" and "flow+jump". "geodesic" is trained as a flow on geodesi
 own flow, and "plugged", the same network with jumps.
 
 Every mode draws `--num-samples` backbones for each number of `--steps`, scored by `benchmarks/scores/proteins.py`. The first
-row is held-out chains, the score of a perfect model, with standard errors over chains. Other figures are mean ± standard error
-over seeds, which is that of training and sampling together; with one seed, over samples.
+row is held-out chains, the score of a perfect model, with standard errors over chains. Other figures are mean ± standard
+error over seeds, which is that of training and sampling together; with one seed, over samples.
 
 Each combination leaves its figures in `--folder`, where a further run finds them, so that a run may be interrupted, or
 spread over processes with `--modes` and `--seeds`. The tables are made of the combinations of the last command.
@@ -45,7 +45,8 @@ QUICK = {
 TABLES = {
     "geometry": {
         "valid": "valid", "bonds": "bonds", "angles": "angles", "ca_ca/0.1": "CA–CA", "clash_free": "clash-free",
-        "favoured": "favoured", "outliers": "outliers", "left_handed": "left-handed",
+        "torsion_distance": "φψ distance", "favoured": "favoured", "outliers": "outliers",
+        "left_handed": "left-handed",
     },
     "structure": {
         "helix": "helix", "strand": "strand", "radius_ratio": "radius", "diversity": "clusters / samples",

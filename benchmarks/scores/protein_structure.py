@@ -30,9 +30,9 @@ CA_CA = 3.8
 """Distance in Å of neighbouring CA with a trans peptide bond; with a cis bond it is 2.9."""
 BREAK = 4.5
 """Distance in Å of neighbouring CA beyond which a chain is broken: no peptide bond spans it, however bent."""
-CA_CLASH, ATOM_CLASH = 3.4, 2.0
-"""Distances in Å below which two CA, and two backbone atoms, overlap. In 53 experimental structures the nearest ones are
-3.46 and 2.45 Å apart."""
+CA_CLASH, ATOM_CLASH = 3.3, 2.0
+"""Distances in Å below which two CA, and two backbone atoms, overlap. In 427 experimental chains the nearest CA are 3.30 Å
+apart, 3.53 Å or less in 5 % of the chains, and one chain has atoms nearer than 2 Å."""
 TRANS = 150.0
 """|ω| in degrees above which a peptide bond is trans and planar, by MolProbity's 30°."""
 LEFT_HANDED = ((20.0, 120.0), (-30.0, 90.0))
@@ -51,7 +51,7 @@ def geometry(atoms: ArrayLike, breaks: ArrayLike | None = None) -> dict[str, flo
     - `ca_ca/deviation`: mean |d − 3.8| in Å of bonded CA; `ca_ca/0.1`, `ca_ca/0.3`: the share closer than that to 3.8;
       `ca_ca/valid`: the share with d < 3.9, the `ca_ca_valid_percent` of FrameDiff (arXiv 2302.02277) and its successors.
     - `breaks`: bonded pairs with CA more than 4.5 Å apart, per residue.
-    - `ca_clashes`: pairs of CA nearer than 3.4 Å with |i − j| > 2, per residue; `atom_clashes`: pairs of
+    - `ca_clashes`: pairs of CA nearer than 3.3 Å with |i − j| > 2, per residue; `atom_clashes`: pairs of
       backbone atoms nearer than 2 Å in residues that are neither the same nor neighbours.
     - `unbroken`, `clash_free`: 1 if there is none of them. `valid`: both. FrameDiff, FoldFlow (arXiv 2310.02391) and
       FrameFlow report such violations as shares of residues; the flag asks for chains without any.
@@ -93,7 +93,8 @@ class RamachandranRegions:
 
     The density is a histogram with cells of 5°, smoothed by a periodic Gaussian of 8°. Published contours are grids of many
     thousand numbers, one for each kind of residue, and backbones have no kinds; the contours of the training data tell
-    whether samples lie where the data lie. The outer one needs some 10,000 residues or more.
+    whether samples lie where the data lie. The outer one needs some 10,000 residues or more. Of 116,000 residues of all kinds
+    the favoured region is 38 % of the plane, the score of angles at random: `distance` is sharper.
     Source: Lovell et al. 2003, Proteins 50, 437, for the method and the two shares.
 
     Args:
@@ -111,22 +112,17 @@ class RamachandranRegions:
         """The regions of the residues of these backbones.
 
         Raises:
+            ImportError: scipy is not installed.
             ValueError: no residue has both angles.
         """
-        require("scipy", extra="scores")
-        from scipy.ndimage import gaussian_filter
-
         listed = list(chains)
         marks = [None] * len(listed) if breaks is None else breaks
         found = [_phi_psi(torsions(atoms, mark)) for atoms, mark in zip(listed, marks, strict=True)]
         angles = np.concatenate(found) if found else np.empty((0, 2))
         if not len(angles):
             raise ValueError(f"chains has {len(listed)} chains without a residue between two others; give longer ones")
-        cells = _cells(angles)
-        counts = np.zeros((360 // CELL, 360 // CELL))
-        np.add.at(counts, cells, 1)
-        density = cast("NDArray[np.float64]", gaussian_filter(counts / len(angles), BANDWIDTH / CELL, mode="wrap"))
-        favoured, allowed = np.quantile(density[cells], [1 - FAVOURED, 1 - ALLOWED])
+        density = _density(angles)
+        favoured, allowed = np.quantile(density[_cells(angles)], [1 - FAVOURED, 1 - ALLOWED])
         return cls(density, float(favoured), float(allowed))
 
     def shares(self, angles: NDArray[np.float64]) -> dict[str, float]:
@@ -134,6 +130,13 @@ class RamachandranRegions:
         values = self.density[_cells(_phi_psi(angles))]
         inner, outer = _mean(values >= self.favoured), _mean(values >= self.allowed)
         return {"favoured": inner, "allowed": outer - inner, "outliers": 1 - outer}
+
+    def distance(self, angles: NDArray[np.float64]) -> float:
+        """The total variation distance, ½ Σ |p − q| in [0, 1], between the density of torsion angles [L, ≥ 2] and this one.
+
+        Few residues are far from any density by chance: compare sets of about one size, and with held-out chains.
+        """
+        return float(np.abs(_density(_phi_psi(angles)) - self.density).sum() / 2)
 
 
 def torsion_scores(
@@ -243,6 +246,16 @@ def _phi_psi(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """φ and ψ [N, 2] of the residues that have both."""
     found = angles[:, :2]
     return found[np.isfinite(found).all(1)]
+
+
+def _density(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The smoothed histogram [72, 72] of φ and ψ [N, 2], whose sum is 1."""
+    require("scipy", extra="scores")
+    from scipy.ndimage import gaussian_filter
+
+    counts = np.zeros((360 // CELL, 360 // CELL))
+    np.add.at(counts, _cells(angles), 1)
+    return cast("NDArray[np.float64]", gaussian_filter(counts / len(angles), BANDWIDTH / CELL, mode="wrap"))
 
 
 def _cells(angles: NDArray[np.float64]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

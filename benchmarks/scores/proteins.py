@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.scores.protein_structure import RamachandranRegions, atom_array, evaluate_backbone
 from recipes.datasets.packages import require
-from recipes.protein_geometry import CA, backbone
+from recipes.protein_geometry import CA, backbone, torsions
 
 SAME_FOLD = 0.5
 """TM-score above which two chains share their fold (Xu and Zhang 2010, Bioinformatics 26, 889)."""
@@ -174,15 +174,15 @@ def summary(
 ) -> dict[str, float]:
     """All scores of a set of backbones: means over samples and, as `… se`, their standard errors.
 
-    Beside those of `evaluate_backbone` and `diversity`: `samples`, their number; with a reference `tm/nearest`, the mean of
-    `nearest_tm`, and `novel`, the share for which it is below 0.5; with `scrmsd` its mean and the share
-    that is `designable`.
+    Beside those of `evaluate_backbone` and `diversity`: `samples`, their number; with regions `torsion_distance`, from φ and
+    ψ of all samples to those of the data; with a reference `tm/nearest`, the mean of `nearest_tm`, and `novel`, the share
+    below 0.5; with `scrmsd` its mean and the share that is `designable`.
 
     Args:
         samples: backbones [L, ≥ 3, 3] in Å.
         reference: training set, for novelty.
         breaks: those of the samples; none by default.
-        regions: for the Ramachandran shares, which are left out without.
+        regions: for the Ramachandran scores, which are left out without.
         limit: maximum number of samples whose TM-scores are computed.
         reference_limit: maximum number of reference chains that they are compared with.
         scrmsd: output of `designability`.
@@ -199,6 +199,9 @@ def summary(
     marks = [None] * len(samples) if breaks is None else breaks
     rows = [evaluate_backbone(atoms, mark, regions) for atoms, mark in zip(samples, marks, strict=True)]
     scores = {"samples": float(len(samples))} | mean_and_error(rows) | diversity(samples, limit)
+    if regions is not None:
+        angles = [torsions(atoms, mark) for atoms, mark in zip(samples, marks, strict=True)]
+        scores["torsion_distance"] = regions.distance(np.concatenate(angles))
     if reference is not None:
         nearest = nearest_tm(spaced(samples, limit), reference, reference_limit)
         scores |= mean_and_error([{"tm/nearest": float(tm), "novel": float(tm < SAME_FOLD)} for tm in nearest])

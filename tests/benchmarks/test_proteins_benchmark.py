@@ -122,9 +122,8 @@ def test_proteins_benchmark__figures_in_the_folder_are_not_made_again(
 
 def test_proteins_benchmark__designability_by_a_command(benchmark: ModuleType, fakes: Fakes, tmp_path: Path) -> None:
     program = tmp_path / "fold.py"
-    program.write_text(
-        "import sys\nprint(1.5 if sum('CA' in line for line in open(sys.argv[1])) == 16 else 4)\n", encoding="utf-8"
-    )
+    text = "import sys\nprint(1.5 if sum('CA' in line for line in open(sys.argv[1])) == 16 else 4)\n"
+    program.write_text(text, encoding="utf-8")
     command = f"{sys.executable} {program} {{pdb}}"
     record = run(benchmark, tmp_path, "--modes", "plugged", "--seeds", "0", "--designability-command", command)
     (scores,) = record["seeds"]["plugged, 2 steps"]

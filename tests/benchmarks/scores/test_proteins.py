@@ -142,6 +142,9 @@ def test_ramachandran_regions__have_the_shares_of_their_names() -> None:
     uniform = regions.shares(np.random.default_rng(0).uniform(-180, 180, (5000, 2)))
     assert uniform["favoured"] < 0.15
     assert uniform["outliers"] > 0.7
+    assert regions.distance(unseen) < 0.1
+    assert regions.distance(np.tile(HELIX, (100, 1))) > 0.5
+    assert regions.distance(np.tile((60.0, -120.0), (100, 1))) == pytest.approx(1, abs=1e-3)
 
 
 def test_ramachandran_regions__are_periodic() -> None:
@@ -219,9 +222,8 @@ def test_nearest_tm__is_one_for_a_part_of_the_reference() -> None:
 def test_designability__reads_what_a_command_prints(tmp_path: Path) -> None:
     files = [write_pdb(tmp_path / f"{size} residues.pdb", regular(size)) for size in (8, 12)]
     program = tmp_path / "fold it.py"
-    program.write_text(
-        "import sys\nprint(sum(line.startswith('ATOM') for line in open(sys.argv[1])) / 24)\n", encoding="utf-8"
-    )
+    text = "import sys\nprint(sum(line.startswith('ATOM') for line in open(sys.argv[1])) / 24)\n"
+    program.write_text(text, encoding="utf-8")
     assert designability(files, f"'{sys.executable}' '{program}' {{pdb}}").tolist() == [1, 1.5]
 
 
@@ -264,7 +266,7 @@ def test_summary__means_errors_and_what_is_optional() -> None:
     samples = [regular(24), regular(24, STRAND), *reference[:2]]
     rows = [evaluate_backbone(atoms) for atoms in samples]
     plain = summary(samples)
-    assert not {"tm/nearest", "scrmsd", "favoured"} & plain.keys()
+    assert not {"tm/nearest", "scrmsd", "favoured", "torsion_distance"} & plain.keys()
     values = [row["helix"] for row in rows]
     assert plain["helix"] == pytest.approx(np.mean(values))
     assert plain["helix se"] == pytest.approx(np.std(values, ddof=1) / 2)
@@ -273,6 +275,7 @@ def test_summary__means_errors_and_what_is_optional() -> None:
     full = summary(samples, reference, regions=regions, scrmsd=[0.5, 1.0, 3.0, 4.0])
     assert (full["designable"], full["scrmsd"]) == (0.5, 2.125)
     assert full["favoured"] > 0.5
+    assert 0 < full["torsion_distance"] < 0.6
     assert full["tm/nearest"] == pytest.approx(1 - (2 - nearest_tm(samples[:2], reference).sum()) / 4)
     assert full["tm/nearest se"] > 0
     assert plain.keys() < full.keys()
