@@ -93,8 +93,8 @@ class RamachandranRegions:
 
     The density is a histogram with cells of 5°, smoothed by a periodic Gaussian of 8°. Published contours are grids of many
     thousand numbers, one for each kind of residue, and backbones have no kinds; the contours of the training data tell
-    whether samples lie where the data lie. The outer one needs some 10,000 residues or more. Of 116,000 residues of all kinds
-    the favoured region is 38 % of the plane, the score of angles at random: `distance` is sharper.
+    whether samples lie where the data lie. The outer one needs some 10,000 residues or more. Of 116,000 residues of all
+    kinds the favoured region is 38 % of the plane, the score of angles at random: `distance` is sharper.
     Source: Lovell et al. 2003, Proteins 50, 437, for the method and the two shares.
 
     Args:
