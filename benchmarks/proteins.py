@@ -7,8 +7,8 @@ modes "flow", "jump" and "flow+jump". "geodesic" is trained as a flow on geodesi
 own flow, and "plugged", the same network with jumps.
 
 Every mode draws `--num-samples` backbones for each number of `--steps`, scored by `benchmarks/scores/proteins.py`. The first
-row is held-out chains, the score of a perfect model, with standard errors over chains. Other figures are mean ± standard
-error over seeds, which is that of training and sampling together; with one seed, over samples.
+row is the middles of held-out chains, the score of a perfect model, with standard errors over chains. Other figures are
+mean ± standard error over seeds, which is that of training and sampling together; with one seed, over samples.
 
 Each combination leaves its figures in `--folder`, where a further run finds them, so that a run may be interrupted, or
 spread over processes with `--modes` and `--seeds`. The tables are made of the combinations of the last command.
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scores.protein_structure import RamachandranRegions
-from benchmarks.scores.proteins import designability, summary, write_pdb
+from benchmarks.scores.proteins import designability, spaced, summary, write_pdb
 from gm_discrete import GMModel
 from recipes.protein_pictures import protein_picture
 
@@ -71,7 +71,7 @@ class Training:
 
 
 def chains(split: str) -> list[tuple[Atoms, Breaks]]:
-    """The backbones of a split, "train" or "validation", each with its breaks."""
+    """The backbones of a split, "train" or "validation", each with its breaks: whole chains, of whatever length."""
     raise NotImplementedError(f"no data set for the split {split!r}")
 
 
@@ -161,9 +161,10 @@ class Benchmark:
         return self.scored(made, scrmsd=scrmsd) | {"seconds": time / len(made)}
 
     def held_out(self) -> dict[str, float]:
-        """The scores of at most as many held-out chains as there are samples."""
-        data = chains("validation")[: self.args.num_samples]
-        return self.scored([atoms for atoms, _ in data], breaks=[breaks for _, breaks in data])
+        """The scores of at most as many held-out chains as there are samples, cut to the same lengths."""
+        data, lengths = spaced(chains("validation"), self.args.num_samples), self.args.lengths
+        parts = [middle(atoms, breaks, lengths[i % len(lengths)]) for i, (atoms, breaks) in enumerate(data)]
+        return self.scored([atoms for atoms, _ in parts], breaks=[breaks for _, breaks in parts])
 
     def scored(self, samples: Sequence[Atoms], **options: Any) -> dict[str, float]:
         limits = {"limit": self.args.compared, "reference_limit": self.args.reference_limit}
@@ -178,6 +179,12 @@ class Benchmark:
         if key not in self.models:
             self.models[key] = train(Training(key[0], self.args), seed)
         return self.models[key]
+
+
+def middle(atoms: Atoms, breaks: Breaks, length: int) -> tuple[Atoms, Breaks]:
+    """The `length` residues in the middle of a chain, or all of a shorter one."""
+    start = max(0, (len(atoms) - length) // 2)
+    return atoms[start : start + length], breaks[start : start + length]
 
 
 def fixed_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,7 +234,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lengths", default="64,96,128", help="residues of the samples, which take turns")
     parser.add_argument("--training-steps", type=int, default=5000, help="of the optimizer")
     parser.add_argument("--compared", type=int, default=32, help="maximum number of samples in TM-scores")
-    parser.add_argument("--reference-limit", type=int, default=100, help="training chains that each is compared with")
+    parser.add_argument("--reference-limit", type=int, default=50, help="training chains that each is compared with")
     parser.add_argument("--designability-command", help="prints the scRMSD in Å of the PDB file {pdb}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch, on the CPU")

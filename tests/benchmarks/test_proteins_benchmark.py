@@ -140,6 +140,14 @@ def test_proteins_benchmark__has_all_modes_by_default(benchmark: ModuleType) -> 
     assert benchmark.NETWORKS == NETWORKS
 
 
+def test_middle__of_a_long_and_a_short_chain(benchmark: ModuleType) -> None:
+    atoms, breaks = walk(20, 0), np.arange(20) == 7
+    part, marks = benchmark.middle(atoms, breaks, 11)
+    np.testing.assert_array_equal(part, atoms[4:15])
+    assert marks.nonzero()[0].tolist() == [3]
+    assert len(benchmark.middle(atoms, breaks, 30)[0]) == 20
+
+
 def test_over_seeds__leaves_out_what_is_not_defined(benchmark: ModuleType) -> None:
     rows = [{"a": 1.0, "a se": 9.0, "b": None, "c": None}, {"a": 3.0, "a se": 9.0, "b": 4.0, "c": float("nan")}]
     found = benchmark.over_seeds(rows)
