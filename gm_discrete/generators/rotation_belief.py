@@ -8,8 +8,8 @@ cosh(k x·z)/Z(k) of a noisy rotation x,
 so that the posterior of z is a mixture again, of twice as many components, with the centres n± = (k x ± K m)/κ±, the
 concentrations κ± = |k x ± K m| and the weights ∝ w Z(κ±)/Z(K).
 
-A generator is the mean, over the posterior, of quantities that depend on the angle α between x and z alone. Within a component
-(n, κ) at the angle θ from x, and before q and −q are taken as one, α has the density
+A generator is the mean, over the posterior, of quantities that depend on the angle α between x and z alone. Within a
+component (n, κ) at the angle θ from x, and before q and −q are taken as one, α has the density
 
     q(α) = (2/π) sin²α exp(κ cos(α − θ) − log Z(κ)) (1 − e^{−2b})/(2b),   b = κ sin α sin θ,   α in [0, π],
 

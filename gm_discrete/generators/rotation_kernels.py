@@ -53,7 +53,7 @@ class RotationBelief(Kernel):
         return RotationPosterior(self.mixture[where], self.x[where], self.k[where])
 
     def log_likelihood_ratio(self, z: Tensor) -> Tensor:
-        """log π(z|x) − log p(x|z) [B, L], for z [B, L, 4]: the log-density of z under the belief, less the log evidence of x.
+        """log π(z|x) − log p(x|z) [B, L], for z [B, L, 4]: the log belief at z, less the log evidence of x.
 
         It differs from the log posterior by what no prediction changes, and stays finite as the noise vanishes.
         """

@@ -1,7 +1,7 @@
 """The spaces on which flows and diffusions move: numbers, an interval, rotations.
 
-A step goes from x along a tangent vector u, by the exponential map: x + u for numbers, a geodesic for rotations. An *entry* of
-a state is what moves and jumps as one: a number, or a whole rotation of four numbers.
+A step goes from x along a tangent vector u, by the exponential map: x + u for numbers, a geodesic for rotations. An *entry*
+of a state is what moves and jumps as one: a number, or a whole rotation of four numbers.
 """
 
 from __future__ import annotations

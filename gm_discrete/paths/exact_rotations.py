@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gm_discrete.generators import Superposition, quaternions
+from gm_discrete.generators import Superposition
 from gm_discrete.generators import von_mises_fisher as vmf
 from gm_discrete.generators.landings import ROUNDING
 from gm_discrete.generators.rotation_belief import ATOM, RotationMixture
@@ -18,8 +18,8 @@ from gm_discrete.paths.rotations import SO3Path
 class ExactRotationModel:
     """A process whose data are a mixture of L rotations each, with the exact marginal generator.
 
-    Component j, of probability w_j, has at position l the symmetrised von Mises–Fisher distribution with the centre m_jl and the
-    concentration K_j; without K it is m_jl itself. Given j the positions are independent, and j has the posterior weight
+    Component j, of probability w_j, has at position l the symmetrised von Mises–Fisher distribution with the centre m_jl and
+    the concentration K_j; without K it is m_jl itself. Given j the positions are independent, and j has the posterior weight
     ∝ w_j Π_l p_t(x_l|j). Use it in place of a network, in `simulate`, `conditional_loss` or `flow_likelihood`.
 
     Args:

@@ -2,8 +2,8 @@
 
     x_t = exp_z((1 − t) log_z x_0),   u(x|z) = log_x z / (1 − t)
 
-in half angles on S³. At t < 1 it reaches rotations within the angle (1 − t) π of z only, so that ∂_t log p_t is −∞ outside, and
-it has no jump. The network predicts one clean rotation. Source: FrameFlow (Yim et al. 2023, arXiv 2310.05297).
+in half angles on S³. At t < 1 it reaches rotations within the angle (1 − t) π of z only, so that ∂_t log p_t is −∞ outside,
+and it has no jump. The network predicts one clean rotation. Source: FrameFlow (Yim et al. 2023, arXiv 2310.05297).
 """
 
 from __future__ import annotations

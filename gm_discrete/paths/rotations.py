@@ -1,7 +1,7 @@
 """Paths of rotations, with a flow, a jump and a diffusion.
 
-States are unit quaternions [B, L, 4] (rotation matrices [B, L, 3, 3] at the entry points, too); q and −q are one rotation. With
-α in [0, π/2] half the angle between x and z, c = cos α, and the concentration k(t),
+States are unit quaternions [B, L, 4] (rotation matrices [B, L, 3, 3] at the entry points, too); q and −q are one rotation.
+With α in [0, π/2] half the angle between x and z, c = cos α, and the concentration k(t),
 
     p_t(x|z) = cosh(k c)/Z(k) against the Haar measure,   Z(k) = 2 I₁(k)/k,   A = I₂(k)/I₁(k),
 
@@ -10,9 +10,9 @@ States are unit quaternions [B, L, 4] (rotation matrices [B, L, 3, 3] at the ent
     jump        λ = k' [A − c tanh(k c)]₊; it lands about a uniform axis around z, at an angle of density
                 ∝ [c tanh(k c) − A]₊ cosh(k c) sin²α
 
-All three solve the Kolmogorov equation of this path, so that they may be superposed. The marginal generator is their mean over the
-posterior of z (see `generators/rotation_belief.py`). Over an interval [t, s], with x and the posterior frozen, x jumps with the
-probability 1 − p_s(x|z)/p_t̂(x|z), where t̂ in [t, s] is the time at which x is likeliest.
+All three solve the Kolmogorov equation of this path, so that they may be superposed. The marginal generator is their mean
+over the posterior of z (see `generators/rotation_belief.py`). Over an interval [t, s], with x and the posterior frozen, x
+jumps with the probability 1 − p_s(x|z)/p_t̂(x|z), where t̂ in [t, s] is the time at which x is likeliest.
 
 Source: Generator Matching (Holderrieth et al., ICLR 2025), section on SO(3).
 """
@@ -40,7 +40,7 @@ from gm_discrete.paths.continuous import ContinuousPath, Weights, shaped, superp
 from gm_discrete.paths.schedules import TimeLike
 
 LEAST_LOG_K, MOST_LOG_K = -5.0, 12.0
-"""Range of log K of a component that a network predicts: from uniform to half a degree, beyond which the evidence decides."""
+"""Range of log K of a component that a network predicts: from uniform to a spread of half a degree."""
 
 FIRST_LOG_K = 1.0
 """log K of a network that has not learned yet: components that overlap and cover all rotations."""
