@@ -113,7 +113,9 @@ class GridSO3Path(SO3Path):
         return self.generator(self.mixture(rows), x, t, t_next)
 
     def turned(self, head: str, output: Tensor, by: Tensor) -> Tensor:
-        raise ValueError(f"head={head!r}: a grid does not turn with the frame; predict rotations in the frame of the data")
+        raise ValueError(
+            f"head={head!r}: a grid does not turn with the frame; predict rotations in the frame of the data"
+        )
 
 
 def path_of(form: str) -> SO3Path:
