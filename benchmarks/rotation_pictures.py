@@ -13,11 +13,10 @@ from gm_discrete import quaternions, simulate, time_grid
 
 ROWS = ("flow", "jump", "diffusion", "flow + jump")
 COLUMNS = (0.0, 0.25, 0.5, 0.75, 1.0)
-STEPS = 64
 AXIS = torch.tensor([0.0, 0.0, 1.0])
 
 
-def picture(file: Path, number: int) -> None:
+def picture(file: Path, number: int, steps: int) -> None:
     """A row for each process, a column for each time.
 
     A rotation is a point on the sphere, where it takes the z-axis; the colour is the angle by which it is turned about that
@@ -26,13 +25,14 @@ def picture(file: Path, number: int) -> None:
     Args:
         file: PNG.
         number: of rotations; the same noise for every process.
+        steps: of the processes.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.75 * len(COLUMNS) + 0.3, 1.75 * len(ROWS) + 0.3), layout="constrained")
     axes = figure.subplots(len(ROWS), len(COLUMNS))
     for row, name in zip(axes, ROWS, strict=True):
-        for axis, time, x in zip(row, COLUMNS, states(name, number), strict=True):
+        for axis, time, x in zip(row, COLUMNS, states(name, number, steps), strict=True):
             _sphere(axis, x)
             if name == ROWS[0]:
                 axis.set_title(f"t = {time:g}", fontsize=10)
@@ -44,10 +44,10 @@ def picture(file: Path, number: int) -> None:
 
 
 @torch.no_grad()
-def states(name: str, number: int) -> list[Tensor]:
+def states(name: str, number: int, steps: int) -> list[Tensor]:
     """Rotations [number, 4] of a process at the times of the columns, from the exact posterior."""
     model, rng = toy(METHODS[name][0] if name in METHODS else ALL), torch.Generator().manual_seed(0)
-    grid = time_grid(model.path, STEPS, "linear")
+    grid = time_grid(model.path, steps, "linear")
     x_0 = model.path.prior((number, 1, 4), rng)
     places = [int((grid - time).abs().argmin()) for time in COLUMNS[1:-1]]
     run = simulate(model, x_0, grid, rng, "tau_leaping", save_at=places, return_info=True)

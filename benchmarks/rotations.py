@@ -16,11 +16,9 @@ themselves have a distance, too, the `noise`.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -224,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.picture is not None:
         from rotation_pictures import picture
 
-        picture(args.picture, 60 if args.quick else 500)
+        picture(args.picture, number=20 if args.quick else 500, steps=4 if args.quick else 64)
         return
     started, rng = time.perf_counter(), torch.Generator().manual_seed(args.seed)
     reference = Reference(args.reference, rng)
