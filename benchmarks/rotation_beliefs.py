@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ from measure import environment, markdown, output_file, report
 from rotations import Reference, network, sample, toy, toy_batches, train
 from torch import Tensor
 
-from gm_discrete import GMModel, SO3Path, conditional_loss, quaternions
-from gm_discrete.generators import Superposition
+from gm_discrete import SO3Path, conditional_loss, quaternions
+from gm_discrete.generators import Flow, Superposition
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rotation_belief import RotationMixture
 from gm_discrete.paths.continuous import Weights
@@ -47,6 +47,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "mixture of 4": {"num_components": 4},
     "mixture of 8": {"num_components": 8},
     "mixture of 16": {"num_components": 16},
+    "mixture of 32": {"num_components": 32},
     "grid of 576": {"num_points": 576, "form": "fixed"},
     "grid of 576, K predicted": {"num_points": 576, "form": "common"},
     "grid of 576, K and offsets predicted": {"num_points": 576, "form": "offsets"},
@@ -151,6 +152,35 @@ def shuffled(data: Tensor, size: int, seed: int) -> Iterator[Tensor]:
         yield data[torch.randint(len(data), (size,), generator=rng)]
 
 
+@final
+class Toy:
+    """The four components of rotations.py: `test` data, scored `size` at a time, and the loss of the exact posterior."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        rng, exact = torch.Generator().manual_seed(args.seed), toy(GENERATORS)
+        self.test, self.size = exact.sample(16 * args.test, rng).float(), min(128, 8 * args.test)
+        self.floor = float(losses(exact, self.test, self.size).mean())
+        self.reference = Reference(20 * args.samples, rng)
+
+    def batches(self, args: argparse.Namespace) -> Iterator[Tensor]:
+        return toy_batches(args.batch_size, args.seed)
+
+
+@final
+class Proteins:
+    """Windows of the packaged chains, likewise; their posterior is not known."""
+
+    floor = None
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.train, test = proteins(args.cache_dir)
+        rng = torch.Generator().manual_seed(args.seed)
+        self.test, self.size = test[torch.randperm(len(test), generator=rng)[: args.test]], min(8, args.test // 2)
+
+    def batches(self, args: argparse.Namespace) -> Iterator[Tensor]:
+        return shuffled(self.train, args.windows, args.seed)
+
+
 # Figures
 
 
@@ -165,12 +195,27 @@ def losses(process: Any, data: Tensor, size: int, seed: int = 1) -> Tensor:
 def step_time(path: SO3Path, number: int) -> float:
     """Seconds of processor time of a step of the flow, for each rotation."""
     rng = torch.Generator().manual_seed(0)
-    rows = path.output("belief", torch.randn((number, sum(path.heads.values())), generator=rng), torch.empty(0), 0.5)  # pyright: ignore[reportArgumentType]
     x, t = path.prior((number, 1, 4), rng), torch.full((number,), 0.5, dtype=torch.float64)
-    path = path.reweighted({"flow": 1.0})
+    rows = path.output("belief", torch.randn((number, path.heads["belief"]), generator=rng), x, t)
     start = time.process_time()
-    _ = path.marginal(rows[:, None], x, t, t + 0.05).parts["flow"].mean
+    flow = path.marginal(rows[:, None], x, t, t + 0.05).parts["flow"]
+    assert isinstance(flow, Flow)
+    _ = flow.mean  # parts are made when they are read
     return (time.process_time() - start) / number
+
+
+def figures(form: str, task: Toy | Proteins, args: argparse.Namespace) -> dict[str, Any]:
+    """Updates, held-out losses and the time of a step; and distances of samples, where they are known and cheap."""
+    path = path_of(form)
+    model = network(path, task.test.shape[1], args.hidden_size, seed=args.seed)
+    figure: dict[str, Any] = {"updates": train(model, task.batches(args), args.seconds, args.seed)}
+    figure["losses"] = losses(model, task.test, task.size).tolist()
+    figure["step"] = step_time(path, args.timed)
+    if isinstance(task, Toy) and "num_components" in FORMS[form]:
+        with torch.no_grad():
+            x = sample(model, (GENERATORS, "tau_leaping", "quadratic"), args.calls, args.samples, args.seed)
+        figure |= task.reference.distances(x)
+    return figure
 
 
 def compared(own: Tensor, base: Tensor) -> tuple[float, float]:
@@ -220,42 +265,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     started, found, tables = time.perf_counter(), {}, []
-    rng = torch.Generator().manual_seed(args.seed)
     for name in args.data:
-        floor = None
-        if name == "toy":
-            exact = toy(GENERATORS)
-            test, size = exact.sample(16 * args.test, rng).float(), 128
-            floor = float(losses(exact, test, size).mean())
-            reference = Reference(20 * args.samples, rng)
-        else:
-            learned, test = proteins(args.cache_dir)
-            test, size = test[torch.randperm(len(test), generator=rng)[: args.test]], 8
-        found[name] = {"floor": floor, "forms": {}}
+        task = Toy(args) if name == "toy" else Proteins(args)
+        found[name] = {"floor": task.floor, "forms": {}}
         for form in args.forms:
-            model = network(path_of(form), test.shape[1], args.hidden_size, seed=args.seed)
-            toys = toy_batches(args.batch_size, args.seed)
-            batches = toys if name == "toy" else shuffled(learned, args.windows, args.seed)
-            figure: dict[str, Any] = {"updates": train(model, batches, args.seconds, args.seed)}
-            figure["losses"] = losses(model, test, size if len(test) > size else 2).tolist()
-            figure["step"] = step_time(model.path, args.timed)
-            if name == "toy" and "num_components" in FORMS[form]:
-                x = drawn(model, args)
-                figure |= reference.distances(x)
-            found[name]["forms"][form] = figure
+            figure = found[name]["forms"][form] = figures(form, task, args)
             mean = sum(figure["losses"]) / len(figure["losses"])
-            print(name, form, figure["updates"], mean, floor, f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
-        tables.append(table(found[name]["forms"], floor))
+            print(name, form, figure["updates"], mean, task.floor, file=sys.stderr, flush=True)
+        tables.append(table(found[name]["forms"], task.floor))
     record = {
         "environment": environment("cpu", __file__, argv), "settings": vars(args) | {"output": str(args.output)},
         "results": found, "wall": time.perf_counter() - started,
     }  # fmt: skip
     report(record, tables, args.output)
-
-
-@torch.no_grad()
-def drawn(model: GMModel, args: argparse.Namespace) -> Tensor:
-    return sample(model, (GENERATORS, "tau_leaping", "linear"), args.calls, args.samples, args.seed)
 
 
 if __name__ == "__main__":

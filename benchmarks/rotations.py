@@ -1,6 +1,7 @@
 """Errors of flow, jump, diffusion and superpositions of rotations against the number of network calls.
 
     python benchmarks/rotations.py --threads 1 --output benchmarks/results/rotations.json
+    python benchmarks/rotations.py --threads 1 --length 4 --samples 1200 --output benchmarks/results/rotations_joint.json
     python benchmarks/rotations.py --picture benchmarks/figures/rotations.png
 
 Data: four symmetrised von Mises–Fisher components of different width and weight. Their exact posterior stands in for the
@@ -61,45 +62,50 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-def toy(generators: Mapping[str, float]) -> ExactRotationModel:
-    """The exact model of the data, with these generators."""
-    centers = quaternions.multiply(quaternions.exp(TILTS), quaternions.exp(TURNS))[:, None]
-    return ExactRotationModel(
-        SO3Path(dict(generators)), centers, torch.tensor(CONCENTRATIONS), torch.tensor(WEIGHTS, dtype=torch.float64)
-    )
+def toy(generators: Mapping[str, float], length: int = 1) -> ExactRotationModel:
+    """The exact model of the data, with these generators. Position l has the centres in an order that is moved on by l."""
+    centers = quaternions.multiply(quaternions.exp(TILTS), quaternions.exp(TURNS))
+    centers = torch.stack([centers.roll(position, 0) for position in range(length)], 1)
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+    return ExactRotationModel(SO3Path(dict(generators)), centers, torch.tensor(CONCENTRATIONS), weights)
 
 
 class Reference:
     """Data to compare samples with: sorted half angles to eight rotations, and the shares of the cells of a partition."""
 
-    def __init__(self, number: int, rng: torch.Generator) -> None:
-        self.model = toy(ALL)
-        self.to = torch.cat([self.model.centers[:, 0], quaternions.uniform((4,), rng, dtype=torch.float64)])
-        data = self.model.sample(number, rng)[:, 0]
-        self.angles = quaternions.half_angle(data[:, None], self.to).sort(0).values
+    def __init__(self, number: int, rng: torch.Generator, length: int = 1) -> None:
+        self.model, self.number_of_shells = toy(ALL, length), SHELLS if length == 1 else 1
+        others = quaternions.uniform((4, 1), rng, dtype=torch.float64).expand(-1, length, -1)
+        self.to = torch.cat([self.model.centers, others]).transpose(0, 1)  # [L, 8, 4]
+        data = self.model.sample(number, rng)
+        self.angles = self._angles(data)
         nearest, angle = self._component(data)
-        levels = torch.arange(1, SHELLS, dtype=torch.float64) / SHELLS
-        self.shells = torch.stack([angle[nearest == j].quantile(levels) for j in range(len(TILTS))])
+        levels = torch.arange(1, self.number_of_shells, dtype=torch.float64) / self.number_of_shells
+        self.shells = torch.stack([angle[nearest[:, 0] == j, 0].quantile(levels) for j in range(len(TILTS))])
         self.shares = self._shares(data)
 
+    def _angles(self, x: Tensor) -> Tensor:
+        """Half angles to the eight rotations of each position, each sorted: [N, 8 L]."""
+        return quaternions.half_angle(x[:, :, None], self.to).flatten(1).sort(0).values
+
     def _component(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest component, and the half angle to its centre."""
-        angles = quaternions.half_angle(x[:, None], self.model.centers[:, 0])
+        """The likeliest component of each rotation by itself, and the half angle to its centre: [N, L]."""
+        angles = quaternions.half_angle(x[:, :, None], self.to[:, : len(TILTS)])
         component = (self.model.weights.log() + log_density(angles, self.model.concentration)).argmax(-1)
-        return component, angles.gather(1, component[:, None])[:, 0]
+        return component, angles.gather(2, component[..., None])[..., 0]
 
     def _shares(self, x: Tensor) -> Tensor:
         component, angle = self._component(x)
-        cell = component * SHELLS + (angle[:, None] > self.shells[component]).sum(-1)
-        return torch.bincount(cell, minlength=SHELLS * len(TILTS)).double() / len(x)
+        cell = (angle[:, :1] > self.shells[component[:, 0]]).sum(-1)
+        for place in component.T:
+            cell = cell * len(TILTS) + place
+        return torch.bincount(cell, minlength=self.number_of_shells * len(TILTS) ** x.shape[1]).double() / len(x)
 
     def distances(self, x: Tensor) -> dict[str, float]:
-        """KS and TV of samples [N, 1, 4]."""
-        x = x[:, 0].double()
-        own = quaternions.half_angle(x[:, None], self.to).sort(0).values
-        gaps = []
-        for mine, data in zip(own.T.contiguous(), self.angles.T.contiguous(), strict=True):
-            reached = torch.searchsorted(data, mine, right=True) / len(data)
+        """KS and TV of samples [N, L, 4]."""
+        x, gaps = x.double(), []
+        for mine, data in zip(self._angles(x).T.contiguous(), self.angles.T.contiguous(), strict=True):
+            reached = torch.searchsorted(data, mine, right=True).double() / len(data)
             steps = torch.arange(len(mine) + 1, dtype=torch.float64) / len(mine)
             gaps.append(float(torch.maximum((steps[1:] - reached).max(), (reached - steps[:-1]).max())))
         return {"ks": max(gaps), "tv": float((self._shares(x) - self.shares).abs().sum() / 2)}
@@ -113,13 +119,15 @@ class Reference:
 # Sampling
 
 
-def sample(model: Any, method: tuple[dict[str, float], str, str], calls: int, number: int, seed: int) -> Tensor:
-    """Samples [number, 1, 4] in as many network calls; a Heun step takes two, and the last one is an Euler step."""
+def sample(
+    model: Any, method: tuple[dict[str, float], str, str], calls: int, number: int, seed: int, length: int = 1
+) -> Tensor:
+    """Samples [number, length, 4] in as many network calls; a Heun step takes two, and the last one is an Euler step."""
     generators, sampler, spacing = method
     rng = torch.Generator().manual_seed(seed)
     path: RotationPath = model.path
     steps = (calls + 1) // 2 if sampler == "heun" else calls
-    x_0 = path.prior((number, 1, 4), rng)
+    x_0 = path.prior((number, length, 4), rng)
     grid = time_grid(path, steps, spacing)
     if isinstance(model, ExactRotationModel):  # which has the generators already
         return simulate(model, x_0, grid, rng, sampler)
@@ -128,14 +136,14 @@ def sample(model: Any, method: tuple[dict[str, float], str, str], calls: int, nu
 
 @torch.no_grad()
 def curves(
-    models: Mapping[str, Any], reference: Reference, calls: list[int], number: int, seed: int
+    models: Mapping[str, Any], reference: Reference, calls: list[int], number: int, seed: int, length: int = 1
 ) -> Iterator[dict[str, Any]]:
     """Distances of every method and number of calls."""
     for name, method in (METHODS | GEODESIC).items():
         if name in models:
             for budget in calls:
                 start = time.process_time()
-                x = sample(models[name], method, budget, number, seed)
+                x = sample(models[name], method, budget, number, seed, length)
                 seconds = time.process_time() - start
                 found = {"method": name, "calls": budget, **reference.distances(x), "seconds": seconds}
                 print(found, file=sys.stderr, flush=True)
@@ -200,6 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="with the posterior")
     parser.add_argument("--network_calls", type=int, nargs="+", default=[4, 8, 16, 32], help="with a network")
+    parser.add_argument("--length", type=int, default=1, help="L; with more than one rotation no network is trained")
     parser.add_argument("--samples", type=int, default=4000, help="with the exact posterior")
     parser.add_argument("--network_samples", type=int, default=2000, help="with a network")
     parser.add_argument("--reference", type=int, default=200_000, help="data that samples are compared with")
@@ -225,27 +234,37 @@ def main(argv: list[str] | None = None) -> None:
         picture(args.picture, number=20 if args.quick else 500, steps=4 if args.quick else 64)
         return
     started, rng = time.perf_counter(), torch.Generator().manual_seed(args.seed)
-    reference = Reference(args.reference, rng)
-    noise = {number: reference.noise(number, args.repeats, rng) for number in (args.samples, args.network_samples)}
+    reference, results = Reference(args.reference, rng, args.length), {}
+    noise = {name: reference.noise(number, args.repeats, rng) for name, number in samples_of(args).items()}
+    posteriors = {name: toy(generators, args.length) for name, (generators, *_) in METHODS.items()}
+    results["exact"] = list(curves(posteriors, reference, args.calls, args.samples, args.seed, args.length))
+    updates = {}
+    if "network" in noise:
+        learned, updates = networks(args)
+        calls, number = args.network_calls, args.network_samples
+        results["network"] = list(curves(learned, reference, calls, number, args.seed))
+    record = {
+        "environment": environment("cpu", __file__, argv),
+        "settings": vars(args) | {"output": str(args.output), "picture": None},
+        "noise": noise, "updates": updates, **results, "wall": time.perf_counter() - started,
+    }  # fmt: skip
+    report(record, [error_table(results[name], noise[name]) for name in results], args.output)
+
+
+def samples_of(args: argparse.Namespace) -> dict[str, int]:
+    """By what takes the place of the posterior, the number of samples."""
+    return {"exact": args.samples} | ({"network": args.network_samples} if args.length == 1 else {})
+
+
+def networks(args: argparse.Namespace) -> tuple[dict[str, GMModel], dict[str, int]]:
+    """By method a trained network, the same for all but the geodesic path; and their updates."""
     model = network(SO3Path(ALL), 1, args.hidden_size, seed=args.seed)
     geodesic = network(GeodesicSO3Path(), 1, args.hidden_size, seed=args.seed)
     updates = {
         name: train(each, toy_batches(args.batch_size, args.seed), args.seconds, args.seed)
         for name, each in {"SO3Path": model, "GeodesicSO3Path": geodesic}.items()
     }
-    print(updates, file=sys.stderr, flush=True)
-    learned = dict.fromkeys(METHODS, model) | dict.fromkeys(GEODESIC, geodesic)
-    with_network = list(curves(learned, reference, args.network_calls, args.network_samples, args.seed))
-    posteriors = {name: toy(generators) for name, (generators, *_) in METHODS.items()}
-    exact = list(curves(posteriors, reference, args.calls, args.samples, args.seed))
-    record = {
-        "environment": environment("cpu", __file__, argv),
-        "settings": vars(args) | {"output": str(args.output), "picture": None},
-        "noise": noise, "updates": updates, "exact": exact, "network": with_network,
-        "wall": time.perf_counter() - started,
-    }  # fmt: skip
-    tables = [error_table(exact, noise[args.samples]), error_table(with_network, noise[args.network_samples])]
-    report(record, tables, args.output)
+    return dict.fromkeys(METHODS, model) | dict.fromkeys(GEODESIC, geodesic), updates
 
 
 if __name__ == "__main__":

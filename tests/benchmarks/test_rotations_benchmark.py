@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gm_discrete import ExactRotationModel, quaternions
-from gm_discrete.paths.rotations import RotationPath
-from gm_discrete.process import factors
+from gm_discrete.generators.rotation_kernels import RotationBelief
+from gm_discrete.paths.rotations import SO3Path
 
 Script = Callable[[str], ModuleType]
 
@@ -77,14 +77,15 @@ def test_rotation_beliefs_benchmark__every_form_is_compared(script: Script, tmp_
 @pytest.mark.parametrize("form", ["fixed", "common", "offsets"])
 def test_grid__without_a_prediction_is_nearly_uniform_and_trains(script: Script, form: str) -> None:
     beliefs = script("rotation_beliefs")
-    path: RotationPath = beliefs.GridSO3Path(64, form, {"flow": 0.5, "jump": 0.5})
+    path: SO3Path = beliefs.GridSO3Path(64, form, {"flow": 0.5, "jump": 0.5})
     rng = torch.Generator().manual_seed(0)
     x = path.prior((3, 1, 4), rng)
     raw = torch.zeros(3, 1, sum(path.heads.values()), requires_grad=True)
     belief = beliefs.GridSO3Path.mixture(path, raw.flatten(0, 1))
     assert belief.log_prob(quaternions.uniform((500, 1), rng)).abs().max() < 0.5
-    (generator,) = factors(path.marginal(raw, x, torch.full((3,), 0.5, dtype=torch.float64))).values()
-    generator.belief.log_likelihood_ratio(x).sum().backward()
+    kernel = path.marginal(raw, x, torch.full((3,), 0.5, dtype=torch.float64)).belief
+    assert isinstance(kernel, RotationBelief)
+    kernel.log_likelihood_ratio(x).sum().backward()
     assert raw.grad is not None
     assert raw.grad.isfinite().all()
     assert (raw.grad[..., :64] != 0).any()
