@@ -48,6 +48,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "mixture of 8": {"num_components": 8},
     "mixture of 16": {"num_components": 16},
     "mixture of 32": {"num_components": 32},
+    "mixture of 64": {"num_components": 64},
+    "mixture of 128": {"num_components": 128},
     "grid of 576": {"num_points": 576, "form": "fixed"},
     "grid of 576, K predicted": {"num_points": 576, "form": "common"},
     "grid of 576, K and offsets predicted": {"num_points": 576, "form": "offsets"},

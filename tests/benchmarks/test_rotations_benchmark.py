@@ -31,6 +31,10 @@ def test_rotations_benchmark__every_method_has_its_figures(script: Script, tmp_p
         assert 0 < figure["ks"] <= 1
         assert 0 < figure["tv"] <= 1
     assert len(record["exact"]) == 2 * len(rotations.METHODS)
+    rotations.main(["--quick", "--calls", "2", "--threads", "1", "--length", "3", "--output", str(file)])
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert len(record["tables"]) == 1
+    assert cells(record, 0) == [*rotations.METHODS, "noise"]
 
 
 def test_reference__distances_are_those_of_noise_for_data_and_large_for_uniform_rotations(script: Script) -> None:
@@ -44,6 +48,16 @@ def test_reference__distances_are_those_of_noise_for_data_and_large_for_uniform_
     assert far["tv"] > 0.3
     assert reference.shares.sum() == pytest.approx(1)
     assert (reference.shares > 0).all()
+
+
+def test_reference__of_several_rotations_compares_their_joint_distribution(script: Script) -> None:
+    rotations, rng = script("rotations"), torch.Generator().manual_seed(0)
+    reference = rotations.Reference(20_000, rng, length=2)
+    data = reference.model.sample(2000, rng)
+    near, apart = reference.distances(data), reference.distances(torch.stack([data[:, 0], data[:, 1].roll(1, 0)], 1))
+    assert near["tv"] < 0.08  # 16 cells: mean 0.03
+    assert apart["tv"] > 0.3  # each rotation by itself is right
+    assert apart["ks"] < 0.08
 
 
 def test_sample__takes_as_many_calls_as_asked_for(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
