@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.picture is not None:
         from rotation_pictures import picture
 
-        picture(args.picture, number=20 if args.quick else 500, steps=4 if args.quick else 64)
+        picture(args.picture, number=20 if args.quick else 400, steps=4 if args.quick else 64)
         return
     started, rng = time.perf_counter(), torch.Generator().manual_seed(args.seed)
     reference, results = Reference(args.reference, rng, args.length), {}
