@@ -1,7 +1,7 @@
 """Forms of the belief about a clean rotation: mixtures of M components, and fixed grids of rotations.
 
-    python benchmarks/rotation_beliefs.py --threads 1 --data proteins --output benchmarks/results/rotation_beliefs_proteins.json
-    python benchmarks/rotation_beliefs.py --threads 1 --data toy --output benchmarks/results/rotation_beliefs_toy.json
+    python benchmarks/rotation_beliefs.py --threads 1 --data proteins --output rotation_beliefs_proteins.json
+    python benchmarks/rotation_beliefs.py --threads 1 --data toy --output rotation_beliefs_toy.json
 
 A grid is a mixture, too: its centres are the points of a super-Fibonacci spiral, and the network predicts their logits.
 All components have one concentration K = 1/r², where a ball of radius r has the volume of a point's share, or one that is
