@@ -29,7 +29,7 @@ WEIGHTS = {
 }  # fmt: skip
 """Weights of the generators of rotations."""
 SETTINGS = {
-    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "model_options": '{"conv_kernel_size": 3}',
+    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
     "per_device_train_batch_size": 16, "learning_rate": 2e-3, "adam_beta2": 0.95, "warmup_steps": 50,
     "lr_scheduler_type": "linear", "ema_decay": 0.99, "logging_steps": 100, "save_steps": 500, "save_total_limit": 1,
     "max_eval_windows": 64, "num_samples": 2, "num_steps": 2, "residues": False, "report_to": "none", "disable_tqdm": True,
@@ -50,11 +50,11 @@ class Training:
     settings: argparse.Namespace
 
 
-def chains(data: str, split: str) -> list[tuple[Atoms, Breaks]]:
-    """The backbones of a split, "train" or "validation", each with its breaks: chains that are cut where they are broken."""
+def chains(data: str, split: str, shortest: int) -> list[tuple[Atoms, Breaks]]:
+    """The backbones of a split, "train" or "validation", cut at breaks, of `shortest` or more residues; and their breaks."""
     if data == "theseus":
         download_theseus()
-    return [(chain.atoms.astype(np.float64), chain.breaks) for chain in load_proteins(data, split)]
+    return [(chain.atoms.astype(np.float64), chain.breaks) for chain in load_proteins(data, split, shortest=shortest)]
 
 
 def train(config: Training, seed: int) -> GMModel:
@@ -63,8 +63,9 @@ def train(config: Training, seed: int) -> GMModel:
     folder = args.folder / f"{config.network}-{args.training_steps}-{seed}"
     if not (folder / "metrics.json").exists():  # the last file of a run
         options: dict[str, Any] = SETTINGS | {
-            "data": args.data, "rotations": config.network, "length": max(args.lengths), "shortest": min(args.lengths),
-            "max_steps": args.training_steps, "seed": seed, "output_dir": folder, "use_cpu": args.device == "cpu",
+            "data": args.data, "rotations": config.network, "max_steps": args.training_steps,
+            "length": max(args.lengths), "shortest_crop": min(args.lengths), "shortest": max(args.lengths),
+            "seed": seed, "output_dir": folder, "use_cpu": args.device == "cpu",
         }  # fmt: skip
         proteins.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
     return GMModel.from_pretrained(folder).to(args.device)

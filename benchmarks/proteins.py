@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report(record, [table(rows, columns) for columns in TABLES.values()], args.output)
     if args.plot:
         steps, seed = args.steps[-1], args.seeds[0]
-        data = chains(args.data, "validation")
+        data = bench.chains("validation")
         protein_picture(
             bench.samples(args.modes[-1], steps, seed),
             args.plot,
@@ -91,9 +91,12 @@ class Benchmark:
     models: dict[tuple[str, int], GMModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        data = chains(self.args.data, "train")
+        data = self.chains("train")
         self.reference = [atoms for atoms, _ in data]
         self.regions = RamachandranRegions.of(self.reference, [breaks for _, breaks in data])
+
+    def chains(self, split: str) -> list[tuple[Atoms, Breaks]]:
+        return chains(self.args.data, split, max(self.args.lengths))
 
     def figures(self, mode: str, steps: int) -> Iterator[dict[str, float | None]]:
         """The scores of each seed, from the folder if they are there.
@@ -131,7 +134,10 @@ class Benchmark:
 
     def held_out(self) -> dict[str, float]:
         """The scores of at most as many held-out chains as there are samples, cut to the same lengths."""
-        data, lengths = spaced(chains(self.args.data, "validation"), self.args.num_samples), self.args.lengths
+        data, lengths = (
+            spaced(self.chains("validation"), self.args.num_samples),
+            self.args.lengths,
+        )
         parts = [middle(atoms, breaks, lengths[i % len(lengths)]) for i, (atoms, breaks) in enumerate(data)]
         return self.scored([atoms for atoms, _ in parts], breaks=[breaks for _, breaks in parts])
 

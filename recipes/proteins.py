@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from gm_discrete import FieldTimeSampler, GaussianPath, GeodesicSO3Path, GMConfig, GMModel, MaskedPath, ProductPath, SO3Path
+from gm_discrete import (
+    FieldTimeSampler,
+    GaussianPath,
+    GeodesicSO3Path,
+    GMConfig,
+    GMModel,
+    MaskedPath,
+    ProductPath,
+    SO3Path,
+)
 from gm_discrete.data import FrameCollator, atoms_of, write_pdb
 from gm_discrete.data.proteins import AMINO_ACIDS, Chain
 from gm_discrete.training import GMTrainer, locked, published
@@ -59,7 +68,10 @@ class ProteinArguments:
     download: bool = field(default=False, metadata={"help": "download theseus first"})
     held_out: float = field(default=0.05, metadata={"help": "share of a folder's files for validation, and for test"})
     length: int = field(default=64, metadata={"help": "residues of a crop; shorter chains are padded"})
-    shortest: int = field(default=40, metadata={"help": "chains, and crops, have at least this many residues"})
+    shortest_crop: int | None = field(
+        default=None, metadata={"help": "crops of a batch have one length, at random from this one up; default: length"}
+    )
+    shortest: int = field(default=40, metadata={"help": "shorter chains are left out"})
     max_eval_windows: int = field(default=128, metadata={"help": "parts of held-out chains that are scored"})
 
     rotations: str = field(
@@ -121,7 +133,7 @@ def run(options: ProteinArguments, training: TrainingArguments) -> dict[str, flo
             check_run(output, weight_settings(options, training, DISPLAY))
         chains, held_out = load(options, "train"), load(options, "validation")
     print_once(training, f"training: {described(chains)}; held out: {described(held_out)}")
-    collate = CropCollator(min(options.shortest, options.length), options.length)
+    collate = CropCollator(options.shortest_crop or options.length, options.length, options.residues)
     rows = frame_rows(chains)
     model = GMModel(build_config(options, spread(collate, rows)))
     check_sampling(model, batch_size=1, length=sample_lengths(options)[0], **sampling(options))
@@ -158,14 +170,26 @@ def run(options: ProteinArguments, training: TrainingArguments) -> dict[str, flo
 class CropCollator:
     """`FrameCollator` with a length for each batch, uniformly from `shortest` to `longest`.
 
-    A crop of chains is without padding if none is shorter. A model so learns lengths other than the longest.
+    So a model is trained on other lengths than the longest, without padding where no chain is shorter.
+
+    Args:
+        residues: whether batches hold amino acids.
     """
 
     shortest: int
     longest: int
+    residues: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.longest:
+            raise ValueError(f"shortest_crop={self.shortest} must be in 1, …, length={self.longest}")
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
-        return FrameCollator(int(torch.randint(self.shortest, self.longest + 1, ())))(examples)
+        batch = FrameCollator(int(torch.randint(self.shortest, self.longest + 1, ())))(examples)
+        if not self.residues:
+            for part in batch.values():
+                del part["residue"]
+        return batch
 
 
 def load(options: ProteinArguments, split: str) -> list[Chain]:

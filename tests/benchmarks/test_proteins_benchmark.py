@@ -18,7 +18,14 @@ pytest.importorskip("tmtools", reason="an extra: pip install gm_discrete[scores]
 from benchmarks import readme
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NETWORKS = {"flow": "so3", "jump": "so3", "flow+jump": "so3", "geodesic": "geodesic", "plugged": "geodesic"}
+NETWORKS = {
+    "flow": "so3",
+    "jump": "so3",
+    "flow+jump": "so3",
+    "geodesic": "geodesic",
+    "plugged": "geodesic",
+    "plugged-jump": "geodesic",
+}
 
 
 def walk(residues: int, seed: int) -> np.ndarray:
@@ -32,7 +39,7 @@ class Fakes:
         self.trained: list[tuple[str, int]] = []
         self.sampled: list[tuple[Any, str, tuple[int, ...], int, int]] = []
 
-    def chains(self, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    def chains(self, data: str, split: str, shortest: int) -> list[tuple[np.ndarray, np.ndarray]]:
         seeds = range(8) if split == "train" else range(8, 14)
         return [(walk(18 + seed % 3, seed), np.arange(18 + seed % 3) == 9) for seed in seeds]
 
@@ -136,7 +143,7 @@ def test_proteins_benchmark__designability_by_a_command(benchmark: ModuleType, f
 def test_proteins_benchmark__has_all_modes_by_default(benchmark: ModuleType) -> None:
     args = benchmark.arguments([])
     assert args.modes == list(NETWORKS)
-    assert (args.steps, args.seeds) == ([50, 100, 500], [0, 1, 2])
+    assert (args.steps, args.seeds) == ([25, 100, 250], [0, 1, 2])
     assert benchmark.NETWORKS == NETWORKS
 
 
