@@ -12,11 +12,8 @@ pytest.importorskip("biotite", reason="an extra: pip install gm_discrete[scores]
 pytest.importorskip("tmtools", reason="an extra: pip install gm_discrete[scores]")
 
 from benchmarks.scores.protein_structure import (
-    ANGLES,
-    BONDS,
     RamachandranRegions,
     evaluate_backbone,
-    geometry,
     radius,
     secondary_structure,
     torsion_scores,
@@ -33,7 +30,7 @@ from benchmarks.scores.proteins import (
     tm_scores,
     write_pdb,
 )
-from recipes.protein_geometry import torsions
+from recipes.protein_geometry import ANGLES, BONDS, geometry, torsions
 
 HELIX, STRAND = (-60.0, -45.0), (-120.0, 130.0)
 Array = NDArray[np.float64]
