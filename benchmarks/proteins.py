@@ -31,8 +31,9 @@ from measure import environment, markdown, output_file, output_folder, report, s
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.protein_networks import NETWORKS, Atoms, Breaks, Training, chains, sample, train
 from benchmarks.scores.protein_structure import RamachandranRegions
-from benchmarks.scores.proteins import designability, spaced, summary, write_pdb
+from benchmarks.scores.proteins import designability, spaced, summary
 from gm_discrete import GMModel
+from gm_discrete.data import frames_of, write_pdb
 from recipes.protein_pictures import protein_picture
 
 QUICK = {
@@ -128,7 +129,8 @@ class Benchmark:
         scrmsd = None
         if self.args.designability_command:
             folder = self.args.folder / f"{mode}-{steps}-{seed}"
-            files = [write_pdb(folder / f"{i}.pdb", atoms) for i, atoms in enumerate(made)]
+            frames = [frames_of(torch.from_numpy(atoms)) for atoms in made]
+            files = [write_pdb(folder / f"{i}.pdb", *parts) for i, parts in enumerate(frames)]
             scrmsd = designability(files, self.args.designability_command)
         return self.scored(made, scrmsd=scrmsd) | {"seconds": time / len(made)}
 

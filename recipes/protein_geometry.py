@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+
+from gm_discrete.data import protein_geometry
 
 N, CA, C = 0, 1, 2
 """Places of the atoms in a residue."""
@@ -81,11 +84,9 @@ def torsions(atoms: ArrayLike, breaks: ArrayLike | None = None) -> NDArray[np.fl
 def dihedral(
     a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], d: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The angle in degrees, in [−180, 180], by which c − d is turned against b − a about the axis from b to c."""
-    axis = c - b
-    left, right = np.cross(b - a, axis), np.cross(axis, d - c)
-    sine = np.linalg.norm(axis, axis=-1) * ((b - a) * right).sum(-1)
-    return np.degrees(np.arctan2(sine, (left * right).sum(-1)))
+    """`gm_discrete.data.protein_geometry.dihedral` in degrees."""
+    points = (torch.from_numpy(np.ascontiguousarray(point)) for point in (a, b, c, d))
+    return np.degrees(protein_geometry.dihedral(*points).numpy())
 
 
 def bend(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.float64]:
