@@ -183,7 +183,7 @@ def test_plugged_jumps__are_those_given_the_predicted_rotation(benchmark: Module
     process = networks.PluggedJumps(Certain(), networks.WEIGHTS[mode])
     x, t = path.prior({"rotation": (50, 4, 4), "translation": (50, 4, 3)}, rng), torch.full((50,), 0.5)
     found = process.generator(x, t).factors["rotation"]
-    wanted = SO3Path({"jump": 1.0}).conditional(z["rotation"], x["rotation"], t).parts["jump"]
+    wanted: Any = SO3Path({"jump": 1.0}).conditional(z["rotation"], x["rotation"], t).parts["jump"]
     torch.testing.assert_close(found.parts["jump"].intensity, wanted.intensity, rtol=1e-4, atol=1e-4)
     assert found.weights["flow"][0] == {"plugged": 0.5, "plugged-jump": 0.0}[mode]
     end = networks.plugged_samples(Certain(), networks.WEIGHTS[mode], 50, 4, 10, 0)

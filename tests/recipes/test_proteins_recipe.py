@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from transformers import AutoModel, TrainingArguments
 from gm_discrete import GMModel
 from gm_discrete.data import read_chains
 from gm_discrete.data.proteins import chain_of_atoms
-from gm_discrete.generators import quaternions
+from gm_discrete.generators import Product, quaternions
 from recipes.datasets import load_proteins, windows
 from recipes.protein_geometry import geometry, torsion_shares
 from tests.helpers.proteins import hairpin, helix, pdb_text
@@ -196,7 +196,8 @@ def test_proteins_recipe__the_process_is_equivariant(protein_recipe: ModuleType,
         for weight in model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
     rng = torch.Generator().manual_seed(1)
-    x = model.path.prior({"rotation": (2, 7, 4), "translation": (2, 7, 3), "residue": (2, 7)}, rng)
+    path: Any = model.path
+    x = path.prior({"rotation": (2, 7, 4), "translation": (2, 7, 3), "residue": (2, 7)}, rng)
     x["residue"][:, ::2] = 3
     turn = quaternions.normalized(quaternions.uniform((1, 1), rng).double())
     x |= {"translation": x["translation"].double(), "rotation": quaternions.normalized(x["rotation"].double())}
@@ -206,16 +207,16 @@ def test_proteins_recipe__the_process_is_equivariant(protein_recipe: ModuleType,
         "residue": x["residue"],
     }
     t = torch.tensor([0.3, 0.8], dtype=torch.float64)
-    here, there = (model.generator(state, t).factors for state in (x, turned))
-    velocities: Any = [factors["rotation"].parts["flow"].velocity for factors in (here, there)]
+    here, there = (cast(Product, model.generator(state, t)).factors for state in (x, turned))
+    velocities = [cast(Any, factors["rotation"]).parts["flow"].velocity for factors in (here, there)]
     torch.testing.assert_close(velocities[1], quaternions.multiply(turn, velocities[0]), rtol=1e-5, atol=1e-6)
-    moves: Any = [factors["translation"].parts["flow"].velocity for factors in (here, there)]
+    moves = [cast(Any, factors["translation"]).parts["flow"].velocity for factors in (here, there)]
     torch.testing.assert_close(moves[1], quaternions.rotate(turn, moves[0]), rtol=1e-5, atol=1e-6)
     rows = torch.arange(14)
-    tokens: Any = [factors["residue"].kernel.log_probs(rows) for factors in (here, there)]
+    tokens = [cast(Any, factors["residue"]).kernel.log_probs(rows) for factors in (here, there)]
     torch.testing.assert_close(tokens[1], tokens[0], rtol=1e-5, atol=1e-6)
     if rotations == "so3":
-        beliefs: Any = [factors["rotation"].belief for factors in (here, there)]
+        beliefs = [cast(Any, factors["rotation"]).belief for factors in (here, there)]
         clean = quaternions.uniform((14,), rng).double()
         ratios = [
             belief.log_likelihood_ratio(z)
