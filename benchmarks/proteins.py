@@ -25,19 +25,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, final
 
-import numpy as np
 import torch
 from measure import environment, markdown, output_file, output_folder, report, save, seconds
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.protein_networks import NETWORKS, Atoms, Breaks, Training, chains, sample, train
 from benchmarks.scores.protein_structure import RamachandranRegions
-from benchmarks.scores.proteins import designability, spaced, summary, write_pdb
+from benchmarks.scores.proteins import designability, spaced, summary
 from gm_discrete import GMModel
+from gm_discrete.data import frames_of, write_pdb
 from recipes.protein_pictures import protein_picture
 
-NETWORKS = {"flow": "so3", "jump": "so3", "flow+jump": "so3", "geodesic": "geodesic", "plugged": "geodesic"}
-"""The network of each mode."""
 QUICK = {
     "num_samples": 4, "lengths": "16,20", "steps": "2", "seeds": "0,1", "training_steps": 2,
     "compared": 3, "reference_limit": 3,
@@ -55,34 +53,6 @@ TABLES = {
     },
 }  # fmt: skip
 """Columns of the two tables: the names of the scores, and of the columns."""
-
-Atoms = NDArray[np.float64]
-"""N, CA and C of each residue, [L, 3, 3] in Å."""
-Breaks = NDArray[np.bool_]
-"""Which residues are not bonded to the one before, [L]."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What to train: the network "so3" or "geodesic", and the settings of the command line."""
-
-    network: str
-    settings: argparse.Namespace
-
-
-def chains(split: str) -> list[tuple[Atoms, Breaks]]:
-    """The backbones of a split, "train" or "validation", each with its breaks: whole chains, of whatever length."""
-    raise NotImplementedError(f"no data set for the split {split!r}")
-
-
-def train(config: Training, seed: int) -> GMModel:
-    """Trains a network, or loads it from the folder where an earlier run left it."""
-    raise NotImplementedError(f"no training of {config.network!r} with seed {seed}")
-
-
-def sample(model: GMModel, mode: str, lengths: Sequence[int], steps: int, seed: int) -> list[Atoms]:
-    """One backbone for each length, in so many steps of a mode of `NETWORKS`."""
-    raise NotImplementedError(f"no sampling of {len(lengths)} backbones by {mode!r} in {steps} steps with seed {seed}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report(record, [table(rows, columns) for columns in TABLES.values()], args.output)
     if args.plot:
         steps, seed = args.steps[-1], args.seeds[0]
-        data = chains("validation")
+        data = bench.chains("validation")
         protein_picture(
             bench.samples(args.modes[-1], steps, seed),
             args.plot,
@@ -122,9 +92,12 @@ class Benchmark:
     models: dict[tuple[str, int], GMModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        data = chains("train")
+        data = self.chains("train")
         self.reference = [atoms for atoms, _ in data]
         self.regions = RamachandranRegions.of(self.reference, [breaks for _, breaks in data])
+
+    def chains(self, split: str) -> list[tuple[Atoms, Breaks]]:
+        return chains(self.args.data, split, max(self.args.lengths))
 
     def figures(self, mode: str, steps: int) -> Iterator[dict[str, float | None]]:
         """The scores of each seed, from the folder if they are there.
@@ -156,13 +129,17 @@ class Benchmark:
         scrmsd = None
         if self.args.designability_command:
             folder = self.args.folder / f"{mode}-{steps}-{seed}"
-            files = [write_pdb(folder / f"{i}.pdb", atoms) for i, atoms in enumerate(made)]
+            frames = [frames_of(torch.from_numpy(atoms)) for atoms in made]
+            files = [write_pdb(folder / f"{i}.pdb", *parts) for i, parts in enumerate(frames)]
             scrmsd = designability(files, self.args.designability_command)
         return self.scored(made, scrmsd=scrmsd) | {"seconds": time / len(made)}
 
     def held_out(self) -> dict[str, float]:
         """The scores of at most as many held-out chains as there are samples, cut to the same lengths."""
-        data, lengths = spaced(chains("validation"), self.args.num_samples), self.args.lengths
+        data, lengths = (
+            spaced(self.chains("validation"), self.args.num_samples),
+            self.args.lengths,
+        )
         parts = [middle(atoms, breaks, lengths[i % len(lengths)]) for i, (atoms, breaks) in enumerate(data)]
         return self.scored([atoms for atoms, _ in parts], breaks=[breaks for _, breaks in parts])
 
@@ -189,7 +166,7 @@ def middle(atoms: Atoms, breaks: Breaks, length: int) -> tuple[Atoms, Breaks]:
 
 def fixed_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings on which the figures of one mode, number of steps and seed depend."""
-    names = ("num_samples", "lengths", "training_steps", "compared", "reference_limit", "designability_command")
+    names = ("data", "num_samples", "lengths", "training_steps", "compared", "reference_limit", "designability_command")
     return {name: getattr(args, name) for name in names}
 
 
@@ -227,13 +204,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", default="theseus", help="theseus, or a folder of PDB and mmCIF files")
     parser.add_argument("--modes", default=",".join(NETWORKS), help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--steps", default="50,100,500", help="numbers of steps")
+    parser.add_argument("--steps", default="25,100,250", help="numbers of steps")
     parser.add_argument("--seeds", default="0,1,2", help="of training and sampling")
-    parser.add_argument("--num-samples", type=int, default=64, help="backbones per mode, number of steps and seed")
-    parser.add_argument("--lengths", default="64,96,128", help="residues of the samples, which take turns")
-    parser.add_argument("--training-steps", type=int, default=5000, help="of the optimizer")
-    parser.add_argument("--compared", type=int, default=32, help="maximum number of samples in TM-scores")
+    parser.add_argument("--num-samples", type=int, default=16, help="backbones per mode, number of steps and seed")
+    parser.add_argument("--lengths", default="48,56,64", help="residues of the samples, which take turns")
+    parser.add_argument("--training-steps", type=int, default=2000, help="of the optimizer")
+    parser.add_argument("--compared", type=int, default=16, help="maximum number of samples in TM-scores")
     parser.add_argument("--reference-limit", type=int, default=50, help="training chains that each is compared with")
     parser.add_argument("--designability-command", help="prints the scRMSD in Å of the PDB file {pdb}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

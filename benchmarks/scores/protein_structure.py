@@ -14,25 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recipes.datasets.packages import require
-from recipes.protein_geometry import CA, C, N, backbone, bend, bonded, distances, torsions
+from recipes.protein_geometry import CA, backbone, bonded, geometry, mean, torsions
 
 if TYPE_CHECKING:
     from biotite.structure import AtomArray
 
-BONDS = {"N-CA": (1.459, 0.020), "CA-C": (1.525, 0.026), "C-N": (1.336, 0.023)}
-"""Mean and standard deviation in Å: Engh and Huber 2001, International Tables for Crystallography F, table 18.3.2.1."""
-ANGLES = {"N-CA-C": (111.0, 2.7), "CA-C-N": (117.2, 2.2), "C-N-CA": (121.7, 2.5)}
-"""Likewise in degrees."""
-OUTLIER = 4
-"""Standard deviations beyond which MolProbity counts a length or an angle as an outlier (Chen et al. 2010, Acta Cryst. D66,
-12)."""
-CA_CA = 3.8
-"""Distance in Å of neighbouring CA with a trans peptide bond; with a cis bond it is 2.9."""
-BREAK = 4.5
-"""Distance in Å of neighbouring CA beyond which a chain is broken: no peptide bond spans it, however bent."""
-CA_CLASH, ATOM_CLASH = 3.3, 2.0
-"""Distances in Å below which two CA, and two backbone atoms, overlap. In 427 experimental chains the nearest CA are 3.30 Å
-apart, 3.53 Å or less in 5 % of the chains, and one chain has atoms nearer than 2 Å."""
 TRANS = 150.0
 """|ω| in degrees above which a peptide bond is trans and planar, by MolProbity's 30°."""
 LEFT_HANDED = ((20.0, 120.0), (-30.0, 90.0))
@@ -41,49 +27,6 @@ CELL, BANDWIDTH = 5, 8
 """Width of the cells of a Ramachandran plot, and standard deviation of its smoothing, in degrees."""
 FAVOURED, ALLOWED = 0.98, 0.9995
 """Shares of the residues within the two contours (Lovell et al. 2003, Proteins 50, 437)."""
-
-
-def geometry(atoms: ArrayLike, breaks: ArrayLike | None = None) -> dict[str, float]:
-    """Lengths, angles, breaks and clashes.
-
-    - `bond/…`, `angle/…`: mean absolute deviation from `BONDS` and `ANGLES`, in Å and degrees. `bonds` and `angles`: the
-      share within four standard deviations.
-    - `ca_ca/deviation`: mean |d − 3.8| in Å of bonded CA; `ca_ca/0.1`, `ca_ca/0.3`: the share closer than that to 3.8;
-      `ca_ca/valid`: the share with d < 3.9, the `ca_ca_valid_percent` of FrameDiff (arXiv 2302.02277) and its successors.
-    - `breaks`: bonded pairs with CA more than 4.5 Å apart, per residue.
-    - `ca_clashes`: pairs of CA nearer than 3.3 Å with |i − j| > 2, per residue; `atom_clashes`: pairs of
-      backbone atoms nearer than 2 Å in residues that are neither the same nor neighbours.
-    - `unbroken`, `clash_free`: 1 if there is none of them. `valid`: both. FrameDiff, FoldFlow (arXiv 2310.02391) and
-      FrameFlow report such violations as shares of residues; the flag asks for chains without any.
-
-    NaN stands for the mean of nothing.
-    """
-    x = backbone(atoms)
-    joined = bonded(len(x), breaks)
-    before, after = x[:-1][joined], x[1:][joined]
-    lengths = {
-        "N-CA": _length(x[:, N], x[:, CA]),
-        "CA-C": _length(x[:, CA], x[:, C]),
-        "C-N": _length(before[:, C], after[:, N]),
-    }
-    angles = {
-        "N-CA-C": bend(x[:, N], x[:, CA], x[:, C]),
-        "CA-C-N": bend(before[:, CA], before[:, C], after[:, N]),
-        "C-N-CA": bend(before[:, C], after[:, N], after[:, CA]),
-    }
-    scores = _deviations("bond", lengths, BONDS) | _deviations("angle", angles, ANGLES)
-    steps = _length(before[:, CA], after[:, CA])
-    scores["ca_ca/deviation"] = _mean(np.abs(steps - CA_CA))
-    scores |= {f"ca_ca/{reach}": _mean(np.abs(steps - CA_CA) < reach) for reach in (0.1, 0.3)}
-    scores["ca_ca/valid"] = _mean(steps < CA_CA + 0.1)
-    counts = {
-        "breaks": int((steps > BREAK).sum()),
-        "ca_clashes": _pairs_within(x[:, CA], np.arange(len(x)), CA_CLASH, 3),
-        "atom_clashes": _pairs_within(x.reshape(-1, 3), np.arange(len(x)).repeat(3), ATOM_CLASH, 2),
-    }
-    unbroken, free = counts["breaks"] == 0, counts["ca_clashes"] + counts["atom_clashes"] == 0
-    flags = {"unbroken": unbroken, "clash_free": free, "valid": unbroken and free}
-    return scores | {name: count / len(x) for name, count in counts.items()} | {k: float(v) for k, v in flags.items()}
 
 
 @final
@@ -128,7 +71,7 @@ class RamachandranRegions:
     def shares(self, angles: NDArray[np.float64]) -> dict[str, float]:
         """The shares of torsion angles [L, ≥ 2] that are `favoured`, `allowed` but not favoured, and `outliers`."""
         values = self.density[_cells(_phi_psi(angles))]
-        inner, outer = _mean(values >= self.favoured), _mean(values >= self.allowed)
+        inner, outer = mean(values >= self.favoured), mean(values >= self.allowed)
         return {"favoured": inner, "allowed": outer - inner, "outliers": 1 - outer}
 
     def distance(self, angles: NDArray[np.float64]) -> float:
@@ -154,7 +97,7 @@ def torsion_scores(
     ]
     omega = np.abs(angles[:, 2][np.isfinite(angles[:, 2])])
     trans = omega > TRANS
-    return scores | {"left_handed": _mean(left[0] & left[1]), "trans": _mean(trans), "omega": _mean(180 - omega[trans])}
+    return scores | {"left_handed": mean(left[0] & left[1]), "trans": mean(trans), "omega": mean(180 - omega[trans])}
 
 
 def secondary_structure(atoms: ArrayLike, breaks: ArrayLike | None = None) -> dict[str, float]:
@@ -171,7 +114,7 @@ def secondary_structure(atoms: ArrayLike, breaks: ArrayLike | None = None) -> di
     from biotite.structure import annotate_sse
 
     found = annotate_sse(atom_array(atoms, breaks))
-    return {name: _mean(found == code) for name, code in {"helix": "a", "strand": "b", "coil": "c"}.items()}
+    return {name: mean(found == code) for name, code in {"helix": "a", "strand": "b", "coil": "c"}.items()}
 
 
 def radius(atoms: ArrayLike) -> dict[str, float]:
@@ -224,24 +167,6 @@ def atom_array(atoms: ArrayLike, breaks: ArrayLike | None = None, residues: Sequ
     return array
 
 
-def _deviations(
-    kind: str, found: dict[str, NDArray[np.float64]], ideal: dict[str, tuple[float, float]]
-) -> dict[str, float]:
-    off = {name: np.abs(values - ideal[name][0]) for name, values in found.items()}
-    within = np.concatenate([values <= OUTLIER * ideal[name][1] for name, values in off.items()])
-    return {f"{kind}/{name}": _mean(values) for name, values in off.items()} | {f"{kind}s": _mean(within)}
-
-
-def _pairs_within(points: NDArray[np.float64], residues: NDArray[np.int_], reach: float, apart: int) -> int:
-    """The number of pairs nearer than `reach` in residues with |i − j| ≥ `apart`."""
-    near = distances(points) < reach
-    return int((near & (residues[None] - residues[:, None] >= apart)).sum())
-
-
-def _length(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.linalg.norm(a - b, axis=-1)
-
-
 def _phi_psi(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """φ and ψ [N, 2] of the residues that have both."""
     found = angles[:, :2]
@@ -261,7 +186,3 @@ def _density(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 def _cells(angles: NDArray[np.float64]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     places = ((angles + 180) // CELL).astype(int) % (360 // CELL)
     return places[:, 0], places[:, 1]
-
-
-def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float:
-    return float(values.mean()) if len(values) else float("nan")

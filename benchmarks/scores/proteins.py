@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.scores.protein_structure import RamachandranRegions, atom_array, evaluate_backbone
+from benchmarks.scores.protein_structure import RamachandranRegions, evaluate_backbone
 from recipes.datasets.packages import require
 from recipes.protein_geometry import CA, backbone, torsions
 
@@ -130,7 +130,7 @@ def designability(files: Iterable[Path], command: str, timeout: float = 600) -> 
     is designable if that is below 2 Å.
 
     Args:
-        files: PDB files; `write_pdb` makes them.
+        files: PDB files; `gm_discrete.data.write_pdb` makes them.
         command: a program and its arguments, with `{pdb}` for the file; it prints one number. No shell is involved.
         timeout: seconds for each file.
 
@@ -142,24 +142,6 @@ def designability(files: Iterable[Path], command: str, timeout: float = 600) -> 
     if not any("{pdb}" in part for part in parts):
         raise ValueError(f"command={command!r} has no {{pdb}}; write it where the program takes the file")
     return np.array([_printed([part.replace("{pdb}", str(file)) for part in parts], timeout) for file in files])
-
-
-def write_pdb(
-    file: Path, atoms: ArrayLike, breaks: ArrayLike | None = None, residues: Sequence[str] | None = None
-) -> Path:
-    """Writes N, CA and C of a backbone as a PDB file; `residues` are names of three letters, alanine by default.
-
-    Raises:
-        ImportError: biotite is not installed.
-    """
-    array = atom_array(atoms, breaks, residues)
-    from biotite.structure.io.pdb import PDBFile
-
-    content = PDBFile()
-    content.set_structure(array)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content.write(str(file))
-    return file
 
 
 def summary(

@@ -86,7 +86,7 @@ class _RadialSpeed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         alpha, k, speed = ctx.saved_tensors
         log_slope = 2 / alpha.clamp(min=1e-150).tan() - k * alpha.sin() * torch.tanh(k * alpha.cos())  # ∂ log g/∂α
         found = gradients[0] * (-slope(alpha, k) - speed * log_slope)

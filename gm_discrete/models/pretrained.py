@@ -18,6 +18,7 @@ from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.backbone import Backbone, LocalConvolution
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
+from gm_discrete.nn.embeddings import FieldsEmbedding
 from gm_discrete.nn.frames import FrameAttention
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
@@ -115,10 +116,16 @@ class GMPreTrainedModel(PreTrainedModel):
         return own
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.embed_tokens
+        """The embedding of a single field; of several that of their kinds, which is added at every position."""
+        found = self.backbone.embed_tokens
+        return found.kinds if isinstance(found, FieldsEmbedding) else found
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
+        holder = self.backbone.embed_tokens
+        if isinstance(holder, FieldsEmbedding):
+            holder.kinds = value  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
 
     def get_output_embeddings(self) -> nn.Module | None:
         return dict(self.heads.items()).get("tokens")

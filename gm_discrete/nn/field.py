@@ -147,10 +147,6 @@ class Field:
             return (length,) if self.path.is_discrete else (length, self.num_channels)
         return (math.prod(self.image_shape),) if self.path.is_discrete else self.image_shape
 
-    def num_positions(self, x: Tensor) -> int:
-        """L of a state [B, …]."""
-        return x[0].numel() // (self.slots * self.entry_size)
-
     # The loss
 
     def chosen_divergence(self, choice: Any) -> str | dict[str, Any]:

@@ -134,7 +134,8 @@ class HiddenStates:
             length = self.x[""].shape[1]
             return {"": (-self.window.start, length)}, self.window.stop - self.window.start
         for group in self.network.groups:
-            length = self.network.fields[group[0]].num_positions(self.x[group[0]])
+            first = self.network.fields[group[0]]
+            length = self.x[group[0]][0].numel() // (first.slots * first.entry_size)
             spans |= dict.fromkeys(group, (start, length))
             start += length
         return spans, start if self.cache is None else start - self.cache.after

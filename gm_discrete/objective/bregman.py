@@ -237,7 +237,13 @@ def compare(
             return _ROWS[kind](target, predicted, x, entries)
 
         return Comparison(x, torch.float64, None, active, of_rows, predicted.kernel)
-    return Comparison(x, values.dtype, values if where is None else torch.where(spread(where, values), values, 0.0))
+    return Comparison(
+        x,
+        values.dtype,
+        values
+        if where is None
+        else torch.where(where if where.dim() == values.dim() else spread(where, values), values, 0.0),
+    )
 
 
 def _of_bins(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kind: str | Bregman) -> Comparison:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gm_discrete.arguments import readable
-from gm_discrete.generators import Factor, Jump, Superposition
+from gm_discrete.generators import Factor, Generator, Jump, Superposition
 from gm_discrete.generators.rows import true_entries
+from gm_discrete.generators.spaces import entries as entries_of
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
@@ -174,7 +175,11 @@ def field_losses(
             inner.get(kind, 1.0) * part.total(None if part.entries is None else next(entries))
             for kind, part in parts.items()
         ]
-        count = path.fields[name].entries(scored[name]).sum().clamp(min=1) if num_items is None else num_items[name]
+        count = (
+            entries_of(scored[name], path.fields[name].space).sum().clamp(min=1)
+            if num_items is None
+            else num_items[name]
+        )
         losses[name] = (torch.stack(totals).sum() / count).float()
     return losses
 
@@ -249,7 +254,7 @@ def _compared(
                 "trains: return a Superposition with all of them, or leave them out of divergence"
             )
         units, found[name] = field.units(here), {}
-        open_ = field.entries(scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)))
+        open_ = entries_of(scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)), field.space)
         for part, kind in kinds.items():
             aim, guess = aims[part], guesses[part]
             if field.is_discrete:  # rates that are infinite at t = 0 do not depend on z there: D tends to 0
@@ -263,7 +268,7 @@ def _compared(
     return found
 
 
-def _parts(generator: Factor) -> Mapping[str, Any]:
+def _parts(generator: Generator) -> Mapping[str, Any]:
     """What a loss may compare: the parts of a superposition, and the belief of which they are means, if there is one."""
     if not isinstance(generator, Superposition):
         return {"jump": generator}

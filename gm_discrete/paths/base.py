@@ -14,7 +14,7 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rows import require
-from gm_discrete.generators.spaces import NUMBERS, Space, entries
+from gm_discrete.generators.spaces import NUMBERS, Space
 from gm_discrete.paths.schedules import At, TimeLike
 
 
@@ -67,10 +67,6 @@ class Path(Configurable, ABC):
             ValueError: the values have no such form; the message begins with `name`.
         """
         return values
-
-    def entries(self, mask: Tensor) -> Tensor:
-        """A mask of a state's shape → one of its entries: symbols, numbers, or whole rotations."""
-        return entries(mask, self.space)
 
     @property
     def fields(self) -> Mapping[str, Path]:

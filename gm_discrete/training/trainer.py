@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound, evaluate_matching
+from gm_discrete.generators.spaces import entries
 from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
@@ -146,7 +147,8 @@ class GMTrainer(CheckpointedTrainer):
             return count.clamp(min=1) if isinstance(count, torch.Tensor) else count
         labels = [pack(batch["labels"]) for batch in batch_samples]
         found = [
-            sum(field.entries(field.loss_mask(part[name])).sum() for part in labels) for name, field in fields.items()
+            sum(entries(field.loss_mask(part[name]), field.space).sum() for part in labels)
+            for name, field in fields.items()
         ]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:

@@ -9,6 +9,7 @@ from recipes.datasets.images import download_emoji, download_fashion_mnist, load
 from recipes.datasets.molecules import scaffold_mask
 from recipes.datasets.music import load_chorales, note_windows, piano_roll, write_midi
 from recipes.datasets.prose import download_austen, download_brown
+from recipes.datasets.structures import frame_rows, load_proteins, windows
 from recipes.datasets.tables import departure_columns, download_flights, load_table
 from recipes.datasets.text import download_gcide, load_text
 from recipes.datasets.theseus import download_theseus, load_theseus, theseus_chains
@@ -22,8 +23,10 @@ __all__ = [
     "download_flights",
     "download_gcide",
     "download_theseus",
+    "frame_rows",
     "load_chorales",
     "load_images",
+    "load_proteins",
     "load_table",
     "load_text",
     "load_theseus",
@@ -31,5 +34,6 @@ __all__ = [
     "piano_roll",
     "scaffold_mask",
     "theseus_chains",
+    "windows",
     "write_midi",
 ]

@@ -16,9 +16,18 @@ pytest.importorskip("biotite", reason="an extra: pip install gm_discrete[scores]
 pytest.importorskip("tmtools", reason="an extra: pip install gm_discrete[scores]")
 
 from benchmarks import readme
+from gm_discrete import GaussianPath, GeodesicSO3Path, ProductPath, SO3Path
+from tests.helpers.proteins import hairpin, helix, pdb_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NETWORKS = {"flow": "so3", "jump": "so3", "flow+jump": "so3", "geodesic": "geodesic", "plugged": "geodesic"}
+NETWORKS = {
+    "flow": "so3",
+    "jump": "so3",
+    "flow+jump": "so3",
+    "geodesic": "geodesic",
+    "plugged": "geodesic",
+    "plugged-jump": "geodesic",
+}
 
 
 def walk(residues: int, seed: int) -> np.ndarray:
@@ -32,7 +41,7 @@ class Fakes:
         self.trained: list[tuple[str, int]] = []
         self.sampled: list[tuple[Any, str, tuple[int, ...], int, int]] = []
 
-    def chains(self, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    def chains(self, data: str, split: str, shortest: int) -> list[tuple[np.ndarray, np.ndarray]]:
         seeds = range(8) if split == "train" else range(8, 14)
         return [(walk(18 + seed % 3, seed), np.arange(18 + seed % 3) == 9) for seed in seeds]
 
@@ -136,8 +145,50 @@ def test_proteins_benchmark__designability_by_a_command(benchmark: ModuleType, f
 def test_proteins_benchmark__has_all_modes_by_default(benchmark: ModuleType) -> None:
     args = benchmark.arguments([])
     assert args.modes == list(NETWORKS)
-    assert (args.steps, args.seeds) == ([50, 100, 500], [0, 1, 2])
+    assert (args.steps, args.seeds) == ([25, 100, 250], [0, 1, 2])
     assert benchmark.NETWORKS == NETWORKS
+
+
+@pytest.mark.slow
+def test_proteins_benchmark__trains_and_samples_all_modes(benchmark: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("gemmi", reason="an extra: pip install gm_discrete[proteins]")
+    (tmp_path / "files").mkdir()
+    for number in range(24):  # of which 1 to 3 are for validation
+        atoms = helix(22 + number % 3) if number % 2 else hairpin(10)
+        (tmp_path / "files" / f"{number}abc.pdb").write_text(pdb_text(atoms, "A" * len(atoms)), encoding="utf-8")
+    record = run(benchmark, tmp_path, "--data", str(tmp_path / "files"), "--seeds", "1")
+    assert [row[""] for row in record["rows"]] == ["held-out chains", *NETWORKS]
+    assert record["rows"][0]["valid"] == 1.0
+    for row in record["rows"]:
+        assert 0 <= row["bonds"] <= 1
+    assert sorted(folder.name for folder in (tmp_path / "runs").glob("*-2-1")) == ["geodesic-2-1", "so3-2-1"]
+
+
+@pytest.mark.parametrize("mode", ["plugged", "plugged-jump"])
+def test_plugged_jumps__are_those_given_the_predicted_rotation(benchmark: ModuleType, mode: str) -> None:
+    networks = sys.modules[benchmark.sample.__module__]
+    rng = torch.Generator().manual_seed(0)
+    path = ProductPath(rotation=GeodesicSO3Path(), translation=GaussianPath(num_channels=3))
+    z = path.prior({"rotation": (50, 4, 4), "translation": (50, 4, 3)}, rng)
+
+    class Certain:
+        """A network that predicts z."""
+
+        def __init__(self) -> None:
+            self.path, self.device = path, torch.device("cpu")
+
+        def generator(self, x: Any, t: Any, t_next: Any = None) -> Any:
+            return path.conditional(z, x, t, t_next)
+
+    process = networks.PluggedJumps(Certain(), networks.WEIGHTS[mode])
+    x, t = path.prior({"rotation": (50, 4, 4), "translation": (50, 4, 3)}, rng), torch.full((50,), 0.5)
+    found = process.generator(x, t).factors["rotation"]
+    wanted: Any = SO3Path({"jump": 1.0}).conditional(z["rotation"], x["rotation"], t).parts["jump"]
+    torch.testing.assert_close(found.parts["jump"].intensity, wanted.intensity, rtol=1e-4, atol=1e-4)
+    assert found.weights["flow"][0] == {"plugged": 0.5, "plugged-jump": 0.0}[mode]
+    end = networks.plugged_samples(Certain(), networks.WEIGHTS[mode], 50, 4, 10, 0)
+    apart = (end["rotation"] * z["rotation"]).sum(-1).abs()  # the last step is the flow's, and ends at z
+    torch.testing.assert_close(apart, torch.ones_like(apart), rtol=0, atol=1e-5)
 
 
 def test_middle__of_a_long_and_a_short_chain(benchmark: ModuleType) -> None:

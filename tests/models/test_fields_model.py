@@ -333,3 +333,16 @@ def test_fields__of_different_batch_sizes_are_named() -> None:
     for attempt in calls:
         with pytest.raises(ValueError, match=r"different batch sizes, (over 2, size 2, under 3|a 2, b 1)"):
             attempt()
+
+
+@pytest.mark.parametrize("name", ["notes", "picture"])
+def test_gradient_checkpointing__of_fields_leaves_the_gradient(name: str) -> None:
+    model, gradients = network(name).train(), []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        conditional_loss(model, data(model), rng=rng()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        model.zero_grad(set_to_none=True)
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))

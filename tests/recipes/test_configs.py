@@ -28,7 +28,7 @@ CONFIGS = configs("text")
 GPT2_SIZE = 50257
 RECIPES_OF_CONFIGS = {
     "recipes/text.py": "TextArguments", "recipes/images.py": "ImageArguments", "recipes/mixed.py": "MixedArguments",
-    "recipes/sft.py": "SFTArguments",
+    "recipes/sft.py": "SFTArguments", "recipes/proteins.py": "ProteinArguments",
 }  # fmt: skip
 """Recipes that take a config → the class of their arguments."""
 
@@ -65,7 +65,8 @@ def test_text_recipe__configs_exist() -> None:
     names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext", "moses"}
     assert names <= {file.stem for file in CONFIGS}
     everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
-    assert {file.stem for file in [*CONFIGS, *configs("images"), *configs("mixed"), *configs("sft")]} == everything
+    others = [file for recipe in ("images", "mixed", "sft", "proteins") for file in configs(recipe)]
+    assert {file.stem for file in [*CONFIGS, *others]} == everything
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

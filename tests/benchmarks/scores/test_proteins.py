@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 pytest.importorskip("biotite", reason="an extra: pip install gm_discrete[scores]")
 pytest.importorskip("tmtools", reason="an extra: pip install gm_discrete[scores]")
 
 from benchmarks.scores.protein_structure import (
-    ANGLES,
-    BONDS,
     RamachandranRegions,
     evaluate_backbone,
-    geometry,
     radius,
     secondary_structure,
     torsion_scores,
@@ -31,9 +29,9 @@ from benchmarks.scores.proteins import (
     summary,
     tm_matrix,
     tm_scores,
-    write_pdb,
 )
-from recipes.protein_geometry import torsions
+from gm_discrete.data import frames_of, write_pdb
+from recipes.protein_geometry import ANGLES, BONDS, geometry, torsions
 
 HELIX, STRAND = (-60.0, -45.0), (-120.0, 130.0)
 Array = NDArray[np.float64]
@@ -220,9 +218,10 @@ def test_nearest_tm__is_one_for_a_part_of_the_reference() -> None:
 
 
 def test_designability__reads_what_a_command_prints(tmp_path: Path) -> None:
-    files = [write_pdb(tmp_path / f"{size} residues.pdb", regular(size)) for size in (8, 12)]
+    frames = [frames_of(torch.from_numpy(regular(size))) for size in (8, 12)]
+    files = [write_pdb(tmp_path / f"{len(part[0])} residues.pdb", *part) for part in frames]
     program = tmp_path / "fold it.py"
-    text = "import sys\nprint(sum(line.startswith('ATOM') for line in open(sys.argv[1])) / 24)\n"
+    text = "import sys\nprint(sum(line.startswith('ATOM') for line in open(sys.argv[1])) / 32)\n"
     program.write_text(text, encoding="utf-8")
     assert designability(files, f"'{sys.executable}' '{program}' {{pdb}}").tolist() == [1, 1.5]
 
@@ -248,17 +247,6 @@ def test_designability__a_wrong_command_is_an_error() -> None:
         designability([Path("a.pdb")], "fold")
     with pytest.raises(RuntimeError, match="'no-such-program-here'"):
         designability([Path("a.pdb")], "no-such-program-here {pdb}")
-
-
-def test_write_pdb__can_be_read_again(tmp_path: Path) -> None:
-    from biotite.structure.io.pdb import PDBFile
-
-    atoms, names = regular(6), ["GLY", "ALA", "TRP", "LYS", "SER", "VAL"]
-    file = write_pdb(tmp_path / "new" / "a.pdb", atoms, np.arange(6) == 3, names)
-    found = PDBFile.read(str(file)).get_structure(model=1)
-    np.testing.assert_allclose(found.coord.reshape(6, 3, 3), atoms, atol=6e-4)  # PDB has three decimals
-    assert found.res_id.tolist() == np.repeat([1, 2, 3, 5, 6, 7], 3).tolist()
-    assert found.res_name[::3].tolist() == names
 
 
 def test_summary__means_errors_and_what_is_optional() -> None:
