@@ -43,7 +43,8 @@ def test_flow_likelihood__hutchinson_is_unbiased() -> None:
 
 def test_flow_likelihood__takes_matrices_and_minus_q() -> None:
     a, b, c = (
-        flow_likelihood(MODEL, z, num_steps=5, trace="exact").nats for z in (Z[:4], -Z[:4], quaternions.to_matrix(Z[:4]))
+        flow_likelihood(MODEL, z, num_steps=5, trace="exact").nats
+        for z in (Z[:4], -Z[:4], quaternions.to_matrix(Z[:4]))
     )
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(a, c, rtol=1e-6, atol=1e-6)

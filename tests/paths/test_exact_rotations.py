@@ -60,7 +60,9 @@ def test_evidence__is_the_distribution_of_the_noisy_data() -> None:
     assert float(found.mean()) == pytest.approx(1, abs=2e-3)
     alpha = quaternions.half_angle(x[:, 0], REFERENCES[2])
     below = (found * (alpha < 0.8)).mean()
-    assert float(below) == pytest.approx(float(smooth_cdf(model.path, 0.5, REFERENCES[2])(torch.tensor([0.8]))), abs=5e-3)
+    assert float(below) == pytest.approx(
+        float(smooth_cdf(model.path, 0.5, REFERENCES[2])(torch.tensor([0.8]))), abs=5e-3
+    )
 
 
 def test_generator__of_atoms_and_of_a_mixture_of_them_by_hand() -> None:

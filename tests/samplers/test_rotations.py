@@ -123,15 +123,15 @@ def test_flow__rotated_data_and_noise_rotate_the_samples() -> None:
 @pytest.mark.parametrize(("sampler", "least"), [("tau_leaping", 1.5), ("heun", 3.0)])
 def test_flow__error_falls_with_the_order_of_the_sampler(sampler: str, least: float) -> None:
     """Halving the steps halves the mean error of first order, and quarters that of second; from t = 0.1 to 0.8."""
-    model, x_0 = exact(SO3Path()), start(200)
+    model, x_0 = exact(SO3Path()), start(40)
 
     def run(steps: int, name: str = sampler) -> Tensor:
         return simulate(model, x_0, torch.linspace(0.1, 0.8, steps + 1).double(), sampler=name)
 
-    fine = run(320, "heun")
-    errors = [float(quaternions.half_angle(run(steps), fine).mean()) for steps in (20, 40)]
+    fine = run(80, "heun")
+    errors = [float(quaternions.half_angle(run(steps), fine).mean()) for steps in (8, 16)]
     assert errors[0] / errors[1] > least
-    assert errors[1] < 0.01
+    assert errors[1] < 0.05
 
 
 @pytest.mark.parametrize("kind", ["flow", "superposed"])
@@ -155,18 +155,19 @@ def test_reweighted__is_a_path_with_those_weights() -> None:
 @pytest.mark.parametrize("kind", ["flow", "superposed"])
 def test_simulate__quaternions_stay_of_unit_length(kind: str) -> None:
     model = exact(SO3Path(KINDS[kind]))
-    x = simulate(model, start(10).float(), time_grid(model.path, 200), rng(7))
+    x = simulate(model, start(4).float(), time_grid(model.path, 200), rng(7))
     assert x.dtype == torch.float32
-    torch.testing.assert_close(x.norm(dim=-1), torch.ones(10, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(x.norm(dim=-1), torch.ones(4, 1), rtol=0, atol=1e-6)
 
 
 def test_simulate__takes_matrices_and_is_deterministic() -> None:
     model, x_0 = exact(SO3Path(BOTH)), start(20)
     points = time_grid(model.path, 8)
     a = simulate(model, x_0, points, rng(8))
-    b = simulate(model, quaternions.to_matrix(x_0), points, rng(8))
-    assert equal_rotations(a, b, 1e-6)
     assert torch.equal(a, simulate(model, x_0, points, rng(8)))
+    flow = exact(SO3Path())
+    a, b = (simulate(flow, x, points, rng(8)) for x in (x_0, quaternions.to_matrix(x_0)))
+    assert equal_rotations(a, b, 1e-6)
 
 
 def test_simulate__fixed_rotations_stay_bit_for_bit() -> None:
