@@ -171,7 +171,7 @@ def check_options(
     corrector, sampler = config.corrector, config.sampler.type_name
     if sampler == "tau_leaping" and not config.sampler.keeps_distribution:
         sampler = ORDERED
-    if sampler not in NAMES:  # a sampler of yours is no column
+    if sampler not in NAMES or path.space.entry_dims:  # no column of the table
         config.sampler.check(path)
     names = ("temperature", "top_k", "top_p", "bad_words_ids", "generators", "blocks", "guidance_scale", "corrector")
     used: dict[str, object] = {**arguments, **{name: getattr(config, name) for name in names}}

@@ -77,7 +77,7 @@ class Jump:
             use an estimate of its own instead.
         length: typical distance of a jump between real numbers, [B]; the error that a missed jump causes.
         read: [B], for which sequences computing the probability has evaluated the network already; none if `None`.
-        space: of the states, which says what an entry is.
+        space: of the states, which says what an entry is; `None`: symbols or numbers.
 
     >>> from gm_discrete.generators.kernels import Dirac
     >>> x = torch.tensor([[0, 1]])
@@ -97,7 +97,7 @@ class Jump:
     guessed: bool = False
     length: Tensor | None = None
     read: Tensor | None = None
-    space: Space = NUMBERS
+    space: Space | None = None
 
     @property
     def chance(self) -> Tensor:
@@ -157,7 +157,7 @@ class Flow:
         velocity: u, of the state's shape, in 1/time.
         mean: the mean velocity over the interval [t, t_next] with the posterior of the data frozen, which carries x to the
             end of the interval; `None` without `t_next`.
-        space: in which it moves.
+        space: in which it moves; `None`: numbers.
 
     >>> x = torch.tensor([[1.0, 2.0]])
     >>> Flow(velocity=-x).action(lambda y: y.square().sum(1), x)
@@ -166,7 +166,7 @@ class Flow:
 
     velocity: Tensor
     mean: Tensor | None = None
-    space: Space = NUMBERS
+    space: Space | None = None
 
     def per(self, unit: Tensor) -> Flow:
         """The generator in other units, L/unit."""
@@ -185,7 +185,7 @@ class Diffusion:
         scale: g, in 1/√time; broadcasts to the state's shape. For an interval, the root of the mean of g².
         drift: b, of the state's shape, in 1/time; 0 by default.
         mean: the mean drift over the interval [t, t_next], as for a `Flow`.
-        space: in which it moves.
+        space: in which it moves; `None`: numbers.
 
     >>> x = torch.tensor([[1.0, 2.0]])
     >>> Diffusion(scale=torch.tensor(2.0)).action(lambda y: y.square().sum(1), x)
@@ -195,7 +195,7 @@ class Diffusion:
     scale: Tensor
     drift: Tensor | None = None
     mean: Tensor | None = None
-    space: Space = NUMBERS
+    space: Space | None = None
 
     def per(self, unit: Tensor) -> Diffusion:
         """The generator in other units of time, L/unit."""
@@ -211,7 +211,7 @@ class Diffusion:
         if self.drift is not None:
             value = value + _slope(f, x, self.drift)
         scale = self.scale.expand(x.shape)
-        for axis, acceleration in self.space.axes(x):
+        for axis, acceleration in (self.space or NUMBERS).axes(x):
             along = scale * axis
             value = value + _slope(lambda y, along=along: _slope(f, y, along), x, along) / 2
             if acceleration is not None:

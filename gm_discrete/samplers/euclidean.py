@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, over, terms
 from gm_discrete.generators.rows import NOT_FINITE, require
-from gm_discrete.generators.spaces import Space, entries, spread
+from gm_discrete.generators.spaces import NUMBERS, Space, entries, spread
 from gm_discrete.samplers.base import Chain
 
 PRIOR_ENTRIES = 16
@@ -117,7 +117,7 @@ def _noise(chain: Chain, generator: Factor, x: Tensor, step: Tensor) -> Tensor |
 def space_of(generator: Factor) -> Space:
     """The space of the states, of which a flow or a diffusion knows where it ends."""
     parts = [part for _, part in terms(generator)]
-    return next((part.space for part in parts if not isinstance(part, Jump)), parts[0].space)
+    return next((part.space for part in parts if not isinstance(part, Jump)), parts[0].space) or NUMBERS
 
 
 def jump_rate(generator: Factor, x: Tensor) -> Tensor:

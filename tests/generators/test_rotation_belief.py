@@ -183,7 +183,10 @@ def test_landing__is_around_a_clean_rotation_at_the_angles_of_a_jump() -> None:
     points, mass = landing.nodes(torch.arange(2))
     many = RotationBelief(belief[torch.zeros(DRAWS).long()], x[:1].repeat(DRAWS, 1)[:, None], k[:1].repeat(DRAWS))
     again = RotationLanding(
-        many, lambda a, where: (-vmf.slope(a, k[0])).clamp(min=0), vmf.boundary(k[:1]).repeat(DRAWS), k[:1].repeat(DRAWS)
+        many,
+        lambda a, where: (-vmf.slope(a, k[0])).clamp(min=0),
+        vmf.boundary(k[:1]).repeat(DRAWS),
+        k[:1].repeat(DRAWS),
     )
     drawn = again.sample(rng(9), torch.arange(DRAWS))
     for other in (x[0], rotations(1, seed=7)[0]):
@@ -197,7 +200,10 @@ def test_belief__log_likelihood_ratio_is_the_log_posterior_without_the_noise() -
     kernel = RotationBelief(belief, x, CONCENTRATIONS[:4])
     noise = density(x, CONCENTRATIONS[:4, None], z).log()
     torch.testing.assert_close(
-        kernel.log_likelihood_ratio(z), kernel.posterior.mixture.log_prob(z[:, 0])[:, None] - noise, atol=1e-9, rtol=1e-9
+        kernel.log_likelihood_ratio(z),
+        kernel.posterior.mixture.log_prob(z[:, 0])[:, None] - noise,
+        atol=1e-9,
+        rtol=1e-9,
     )
 
 

@@ -243,7 +243,7 @@ def test_flow_likelihood__bad_data_are_named() -> None:
 @pytest.mark.parametrize("path", [MaskedPath(5), EuclideanMixturePath({"flow": 1.0})], ids=["masked", "mixture"])
 def test_flow_likelihood__other_paths_are_named(path: Any) -> None:
     model = GMModel(GMConfig(path=path, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(TypeError, match="needs a GaussianPath, not"):
+    with pytest.raises(TypeError, match="needs a GaussianPath or an SO3Path, not"):
         flow_likelihood(model, torch.zeros(2, 3, 1))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gm_discrete.generators import Diffusion, Flow, Jump
 from gm_discrete.generators.landings import Bins
+from gm_discrete.generators.spaces import Interval
 from gm_discrete.paths import EuclideanMixturePath, Path
 from gm_discrete.paths.schedules import CosineSchedule, LinearSchedule, PowerSchedule, Schedule
 from gm_discrete.samplers import simulate, time_grid
@@ -74,7 +75,7 @@ def test_euclidean_mixture_path__values_at_a_point(schedule: Schedule) -> None:
         spread = 2 * h * ((z + 1) ** 2 / 2 + 3 * max(x - z, 0) - (x + 1) ** 2 / 2)
         assert float(diffusion.scale) == pytest.approx(math.sqrt(spread))
         assert diffusion.drift is None
-        assert diffusion.bounds == (LOW, HIGH)
+        assert diffusion.space == Interval(LOW, HIGH)
 
 
 @every_schedule

@@ -392,7 +392,7 @@ def test_mixture_path__paths_that_differ_are_not_equal() -> None:
         (lambda: MixturePath(2, [math.nan, 1.0]), r"prior\[0\]=nan"),
         (
             lambda: Path.from_dict({"type": "blurred"}),
-            "path='blurred'.*euclidean_mixture, gaussian, masked, metric, mixture, product, uniform",
+            "path='blurred'.*euclidean_mixture, gaussian, geodesic_so3, masked, metric, mixture, product, so3, uniform",
         ),
         (
             lambda: Path.from_dict({"type": "masked", "vocab_size": 3, "rates": "x"}),

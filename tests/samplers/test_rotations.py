@@ -1,0 +1,194 @@
+"""Samplers on rotations: distributions of flow, jump, diffusion and superpositions with exact posteriors, order, symmetry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gm_discrete import SO3Path, quaternions, simulate, time_grid
+from tests.helpers.distributions import LEAST_P, chi_square, rng
+from tests.helpers.euclid import kolmogorov, noise_of_ks
+from tests.helpers.rotations import (
+    ALL,
+    ASIDE,
+    BOTH,
+    CENTERS,
+    REFERENCES,
+    WEIGHTS,
+    atoms_cdf,
+    axis_component,
+    data_density,
+    equal_rotations,
+    exact,
+    grid,
+    rotations,
+    smooth_cdf,
+    weighted_cdf,
+)
+
+KINDS: dict[str, dict[str, Any]] = {
+    "flow": {"flow": 1.0},
+    "jump": {"jump": 1.0},
+    "diffusion": {"diffusion": 1.0},
+    "superposed": ALL,
+    "in turn": {"flow": [1.0, 0.0], "jump": [0.0, 1.0]},
+}
+NUMBER, STEPS = 500, 20
+STEP_ERROR = 0.02
+"""Kolmogorov–Smirnov distance that a grid of 20 steps may leave."""
+
+
+def start(number: int, seed: int = 1) -> Tensor:
+    """Evenly spread rotations, in a random order: the prior with next to no noise of its own."""
+    turn = rotations(1, seed=seed)
+    return quaternions.multiply(turn, grid(number))[torch.randperm(number, generator=rng(seed))][:, None]
+
+
+def half_way(path: SO3Path, steps: int, t: float = 0.4) -> tuple[Tensor, int, float]:
+    """The grid, the point nearest to t, and the time there."""
+    points = time_grid(path, steps)
+    index = int((points - t).abs().argmin())
+    return points, index, float(points[index])
+
+
+def simulated(kind: str, smooth: bool, number: int, steps: int) -> tuple[SO3Path, list[Tensor], float]:
+    """States at about 0.4 and at 1, and the time of the first."""
+    model = exact(SO3Path(KINDS[kind]), smooth)
+    points, index, t = half_way(model.path, steps)
+    states = simulate(model, start(number), points, rng(2), return_info=True, save_at=[index, steps]).states
+    return model.path, [state[:, 0] for state in states], t
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samplers__have_the_distribution_of_a_smooth_mixture(kind: str) -> None:
+    """Angles from three rotations, before the end and at it, and a coordinate of the axis."""
+    path, states, t = simulated(kind, True, NUMBER, STEPS)
+    for x, time in zip(states, (t, 1.0), strict=True):
+        for reference in REFERENCES:
+            d, _ = kolmogorov(quaternions.half_angle(x.double(), reference), smooth_cdf(path, time, reference))
+            assert d < noise_of_ks(NUMBER) + STEP_ERROR
+    expected = weighted_cdf(axis_component(grid(), ASIDE), data_density(grid()))
+    assert kolmogorov(axis_component(states[1], ASIDE), expected)[0] < noise_of_ks(NUMBER) + STEP_ERROR
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samplers__have_the_distribution_of_atoms(kind: str) -> None:
+    """At the end every sample is one of the three, as often as its probability."""
+    path, (x, last), t = simulated(kind, False, NUMBER, STEPS)
+    for reference in REFERENCES:
+        d, _ = kolmogorov(quaternions.half_angle(x.double(), reference), atoms_cdf(path, t, reference))
+        assert d < noise_of_ks(NUMBER) + STEP_ERROR
+    distance, nearest = quaternions.half_angle(last.double()[:, None], CENTERS[:, 0]).min(1)
+    assert float(distance.quantile(0.99)) < 0.02
+    assert chi_square(torch.bincount(nearest, minlength=3), WEIGHTS) > LEAST_P
+
+
+@pytest.mark.parametrize("kind", ["flow", "jump"])
+def test_samplers__wrong_weights_have_another_distribution(kind: str) -> None:
+    """What the tests above would see."""
+    path, states, _ = simulated(kind, True, NUMBER, STEPS)
+    tilted = smooth_cdf(path, 0.6, REFERENCES[0])
+    assert kolmogorov(quaternions.half_angle(states[0].double(), REFERENCES[0]), tilted)[0] > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flow", "jump", "superposed"])
+def test_samplers__40000_samples_are_within_2_percent(kind: str) -> None:
+    number = 40_000
+    model = exact(SO3Path(BOTH if kind == "superposed" else KINDS[kind]))
+    x = torch.cat(
+        [simulate(model, part, time_grid(model.path, 40), rng(3)) for part in start(number).float().split(4000)]
+    )[:, 0]
+    for reference in REFERENCES:
+        cdf = smooth_cdf(model.path, 1.0, reference)
+        assert kolmogorov(quaternions.half_angle(x.double(), reference), cdf)[0] < 0.02
+    expected = weighted_cdf(axis_component(grid(), ASIDE), data_density(grid()))
+    assert kolmogorov(axis_component(x, ASIDE), expected)[0] < 0.02
+
+
+def test_flow__rotated_data_and_noise_rotate_the_samples() -> None:
+    from gm_discrete import ExactRotationModel
+
+    by, x_0 = rotations(1, seed=4), start(50)
+    model = exact(SO3Path(), smooth=True)
+    turned = ExactRotationModel(model.path, quaternions.multiply(by, model.centers), model.concentration, WEIGHTS)
+    points = time_grid(model.path, 10)
+    a, b = simulate(model, x_0, points), simulate(turned, quaternions.multiply(by, x_0), points)
+    assert equal_rotations(quaternions.multiply(by, a), b, 1e-8)
+
+
+@pytest.mark.parametrize(("sampler", "least"), [("tau_leaping", 1.5), ("heun", 3.0)])
+def test_flow__error_falls_with_the_order_of_the_sampler(sampler: str, least: float) -> None:
+    """Halving the steps halves the mean error of first order, and quarters that of second; from t = 0.1 to 0.8."""
+    model, x_0 = exact(SO3Path()), start(40)
+
+    def run(steps: int, name: str = sampler) -> Tensor:
+        return simulate(model, x_0, torch.linspace(0.1, 0.8, steps + 1).double(), sampler=name)
+
+    fine = run(80, "heun")
+    errors = [float(quaternions.half_angle(run(steps), fine).mean()) for steps in (8, 16)]
+    assert errors[0] / errors[1] > least
+    assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize("kind", ["flow", "superposed"])
+def test_adaptive__has_the_distribution(kind: str) -> None:
+    model = exact(SO3Path(KINDS[kind]))
+    x = simulate(model, start(400), [0.0, 1.0], rng(5), "adaptive")[:, 0]
+    for reference in REFERENCES:
+        cdf = smooth_cdf(model.path, 1.0, reference)
+        assert kolmogorov(quaternions.half_angle(x, reference), cdf)[0] < noise_of_ks(400) + 0.03
+
+
+def test_reweighted__is_a_path_with_those_weights() -> None:
+    path = SO3Path(BOTH)
+    again = path.reweighted({"jump": 1.0})
+    assert again == SO3Path({"jump": 1.0})
+    x_0 = start(40)
+    a, b = (simulate(exact(p), x_0, time_grid(p, 8), rng(6)) for p in (again, SO3Path({"jump": 1.0})))  # pyright: ignore
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["flow", "superposed"])
+def test_simulate__quaternions_stay_of_unit_length(kind: str) -> None:
+    model = exact(SO3Path(KINDS[kind]))
+    x = simulate(model, start(4).float(), time_grid(model.path, 200), rng(7))
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.norm(dim=-1), torch.ones(4, 1), rtol=0, atol=1e-6)
+
+
+def test_simulate__takes_matrices_and_is_deterministic() -> None:
+    model, x_0 = exact(SO3Path(BOTH)), start(20)
+    points = time_grid(model.path, 8)
+    a = simulate(model, x_0, points, rng(8))
+    assert torch.equal(a, simulate(model, x_0, points, rng(8)))
+    flow = exact(SO3Path())
+    a, b = (simulate(flow, x, points, rng(8)) for x in (x_0, quaternions.to_matrix(x_0)))
+    assert equal_rotations(a, b, 1e-6)
+
+
+def test_simulate__fixed_rotations_stay_bit_for_bit() -> None:
+    from gm_discrete import ExactRotationModel
+
+    model = ExactRotationModel(SO3Path(ALL), rotations(3, 2), 20.0)
+    x_0 = rotations(30, 2, seed=9)
+    fixed = torch.zeros(30, 2, 4, dtype=torch.bool)
+    fixed[:, 1] = True
+    x = simulate(model, x_0, time_grid(model.path, 8), rng(9), fixed=fixed)
+    assert torch.equal(x[:, 1], x_0[:, 1])
+    assert not torch.equal(x[:, 0], x_0[:, 0])
+
+
+def test_positions__are_conditioned_on_each_other() -> None:
+    """Two positions with one component: both end at centres of the same one."""
+    from gm_discrete import ExactRotationModel
+
+    centers = rotations(3, 2, seed=10)
+    model = ExactRotationModel(SO3Path(BOTH), centers)
+    x = simulate(model, model.path.prior((200, 2, 4), rng(10)), time_grid(model.path, 30), rng(11))
+    distance, nearest = quaternions.half_angle(x.double()[:, None], centers).min(1)
+    assert float((nearest[:, 0] == nearest[:, 1]).double().mean()) > 0.97
+    assert float(distance.quantile(0.95)) < 0.02
