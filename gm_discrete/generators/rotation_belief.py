@@ -174,7 +174,8 @@ class RotationPosterior:
     """
 
     def __init__(self, belief: RotationMixture, x: Tensor, k: Tensor) -> None:
-        self.x, (self.mixture, self.log_evidence) = x.double(), belief.posterior(x, k)
+        self.x = quaternions.normalized(x.double())  # float32 is not of length 1 in float64, which the angles notice
+        self.mixture, self.log_evidence = belief.posterior(self.x, k)
         self.weights = self.mixture.log_weights.softmax(-1)
 
     @cached_property

@@ -96,7 +96,7 @@ class GeodesicSO3Path(RotationPath):
         return superposed({"flow": flow}, self.weights(now), now, end, "flow", again)
 
     def units(self, t: TimeLike) -> Mapping[str, Tensor]:
-        """1/(1 − t), so that the loss is the squared half angle between the prediction and the data."""
+        """1/(1 − t), in which the velocity is the tangent vector to z, in half angles."""
         t = t.t if isinstance(t, At) else t
         return {"flow": 1 / (1 - t)}
 

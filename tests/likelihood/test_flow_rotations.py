@@ -60,3 +60,12 @@ def test_helpers__density_of_the_smooth_mixture_is_that_of_the_model() -> None:
     z = REFERENCES[:, None]
     found = exact(SO3Path()).log_evidence(z, torch.full((3,), 1 - 1e-9).double())
     torch.testing.assert_close((WEIGHTS * found.exp()).sum(1), data_density(z)[:, 0], rtol=1e-3, atol=1e-9)
+
+
+def test_flow_likelihood__is_finite_at_the_centre_of_a_component() -> None:
+    """A float32 quaternion is not of length 1 in float64: an angle taken from its length would not be small."""
+    model = ExactRotationModel(SO3Path(), CENTERS, 30.0)
+    z = CENTERS[:2].float()
+    found = flow_likelihood(model, z, num_steps=25, trace="exact").nats
+    expected = -density(CENTERS[:, 0], torch.full((3,), 30.0).double(), z.double()).mean(1).log()
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
