@@ -210,7 +210,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2", help="of training and sampling")
     parser.add_argument("--num-samples", type=int, default=16, help="backbones per mode, number of steps and seed")
     parser.add_argument("--lengths", default="48,56,64", help="residues of the samples, which take turns")
-    parser.add_argument("--training-steps", type=int, default=2000, help="of the optimizer")
+    parser.add_argument("--training-steps", type=int, default=4000, help="of the optimizer")
     parser.add_argument("--compared", type=int, default=16, help="maximum number of samples in TM-scores")
     parser.add_argument("--reference-limit", type=int, default=50, help="training chains that each is compared with")
     parser.add_argument("--designability-command", help="prints the scRMSD in Å of the PDB file {pdb}")
