@@ -41,6 +41,7 @@ HALF = 8
 """Nodes on either side of the angle where the integrand has a kink; velocities are then exact to 1e-3 of their unit, and to
 3e-6 in the mean."""
 _POINTS, _MASSES = np.polynomial.legendre.leggauss(HALF)
+_MIDDLES = (_MASSES.cumsum() - _MASSES / 2) / 2
 
 
 class Nodes(NamedTuple):
@@ -50,13 +51,14 @@ class Nodes(NamedTuple):
         alpha: angles in [0, π/2], where z and −z count as one.
         mass: the probability of each; they sum to 1 over a component.
         along: the mean of the unit vector towards z (or −z, if that is nearer), along the direction towards the centre.
-        width: of the cells of the nodes, in α.
+        middle, width: of the cell of each node, in α; the cells lie side by side.
         near: the part of the mass in which z, rather than −z, is on the side of the centre.
     """
 
     alpha: Tensor
     mass: Tensor
     along: Tensor
+    middle: Tensor
     width: Tensor
     near: Tensor
 
@@ -126,18 +128,21 @@ class RotationMixture:
         """The quadrature of each component over the angle between x [..., 4] and z.
 
         Args:
-            kink: an angle [...] at which the integrand is not smooth; it becomes the end of cells.
+            kink: an angle [...] at which the integrand is not smooth. It becomes the end of cells where it is near the
+                component; elsewhere nothing is lost by smooth integrands.
         """
         theta = quaternions.half_angle(x.double().unsqueeze(-2), self.centers)[..., None]
         kappa = self.concentration[..., None]
         span = (SPAN / kappa.clamp(min=1e-6).sqrt()).clamp(max=math.pi)
         low, high = (theta - span).clamp(min=0), (theta + span).clamp(max=math.pi / 2)
-        split = torch.minimum(torch.maximum(kink.double()[..., None, None], low), high)
+        kink = kink.double()[..., None, None]
+        split = torch.where((low < kink) & (kink < high), kink, (low + high) / 2)  # all nodes have a cell of their own
         points, masses = torch.tensor(_POINTS, device=x.device), torch.tensor(_MASSES / 2, device=x.device)
         ends = torch.cat([low, split, high], -1)
         length = ends.diff(dim=-1)[..., None]
         alpha = (ends[..., :-1, None] + length * (points + 1) / 2).flatten(-2)
         width = (length * masses).flatten(-2)
+        middle = (ends[..., :-1, None] + length * torch.tensor(_MIDDLES, device=x.device)).flatten(-2)
         b = kappa * alpha.sin() * theta.sin()
         small = b < 1e-4  # where (1 − e^{−2b})/(2b) = 1 − b and coth b − 1/b = b/3, up to b²
         safe = torch.where(small, 1.0, b)
@@ -150,7 +155,12 @@ class RotationMixture:
         mass = near + far
         total = mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)  # 1 but for the quadrature
         return Nodes(
-            alpha, mass / total, along * (near - far) / mass.clamp(min=1e-300), width, near / mass.clamp(min=1e-300)
+            alpha,
+            mass / total,
+            along * (near - far) / mass.clamp(min=1e-300),
+            middle,
+            width,
+            near / mass.clamp(min=1e-300),
         )
 
 
@@ -192,14 +202,16 @@ class RotationPosterior:
             chances: f at the nodes, [n, 2 M, N].
             uniforms: [n, S, 5]. A cell of the quadrature is drawn, and the angle within it.
         """
-        flat = (self.weights[..., None] * nodes.mass * chances).flatten(1)
-        cumulative = flat.cumsum(1)
+        mass = self.weights[..., None] * nodes.mass * chances
+        cumulative = mass.flatten(1).cumsum(1)
         cell = torch.searchsorted(cumulative, uniforms[..., 0] * cumulative[:, -1:], right=True).clamp(
-            max=flat.shape[1] - 1
+            max=cumulative.shape[1] - 1
         )
         component, x = cell // nodes.mass.shape[-1], self.x[:, None]
-        alpha, width, near = (value.flatten(1).gather(1, cell) for value in (nodes.alpha, nodes.width, nodes.near))
-        alpha = (alpha + (uniforms[..., 1] - 0.5) * width).clamp(0, math.pi / 2)[..., None]
+        values = (nodes.middle, nodes.width, nodes.near, _tilt(mass, nodes))
+        middle, width, near, tilt = (value.flatten(1).gather(1, cell) for value in values)
+        fraction = 2 * uniforms[..., 1] / (1 - tilt + ((1 - tilt).square() + 4 * tilt * uniforms[..., 1]).sqrt())
+        alpha = (middle + (fraction.clamp(max=1) - 0.5) * width).clamp(0, math.pi / 2)[..., None]
         mixture, rows = self.mixture, torch.arange(self.x.shape[0], device=self.x.device)[:, None]
         center, axis = mixture.centers[rows, component], self.directions[rows, component]
         theta = quaternions.half_angle(x, center)[..., None]
@@ -212,6 +224,18 @@ class RotationPosterior:
         side = torch.where(uniforms[..., 2] < near, 1.0, -1.0)[..., None]
         direction = cosine * axis + (1 - cosine.square()).sqrt() * _across(x, axis, uniforms[..., 4:5])
         return quaternions.move(x, alpha * side * direction)
+
+
+def _tilt(mass: Tensor, nodes: Nodes) -> Tensor:
+    """c in [−1, 1] for a density ∝ 1 + c (2y − 1) within every cell, at y in [0, 1]: by differences of its neighbours."""
+    panels = (-1, HALF)  # a kink lies between the two
+    width = nodes.width.unflatten(-1, panels)
+    height = mass.unflatten(-1, panels) / width.clamp(min=1e-300)
+    places = nodes.alpha.unflatten(-1, panels)
+    left, right = (torch.arange(HALF, device=mass.device) + step for step in (-1, 1))
+    left, right = left.clamp(min=0), right.clamp(max=HALF - 1)
+    slope = (height[..., right] - height[..., left]) / (places[..., right] - places[..., left]).clamp(min=1e-300)
+    return (slope * width / (2 * height.clamp(min=1e-300))).clamp(-1 + 1e-9, 1).flatten(-2)
 
 
 def _across(x: Tensor, axis: Tensor, u: Tensor) -> Tensor:

@@ -91,6 +91,10 @@ class ExactRotationModel:
         return self.path.generator(belief, x, t, t_next)
 
 
+FARTHEST = 12.0
+"""Standard deviations of the noise beyond which it has no mass: e⁻⁷²."""
+
+
 def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 64) -> dict[str, float]:
     """|E L f − d/dt E f| by part of the path's generator, under p_t(·|z), for f a zonal spherical harmonic.
 
@@ -115,8 +119,9 @@ def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 6
     now = path.at(time)
     kink = float(vmf.boundary(now.k))
     points, masses = np.polynomial.legendre.leggauss(nodes)
-    alphas = [(high - low) / 2 * (points + 1) + low for low, high in ((0, kink), (kink, math.pi / 2))]
-    width = [(high - low) / 2 * masses for low, high in ((0, kink), (kink, math.pi / 2))]
+    ends = ((0, kink), (kink, min(math.pi / 2, FARTHEST * float(now.spread))))
+    alphas = [(high - low) / 2 * (points + 1) + low for low, high in ends]
+    width = [(high - low) / 2 * masses for low, high in ends]
     alpha, mass = torch.tensor(np.concatenate(alphas)), torch.tensor(np.concatenate(width))
     mass = mass * vmf.log_density(alpha, now.k).exp() * (4 / math.pi) * alpha.sin().square()
     z = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]], dtype=torch.float64).expand(len(alpha), 1, 4)
@@ -136,7 +141,7 @@ def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 6
 def _mean_slope(k: float, degree: int) -> float:
     """d/dk of (ℓ + 1) I_{ℓ+1}(k)/I_1(k), with I_n = ∫₀^π e^{k cos a} cos(n a) da/π, by Gauss–Legendre quadrature."""
     points, masses = np.polynomial.legendre.leggauss(256)
-    a, mass = math.pi / 2 * (points + 1), masses / 2
+    a, mass = min(math.pi, FARTHEST / math.sqrt(k)) / 2 * (points + 1), masses / 2
     weight = mass * np.exp(k * (np.cos(a) - 1))
     high, one = weight * np.cos((degree + 1) * a), weight * np.cos(a)
     slopes = [float((part * np.cos(a)).sum()) for part in (high, one)]
