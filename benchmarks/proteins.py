@@ -5,7 +5,7 @@
 Two networks are trained for each seed. "so3" predicts a belief about the clean rotations, from which one network gives the
 modes "flow", "jump" and "flow+jump". "geodesic" is trained as a flow on geodesics, as in FrameFlow; it gives "geodesic", its
 own flow, and the same network with jumps given the rotation that it predicts: "plugged", half flow and half jump, and
-"plugged-jump", jumps alone. With the defaults that is about 40 minutes of two CPU cores, one process each.
+"plugged-jump", jumps alone.
 
 Every mode draws `--num-samples` backbones for each number of `--steps`, scored by `benchmarks/scores/proteins.py`. The first
 row is the middles of held-out chains, the score of a perfect model, with standard errors over chains. Other figures are
