@@ -4,7 +4,8 @@
 
 Two networks are trained for each seed. "so3" predicts a belief about the clean rotations, from which one network gives the
 modes "flow", "jump" and "flow+jump". "geodesic" is trained as a flow on geodesics, as in FrameFlow; it gives "geodesic", its
-own flow, and "plugged", the same network with jumps.
+own flow, and the same network with jumps given the rotation that it predicts: "plugged", half flow and half jump, and
+"plugged-jump", jumps alone.
 
 Every mode draws `--num-samples` backbones for each number of `--steps`, scored by `benchmarks/scores/proteins.py`. The first
 row is the middles of held-out chains, the score of a perfect model, with standard errors over chains. Other figures are
@@ -210,7 +211,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2", help="of training and sampling")
     parser.add_argument("--num-samples", type=int, default=16, help="backbones per mode, number of steps and seed")
     parser.add_argument("--lengths", default="48,56,64", help="residues of the samples, which take turns")
-    parser.add_argument("--training-steps", type=int, default=2000, help="of the optimizer")
+    parser.add_argument("--training-steps", type=int, default=4000, help="of the optimizer")
     parser.add_argument("--compared", type=int, default=16, help="maximum number of samples in TM-scores")
     parser.add_argument("--reference-limit", type=int, default=50, help="training chains that each is compared with")
     parser.add_argument("--designability-command", help="prints the scRMSD in Å of the PDB file {pdb}")

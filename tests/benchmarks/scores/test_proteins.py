@@ -206,7 +206,7 @@ def test_diversity__standard_error_is_that_of_the_jackknife() -> None:
     means = [np.mean([matrix[i, j] for i, j in combinations(range(5), 2) if out not in (i, j)]) for out in range(5)]
     found = diversity(samples)
     assert found["tm/pairs"] == pytest.approx(np.mean([matrix[i, j] for i, j in combinations(range(5), 2)]))
-    assert found["tm/pairs se"] == pytest.approx(np.sqrt(4 / 5 * np.sum((means - np.mean(means)) ** 2)))
+    assert found["tm/pairs se"] == pytest.approx(np.sqrt(4 / 5 * np.sum(np.subtract(means, np.mean(means)) ** 2)))
 
 
 def test_nearest_tm__is_one_for_a_part_of_the_reference() -> None:
