@@ -25,7 +25,18 @@ RUN = [ROOT / "README.md", *DOCS]
 PAGES = [*RUN, ROOT / "CONTRIBUTING.md"]
 PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
 OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
-SLOW = {"README", "generation", "images", "numbers", "own-paths", "pretrained", "proteins", "tables", "text", "training"}
+SLOW = {
+    "README",
+    "generation",
+    "images",
+    "numbers",
+    "own-paths",
+    "pretrained",
+    "proteins",
+    "tables",
+    "text",
+    "training",
+}
 """Pages that train: more than a second or two on one core."""
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The name on the hub of the model that is also in a package."""
