@@ -87,7 +87,7 @@ def _example_sums(
                 key = name or part  # the parts of a single field are weighed in the total
                 total = weight * values.flatten(1).double().sum(1)
                 totals[key] = totals[key] + total if key in totals else total
-                counts[key] = num_samples * scored[name].flatten(1).double().sum(1)
+                counts[key] = num_samples * path.fields[name].entries(scored[name]).flatten(1).double().sum(1)
     return {key: (totals[key], counts[key]) for key in totals}
 
 
