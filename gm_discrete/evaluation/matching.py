@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gm_discrete.data.batches import clean_data
+from gm_discrete.generators.spaces import entries
 from gm_discrete.likelihood import evaluation_mode
 from gm_discrete.models import GMModel
 from gm_discrete.objective import (
@@ -87,7 +88,7 @@ def _example_sums(
                 key = name or part  # the parts of a single field are weighed in the total
                 total = weight * values.flatten(1).double().sum(1)
                 totals[key] = totals[key] + total if key in totals else total
-                counts[key] = num_samples * scored[name].flatten(1).double().sum(1)
+                counts[key] = num_samples * entries(scored[name], path.fields[name].space).flatten(1).double().sum(1)
     return {key: (totals[key], counts[key]) for key in totals}
 
 

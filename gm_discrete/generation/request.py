@@ -32,7 +32,7 @@ from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.readout import Network, Processors
 from gm_discrete.paths import FinitePath, Path
-from gm_discrete.process import Process, State, unpack
+from gm_discrete.process import Process, State, pack_state, unpack
 from gm_discrete.samplers import ClassifierGuidance
 
 logger = logging.get_logger(__name__)
@@ -161,7 +161,7 @@ class Request:
         if x_0 is not None:
             if not isinstance(x_0, Tensor) or x_0.dim() < 2:
                 raise ValueError(f"x_0 must be a tensor [B, …] of at least two dimensions, got {x_0!r}")
-            request.x_0 = {"": x_0.to(model.device)}
+            request.x_0 = {"": pack_state(model.path, x_0, "x_0")[""].to(model.device)}
         length = config.max_length if config.max_length is not None and input_ids is None else length
         labels = class_labels
         if labels is not None and not isinstance(labels, Tensor):

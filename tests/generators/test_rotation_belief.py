@@ -1,4 +1,4 @@
-"""The posterior of a clean rotation in closed form, its quadrature and its draws, against sums over a dense grid of SO(3)."""
+"""The posterior of a clean rotation in closed form, its quadrature and draws, against sums over a dense grid of SO(3)."""
 
 from __future__ import annotations
 

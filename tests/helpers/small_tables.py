@@ -13,7 +13,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, ProductPath, UniformPath
+from gm_discrete import (
+    Bins,
+    GaussianPath,
+    GMConfig,
+    GMModel,
+    MaskedPath,
+    ProductPath,
+    SO3Path,
+    UniformPath,
+    quaternions,
+)
 from gm_discrete.data import SequenceCollator
 from gm_discrete.data.scalers import Categories, StandardScaler
 from gm_discrete.training import GMTrainer
@@ -36,7 +46,13 @@ def line_path() -> ProductPath:
     return ProductPath(pitch=MaskedPath(6), gap=GaussianPath())
 
 
-PATHS = {"table": table_path(), "missing": table_path(), "independent": table_path(True), "lines": line_path()}
+PATHS = {
+    "table": table_path(),
+    "missing": table_path(),
+    "independent": table_path(True),
+    "lines": line_path(),
+    "turns": ProductPath(cut=UniformPath(4), turn=SO3Path(BOTH, num_components=2)),
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "missing": {"loss_weights": {"cut": 0.5, "price": {"jump": 2.0}, "depth": 3.0}},
     "independent": {"num_classes": 2, "class_dropout": 0.25},
@@ -59,6 +75,11 @@ def rows(name: str = "table", count: int = 16, seed: int = 0) -> Dataset:
     if name in ("missing", "independent"):
         columns["cut"] = [None if i % 5 == 0 else value for i, value in enumerate(columns["cut"])]
         columns["price"] = [None if i % 3 == 1 else value for i, value in enumerate(columns["price"])]
+    if name == "turns":  # the angle goes with the cut
+        turn = quaternions.exp(torch.stack([0.8 * cut, price, depth], 1))
+        return Dataset.from_dict(
+            {"cut": cut.tolist(), "turn": [None if i % 4 == 2 else q for i, q in enumerate(turn.tolist())]}
+        )
     if name == "independent":
         columns["class_labels"] = [i % 2 for i in range(count)]
     return Dataset.from_dict(columns)
@@ -67,11 +88,16 @@ def rows(name: str = "table", count: int = 16, seed: int = 0) -> Dataset:
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows → fields; what is missing is not scored, and stands as 0."""
     batch: dict[str, Any] = {"fields": {}, "labels": {}}
-    for name in ("cut", "price", "depth"):
+    for name in ("cut", "price", "depth", "turn"):
+        if name not in examples[0]:
+            continue
         values: list[Any] = [row[name] for row in examples]
         if name == "cut":
             labels: Tensor = torch.tensor([-100 if value is None else value for value in values])[:, None]
             state = labels.clamp(min=0)
+        elif name == "turn":
+            labels = torch.tensor([[torch.nan] * 4 if value is None else value for value in values])[:, None]
+            state = torch.where(labels.isnan(), torch.tensor([1.0, 0.0, 0.0, 0.0]), labels)
         else:
             labels = torch.tensor([torch.nan if value is None else value for value in values]).view(-1, 1, 1)
             state = labels.nan_to_num(0.0)

@@ -52,7 +52,7 @@ def test_flow_likelihood__takes_matrices_and_minus_q() -> None:
 
 @pytest.mark.parametrize("bad", [2 * Z, Z[..., :3], torch.full_like(Z, torch.nan)])
 def test_flow_likelihood__refuses_what_are_no_rotations(bad: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="^z"):
+    with pytest.raises(ValueError, match=r"^z"):
         flow_likelihood(MODEL, bad, num_steps=1)
 
 

@@ -72,6 +72,8 @@ def test_entry_points__take_matrices() -> None:
     )  # fmt: skip
     a, b = (model.generate(x_0=x, num_steps=3, seed=0, generators={"flow": 1.0}) for x in (z, matrices))
     assert equal_rotations(a, b, 1e-2)
+    drafts = [model.generate(start_from=x, num_steps=3, seed=0, generators={"flow": 1.0}) for x in (z, matrices)]
+    assert drafts[0].shape == drafts[1].shape == z.shape
 
 
 @pytest.mark.parametrize("form", ["quaternions", "matrices", "mask"])

@@ -248,7 +248,7 @@ def test_simulate_and_loss__refuse_what_are_no_rotations(value: Any, found: str)
 
 
 def test_sample__names_what_it_refuses() -> None:
-    with pytest.raises(ValueError, match="^z .*length 0"):
+    with pytest.raises(ValueError, match=r"^z .*length 0"):
         SO3Path().sample(torch.zeros(1, 1, 4), torch.ones(1))
     with pytest.raises(ValueError, match="diverge at t = 1"):
         SO3Path().conditional(rotations(1, 1), rotations(1, 1), torch.ones(1))
@@ -277,11 +277,11 @@ def test_generate__refuses_dormand_prince() -> None:
 def test_centers__are_checked() -> None:
     from gm_discrete import ExactRotationModel
 
-    with pytest.raises(ValueError, match="^concentration="):
+    with pytest.raises(ValueError, match=r"^concentration="):
         ExactRotationModel(SO3Path(), CENTERS, -1.0)
-    with pytest.raises(ValueError, match="^weights="):
+    with pytest.raises(ValueError, match=r"^weights="):
         ExactRotationModel(SO3Path(), CENTERS, 1.0, torch.ones(3))
-    with pytest.raises(ValueError, match="^centers"):
+    with pytest.raises(ValueError, match=r"^centers"):
         ExactRotationModel(SO3Path(), 2 * CENTERS)
     with pytest.raises(TypeError, match="SO3Path"):
         ExactRotationModel(GeodesicSO3Path(), CENTERS)  # pyright: ignore[reportArgumentType]

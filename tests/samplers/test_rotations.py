@@ -1,4 +1,4 @@
-"""Samplers on rotations: distributions of flow, jump, diffusion and superpositions with exact posteriors, order, symmetry."""
+"""Samplers on rotations: distributions of flow, jump, diffusion and superpositions with exact posteriors; order."""
 
 from __future__ import annotations
 
