@@ -30,8 +30,9 @@ from gm_discrete.arguments import number, readable, whole
 from gm_discrete.generators import Diffusion, Factor, Flow, Jump, LazyParts, Superposition, quaternions
 from gm_discrete.generators import von_mises_fisher as vmf
 from gm_discrete.generators.kernels import Readout, TensorReadout
-from gm_discrete.generators.rotation_belief import Nodes, RotationMixture
-from gm_discrete.generators.rotation_kernels import RotationBelief, RotationLanding
+from gm_discrete.generators.rotation_belief import RotationMixture
+from gm_discrete.generators.rotation_kernels import RotationBelief
+from gm_discrete.generators.rotation_means import RotationMeans
 from gm_discrete.generators.rows import require
 from gm_discrete.generators.spaces import ROTATIONS
 from gm_discrete.paths.base import check_times
@@ -192,22 +193,23 @@ class SO3Path(RotationPath):
         land where the path is at s. A step to t = 1 is taken by the flow, and leads to the mean of z in the tangent space.
         """
         now, end = self.at(t), None if t_next is None else self.at(t_next)
-        means = _Means(RotationBelief(mixture, x, now.k), x, now, end)
+        belief = RotationBelief(mixture, x, now.k)
+        parts = _Parts(belief, x, now, end)
         makers: dict[str, Callable[[], Factor]] = {}
         # The flow is made for its own sake, and for the step to t = 1.
         if "flow" in self.generators or end is None or not readable(end.t) or bool((end.t >= 1).any()):
-            makers["flow"] = means.flow
+            makers["flow"] = parts.flow
         if "jump" in self.generators:
-            makers["jump"] = means.jump
+            makers["jump"] = parts.jump
         if "diffusion" in self.generators:
-            makers["diffusion"] = partial(means.diffusion, self.noise)
+            makers["diffusion"] = partial(parts.diffusion, self.noise)
         if "flow" not in makers:  # every step ends before t = 1
             weights = self.weights(now.t)
             again = partial(self.generator, mixture, x, now)
-            return Superposition(LazyParts(makers), weights, again, means.belief)
+            return Superposition(LazyParts(makers), weights, again, belief)
         finish = None if end is None else end.t
         again = partial(self.generator, mixture, x, now)
-        return superposed(LazyParts(makers), self.weights(now.t), now.t, finish, "flow", again, means.belief)
+        return superposed(LazyParts(makers), self.weights(now.t), now.t, finish, "flow", again, belief)
 
     # Networks and losses
 
@@ -241,67 +243,46 @@ class SO3Path(RotationPath):
         return torch.cat([weights, centers.flatten(-2)], -1)
 
 
-class _Means:
-    """The parts of a generator: means over the posterior of z, at a time or over an interval."""
+class _Parts:
+    """The parts of a generator, at a time or over an interval [t, s]."""
 
     def __init__(self, belief: RotationBelief, x: Tensor, now: ConcentrationAt, end: ConcentrationAt | None) -> None:
-        self.belief, self.x, self.now, self.end = belief, x, now, end
-        self.k, self.shape = belief.k, x.shape[:-1]
-        self.k_end = self.k if end is None else end.k[:, None].expand(self.shape).flatten()
-        self.kink = vmf.boundary(self.k_end)
-
-    @cached_property
-    def nodes(self) -> Nodes:
-        return self.belief.posterior.nodes(self.kink)
+        self.x, self.now, self.end = x, now, end
+        self.k_end = None if end is None else end.k[:, None].expand(x.shape[:-1]).flatten()
+        self.means = RotationMeans(belief, self.k_end)
 
     def flow(self) -> Flow:
-        """k' E[−dα/dk] towards z; over an interval E[α(t) − α(s)]."""
-        posterior, nodes, k = self.belief.posterior, self.nodes, self.k[:, None, None]
-        velocity = posterior.mean_vector(-vmf.radial_speed(nodes.alpha, k), nodes).view(self.x.shape)
-        velocity, mean = (velocity * shaped(self.now.slope, velocity)).to(self.x.dtype), None
-        if self.end is not None:
-            step, end = (self.end.t - self.now.t).double(), self._infinite_at_one()[:, None, None]
-            reached = vmf.transported_angle(nodes.alpha, k, end)
-            moved = posterior.mean_vector(nodes.alpha - reached, nodes).view(self.x.shape)
-            step = shaped(step, moved)
-            mean = torch.where(step > 0, (moved / torch.where(step > 0, step, 1.0)).to(self.x.dtype), velocity)
-        return Flow(velocity, mean, ROTATIONS)
+        """k' E[−dα/dk] towards z; over an interval E[α(t) − α(s)]/(s − t)."""
+        return self._flow
 
-    def _infinite_at_one(self) -> Tensor:
-        assert self.end is not None
-        last = (self.end.t >= 1)[:, None].expand(self.shape).flatten()
-        return torch.where(last, torch.inf, self.k_end)
+    @cached_property
+    def _flow(self) -> Flow:
+        means, end, lengths = self.means, self.end, [self.means.speed]
+        if end is not None and self.k_end is not None:
+            last = (end.t >= 1)[:, None].expand(self.x.shape[:-1]).flatten()
+            lengths.append(partial(means.way, k_end=torch.where(last, torch.inf, self.k_end)))
+        velocity, *way = (vector.view(self.x.shape) for vector in means.vectors(lengths))
+        velocity, mean = (velocity * shaped(self.now.slope, velocity)).to(self.x.dtype), None
+        if end is not None:
+            step = shaped((end.t - self.now.t).double(), way[0])
+            mean = torch.where(step > 0, (way[0] / torch.where(step > 0, step, 1.0)).to(self.x.dtype), velocity)
+        return Flow(velocity, mean, ROTATIONS)
 
     def jump(self) -> Jump:
         """k' E[A − c tanh(k c)]₊; over an interval E[1 − p_s(x|z)/p_t̂(x|z)]."""
-        posterior, nodes, slope = self.belief.posterior, self.nodes, self.now.slope
-        rate = posterior.mean((-vmf.slope(nodes.alpha, self.k[:, None, None])).clamp(min=0), nodes).view(self.shape)
-        rate, probability, everywhere = (
-            rate * shaped(slope, rate),
-            None,
-            torch.arange(len(self.k), device=self.k.device),
-        )
-        chance = self._rate if self.end is None else self._chance
+        means, values = self.means, [self.means.rate]
         if self.end is not None:
-            probability = posterior.mean(self._chance(nodes.alpha, everywhere), nodes).view(self.shape)
-        landing = RotationLanding(self.belief, chance, self.kink, self.k_end)
-        return Jump(rate, landing, probability, length=self.now.spread, space=ROTATIONS)
-
-    def _rate(self, alpha: Tensor, where: Tensor) -> Tensor:
-        return (-vmf.slope(alpha, self.k[where, None, None])).clamp(min=0)
-
-    def _chance(self, alpha: Tensor, where: Tensor) -> Tensor:
-        start, end = self.k[where, None, None], self.k_end[where, None, None]
-        likeliest = torch.minimum(torch.maximum(vmf.peak(alpha), start), end)
-        return -torch.expm1(vmf.log_density(alpha, end) - vmf.log_density(alpha, likeliest))
+            values.append(means.chance)
+        rate, *chance = (number.view(self.x.shape[:-1]) for number in means.numbers(values))
+        rate = rate * shaped(self.now.slope, rate)
+        probability = chance[0] if chance else None
+        return Jump(rate, means.landing(), probability, length=self.now.spread, space=ROTATIONS)
 
     def diffusion(self, noise: float) -> Diffusion:
         """g² = noise/√(1 + k), and the drift of the flow and ½ g² E[k tanh(k c) sin α] towards z."""
-        posterior, nodes, k = self.belief.posterior, self.nodes, self.k[:, None, None]
-        flow, variance = self.flow(), noise * self.now.spread
-        pull = k * torch.tanh(k * nodes.alpha.cos()) * nodes.alpha.sin()
-        score = posterior.mean_vector(pull, nodes).view(self.x.shape)
-        towards = (score * shaped(variance / 2, score)).to(self.x.dtype)
+        flow, variance = self._flow, noise * self.now.spread
+        (score,) = self.means.vectors([self.means.pull])
+        towards = (score.view(self.x.shape) * shaped(variance / 2, score.view(self.x.shape))).to(self.x.dtype)
         scale = shaped(variance.sqrt(), self.x)
         return Diffusion(scale, flow.velocity + towards, None if flow.mean is None else flow.mean + towards, ROTATIONS)
 
