@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from gm_discrete.paths import Path
-from gm_discrete.process import pack
+from gm_discrete.process import pack_state
 
 
 def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(z, scored): the data of a batch and its loss masks, by field. Entries that are not scored are those of the state."""
-    state, labels = pack(batch[path.state_name]), pack(batch["labels"])
+    state = pack_state(path, batch[path.state_name], path.state_name)
+    labels = pack_state(path, batch["labels"], "labels")
     scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
     return {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}, scored
 

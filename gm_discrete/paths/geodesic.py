@@ -101,10 +101,10 @@ class GeodesicSO3Path(RotationPath):
         return {"flow": 1 / (1 - t)}
 
     def output(self, head: str, raw: Tensor, x: Tensor, t: TimeLike) -> Tensor:
-        """The quaternions (1, 0, 0, 0) + raw, normalised."""
+        """x times the quaternions (1, 0, 0, 0) + raw, normalised: late predictions are near x, and need not repeat it."""
         identity = torch.zeros_like(raw)
         identity[..., 0] = 1
-        return quaternions.normalized(identity + raw)
+        return quaternions.multiply(x.to(raw.dtype), quaternions.normalized(identity + raw))
 
     def turned(self, head: str, output: Tensor, by: Tensor) -> Tensor:
-        return quaternions.multiply(by, output)
+        return output  # relative to x already

@@ -51,7 +51,8 @@ class RotationPath(ContinuousPath):
     """A path of rotations, each by itself given z, from the uniform distribution (the Haar measure) to the data."""
 
     space = ROTATIONS
-    spacing = "linear"  # a long first step, as the geometric grid has, leaves out how rotations depend on each other
+    # A long first step, as the geometric grid has, leaves out how rotations depend on each other.
+    spacing = "linear"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     shapes = "[B, L, 4] of unit quaternions"
     num_channels = 4
     num_inputs = 9
