@@ -30,8 +30,8 @@ WEIGHTS = {
 """Weights of the generators of rotations."""
 SETTINGS = {
     "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "num_components": 16, "residues": False,
-    "times": "logit_normal", "times_mean": 1.0, "times_std": 1.5, "muon": True, "muon_learning_rate": 0.02, "learning_rate": 2e-3,
-    "adam_beta2": 0.95, "warmup_steps": 50, "lr_scheduler_type": "linear", "ema_decay": 0.99,
+    "times": "logit_normal", "times_mean": 1.0, "times_std": 1.5, "muon": True, "muon_learning_rate": 0.02,
+    "learning_rate": 2e-3, "adam_beta2": 0.95, "warmup_steps": 50, "lr_scheduler_type": "linear", "ema_decay": 0.99,
     "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32, "max_eval_windows": 64, "logging_steps": 100,
     "save_steps": 500, "save_total_limit": 1, "num_samples": 2, "num_steps": 2, "report_to": "none", "disable_tqdm": True,
 }  # fmt: skip

@@ -103,6 +103,19 @@ def towards(q: Tensor, z: Tensor) -> Tensor:
     return multiply(q, torch.cat([torch.zeros_like(axis[..., :1]), axis], -1))
 
 
+def displacement(q: Tensor, z: Tensor) -> Tensor:
+    """The logarithm map of S³: the tangent vector u [..., 4] at q with `move(q, u)` = z or −z, whichever is nearer.
+
+    It is `half_angle(q, z) · towards(q, z)`, with its gradient also at q = z.
+    """
+    relative = multiply(conjugate(q), z)
+    relative = torch.where(relative[..., :1] < 0, -relative, relative)
+    vector, size = relative[..., 1:], length(relative[..., 1:])
+    small = size < 1e-4  # where atan(s)/s is 1 up to 3e-9
+    factor = torch.where(small, 1.0, torch.atan2(size, relative[..., :1]) / torch.where(small, 1.0, size))
+    return multiply(q, torch.cat([torch.zeros_like(size), vector * factor], -1))
+
+
 def tangent(q: Tensor, u: Tensor) -> Tensor:
     """The part of the vector u [..., 4] that is tangent to S³ at q."""
     return u - (u * q).sum(-1, keepdim=True) * q

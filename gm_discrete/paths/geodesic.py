@@ -59,8 +59,7 @@ class GeodesicSO3Path(RotationPath):
             self.check_source(x_0, z, t)
             self.check(z, t, "z")
         noise = self.prior(z.shape, rng, z.device).to(z.dtype)
-        away = quaternions.half_angle(z, noise)[..., None] * quaternions.towards(z, noise)
-        return quaternions.move(z, shaped(1 - t, z) * away)
+        return quaternions.move(z, shaped(1 - t, z) * quaternions.displacement(z, noise))
 
     def conditional(
         self, z: Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None, *, check: bool = True
@@ -89,8 +88,7 @@ class GeodesicSO3Path(RotationPath):
     def generator(self, clean: Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None) -> Superposition:
         """The flow towards `clean` [B, L, 4] at the speed that reaches it at t = 1."""
         now, end = self.at(t).t, None if t_next is None else self.at(t_next).t
-        away = quaternions.half_angle(x, clean)[..., None] * quaternions.towards(x, clean)
-        velocity = away / shaped((1 - now).clamp(min=torch.finfo(now.dtype).eps), x)
+        velocity = quaternions.displacement(x, clean) / shaped((1 - now).clamp(min=torch.finfo(now.dtype).eps), x)
         flow = Flow(velocity, None if end is None else velocity, ROTATIONS)  # constant on a geodesic
         again = partial(self.generator, clean, x, now)
         return superposed({"flow": flow}, self.weights(now), now, end, "flow", again)
