@@ -39,7 +39,7 @@ from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, Trigonometr
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
-from gm_discrete.paths.exact_rotations import ExactRotationModel
+from gm_discrete.paths.exact_rotations import ExactRotationModel, kolmogorov_residual
 from gm_discrete.paths.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -145,6 +145,7 @@ __all__ = [
     "conditional_loss",
     "field_likelihood",
     "flow_likelihood",
+    "kolmogorov_residual",
     "likelihood_bound",
     "quaternions",
     "simulate",
