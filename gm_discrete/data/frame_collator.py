@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gm_discrete.arguments import size
 from gm_discrete.data.protein_geometry import check_frames
 from gm_discrete.data.proteins import UNKNOWN
 from gm_discrete.generators import quaternions
@@ -48,14 +49,16 @@ class FrameCollator:
     random_crop: bool = True
 
     def __post_init__(self) -> None:
-        if self.length is not None and self.length < 1:
-            raise ValueError(f"length={self.length} must be at least 1")
+        if self.length is not None:
+            size("length", self.length)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
+        if not examples:
+            raise ValueError("examples is empty; give at least one row of chain_example")
         chains = [self._moved(self._cut(_columns(example))) for example in examples]
-        size = max(len(chain["residue"]) for chain in chains)
+        longest = max(len(chain["residue"]) for chain in chains)
         identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
-        mask = torch.zeros(len(chains), size, dtype=torch.long)
+        mask = torch.zeros(len(chains), longest, dtype=torch.long)
         fields = {
             "rotation": identity.expand(*mask.shape, 4).clone(),
             "translation": torch.zeros(*mask.shape, 3),

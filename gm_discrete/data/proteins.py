@@ -74,8 +74,8 @@ def read_chains(file: str | os.PathLike[str], models: Literal["first", "all"] = 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: gemmi is not installed.
-        ValueError: the file is of another kind, damaged or cut off, holds no such residue, a coordinate that is no finite
-            number, or a residue whose atoms lie on one line or point.
+        ValueError: the file is of another kind, damaged or cut off within a line, holds no such residue, a coordinate that
+            is no finite number, or a residue whose atoms lie on one line or point.
     """
     if models not in ("first", "all"):
         raise ValueError(f"models={models!r} must be 'first' or 'all'")
@@ -107,7 +107,14 @@ def chain_example(chain: Chain) -> dict[str, NDArray[Any]]:
     """A row of a data set for `FrameCollator`: `rotation` float32 [L, 4], `translation` [L, 3] in nm, `residue` int64 [L].
 
     Residues are numbered as in `AMINO_ACIDS`.
+
+    Raises:
+        ValueError: the chain has no residue, a letter is no amino acid, or N, CA and C of a residue make no frame.
     """
+    if not len(chain) or len(chain.sequence) != len(chain.atoms):
+        raise ValueError(f"chain {chain.name!r} has {len(chain.atoms)} residues and {len(chain.sequence)} letters")
+    if unknown := set(chain.sequence) - set(AMINO_ACIDS):
+        raise ValueError(f"chain {chain.name!r} has the letters {''.join(sorted(unknown))}; give {AMINO_ACIDS}")
     rotation, translation = geometry.frames_of(torch.from_numpy(chain.atoms), f"chain {chain.name!r}")
     residue = np.array([AMINO_ACIDS.index(letter) for letter in chain.sequence])
     return {"rotation": rotation.numpy(), "translation": translation.numpy(), "residue": residue}

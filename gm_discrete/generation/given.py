@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.data.scalers import Categories, Codec, Scaler
+from gm_discrete.generators.spaces import whole
 from gm_discrete.nn.field import Field
 from gm_discrete.paths import ContinuousPath, FinitePath
 
@@ -69,16 +70,22 @@ class Observed:
         elif natural.is_floating_point():
             state = natural.float()
         if mask is not None:
-            mask = torch.as_tensor(mask, dtype=torch.bool)
-            if field.entry_size > 1 and mask.dim() < known.dim():  # one for each rotation
-                mask = mask[..., None].expand(*mask.shape, field.entry_size)
-            mask = _shaped(mask, field, label)
-            if mask.shape != known.shape:
-                raise ValueError(f"{label} has {list(known.shape)} values and a mask of {list(mask.shape)}")
-            known = known & mask
-            if field.entry_size > 1:  # a rotation is observed as a whole
-                known = known.all(-1, keepdim=True).expand(known.shape)
-        return Observed(natural, state, known)
+            known = known & _mask(mask, known, field, label)
+        # A rotation is observed as a whole.
+        return Observed(natural, state, whole(known, known.shape, field.path.space))
+
+
+def _mask(values: Values, known: Tensor, field: Field, label: str) -> Tensor:
+    """A mask of the state's shape, of one of that shape, or of [B, L] for all numbers of a position."""
+    mask = torch.as_tensor(values, dtype=torch.bool)
+    if mask.dim() == 4 and field.entry_size > 1:  # of rotation matrices
+        mask = mask.flatten(2).all(-1)
+    if mask.dim() == 2 and known.dim() == 3:
+        mask = mask[..., None].expand(*mask.shape, known.shape[2])
+    mask = _shaped(mask, field, f"the mask of {label}")
+    if mask.shape != known.shape:
+        raise ValueError(f"{label} has {list(known.shape)} values and a mask of {list(mask.shape)}")
+    return mask
 
 
 def _tokens(values: Values, field: Field, label: str) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ Jumps move one entry (a token, a number, or a rotation) at a time, so that L is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -258,10 +258,11 @@ class LazyParts(Mapping[str, "Factor"]):
 
     Args:
         makers: a function for each name.
+        idle: the names of generators whose weight is 0: a loss may compare them, and a sampler leaves them out.
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Factor]]) -> None:
-        self.makers, self._made = makers, dict[str, Factor]()
+    def __init__(self, makers: Mapping[str, Callable[[], Factor]], idle: Collection[str] = ()) -> None:
+        self.makers, self.idle, self._made = makers, idle, dict[str, Factor]()
 
     def __getitem__(self, name: str) -> Factor:
         if name not in self._made:
@@ -337,8 +338,10 @@ def terms(
     if not isinstance(generator, Superposition):
         yield weight, generator
         return
-    for name, part in generator.parts.items():
-        yield from terms(part, weight * generator.weights[name])
+    idle = generator.parts.idle if isinstance(generator.parts, LazyParts) else ()
+    for name in generator.parts:
+        if name not in idle:
+            yield from terms(generator.parts[name], weight * generator.weights[name])
 
 
 def _slope(f: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:

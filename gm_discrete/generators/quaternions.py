@@ -3,7 +3,8 @@
 q and −q are one rotation. The rotation by the angle ω about the axis n is q = (cos ω/2, n sin ω/2), and acts on a vector as
 v → q v q̄. On S³, rotations whose relative angle is ω ∈ [0, π] are α = ω/2 ∈ [0, π/2] apart. Tangent vectors u at q are the
 vectors of R⁴ orthogonal to q; their length is the speed on S³, which is half the angular velocity. All functions take
-quaternions [..., 4], broadcast, and keep the precision of their arguments also near α = 0 and α = π/2.
+quaternions [..., 4], broadcast, and keep the precision of their arguments also near α = 0 and α = π/2. Shapes are not
+checked.
 
 Source: Solà 2017, Quaternion kinematics for the error-state Kalman filter (arXiv 1711.02508).
 """
@@ -96,11 +97,16 @@ def towards(q: Tensor, z: Tensor) -> Tensor:
 
     `move(q, half_angle(q, z) · towards(q, z))` is ±z.
     """
-    relative = multiply(conjugate(q), z)  # as a product it is exact where q and z are nearly equal
-    vector = torch.where(relative[..., :1] < 0, -relative[..., 1:], relative[..., 1:])
+    vector = sine(q, z)  # a product, which is exact where q and z are nearly equal
     size = length(vector)
-    axis = vector / torch.where(size > 0, size, 1.0)
-    return multiply(q, torch.cat([torch.zeros_like(axis[..., :1]), axis], -1))
+    return vector / torch.where(size > 0, size, 1.0)
+
+
+def sine(q: Tensor, z: Tensor) -> Tensor:
+    """sin α times the unit tangent vector [..., 4] at q towards z or −z, whichever is nearer; smooth at q = z."""
+    relative = multiply(conjugate(q), z)
+    vector = torch.where(relative[..., :1] < 0, -relative[..., 1:], relative[..., 1:])
+    return multiply(q, torch.cat([torch.zeros_like(vector[..., :1]), vector], -1))
 
 
 def displacement(q: Tensor, z: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -40,8 +40,18 @@ SPAN = 5.0
 HALF = 8
 """Nodes on either side of the angle where the integrand has a kink; velocities are then exact to 1e-3 of their unit, and to
 3e-6 in the mean."""
-_POINTS, _MASSES = np.polynomial.legendre.leggauss(HALF)
-_MIDDLES = (_MASSES.cumsum() - _MASSES / 2) / 2
+
+
+@lru_cache
+def rule(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The Gauss–Legendre rule of an interval of length 1: nodes, masses, and the middles of cells as wide as the masses."""
+    points, masses = np.polynomial.legendre.leggauss(HALF)
+    both = ((points + 1) / 2, masses / 2, (masses.cumsum() - masses / 2) / 2)
+    return (
+        torch.tensor(both[0], device=device),
+        torch.tensor(both[1], device=device),
+        torch.tensor(both[2], device=device),
+    )
 
 
 class Nodes(NamedTuple):
@@ -50,7 +60,7 @@ class Nodes(NamedTuple):
     Attributes:
         alpha: angles in [0, π/2], where z and −z count as one.
         mass: the probability of each; they sum to 1 over a component.
-        along: the mean of the unit vector towards z (or −z, if that is nearer), along the direction towards the centre.
+        along: the mean of the unit vector towards z (or −z, if that is nearer), over sin θ times that towards the centre.
         middle, width: of the cell of each node, in α; the cells lie side by side.
         near: the part of the mass in which z, rather than −z, is on the side of the centre.
     """
@@ -137,17 +147,17 @@ class RotationMixture:
         low, high = (theta - span).clamp(min=0), (theta + span).clamp(max=math.pi / 2)
         kink = kink.double()[..., None, None]
         split = torch.where((low < kink) & (kink < high), kink, (low + high) / 2)  # all nodes have a cell of their own
-        points, masses = torch.tensor(_POINTS, device=x.device), torch.tensor(_MASSES / 2, device=x.device)
+        points, masses, middles = rule(x.device)
         ends = torch.cat([low, split, high], -1)
         length = ends.diff(dim=-1)[..., None]
-        alpha = (ends[..., :-1, None] + length * (points + 1) / 2).flatten(-2)
+        alpha = (ends[..., :-1, None] + length * points).flatten(-2)
         width = (length * masses).flatten(-2)
-        middle = (ends[..., :-1, None] + length * torch.tensor(_MIDDLES, device=x.device)).flatten(-2)
+        middle = (ends[..., :-1, None] + length * middles).flatten(-2)
         b = kappa * alpha.sin() * theta.sin()
-        small = b < 1e-4  # where (1 − e^{−2b})/(2b) = 1 − b and coth b − 1/b = b/3, up to b²
+        small = b < 1e-4  # where (1 − e^{−2b})/(2b) = 1 − b and (coth b − 1/b)/b = 1/3, up to b²
         safe = torch.where(small, 1.0, b)
         shape = torch.where(small, 1 - b, -torch.expm1(-2 * safe) / (2 * safe))
-        along = torch.where(small, b / 3, 1 / torch.tanh(safe) - 1 / safe)
+        along = torch.where(small, 1 / 3, (1 / torch.tanh(safe) - 1 / safe) / safe) * kappa * alpha.sin()
         base = (2 / math.pi) * alpha.sin().square() * shape * width
         base = base * (-log_scaled_normalizer(kappa)).exp()
         near = base * (-2 * kappa * ((alpha - theta) / 2).sin().square()).exp()
@@ -174,14 +184,14 @@ class RotationPosterior:
     """
 
     def __init__(self, belief: RotationMixture, x: Tensor, k: Tensor) -> None:
-        self.x = quaternions.normalized(x.double())  # float32 is not of length 1 in float64, which the angles notice
+        self.x = quaternions.normalized(x.double())  # float32 is not of length 1 in float64, and angles would be wrong
         self.mixture, self.log_evidence = belief.posterior(self.x, k)
         self.weights = self.mixture.log_weights.softmax(-1)
 
     @cached_property
     def directions(self) -> Tensor:
-        """The unit tangent vectors at x towards the centres of the components, [..., 2 M, 4]."""
-        return quaternions.towards(self.x.unsqueeze(-2), self.mixture.centers)
+        """sin θ times the unit tangent vectors at x towards the centres of the components, [..., 2 M, 4]."""
+        return quaternions.sine(self.x.unsqueeze(-2), self.mixture.centers)
 
     def nodes(self, kink: Tensor) -> Nodes:
         """The quadrature of each component (see `RotationMixture.nodes`)."""
@@ -214,9 +224,10 @@ class RotationPosterior:
         fraction = 2 * uniforms[..., 1] / (1 - tilt + ((1 - tilt).square() + 4 * tilt * uniforms[..., 1]).sqrt())
         alpha = (middle + (fraction.clamp(max=1) - 0.5) * width).clamp(0, math.pi / 2)[..., None]
         mixture, rows = self.mixture, torch.arange(self.x.shape[0], device=self.x.device)[:, None]
-        center, axis = mixture.centers[rows, component], self.directions[rows, component]
-        theta = quaternions.half_angle(x, center)[..., None]
-        unit = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=axis.dtype, device=axis.device).expand_as(axis)
+        center = mixture.centers[rows, component]
+        axis, theta = quaternions.towards(x, center), quaternions.half_angle(x, center)[..., None]
+        unit = torch.zeros_like(axis)
+        unit[..., 1] = 1
         axis = torch.where((axis == 0).all(-1, keepdim=True), quaternions.multiply(x, unit), axis)
         b = mixture.concentration.gather(1, component)[..., None] * alpha.sin() * theta.sin()
         b = b.clamp(min=1e-8)  # as good as 0: every direction is equally likely

@@ -24,6 +24,9 @@ from gm_discrete.generators.rows import chunked, map_rows
 CACHED = 2**18
 """Numbers in a block on a CPU, 2 MiB in float64: smaller and larger ones were slower."""
 
+COPIES = 16
+"""Passes over a block leave so many times the memory that chunks of logits take: about 370 bytes for each node."""
+
 OfAngle = Callable[[Tensor, Tensor], Tensor]
 """(α [n, 2 M, N], the rotations [n]) → a quantity of the same shape as α."""
 
@@ -97,5 +100,5 @@ class RotationMeans:
         """`function` of all rotations, in blocks; with gradients it is kept if memory allows, else computed again."""
         everywhere, size = torch.arange(self.k.shape[0], device=self.k.device), self.belief.vocab_size * 2 * HALF
         if torch.is_grad_enabled() or self.k.device.type != "cpu":
-            return map_rows(function, chunked(everywhere, size, kept=torch.is_grad_enabled()))
+            return map_rows(function, chunked(everywhere, COPIES * size, kept=torch.is_grad_enabled()))
         return torch.cat([function(part) for part in everywhere.split(max(1, CACHED // size))])

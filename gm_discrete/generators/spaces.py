@@ -7,7 +7,7 @@ of a state is what moves and jumps as one: a number, or a whole rotation of four
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +102,19 @@ NUMBERS, ROTATIONS = Numbers(), Rotations()
 def entries(mask: Tensor, space: Space) -> Tensor:
     """A mask of a state's shape → one of its entries; all numbers of an entry have one value."""
     return mask[(..., *[0] * space.entry_dims)] if space.entry_dims else mask
+
+
+def whole(mask: Tensor, shape: Sequence[int], space: Space) -> Tensor:
+    """A mask of a state's shape that marks whole entries: where all of their numbers are marked.
+
+    Args:
+        mask: of the state's shape; or of that of its entries, [B, L] for rotations.
+        shape: of the state.
+    """
+    if not space.entry_dims:
+        return mask
+    mask = mask.all(-1, keepdim=True) if mask.shape == tuple(shape) else mask[..., None]
+    return mask.expand(*mask.shape[:-1], shape[-1])
 
 
 def spread(values: Tensor, x: Tensor) -> Tensor:

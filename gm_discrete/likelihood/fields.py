@@ -125,7 +125,7 @@ class ContinuousFields:
         paths = [model.path.fields[name] for name in names]
         gaussian = [path for path in paths if isinstance(path, GaussianPath) and "flow" in path.generators]
         if len(gaussian) < len(paths):
-            raise TypeError(f"continuous fields need Gaussian paths with a flow, not {paths}")
+            raise TypeError(f"continuous fields need Gaussian paths with a flow, not {paths}; rotations have none here")
         self.path = gaussian[0]
         if any((path.schedule, path.stop) != (self.path.schedule, self.path.stop) for path in gaussian):
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gm_discrete.arguments import whole
-from gm_discrete.generators import Flow, Generator, quaternions, terms
+from gm_discrete.generators import Flow, Generator, Superposition, quaternions, terms
 from gm_discrete.generators.rows import NOT_FINITE, require
 from gm_discrete.likelihood.bound import evaluation_mode
 from gm_discrete.likelihood.result import Likelihood
@@ -55,7 +55,8 @@ def flow_likelihood(
         conditioning: passed on to `model.generator`.
 
     Returns:
-        `.nats` [B] and its share of each entry, `.entries` [B, N]; `.x_0`, the starting points; `.bits_per_dim(bin_width)`.
+        `.nats` [B] and its share of each entry, a number or a rotation, `.entries` [B, N];
+        `.x_0`, the starting points; `.bits_per_dim(bin_width)`.
 
     Raises:
         TypeError: the path is another one.
@@ -100,7 +101,9 @@ def flow_likelihood(
     flat = x.double().flatten(1)
     prior = torch.zeros_like(flat) if rotations else flat**2 / 2 + math.log(2 * math.pi) / 2
     entries = (prior - change - float(scale.log())).detach()
-    count = torch.full((len(z),), flat.shape[1], device=z.device)
+    if rotations:  # an entry is a whole rotation
+        entries = entries.unflatten(1, (-1, 4)).sum(2)
+    count = torch.full((len(z),), entries.shape[1], device=z.device)
     return Likelihood(entries.sum(1), count, "flow", entries=entries, x_0=x.detach())
 
 
@@ -111,7 +114,10 @@ def velocity_and_divergence(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         t = torch.full((len(x),), time, dtype=torch.float64, device=x.device)
-        velocity = next(part.velocity for _, part in terms(generator(x, t)) if isinstance(part, Flow))
+        found = generator(x, t)
+        flow = found.parts.get("flow") if isinstance(found, Superposition) else None  # its weight may be 0
+        flow = flow if isinstance(flow, Flow) else next(part for _, part in terms(found) if isinstance(part, Flow))
+        velocity = flow.velocity
         require(velocity.isfinite().all(), FloatingPointError, NOT_FINITE.format("velocity"))
         if signs is not None:
             (pulled,) = torch.autograd.grad((velocity * signs).sum(), x)

@@ -158,7 +158,7 @@ class GMConfig(PreTrainedConfig):
         frames: for a `ProductPath` whose fields are all aligned: the names of a field of rotations and of one of points
             [B, L, 3], such as the orientations and Cα atoms of residues, in nanometres and centred. The network then reads
             them in relation to each other alone, and predicts in the coordinates of each frame, so that it is equivariant
-            when all frames are turned and moved (see `nn/frames.py`).
+            when all frames are turned and moved (see `nn/frames.py`). This attention is always that of SDPA.
         block_size: S; a position attends to its own block of S positions and those before it (block diffusion, see
             `nn/blocks.py`), and a block is denoised conditioned on the clean ones before it. It requires a masked path and
             no time conditioning; `None` for attention in both directions.

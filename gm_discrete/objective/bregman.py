@@ -123,7 +123,8 @@ def divergence(
     where: Tensor | None = None,
     kind: str | Bregman = "generalized_kl",
 ) -> Tensor:
-    """D(target, predicted) of two generators of one kind at the state x, per token or coordinate, of x's shape.
+    """D(target, predicted) of two generators of one kind at the state x, per token or coordinate, of x's shape; of jumps and
+    beliefs of rotations per rotation, [B, L].
 
     Flows are compared by D_φ of their velocities, diffusions by D_φ of their squared scales, and jumps of continuous states
     by Σ_b D_φ(Q_b, Q̂_b) of the rates into the bins b. Generators may be taken in other units first (`generator.per`).
@@ -274,15 +275,14 @@ def _of_bins(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kin
 def _of_landings(
     target: Jump, predicted: Jump, landing: RotationLanding, guess: RotationLanding, kind: str | Bregman
 ) -> Tensor:
-    """λ log(λ/λ̂) − λ + λ̂ − λ log π̂(z|x) for rotations: the divergence of the measures of (z, landing), as z is observed.
+    """−λ log π̂(z|x) − λ + λ̂ for rotations: the divergence of the rates λ(x|z) J(y|z) π(z|x) of z and the landing y together.
 
-    The last term is taken relative to log p(x|z), which no prediction changes.
+    J is the same in target and prediction, and log π̂ is taken relative to log p(x|z), which no prediction changes.
     """
     if kind != "generalized_kl":
         raise ValueError(f"divergence={kind!r} of the jumps of rotations must be 'generalized_kl'")
-    rate, rate_hat = target.intensity, predicted.intensity.clamp(min=torch.finfo(torch.float64).tiny)
     surprise = -guess.rotations.log_likelihood_ratio(landing.rotations.clean)
-    return named(kind, "jump")(rate, rate_hat) + rate * surprise
+    return target.intensity * (surprise - 1) + predicted.intensity
 
 
 def _generalized_kl(target: Jump, predicted: Jump, x: Tensor, rows: Tensor) -> Tensor:

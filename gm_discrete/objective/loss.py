@@ -18,6 +18,7 @@ from gm_discrete.arguments import readable
 from gm_discrete.generators import Factor, Generator, Jump, Superposition
 from gm_discrete.generators.rows import true_entries
 from gm_discrete.generators.spaces import entries as entries_of
+from gm_discrete.generators.spaces import whole
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
@@ -57,7 +58,8 @@ def conditional_loss(
         attention_mask: [B, L], 0 where padded: these positions are neither noised, nor attended to, nor scored. Positions
             with different positive numbers are of different documents, which do not attend to each other.
         rng: source of the noise.
-        scored: bool of z's shape, the entries to noise and to score; by default all that are not padded.
+        scored: bool of z's shape, the entries to noise and to score; of rotations also [B, L]. By default all that are not
+            padded.
         time_sampler: distribution of the times; `LogitNormalTimeSampler()` by default.
         divergence: in place of that of the model's config, or of its path (see `bregman.divergence`); by field and part
             where there are several.
@@ -343,6 +345,7 @@ def scored_positions(
                 raise ValueError(f"{name} is on {mask.device}, z on {values.device}: move one of them by .to(device)")
             if name == "attention_mask" and values.dim() == 3:  # of vectors [B, L, C]
                 mask = mask[..., None].expand(*mask.shape, values.shape[2])
+            mask = whole(mask.bool(), values.shape, own.space)
             if mask.shape != values.shape:
                 raise ValueError(
                     f"{name} has shape {tuple(given[field].shape)}; expected that of z, {tuple(values.shape)}"

@@ -78,7 +78,7 @@ class OddsConcentration(Concentration):
 
 
 class ExponentialConcentration(Concentration):
-    """k = (rate + 1)^(power · t) − 1, that of MultiJump, but that it starts at 0 exactly, and that t = 1 is the data.
+    """k = (rate + 1)^(power · t) − 1, but at t = 1, which is the data. Source: MultiJump (github.com/jasonkyuyim/multijump).
 
     Args:
         rate, power: with 200 and 4, as there, k reaches 1.6 · 10⁹.

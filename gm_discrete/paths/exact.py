@@ -135,6 +135,10 @@ class ExactProductModel:
         **unknown: Never,
     ) -> None:
         refuse_unknown(unknown, "ExactProductModel", {"law": "weights"})
+        data = {
+            name: path.fields[name].as_state(x, f"data[{name!r}]") if name in path.fields else x
+            for name, x in data.items()
+        }
         path.check(data, torch.ones(len(next(iter(data.values()))), dtype=torch.float64), "data")
         self.path = path
         self.fields: dict[str, ExactModel | ExactGaussianModel | ExactRotationModel] = {}

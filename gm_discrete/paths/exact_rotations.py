@@ -14,6 +14,9 @@ from gm_discrete.generators.landings import ROUNDING
 from gm_discrete.generators.rotation_belief import ATOM, RotationMixture
 from gm_discrete.paths.rotations import SO3Path
 
+GREATEST_CHECKED = 1e5
+"""Concentration up to which the change of a mean, of the relative size 1/k², is more than rounding."""
+
 
 class ExactRotationModel:
     """A process whose data are a mixture of L rotations each, with the exact marginal generator.
@@ -47,11 +50,13 @@ class ExactRotationModel:
         path.check(self.centers, torch.zeros(len(centers), device=centers.device), "centers")
         given = ATOM if concentration is None else concentration
         self.concentration = torch.as_tensor(given, dtype=torch.float64, device=centers.device).expand(len(centers))
-        if bool((self.concentration < 0).any()):
-            raise ValueError(f"concentration={self.concentration.tolist()} must not be negative")
+        if not bool((self.concentration >= 0).all()):
+            raise ValueError(f"concentration={self.concentration.tolist()} must hold numbers ≥ 0")
+        self.concentration = self.concentration.clamp(max=ATOM)
         even = torch.full_like(self.concentration, 1 / len(centers))
         self.weights = even if weights is None else weights.double().to(centers.device)
-        if self.weights.shape != (len(centers),) or not math.isclose(float(self.weights.sum()), 1, abs_tol=ROUNDING):
+        fitting = self.weights.shape == (len(centers),) and bool((self.weights >= 0).all())
+        if not fitting or not math.isclose(float(self.weights.sum()), 1, abs_tol=ROUNDING):
             raise ValueError(f"weights={self.weights.tolist()} must hold {len(centers)} probabilities of sum 1")
 
     def sample(self, number: int, rng: torch.Generator | None = None) -> Tensor:
@@ -99,7 +104,8 @@ def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 6
     """|E L f − d/dt E f| by part of the path's generator, under p_t(·|z), for f a zonal spherical harmonic.
 
     f(x) = U_ℓ(x·z), the Chebyshev polynomial of the second kind of even degree ℓ, whose mean under p_t(·|z) is
-    (ℓ + 1) I_{ℓ+1}(k)/I_1(k). E L f is a Gauss–Legendre sum over the angle between x and z, in relation to |d/dt E f|.
+    (ℓ + 1) I_{ℓ+1}(k)/I_1(k). E L f is a Gauss–Legendre sum over the angle between x and z. Residuals are relative
+    to E|L f|.
 
     Args:
         path: its generators are checked one by one.
@@ -113,6 +119,12 @@ def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 6
     >>> max(kolmogorov_residual(SO3Path({"flow": 0.5, "diffusion": 0.5}), t=0.5).values()) < 1e-4
     True
     """
+    if not 0 < t < 1:
+        raise ValueError(f"t={t} must be in (0, 1), where k(t) is positive and finite")
+    if float(path.at(torch.tensor([t])).k) > GREATEST_CHECKED:
+        raise ValueError(
+            f"t={t}: k(t) must be at most {GREATEST_CHECKED:g}, above which rounding decides; give a lower t"
+        )
     if degree % 2 or degree < 2:
         raise ValueError(f"degree={degree} must be even and at least 2: q and −q are one rotation")
     time = torch.tensor([t], dtype=torch.float64)
@@ -135,7 +147,11 @@ def kolmogorov_residual(path: SO3Path, t: float, degree: int = 2, nodes: int = 6
 
     slope = float(now.slope) * _mean_slope(float(now.k), degree)
     parts = path.conditional(z, x, time.expand(len(alpha))).parts
-    return {name: abs(float((mass * part.action(f, x)).sum()) - slope) / abs(slope) for name, part in parts.items()}
+    found = {}
+    for name, part in parts.items():
+        action = mass * part.action(f, x)
+        found[name] = abs(float(action.sum()) - slope) / float(action.abs().sum())
+    return found
 
 
 def _mean_slope(k: float, degree: int) -> float:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -131,7 +131,9 @@ class SO3Path(RotationPath):
     ) -> None:
         super().__init__(generators, stop)
         scale = isinstance(concentration, float | int) and not isinstance(concentration, bool)
-        self.concentration = OddsConcentration(concentration) if scale else Concentration.of(concentration)  # pyright: ignore[reportArgumentType]
+        if scale:
+            concentration = OddsConcentration(number("concentration", concentration, least=1e-3, most=1e6))
+        self.concentration = Concentration.of(concentration)  # pyright: ignore[reportArgumentType]
         self.num_components = whole("num_components", num_components, least=1, most=4096)
         self.noise = number("noise", noise, least=0, most=1e6)
 
@@ -196,21 +198,16 @@ class SO3Path(RotationPath):
         now, end = self.at(t), None if t_next is None else self.at(t_next)
         belief = RotationBelief(mixture, x, now.k)
         parts = _Parts(belief, x, now, end)
-        makers: dict[str, Callable[[], Factor]] = {}
-        # The flow is made for its own sake, and for the step to t = 1.
-        if "flow" in self.generators or end is None or not readable(end.t) or bool((end.t >= 1).any()):
-            makers["flow"] = parts.flow
+        makers: dict[str, Callable[[], Factor]] = {"flow": parts.flow}
         if "jump" in self.generators:
             makers["jump"] = parts.jump
         if "diffusion" in self.generators:
             makers["diffusion"] = partial(parts.diffusion, self.noise)
-        if "flow" not in makers:  # every step ends before t = 1
-            weights = self.weights(now.t)
-            again = partial(self.generator, mixture, x, now)
-            return Superposition(LazyParts(makers), weights, again, belief)
-        finish = None if end is None else end.t
+        # Without a weight of its own the flow acts in the step to t = 1 alone.
+        arrives = end is not None and not (readable(end.t) and bool((end.t < 1).all()))
+        lazy = LazyParts(makers, () if "flow" in self.generators or arrives else ("flow",))
         again = partial(self.generator, mixture, x, now)
-        return superposed(LazyParts(makers), self.weights(now.t), now.t, finish, "flow", again, belief)
+        return superposed(lazy, self.weights(now.t), now.t, None if end is None else end.t, "flow", again, belief)
 
     # Networks and losses
 
@@ -225,12 +222,8 @@ class SO3Path(RotationPath):
         m = self.num_components
         weights, log_k, centers = raw.split([m, m, 4 * m], -1)
         log_k = LEAST_LOG_K + (MOST_LOG_K - LEAST_LOG_K) * torch.sigmoid(log_k / 2 + self._first)
-        centers = centers.unflatten(-1, (m, 4)) + self._spread.to(raw)
+        centers = centers.unflatten(-1, (m, 4)) + spread_on(m, raw.device, raw.dtype)
         return torch.cat([weights, log_k, quaternions.normalized(centers).flatten(-2)], -1)
-
-    @cached_property
-    def _spread(self) -> Tensor:
-        return spiral(self.num_components)
 
     @property
     def _first(self) -> float:
@@ -286,6 +279,12 @@ class _Parts:
         towards = (score.view(self.x.shape) * shaped(variance / 2, score.view(self.x.shape))).to(self.x.dtype)
         scale = shaped(variance.sqrt(), self.x)
         return Diffusion(scale, flow.velocity + towards, None if flow.mean is None else flow.mean + towards, ROTATIONS)
+
+
+@lru_cache
+def spread_on(number: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`spiral(number)` on a device."""
+    return spiral(number).to(device, dtype)
 
 
 def spiral(number: int) -> Tensor:

@@ -115,7 +115,7 @@ def _noise(chain: Chain, generator: Factor, x: Tensor, step: Tensor) -> Tensor |
 
 
 def space_of(generator: Factor) -> Space:
-    """The space of the states, of which a flow or a diffusion knows where it ends."""
+    """The space of the states; that of a flow or a diffusion, if there is one, has the ends of an interval."""
     parts = [part for _, part in terms(generator)]
     return next((part.space for part in parts if not isinstance(part, Jump)), parts[0].space) or NUMBERS
 

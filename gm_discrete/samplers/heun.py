@@ -37,6 +37,6 @@ class Heun(Sampler):
         if noises:
             second = chain.generators(y, t_next)
             for name, noise in noises.items():
-                given = x[name], first[name], y[name], second[name], noise
-                y[name] = corrected(chain, name, *given, t[name], t_next[name])
+                both = x[name], first[name], y[name], second[name], noise
+                y[name] = corrected(chain, name, *both, t[name], t_next[name])
         return y

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete.arguments import listed, numbers, whole
+from gm_discrete.generators.spaces import NUMBERS
+from gm_discrete.generators.spaces import whole as whole_entries
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, check_call, pack, pack_state, unpack
 from gm_discrete.samplers.base import Chain, Sampler, Sharpen
@@ -107,7 +109,8 @@ def simulate(
         sampler: `TauLeaping`, `Euler`, `Trapezoidal`, `Heun` on the grid; `FirstHitting`, `Uniformization` (exact);
             `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
             `"adaptive"` is short for one with its defaults.
-        fixed: bool, of x_0's shape: entries that stay as they are; for a product a dict by field, which may leave out some.
+        fixed: bool, of x_0's shape: entries that stay as they are; of rotations also [B, L]. For a product a dict by field,
+            which may leave out some.
         corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
@@ -141,7 +144,7 @@ def simulate(
     state = pack(x_0)
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
     check_call(process, x_0, "x_0", conditioning)
-    grid, free = _grids(times, state), _free(state, fixed)
+    grid, free = _grids(times, state), _free(state, fixed, own.fields if isinstance(own, Path) else {})
     if getattr(process, "path", None) is not None:
         sampler.check(process.path)
     for i in listed("save_at", save_at):
@@ -259,7 +262,8 @@ def _grids(times: Grid, x_0: State) -> Tensor:
     return torch.stack(grids, 1) if own else grids[0]
 
 
-def _free(x_0: State, fixed: Tensor | State | None) -> State:
+def _free(x_0: State, fixed: Tensor | State | None, fields: Mapping[str, Path]) -> State:
+    """bool by field, of the state's shape: the entries that may move."""
     masks = {} if fixed is None else pack(fixed)
     if unknown := masks.keys() - x_0.keys():
         names = (", ".join(sorted(map(str, keys))) or "''" for keys in (unknown, x_0.keys()))
@@ -271,8 +275,10 @@ def _free(x_0: State, fixed: Tensor | State | None) -> State:
             raise ValueError(f"fixed must be a tensor of x_0's shape, got {mask!r}")
         if mask is not None and mask.device != x.device:
             raise ValueError(f"fixed is on {mask.device}, x_0 on {x.device}: move one of them by .to(device)")
+        if mask is not None:
+            mask = whole_entries(mask.bool(), x.shape, fields[name].space if name in fields else NUMBERS)
         if mask is not None and mask.shape != x.shape:
             where = f"fixed[{name!r}]" if name else "fixed"
             raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")
-        free[name] = torch.ones_like(x, dtype=torch.bool) if mask is None else ~mask.bool()
+        free[name] = torch.ones_like(x, dtype=torch.bool) if mask is None else ~mask
     return free

@@ -70,7 +70,7 @@ def superpose(model_a: Process, model_b: Process, weights: Sequence[float] = (0.
                 "GaussianPath or EuclideanMixturePath"
             )
         config = path.to_dict()
-        keys = ("type", "num_channels", "schedule", "low", "high", "block")
+        keys = ("type", "num_channels", "schedule", "concentration", "low", "high", "block")
         described.append({key: config[key] for key in keys if key in config})
     if described[0] != described[1]:
         raise ValueError(

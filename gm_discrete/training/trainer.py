@@ -22,7 +22,7 @@ from gm_discrete.generators.spaces import entries
 from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
-from gm_discrete.process import pack, unpack
+from gm_discrete.process import pack, pack_state, unpack
 from gm_discrete.training.adapters import base_model, check_wrapped
 from gm_discrete.training.checkpointed import CheckpointedTrainer
 from gm_discrete.training.checkpoints import last_complete_checkpoint
@@ -145,7 +145,7 @@ class GMTrainer(CheckpointedTrainer):
         if self._is_discrete or not batch_samples or "labels" not in batch_samples[0]:
             count: Any = super()._get_num_items_in_batch(batch_samples, device)
             return count.clamp(min=1) if isinstance(count, torch.Tensor) else count
-        labels = [pack(batch["labels"]) for batch in batch_samples]
+        labels = [pack_state(self._unwrapped.path, batch["labels"], "labels") for batch in batch_samples]
         found = [
             sum(entries(field.loss_mask(part[name]), field.space).sum() for part in labels)
             for name, field in fields.items()

@@ -62,10 +62,14 @@ def test_helpers__density_of_the_smooth_mixture_is_that_of_the_model() -> None:
     torch.testing.assert_close((WEIGHTS * found.exp()).sum(1), data_density(z)[:, 0], rtol=1e-3, atol=1e-9)
 
 
-def test_flow_likelihood__is_finite_at_the_centre_of_a_component() -> None:
-    """A float32 quaternion is not of length 1 in float64: an angle taken from its length would not be small."""
-    model = ExactRotationModel(SO3Path(), CENTERS, 30.0)
-    z = CENTERS[:2].float()
-    found = flow_likelihood(model, z, num_steps=25, trace="exact").nats
-    expected = -density(CENTERS[:, 0], torch.full((3,), 30.0).double(), z.double()).mean(1).log()
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("turned", [False, True])
+def test_flow_likelihood__at_the_centre_of_a_component(dtype: torch.dtype, turned: bool) -> None:
+    """There the direction to the centre is not defined; and a float32 quaternion is not of length 1 in float64."""
+    center = CENTERS[1:2] if turned else torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
+    k = torch.tensor([50.0]).double()
+    model = ExactRotationModel(SO3Path(), center, k)
+    found = flow_likelihood(model, center.to(dtype), num_steps=25, trace="exact")
+    expected = -density(center[0].double(), k, center.double()[0]).log()
+    torch.testing.assert_close(found.nats, expected, rtol=0, atol=2e-2)
+    assert found.num_tokens.tolist() == [1]

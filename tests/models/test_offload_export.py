@@ -46,7 +46,8 @@ def test_generate__offloaded_weights_give_the_same_samples(kind: str, tmp_path: 
     split = {"backbone": "disk", "heads": "cpu", "path_tables": "cpu"}
     mixed = GMModel.from_pretrained(tmp_path, device_map=split, offload_folder=tmp_path / "weights")
     for one in (disk, offloaded, mixed):
-        assert torch.equal(flat(one.generate(num_steps=3, seed=0)), expected)
+        # Products of matrices may sum in another order where the weights lie elsewhere in memory.
+        torch.testing.assert_close(flat(one.generate(num_steps=3, seed=0)), expected, rtol=1e-4, atol=2e-4)
 
 
 class Exported(nn.Module):

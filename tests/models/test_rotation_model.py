@@ -186,3 +186,45 @@ def test_network__one_training_serves_flow_jump_and_superposition() -> None:
         for reference in REFERENCES:
             d, _ = kolmogorov(quaternions.half_angle(x, reference), smooth_cdf(path, 1.0, reference))
             assert d < 0.08
+
+
+def test_simulate__a_rotation_is_fixed_as_a_whole() -> None:
+    model = ExactRotationModel(SO3Path(BOTH), torch.eye(4)[:3, None].expand(3, 2, 4))
+    x_0 = model.path.prior((5, 2, 4), rng())
+    part = torch.zeros(5, 2, 4, dtype=torch.bool)
+    part[:, 0, :2] = True  # two numbers of a rotation fix nothing
+    times = [0.0, 0.3, 0.6]
+    free, partly = (simulate(model, x_0, times, rng(1), fixed=fixed) for fixed in (None, part))
+    assert torch.equal(free, partly)
+    by_rotation = torch.zeros(5, 2, dtype=torch.bool)
+    by_rotation[:, 1] = True
+    x = simulate(model, x_0, times, rng(1), fixed=by_rotation)
+    assert torch.equal(x[:, 1], x_0[:, 1])
+    assert not torch.equal(x[:, 0], x_0[:, 0])
+
+
+def test_conditional_loss__scored_takes_rotations_or_numbers() -> None:
+    model = ExactRotationModel(SO3Path(), torch.eye(4)[:3, None].expand(3, 2, 4))
+    z, chosen = model.sample(6, rng()), torch.tensor([True, False]).expand(6, 2)
+    every = chosen[..., None].expand(6, 2, 4)
+    half = every & torch.tensor([True, True, True, False])
+    losses = [conditional_loss(model, z, rng=rng(1), scored=scored) for scored in (chosen, every)]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match="scored"):
+        conditional_loss(model, z, rng=rng(1), scored=half)
+
+
+def test_trainer__counts_matrices_as_quaternions() -> None:
+    from gm_discrete.data.batches import clean_data
+
+    path = SO3Path()
+    z = rotations(4, 2, dtype=torch.float32)
+    labels = z.clone()
+    labels[0, 1] = torch.nan
+    batches = [
+        {"input_values": x, "labels": y}
+        for x, y in ((z, labels), (quaternions.to_matrix(z), quaternions.to_matrix(labels)))
+    ]
+    (a, scored), (b, of_matrices) = (clean_data(path, batch) for batch in batches)
+    assert torch.equal(scored[""], of_matrices[""])
+    assert equal_rotations(a[""], b[""], 1e-5)

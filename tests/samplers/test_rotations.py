@@ -88,7 +88,7 @@ def test_samplers__have_the_distribution_of_atoms(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["flow", "jump"])
 def test_samplers__wrong_weights_have_another_distribution(kind: str) -> None:
-    """What the tests above would see."""
+    """What the tests above could miss."""
     path, states, _ = simulated(kind, True, NUMBER, STEPS)
     tilted = smooth_cdf(path, 0.6, REFERENCES[0])
     assert kolmogorov(quaternions.half_angle(states[0].double(), REFERENCES[0]), tilted)[0] > 0.1
