@@ -269,7 +269,7 @@ class _Parts:
             values.append(means.chance)
         rate, *chance = (number.view(self.x.shape[:-1]) for number in means.numbers(values))
         rate = rate * shaped(self.now.slope, rate)
-        probability = chance[0] if chance else None
+        probability = chance[0].clamp(0, 1) if chance else None  # a mean by quadrature, up to rounding
         return Jump(rate, means.landing(), probability, length=self.now.spread, space=ROTATIONS)
 
     def diffusion(self, noise: float) -> Diffusion:

@@ -156,7 +156,7 @@ def _jumped(chain: Chain, name: str, x: Tensor, y: Tensor, generator: Factor, t:
         if part.guessed and duration is not None:
             grown = -torch.expm1(-part.intensity.double() * duration)
             chance = torch.where(duration.isnan(), chance, grown)
-        chance = 1 - (1 - chance) ** broadcast(weight, chance)
+        chance = 1 - (1 - chance).clamp(min=0) ** broadcast(weight, chance)  # rounding may lead above 1
         require(~(free & chance.isnan()).any(), FloatingPointError, NOT_FINITE.format("rate of jumps"))
         if part.joint:
             events = free & broadcast((chain.uniform(len(x)) < chance.flatten(1)[:, 0]).to(x.dtype), x).bool()
