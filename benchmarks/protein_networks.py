@@ -39,8 +39,8 @@ SETTINGS = {
 """Arguments of recipes/proteins.py: a network for the CPU."""
 
 ROTATION_WEIGHTS = {"so3": 0.1, "geodesic": 1.0}
-"""Weights of the rotations' loss beside that of positions, 1: so both have gradients of one size. The cross-entropy of a belief
-has ten times as large ones as a squared error, and at weight 1 positions are learned worse (0.202 against 0.169)."""
+"""Weights of the rotations' loss beside that of positions, 1: so both have gradients of one size. The cross-entropy of a
+belief has ten times as large ones as a squared error, and at weight 1 positions are learned worse (0.202 against 0.169)."""
 
 Atoms = NDArray[np.float64]
 """N, CA and C of each residue, [L, 3, 3] in Å."""
