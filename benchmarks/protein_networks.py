@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -38,10 +37,6 @@ SETTINGS = {
 }  # fmt: skip
 """Arguments of recipes/proteins.py: a network for the CPU."""
 
-ROTATION_WEIGHTS = {"so3": 0.1, "geodesic": 1.0}
-"""Weights of the rotations' loss beside that of positions, 1: so both have gradients of one size. The cross-entropy of a
-belief has ten times as large ones as a squared error, and at weight 1 positions are learned worse (0.202 against 0.169)."""
-
 Atoms = NDArray[np.float64]
 """N, CA and C of each residue, [L, 3, 3] in Å."""
 Breaks = NDArray[np.bool_]
@@ -71,7 +66,6 @@ def train(config: Training, seed: int) -> GMModel:
         options: dict[str, Any] = SETTINGS | {
             "data": args.data, "rotations": config.network, "max_steps": args.training_steps,
             "length": max(args.lengths), "shortest_crop": min(args.lengths), "shortest": max(args.lengths),
-            "loss_weights": json.dumps({"rotation": ROTATION_WEIGHTS[config.network]}),
             "seed": seed, "output_dir": folder, "use_cpu": args.device == "cpu",
         }  # fmt: skip
         proteins.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
