@@ -113,8 +113,8 @@ class SO3Path(RotationPath):
     >>> z = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
     >>> x = torch.tensor([[[0.0, 1.0, 0.0, 0.0]]])  # half a turn away
     >>> generator = path.conditional(z, x, t=torch.tensor([0.5]))
-    >>> round(generator.parts["jump"].intensity.item(), 3)  # k' A = 16 · 0.658
-    10.527
+    >>> round(generator.parts["jump"].intensity.item(), 3)  # k' A = 32 · 0.658
+    21.058
     """
 
     type_name = "so3"

@@ -19,7 +19,7 @@ from gm_discrete.convert import convert, main
 
 HERE = File(__file__).parents[1] / "data_0_1"
 FOLDERS = sorted(folder.name for folder in HERE.iterdir() if folder.is_dir())
-CLOSE = 1e-6
+CLOSE = 2e-5  # float32 of another CPU, whose products of matrices sum in another order
 every_folder = pytest.mark.parametrize("name", FOLDERS)
 
 
