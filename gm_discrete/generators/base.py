@@ -77,7 +77,7 @@ class Jump:
             use an estimate of its own instead.
         length: typical distance of a jump between real numbers, [B]; the error that a missed jump causes.
         read: [B], for which sequences computing the probability has evaluated the network already; none if `None`.
-        space: of the states, which says what an entry is; `None`: symbols or numbers.
+        space: of the states, which defines what an entry is; `None`: symbols or numbers.
 
     >>> from gm_discrete.generators.kernels import Dirac
     >>> x = torch.tensor([[0, 1]])

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-2
 """How far from 1 the length of a quaternion may be, and from orthogonality a matrix, to be taken for rounding (bfloat16 has
 errors up to 2⁻⁸ in each number)."""
 
@@ -198,7 +198,7 @@ def check_matrices(matrix: Tensor, name: str) -> None:
     """
     m = matrix.detach().double()
     defect = (m @ m.transpose(-1, -2) - torch.eye(3, dtype=m.dtype, device=m.device)).abs().flatten(-2).amax(-1)
-    bad = (defect > 10 * TOLERANCE) | (torch.linalg.det(m.nan_to_num()) < 0)
+    bad = (defect > TOLERANCE) | (torch.linalg.det(m.nan_to_num()) < 0)
     bad &= ~m.isnan().flatten(-2).any(-1)
     if bool(bad.any()):
         at = bad.nonzero()[0].tolist()
@@ -214,7 +214,7 @@ def check_quaternions(q: Tensor, name: str) -> None:
         ValueError: a quaternion without NaN does not have length 1.
     """
     size = q.detach().double().norm(dim=-1)
-    bad = (size - 1).abs() > 10 * TOLERANCE
+    bad = (size - 1).abs() > TOLERANCE
     if bool(bad.any()):
         at = bad.nonzero()[0].tolist()
         raise ValueError(

@@ -34,6 +34,9 @@ from gm_discrete.generators.von_mises_fisher import log_density, log_scaled_norm
 ATOM = 1e12
 """The concentration of a known rotation: 1e-6 from its centre, which is below the rounding of float32."""
 
+TINY = 1e-300
+"""In place of divisors that underflow to 0 in float64: masses of cells far from a component, directions at its centre."""
+
 SPAN = 5.0
 """Nodes reach 5 standard deviations from the centre of a component, beyond which lies 2e-5 of it."""
 
@@ -167,10 +170,10 @@ class RotationMixture:
         return Nodes(
             alpha,
             mass / total,
-            along * (near - far) / mass.clamp(min=1e-300),
+            along * (near - far) / mass.clamp(min=TINY),
             middle,
             width,
-            near / mass.clamp(min=1e-300),
+            near / mass.clamp(min=TINY),
         )
 
 
@@ -242,12 +245,12 @@ def _tilt(mass: Tensor, nodes: Nodes) -> Tensor:
     """c in [−1, 1] for a density ∝ 1 + c (2y − 1) within every cell, at y in [0, 1]: by differences of its neighbours."""
     panels = (-1, HALF)  # a kink lies between the two
     width = nodes.width.unflatten(-1, panels)
-    height = mass.unflatten(-1, panels) / width.clamp(min=1e-300)
+    height = mass.unflatten(-1, panels) / width.clamp(min=TINY)
     places = nodes.alpha.unflatten(-1, panels)
     left, right = (torch.arange(HALF, device=mass.device) + step for step in (-1, 1))
     left, right = left.clamp(min=0), right.clamp(max=HALF - 1)
-    slope = (height[..., right] - height[..., left]) / (places[..., right] - places[..., left]).clamp(min=1e-300)
-    return (slope * width / (2 * height.clamp(min=1e-300))).clamp(-1 + 1e-9, 1).flatten(-2)
+    slope = (height[..., right] - height[..., left]) / (places[..., right] - places[..., left]).clamp(min=TINY)
+    return (slope * width / (2 * height.clamp(min=TINY))).clamp(-1 + 1e-9, 1).flatten(-2)
 
 
 def _across(x: Tensor, axis: Tensor, u: Tensor) -> Tensor:
@@ -255,7 +258,7 @@ def _across(x: Tensor, axis: Tensor, u: Tensor) -> Tensor:
     body = quaternions.multiply(quaternions.conjugate(x), axis)[..., 1:]
     least = torch.nn.functional.one_hot(body.abs().argmin(-1), 3).to(body)
     first = torch.linalg.cross(body, least)
-    first = first / first.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    first = first / first.norm(dim=-1, keepdim=True).clamp(min=TINY)
     second, angle = torch.linalg.cross(body, first), 2 * math.pi * u
     turned = first * angle.cos() + second * angle.sin()
     return quaternions.multiply(x, torch.cat([torch.zeros_like(turned[..., :1]), turned], -1))

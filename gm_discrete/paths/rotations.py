@@ -81,7 +81,7 @@ class RotationPath(ContinuousPath):
         if readable(state):
             quaternions.check_quaternions(state, name)
         elif not torch.compiler.is_compiling():
-            near = (state.norm(dim=-1) - 1).abs() < 10 * quaternions.TOLERANCE
+            near = (state.norm(dim=-1) - 1).abs() < quaternions.TOLERANCE
             require(near.all(), ValueError, f"{name} holds quaternions whose length is not 1; give unit quaternions")
 
     def prior(
