@@ -62,6 +62,8 @@ class Field:
                 raise ValueError(f"patch_size={self.patch_size} needs image_shape=[C, H, W]")
         elif shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide height and width of image_shape={list(shape)}")
+        elif path.strings is not None:
+            raise ValueError(f"image_shape={list(shape)} does not fit {path!r}, whose states are strings; leave it out")
         elif path.space.entry_dims:
             raise ValueError(
                 f"image_shape={list(shape)} does not fit {path!r}, whose states are [B, L, 4]; leave it out"
