@@ -119,7 +119,8 @@ def without_padding(path: Path, x: State, masks: State | None) -> tuple[dict[str
         mask = masks.pop(name)
         if readable(mask) and mask.numel() and int(mask.max()) > 1:
             raise ValueError(
-                f"attention_mask numbers documents up to {int(mask.max())}; a string is one document: give 1, and 0 where padded"
+                f"attention_mask numbers documents up to {int(mask.max())}; a string is one document: give 1, and 0 where "
+                "it is padded"
             )
         x[name] = torch.where(mask.bool(), x[name], field.strings.blank)
     return x, masks or None

@@ -42,8 +42,9 @@ from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.language_models import language_model_class
-from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
+from gm_discrete.nn.readout import LazyReadout, Network, OnRead
 from gm_discrete.nn.readout import LogitsProcessor as Processor
+from gm_discrete.nn.readouts import readouts
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import ContinuousPath, Path
