@@ -113,8 +113,12 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             backbone: a folder, a name on the hub, or a `…ForCausalLM` or `…ForMaskedLM`, which is copied.
-            path: `"masked"`, `"uniform"`, or a path with at least as many symbols as the language model.
-            shift: whether the prediction of a position is read at the one before it; by default so for decoders.
+            path: `"masked"`, `"uniform"`, `"edits"`, or a path with at least as many symbols as the language model. The
+                blank of `"edits"`, whose embedding also marks the start of a string, is the padding token of the tokenizer
+                (without one, of the language model's config), or else a new symbol. A decoder that was trained to start
+                from a token of its own reads that one with `EditPath(…, blank_token_id=bos_token_id)`.
+            shift: whether the prediction of a position is read at the one before it; by default so for decoders, but for an
+                `EditPath`: there the gap after a position starts with the decoder's prediction of the next token.
             tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
                 then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
                 are added to the embedding are the mean of the others, and so is a spare row that becomes the mask's.
