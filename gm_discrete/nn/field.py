@@ -164,6 +164,8 @@ class Field:
         """
         default = self.path.default_divergence
         if isinstance(default, str):
+            if self.path.strings is not None and choice not in (None, default):
+                raise ValueError(f"divergence={choice!r} must be {default!r} for {self.path!r}; leave it out")
             if (choice or default) not in ("generalized_kl", "cross_entropy"):
                 raise ValueError(f"divergence={choice!r} must be 'generalized_kl' or 'cross_entropy' for {self.path!r}")
             return choice or default
