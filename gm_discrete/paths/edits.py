@@ -348,9 +348,12 @@ class EditPath(DiscretePath):
             TensorReadout(torch.where(written[..., None] > 0, write, 1.0).log()), entries.shape, self.vocab_size,
             entries.device, excluded=(self.blank_token_id,),
         )  # fmt: skip
-        some = torch.where(total > 0, total, 1.0)
-        kernel = EditKernel(symbols, (delete / some).log(), (written / some).log(), self.blank_token_id, entries)
-        left = now.complement[:, None]
+        none, some = torch.full_like(total, -torch.inf), torch.where(total > 0, total, 1.0).log()
+        log_delete, log_write = (
+            torch.where(part > 0, torch.where(part > 0, part, 1.0).log() - some, none) for part in (delete, written)
+        )
+        kernel = EditKernel(symbols, log_delete, log_write, self.blank_token_id, entries)
+        left = torch.where(total > 0, now.complement[:, None], 1.0)  # at t = 1 no edits are left
         return EditPosterior(self, total / left, kernel, now).jump(t_next)
 
     # Losses
