@@ -18,7 +18,7 @@ from gm_discrete import CosineSchedule, EditPath, MaskedPath, bregman, likelihoo
 from gm_discrete.generators import Jump
 from gm_discrete.paths import alignments
 from gm_discrete.paths.exact_edits import ExactEditModel
-from tests.helpers.distributions import SIGMAS, kappa_nodes, rng
+from tests.helpers.distributions import LEAST_P, SIGMAS, chi_square, kappa_nodes, rng
 
 LENGTHS = [1.0, 1.0, 2.0, 2.0, 1.0]
 CASES = [(prior, alignment) for prior in ("empty", "uniform") for alignment in ("left", "optimal", "random")]
@@ -173,6 +173,19 @@ def test_exact_edit_model__times_may_differ_between_rows(prior: str, alignment: 
     t = torch.linspace(0.01, 0.99, len(x), dtype=torch.float64)
     alone = [model.expected_edits(x[i : i + 1], t[i : i + 1]) for i in range(len(x))]
     torch.testing.assert_close(model.expected_edits(x, t), torch.cat(alone), rtol=1e-12, atol=0)
+
+
+@every_case
+def test_edit_path__samples_have_the_distribution_of_all_configurations(prior: str, alignment: str) -> None:
+    """A χ² test of x_t, which a correct library fails for one seed in 10⁴."""
+    model = model_of(path_of(prior, alignment))
+    drawn = torch.multinomial(model.weights, 40_000, replacement=True, generator=rng(6))
+    for t in (0.0, 0.4):
+        z = model.data[drawn]
+        x = model.path.sample(z, at(t, z), rng(7))
+        counts = torch.bincount(model.index(x), minlength=len(model.states()) + 1)
+        assert chi_square(counts[:-1], model.marginal(t)) > LEAST_P
+        assert int(counts[-1]) == 0
 
 
 # ---- Kolmogorov's equation
