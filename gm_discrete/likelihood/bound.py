@@ -25,7 +25,7 @@ from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import bregman, conditioning_of, scored_positions, unwrapped
 from gm_discrete.paths.base import Path, uniform
 from gm_discrete.paths.finite import FinitePath
-from gm_discrete.process import Process, State, check_call, evaluation_mode, factors, pack, unpack, without_padding
+from gm_discrete.process import Process, State, check_call, evaluation_mode, factors, pack, unpack
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def likelihood_bound(
     conditioning = conditioning_of(model, z, conditioning)
     check_call(model, z, "z", conditioning)
     if path.strings is not None:
-        z = without_padding(model.path, states, None if attention_mask is None else pack(attention_mask))[0][""]
+        z = path.strings.without_padding(z, attention_mask)
         conditioning.pop("attention_mask", None)
         with evaluation_mode(model):
             draws = edit_draws(model, z, masks[""], num_samples, rng, conditioning, paired)

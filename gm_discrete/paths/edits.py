@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class EditPath(DiscretePath):
 
     >>> path = EditPath(vocab_size=10)  # digits 0 to 8; the blank is 9
     >>> z, t = torch.tensor([[3, 1, 4, 1, 5]]), torch.tensor([0.5])
-    >>> x = path.sample(z, t, torch.Generator().manual_seed(1))
+    >>> x = path.sample(z, t, torch.Generator().manual_seed(51))
     >>> x, path.strings.packed(x)
     (tensor([[9, 9, 4, 9, 5]]), tensor([[4, 5, 9, 9, 9]]))
     >>> path.conditional(z, x, t).intensity[0, :6]  # two symbols are missing at the start, and one between 4 and 5
@@ -81,7 +82,6 @@ class EditPath(DiscretePath):
     is_mixture = True
     default_divergence = "generalized_kl"
     spacing = "linear"
-    strings: Strings  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -97,7 +97,6 @@ class EditPath(DiscretePath):
         self.prior_name = choice("prior", prior, ("empty", "uniform"))
         self.alignment = choice("alignment", alignment, ("optimal", "random", "left"))
         self.blank_token_id = last if blank_token_id is None else whole("blank_token_id", blank_token_id, 0, last)
-        self.strings = Strings(self.blank_token_id)
         if (lengths is None) == (self.prior_name == "uniform"):
             raise ValueError(
                 f"lengths={lengths!r} and prior={prior!r}: the uniform prior needs the probabilities of the lengths 0, 1, "
@@ -128,6 +127,10 @@ class EditPath(DiscretePath):
             f"EditPath(vocab_size={self.vocab_size}, prior={self.prior_name!r}{lengths}, alignment={self.alignment!r}, "
             f"schedule={self.schedule!r}, blank_token_id={self.blank_token_id})"
         )
+
+    @cached_property
+    def strings(self) -> Strings:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Strings(self.blank_token_id)
 
     @property
     def inserts_only(self) -> bool:
@@ -201,7 +204,8 @@ class EditPath(DiscretePath):
             ValueError: symbols are not scored, and so must not change, where deletions and substitutions happen.
         """
         if self.inserts_only and x_0 is None:
-            return z, scored, None
+            empty = (z == self.blank_token_id).all(1, keepdim=True)  # to learn that nothing is inserted
+            return z, scored | empty, None
         kept = ~scored & (z != self.blank_token_id)
         if readable(kept) and bool(kept.any()):
             raise ValueError(
@@ -209,7 +213,7 @@ class EditPath(DiscretePath):
                 "whole strings, or use prior='empty'"
             )
         x_0, z = self.align(z, rng, x_0, rank, world_size)
-        return z, (z != self.blank_token_id) | (x_0 != self.blank_token_id), x_0
+        return z, torch.ones_like(z, dtype=torch.bool), x_0
 
     def sample(
         self,
@@ -345,9 +349,12 @@ class EditPath(DiscretePath):
             TensorReadout(torch.where(written[..., None] > 0, write, 1.0).log()), entries.shape, self.vocab_size,
             entries.device, excluded=(self.blank_token_id,),
         )  # fmt: skip
-        some = torch.where(total > 0, total, 1.0)
-        kernel = EditKernel(symbols, (delete / some).log(), (written / some).log(), self.blank_token_id, entries)
-        left = now.complement[:, None]
+        none, some = torch.full_like(total, -torch.inf), torch.where(total > 0, total, 1.0).log()
+        log_delete, log_write = (
+            torch.where(part > 0, torch.where(part > 0, part, 1.0).log() - some, none) for part in (delete, written)
+        )
+        kernel = EditKernel(symbols, log_delete, log_write, self.blank_token_id, entries)
+        left = torch.where(total > 0, now.complement[:, None], 1.0)  # at t = 1 no edits are left
         return EditPosterior(self, total / left, kernel, now).jump(t_next)
 
     # Losses

@@ -79,7 +79,7 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
 
 
 def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Strings at t_next, by thinning: exact for a process whose strings grow to `chain.max_length` symbols at most.
+    """Strings at t_next < 1, by thinning: exact for a process whose strings grow to `chain.max_length` symbols at most.
 
     With M = max_length, a string of n symbols has at most n edits of symbols and M − n insertions to come; a prediction of
     more insertions is scaled down to M − n, as longer strings are impossible. So in G = −log(1 − κ) edits come at a rate of
@@ -96,7 +96,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         going = now < end
         if not bool(going.any()):
             return x
-        time = torch.where(going, schedule.inverse(-torch.expm1(-now)), t)
+        time = torch.where(going, schedule.inverse(-torch.expm1(-now)), t_next)
         jump = discrete(chain.generators({name: x}, {name: time})[name])
         strings: Any = jump.strings
         number = torch.where(chain.free[name], jump.intensity / schedule.hazard(time)[:, None], 0.0)
