@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,6 +35,7 @@ class Observers:
         recorder: `None` unless a trajectory is recorded.
         prompt_length: positions of the prompt, which is streamed first. streamed: positions streamed so far.
         stopped_at: the time at which the criteria held for all sequences, or `None`.
+        shown: how states are shown to the streamer and the criteria, if not as they are.
         block: in generation by blocks: the whole sequences [B, T], the rows [n] and the positions of the current block.
     """
 
@@ -46,6 +47,7 @@ class Observers:
         self.stopped_at: float | None = None
         self.block: tuple[Tensor, Tensor, slice] | None = None
         self.ended: Tensor | None = None
+        self.shown: Callable[[Tensor], Tensor] | None = None
 
     @property
     def needs_grid(self) -> bool:
@@ -67,7 +69,7 @@ class Observers:
 
     def __call__(self, state: State, t: float) -> bool:
         """Observes the state at time t of the grid; true ends the simulation. (Products have no observers.)"""
-        x = state[""]
+        x = state[""] if self.shown is None else self.shown(state[""])
         sequences, draft, part = x, x[:, self.prompt_length :], x
         if self.block is not None:
             whole, rows, here = self.block

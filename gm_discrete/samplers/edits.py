@@ -107,7 +107,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         require(
             (number.sum(1) <= most * (1 + 1e-9)).all(), ValueError, "rates of edits exceed those of their candidates"
         )
-        target = chain.uniform(len(x))[:, None] * most
+        target = (chain.uniform(len(x)) * most)[:, None]
         edge = number.cumsum(1)
         entry = torch.searchsorted(edge, target, right=True)
         chosen = F.one_hot(entry.squeeze(1).clamp(max=number.shape[1] - 1), number.shape[1]).bool()
