@@ -28,7 +28,9 @@ def test_uniformization__of_strings_has_the_distribution_of_the_path(name: str) 
         model, x_0, [0.0, 0.4, 1.0], rng(2), Uniformization(1e-5), save_at=[1, 2], max_length=longest, return_info=True
     )
     for x, t in zip(run.states, (0.4, 1.0), strict=True):
-        assert chi_square((frequencies(model, x) * SAMPLES).round(), model.marginal(t)) > LEAST_P
+        counts, law = (frequencies(model, x) * SAMPLES).round(), model.marginal(t)
+        assert chi_square(counts[law > 0], law[law > 0]) > LEAST_P
+        assert counts[law > 0].sum() >= SAMPLES - 2  # where something was cut off, a string may be none of the data
     assert run.error_bound is not None
     assert 0 < float(run.error_bound.max()) <= 1e-5
 
