@@ -15,12 +15,13 @@ from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.draft import noised, without_banned
 from gm_discrete.generation.given import Observed
-from gm_discrete.generation.observers import Observers, Recorder
+from gm_discrete.generation.observers import Observers, Recorder, StringRecorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
 from gm_discrete.generation.processors import Sharpening
 from gm_discrete.generation.request import Model, Request
 from gm_discrete.generation.strings import StringStart
 from gm_discrete.generators import Generator
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.nn.replay import compiled
 from gm_discrete.paths import ContinuousPath, EditPath
 from gm_discrete.paths.continuous import Weights
@@ -53,7 +54,10 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     if single and not masks and fields[""].path.is_discrete:
         masks = {"": torch.ones_like(run.x[""])}
     recorder = None if observers is None else observers.recorder
-    trajectory = None if recorder is None else recorder.trajectory(end[""], masks.get(""))
+    if isinstance(recorder, StringRecorder):
+        trajectory = recorder.trajectory(cast(StringStart, request.strings).pad_token_id)
+    else:
+        trajectory = None if recorder is None else recorder.trajectory(end[""], masks.get(""))
     real = unpack(masks) if masks else None
     return GMGenerateOutput(samples, run.network_calls, run.jumps, run.error_bound, real, trajectory)
 
@@ -78,12 +82,16 @@ def _start(model: Model, request: Request) -> dict[str, Tensor]:
 def _of_strings(model: Model, request: Request, start: StringStart) -> tuple[Simulation[State], dict[str, Tensor]]:
     """Strings, from the time of the start to t = 1; with the attention masks of the samples."""
     path, observers = cast(EditPath, model.path), request.observers
-    x, _, free = start.begin(path, request.start_time, request.rng)
+    x, fixed, free = start.begin(path, request.start_time, request.rng)
+    tracks = {}
     if observers is not None:
         observers.shown = partial(start.shown, path)
         observers.begin(start.pieces, start.prompt_length(path.blank_token_id))
+        if request.config.output_trajectory:
+            tracks[""] = Tracks(x, path.strings)
+            observers.recorder = StringRecorder(start.shown(path, x), tracks[""], fixed, request.start_time)
     conditioning, sharpening = request.conditioning()
-    run = _simulated(model, request, {"": x}, {"": free}, conditioning, sharpening)
+    run = _simulated(model, request, {"": x}, {"": free}, conditioning, sharpening, tracks=tracks)
     end = path.strings.trimmed(run.x[""])
     return replace(run, x={"": start.shown(path, end)}), {"": (end != path.blank_token_id).long()}
 
@@ -143,6 +151,7 @@ def _simulated(
     conditioning: Mapping[str, object],
     sharpening: Sharpening | None,
     around: tuple[Tensor | None, Tensor | None] = (None, None),
+    tracks: Mapping[str, Tracks] | None = None,
 ) -> Simulation[State]:
     """The process from t = 0, or from the time of a draft, to t = 1.
 
@@ -151,6 +160,7 @@ def _simulated(
     Args:
         sharpening: temperature, top_k and top_p, if the sampler applies them itself.
         around: tokens before and after the state that do not move, and that banned sequences may reach into.
+        tracks: of strings that are recorded.
     """
     config, observers, path, rng = request.config, request.observers, process.path, request.rng
     sampler = config.sampler if config.corrector is None else config.corrector.corrected(config.sampler)
@@ -167,12 +177,11 @@ def _simulated(
     if (start := request.start_time) > 0:
         grid = torch.cat([torch.tensor([start], dtype=torch.float64), grid[grid > start]])
     most = None if request.strings is None else request.strings.max_length
-    run = simulate_state(process, x, grid, rng, sampler, free, observers, (), conditioning, sharpening, most)
+    more = (), conditioning, sharpening, most, tracks
+    run = simulate_state(process, x, grid, rng, sampler, free, observers, *more)
     if observers is not None and observers.stopped_at is not None:
         rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)
-        run = run.then(
-            simulate_state(process, run.x, rest, rng, sampler, run.free, observers, (), conditioning, sharpening, most)
-        )
+        run = run.then(simulate_state(process, run.x, rest, rng, sampler, run.free, observers, *more))
     return run
 
 

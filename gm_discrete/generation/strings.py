@@ -180,10 +180,10 @@ def read_prompts(
     if not isinstance(ids, Tensor):
         raise TypeError(f"input_ids is a {type(ids).__name__}; give a tensor [B, L], as a tokenizer returns it")
     path.check(ids, torch.zeros(len(ids), device=ids.device), "input_ids")
-    real = _real(ids, attention_mask, "input_ids")
+    ids, real = _without_padding(path, ids, attention_mask, "input_ids")
     blank = path.blank_token_id
     marker = real & (ids == (blank if mask_token_id is None else mask_token_id))
-    fixed = real & ~marker & (ids != blank)
+    fixed = ~marker & (ids != blank)
     # A marker is in the gap after the fixed symbols before it; a place more takes what is no marker.
     gap = torch.where(marker, fixed.long().cumsum(1), ids.shape[1] + 1)
     gaps = torch.zeros(len(ids), ids.shape[1] + 2, dtype=torch.bool, device=ids.device).scatter(1, gap, True)[:, :-1]
@@ -204,26 +204,22 @@ def read_draft(
     if not isinstance(z, Tensor):
         raise TypeError(f"start_from is a {type(z).__name__}; give a Draft of strings in a tensor [B, L]")
     path.check(z, torch.zeros(len(z), device=z.device), "start_from")
-    real = _real(z, attention_mask, "start_from")
-    after = (z == pad_token_id) | (z == path.blank_token_id) | ~real
-    real = real & ~after.long().flip(1).cumprod(1).flip(1).bool()
-    real = real & (z != (path.blank_token_id if mask_token_id is None else mask_token_id))
-    return path.strings.trimmed(path.strings.packed(torch.where(real, z, path.blank_token_id)))
+    blank = path.blank_token_id
+    z, _ = _without_padding(path, z, attention_mask, "start_from")
+    empty = (z == pad_token_id) | (z == blank)
+    empty = empty.long().flip(1).cumprod(1).flip(1).bool() | (z == (blank if mask_token_id is None else mask_token_id))
+    return path.strings.trimmed(path.strings.packed(z.masked_fill(empty, blank)))
 
 
-def _real(ids: Tensor, attention_mask: Tensor | None, name: str) -> Tensor:
-    """bool [B, L], which places are no padding."""
+def _without_padding(path: EditPath, ids: Tensor, attention_mask: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
+    """(ids with blanks at padding, bool [B, L] the places that are no padding)."""
     if attention_mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != ids.shape:
         found = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else repr(attention_mask)
         raise ValueError(f"attention_mask must be a tensor of the shape of {name}, {tuple(ids.shape)}; got {found}")
-    if attention_mask.numel() and int(attention_mask.max()) > 1:
-        raise ValueError(
-            f"attention_mask numbers documents up to {int(attention_mask.max())}; a string is one document: give 1, and 0 "
-            "where padded"
-        )
-    return (attention_mask != 0).to(ids.device)
+    mask = attention_mask.to(ids.device)
+    return path.strings.without_padding(ids, mask), mask != 0
 
 
 def occurrence(pieces: list[int], gaps: list[bool], draft: list[int], blank: int, row: int = 0) -> list[bool]:

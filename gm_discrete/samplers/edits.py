@@ -64,11 +64,13 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
 
     An inserted symbol may change, and so may the gaps on both of its sides, which are the one that it was inserted into.
     """
-    free = chain.free[name]
+    free, tracks = chain.free[name], chain.tracks.get(name)
     gap = torch.arange(entries.shape[1], device=entries.device) % 2 == 1
     places, length = strings.places(entries), int(strings.lengths(entries).max()) if entries.numel() else 0
     after = free[:, 1::2].repeat_interleave(2, 1)  # whether the gap after the entry's position is free
     x = strings.moved(entries, places, strings.blank)[:, :length]
+    if tracks is not None:
+        tracks.move(entries, length)
     symbol = strings.moved(free | gap, places, False)[:, :length]
     after = strings.moved(after, places, False)[:, :length]
     chain.free = {

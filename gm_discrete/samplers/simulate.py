@@ -13,6 +13,7 @@ from torch import Tensor
 from gm_discrete.arguments import listed, numbers, whole
 from gm_discrete.generators.spaces import NUMBERS
 from gm_discrete.generators.spaces import whole as whole_entries
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, check_call, pack, pack_state, unpack
 from gm_discrete.samplers.base import Chain, Sampler, Sharpen
@@ -178,6 +179,7 @@ def simulate_state(
     conditioning: Mapping[str, object] | None = None,
     sharpen: Sharpen | None = None,
     max_length: Tensor | None = None,
+    tracks: Mapping[str, Tracks] | None = None,
 ) -> Simulation[State]:
     """`simulate` for states that are dicts of fields, with arguments that are checked already.
 
@@ -186,8 +188,9 @@ def simulate_state(
         free: by field, bool: entries that may move.
         sharpen: temperature, top_k and top_p of a sampler that applies them itself (see `Chain`).
         max_length: [B], symbols that each string has at most.
+        tracks: by field, of strings x_0; they move along with the symbols.
     """
-    chain = Chain(process, free, rng, conditioning or {}, sharpen, max_length)
+    chain = Chain(process, free, rng, conditioning or {}, sharpen, max_length, tracks or {})
     columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, -1, len(chain.calls)).contiguous()
     steps = grid.view(len(grid), -1).expand(-1, len(x_0)).tolist()  # on the host
     saved, x = {0: x_0}, x_0
