@@ -215,7 +215,7 @@ def frequencies(texts: Iterable[str]) -> Tensor:
 
 
 def length_scores(texts: Sequence[str], expected: Tensor) -> dict[str, float]:
-    """The mean length, the distance of the distribution of lengths from the expected one, and that of as many draws of it."""
+    """The mean length, the distance of the lengths from their expected distribution, and that of as many draws of it."""
     own = frequencies(texts)
     size = max(len(own), len(expected))
     own, expected = (torch.nn.functional.pad(part, (0, size - len(part))) for part in (own, expected))
