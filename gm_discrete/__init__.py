@@ -23,6 +23,7 @@ from gm_discrete.objective import (
     conditional_loss,
 )
 from gm_discrete.paths import (
+    EditPath,
     EuclideanMixturePath,
     FinitePath,
     GaussianPath,
@@ -93,6 +94,7 @@ __all__ = [
     "Diffusion",
     "DormandPrince",
     "Draft",
+    "EditPath",
     "EntropyBounded",
     "EuclideanMixturePath",
     "Euler",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.paths import Path
-from gm_discrete.process import pack_state
+from gm_discrete.process import pack, pack_state, without_padding
 
 
 def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -17,7 +17,9 @@ def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor],
     state = pack_state(path, batch[path.state_name], path.state_name)
     labels = pack_state(path, batch["labels"], "labels")
     scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
-    return {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}, scored
+    z = {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}
+    mask = batch.get("attention_mask")
+    return (z if mask is None else without_padding(path, z, pack(mask))[0]), scored
 
 
 def attends_to_all(attention_mask: Tensor) -> bool:

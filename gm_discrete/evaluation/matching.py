@@ -16,6 +16,7 @@ from gm_discrete.likelihood import evaluation_mode
 from gm_discrete.models import GMModel
 from gm_discrete.objective import (
     UniformTimeSampler,
+    align_batch,
     corrupt,
     field_divergences,
     generator_times,
@@ -78,10 +79,11 @@ def _example_sums(
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for _ in range(num_samples):
-        x, t = corrupt(path, z, scored, rng, UniformTimeSampler())
+        data, chosen, x_0 = align_batch(path, z, scored, rng)
+        x, t = corrupt(path, data, chosen, rng, UniformTimeSampler(), x_0=x_0)
         now = path.joined(generator_times(path, t))
         predicted = factors(model.generator(unpack(x), now, network_time=t, **conditioning))
-        for name, parts in field_divergences(path, predicted, z, x, t, scored, config.divergence).items():
+        for name, parts in field_divergences(path, predicted, data, x, t, chosen, config.divergence).items():
             weights = config.loss_weights.get(name) if name and config.loss_weights else None
             for part, values in parts.items():
                 weight = weights.get(part, 1.0) if isinstance(weights, Mapping) else 1.0

@@ -92,7 +92,8 @@ def assembled(cls: type[M], config: GMConfig, model: PreTrainedModel) -> M:
     backbone: Any = result.backbone
     backbone.take(network, transform)
     result.heads["tokens"], result.path_tables = head, PathTables(result.path)
-    for part in (backbone.time, backbone.condition, backbone.classes):
+    new = (module for name, module in result.heads.items() if name != "tokens")
+    for part in (backbone.time, backbone.condition, backbone.classes, *new):
         if isinstance(part, nn.Module):
             part.to_empty(device=head.weight.device).apply(result._init_weights).to(model.dtype)
     for name in MARKS & vars(model).keys():

@@ -47,7 +47,7 @@ from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import ContinuousPath, Path
-from gm_discrete.process import State, pack, pack_state
+from gm_discrete.process import State, pack, pack_state, packed, without_padding
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
 
@@ -205,7 +205,7 @@ class GMModel(GMPreTrainedModel):
         if given.keys() != {path.state_name}:
             found = ", ".join(given) or "none"
             raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
-        x = pack_state(path, given[path.state_name], path.state_name)
+        x = dict(pack_state(path, given[path.state_name], path.state_name))
         if time is None:
             if labels is not None or config.time_conditioning or not path.is_masked:
                 raise ValueError(
@@ -217,6 +217,9 @@ class GMModel(GMPreTrainedModel):
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack_state(path, labels, "labels")
         z, scored = checked_batch(self, x, times, masks, data, class_labels, path.state_name)
+        columns, masks = without_padding(path, x, masks)  # which are those of the labels
+        z, _ = without_padding(path, z, None if attention_mask is None else pack(attention_mask))
+        x = packed(path, columns)
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
             now[name] = field.at(times[name], per_kappa=True)
@@ -236,7 +239,7 @@ class GMModel(GMPreTrainedModel):
             predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
         counts = None if num_items_in_batch is None else pack(num_items_in_batch)
         kinds, weights = config.divergence if divergence is None else divergence, config.loss_weights
-        losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
+        losses = field_losses(path, predicted, z, columns, time, scored, counts, kinds, weights, now)
         parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
@@ -311,13 +314,15 @@ class GMModel(GMPreTrainedModel):
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
+        state, masks = without_padding(path, state, None if attention_mask is None else pack(attention_mask))
+        state = packed(path, state)
         clock, then = path.times(t), None if t_next is None else path.times(t_next)
         times = {
             name: field.at(clock[name]) for name, field in path.fields.items()
         }  # values of schedules, computed once
         read = readouts(
             self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
-            attention_mask=None if attention_mask is None else pack(attention_mask), class_labels=class_labels,
+            attention_mask=masks, class_labels=class_labels,
             clean=None if clean is None else pack(clean), on_read=on_read,
         )  # fmt: skip
         found: dict[str, Any] = {}

@@ -141,6 +141,11 @@ class Field:
             return math.prod((self.image_shape[0], self.patch_size**2))
         return self.num_channels // self.entry_size
 
+    def num_positions(self, x: Tensor) -> int:
+        """Positions of the transformer for a state x [B, …]; one more for the start of a string."""
+        count = x.shape[1:].numel() // (self.slots * self.entry_size)
+        return count if self.path.strings is None else count + 1
+
     def state_shape(self, length: int) -> tuple[int, ...]:
         """Shape of one state of `length` positions; an image has its own."""
         if self.image_shape is None:

@@ -86,7 +86,11 @@ class Network:
         """
         normalized = dict(x)
         for name, field in self.fields.items():
-            if t is not None and not field.path.is_discrete:
+            if (strings := field.path.strings) is not None:  # the blank before a string marks its start
+                normalized[name] = torch.nn.functional.pad(x[name], (1, 0), value=strings.blank)
+                mask = torch.nn.functional.pad((x[name] != strings.blank).long(), (1, 0), value=1)
+                attention_mask = {**(attention_mask or {}), name: mask}
+            elif t is not None and not field.path.is_discrete:
                 normalized[name] = cast(ContinuousPath, field.path).normalized(x[name], self.path.times(t)[name])
         return self.backbone(normalized, t, attention_mask, class_labels, clean, cache, embeds, record)
 
@@ -135,7 +139,7 @@ class HiddenStates:
             return {"": (-self.window.start, length)}, self.window.stop - self.window.start
         for group in self.network.groups:
             first = self.network.fields[group[0]]
-            length = self.x[group[0]][0].numel() // (first.slots * first.entry_size)
+            length = first.num_positions(self.x[group[0]])
             spans |= dict.fromkeys(group, (start, length))
             start += length
         return spans, start if self.cache is None else start - self.cache.after
@@ -409,7 +413,10 @@ def readouts(
         unconditional = HiddenStates(network, x, t, attention_mask, clean=clean)
     found = {}
     for name in x:
-        found[name] = LazyReadout(hidden, name, times[name], processor, unconditional, scale, on_read)
+        kind = LazyReadout
+        if network.fields[name].path.strings is not None:
+            from gm_discrete.nn.edit_readout import EditReadout as kind  # which inherits from what is here
+        found[name] = kind(hidden, name, times[name], processor, unconditional, scale, on_read)
     return found
 
 

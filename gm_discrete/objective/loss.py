@@ -17,13 +17,22 @@ from torch import Tensor, nn
 from gm_discrete.arguments import readable
 from gm_discrete.generators import Factor, Generator, Jump, Superposition
 from gm_discrete.generators.rows import true_entries
-from gm_discrete.generators.spaces import entries as entries_of
 from gm_discrete.generators.spaces import whole
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import At
-from gm_discrete.process import Process, State, check_call, check_state, factors, pack, pack_state, unpack
+from gm_discrete.process import (
+    Process,
+    State,
+    check_call,
+    check_state,
+    factors,
+    pack,
+    pack_state,
+    unpack,
+    without_padding,
+)
 from gm_discrete.renamed import refuse_unknown
 
 T = TypeVar("T")
@@ -91,7 +100,11 @@ def conditional_loss(
         check_state(path, z, "z")
     if not isinstance(x_0, Tensor | None):
         raise ValueError(f"x_0 must be a tensor of sources [B, L], got {x_0!r}")
-    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=None if x_0 is None else pack(x_0))
+    masks = None if attention_mask is None else pack(attention_mask)
+    state, masks = without_padding(path, state, masks)
+    state, chosen, sources = align_batch(path, state, chosen, rng, None if x_0 is None else pack(x_0))
+    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=sources)
+    conditioning = {} if masks is None else {"attention_mask": unpack(masks)}
     if class_labels is not None:
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
@@ -103,6 +116,25 @@ def conditional_loss(
         return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
+
+
+def align_batch(
+    path: Path,
+    z: State,
+    scored: State,
+    rng: torch.Generator | None = None,
+    x_0: State | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
+    """(z, scored, x_0) of all fields in the form that `corrupt` and the losses need together (see `Path.aligned`)."""
+    data, masks, sources = dict(z), dict(scored), dict(x_0 or {})
+    for name, field in path.fields.items():
+        found = field.aligned(z[name], scored[name], rng, sources.get(name), rank, world_size)
+        data[name], masks[name] = found[:2]
+        if found[2] is not None:
+            sources[name] = found[2]
+    return data, masks, sources or None
 
 
 def corrupt(
@@ -177,11 +209,7 @@ def field_losses(
             inner.get(kind, 1.0) * part.total(None if part.entries is None else next(entries))
             for kind, part in parts.items()
         ]
-        count = (
-            entries_of(scored[name], path.fields[name].space).sum().clamp(min=1)
-            if num_items is None
-            else num_items[name]
-        )
+        count = path.fields[name].number(z[name], scored[name]).clamp(min=1) if num_items is None else num_items[name]
         losses[name] = (torch.stack(totals).sum() / count).float()
     return losses
 
@@ -256,7 +284,7 @@ def _compared(
                 "trains: return a Superposition with all of them, or leave them out of divergence"
             )
         units, found[name] = field.units(here), {}
-        open_ = entries_of(scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)), field.space)
+        state, open_ = field.compared(state, scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)))
         for part, kind in kinds.items():
             aim, guess = aims[part], guesses[part]
             if field.is_discrete:  # rates that are infinite at t = 0 do not depend on z there: D tends to 0

@@ -14,7 +14,8 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rows import require
-from gm_discrete.generators.spaces import NUMBERS, Space
+from gm_discrete.generators.spaces import NUMBERS, Space, entries
+from gm_discrete.generators.strings import Strings
 from gm_discrete.paths.schedules import At, TimeLike
 
 
@@ -48,6 +49,8 @@ class Path(Configurable, ABC):
     """Symbols that never occur in data."""
     space: Space = NUMBERS
     """In which continuous states move: it says what one entry of a state is."""
+    strings: Strings | None = None
+    """How strings of any length are laid out in the state's tensor, if states are strings (`EditPath`)."""
     coupled = False
     """Whether every example comes with its own x_0."""
     independent_times = False
@@ -155,6 +158,36 @@ class Path(Configurable, ABC):
     def fill_unscored(self, x: Tensor) -> Tensor:
         """Valid placeholder data made of the state x, for the positions that the loss leaves out."""
         return x
+
+    def aligned(
+        self,
+        z: Tensor,
+        scored: Tensor,
+        rng: torch.Generator | None = None,
+        x_0: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(z, scored, x_0) in the form that `sample` and `conditional` need together: they stay as they are, but for paths
+        on strings, whose sources and data are aligned.
+
+        Args:
+            scored: bool of z's shape.
+            rank, world_size: noise is that of the global batch, of which this process has the rows of its rank.
+        """
+        return z, scored, x_0
+
+    def compared(self, x: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+        """The state as the entries that generators move, and which of these a loss compares.
+
+        Args:
+            scored: bool of x's shape.
+        """
+        return x, entries(scored, self.space)
+
+    def number(self, z: Tensor, scored: Tensor) -> Tensor:
+        """How many entries of the data z are scored: what a loss is divided by."""
+        return entries(scored, self.space).sum()
 
     # Tables, which are too large for JSON
 

@@ -17,6 +17,7 @@ from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, check_call, pack, pack_state, unpack
 from gm_discrete.samplers.base import Chain, Sampler, Sharpen
 from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.edits import entries_free
 from gm_discrete.samplers.removed import hint, refuse_old_options
 
 X = TypeVar("X", bound=Tensor | State)
@@ -92,6 +93,7 @@ def simulate(
     corrector: AnyCorrector = None,
     save_at: Sequence[int] = (),
     on_step: Callable[..., bool] | None = None,
+    max_length: int | None = None,
     return_info: bool = False,
     **conditioning: object,
 ) -> Any:
@@ -110,9 +112,12 @@ def simulate(
             `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
             `"adaptive"` is short for one with its defaults.
         fixed: bool, of x_0's shape: entries that stay as they are; of rotations also [B, L]. For a product a dict by field,
-            which may leave out some.
+            which may leave out some. Of strings [B, L] the symbols that stay: between two of them that follow each other,
+            and before one at the start, nothing is inserted; or the entries that stay, [B, 2 (L + 1)].
         corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
+        max_length: symbols that a string has at most: insertions beyond are left out. `Uniformization` of an `EditPath`
+            needs it.
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
         conditioning: passed on to the generator where it is not `None`.
@@ -141,6 +146,8 @@ def simulate(
         sampler = Corrector.of(corrector).corrected(sampler)
     if isinstance(own := getattr(process, "path", None), Path):
         x_0 = unpack(pack_state(own, x_0, "x_0"))
+        if own.strings is not None and isinstance(x_0, Tensor):
+            x_0 = own.strings.packed(x_0)
     state = pack(x_0)
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
     check_call(process, x_0, "x_0", conditioning)
@@ -150,7 +157,9 @@ def simulate(
     for i in listed("save_at", save_at):
         whole("save_at", i, -len(grid), len(grid) - 1, f", an index into the {len(grid)} times")
     observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
-    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning)
+    if max_length is not None:
+        whole("max_length", max_length, least=1)
+    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning, None, max_length)
     unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
     return unpacked if return_info else unpacked.x
 
@@ -167,6 +176,7 @@ def simulate_state(
     save_at: Sequence[int] = (),
     conditioning: Mapping[str, object] | None = None,
     sharpen: Sharpen | None = None,
+    max_length: int | None = None,
 ) -> Simulation[State]:
     """`simulate` for states that are dicts of fields, with arguments that are checked already.
 
@@ -174,8 +184,9 @@ def simulate_state(
         grid: float64 [N + 1], or [N + 1, M] with a column for each field.
         free: by field, bool: entries that may move.
         sharpen: temperature, top_k and top_p of a sampler that applies them itself (see `Chain`).
+        max_length: symbols that a string has at most.
     """
-    chain = Chain(process, free, rng, conditioning or {}, sharpen)
+    chain = Chain(process, free, rng, conditioning or {}, sharpen, max_length)
     columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, -1, len(chain.calls)).contiguous()
     steps = grid.view(len(grid), -1).expand(-1, len(x_0)).tolist()  # on the host
     saved, x = {0: x_0}, x_0
@@ -277,6 +288,10 @@ def _free(x_0: State, fixed: Tensor | State | None, fields: Mapping[str, Path]) 
             raise ValueError(f"fixed is on {mask.device}, x_0 on {x.device}: move one of them by .to(device)")
         if mask is not None:
             mask = whole_entries(mask.bool(), x.shape, fields[name].space if name in fields else NUMBERS)
+        strings = fields[name].strings if name in fields else None
+        if strings is not None and (mask is None or mask.shape in (x.shape, strings.gapped(x).shape)):
+            free[name] = entries_free(torch.zeros_like(x, dtype=torch.bool) if mask is None else mask, x, strings)
+            continue
         if mask is not None and mask.shape != x.shape:
             where = f"fixed[{name!r}]" if name else "fixed"
             raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")
