@@ -30,23 +30,17 @@ import random
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import chance, environment, markdown, output_file, report, seconds
+from filling import Source, Way, arguments_of, generate
+from measure import chance, environment, markdown, output_file, report
 from perplexity import fingerprint
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
-from gm_discrete import EditPath, GMModel
-from gm_discrete.data import check_tokenizer
 from gm_discrete.data.tokenizers import SMILES_SYMBOL
-from gm_discrete.samplers import Sampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scores import molecules
@@ -55,18 +49,13 @@ from recipes.datasets import load_text, scaffold_mask
 WAYS = '[{"num_steps": 8}, {"num_steps": 16}, {"num_steps": 32}, {"num_steps": 56}, {"sampler": "first_hitting"}]'
 QUICK = {"num_samples": 20, "infill": 3, "fills": 2, "batch_size": 8, "reference_limit": 50}
 SPLITS = ("test", "test_scaffolds")
-COUNTS = ("network_calls", "jumps")
-"""What `generate` counts for each sample."""
-
-Way = dict[str, Any]
-"""How to sample: arguments of `generate`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    sources = {name: Source.of(name, args) for name in args.model}
+    sources = {name: Source.of(name, args.length, args.device) for name in args.model}
     for name, source in sources.items():
         for way in args.ways[name]:
             source.model.generation_config.updated(arguments_of(way))  # reports a wrong argument before the first row
@@ -85,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked = scaffold_prompts(source, args)
         for way in args.ways[name]:
             row = title(way) if len(sources) == 1 else f"{Path(name).name}: {title(way)}"
-            texts, cost = generate(source, [[source.hole] * source.free] * args.num_samples, way, args)
+            texts, cost = generate(source, [source.free] * args.num_samples, way, args)
             rows.append({"": row, **scored(texts), **cost})
             for kind, prompts in asked.items():
                 infilled.append({"": row, "lengths": kind, **infill(source, prompts, texts, way, args)})
@@ -103,57 +92,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     report(record, [table(found) for found in (rows, infilled) if found], args.output)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model with its tokenizer.
-
-    Attributes:
-        length: symbols of the canvas, or the most symbols of a string.
-    """
-
-    model: GMModel
-    tokenizer: Any
-    length: int
-
-    @classmethod
-    def of(cls, name: str, args: argparse.Namespace) -> Source:
-        """The model of a folder or hub id.
-
-        Raises:
-            ValueError: its tokenizer is not the model's.
-        """
-        model = GMModel.from_pretrained(name).to(args.device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        check_tokenizer(tokenizer, vocab_size=model.config.vocab_size, mask_token_id=model.config.mask_token_id)
-        return cls(model, tokenizer, args.length or model.config.max_position_embeddings)
-
-    @property
-    def blank(self) -> int | None:
-        """The blank of an edit model, which fills holes of any length; `None` for a model of canvases."""
-        return self.model.path.blank_token_id if isinstance(self.model.path, EditPath) else None
-
-    @property
-    def hole(self) -> int:
-        """What marks a symbol to fill, or any number of them for an edit model."""
-        return self.tokenizer.mask_token_id
-
-    @property
-    def free(self) -> int:
-        """How many holes a prompt without symbols has."""
-        return self.length if self.blank is None else 1
-
-    def batch(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Prompts as arguments of `generate`. Those of an edit model are padded; canvases all have one length."""
-        if self.blank is None:
-            return {"input_ids": torch.tensor(prompts), "max_new_tokens": 0}
-        rows = [torch.tensor(prompt) for prompt in prompts]
-        ids, mask = (
-            pad_sequence(part, batch_first=True, padding_value=filling)
-            for part, filling in ((rows, self.blank), ([torch.ones_like(row) for row in rows], 0))
-        )
-        return {"input_ids": ids, "attention_mask": mask, "max_length": self.length}
-
-
 def title(way: Way) -> str:
     """The row of a way: its sampler and the other arguments."""
     sampler = way.get("sampler", "tau_leaping")
@@ -163,49 +101,11 @@ def title(way: Way) -> str:
     return ", ".join([first, *(f"{name} {value}" for name, value in others.items())])
 
 
-def arguments_of(way: Way) -> dict[str, Any]:
-    """The arguments of `generate`, with the sampler as an object."""
-    return {name: Sampler.of(value) if name == "sampler" else value for name, value in way.items()}
-
-
 def smiles(split: str, limit: int | None = None) -> list[str]:
     """Canonical SMILES of a split of MOSES, at most `limit`, evenly spaced."""
     rows: Any = load_text("moses", split)
     count = min(limit or len(rows), len(rows))
     return rows.select([i * len(rows) // count for i in range(count)])["text"][:]
-
-
-def generate(
-    source: Source, prompts: Sequence[Sequence[int]], way: Way, args: argparse.Namespace
-) -> tuple[list[str], dict[str, float]]:
-    """The generated text for each prompt, and calls and seconds per prompt. Every batch has its own seed."""
-    found: list[Any] = []
-
-    def fill() -> None:
-        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
-            for start in tqdm(range(0, len(prompts), args.batch_size), desc=f"{way}", leave=False):
-                batch = source.batch(prompts[start : start + args.batch_size])
-                found.append(
-                    source.model.generate(
-                        **batch, seed=args.seed + start, return_dict_in_generate=True, **arguments_of(way)
-                    )
-                )
-
-    time = seconds(fill, args.device) / len(prompts)
-    texts = [text for part in found for text in texts_of(part["sequences"].cpu(), source.tokenizer, source.blank)]
-    calls, changes = (float(torch.cat([part[name].cpu() for part in found]).double().sum()) for name in COUNTS)
-    cost = {"calls": calls / len(prompts), "changes per call": changes / calls, "seconds per molecule": time}
-    return texts, cost
-
-
-def texts_of(tokens: Tensor, tokenizer: Any, blank: int | None = None) -> list[str]:
-    """The text before the first [EOS], or of the whole row if there is none; of strings all symbols but blanks."""
-    if blank is not None:
-        return tokenizer.batch_decode([row[row != blank].tolist() for row in tokens])
-    ends = tokens.eq(tokenizer.eos_token_id).int()
-    lengths = torch.where(ends.any(1), ends.argmax(1), tokens.shape[1])
-    rows = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
-    return tokenizer.batch_decode(rows)
 
 
 def frequencies(texts: Iterable[str]) -> Tensor:
@@ -295,7 +195,7 @@ def infill(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: shares with four digits, calls with one, times with two significant ones; – for unknown values."""
-    formats = {"calls": ".1f", "changes per call": ".2f", "seconds per molecule": ".2g", "mean length": ".2f"}
+    formats = {"calls": ".1f", "changes per call": ".2f", "seconds": ".2g", "mean length": ".2f"}
     formats |= dict.fromkeys(("molecules", "scaffolds", "fills", "lengths", ""), "")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return markdown(
