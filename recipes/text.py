@@ -97,7 +97,9 @@ class TextArguments(BackboneArguments):
 
     data: str = field(
         default="shakespeare",
-        metadata={"help": "shakespeare, gcide, moses, a txt, csv, json, parquet or smi file, a folder or a hub id"},
+        metadata={
+            "help": "shakespeare, shakespeare_lines, gcide, moses, a txt, csv, json, parquet or smi file, a folder or hub id"
+        },
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(
