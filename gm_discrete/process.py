@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gm_discrete.arguments import readable
 from gm_discrete.generators import Factor, Generator, Product
 from gm_discrete.paths.base import Path, different_sizes
 
@@ -101,37 +100,6 @@ def pack_state(path: Path, value: Tensor | State, name: str) -> State:
         field: own[field].as_state(x, f"{name}[{field!r}]" if field else name) if field in own else x
         for field, x in found.items()
     }
-
-
-def without_padding(path: Path, x: State, masks: State | None) -> tuple[dict[str, Tensor], State | None]:
-    """(x, masks) with blanks at the padding of fields of strings, which then need no mask.
-
-    Args:
-        masks: attention masks [B, L] by field, 0 where padded.
-
-    Raises:
-        ValueError: a mask of strings numbers several documents.
-    """
-    x, masks = dict(x), None if masks is None else dict(masks)
-    for name, field in path.fields.items():
-        if field.strings is None or masks is None or name not in masks or name not in x:
-            continue
-        mask = masks.pop(name)
-        if readable(mask) and mask.numel() and int(mask.max()) > 1:
-            raise ValueError(
-                f"attention_mask numbers documents up to {int(mask.max())}; a string is one document: give 1, and 0 where padded"
-            )
-        x[name] = torch.where(mask.bool(), x[name], field.strings.blank)
-    return x, masks or None
-
-
-def packed(path: Path, x: State) -> dict[str, Tensor]:
-    """The state with the blanks of its strings after their symbols."""
-    found = dict(x)
-    for name, field in path.fields.items():
-        if field.strings is not None:
-            found[name] = field.strings.packed(x[name])
-    return found
 
 
 def unpack(state: Mapping[str, T]) -> T | Mapping[str, T]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gm_discrete.paths import Path
-from gm_discrete.process import pack, pack_state, without_padding
+from gm_discrete.process import pack_state
 
 
 def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -18,8 +18,9 @@ def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor],
     labels = pack_state(path, batch["labels"], "labels")
     scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
     z = {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}
-    mask = batch.get("attention_mask")
-    return (z if mask is None else without_padding(path, z, pack(mask))[0]), scored
+    if path.strings is not None:
+        z[""] = path.strings.without_padding(z[""], batch.get("attention_mask"))
+    return z, scored
 
 
 def attends_to_all(attention_mask: Tensor) -> bool:

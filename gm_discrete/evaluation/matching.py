@@ -16,7 +16,7 @@ from gm_discrete.likelihood import evaluation_mode
 from gm_discrete.models import GMModel
 from gm_discrete.objective import (
     UniformTimeSampler,
-    align_batch,
+    align_strings,
     corrupt,
     field_divergences,
     generator_times,
@@ -79,7 +79,7 @@ def _example_sums(
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for _ in range(num_samples):
-        data, chosen, x_0 = align_batch(path, z, scored, rng)
+        data, chosen, x_0 = (z, scored, None) if path.strings is None else align_strings(path, z, scored, None, rng)
         x, t = corrupt(path, data, chosen, rng, UniformTimeSampler(), x_0=x_0)
         now = path.joined(generator_times(path, t))
         predicted = factors(model.generator(unpack(x), now, network_time=t, **conditioning))

@@ -140,11 +140,8 @@ class Jump:
         Strings reach f in tensors [N, 2 (L + 1)], with all blanks after the symbols.
         """
         if (strings := self.strings) is not None:
-            of_strings, x = f, strings.gapped(strings.packed(x))
-
-            def f(y: Tensor) -> Tensor:
-                return of_strings(strings.packed(y))
-
+            entries = replace(self, strings=None)
+            return entries.action(lambda y: f(strings.packed(y)), strings.gapped(strings.packed(x)))
         batch, count = len(x), self.intensity[0].numel()
         landings, weights = self.kernel.nodes(
             torch.arange(batch * count, device=x.device)

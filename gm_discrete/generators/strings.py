@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gm_discrete.arguments import readable
+
 
 @dataclass(frozen=True)
 class Strings:
@@ -43,6 +45,21 @@ class Strings:
     def lengths(self, x: Tensor) -> Tensor:
         """Number of symbols of each string, [B]."""
         return (x != self.blank).sum(1)
+
+    def without_padding(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Strings with blanks where an attention mask [B, L] is 0; they need no mask then.
+
+        Raises:
+            ValueError: the mask numbers several documents.
+        """
+        if attention_mask is None:
+            return x
+        if readable(attention_mask) and attention_mask.numel() and int(attention_mask.max()) > 1:
+            raise ValueError(
+                f"attention_mask numbers documents up to {int(attention_mask.max())}; a string is one document: give 1, and "
+                "0 where it is padded"
+            )
+        return torch.where(attention_mask.bool(), x, self.blank)
 
     def places(self, x: Tensor) -> Tensor:
         """The place of every symbol in the string, [B, L]; L at blanks."""

@@ -42,12 +42,13 @@ from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.language_models import language_model_class
-from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
+from gm_discrete.nn.readout import LazyReadout, Network, OnRead
 from gm_discrete.nn.readout import LogitsProcessor as Processor
+from gm_discrete.nn.readouts import readouts
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
 from gm_discrete.paths import ContinuousPath, Path
-from gm_discrete.process import State, pack, pack_state, packed, without_padding
+from gm_discrete.process import State, pack, pack_state
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
 
@@ -205,7 +206,7 @@ class GMModel(GMPreTrainedModel):
         if given.keys() != {path.state_name}:
             found = ", ".join(given) or "none"
             raise ValueError(f"give the state as {path.state_name}, which is what {path!r} needs; got {found}")
-        x = dict(pack_state(path, given[path.state_name], path.state_name))
+        x = pack_state(path, given[path.state_name], path.state_name)
         if time is None:
             if labels is not None or config.time_conditioning or not path.is_masked:
                 raise ValueError(
@@ -217,9 +218,15 @@ class GMModel(GMPreTrainedModel):
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack_state(path, labels, "labels")
         z, scored = checked_batch(self, x, times, masks, data, class_labels, path.state_name)
-        columns, masks = without_padding(path, x, masks)  # which are those of the labels
-        z, _ = without_padding(path, z, None if attention_mask is None else pack(attention_mask))
-        x = packed(path, columns)
+        columns: State = x  # of an alignment, if the state is a string, and so those of the labels
+        if (strings := path.strings) is not None:
+            mask = cast("Tensor | None", attention_mask)
+            columns = {"": strings.without_padding(x[""], mask)}
+            x, z = (
+                {"": strings.packed(columns[""])},
+                {name: strings.without_padding(data, mask) for name, data in z.items()},
+            )
+            masks = None
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
             now[name] = field.at(times[name], per_kappa=True)
@@ -314,8 +321,10 @@ class GMModel(GMPreTrainedModel):
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
-        state, masks = without_padding(path, state, None if attention_mask is None else pack(attention_mask))
-        state = packed(path, state)
+        masks = None if attention_mask is None else pack(attention_mask)
+        if (strings := path.strings) is not None:
+            state = {"": strings.packed(strings.without_padding(state[""], cast("Tensor | None", attention_mask)))}
+            masks = None
         clock, then = path.times(t), None if t_next is None else path.times(t_next)
         times = {
             name: field.at(clock[name]) for name, field in path.fields.items()

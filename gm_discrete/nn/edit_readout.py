@@ -13,9 +13,9 @@ from gm_discrete.paths.schedules import At, TimeLike
 class EditReadout(LazyReadout):
     """The outputs "edits" and "tokens" of `EditPath.marginal`, at strings x [B, L].
 
-    The network reads the start of the string, at position 0, and its symbols. One head predicts the symbols that edits write:
-    at a symbol from the hidden state h of its position, at the gap after it from h + U h, so that what is written in its
-    place and what is written after it differ.
+    The network reads the start of the string, at position 0, and its symbols. One head predicts the symbols that edits
+    write: at a symbol from the hidden state h of its position, at the gap after it from h + U h, so that what is written in
+    its place and what is written after it differ.
 
     Args:
         hidden: hidden states of the whole state.
@@ -42,8 +42,8 @@ class EditReadout(LazyReadout):
         self.shape, self.size = self.x.shape, self.x.shape[1]
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
-        """`"edits"`: the outputs [B, L + 1, n] of all positions, float32. `"tokens"`: logits [n, K] of what an edit writes at
-        the entries `where`, all by default: −∞ for symbols that are never written and, at a symbol, for that symbol."""
+        """`"edits"`: the outputs [B, L + 1, n] of all positions, float32. `"tokens"`: logits [n, K] of what an edit writes
+        at the entries `where`, all by default: −∞ for symbols that are never written and, at a symbol, for that symbol."""
         if head == "edits":
             return self._edits()
         if head not in self.field.heads:

@@ -380,46 +380,6 @@ class LazyReadout:
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
 
 
-def readouts(
-    network: Network,
-    x: State,
-    t: Tensor,
-    times: Mapping[str, TimeLike],
-    processor: LogitsProcessor | None = None,
-    guidance_scale: float | None = None,
-    *,
-    attention_mask: State | None = None,
-    class_labels: Tensor | None = None,
-    clean: State | None = None,
-    cache: BlockCache | None = None,
-    window: WindowCache | None = None,
-    on_read: OnRead | None = None,
-) -> dict[str, LazyReadout]:
-    """The readout of each field. They share one evaluation of the backbone, and with guidance one more without the class.
-
-    Args:
-        t: times of the network, [B] or [B, M]; times: those of the generators, by field.
-        guidance_scale: γ; `None` and 1 are no guidance.
-        on_read: observes the posteriors of discrete fields.
-
-    Raises:
-        ValueError: there is guidance, but no class.
-    """
-    hidden, unconditional = HiddenStates(network, x, t, attention_mask, class_labels, clean, cache, window), None
-    scale = 1.0 if guidance_scale is None else guidance_scale
-    if scale != 1:
-        if class_labels is None:
-            raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide towards")
-        unconditional = HiddenStates(network, x, t, attention_mask, clean=clean)
-    found = {}
-    for name in x:
-        kind = LazyReadout
-        if network.fields[name].path.strings is not None:
-            from gm_discrete.nn.edit_readout import EditReadout as kind  # which inherits from what is here
-        found[name] = kind(hidden, name, times[name], processor, unconditional, scale, on_read)
-    return found
-
-
 class Window:
     """A readout of the positions from `start` to `stop` of longer sequences [B, L], for states [B, stop − start]."""
 

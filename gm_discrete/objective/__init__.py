@@ -1,7 +1,7 @@
 """The training objective: conditional generator matching, Bregman divergences, time samplers."""
 
 from gm_discrete.objective.loss import (
-    align_batch,
+    align_strings,
     conditional_loss,
     conditioning_of,
     corrupt,
@@ -26,7 +26,7 @@ __all__ = [
     "LogitNormalTimeSampler",
     "TimeSampler",
     "UniformTimeSampler",
-    "align_batch",
+    "align_strings",
     "conditional_loss",
     "conditioning_of",
     "corrupt",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any, Never, TypeVar
+from typing import Any, Never, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gm_discrete.generators.spaces import whole
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.edits import EditPath
 from gm_discrete.paths.schedules import At
 from gm_discrete.process import (
     Process,
@@ -31,7 +32,6 @@ from gm_discrete.process import (
     pack,
     pack_state,
     unpack,
-    without_padding,
 )
 from gm_discrete.renamed import refuse_unknown
 
@@ -100,11 +100,11 @@ def conditional_loss(
         check_state(path, z, "z")
     if not isinstance(x_0, Tensor | None):
         raise ValueError(f"x_0 must be a tensor of sources [B, L], got {x_0!r}")
-    masks = None if attention_mask is None else pack(attention_mask)
-    state, masks = without_padding(path, state, masks)
-    state, chosen, sources = align_batch(path, state, chosen, rng, None if x_0 is None else pack(x_0))
+    sources = None if x_0 is None else pack(x_0)
+    if path.strings is not None:  # blanks tell what is padding
+        conditioning = {}
+        state, chosen, sources = align_strings(path, state, chosen, attention_mask, rng, sources)
     x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=sources)
-    conditioning = {} if masks is None else {"attention_mask": unpack(masks)}
     if class_labels is not None:
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
@@ -118,23 +118,22 @@ def conditional_loss(
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
 
 
-def align_batch(
+def align_strings(
     path: Path,
     z: State,
     scored: State,
+    attention_mask: Any = None,
     rng: torch.Generator | None = None,
     x_0: State | None = None,
     rank: int = 0,
     world_size: int = 1,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
-    """(z, scored, x_0) of all fields in the form that `corrupt` and the losses need together (see `Path.aligned`)."""
-    data, masks, sources = dict(z), dict(scored), dict(x_0 or {})
-    for name, field in path.fields.items():
-        found = field.aligned(z[name], scored[name], rng, sources.get(name), rank, world_size)
-        data[name], masks[name] = found[:2]
-        if found[2] is not None:
-            sources[name] = found[2]
-    return data, masks, sources or None
+) -> tuple[State, State, State | None]:
+    """(z, scored, x_0) of strings, in the columns of an alignment of data and source (see `EditPath.aligned`)."""
+    found = cast(EditPath, path)
+    data = found.strings.without_padding(z[""], attention_mask)
+    source = None if x_0 is None else x_0[""]
+    data, chosen, source = found.aligned(data, scored[""], rng, source, rank, world_size)
+    return {"": data}, {"": chosen}, None if source is None else {"": source}
 
 
 def corrupt(

@@ -17,6 +17,8 @@ to its columns.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -117,23 +119,26 @@ _MOVES = [_INSERT, _INSERT, _DELETE, _PAIR, _PAIR, _DELETE, _PAIR, _PAIR, _DELET
 def _cells(x_0: Tensor, z: Tensor) -> Tensor:
     """Codes of all cells (i, j), at [i + j, j] of an int8 tensor [M + N + 1, N + 1, B]; elsewhere it is undefined.
 
-    Neighbours in D differ by −1, 0 or 1, so that these differences are all that is kept,
+    Neighbours in D differ by −1, 0 or 1, and these differences are all that is kept:
 
-        down = 1 + D(i, j) − D(i − 1, j),    right = 1 − D(i, j) + D(i, j − 1),    step = D(i, j) − D(i − 1, j − 1)
-             = step + right(i − 1, j)              = down(i, j − 1) − step              = min(1[x_0^i ≠ z^j],
-                                                                            down(i, j − 1), 2 − right(i − 1, j)),
+        down(i, j) = 1 + D(i, j) − D(i − 1, j)    = step + right(i − 1, j)
+        right(i, j) = 1 − D(i, j) + D(i, j − 1)   = down(i, j − 1) − step
+        step = D(i, j) − D(i − 1, j − 1)          = min(1[x_0^i ≠ z^j], down(i, j − 1), 2 − right(i − 1, j))
 
-    and the cells of a diagonal, i + j, follow from the diagonal before.
+    so that the cells of a diagonal, i + j, follow from those of the diagonal before.
     """
     (batch, m), n = x_0.shape, z.shape[1]
     codes = torch.empty(m + n + 1, n + 1, batch, dtype=torch.int8, device=z.device)
     codes[: m + 1, 0] = _MOVES.index(_DELETE)
     codes.flatten(0, 1)[: (n + 1) ** 2 : n + 2] = _MOVES.index(_INSERT)  # [j, j]
     codes[0, 0] = _MOVES.index(_STAY)
-    xp, into, source, data = torch, codes, x_0.flip(1).T.int().contiguous(), z.T.int().contiguous()
+    source, data = x_0.flip(1).T.int().contiguous(), z.T.int().contiguous()
     down, right = torch.full_like(codes[0], 2), torch.zeros_like(codes[0])  # where i or j is 0, D grows
+    arrays: tuple[Any, ...] = (codes, source, data, down, right)
+    xp: Any = torch
     if readable(z):  # NumPy starts these small operations in a fraction of the time
-        xp, into, source, data, down, right = np, *(part.numpy() for part in (codes, source, data, down, right))
+        xp, arrays = np, tuple(part.numpy() for part in arrays)
+    into, source, data, down, right = arrays
     for diagonal in range(2, m + n + 1):
         first, last = max(1, diagonal - m), min(diagonal - 1, n)
         before, above = down[first - 1 : last], right[first : last + 1]

@@ -49,8 +49,6 @@ class Path(Configurable, ABC):
     """Symbols that never occur in data."""
     space: Space = NUMBERS
     """In which continuous states move: it says what one entry of a state is."""
-    strings: Strings | None = None
-    """How strings of any length are laid out in the state's tensor, if states are strings (`EditPath`)."""
     coupled = False
     """Whether every example comes with its own x_0."""
     independent_times = False
@@ -60,6 +58,11 @@ class Path(Configurable, ABC):
     def is_masked(self) -> bool:
         """Whether noise replaces tokens by a mask token (`MaskedPath`)."""
         return False
+
+    @property
+    def strings(self) -> Strings | None:
+        """How strings of any length are laid out in the state's tensor, if states are strings (`EditPath`)."""
+        return None
 
     # Fields, entries and times
 
@@ -158,24 +161,6 @@ class Path(Configurable, ABC):
     def fill_unscored(self, x: Tensor) -> Tensor:
         """Valid placeholder data made of the state x, for the positions that the loss leaves out."""
         return x
-
-    def aligned(
-        self,
-        z: Tensor,
-        scored: Tensor,
-        rng: torch.Generator | None = None,
-        x_0: Tensor | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(z, scored, x_0) in the form that `sample` and `conditional` need together: they stay as they are, but for paths
-        on strings, whose sources and data are aligned.
-
-        Args:
-            scored: bool of z's shape.
-            rank, world_size: noise is that of the global batch, of which this process has the rows of its rank.
-        """
-        return z, scored, x_0
 
     def compared(self, x: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
         """The state as the entries that generators move, and which of these a loss compares.

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gm_discrete.data.batches import clean_data
-from gm_discrete.generators.strings import Strings
-from gm_discrete.objective import TimeSampler, align_batch, corrupt, drop_classes
+from gm_discrete.objective import TimeSampler, align_strings, corrupt, drop_classes
 from gm_discrete.paths import Path
 from gm_discrete.process import State, pack, unpack
 
@@ -38,17 +37,16 @@ def noisy_inputs(
     inputs, rank, world_size = dict(inputs), accelerator.process_index, accelerator.num_processes
     z, scored = clean_data(path, inputs)
     x_0: State | None = pack(inputs.pop("source_ids")) if "source_ids" in inputs else None
-    strings = {name: field.strings for name, field in path.fields.items() if field.strings is not None}
     lengths = {name: value.shape[1] for name, value in z.items()}
     if world_size > 1:
-        z, scored, x_0 = _equally_long((z, scored, x_0), strings, accelerator, rng.device)
-    z, scored, x_0 = align_batch(path, z, scored, rng, x_0, rank, world_size)
-    for name in strings:  # blanks tell what is padding; labels have the columns of the state
-        lengths[name] = lengths[name] if x_0 is None else z[name].shape[1]
-        inputs["labels"] = path.fields[name].mask_labels(z[name], scored[name])[:, : lengths[name]]
+        z, scored, x_0 = _equally_long(path, (z, scored, x_0), accelerator, rng.device)
+    if path.strings is not None:  # blanks tell what is padding; labels have the columns of the state
+        z, scored, x_0 = align_strings(path, z, scored, None, rng, x_0, rank, world_size)
+        lengths = lengths if x_0 is None else {"": z[""].shape[1]}
+        inputs["labels"] = path.mask_labels(z[""], scored[""])[:, : lengths[""]]
         inputs.pop("attention_mask", None)
-    if world_size > 1 and strings and x_0 is not None:  # each process has aligned its own
-        z, scored, x_0 = _equally_long((z, scored, x_0), strings, accelerator, rng.device)
+        if world_size > 1 and x_0 is not None:  # each process has aligned its own
+            z, scored, x_0 = _equally_long(path, (z, scored, x_0), accelerator, rng.device)
     x, t = corrupt(path, z, scored, rng, time_sampler, rank, world_size, x_0)
     if "class_labels" in inputs:
         inputs["class_labels"] = drop_classes(inputs["class_labels"], class_dropout, rng, rank, world_size)
@@ -60,24 +58,21 @@ def noisy_inputs(
 
 
 def _equally_long(
-    states: tuple[State, State, State | None],
-    strings: Mapping[str, Strings],
-    accelerator: Accelerator,
-    device: torch.device,
+    path: Path, states: tuple[State, State, State | None], accelerator: Accelerator, device: torch.device
 ) -> tuple[State, State, State | None]:
     """(z, scored, x_0) in as many positions as the longest batch of all processes, as they draw noise of one shape."""
-    counts = torch.tensor([[value.shape[1] for value in states[0].values()]], device=device)
-    longest: Any = accelerator.gather(counts)
-    most = dict(zip(states[0], longest.amax(0).tolist(), strict=True))
-    blanks = {name: kind.blank for name, kind in strings.items()}
     z, scored, x_0 = states
-    return _padded(z, most, blanks), _padded(scored, most), None if x_0 is None else _padded(x_0, most, blanks)
+    counts = torch.tensor([[value.shape[1] for value in z.values()]], device=device)
+    longest: Any = accelerator.gather(counts)
+    most = dict(zip(z, longest.amax(0).tolist(), strict=True))
+    blank = 0 if path.strings is None else path.strings.blank
+    return _padded(z, most, blank), _padded(scored, most), None if x_0 is None else _padded(x_0, most, blank)
 
 
-def _padded(state: State, lengths: Mapping[str, int], fill: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-    """The values [B, length, …] of each field, filled up on the right with zeros, or with the number in `fill`."""
+def _padded(state: State, lengths: Mapping[str, int], fill: int = 0) -> dict[str, Tensor]:
+    """The values [B, length, …] of each field, filled up on the right."""
     found = {}
     for name, value in state.items():
         sizes = (*[0, 0] * (value.dim() - 2), 0, lengths[name] - value.shape[1])
-        found[name] = nn.functional.pad(value, sizes, value=(fill or {}).get(name, 0))
+        found[name] = nn.functional.pad(value, sizes, value=fill)
     return found
