@@ -14,12 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from gm_discrete import EditPath, GMModel
+from gm_discrete import Draft, EditPath, GMModel
 from gm_discrete.data import check_tokenizer
 from gm_discrete.samplers import Sampler
 
 Way = dict[str, Any]
-"""How to sample: arguments of `generate`."""
+"""How to sample: arguments of `generate`. For an edit model also `start_time`: the time at which holes are empty and all fixed
+symbols there; by default t = 0, where the network has seen empty strings only."""
 COUNTS = ("network_calls", "jumps")
 """What `generate` counts for each sample."""
 
@@ -63,19 +64,24 @@ class Source:
         """The prompt in which nothing is fixed."""
         return [self.hole] * (self.length if self.blank is None else 1)
 
-    def batch(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def batch(self, prompts: Sequence[Sequence[int]], start_time: float | None = None) -> dict[str, Any]:
         """Prompts as arguments of `generate`. Those of an edit model are padded; canvases all have one length."""
         if self.blank is None:
             return {"input_ids": torch.tensor(prompts), "max_new_tokens": 0}
         rows = [torch.tensor(prompt) for prompt in prompts]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.blank)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return {"input_ids": ids, "attention_mask": mask, "max_length": self.length}
+        options = {"input_ids": ids, "attention_mask": mask, "max_length": self.length}
+        if start_time is None:
+            return options
+        pieces = pad_sequence([row[row != self.hole] for row in rows], batch_first=True, padding_value=self.blank)
+        return options | {"start_from": Draft(pieces, start_time)}
 
 
 def arguments_of(way: Way) -> dict[str, Any]:
     """The arguments of `generate`, with the sampler as an object."""
-    return {name: Sampler.of(value) if name == "sampler" else value for name, value in way.items()}
+    options = {name: value for name, value in way.items() if name != "start_time"}
+    return options | ({"sampler": Sampler.of(options["sampler"])} if "sampler" in options else {})
 
 
 def generate(
@@ -91,8 +97,9 @@ def generate(
     def fill() -> None:
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
             for start in tqdm(range(0, len(prompts), args.batch_size), desc=f"{way}", leave=False):
-                options = source.batch(prompts[start : start + args.batch_size]) | arguments_of(way)
+                batch = source.batch(prompts[start : start + args.batch_size], way.get("start_time"))
                 seed = args.seed + start
+                options = batch | arguments_of(way)
                 found.append(source.model.generate(**options, seed=seed, return_dict_in_generate=True))
 
     time = seconds(fill, args.device) / len(prompts)

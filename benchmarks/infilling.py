@@ -51,6 +51,8 @@ DATA = "shakespeare_lines"
 ROOM = 8
 """Characters that a line with a hole is shorter than the model's lines, so that a fill may be longer than the word."""
 WORD = re.compile(r"(?<![\w'-])[A-Za-z]{3,8}(?![\w'-])")
+EXAMPLES = 40
+"""Lines that the record holds with their fills."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "masked": {"path": "masked", "length": 66, "pad_to_length": True, "sample_length": 66},
     "edits": {"path": "edits", "length": 64, "add_eos": False, "sample_length": 64},
@@ -129,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             name: {"config": source.model.config.to_dict(), "weights_sha256": fingerprint(source.model)}
             for name, source in sources.items()
         },
-        "tasks": [vars(task) for task in asked],
-        "rows": rows,
+        "tasks": [vars(task) for task in asked[:EXAMPLES]],
+        "rows": [{**row, "fills": row["fills"][:EXAMPLES]} for row in rows],
     }
     report(record, [table(training_rows(training)), table(rows)], args.output)
 
