@@ -19,8 +19,8 @@ from gm_discrete.data import check_tokenizer
 from gm_discrete.samplers import Sampler
 
 Way = dict[str, Any]
-"""How to sample: arguments of `generate`. For an edit model also `start_time`, at which holes are empty and all fixed symbols
-there; by default t = 0, at which it was trained on strings that are all but empty."""
+"""How to sample: arguments of `generate`. For an edit model also `start_time`, at which holes are empty and all fixed
+symbols there; by default t = 0, at which it was trained on strings that are all but empty."""
 COUNTS = ("network_calls", "jumps")
 """What `generate` counts for each sample."""
 
