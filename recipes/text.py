@@ -458,6 +458,8 @@ def write_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, o
         sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length or options.path == "edits"
     )
     (output / "sample.txt").write_text(text, encoding="utf-8")
+    if sample.trajectory is None:  # of strings none is recorded
+        return text
     animate(sample.trajectory, tokenizer, output / "sample.gif")
     masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None
     plot_trajectory(sample.trajectory, output / "trajectory.png", masks)
