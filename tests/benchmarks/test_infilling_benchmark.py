@@ -21,7 +21,7 @@ PLAY = "KING\nBe gone, my lord, and take thy men.\nI go.\n\nQUEEN\nHe's gone; my
 )
 LINES = [line for line in PLAY.splitlines() if not line.isupper() and len(line) > 8]
 WORDS = ("man", "cat", "crown", "emperor")
-TRAINING = [f"The {word} was seen in Rome." for word in WORDS] * 6 + ["BHIy';,-"]
+TRAINING = [f"The {word} was seen in Rome." for word in WORDS] * 6 + [" ".join(sorted({*PLAY} - {"\n"}))]
 PLACES = {"masked": 66, "edits": 64}
 
 
@@ -87,7 +87,7 @@ def test_infilling_benchmark__trains_and_fills(
     assert rows["original"]["fills"] == words
     assert rows["original"]["exact"] == [1, 0]
     assert rows["original"]["nats over the original"] == [0, 0]
-    assert set(rows["random word"]["fills"]) <= {"The", "was", "seen", "Rome", "BHIy", *WORDS}
+    assert set(rows["random word"]["fills"]) <= {"The", "was", "seen", "Rome", *WORDS}
     assert rows[names[2]]["length equal"] == [1, 0]
     assert rows[names[3]]["length equal"] == [0, 0]
     assert all(1 <= abs(len(fill) - len(word)) <= 2 for fill, word in zip(rows[names[3]]["fills"], words, strict=True))
