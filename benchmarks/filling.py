@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from measure import seconds
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -86,8 +85,9 @@ def arguments_of(way: Way) -> dict[str, Any]:
 
 def generate(
     source: Source, prompts: Sequence[Sequence[int]], way: Way, args: argparse.Namespace
-) -> tuple[list[str], dict[str, float]]:
-    """The generated text for each prompt, and its cost: calls and seconds per prompt, and changes of a symbol per call.
+) -> tuple[list[list[int]], dict[str, float]]:
+    """What is generated for each prompt, a canvas or a string without blanks; and calls and seconds per prompt, and changes
+    of a symbol per call.
 
     Args:
         args: `batch_size`, `device`, `bf16`, and `seed`, of which every batch has its own.
@@ -103,16 +103,7 @@ def generate(
                 found.append(source.model.generate(**options, seed=seed, return_dict_in_generate=True))
 
     time = seconds(fill, args.device) / len(prompts)
-    texts = [text for part in found for text in texts_of(part["sequences"].cpu(), source.tokenizer, source.blank)]
+    rows = [row for part in found for row in part["sequences"].tolist()]
+    rows = [[symbol for symbol in row if symbol != source.blank] for row in rows]
     calls, changes = (float(torch.cat([part[name].cpu() for part in found]).double().sum()) for name in COUNTS)
-    return texts, {"calls": calls / len(prompts), "changes per call": changes / max(calls, 1), "seconds": time}
-
-
-def texts_of(tokens: Tensor, tokenizer: Any, blank: int | None = None) -> list[str]:
-    """The text before the first [EOS], or of the whole row if there is none; of strings all symbols but blanks."""
-    if blank is not None:
-        return tokenizer.batch_decode([row[row != blank].tolist() for row in tokens])
-    ends = tokens.eq(tokenizer.eos_token_id).int()
-    lengths = torch.where(ends.any(1), ends.argmax(1), tokens.shape[1])
-    rows = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
-    return tokenizer.batch_decode(rows)
+    return rows, {"calls": calls / len(prompts), "changes per call": changes / max(calls, 1), "seconds": time}

@@ -51,6 +51,8 @@ DATA = "shakespeare_lines"
 ROOM = 8
 """Characters that a line with a hole is shorter than the model's lines, so that a fill may be longer than the word."""
 WORD = re.compile(r"(?<![\w'-])[A-Za-z]{3,8}(?![\w'-])")
+SPECIAL = "□"
+"""What a fill shows for a special token, such as the end of a line within a word."""
 EXAMPLES = 40
 """Lines that the record holds with their fills."""
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -184,19 +186,20 @@ def filled(
     Raises:
         RuntimeError: the model has not kept the rest of a line.
     """
-    rng, prompts = random.Random(args.seed), []
-    for task in asked:
-        size = len(task.word)
-        if kind == "wrong length":
-            size = rng.choice([other for step in (1, 2) for other in (size - step, size + step) if other > 0])
-        prompts.append(prompt_of(source, task, size))
-    texts, cost = generate(source, prompts, way, args)
+    rng, sizes = random.Random(args.seed), [len(task.word) for task in asked]
+    if kind == "wrong length":
+        sizes = [rng.choice([n for step in (1, 2) for n in (size - step, size + step) if n > 0]) for size in sizes]
+    prompts = [prompt_of(source, task, size) for task, size in zip(asked, sizes, strict=True)]
+    rows, cost = generate(source, prompts, way, args)
     found = []
-    for task, text in zip(asked, texts, strict=True):
-        size = len(text) - len(task.left) - len(task.right)
-        if size < 0 or not text.startswith(task.left) or not text.endswith(task.right):
-            raise RuntimeError(f"the model was given {task.left!r} and {task.right!r}, and returned {text!r}")
-        found.append(text[len(task.left) : len(task.left) + size])
+    for task, prompt, size, row in zip(asked, prompts, sizes, rows, strict=True):
+        start = len(task.left)
+        stop = start + size if source.blank is None else len(row) - len(task.right)
+        right = prompt[len(prompt) - len(task.right) :] if source.blank is not None else prompt[stop:]
+        if stop < start or row[:start] != prompt[:start] or row[stop:] != right:
+            raise RuntimeError(f"the model was given {task}, and returned {source.tokenizer.decode(row)!r}")
+        special = source.tokenizer.all_special_ids
+        found.append("".join(SPECIAL if i in special else source.tokenizer.decode([i]) for i in row[start:stop]))
     return found, cost
 
 

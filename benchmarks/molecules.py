@@ -14,7 +14,7 @@
 2. `--infill` molecules whose scaffolds are in no training molecule: all symbols but those of the scaffold are removed and
    filled `--fills` times each. A masked model fills as many symbols as were removed at each place, and the end of the
    canvas; with `--wrong-lengths` also 1 or 2 more or less at each place but the end. An edit model fills holes of unknown
-   length at the same places and at the end. How many fills are valid; how many of these contain the scaffold, are
+   length at the same places and at the end; ways with a `start_time` have no other row than this. How many fills are valid; how many of these contain the scaffold, are
    distinct, and equal the original; and the share of unconditional molecules that contain the scaffold.
 
 Calls are those counted by `generate`, per molecule: a step without an event needs none. `changes per call` are the symbols
@@ -72,10 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     infilled = []
     for name, source in sources.items():
         asked = scaffold_prompts(source, args)
+        texts: list[str] = []
         for way in args.ways[name]:
             row = title(way) if len(sources) == 1 else f"{Path(name).name}: {title(way)}"
-            texts, cost = generate(source, [source.free] * args.num_samples, way, args)
-            rows.append({"": row, **scored(texts), **cost})
+            if "start_time" not in way:  # which is of no use where nothing is fixed
+                made, cost = generate(source, [source.free] * args.num_samples, way, args)
+                texts = texts_of(made, source)
+                rows.append({"": row, **scored(texts), **cost})
             for kind, prompts in asked.items():
                 infilled.append({"": row, "lengths": kind, **infill(source, prompts, texts, way, args)})
     record = {
@@ -106,6 +109,13 @@ def smiles(split: str, limit: int | None = None) -> list[str]:
     rows: Any = load_text("moses", split)
     count = min(limit or len(rows), len(rows))
     return rows.select([i * len(rows) // count for i in range(count)])["text"][:]
+
+
+def texts_of(rows: Sequence[Sequence[int]], source: Source) -> list[str]:
+    """The text of a canvas before its first [EOS], if it has one; all of a string."""
+    end = source.tokenizer.eos_token_id
+    parts = [row if source.blank is not None or end not in row else row[: row.index(end)] for row in rows]
+    return source.tokenizer.batch_decode(parts)
 
 
 def frequencies(texts: Iterable[str]) -> Tensor:
@@ -172,8 +182,8 @@ def infill(
     from rdkit import Chem
     from rdkit.Chem.Scaffolds import MurckoScaffold
 
-    texts, cost = generate(source, [prompt for _, prompt in asked for _ in range(args.fills)], way, args)
-    filled = molecules.canonical(texts)
+    made, cost = generate(source, [prompt for _, prompt in asked for _ in range(args.fills)], way, args)
+    filled = molecules.canonical(texts_of(made, source))
     free = [mol for text in unconditional if (mol := molecules.molecule(text)) is not None]
     contained, distinct, same, by_chance = [], [], [], []
     for number, (text, _) in enumerate(asked):

@@ -71,7 +71,7 @@ def judge(tmp_path: Path) -> Path:
 def test_infilling_benchmark__trains_and_fills(
     benchmark: ModuleType, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ways = '{"masked": [{"num_steps": 4}], "edits": [{"num_steps": 4}, {"sampler": "uniformization"}]}'
+    ways = '{"masked": [{"num_steps": 4}], "edits": [{"num_steps": 4}, {"num_steps": 4, "start_time": 0.8}]}'
     places = ["--folder", str(tmp_path / "runs"), "--output", str(tmp_path / "infilling.json"), "--ways", ways]
     common = ["--quick", "--device", "cpu", "--threads", "1", *places]
     benchmark.main([*common, "--networks", "masked"])
@@ -80,7 +80,7 @@ def test_infilling_benchmark__trains_and_fills(
     assert (tmp_path / "runs" / "masked" / "model.safetensors").stat().st_mtime_ns == first  # found, not trained again
     record = json.loads((tmp_path / "infilling.json").read_text(encoding="utf-8"))
     names = ["original", "random word", "masked, true length, num_steps 4", "masked, wrong length, num_steps 4"]
-    names += ["edits, num_steps 4", "edits, sampler uniformization"]
+    names += ["edits, num_steps 4", "edits, num_steps 4, start_time 0.8"]
     assert [row[""] for row in record["rows"]] == names
     rows = dict(zip(names, record["rows"], strict=True))
     words = [task["word"] for task in record["tasks"]]
@@ -126,18 +126,26 @@ def test_prompt_of__a_hole_or_as_many_masks_as_asked(benchmark: ModuleType, tmp_
     assert len(prompt) == 66
 
 
+@pytest.mark.parametrize("name", ["masked", "edits"])
 def test_filled__takes_the_fill_out_of_the_line(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     args = benchmark.arguments(["--device", "cpu"])
-    asked = [benchmark.Task("", "a b", "word", "b a"), benchmark.Task("", "", "word", " b")]
-    masked = source(benchmark, "masked", tmp_path)
-    monkeypatch.setattr(benchmark, "generate", lambda *_: (["a bb ab a", " b"], {"calls": 1.0}))
-    assert benchmark.filled(masked, asked, "wrong length", {}, args) == (["b a", ""], {"calls": 1.0})
-    for text in ("a b a", "a xb a", "a bb x"):  # too short for both pieces; another start; another end
-        monkeypatch.setattr(benchmark, "generate", lambda *_, text=text: ([text, " b"], {}))
-        with pytest.raises(RuntimeError, match=rf"returned '{text}'"):
-            benchmark.filled(masked, asked, "wrong length", {}, args)
+    task = benchmark.Task("", "a l", "horse", "n a")
+    model = source(benchmark, name, tmp_path)
+    end = model.tokenizer.eos_token_id
+
+    def fill(text: str) -> Any:
+        rows = [model.tokenizer(text)["input_ids"]]
+        rows[0] += [end] + [model.tokenizer.pad_token_id] * (66 - len(rows[0]) - 1) if name == "masked" else []
+        monkeypatch.setattr(benchmark, "generate", lambda *_: (rows, {"calls": 1.0}))
+        return benchmark.filled(model, [task], "true length", {}, args)
+
+    assert fill("a lhorsen a") == (["horse"], {"calls": 1.0})
+    assert fill("a lon[EOS]onn a")[0] == ["on□on"]
+    for text in ("a n a", "n lnnnnnn a", "a lnnnnnn n"):  # too short for both pieces; another start; another end
+        with pytest.raises(RuntimeError, match=rf"Task.*returned '{text}"):
+            fill(text)
 
 
 def test_scores__of_fills(benchmark: ModuleType) -> None:

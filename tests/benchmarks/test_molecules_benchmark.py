@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,14 +107,13 @@ def test_molecules_benchmark__parts_can_be_left_out(benchmark: ModuleType, folde
 
 
 def test_texts_of__a_molecule_ends_at_the_first_end(benchmark: ModuleType) -> None:
-    import filling  # beside the benchmark, whose folder is on the path
-
     tokenizer = smiles_tokenizer(["CO", "[nH]"])
     rows = ["C O [EOS] C [EOS]", "C C C C C", "[EOS] [PAD] [PAD] [PAD] [PAD]", "C [PAD] [EOS] [PAD] [PAD]"]
-    tokens = torch.tensor([tokenizer.convert_tokens_to_ids(row.split()) for row in rows])
-    assert filling.texts_of(tokens, tokenizer) == ["CO", "CCCCC", "", "C[PAD]"]
-    strings = ["CO[EOS]C[EOS]", "CCCCC", "[EOS]", "C[EOS]"]
-    assert filling.texts_of(tokens, tokenizer, blank=tokenizer.pad_token_id) == strings
+    canvases = [tokenizer.convert_tokens_to_ids(row.split()) for row in rows]
+    canvas = SimpleNamespace(tokenizer=tokenizer, blank=None)
+    assert benchmark.texts_of(canvases, canvas) == ["CO", "CCCCC", "", "C[PAD]"]
+    strings = SimpleNamespace(tokenizer=tokenizer, blank=tokenizer.pad_token_id)
+    assert benchmark.texts_of(canvases[:2], strings) == ["CO[EOS]C[EOS]", "CCCCC"]
 
 
 def test_scaffold_prompts__keep_the_scaffold(benchmark: ModuleType, folder: Path) -> None:
@@ -169,16 +168,18 @@ def test_length_scores__distance_and_chance(benchmark: ModuleType) -> None:
 @pytest.mark.slow
 def test_molecules_benchmark__edits_beside_masked(benchmark: ModuleType, folder: Path) -> None:
     masked, edits = str(folder / "model"), str(folder / "edits")
-    ways = {masked: [{"num_steps": 3}], edits: [{"num_steps": 4}, {"sampler": "uniformization"}]}
+    ways = {masked: [{"num_steps": 3}], edits: [{"num_steps": 4}, {"num_steps": 4, "start_time": 0.5}]}
     record = run(benchmark, folder, "--model", masked, edits, "--ways", json.dumps(ways), "--wrong-lengths")
-    names = ["model: tau_leaping, num_steps 3", "edits: tau_leaping, num_steps 4", "edits: uniformization"]
-    assert [row[""] for row in record["samples"]] == ["test molecules", *names]
+    names = ["model: tau_leaping, num_steps 3", "edits: tau_leaping, num_steps 4"]
+    names.append(f"{names[1]}, start_time 0.5")
+    assert [row[""] for row in record["samples"]] == ["test molecules", *names[:2]]
     filled = [(row[""], row["lengths"]) for row in record["infilling"]]
     assert filled == [(names[0], "true"), (names[0], "wrong"), (names[1], "unknown"), (names[2], "unknown")]
     for row in record["samples"]:
         assert 0 <= row["length distance"] <= 1
         assert 0 <= row["mean length"] <= LENGTH
     assert 0 < record["samples"][2]["calls"] <= 4
+    assert record["infilling"][3]["calls"] <= 2  # half of the steps
     assert record["samples"][2]["changes per call"] > 0
 
 
@@ -187,7 +188,8 @@ def test_infill__shares(benchmark: ModuleType, folder: Path, monkeypatch: pytest
     source, args = parts(benchmark, folder, "--fills", "5")
     asked = [("Cc1ccc(CC2CC2)cc1", [source.hole, 0]), ("CC1CC1", [0, 1])]
     fills = ["c1(C)ccc(CC2CC2)cc1", "Cc1ccc(CC2CC2)cc1", *["Clc1ccc(CC2CC2)cc1"] * 2, "CCO", *["C1CC"] * 5]
-    monkeypatch.setattr(benchmark, "generate", lambda *_: (fills, {"calls": 7.0}))
+    rows = [source.tokenizer(text)["input_ids"] for text in fills]
+    monkeypatch.setattr(benchmark, "generate", lambda *_: (rows, {"calls": 7.0}))
     found = benchmark.infill(source, asked, ["CCc1ccc(CC2CC2)cc1", "CCC1CC1", "C1", "CC"], {}, args)
     shares = [found[name] for name in ("valid", "with the scaffold", "distinct", "the original")]
     assert shares == [5 / 10, 4 / 5, 3 / 5, 2 / 5]
