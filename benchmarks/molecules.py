@@ -14,8 +14,9 @@
 2. `--infill` molecules whose scaffolds are in no training molecule: all symbols but those of the scaffold are removed and
    filled `--fills` times each. A masked model fills as many symbols as were removed at each place, and the end of the
    canvas; with `--wrong-lengths` also 1 or 2 more or less at each place but the end. An edit model fills holes of unknown
-   length at the same places and at the end; ways with a `start_time` have no other row than this. How many fills are valid; how many of these contain the scaffold, are
-   distinct, and equal the original; and the share of unconditional molecules that contain the scaffold.
+   length at the same places and at the end; ways with a `start_time` (see filling.py) have no other row than this. How many
+   fills are valid; how many of these contain the scaffold, are distinct, and equal the original; and the share of
+   unconditional molecules that contain the scaffold.
 
 Calls are those counted by `generate`, per molecule: a step without an event needs none. `changes per call` are the symbols
 that were unmasked, inserted, deleted or substituted. Filters and similarities to the test splits take minutes: `--filters`,
