@@ -392,8 +392,8 @@ class GMModel(GMPreTrainedModel):
         `config.mask_token_id`, or of blanks where the config has none, is a hole, in which a text of any length, also none,
         is generated; blanks that `attention_mask` marks are padding, and without it blanks at the end are a hole, too. All
         other symbols are returned in their order, and nothing is inserted between two of them but in holes. Where a prompt
-        has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes start with as much noise as
-        the prior's string is longer than the prompt, spread evenly. The rates at holes are conditioned on the prompt exactly,
+        has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes start with as much
+        noise as the prior's string is longer than the prompt, spread evenly. The rates at holes are conditioned on the prompt exactly,
         as the posterior of the data does not depend on how many symbols of the string were there from the start. That
         nothing is to be inserted outside of the holes is not conditioned on: rates of fixed symbols and closed gaps are set
         to 0. `max_length` (by default `config.max_position_embeddings`) is a hard limit on the whole string: insertions

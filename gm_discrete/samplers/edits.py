@@ -34,12 +34,15 @@ def entries_free(fixed: Tensor, x: Tensor, strings: Strings) -> Tensor:
     return ~torch.stack([before, gap], 2).flatten(1)
 
 
-def edit(chain: Chain, name: str, x: Tensor, jump: Jump, chance: Tensor | None = None) -> Tensor:
+def edit(
+    chain: Chain, name: str, x: Tensor, jump: Jump, chance: Tensor | None = None, active: Tensor | None = None
+) -> Tensor:
     """Strings after one edit at most of each entry.
 
     Args:
         x: strings [B, L], without blanks between symbols.
         chance: the probability of an edit at each entry; by default that of the step that the generator was made for.
+        active: bool [B], the strings that need the network's output; by default all that may change.
     """
     strings = jump.strings
     assert strings is not None
@@ -47,7 +50,7 @@ def edit(chain: Chain, name: str, x: Tensor, jump: Jump, chance: Tensor | None =
     events = chain.events(jump.chance if chance is None else chance, name)
     if chain.max_length is not None:
         events = events & ~_too_many(chain, entries, events, chain.max_length - strings.lengths(x))
-    chain.count(chain.movable(name))
+    chain.count(chain.movable(name) if active is None else active)
     return _closed(chain, name, chain.land(entries, jump.kernel, events), strings)
 
 
