@@ -204,7 +204,8 @@ class EditPath(DiscretePath):
             ValueError: symbols are not scored, and so must not change, where deletions and substitutions happen.
         """
         if self.inserts_only and x_0 is None:
-            return z, scored, None
+            empty = (z == self.blank_token_id).all(1, keepdim=True)  # to learn that nothing is inserted
+            return z, scored | empty, None
         kept = ~scored & (z != self.blank_token_id)
         if readable(kept) and bool(kept.any()):
             raise ValueError(
@@ -212,7 +213,7 @@ class EditPath(DiscretePath):
                 "whole strings, or use prior='empty'"
             )
         x_0, z = self.align(z, rng, x_0, rank, world_size)
-        return z, (z != self.blank_token_id) | (x_0 != self.blank_token_id), x_0
+        return z, torch.ones_like(z, dtype=torch.bool), x_0
 
     def sample(
         self,

@@ -64,11 +64,13 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
 
     An inserted symbol may change, and so may the gaps on both of its sides, which are the one that it was inserted into.
     """
-    free = chain.free[name]
+    free, tracks = chain.free[name], chain.tracks.get(name)
     gap = torch.arange(entries.shape[1], device=entries.device) % 2 == 1
     places, length = strings.places(entries), int(strings.lengths(entries).max()) if entries.numel() else 0
     after = free[:, 1::2].repeat_interleave(2, 1)  # whether the gap after the entry's position is free
     x = strings.moved(entries, places, strings.blank)[:, :length]
+    if tracks is not None:
+        tracks.move(entries, length)
     symbol = strings.moved(free | gap, places, False)[:, :length]
     after = strings.moved(after, places, False)[:, :length]
     chain.free = {
@@ -107,7 +109,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         require(
             (number.sum(1) <= most * (1 + 1e-9)).all(), ValueError, "rates of edits exceed those of their candidates"
         )
-        target = chain.uniform(len(x))[:, None] * most
+        target = (chain.uniform(len(x)) * most)[:, None]
         edge = number.cumsum(1)
         entry = torch.searchsorted(edge, target, right=True)
         chosen = F.one_hot(entry.squeeze(1).clamp(max=number.shape[1] - 1), number.shape[1]).bool()

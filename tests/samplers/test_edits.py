@@ -13,34 +13,36 @@ from gm_discrete.samplers.edits import edit, entries_free
 from tests.helpers.distributions import LEAST_P, chi_square, rng
 from tests.helpers.strings import BLANK, LONGEST, PATHS, exact, frequencies
 
-SAMPLES = 100_000
+SAMPLES = 10_000
 STRINGS = Strings(BLANK)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_uniformization__of_strings_has_the_distribution_of_the_path(name: str) -> None:
-    """p_t at t = 0.4, and the data at t = 1, of which 1e-3 at most is cut off: less than the noise of 100 000 samples."""
+    """p_t at t = 0.4, and the data at t = 1, of which 1e-5 at most is cut off: seldom one of 10 000 samples."""
     model = exact(name, schedule=SquaredSineSchedule())
+    longest = model.states().shape[1]  # symbols to be deleted and inserted ones may be there together
     x_0 = model.path.prior((SAMPLES, LONGEST), rng(1))
     run = simulate(
-        model, x_0, [0.0, 0.4, 1.0], rng(2), Uniformization(1e-3), save_at=[1, 2], max_length=LONGEST, return_info=True
+        model, x_0, [0.0, 0.4, 1.0], rng(2), Uniformization(1e-5), save_at=[1, 2], max_length=longest, return_info=True
     )
     for x, t in zip(run.states, (0.4, 1.0), strict=True):
-        law = model.marginal(t)
-        assert chi_square((frequencies(model, x) * SAMPLES).round(), law) > LEAST_P
+        counts, law = (frequencies(model, x) * SAMPLES).round(), model.marginal(t)
+        assert chi_square(counts[law > 0], law[law > 0]) > LEAST_P
+        assert counts[law > 0].sum() >= SAMPLES - 2  # where something was cut off, a string may be none of the data
     assert run.error_bound is not None
-    assert 0 < float(run.error_bound.max()) <= 1e-3
+    assert 0 < float(run.error_bound.max()) <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_tau_leaping__of_strings_converges_at_first_order(name: str) -> None:
-    """Twice as many steps halve the distance from the data, to within 35 % (noise is a twentieth of the distance)."""
+    """Twice as many steps halve the distance from the data, by a factor between 1.3 and 3 with its noise."""
     model = exact(name)
-    law, number = model.marginal(1.0), 2 * SAMPLES
+    law, number = model.marginal(1.0), 4 * SAMPLES
     distances = []
-    for steps in (8, 16, 32):
+    for steps in (4, 8, 16):
         x_0 = model.path.prior((number, LONGEST), rng(3))
         x = simulate(model, x_0, torch.linspace(0, 1, steps + 1), rng(steps))
         squared = (frequencies(model, x) - law).square().sum() - (law * (1 - law)).sum() / number
