@@ -40,6 +40,7 @@ from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, Trigonometr
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
+from gm_discrete.paths.exact_edits import ExactEditModel
 from gm_discrete.paths.exact_rotations import ExactRotationModel, kolmogorov_residual
 from gm_discrete.paths.schedules import (
     CosineSchedule,
@@ -98,6 +99,7 @@ __all__ = [
     "EntropyBounded",
     "EuclideanMixturePath",
     "Euler",
+    "ExactEditModel",
     "ExactGaussianModel",
     "ExactModel",
     "ExactProductModel",

@@ -83,3 +83,37 @@ class Strings:
     def trimmed(self, x: Tensor) -> Tensor:
         """The strings in as many places as the longest one needs. The host waits for the device."""
         return x[:, : int(self.lengths(x).max()) if x.numel() else 0]
+
+
+class Tracks:
+    """Which symbol is which: every symbol has a number, which it keeps until it is deleted, also when it is substituted.
+
+    Args:
+        x: packed strings [B, L], whose symbols are numbered by their places.
+
+    Attributes:
+        number: [B, L], those of the present strings; −1 where there is no symbol. count: [B], the next number of each.
+
+    >>> strings = Strings(blank=9)
+    >>> tracks = Tracks(torch.tensor([[5, 7]]), strings)
+    >>> tracks.move(torch.tensor([[9, 9, 5, 6, 9, 9]]), width=2)  # 6 is inserted after 5, and 7 is deleted
+    >>> tracks.number
+    tensor([[0, 2]])
+    """
+
+    def __init__(self, x: Tensor, strings: Strings) -> None:
+        self.strings, self.count = strings, strings.lengths(x)
+        place = torch.arange(x.shape[1], device=x.device).expand_as(x)
+        self.number = torch.where(x != strings.blank, place, -1)
+
+    def move(self, entries: Tensor, width: int) -> None:
+        """Follows a step, after which entries [B, 2 (L + 1)] of the present strings hold these symbols.
+
+        Args:
+            width: places of the strings after it.
+        """
+        inserted = entries[:, 1::2] != self.strings.blank
+        born = self.count[:, None] + inserted.cumsum(1) - 1
+        numbers = torch.stack([F.pad(self.number, (1, 0)), born], 2).flatten(1)
+        self.number = self.strings.moved(numbers, self.strings.places(entries), -1)[:, :width]
+        self.count = self.count + inserted.sum(1)

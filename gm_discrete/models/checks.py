@@ -161,6 +161,8 @@ def check_embeds(model: Model, embeds: Tensor, input_ids: Tensor | None, labels:
     field = model.config.state_fields.get("")
     if field is None or not field.is_token:
         raise ValueError(f"inputs_embeds replaces the embedding of tokens [B, L], and {model.path!r} has other states")
+    if field.path.strings is not None:
+        raise ValueError("inputs_embeds has no blanks, which end strings: give input_ids")
     if labels is not None:
         raise ValueError("inputs_embeds has no noisy symbols, which the loss needs: give input_ids with labels")
     size, shape = model.config.hidden_size, ("B", "L") if input_ids is None else tuple(input_ids.shape)

@@ -113,8 +113,12 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             backbone: a folder, a name on the hub, or a `…ForCausalLM` or `…ForMaskedLM`, which is copied.
-            path: `"masked"`, `"uniform"`, or a path with at least as many symbols as the language model.
-            shift: whether the prediction of a position is read at the one before it; by default so for decoders.
+            path: `"masked"`, `"uniform"`, `"edits"`, or a path with at least as many symbols as the language model. The
+                blank of `"edits"`, whose embedding also marks the start of a string, is the padding token of the tokenizer
+                (without one, of the language model's config), or else a new symbol. A decoder that was trained to start
+                from a token of its own reads that one with `EditPath(…, blank_token_id=bos_token_id)`.
+            shift: whether the prediction of a position is read at the one before it; by default so for decoders, but for an
+                `EditPath`: there the gap after a position starts with the decoder's prediction of the next token.
             tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
                 then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
                 are added to the embedding are the mean of the others, and so is a spare row that becomes the mask's.
@@ -384,6 +388,19 @@ class GMModel(GMPreTrainedModel):
         on the prompt exactly. For other paths the prompt enters noised to the level of the time, as in training,
         which is an approximation.
 
+        Strings (`EditPath`): without `input_ids`, `batch_size` samples that start from the prior. In prompts every run of
+        `config.mask_token_id`, or of blanks where the config has none, is a hole, in which a text of any length, also none,
+        is generated; blanks that `attention_mask` marks are padding, and without it blanks at the end are a hole, too. All
+        other symbols are returned in their order, and nothing is inserted between two of them but in holes. Where a prompt
+        has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes start with as much noise as
+        the prior's string is longer than the prompt, spread evenly. The rates at holes are conditioned on the prompt exactly,
+        as the posterior of the data does not depend on how many symbols of the string were there from the start. That
+        nothing is to be inserted outside of the holes is not conditioned on: rates of fixed symbols and closed gaps are set
+        to 0. `max_length` (by default `config.max_position_embeddings`) is a hard limit on the whole string: insertions
+        beyond are left out. Samples [B, longest] are padded with `pad_token_id`; `GMGenerateOutput.attention_mask` has
+        their lengths. Temperature, top_k, top_p and processors act on the distributions of the symbols that edits write, not
+        on rates: also with do_sample=False, which writes the most likely symbols, it is random which edits happen, and when.
+
         Vectors, images, products: `batch_size` samples [B, L, C] of `length` L, images [B, C, H, W], or a dict by field, in
         natural units where a field has a codec. Observed values (`given`) are returned unchanged, and the rest is sampled
         conditioned on them.
@@ -401,7 +418,8 @@ class GMModel(GMPreTrainedModel):
             start_from: a draft that is revised in place, of whole samples: token ids [B, L] with those of the prompts,
                 numbers, images, or a dict by field. It is noised to the time t of `Draft(values, time=t)`, by default 0.5,
                 and the process goes on from there, by the rest of the grid. What is observed, by `input_ids` or `given`,
-                stays, and mask tokens of the draft (NaN in numbers) are filled.
+                stays, and mask tokens of the draft (NaN in numbers) are filled. Drafts that are strings hold the fixed
+                symbols of their prompts, between holes in one part; these are not noised, and mask tokens are left out.
             class_labels: long [B], −1 for no class.
             batch_size: number of samples; by default that of the other arguments, or 1.
             length: positions of samples without prompt, or a dict by field; by default the length of training.
@@ -410,8 +428,9 @@ class GMModel(GMPreTrainedModel):
             guidance: a classifier of noisy states, towards whose class the jump rates are tilted.
             logits_processor: list of functions (sequences [n, L], logits [n, K]) → logits for n positions to fill, applied
                 before temperature, top-k and top-p; the sequences are noisy states. A processor with arguments `time` and
-                `position` is also given the times [n] and the indices [n] into the flattened states. `AllowedTokens` limits
-                which tokens a position may hold.
+                `position` is also given the times [n] and the indices [n] into the flattened states, or of strings into
+                their entries [B, 2 (L + 1)] (see `generators.strings`). `AllowedTokens` limits which tokens a position may
+                hold.
             stopping_criteria: evaluated on the sequences after every step. When they hold for all, one last step goes to
                 t = 1; in generation by blocks the current block is the last.
             streamer: receives (`put`) the prompts, if they have equal lengths and no gaps, and then the samples; a streamer
@@ -430,7 +449,7 @@ class GMModel(GMPreTrainedModel):
             The samples, or a `GMGenerateOutput` with `return_dict_in_generate=True`.
 
         >>> import torch
-        >>> from gm_discrete import Adaptive, GMConfig, GMModel, MaskedPath
+        >>> from gm_discrete import Adaptive, EditPath, GMConfig, GMModel, MaskedPath
         >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
         >>> model.generate(batch_size=3, length=4, num_steps=8).shape
         torch.Size([3, 4])
@@ -438,6 +457,11 @@ class GMModel(GMPreTrainedModel):
         >>> sample = model.generate(prompt, max_new_tokens=2, sampler=Adaptive(max_expected_changes=2.0))
         >>> sample[0, [0, 2]].tolist(), sample.shape, bool((sample == 4).any())
         ([1, 2], torch.Size([1, 5]), False)
+        >>> path = EditPath(5)  # 4 is the blank
+        >>> model = GMModel(GMConfig(path=path, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        >>> sample = model.generate(prompt, max_length=8, num_steps=8)  # 1, a text of any length, 2
+        >>> sample[0, 0].item(), sample[0, -1].item(), sample.shape[1] <= 8
+        (1, 2, True)
         """
         config = self.generation_config if generation_config is None else generation_config
         if not isinstance(config, GMGenerationConfig):

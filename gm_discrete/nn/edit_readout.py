@@ -39,7 +39,7 @@ class EditReadout(LazyReadout):
         assert strings is not None
         self.string, self.blank = self.x, strings.blank
         self.x = strings.gapped(self.string)
-        self.shape, self.size = self.x.shape, self.x.shape[1]
+        self.shape, self.size, self.usual = self.x.shape, self.x.shape[1], 2 * (self.field.length + 1)
 
     def __call__(self, head: str, where: Tensor | None = None) -> Tensor:
         """`"edits"`: the outputs [B, L + 1, n] of all positions, float32. `"tokens"`: logits [n, K] of what an edit writes

@@ -187,7 +187,8 @@ class HiddenStates:
                 for value in (x, masks, clean)
             )
         given = cast(State, x), t, masks, labels, clean, cache
-        plain = masks is None or self.network.backbone.config._attn_implementation in (None, *PLAIN)
+        masked = masks is not None or any(field.path.strings is not None for field in self.network.fields.values())
+        plain = not masked or self.network.backbone.config._attn_implementation in (None, *PLAIN)
         if replays is not None and plain and self.embeds is None and self.record is None:
             new = replays(self.network.hidden, *given)
         else:
@@ -262,6 +263,7 @@ class LazyReadout:
         self.entry = self.field.entry_size
         self.frames = hidden.network.backbone.config.frames
         self.size = self.x[0].numel() // self.entry  # entries of one state
+        self.usual = self.field.length * self.field.slots  # those of a state of the training data
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
         self.unconditional = None if unconditional is None else LazyReadout(unconditional, field, t)
@@ -313,7 +315,7 @@ class LazyReadout:
             self.unconditional.hidden.compute(sequence, rows)
         size, kept = max(self.field.heads.values()), torch.is_grad_enabled()
         if self.hidden.network.whole_batches:
-            every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
+            every = self.x.shape[0] * max(self.usual, self.size)
             chunks = equal_chunks(where, size, every, kept)
         else:
             chunks = where.split(chunk_rows(size, where.shape[0], where.device, kept))

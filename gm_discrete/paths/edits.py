@@ -204,7 +204,8 @@ class EditPath(DiscretePath):
             ValueError: symbols are not scored, and so must not change, where deletions and substitutions happen.
         """
         if self.inserts_only and x_0 is None:
-            return z, scored, None
+            empty = (z == self.blank_token_id).all(1, keepdim=True)  # to learn that nothing is inserted
+            return z, scored | empty, None
         kept = ~scored & (z != self.blank_token_id)
         if readable(kept) and bool(kept.any()):
             raise ValueError(
@@ -212,7 +213,7 @@ class EditPath(DiscretePath):
                 "whole strings, or use prior='empty'"
             )
         x_0, z = self.align(z, rng, x_0, rank, world_size)
-        return z, (z != self.blank_token_id) | (x_0 != self.blank_token_id), x_0
+        return z, torch.ones_like(z, dtype=torch.bool), x_0
 
     def sample(
         self,
@@ -348,9 +349,12 @@ class EditPath(DiscretePath):
             TensorReadout(torch.where(written[..., None] > 0, write, 1.0).log()), entries.shape, self.vocab_size,
             entries.device, excluded=(self.blank_token_id,),
         )  # fmt: skip
-        some = torch.where(total > 0, total, 1.0)
-        kernel = EditKernel(symbols, (delete / some).log(), (written / some).log(), self.blank_token_id, entries)
-        left = now.complement[:, None]
+        none, some = torch.full_like(total, -torch.inf), torch.where(total > 0, total, 1.0).log()
+        log_delete, log_write = (
+            torch.where(part > 0, torch.where(part > 0, part, 1.0).log() - some, none) for part in (delete, written)
+        )
+        kernel = EditKernel(symbols, log_delete, log_write, self.blank_token_id, entries)
+        left = torch.where(total > 0, now.complement[:, None], 1.0)  # at t = 1 no edits are left
         return EditPosterior(self, total / left, kernel, now).jump(t_next)
 
     # Losses

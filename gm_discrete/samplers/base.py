@@ -14,6 +14,7 @@ from gm_discrete.configurable import Configurable, subclasses
 from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.generators.rows import on_device
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
@@ -108,7 +109,8 @@ class Chain:
         conditioning: keywords that are passed on to `process.generator`.
         sharpen: (log π [n, K], times [n]) → logits [n, K], temperature, top_k and top_p; `None` where there is none, or the
             process applies it (see `Sampler.sharpens`).
-        max_length: symbols that a string has at most; `None`: any number.
+        max_length: [B], symbols that each string has at most; `None`: any number.
+        tracks: by field, which symbol of a string is which; only of fields that are tracked.
         calls: [B], evaluations of the network that a sequence needed. jumps: [B], changes of an entry by jumps.
         error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` for other samplers.
         changeable: fields with an entry that may move.
@@ -121,7 +123,8 @@ class Chain:
     rng: torch.Generator | None = None
     conditioning: Mapping[str, Any] = field(default_factory=dict)
     sharpen: Sharpen | None = None
-    max_length: int | None = None
+    max_length: Tensor | None = None
+    tracks: Mapping[str, Tracks] = field(default_factory=dict)
     calls: Tensor = field(init=False)
     jumps: Tensor = field(init=False)
     error: Tensor | None = field(init=False, default=None)

@@ -64,11 +64,13 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
 
     An inserted symbol may change, and so may the gaps on both of its sides, which are the one that it was inserted into.
     """
-    free = chain.free[name]
+    free, tracks = chain.free[name], chain.tracks.get(name)
     gap = torch.arange(entries.shape[1], device=entries.device) % 2 == 1
     places, length = strings.places(entries), int(strings.lengths(entries).max()) if entries.numel() else 0
     after = free[:, 1::2].repeat_interleave(2, 1)  # whether the gap after the entry's position is free
     x = strings.moved(entries, places, strings.blank)[:, :length]
+    if tracks is not None:
+        tracks.move(entries, length)
     symbol = strings.moved(free | gap, places, False)[:, :length]
     after = strings.moved(after, places, False)[:, :length]
     chain.free = {
@@ -79,7 +81,7 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
 
 
 def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Strings at t_next, by thinning: exact for a process whose strings grow to `chain.max_length` symbols at most.
+    """Strings at t_next < 1, by thinning: exact for a process whose strings grow to `chain.max_length` symbols at most.
 
     With M = max_length, a string of n symbols has at most n edits of symbols and M − n insertions to come; a prediction of
     more insertions is scaled down to M − n, as longer strings are impossible. So in G = −log(1 − κ) edits come at a rate of
@@ -96,7 +98,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         going = now < end
         if not bool(going.any()):
             return x
-        time = torch.where(going, schedule.inverse(-torch.expm1(-now)), t)
+        time = torch.where(going, schedule.inverse(-torch.expm1(-now)), t_next)
         jump = discrete(chain.generators({name: x}, {name: time})[name])
         strings: Any = jump.strings
         number = torch.where(chain.free[name], jump.intensity / schedule.hazard(time)[:, None], 0.0)
@@ -107,7 +109,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         require(
             (number.sum(1) <= most * (1 + 1e-9)).all(), ValueError, "rates of edits exceed those of their candidates"
         )
-        target = chain.uniform(len(x))[:, None] * most
+        target = (chain.uniform(len(x)) * most)[:, None]
         edge = number.cumsum(1)
         entry = torch.searchsorted(edge, target, right=True)
         chosen = F.one_hot(entry.squeeze(1).clamp(max=number.shape[1] - 1), number.shape[1]).bool()

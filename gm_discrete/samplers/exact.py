@@ -94,7 +94,7 @@ class Uniformization(Sampler):
                 "max_length is missing: sampler='uniformization' needs a bound on the number of edits, and so on the length "
                 "of strings; give simulate(…, max_length=…)"
             )
-        last = schedule.inverse(torch.full_like(t, 1 - self.tolerance / (2 * most)))
+        last = schedule.inverse((1 - self.tolerance / (2 * most.to(t.dtype))).clamp(min=0))
         stop = torch.where(t_next < 1, t_next, torch.maximum(last, t))
         x = edits_one_by_one(chain, "", x, t, stop)
         error = 2 * most * torch.where(stop < t_next, schedule.complement(stop), 0.0)

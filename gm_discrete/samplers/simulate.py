@@ -13,6 +13,7 @@ from torch import Tensor
 from gm_discrete.arguments import listed, numbers, whole
 from gm_discrete.generators.spaces import NUMBERS
 from gm_discrete.generators.spaces import whole as whole_entries
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.paths.base import Path
 from gm_discrete.process import Process, State, check_call, pack, pack_state, unpack
 from gm_discrete.samplers.base import Chain, Sampler, Sharpen
@@ -39,6 +40,7 @@ class Simulation(Generic[X]):
         error_bound: [B], on the total variation between the distribution that was sampled and the model distribution; 0 for
             `FirstHitting`, the part that is cut off for `Uniformization`, `None` for samplers that are not exact.
         states: the states at `save_at`, in its order.
+        free: bool by field, the entries that may move; of strings those of the final ones.
     """
 
     x: X
@@ -47,6 +49,7 @@ class Simulation(Generic[X]):
     jumps: Tensor
     error_bound: Tensor | None = None
     states: list[X] = field(default_factory=list)
+    free: State = field(default_factory=dict)
 
     def then(self, rest: Simulation[X]) -> Simulation[X]:
         """This simulation and the one that went on from its end, as one."""
@@ -55,7 +58,7 @@ class Simulation(Generic[X]):
             bound = self.error_bound + rest.error_bound
         calls, jumps = self.network_calls + rest.network_calls, self.jumps + rest.jumps
         times = torch.cat([self.times[self.times < rest.times[0]], rest.times])
-        return Simulation(rest.x, times, calls, jumps, bound, self.states + rest.states)
+        return Simulation(rest.x, times, calls, jumps, bound, self.states + rest.states, rest.free)
 
 
 @overload
@@ -93,7 +96,7 @@ def simulate(
     corrector: AnyCorrector = None,
     save_at: Sequence[int] = (),
     on_step: Callable[..., bool] | None = None,
-    max_length: int | None = None,
+    max_length: int | Tensor | None = None,
     return_info: bool = False,
     **conditioning: object,
 ) -> Any:
@@ -116,8 +119,8 @@ def simulate(
             and before one at the start, nothing is inserted; or the entries that stay, [B, 2 (L + 1)].
         corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
-        max_length: symbols that a string has at most: insertions beyond are left out. `Uniformization` of an `EditPath`
-            needs it.
+        max_length: symbols that a string has at most, or a long tensor [B] of them: insertions beyond are left out.
+            `Uniformization` of an `EditPath` needs it.
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
         conditioning: passed on to the generator where it is not `None`.
@@ -157,9 +160,8 @@ def simulate(
     for i in listed("save_at", save_at):
         whole("save_at", i, -len(grid), len(grid) - 1, f", an index into the {len(grid)} times")
     observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
-    if max_length is not None:
-        whole("max_length", max_length, least=1)
-    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning, None, max_length)
+    most = _limits(max_length, next(iter(state.values())))
+    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning, None, most)
     unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
     return unpacked if return_info else unpacked.x
 
@@ -176,7 +178,8 @@ def simulate_state(
     save_at: Sequence[int] = (),
     conditioning: Mapping[str, object] | None = None,
     sharpen: Sharpen | None = None,
-    max_length: int | None = None,
+    max_length: Tensor | None = None,
+    tracks: Mapping[str, Tracks] | None = None,
 ) -> Simulation[State]:
     """`simulate` for states that are dicts of fields, with arguments that are checked already.
 
@@ -184,9 +187,10 @@ def simulate_state(
         grid: float64 [N + 1], or [N + 1, M] with a column for each field.
         free: by field, bool: entries that may move.
         sharpen: temperature, top_k and top_p of a sampler that applies them itself (see `Chain`).
-        max_length: symbols that a string has at most.
+        max_length: [B], symbols that each string has at most.
+        tracks: by field, of strings x_0; they move along with the symbols.
     """
-    chain = Chain(process, free, rng, conditioning or {}, sharpen, max_length)
+    chain = Chain(process, free, rng, conditioning or {}, sharpen, max_length, tracks or {})
     columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, -1, len(chain.calls)).contiguous()
     steps = grid.view(len(grid), -1).expand(-1, len(x_0)).tolist()  # on the host
     saved, x = {0: x_0}, x_0
@@ -209,7 +213,7 @@ def simulate_state(
         if on_step is not None and on_step(x, float(grid[i]) if grid.dim() == 1 else grid[i]):
             break
     states = [saved[i] for i in wanted if i in saved]
-    return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
+    return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states, chain.free)
 
 
 def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
@@ -271,6 +275,18 @@ def _grids(times: Grid, x_0: State) -> Tensor:
     if len({*sizes}) > 1:
         raise ValueError(f"times has grids of {', '.join(map(str, sizes))} times; they must be equally many")
     return torch.stack(grids, 1) if own else grids[0]
+
+
+def _limits(max_length: int | Tensor | None, x: Tensor) -> Tensor | None:
+    """The greatest length of each string, [B]."""
+    if max_length is None:
+        return None
+    if not isinstance(max_length, Tensor):
+        return torch.full((len(x),), whole("max_length", max_length, least=1), device=x.device)
+    if max_length.shape != (len(x),) or max_length.dtype != torch.long:
+        found = f"{max_length.dtype} of shape {tuple(max_length.shape)}"
+        raise ValueError(f"max_length must be an integer or a long tensor [B] of {len(x)} integers, got {found}")
+    return max_length.to(x.device)
 
 
 def _free(x_0: State, fixed: Tensor | State | None, fields: Mapping[str, Path]) -> State:

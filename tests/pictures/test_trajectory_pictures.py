@@ -17,8 +17,9 @@ from torch import Tensor
 
 from gm_discrete.models import Trajectory
 from gm_discrete.pictures import animate, plot_trajectory
-from gm_discrete.pictures.animation import DURATION, LAST_DURATION, STYLES, _places, glyph
+from gm_discrete.pictures.animation import DURATION, LAST_DURATION, STYLES, _places
 from gm_discrete.pictures.curves import COLOURS, _changes
+from gm_discrete.pictures.frames import glyph
 
 MASK = 0
 
