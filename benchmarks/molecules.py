@@ -8,9 +8,10 @@
 1. The scores of MOSES (`benchmarks.scores.molecules`) for each of `--ways`, arguments of `generate`. The first row is
    molecules of the test split, the score of a perfect model. Molecules of a masked model end at the first [EOS] of a canvas
    as long as in training; those of an edit model are strings of at most as many symbols. Novelty is against the whole
-   training set. The Fréchet ChemNet distance, which the package fcd_torch has, is not measured. Of the lengths, valid
-   or not: their mean, and the total variation between their distribution and that of the test split (`length distance`),
-   with what as many molecules of the test split themselves have on average (`by chance`).
+   training set; `distinct` is the share of different molecules among all valid ones. The Fréchet ChemNet distance, which
+   the package fcd_torch has, is not measured. Of the lengths, valid or not: their mean, and the total variation between
+   their distribution and that of the test split (`length distance`), with what as many molecules of the test split
+   themselves have on average (`by chance`).
 2. `--infill` molecules whose scaffolds are in no training molecule: all symbols but those of the scaffold are removed and
    filled `--fills` times each. A masked model fills as many symbols as were removed at each place, and the end of the
    canvas; with `--wrong-lengths` also 1 or 2 more or less at each place but the end. An edit model fills holes of unknown
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def scored(texts: list[str]) -> dict[str, Any]:
         scores = molecules.evaluate_molecules(texts, training, references, patterns)
+        valid = [text for text in molecules.canonical(texts) if text is not None]
+        scores["distinct"] = molecules.uniqueness(valid, len(valid)) if valid else None
         return {**scores, **length_scores(texts, lengths), "molecules": len(texts)}
 
     rows: list[dict[str, Any]] = [{"": "test molecules", **scored(smiles("test", args.num_samples))}]
