@@ -473,7 +473,11 @@ def test_trajectory__recorded_edits_lead_from_each_string_to_the_next(name: str,
             assert int(found.jumps[step, row]) == sum(edits)
             counts += torch.tensor(edits)
             assert len(before) == len(old)
-        fixed = [number for number, stays in zip(found.numbers[-1, row].tolist(), found.fixed[row].tolist()) if stays]
+        fixed = [
+            number
+            for number, stays in zip(found.numbers[-1, row].tolist(), found.fixed[row].tolist(), strict=False)
+            if stays
+        ]
         for string in strings:
             assert [symbol for number, symbol in string if number in fixed] == [1, 3, 4]
     assert counts[0] > 0
