@@ -395,8 +395,8 @@ class GMModel(GMPreTrainedModel):
         other symbols are returned in their order, and nothing is inserted between two of them but in holes. Where a prompt
         has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes start with as much
         noise as the prior's string is longer than the prompt, spread evenly. The network conditions on the prompt as on any
-        symbols of a string: with the empty prior the posterior of the data does not depend on which of them were there from the
-        start (with the uniform one it may take some for noise). That fixed symbols and closed gaps stay as they are is not
+        symbols of a string: with the empty prior the posterior of the data does not depend on which of them were there from
+        the start (with the uniform one it may take some for noise). That fixed symbols and closed gaps stay as they are is not
         conditioned on: their rates are set to 0. `max_length` (by default `config.max_position_embeddings`) is a hard limit
         on the whole string: insertions beyond are left out. Samples [B, longest] are padded with `pad_token_id`;
         `GMGenerateOutput.attention_mask` has their lengths. Temperature, top_k, top_p and processors act on the
