@@ -227,7 +227,7 @@ class GMModel(GMPreTrainedModel):
             mask = cast("Tensor | None", attention_mask)
             columns = {"": strings.without_padding(x[""], mask)}
             x, z = (
-                {"": strings.packed(columns[""])},
+                {"": cast(EditPath, path).packed(columns[""])},
                 {name: strings.without_padding(data, mask) for name, data in z.items()},
             )
             masks = None

@@ -231,7 +231,7 @@ class EditPath(DiscretePath):
         """
         if self.inserts_only and x_0 is None:
             blank = z == self.blank_token_id
-            nothing = ~(scored & ~blank).any(1, keepdim=True)  # is inserted there, which is to be learnt, too
+            nothing = ~scored.any(1, keepdim=True)  # is to be inserted, which has to be learnt, too
             return z, scored | (nothing & blank), None
         kept = ~scored & (z != self.blank_token_id)
         if readable(kept) and bool(kept.any()):
