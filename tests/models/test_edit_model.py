@@ -44,7 +44,7 @@ def pair(name: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def divergences(model: Any, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Σ_y [a(y) log(a(y)/R(y)) − a(y) + R(y)] at every entry, [B, E], of dense rates."""
     aim, guess = model.path.conditional(z, x, t).rates(x), model.rates(x, t)
-    here = torch.nn.functional.one_hot(model.path.strings.gapped(model.path.strings.packed(x)), K).bool()
+    here = torch.nn.functional.one_hot(model.path.strings.gapped(model.path.packed(x)), K).bool()
     aim, guess = aim.masked_fill(here, 0), guess.masked_fill(here, 0)
     surprise = torch.where(aim > 0, aim * (aim / guess.clamp(min=1e-300)).log(), 0.0)
     return (surprise - aim + guess).sum(-1)
