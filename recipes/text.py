@@ -412,7 +412,8 @@ def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | Ite
     if options.path == "edits":
         counts = Counter(len(row["input_ids"]) for row in some(rows)) if options.prior == "uniform" else None
         lengths = None if counts is None else [counts[length] for length in range(max(counts) + 1)]
-        return EditPath(size, options.prior, lengths, options.alignment, schedule, tokenizer.pad_token_id)
+        special = tokenizer.all_special_ids
+        return EditPath(size, options.prior, lengths, options.alignment, schedule, tokenizer.pad_token_id, special)
     raise ValueError(f"path={options.path!r} must be masked, uniform, unigram or edits")
 
 
@@ -458,8 +459,6 @@ def write_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, o
         sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length or options.path == "edits"
     )
     (output / "sample.txt").write_text(text, encoding="utf-8")
-    if sample.trajectory is None:  # of strings none is recorded
-        return text
     animate(sample.trajectory, tokenizer, output / "sample.gif")
     masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None
     plot_trajectory(sample.trajectory, output / "trajectory.png", masks)

@@ -119,16 +119,20 @@ class Jump:
     def rates(self, x: Tensor) -> Tensor:
         """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum.
 
-        Of strings [B, L] the positions are the entries: [B, 2 (L + 1), K].
+        Of strings [B, L] the positions are the entries of the longest one: [B, 2 (W + 1), K].
 
         Raises:
             ValueError: they are infinite, as at t = 1, and reversal rates at t = 0.
         """
         require(self.intensity.isfinite().all(), ValueError, _INFINITE)
-        here = (x if self.strings is None else self.strings.gapped(self.strings.packed(x))).unsqueeze(-1)
+        here = (x if self.strings is None else self._entries(self.strings, x)).unsqueeze(-1)
         idle = self.intensity.unsqueeze(-1) == 0  # there the kernel may be undefined
         rates = torch.where(idle, 0.0, self.intensity.unsqueeze(-1) * self.kernel.probs()).scatter(-1, here, 0.0)
         return rates.scatter(-1, here, -rates.sum(-1, keepdim=True))
+
+    def _entries(self, strings: Strings, x: Tensor) -> Tensor:
+        """The entries that jump, of strings [B, L] that may be followed by more blanks."""
+        return strings.gapped(strings.packed(x))[:, : self.intensity.shape[1]]
 
     def per(self, unit: Tensor) -> Jump:
         """The generator in other units of time, L/unit, for units that broadcast against the intensity."""
@@ -141,7 +145,7 @@ class Jump:
         """
         if (strings := self.strings) is not None:
             entries = replace(self, strings=None)
-            return entries.action(lambda y: f(strings.packed(y)), strings.gapped(strings.packed(x)))
+            return entries.action(lambda y: f(strings.packed(y)), self._entries(strings, x))
         batch, count = len(x), self.intensity[0].numel()
         landings, weights = self.kernel.nodes(
             torch.arange(batch * count, device=x.device)

@@ -16,7 +16,9 @@ from gm_discrete import EditPath, GMModel, UniformTimeSampler
 from gm_discrete.data import TokenCollator
 from gm_discrete.evaluation import evaluate_matching
 from gm_discrete.objective import align_strings, corrupt
+from gm_discrete.training import add_lora, load_adapter
 from tests.helpers import forks
+from tests.helpers.backbones import to_train
 from tests.helpers.small_run import (
     TOKENIZER,
     Interrupt,
@@ -142,6 +144,7 @@ def test_edit_training__sources_of_the_data_set_are_edited(tmp_path: Path) -> No
     ] * 4
     data = Dataset.from_list(examples)
     model = string_model("uniform")
+    model.config.pad_token_id = None  # what pads is the blank all the same, and no symbol
     calls = record_inputs(model)
     trainer = string_trainer(tmp_path, "uniform", model, data=data, per_device_train_batch_size=8, max_steps=1)
     trainer.train()
@@ -226,6 +229,29 @@ def test_edit_training__a_loss_of_nan_stops_it(tmp_path: Path) -> None:
         model.heads["edits"].bias.fill_(torch.nan)  # type: ignore[union-attr, operator]
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         string_trainer(tmp_path, model=model).train()
+
+
+@pytest.mark.parametrize("backbone", ["llama", "bert"])
+@both
+def test_edit_training__networks_of_transformers_learn_with_and_without_an_adapter(
+    tmp_path: Path, name: str, backbone: str
+) -> None:
+    """The heads that language models lack are trained beside the adapter, and published with it."""
+    held_out = repeats(20, 1)
+    for kind in ("whole", "adapter"):
+        model: Any = to_train(backbone, path=PATHS[name])
+        before = matching(model, held_out)
+        trained = model if kind == "whole" else add_lora(model, rank=4)
+        run = string_trainer(
+            tmp_path / kind, name, trained, data=repeats(128, 0), max_steps=15, per_device_train_batch_size=16
+        )
+        run.train()
+        after = matching(model, held_out)
+        assert after < 0.8 * before
+        if kind == "adapter":
+            run.save_model(str(tmp_path / "published"))
+            again = load_adapter(to_train(backbone, path=PATHS[name]), tmp_path / "published")
+            assert matching(again.get_base_model(), held_out) == pytest.approx(after, rel=1e-5)  # type: ignore[arg-type]
 
 
 # ---- Two processes
