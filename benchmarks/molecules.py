@@ -16,8 +16,9 @@
    filled `--fills` times each. A masked model fills as many symbols as were removed at each place, and the end of the
    canvas; with `--wrong-lengths` also 1 or 2 more or less at each place but the end. An edit model fills holes of unknown
    length at the same places and at the end; ways with a `start_time` (see filling.py) have no other row than this. How many
-   fills are valid; how many of these contain the scaffold, are distinct, and equal the original; and the share of
-   unconditional molecules that contain the scaffold.
+   fills are valid; how many of these contain the scaffold, are distinct, and equal the original; the share of unconditional
+   molecules that contain the scaffold; and how many symbols were removed and added: the scaffold alone is a valid molecule,
+   so that an edit model that adds nothing is right too often.
 
 Calls are those counted by `generate`, per molecule: a step without an event needs none. `changes per call` are the symbols
 that were unmasked, inserted, deleted or substituted. Filters and similarities to the test splits take minutes: `--filters`,
@@ -122,9 +123,14 @@ def texts_of(rows: Sequence[Sequence[int]], source: Source) -> list[str]:
     return source.tokenizer.batch_decode(parts)
 
 
+def count(smiles: str) -> int:
+    """The number of symbols."""
+    return len(re.findall(SMILES_SYMBOL, smiles))
+
+
 def frequencies(texts: Iterable[str]) -> Tensor:
     """The distribution of the number of symbols, float64 [longest + 1]."""
-    counts = torch.bincount(torch.tensor([len(re.findall(SMILES_SYMBOL, text)) for text in texts])).double()
+    counts = torch.bincount(torch.tensor([count(text) for text in texts])).double()
     return counts / counts.sum()
 
 
@@ -187,7 +193,8 @@ def infill(
     from rdkit.Chem.Scaffolds import MurckoScaffold
 
     made, cost = generate(source, [prompt for _, prompt in asked for _ in range(args.fills)], way, args)
-    filled = molecules.canonical(texts_of(made, source))
+    texts = texts_of(made, source)
+    filled = molecules.canonical(texts)
     free = [mol for text in unconditional if (mol := molecules.molecule(text)) is not None]
     contained, distinct, same, by_chance = [], [], [], []
     for number, (text, _) in enumerate(asked):
@@ -198,11 +205,13 @@ def infill(
             contained.append(sum(molecules.molecule(found).HasSubstructMatch(core) for found in valid) / len(valid))
             distinct.append(len(set(valid)) / len(valid))
             same.append(valid.count(Chem.CanonSmiles(text)) / len(valid))
-    kept = [
-        sum(symbol != source.hole for symbol in prompt) / len(re.findall(SMILES_SYMBOL, text)) for text, prompt in asked
-    ]
+    sizes = [sum(symbol != source.hole for symbol in prompt) for _, prompt in asked]
+    kept = [size / count(text) for size, (text, _) in zip(sizes, asked, strict=True)]
+    added = [count(text) - sizes[number // args.fills] for number, text in enumerate(texts)]
+    removed = [count(text) - size for size, (text, _) in zip(sizes, asked, strict=True)]
     shares = {"valid": [found is not None for found in filled], "with the scaffold": contained, "distinct": distinct}
     shares |= {"the original": same, "unconditional with the scaffold": by_chance, "symbols kept": kept}
+    shares |= {"symbols removed": removed, "symbols added": added, "nothing added": [more == 0 for more in added]}
     means = {name: sum(values) / len(values) if values else None for name, values in shares.items()}
     return {**means, "scaffolds": len(asked), "fills": len(filled), **cost}
 
@@ -210,6 +219,7 @@ def infill(
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: shares with four digits, calls with one, times with two significant ones; – for unknown values."""
     formats = {"calls": ".1f", "changes per call": ".2f", "seconds": ".2g", "mean length": ".2f"}
+    formats |= dict.fromkeys(("symbols removed", "symbols added"), ".2f")
     formats |= dict.fromkeys(("molecules", "scaffolds", "fills", "lengths", ""), "")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return markdown(

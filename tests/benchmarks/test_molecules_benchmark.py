@@ -195,6 +195,10 @@ def test_infill__shares(benchmark: ModuleType, folder: Path, monkeypatch: pytest
     assert shares == [5 / 10, 4 / 5, 3 / 5, 2 / 5]
     assert found["unconditional with the scaffold"] == pytest.approx((1 / 3 + 2 / 3) / 2)
     assert found["symbols kept"] == pytest.approx((1 / 17 + 2 / 6) / 2)
+    assert found["symbols removed"] == (16 + 4) / 2
+    sizes = [19 - 1, 17 - 1, 17 - 1, 17 - 1, 3 - 1, *[4 - 2] * 5]
+    assert found["symbols added"] == pytest.approx(sum(sizes) / 10)
+    assert found["nothing added"] == 0
     assert (found["scaffolds"], found["fills"], found["calls"]) == (2, 10, 7)
 
 
