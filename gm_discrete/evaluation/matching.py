@@ -75,7 +75,10 @@ def _example_sums(
     path, config = model.path, model.config
     z, scored = clean_data(path, batch)
     names = ("attention_mask", "class_labels") if config.num_classes else ("attention_mask",)
-    conditioning = {name: batch[name] for name in names if name in batch}
+    conditioning, counted = {name: batch[name] for name in names if name in batch}, scored
+    if path.strings is not None:  # blanks tell what is padding, in other columns than those of the mask
+        conditioning.pop("attention_mask", None)
+        counted = {"": scored[""] & (z[""] != path.strings.blank)}
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for _ in range(num_samples):
@@ -90,7 +93,7 @@ def _example_sums(
                 key = name or part  # the parts of a single field are weighed in the total
                 total = weight * values.flatten(1).double().sum(1)
                 totals[key] = totals[key] + total if key in totals else total
-                counts[key] = num_samples * entries(scored[name], path.fields[name].space).flatten(1).double().sum(1)
+                counts[key] = num_samples * entries(counted[name], path.fields[name].space).flatten(1).double().sum(1)
     return {key: (totals[key], counts[key]) for key in totals}
 
 

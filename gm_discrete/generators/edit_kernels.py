@@ -44,6 +44,8 @@ class KnownEdits(Kernel):
 
     def log_probs(self, where: Tensor) -> Tensor:
         rows = torch.zeros(len(where), self.vocab_size, dtype=torch.float64, device=self.device)
+        if not len(where):
+            return rows
         row, here = self._rows(where)
         rows.index_put_((row, self.symbol), here.double(), accumulate=True)
         return (rows / self.count[where, None].clamp(min=1)).log()
@@ -64,7 +66,9 @@ class KnownEdits(Kernel):
 
     def _rows(self, where: Tensor) -> tuple[Tensor, Tensor]:
         """For every column its row among the entries `where`, which ascend; and whether its edit remains, and is there."""
-        row = torch.searchsorted(where, self.entry).clamp(max=max(0, where.shape[0] - 1))
+        if where.shape[0] == 0:
+            return torch.zeros_like(self.entry), torch.zeros_like(self.remains)
+        row = torch.searchsorted(where, self.entry).clamp(max=where.shape[0] - 1)
         return row, self.remains & (where[row] == self.entry)
 
     def _alike(self) -> Tensor:

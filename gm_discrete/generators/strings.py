@@ -66,6 +66,13 @@ class Strings:
         symbol = x != self.blank
         return torch.where(symbol, symbol.cumsum(1) - 1, x.shape[1])
 
+    def entries_of(self, x: Tensor) -> Tensor:
+        """The entry of every column of strings with blanks in between, [B, L]: a symbol's own, and at a blank the gap after
+        the last symbol before it."""
+        symbol = x != self.blank
+        number = symbol.cumsum(1)
+        return torch.where(symbol, 2 * number, 2 * number + 1)
+
     def packed(self, x: Tensor) -> Tensor:
         """The same strings with all blanks after the symbols."""
         return self.moved(x, self.places(x), self.blank)

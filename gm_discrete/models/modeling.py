@@ -47,7 +47,7 @@ from gm_discrete.nn.readout import LogitsProcessor as Processor
 from gm_discrete.nn.readouts import readouts
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
-from gm_discrete.paths import ContinuousPath, Path
+from gm_discrete.paths import ContinuousPath, EditPath, Path
 from gm_discrete.process import State, pack, pack_state
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -327,7 +327,8 @@ class GMModel(GMPreTrainedModel):
             raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
         masks = None if attention_mask is None else pack(attention_mask)
         if (strings := path.strings) is not None:
-            state = {"": strings.packed(strings.without_padding(state[""], cast("Tensor | None", attention_mask)))}
+            x = strings.without_padding(state[""], cast("Tensor | None", attention_mask))
+            state = {"": cast(EditPath, path).packed(x)}
             masks = None
         clock, then = path.times(t), None if t_next is None else path.times(t_next)
         times = {
@@ -388,19 +389,19 @@ class GMModel(GMPreTrainedModel):
         on the prompt exactly. For other paths the prompt enters noised to the level of the time, as in training,
         which is an approximation.
 
-        Strings (`EditPath`): without `input_ids`, `batch_size` samples that start from the prior. In prompts every run of
-        `config.mask_token_id`, or of blanks where the config has none, is a hole, in which a text of any length, also none,
-        is generated; blanks that `attention_mask` marks are padding, and without it blanks at the end are a hole, too. All
-        other symbols are returned in their order, and nothing is inserted between two of them but in holes. Where a prompt
-        has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes start with as much noise as
-        the prior's string is longer than the prompt, spread evenly. The network conditions on the prompt as on any symbols
-        of a string: with the empty prior the posterior of the data does not depend on which of them were there from the
-        start (with the uniform one it may take some for noise). That fixed symbols and closed gaps stay as they are is not
-        conditioned on: their rates are set to 0. `max_length` (by default `config.max_position_embeddings`) is a hard limit
-        on the whole string: insertions beyond are left out. Samples [B, longest] are padded with `pad_token_id`;
-        `GMGenerateOutput.attention_mask` has their lengths. Temperature, top_k, top_p and processors act on the
-        distributions of the symbols that edits write, not on rates: also with do_sample=False, which writes the most likely
-        symbols, it is random which edits happen, and when.
+        Strings (`EditPath`): without `input_ids`, `batch_size` samples that start from the prior. In prompts every run
+        of `config.mask_token_id`, or of blanks where the config has none, is a hole, in which a text of any length,
+        also none, is generated; blanks that `attention_mask` marks are padding, and without it blanks at the end are a
+        hole, too. All other symbols are returned in their order, and nothing is inserted between two of them but in
+        holes. Where a prompt has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes
+        start with as much noise as the prior's string is longer than the prompt, spread evenly. The network conditions
+        on the prompt as on any symbols of a string: with the empty prior the posterior of the data does not depend on
+        which of them were there from the start (with the uniform one it may take some for noise). That fixed symbols
+        and closed gaps stay as they are is not conditioned on: their rates are set to 0. `max_length` (by default
+        `config.max_position_embeddings`) is a hard limit on the whole string: insertions beyond are left out. Samples
+        [B, longest] are padded with `pad_token_id`; `GMGenerateOutput.attention_mask` has their lengths. Temperature,
+        top_k, top_p and processors act on the distributions of the symbols that edits write, not on rates: also with
+        do_sample=False, which writes the most likely symbols, it is random which edits happen, and when.
 
         Vectors, images, products: `batch_size` samples [B, L, C] of `length` L, images [B, C, H, W], or a dict by field, in
         natural units where a field has a codec. Observed values (`given`) are returned unchanged, and the rest is sampled

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gm_discrete.arguments import choice, numbers, readable, whole
+from gm_discrete.arguments import choice, listed, numbers, readable, whole
 from gm_discrete.generators import Jump
 from gm_discrete.generators.edit_kernels import EditKernel, KnownEdits
 from gm_discrete.generators.kernels import Categorical, Kernel, Readout, TensorReadout
@@ -62,6 +62,7 @@ class EditPath(DiscretePath):
             start, `"random"` with the symbols of the shorter string in random columns of the longer one. With the empty
             prior all are the same.
         schedule: κ.
+        special_token_ids: symbols (masks, markers) that the uniform prior never draws; they may occur in data.
         blank_token_id: the id of the blank, which is never inserted; the last one by default. The id with which a tokenizer
             pads serves well.
 
@@ -91,6 +92,7 @@ class EditPath(DiscretePath):
         alignment: str = "optimal",
         schedule: Schedule | dict | None = None,
         blank_token_id: int | None = None,
+        special_token_ids: Sequence[int] = (),
     ) -> None:
         super().__init__(vocab_size, schedule, rates="edits")
         last = self.vocab_size - 1
@@ -102,6 +104,10 @@ class EditPath(DiscretePath):
                 f"lengths={lengths!r} and prior={prior!r}: the uniform prior needs the probabilities of the lengths 0, 1, "
                 "…, and the empty one has no lengths"
             )
+        tokens = listed("special_token_ids", special_token_ids)
+        self.special_token_ids = tuple(whole("special_token_ids", token, 0, last) for token in tokens)
+        if not self.prior_symbols:
+            raise ValueError(f"special_token_ids={self.special_token_ids} leave none of {vocab_size} symbols")
         self.lengths = None
         if lengths is not None:
             found = numbers("lengths", lengths, least=0)
@@ -119,6 +125,7 @@ class EditPath(DiscretePath):
             "alignment": self.alignment,
             "schedule": self.schedule.to_dict(),
             "blank_token_id": self.blank_token_id,
+            "special_token_ids": list(self.special_token_ids),
         }
 
     def __repr__(self) -> str:
@@ -131,6 +138,21 @@ class EditPath(DiscretePath):
     @cached_property
     def strings(self) -> Strings:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Strings(self.blank_token_id)
+
+    @cached_property
+    def prior_symbols(self) -> list[int]:
+        """The symbols that the uniform prior draws."""
+        never = {self.blank_token_id, *self.special_token_ids}
+        return [symbol for symbol in range(self.vocab_size) if symbol not in never]
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Strings [B, W] without blanks between symbols, as the network reads them.
+
+        With the empty prior W is that of x, which holds no more columns than data. Columns of an alignment may be many more:
+        with other priors W is the length of the longest string, for which the host waits.
+        """
+        x = self.strings.packed(x)
+        return x if self.inserts_only else self.strings.trimmed(x)
 
     @property
     def inserts_only(self) -> bool:
@@ -156,8 +178,8 @@ class EditPath(DiscretePath):
             return blanks
         chances = torch.tensor(self.lengths, dtype=torch.float64, device=noise.device)
         length = categorical_from_prior(chances, noise[:, 0])
-        symbol = (noise[:, 1:] * (self.vocab_size - 1)).long().clamp(max=self.vocab_size - 2)
-        symbol = symbol + (symbol >= self.blank_token_id)
+        symbols = torch.tensor(self.prior_symbols, device=noise.device)
+        symbol = symbols[(noise[:, 1:] * len(symbols)).long().clamp(max=len(symbols) - 1)]
         here = torch.arange(shape[1], device=noise.device) < length[:, None]
         return torch.where(here, symbol, blanks)
 
@@ -177,6 +199,10 @@ class EditPath(DiscretePath):
         """
         if self.inserts_only and x_0 is None:
             return torch.full_like(z, self.blank_token_id), z
+        if self.inserts_only and x_0 is not None and readable(x_0) and bool((x_0 != self.blank_token_id).any()):
+            raise ValueError(
+                "x_0 holds symbols, and with prior='empty' nothing is deleted or substituted: use prior='uniform'"
+            )
         z, batch = self.strings.packed(z), z.shape[0]
         rows = slice(rank * batch, (rank + 1) * batch)
         if x_0 is None:
@@ -204,8 +230,9 @@ class EditPath(DiscretePath):
             ValueError: symbols are not scored, and so must not change, where deletions and substitutions happen.
         """
         if self.inserts_only and x_0 is None:
-            empty = (z == self.blank_token_id).all(1, keepdim=True)  # to learn that nothing is inserted
-            return z, scored | empty, None
+            blank = z == self.blank_token_id
+            nothing = ~(scored & ~blank).any(1, keepdim=True)  # is inserted there, which is to be learnt, too
+            return z, scored | (nothing & blank), None
         kept = ~scored & (z != self.blank_token_id)
         if readable(kept) and bool(kept.any()):
             raise ValueError(
@@ -263,7 +290,7 @@ class EditPath(DiscretePath):
     def conditional(
         self, z: Tensor, x: Tensor, t: TimeLike, t_next: TimeLike | None = None, *, check: bool = True
     ) -> Jump:
-        """The edits that remain, each of rate h: a jump of the entries [B, 2 (C + 1)] of x's string.
+        """The edits that remain, each of rate h: a jump of the entries of x's string (see `packed`).
 
         Args:
             z, x: data and state, column by column, [B, C] (see `align` and `sample`).
@@ -271,11 +298,8 @@ class EditPath(DiscretePath):
         if check:
             self.check_pair(z, x, t)
             check_times(t, x, t_next)
-        place = self.strings.places(x)
-        symbol = x != self.blank_token_id
-        # The gap of a blank column is that after the last symbol before it.
-        entry = torch.where(symbol, 2 * (place + 1), 2 * symbol.cumsum(1) + 1)
-        shape = torch.Size((x.shape[0], 2 * (x.shape[1] + 1)))
+        entry = self.strings.entries_of(x)
+        shape = torch.Size((x.shape[0], 2 * (self.packed(x).shape[1] + 1)))
         kernel, now = KnownEdits(entry, z, x != z, shape, self.vocab_size, self.blank_token_id), self.at(t)
         probability = None
         if t_next is not None:
@@ -310,7 +334,7 @@ class EditPath(DiscretePath):
         if check:
             self.check(x, t, "x")
             check_times(t, x, t_next)
-        x, now = self.strings.packed(x), self.at(t)
+        x, now = self.packed(x), self.at(t)
         entries = self.strings.gapped(x)
         if isinstance(readout, Tensor):
             return self._from_expected(readout, entries, now, t_next)
@@ -372,7 +396,8 @@ class EditPath(DiscretePath):
         before, after = F.pad(symbol[:, :width], (1, 0)), symbol  # the start stands before the first column
         gap = count.gather(1, (after + 1).clamp(max=width)) > count.gather(1, before)
         own = F.pad(scored, (0, 1)).gather(1, F.pad(symbol[:, :width], (1, 0), value=width))
-        return self.strings.gapped(self.strings.packed(x)), torch.stack([own, gap], 2).flatten(1)
+        x = self.packed(x)
+        return self.strings.gapped(x), torch.stack([own, gap], 2)[:, : x.shape[1] + 1].flatten(1)
 
     def number(self, z: Tensor, scored: Tensor) -> Tensor:
         return (scored & (z != self.blank_token_id)).sum()
@@ -403,6 +428,8 @@ class EditPosterior:
         return self.expected * self.t.complement[:, None]
 
     def over(self, t_next: Tensor, belief: Kernel | None = None) -> Jump:
+        if belief is not None:
+            raise ValueError("belief: rates of edits do not follow from a belief alone; leave it out")
         return self.jump(t_next)
 
     def jump(self, t_next: TimeLike | None = None) -> Jump:

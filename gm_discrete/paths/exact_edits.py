@@ -176,6 +176,7 @@ class ExactEditModel:
         """The marginal generator at strings x [B, L] and times t [B]: every edit has the rate h n(e|x)."""
         self.path.check(x, t, "x")
         check_times(t, x, t_next)
+        x = self.path.packed(x)
         return self.path.marginal(self.expected_edits(x, t), x, t, t_next)
 
     def _powers(self, t: Tensor) -> Tensor:
@@ -277,8 +278,7 @@ def _configurations(pairs: tuple[Tensor, Tensor, Tensor, Tensor], strings: Strin
     differs = x_0 != z
     shows = differs & ((pattern[:, None] >> (differs.cumsum(1) - 1).clamp(min=0)) & 1 == 1)
     remains, x = differs & ~shows, torch.where(shows, z, x_0)
-    symbol = x != strings.blank
-    entry = 2 * symbol.cumsum(1) + (~symbol).long()  # a symbol at its place, a blank in the gap after the last symbol
+    entry = strings.entries_of(x)
     configuration, column = remains.nonzero().unbind(1)
     return _Configurations(
         which[row],
@@ -325,7 +325,7 @@ def _sources(path: EditPath, number: int) -> tuple[Tensor, Tensor]:
     """Every string of the prior [X, M], and its probability; they are combined with `number` strings of data."""
     if path.lengths is None:
         return torch.full((1, 0), path.blank_token_id), torch.ones(1, dtype=torch.float64)
-    symbols = [symbol for symbol in range(path.vocab_size) if symbol != path.blank_token_id]
+    symbols = path.prior_symbols
     allowed = {n: chance for n, chance in enumerate(path.lengths) if chance > 0}
     longest = max(allowed)
     _refuse(number * sum(len(symbols) ** n for n in allowed), "pairs of strings")

@@ -133,7 +133,7 @@ class Adaptive(Sampler):
             part = (n * 2 / FEWEST_STEPS).clamp(max=1) if most is None else torch.full_like(n, most)
             part = (part / (n * number).sqrt()).nan_to_num(1.0).clamp(max=1)
             until = torch.where(t < t_next, _after(chain.schedule(), t, t_next, part), t)
-            x, t = edit(chain, "", x, left.over(until)), until
+            x, t = edit(chain, "", x, left.over(until), active=chain.movable("") & (t < t_next)), until
         return x
 
 

@@ -24,31 +24,36 @@ def entries_free(fixed: Tensor, x: Tensor, strings: Strings) -> Tensor:
 
     Args:
         fixed: bool [B, L], symbols that stay; nothing is inserted between two of them that follow each other, or before one
-            at the start of the string. Or bool [B, 2 (L + 1)], the entries that stay themselves.
+            at the start of the string.
     """
-    if fixed.shape[1] != x.shape[1]:
-        return ~fixed
     fixed = fixed & (x != strings.blank)
     before = F.pad(fixed, (1, 0), value=True)  # the start of the string stays
     gap = before & F.pad(fixed, (0, 1))
     return ~torch.stack([before, gap], 2).flatten(1)
 
 
-def edit(chain: Chain, name: str, x: Tensor, jump: Jump, chance: Tensor | None = None) -> Tensor:
+def edit(
+    chain: Chain, name: str, x: Tensor, jump: Jump, chance: Tensor | None = None, active: Tensor | None = None
+) -> Tensor:
     """Strings after one edit at most of each entry.
 
     Args:
         x: strings [B, L], without blanks between symbols.
         chance: the probability of an edit at each entry; by default that of the step that the generator was made for.
+        active: bool [B], the strings that need the network's output; by default all that may change.
     """
     strings = jump.strings
     assert strings is not None
     entries = strings.gapped(x)
     events = chain.events(jump.chance if chance is None else chance, name)
+    chain.count(chain.movable(name) if active is None else active)
+    after = chain.land(entries, jump.kernel, events)
     if chain.max_length is not None:
-        events = events & ~_too_many(chain, entries, events, chain.max_length - strings.lengths(x))
-    chain.count(chain.movable(name))
-    return _closed(chain, name, chain.land(entries, jump.kernel, events), strings)
+        gone = ((after == strings.blank) & (entries != strings.blank)).sum(1)  # which make room
+        excess = _too_many(chain, entries, events, chain.max_length - strings.lengths(x) + gone)
+        chain.jumps -= excess.sum(1)
+        after = torch.where(excess, entries, after)
+    return _closed(chain, name, after, strings)
 
 
 def _too_many(chain: Chain, entries: Tensor, events: Tensor, room: Tensor) -> Tensor:
@@ -62,7 +67,8 @@ def _too_many(chain: Chain, entries: Tensor, events: Tensor, room: Tensor) -> Te
 def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tensor:
     """The strings of entries that have changed, and the free entries of these strings in `chain.free`.
 
-    An inserted symbol may change, and so may the gaps on both of its sides, which are the one that it was inserted into.
+    An inserted symbol may change, and so may the gaps on both of its sides, which are the one that it was inserted into. Of
+    the gaps on both sides of a deleted symbol the one before it is left.
     """
     free, tracks = chain.free[name], chain.tracks.get(name)
     gap = torch.arange(entries.shape[1], device=entries.device) % 2 == 1
@@ -81,13 +87,15 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
 
 
 def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """Strings at t_next < 1, by thinning: exact for a process whose strings grow to `chain.max_length` symbols at most.
+    """Strings at t_next < 1, by thinning: exact for a process whose strings never exceed `chain.max_length` symbols.
 
     With M = max_length, a string of n symbols has at most n edits of symbols and M − n insertions to come; a prediction of
-    more insertions is scaled down to M − n, as longer strings are impossible. So in G = −log(1 − κ) edits come at a rate of
-    M at most, whatever the state and the time: candidate events are a Poisson process of rate M, and at each one entry e is
-    edited with probability n(e)/M, n from the network at the candidate's own time. A round, in which a sequence has one
-    candidate at most, waits for the device once.
+    more insertions is scaled down to M − n, as longer strings are impossible. That holds for the strings on the way, too:
+    with optimal alignments some hold symbols of source and data side by side, up to the sum of both lengths.
+
+    So in G = −log(1 − κ) edits come at a rate of M at most, whatever the state and the time: candidate events are a Poisson
+    process of rate M, and at each one entry e is edited with probability n(e)/M, n from the network at the candidate's own
+    time. A round, in which a sequence has one candidate at most, waits for the device once.
     """
     path: Any = chain.path.fields[name]
     schedule = path.schedule
@@ -102,7 +110,9 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         time = torch.where(going, schedule.inverse(-torch.expm1(-now)), t_next)
         jump = discrete(chain.generators({name: x}, {name: time})[name])
         strings: Any = jump.strings
-        number = torch.where(chain.free[name], jump.intensity / schedule.hazard(time)[:, None], 0.0)
+        left = getattr(jump.posterior, "number", None)  # else of a generator that has only rates
+        number = jump.intensity / schedule.hazard(time)[:, None] if left is None else left
+        number = torch.where(chain.free[name], number, 0.0)
         gap = torch.arange(number.shape[1], device=x.device) % 2 == 1
         room = most - strings.lengths(x)
         scale = (room / (number * gap).sum(1).clamp(min=1e-300)).clamp(0, 1)

@@ -239,7 +239,10 @@ def test_symbols__temperature_and_truncation() -> None:
     """The share of the most likely symbols grows; do_sample=False is temperature 0, and top_k=1 the same."""
     model = network("empty")
     entropies = []
-    for options in ({"temperature": 3.0}, {}, {"temperature": 0.3}, {"top_p": 0.2}, {"top_k": 1}, {"do_sample": False}):
+    every: list[dict[str, Any]] = [
+        {"temperature": 3.0}, {}, {"temperature": 0.3}, {"top_p": 0.2}, {"top_k": 1}, {"do_sample": False}
+    ]  # fmt: skip
+    for options in every:
         out = run(model, batch_size=40, output_trajectory=True, **options)
         entropies.append(float(out.trajectory.entropy.nanmean()))
     hot, plain, cold, some, one, likely = entropies

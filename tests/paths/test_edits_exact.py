@@ -53,6 +53,16 @@ def model_of(path: EditPath, longest: int = 4) -> ExactEditModel:
     return ExactEditModel(path, tensor(data, path.blank_token_id), weights)
 
 
+@pytest.mark.parametrize(
+    ("prior", "alignment", "gap"),
+    [("empty", "optimal", 1.14), ("uniform", "left", 1.52), ("uniform", "optimal", 1.37), ("uniform", "random", 2.08)],
+)
+def test_bound_gap__is_what_the_page_on_strings_says(prior: str, alignment: str, gap: float) -> None:
+    model = model_of(path_of(prior, alignment))
+    assert round(model.entropy(), 2) == 2.97
+    assert round(model.bound_gap(), 2) == gap
+
+
 def aligned_pairs(path: EditPath, source: list[int], z: list[int]) -> list[tuple[float, list[int], list[int]]]:
     """(probability, x_0, z) of every alignment."""
     blank, m, n = path.blank_token_id, len(source), len(z)
