@@ -98,8 +98,9 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
     time. A round, in which a sequence has one candidate at most, waits for the device once.
     """
     path: Any = chain.path.fields[name]
-    schedule, most = path.schedule, chain.max_length
-    assert most is not None
+    schedule = path.schedule
+    assert chain.max_length is not None
+    most = chain.max_length.double()
     now, end = -torch.log(schedule.complement(t)), -torch.log(schedule.complement(t_next))
     while True:
         now = now - torch.log1p(-chain.uniform(len(x))) / most
@@ -113,7 +114,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         number = jump.intensity / schedule.hazard(time)[:, None] if left is None else left
         number = torch.where(chain.free[name], number, 0.0)
         gap = torch.arange(number.shape[1], device=x.device) % 2 == 1
-        room = (most - strings.lengths(x)).double()
+        room = most - strings.lengths(x)
         scale = (room / (number * gap).sum(1).clamp(min=1e-300)).clamp(0, 1)
         number = torch.where(gap, number * scale[:, None], number)
         require(

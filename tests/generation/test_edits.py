@@ -10,20 +10,46 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from gm_discrete import AllowedTokens, Draft, EditPath, GMConfig, GMGenerationConfig, GMModel, time_grid
+from gm_discrete import (
+    Adaptive,
+    AllowedTokens,
+    Draft,
+    EditPath,
+    Euler,
+    GMConfig,
+    GMGenerationConfig,
+    GMModel,
+    TauLeaping,
+    Uniformization,
+    time_grid,
+)
 from gm_discrete.generation.strings import StringStart, occurrence, read_draft, read_prompts
 from tests.helpers.networks import rng
 from tests.helpers.string_models import BLANK, LONGEST, PATHS, K, network
 
-SAMPLERS = ("tau_leaping", "euler", "adaptive", "uniformization")
+COARSE = {
+    "tau_leaping": TauLeaping(),
+    "euler": Euler(),
+    "adaptive": Adaptive(2.0),
+    "uniformization": Uniformization(0.3),
+}
+"""With few network calls."""
 MASK = 5  # of models with a mask token
 every_path = pytest.mark.parametrize("name", PATHS)
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+every_sampler = pytest.mark.parametrize("sampler", COARSE)
 
 
 def run(model: GMModel, prompts: list[list[int]] | None = None, **options: Any) -> Any:
     settings: dict[str, Any] = {"num_steps": 6, "seed": 0, "return_dict_in_generate": True} | options
     return model.generate(None if prompts is None else torch.tensor(prompts), **settings)
+
+
+def sparse(name: str, **options: Any) -> GMModel:
+    """A network that inserts little, so that lengths differ."""
+    model = network(name, **options)
+    with torch.no_grad():
+        model.heads["edits"].bias[0] -= 3.0
+    return model
 
 
 def texts(out: Any) -> list[list[int]]:
@@ -64,35 +90,35 @@ HOLES: list[tuple[str, list[int], list[list[int]], bool, bool]] = [
 
 @every_path
 @every_sampler
-@pytest.mark.parametrize(
-    ("prompt", "parts", "opens", "closes"), [hole[1:] for hole in HOLES], ids=[h[0] for h in HOLES]
-)
-def test_holes__are_filled_and_nothing_else_changes(
-    name: str, sampler: str, prompt: list[int], parts: list[list[int]], opens: bool, closes: bool
-) -> None:
-    """On networks with random weights, whose strings would lose their fixed symbols at once."""
-    blank, grown = PATHS[name].blank_token_id, set()
+def test_holes__are_filled_and_nothing_else_changes(name: str, sampler: str) -> None:
+    """On networks with random weights, whose strings would lose their fixed symbols at once; all forms in one batch."""
+    blank, rows = PATHS[name].blank_token_id, 8
+    ids, mask = torch.full((len(HOLES), 5), 4), torch.zeros(len(HOLES), 5)
+    for row, (_, prompt, *_) in enumerate(HOLES):
+        ids[row, 5 - len(prompt) :] = torch.tensor([blank if symbol < 0 else symbol for symbol in prompt]).long()
+        mask[row, 5 - len(prompt) :] = 1
+    grown = set()
     for seed in range(3):
-        model = network(name, seed=seed)
-        ids = [[blank if symbol < 0 else symbol for symbol in prompt]] * 8
-        settings = {"batch_size": 8} if not prompt else {"attention_mask": torch.ones(8, len(prompt))}
-        out = run(model, ids if prompt else None, sampler=sampler, max_length=9, seed=seed, num_steps=4, **settings)
-        for text in texts(out):
-            assert fits(text, parts, opens, closes), text
+        options = {"sampler": COARSE[sampler], "attention_mask": mask, "num_return_sequences": rows, "seed": seed}
+        out = run(network(name, seed=seed), ids.tolist(), max_length=9, **options)
+        for row, text in enumerate(texts(out)):
+            form, _, parts, opens, closes = HOLES[row // rows]
+            assert fits(text, parts, opens, closes), (form, text)
             assert len(text) <= 9
             assert blank not in text
-            grown.add(len(text) > sum(map(len, parts)))
-    assert True in grown
+            if len(text) > sum(map(len, parts)):
+                grown.add(form)
+    assert grown == {form for form, *_ in HOLES}
 
 
 @every_path
 def test_holes__are_marked_by_mask_tokens_where_there_are_some(name: str) -> None:
-    """Then a blank is no hole, and the mask token is never written."""
+    """Then a blank is no hole, and edits never write the mask token."""
     model = network(name, mask_token_id=MASK)
     blank = model.path.blank_token_id
     out = run(model, [[1, MASK, 3, blank]] * 20 + [[1, 3, blank, blank]] * 20, max_length=8)
     for row, text in enumerate(texts(out)):
-        assert MASK not in text
+        assert name != "empty" or MASK not in text  # sources of the uniform prior hold all symbols but the blank
         assert fits(text, [[1], [3]] if row < 20 else [[1, 3]], False, row >= 20), text
 
 
@@ -141,11 +167,12 @@ def test_max_length__is_a_hard_limit_of_each_string(name: str, sampler: str) -> 
     """Which they reach: with large rates all strings want to be longer."""
     model = network(name)
     with torch.no_grad():
-        model.heads["edits"].bias[0] += 3.0  # insertions
-    lengths = [len(text) for text in texts(run(model, batch_size=50, sampler=sampler, max_length=4))]
+        model.heads["edits"].bias[0] += 1.5  # insertions
+    lengths = [len(text) for text in texts(run(model, batch_size=50, sampler=COARSE[sampler], max_length=4))]
     assert max(lengths) == 4
-    assert max(len(text) for text in texts(run(model, batch_size=50, sampler=sampler))) == LONGEST  # of the config
-    out = run(model, [[1, 3, 4], [1, PATHS[name].blank_token_id, 3]] * 20, sampler=sampler, max_new_tokens=2)
+    lengths = [len(text) for text in texts(run(model, batch_size=50, sampler=COARSE[sampler]))]
+    assert 4 < max(lengths) <= LONGEST  # of the config
+    out = run(model, [[1, 3, 4], [1, PATHS[name].blank_token_id, 3]] * 20, sampler=COARSE[sampler], max_new_tokens=2)
     lengths = [len(text) for text in texts(out)]
     assert max(lengths[::2]) == 5
     assert max(lengths[1::2]) == 4
@@ -220,7 +247,10 @@ def test_symbols__temperature_and_truncation() -> None:
     """The share of the most likely symbols grows; do_sample=False is temperature 0, and top_k=1 the same."""
     model = network("empty")
     entropies = []
-    for options in ({"temperature": 3.0}, {}, {"temperature": 0.3}, {"top_p": 0.2}, {"top_k": 1}, {"do_sample": False}):
+    every: list[dict[str, Any]] = [
+        {"temperature": 3.0}, {}, {"temperature": 0.3}, {"top_p": 0.2}, {"top_k": 1}, {"do_sample": False}
+    ]  # fmt: skip
+    for options in every:
         out = run(model, batch_size=40, output_trajectory=True, **options)
         entropies.append(float(out.trajectory.entropy.nanmean()))
     hot, plain, cold, some, one, likely = entropies
@@ -255,12 +285,12 @@ def test_batch__wider_neighbours_do_not_change_network_outputs(name: str) -> Non
 @pytest.mark.parametrize("sampler", ["tau_leaping", "uniformization"])
 def test_batch__a_row_has_the_same_distribution_beside_longer_ones(sampler: str) -> None:
     """Lengths of 2000 samples of one prompt, alone and beside longer prompts of other limits."""
-    model, number = network("uniform"), 2000
+    model, number = sparse("uniform"), 2000
     short, long = [1, BLANK, BLANK, BLANK], [1, 2, BLANK, 3]
-    options = {"sampler": sampler, "max_new_tokens": 4, "num_steps": 3}
+    options = {"sampler": COARSE[sampler], "max_new_tokens": 4, "num_steps": 3}
     lengths = []
     for prompts in ([short] * number, [short, long] * number):
-        found = run(model, prompts, **options, **({} if sampler == "tau_leaping" else {"num_steps": 1}))
+        found = run(model, prompts, **options)
         every = found.attention_mask.sum(1)[:: len(prompts) // number]
         lengths.append(every.bincount(minlength=8) / number)
     # The difference of two shares has a standard deviation of at most √(1/2/number); 4.5 of them are 0.071.
@@ -269,7 +299,7 @@ def test_batch__a_row_has_the_same_distribution_beside_longer_ones(sampler: str)
 
 
 def test_batch__num_return_sequences_repeats_prompts() -> None:
-    out = run(network("uniform"), [[1, BLANK, 3], [4, 2, BLANK]], num_return_sequences=3, max_length=6)
+    out = run(sparse("uniform"), [[1, BLANK, 3], [4, 2, BLANK]], num_return_sequences=3, max_length=6)
     assert [text[0] for text in texts(out)] == [1, 1, 1, 4, 4, 4]
     assert len({*map(tuple, texts(out)[:3])}) > 1
 
@@ -284,10 +314,10 @@ def test_draft__keeps_more_of_itself_the_later_it_starts(name: str, sampler: str
     draft = torch.tensor([[1, 3, 4, 1, 3, 4]] * 40)
     kept = []
     for time in (0.1, 0.97):
-        found = run(model, start_from=Draft(draft, time=time), sampler=sampler, num_steps=8)
+        found = run(model, start_from=Draft(draft, time=time), sampler=COARSE[sampler], num_steps=8)
         kept.append(sum(text == [1, 3, 4, 1, 3, 4] for text in texts(found)))
     assert kept[0] < kept[1]
-    assert kept[1] > 20
+    assert kept[1] > 10
 
 
 def test_draft__is_dropped_symbol_by_symbol_with_the_empty_prior() -> None:
@@ -309,7 +339,7 @@ def test_draft__holds_the_fixed_symbols_of_the_prompt(name: str, sampler: str) -
     prompt, draft = [1, blank, 3, 4, blank, 5], [1, 3, 1, 3, 4, 1, 5]
     for time in (0.0, 0.6):
         out = run(
-            network(name), [prompt] * 20, attention_mask=torch.ones(20, 6), sampler=sampler, max_length=9,
+            network(name), [prompt] * 20, attention_mask=torch.ones(20, 6), sampler=COARSE[sampler], max_length=9,
             start_from=Draft(torch.tensor([draft] * 20), time),
         )  # fmt: skip
         for text in texts(out):
@@ -318,8 +348,8 @@ def test_draft__holds_the_fixed_symbols_of_the_prompt(name: str, sampler: str) -
 
 
 def test_draft__is_never_longer_than_the_limit_with_its_noise() -> None:
-    """Sources of up to 4 symbols beside a draft of 4 that has none of them."""
-    path = EditPath(K, prior="uniform", lengths=[0, 0, 0, 0, 1.0], alignment="random")
+    """The sources have 6 symbols, the drafts 4, and 5 are allowed."""
+    path = EditPath(K, prior="uniform", lengths=[0, 0, 0, 0, 0, 0, 1.0], alignment="random")
     draft = torch.tensor([[1, 2, 3, 4]] * 200)
     prompts = read_prompts(path, torch.tensor([[1, BLANK, 4, BLANK]] * 200), None, None)
     start = StringStart.of(path, 200, prompts, draft, 5, 0, BLANK, torch.device("cpu"))
@@ -367,7 +397,7 @@ def test_draft__padding_and_masks_are_no_symbols() -> None:
 @every_sampler
 def test_output__counts_and_padding(sampler: str) -> None:
     model = network("uniform", pad_token_id=0)
-    out = run(model, batch_size=30, sampler=sampler, max_length=6)
+    out = run(model, batch_size=30, sampler=COARSE[sampler], max_length=6)
     lengths = out.attention_mask.sum(1)
     assert out.sequences.shape == out.attention_mask.shape == (30, int(lengths.max()))
     assert (out.sequences[out.attention_mask == 0] == 0).all()
@@ -376,11 +406,11 @@ def test_output__counts_and_padding(sampler: str) -> None:
         assert out.network_calls.tolist() == [6] * 30
     assert (out.jumps > 0).any()
     assert (out.error_bound is not None) == (sampler == "uniformization")
-    other = run(model, batch_size=30, sampler=sampler, max_length=6, pad_token_id=2)
+    other = run(model, batch_size=30, sampler=COARSE[sampler], max_length=6, pad_token_id=2)
     assert (other.sequences[other.attention_mask == 0] == 2).all()
     assert texts(other) == texts(out)
     assert torch.equal(
-        run(model, batch_size=30, sampler=sampler, max_length=6, return_dict_in_generate=False), out.sequences
+        run(model, batch_size=30, sampler=COARSE[sampler], max_length=6, return_dict_in_generate=False), out.sequences
     )
 
 
@@ -402,7 +432,7 @@ class Listener:
 
 def test_streamer__gets_strings_of_varying_width() -> None:
     listener = Listener()
-    out = run(network("uniform"), batch_size=4, streamer=listener, pad_token_id=0)
+    out = run(sparse("uniform"), batch_size=4, streamer=listener, pad_token_id=0)
     assert listener.ended
     assert len(listener.finished) == 1
     assert torch.equal(listener.finished[0], out.sequences)
@@ -431,8 +461,8 @@ def test_stopping_criteria__end_with_one_last_step(sampler: str) -> None:
         return torch.full((len(ids),), len(seen) == 3)
 
     out = run(
-        network("uniform"), [[BLANK, 1, 2, BLANK, 3]] * 20, sampler=sampler, stopping_criteria=[criterion], max_length=9,
-        output_trajectory=True, num_steps=8,
+        network("uniform"), [[BLANK, 1, 2, BLANK, 3]] * 20, sampler=COARSE[sampler], stopping_criteria=[criterion],
+        max_length=9, output_trajectory=True, num_steps=8,
     )  # fmt: skip
     assert len(seen) == 3
     assert out.trajectory.times.tolist() == [0.0, 0.125, 0.25, 0.375, 1.0]
@@ -448,7 +478,12 @@ def test_stopping_criteria__end_with_one_last_step(sampler: str) -> None:
 def test_trajectory__recorded_edits_lead_from_each_string_to_the_next(name: str, sampler: str) -> None:
     model, blank = network(name), PATHS[name].blank_token_id
     out = run(
-        model, [[blank, 1, 3, blank, 4]] * 6, sampler=sampler, max_length=9, output_trajectory=True, pad_token_id=0
+        model,
+        [[blank, 1, 3, blank, 4]] * 6,
+        sampler=COARSE[sampler],
+        max_length=9,
+        output_trajectory=True,
+        pad_token_id=0,
     )
     found = out.trajectory
     assert found.times.tolist() == time_grid(model.path, 6).tolist()
@@ -473,11 +508,7 @@ def test_trajectory__recorded_edits_lead_from_each_string_to_the_next(name: str,
             assert int(found.jumps[step, row]) == sum(edits)
             counts += torch.tensor(edits)
             assert len(before) == len(old)
-        fixed = [
-            number
-            for number, stays in zip(found.numbers[-1, row].tolist(), found.fixed[row].tolist(), strict=False)
-            if stays
-        ]
+        fixed = found.numbers[-1, row][found.fixed[row]].tolist()
         for string in strings:
             assert [symbol for number, symbol in string if number in fixed] == [1, 3, 4]
     assert counts[0] > 0
@@ -490,7 +521,7 @@ def test_trajectory__recorded_edits_lead_from_each_string_to_the_next(name: str,
 def test_trajectory__observing_changes_nothing() -> None:
     for sampler in ("tau_leaping", "euler"):
         plain, seen = (
-            run(network("uniform"), batch_size=5, sampler=sampler, output_trajectory=recorded)
+            run(network("uniform"), batch_size=5, sampler=COARSE[sampler], output_trajectory=recorded)
             for recorded in (False, True)
         )
         assert torch.equal(plain.sequences, seen.sequences)

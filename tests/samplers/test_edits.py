@@ -156,3 +156,16 @@ def test_samplers__that_do_not_fit_strings_are_named() -> None:
     with pytest.raises(ValueError, match="max_length"):
         simulate(model, model.path.prior((1, 4)), [0.0, 1.0], max_length=0)
     assert TauLeaping().misfit(model.path) is None
+
+
+def test_simulate__strings_may_have_limits_of_their_own() -> None:
+    """One symbol and three symbols at most, in turn: both limits are reached, and none is exceeded."""
+    model = exact("empty")
+    limits = torch.tensor([1, 3]).repeat(200)
+    for sampler in ("tau_leaping", "uniformization"):
+        x = simulate(model, model.path.prior((400, 1)), torch.linspace(0, 1, 9), rng(8), sampler, max_length=limits)
+        lengths = model.path.strings.lengths(x)
+        assert [int(lengths[row::2].max()) for row in (0, 1)] == [1, 3]
+    for wrong in (limits[:2], limits.float()):
+        with pytest.raises(ValueError, match=r"max_length must be an integer or a long tensor \[B\] of 400"):
+            simulate(model, model.path.prior((400, 1)), [0.0, 1.0], max_length=wrong)
