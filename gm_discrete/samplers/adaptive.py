@@ -21,7 +21,7 @@ from gm_discrete.paths.edits import EditPosterior
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import State, Times
 from gm_discrete.samplers.base import EVERY_SHAPE, STRINGS, Chain, Sampler, discrete, leaving, needs_network, posterior
-from gm_discrete.samplers.edits import edit
+from gm_discrete.samplers.edits import edit, possible
 from gm_discrete.samplers.euclidean import advance, pace, update_rows
 
 SURVEY = 32
@@ -126,8 +126,8 @@ class Adaptive(Sampler):
             return x
         memory, most = chain.remember("", TokenMemory), self.max_expected_changes
         while bool((t < t_next).any()):
-            left = posterior(discrete(chain.generators({"": x}, {"": t})[""]))
-            number = torch.where(chain.free[""], cast(EditPosterior, left).number, 0.0).sum(1)
+            left = cast(EditPosterior, posterior(discrete(chain.generators({"": x}, {"": t})[""])))
+            number = possible(chain, "", x, left.number, left.path.strings).sum(1)
             memory.unsettled = number if memory.unsettled is None else torch.maximum(memory.unsettled, number)
             n = memory.unsettled
             part = (n * 2 / FEWEST_STEPS).clamp(max=1) if most is None else torch.full_like(n, most)

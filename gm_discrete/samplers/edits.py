@@ -86,6 +86,17 @@ def _closed(chain: Chain, name: str, entries: Tensor, strings: Strings) -> Tenso
     return x
 
 
+def possible(chain: Chain, name: str, x: Tensor, number: Tensor, strings: Strings) -> Tensor:
+    """The expected numbers of edits [B, E] of free entries, the insertions scaled down to those that there is room for."""
+    number = torch.where(chain.free[name], number, 0.0)
+    if chain.max_length is None:
+        return number
+    gap = torch.arange(number.shape[1], device=number.device) % 2 == 1
+    room = (chain.max_length - strings.lengths(x)).double()
+    scale = (room / (number * gap).sum(1).clamp(min=1e-300)).clamp(0, 1)
+    return torch.where(gap, number * scale[:, None], number)
+
+
 def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Strings at t_next < 1, by thinning: exact for a process whose strings never exceed `chain.max_length` symbols.
 
@@ -112,11 +123,7 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         strings: Any = jump.strings
         left = getattr(jump.posterior, "number", None)  # else of a generator that has only rates
         number = jump.intensity / schedule.hazard(time)[:, None] if left is None else left
-        number = torch.where(chain.free[name], number, 0.0)
-        gap = torch.arange(number.shape[1], device=x.device) % 2 == 1
-        room = most - strings.lengths(x)
-        scale = (room / (number * gap).sum(1).clamp(min=1e-300)).clamp(0, 1)
-        number = torch.where(gap, number * scale[:, None], number)
+        number = possible(chain, name, x, number, strings)
         require(
             (number.sum(1) <= most * (1 + 1e-9)).all(), ValueError, "rates of edits exceed those of their candidates"
         )
