@@ -145,7 +145,7 @@ class Field:
 
     def num_positions(self, x: Tensor) -> int:
         """Positions of the transformer for a state x [B, …]; one more for the start of a string."""
-        count = x.shape[1:].numel() // (self.slots * self.entry_size)
+        count = x[0].numel() // (self.slots * self.entry_size)
         return count if self.path.strings is None else count + 1
 
     def state_shape(self, length: int) -> tuple[int, ...]:

