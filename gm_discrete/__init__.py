@@ -23,6 +23,7 @@ from gm_discrete.objective import (
     conditional_loss,
 )
 from gm_discrete.paths import (
+    EditPath,
     EuclideanMixturePath,
     FinitePath,
     GaussianPath,
@@ -39,6 +40,7 @@ from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, Trigonometr
 from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
 from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
 from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
+from gm_discrete.paths.exact_edits import ExactEditModel
 from gm_discrete.paths.exact_rotations import ExactRotationModel, kolmogorov_residual
 from gm_discrete.paths.schedules import (
     CosineSchedule,
@@ -93,9 +95,11 @@ __all__ = [
     "Diffusion",
     "DormandPrince",
     "Draft",
+    "EditPath",
     "EntropyBounded",
     "EuclideanMixturePath",
     "Euler",
+    "ExactEditModel",
     "ExactGaussianModel",
     "ExactModel",
     "ExactProductModel",

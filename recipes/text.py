@@ -1,4 +1,4 @@
-"""Trains, scores and samples a discrete diffusion language model, with masked, uniform or unigram noise.
+"""Trains, scores and samples a discrete diffusion language model, with masked, uniform or unigram noise, or by edits.
 
     accelerate launch recipes/text.py --config recipes/configs/shakespeare.yaml [--any_argument value]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -25,7 +26,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from gm_discrete import GMConfig, GMModel, MaskedPath, MixturePath, UniformPath
+from gm_discrete import EditPath, GMConfig, GMModel, MaskedPath, MixturePath, UniformPath
 from gm_discrete.data import (
     byte_level_bpe,
     character_tokenizer,
@@ -69,8 +70,8 @@ Tokenizer = Any
 TOKENIZER_TEXTS = 100_000
 """Number of texts of a stream from which a tokenizer is trained."""
 
-UNIGRAM_SEQUENCES = 10_000
-"""Number of sequences in which the frequencies of the unigram path are counted."""
+COUNTED_SEQUENCES = 10_000
+"""Number of sequences in which the tokens of the unigram path, or the lengths of the prior of edits, are counted."""
 
 FEWEST, FEWEST_HELD_OUT = 8, 2
 """The least numbers of sequences for training, and of held-out ones, of which a standard error needs two."""
@@ -96,7 +97,9 @@ class TextArguments(BackboneArguments):
 
     data: str = field(
         default="shakespeare",
-        metadata={"help": "shakespeare, gcide, moses, a txt, csv, json, parquet or smi file, a folder or a hub id"},
+        metadata={
+            "help": "shakespeare, shakespeare_lines, gcide, moses, a txt, csv, json, parquet or smi file, a folder or hub id"
+        },
     )
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(
@@ -135,8 +138,19 @@ class TextArguments(BackboneArguments):
     add_eos: bool = field(default=True, metadata={"help": "append the end-of-text token to every text"})
     max_eval_sequences: int = field(default=512, metadata={"help": "held-out sequences that are scored"})
 
-    path: str = field(default="masked", metadata={"help": "prior: masked, uniform, or unigram (token frequencies)"})
-    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, if the path is not masked"})
+    path: str = field(
+        default="masked",
+        metadata={
+            "help": "prior: masked, uniform, or unigram (token frequencies); edits: strings of any length, which needs "
+            "packed=false"
+        },
+    )
+    rates: str = field(default="reversal", metadata={"help": "reversal or mixture, if the path is uniform or unigram"})
+    prior: str = field(
+        default="empty",
+        metadata={"help": "of edits: empty, or uniform: random tokens, as many as the training texts have"},
+    )
+    alignment: str = field(default="optimal", metadata={"help": "of edits with prior uniform: optimal, random or left"})
     schedule: str = field(default='{"type": "linear"}', metadata={"help": "name or JSON of a schedule"})
     hidden_size: int = field(default=512, metadata={"help": "width of a new transformer"})
     num_hidden_layers: int = field(default=8, metadata={"help": "layers of a new transformer"})
@@ -157,15 +171,18 @@ class TextArguments(BackboneArguments):
     num_eval_samples: int = field(default=4, metadata={"help": "draws of the bound per held-out sequence"})
 
     prompt: str = field(
-        default="", metadata={"help": "text that the sample contains at its start; _ is a token to fill"}
+        default="",
+        metadata={"help": "text that the sample contains at its start; _ is a token to fill, of edits any number"},
     )
-    sample_length: int | None = field(default=None, metadata={"help": "tokens of the sample; default: length"})
+    sample_length: int | None = field(
+        default=None, metadata={"help": "tokens of the sample, of edits the most; default: length"}
+    )
     num_steps: int = field(default=128, metadata={"help": "sampling steps"})
 
 
 OF_NEW = ("tokenizer", "alphabet", "tokenizer_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """Arguments without effect on a pretrained model."""
-OF_PATH = ("rates", "schedule")
+OF_PATH = ("rates", "prior", "alignment", "schedule")
 """Arguments without effect on a `GMModel`, whose path has them."""
 
 
@@ -296,6 +313,10 @@ def tokenized(options: TextArguments, tokenizer: Tokenizer, split: str) -> Datas
     """Tokenises one split; the validation split is reduced to `max_eval_sequences`, evenly spaced (first, if a stream)."""
     if options.packed and options.pad_to_length:
         raise ValueError("pad_to_length=True needs packed=False: packed sequences have no padding")
+    if options.path == "edits" and (options.packed or options.pad_to_length):
+        raise ValueError(
+            "path='edits' needs packed=False and pad_to_length=False: each text is a string, and its length is learned"
+        )
     if options.separate and not options.packed:
         raise ValueError("separate=True needs packed=True: else each sequence is one text")
     packing = partial(pack, separate=options.separate)
@@ -377,7 +398,7 @@ def build_config(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | I
 
 
 def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | IterableDataset) -> ProbabilityPath:
-    """The path from noise to text; the unigram prior is estimated from tokenised `rows`."""
+    """The path from noise to text; priors are estimated from tokenised `rows`."""
     size, schedule = len(tokenizer), json_option("schedule", options.schedule)
     size = size if options.backbone is None else max(size, backbone_config(options.backbone).vocab_size)
     if options.path == "masked":
@@ -385,12 +406,22 @@ def build_path(options: TextArguments, tokenizer: Tokenizer, rows: Dataset | Ite
     if options.path == "uniform":
         return UniformPath(size, schedule, options.rates, tokenizer.all_special_ids)
     if options.path == "unigram":
-        if isinstance(rows, Dataset):
-            rows = rows.select(range(0, len(rows), -(-len(rows) // UNIGRAM_SEQUENCES)))
-        counts = Counter(token for row in islice(rows, UNIGRAM_SEQUENCES) for token in row["input_ids"])
+        counts = Counter(token for row in some(rows) for token in row["input_ids"])
         never = [token for token in (tokenizer.mask_token_id, tokenizer.pad_token_id) if token is not None]
         return MixturePath.unigram([counts[token] for token in range(size)], schedule, options.rates, never)
-    raise ValueError(f"path={options.path!r} must be masked, uniform or unigram")
+    if options.path == "edits":
+        counts = Counter(len(row["input_ids"]) for row in some(rows)) if options.prior == "uniform" else None
+        lengths = None if counts is None else [counts[length] for length in range(max(counts) + 1)]
+        special = tokenizer.all_special_ids
+        return EditPath(size, options.prior, lengths, options.alignment, schedule, tokenizer.pad_token_id, special)
+    raise ValueError(f"path={options.path!r} must be masked, uniform, unigram or edits")
+
+
+def some(rows: Dataset | IterableDataset) -> Iterable[Any]:
+    """At most `COUNTED_SEQUENCES` of the rows, evenly spaced; of a stream the first."""
+    if isinstance(rows, Dataset):
+        rows = rows.select(range(0, len(rows), -(-len(rows) // COUNTED_SEQUENCES)))
+    return islice(rows, COUNTED_SEQUENCES)
 
 
 def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -402,8 +433,9 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
     length = options.sample_length or options.length
     settings: dict[str, Any] = {"num_steps": options.num_steps, "seed": 0}
     settings |= {"return_dict_in_generate": True, "output_trajectory": True}
+    size = "max_length" if options.path == "edits" else "length"
     if not options.prompt:
-        return settings | {"length": length}
+        return settings | {size: length}
     ids = [
         tokenizer.mask_token_id if piece == "_" else token
         for piece in split_prompt(options.prompt)
@@ -416,13 +448,16 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
             f"prompt={options.prompt!r} has {len(ids)} tokens and leaves none of length={length} to fill; shorten it, raise "
             "sample_length, or mark tokens to fill with _"
         )
-    return settings | {"input_ids": torch.tensor([ids]), "max_new_tokens": max(0, length - len(ids))}
+    new = {size: length} if options.path == "edits" else {"max_new_tokens": max(0, length - len(ids))}
+    return settings | {"input_ids": torch.tensor([ids]), **new}
 
 
 def write_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> str:
     """Generates from the prompt, and writes the text and pictures of its steps; returns the text."""
     sample = model.generate(**sampling(options, tokenizer))
-    text = tokenizer.decode(sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length)
+    text = tokenizer.decode(
+        sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length or options.path == "edits"
+    )
     (output / "sample.txt").write_text(text, encoding="utf-8")
     animate(sample.trajectory, tokenizer, output / "sample.gif")
     masks = model.config.mask_token_id if isinstance(model.path, MaskedPath) else None

@@ -37,6 +37,7 @@ from tests.helpers.malformed import TENSORS, VALUES, check_finite, check_works, 
 Call = Callable[..., Any]
 
 NEEDED: dict[str, dict[str, Any]] = {
+    "edits": {"vocab_size": 3},
     "masked": {"vocab_size": 4}, "uniform": {"vocab_size": 3}, "mixture": {"vocab_size": 2, "prior": [0.5, 0.5]},
     "metric": {"vocab_size": 2, "embeddings": [[0.0], [1.0]]}, "product": {"factors": {"a": MaskedPath(3)}},
     "blocks": {"length": 2}, "standard_scaler": {"mean": 0.0, "std": 1.0}, "categories": {"names": ["a", "b"]},

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from gm_discrete.data.collator import IGNORED
 from recipes.datasets.packages import package_folder
 
 
@@ -36,6 +42,36 @@ def materialize_smollm2(folder: str | os.PathLike[str]) -> Path:
         Path(draft).chmod(0o755)
         Path(draft).rename(target)
     return target
+
+
+@torch.no_grad()
+def nats_after(
+    judge: PreTrainedModel, tokenizer: Any, contexts: Sequence[str], texts: Sequence[str], batch_size: int = 8
+) -> tuple[Tensor, Tensor]:
+    """−log p(text | context) under a causal language model, float64 [N], and the number of tokens of each text, [N].
+
+    Context and text are tokenised each by itself, so that one text has the same tokens after every context.
+
+    Raises:
+        ValueError: a context has no token, so that nothing comes before the first token of the text.
+    """
+    nats, counts = [], []
+    for start in range(0, len(texts), batch_size):
+        rows, labels = [], []
+        for context, text in zip(contexts[start : start + batch_size], texts[start : start + batch_size], strict=True):
+            before, own = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (context, text))
+            if not before:
+                raise ValueError(f"context={context!r} of {text!r} has no token; give one, such as a line break")
+            rows.append(torch.tensor(before + own))
+            labels.append(torch.tensor([IGNORED] * len(before) + own))
+        ids = pad_sequence(rows, batch_first=True).to(judge.device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(judge.device)
+        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(judge.device)[:, 1:]
+        logits = judge(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+        nats.append(losses.double().sum(1).cpu())
+        counts.append((targets != IGNORED).sum(1).cpu())
+    return torch.cat(nats), torch.cat(counts)
 
 
 def _dense_model(folder: Path, weights: str) -> PreTrainedModel:

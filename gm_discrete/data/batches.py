@@ -17,7 +17,10 @@ def clean_data(path: Path, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor],
     state = pack_state(path, batch[path.state_name], path.state_name)
     labels = pack_state(path, batch["labels"], "labels")
     scored = {name: field.loss_mask(labels[name]) for name, field in path.fields.items()}
-    return {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}, scored
+    z = {name: torch.where(scored[name], labels[name], state[name]) for name in path.fields}
+    if path.strings is not None:
+        z[""] = path.strings.without_padding(z[""], batch.get("attention_mask"))
+    return z, scored
 
 
 def attends_to_all(attention_mask: Tensor) -> bool:

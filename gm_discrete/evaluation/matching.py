@@ -16,6 +16,7 @@ from gm_discrete.likelihood import evaluation_mode
 from gm_discrete.models import GMModel
 from gm_discrete.objective import (
     UniformTimeSampler,
+    align_strings,
     corrupt,
     field_divergences,
     generator_times,
@@ -74,21 +75,25 @@ def _example_sums(
     path, config = model.path, model.config
     z, scored = clean_data(path, batch)
     names = ("attention_mask", "class_labels") if config.num_classes else ("attention_mask",)
-    conditioning = {name: batch[name] for name in names if name in batch}
+    conditioning, counted = {name: batch[name] for name in names if name in batch}, scored
+    if path.strings is not None:  # blanks tell what is padding, in other columns than those of the mask
+        conditioning.pop("attention_mask", None)
+        counted = {"": scored[""] & (z[""] != path.strings.blank)}
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for _ in range(num_samples):
-        x, t = corrupt(path, z, scored, rng, UniformTimeSampler())
+        data, chosen, x_0 = (z, scored, None) if path.strings is None else align_strings(path, z, scored, None, rng)
+        x, t = corrupt(path, data, chosen, rng, UniformTimeSampler(), x_0=x_0)
         now = path.joined(generator_times(path, t))
         predicted = factors(model.generator(unpack(x), now, network_time=t, **conditioning))
-        for name, parts in field_divergences(path, predicted, z, x, t, scored, config.divergence).items():
+        for name, parts in field_divergences(path, predicted, data, x, t, chosen, config.divergence).items():
             weights = config.loss_weights.get(name) if name and config.loss_weights else None
             for part, values in parts.items():
                 weight = weights.get(part, 1.0) if isinstance(weights, Mapping) else 1.0
                 key = name or part  # the parts of a single field are weighed in the total
                 total = weight * values.flatten(1).double().sum(1)
                 totals[key] = totals[key] + total if key in totals else total
-                counts[key] = num_samples * entries(scored[name], path.fields[name].space).flatten(1).double().sum(1)
+                counts[key] = num_samples * entries(counted[name], path.fields[name].space).flatten(1).double().sum(1)
     return {key: (totals[key], counts[key]) for key in totals}
 
 

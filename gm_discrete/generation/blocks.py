@@ -12,7 +12,8 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generators import Generator
 from gm_discrete.nn.blocks import BlockCache, WindowCache
-from gm_discrete.nn.readout import LogitsProcessor, Network, OnRead, Window, readouts
+from gm_discrete.nn.readout import LogitsProcessor, Network, OnRead, Window
+from gm_discrete.nn.readouts import readouts
 from gm_discrete.process import State
 from gm_discrete.samplers import Simulation
 

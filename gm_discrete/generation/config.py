@@ -66,7 +66,8 @@ class GMGenerationConfig(GenerationConfig):
         compile: compile the layers of the network, and on a GPU replay its calls as CUDA graphs. Off by default: the first
             calls take longer, and later ones are faster (see `nn.replay`).
         max_new_tokens: positions to fill after each prompt; 0 by default, which fills only the mask tokens inside.
-        max_length: positions of a sample, the prompt included; in place of max_new_tokens or length.
+        max_length: positions of a sample, the prompt included; in place of max_new_tokens or length. Of strings (`EditPath`)
+            the greatest number of symbols, as max_new_tokens is the greatest number of new ones.
         num_return_sequences: samples for each prompt or each row of the other arguments, one after another.
         do_sample: False is temperature=0, and seed=0 unless another is given: the same call returns the same samples. When
             the jumps happen, and so the order in which tokens are revealed, is still random.

@@ -27,7 +27,7 @@ class Draft:
     Attributes:
         values: whole samples, as `generate` returns them for the same arguments: token ids [B, L], prompts included; numbers
             [B, L, C] or images; for a product path a dict by field, which may leave out some. Mask tokens (NaN in numbers)
-            are gaps, which start from the prior and are filled.
+            are gaps, which start from the prior and are filled. Strings are followed by blanks or pad tokens.
         time: t in [0, 1).
 
     >>> import torch

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gm_discrete.generation.outputs import Trajectory
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.process import State
 
 
@@ -35,17 +37,19 @@ class Observers:
         recorder: `None` unless a trajectory is recorded.
         prompt_length: positions of the prompt, which is streamed first. streamed: positions streamed so far.
         stopped_at: the time at which the criteria held for all sequences, or `None`.
+        shown: how states are shown to the streamer and the criteria, if not as they are.
         block: in generation by blocks: the whole sequences [B, T], the rows [n] and the positions of the current block.
     """
 
     def __init__(self, streamer: Streamer | None = None, criteria: Sequence[StoppingCriteria] | None = None) -> None:
         self.streamer, self.criteria = streamer, StoppingCriteriaList(criteria or [])
-        self.recorder: Recorder | None = None
+        self.recorder: Recorder | StringRecorder | None = None
         self.prompt_length = self.streamed = 0
         self.last: Tensor | None = None
         self.stopped_at: float | None = None
         self.block: tuple[Tensor, Tensor, slice] | None = None
         self.ended: Tensor | None = None
+        self.shown: Callable[[Tensor], Tensor] | None = None
 
     @property
     def needs_grid(self) -> bool:
@@ -67,7 +71,7 @@ class Observers:
 
     def __call__(self, state: State, t: float) -> bool:
         """Observes the state at time t of the grid; true ends the simulation. (Products have no observers.)"""
-        x = state[""]
+        x = state[""] if self.shown is None else self.shown(state[""])
         sequences, draft, part = x, x[:, self.prompt_length :], x
         if self.block is not None:
             whole, rows, here = self.block
@@ -149,6 +153,67 @@ class Recorder:
             torch.stack(self.entropies) if self.entropies else None,
             self.fixed.flatten(1)[:, :size].view(end.shape),
         )
+
+
+class StringRecorder:
+    """Records strings, which symbol of one is which of the next, and the entropy of the distributions that were evaluated.
+
+    Args:
+        start: the first strings [B, L], as they are shown; tracks: of these strings.
+        fixed: bool [B, L], symbols that stay.
+        time: of the start.
+    """
+
+    def __init__(self, start: Tensor, tracks: Tracks, fixed: Tensor, time: float = 0.0) -> None:
+        self.tracks, self.fixed = tracks, fixed.cpu()
+        self.times, self.states, self.numbers = [time], [start.cpu().clone()], [tracks.number.cpu()]
+        self.entropies: list[Tensor] = []
+        self.entropy = EntropyMeter(len(start), start.device)
+
+    def next_block(self, rows: Tensor) -> None:
+        """Strings are not generated in blocks."""
+
+    def keep(self, x: Tensor, t: float) -> None:
+        """Records the strings at time t, as they are shown."""
+        self.times.append(t)
+        self.states.append(x.cpu())
+        self.numbers.append(self.tracks.number.cpu())
+        self.entropies.append(self.entropy.pop().cpu())
+
+    def trajectory(self, pad_token_id: int) -> Trajectory:
+        """The record, in as many places as the longest of its strings needs."""
+        width = max(state.shape[1] for state in self.states)
+        states, numbers = (
+            torch.stack([F.pad(x, (0, width - x.shape[1]), value=value) for x in tensors])
+            for tensors, value in ((self.states, pad_token_id), (self.numbers, -1))
+        )
+        end = numbers[-1]
+        known = F.pad(self.fixed, (0, int(end.max()) + 1 if end.numel() else 0)).gather(1, end.clamp(min=0))
+        edits = edits_between(states, numbers)
+        return Trajectory(
+            torch.tensor(self.times, dtype=torch.float64),
+            states,
+            edits.sum(2),
+            torch.stack(self.entropies) if self.entropies else None,
+            known & (end >= 0),
+            numbers,
+            edits,
+        )
+
+
+def edits_between(states: Tensor, numbers: Tensor) -> Tensor:
+    """[N, B, 3]: how many symbols of each string were inserted, deleted and substituted between two states that follow.
+
+    Args:
+        states: [N + 1, B, L]; numbers: which symbol is which, −1 where there is none.
+    """
+    shape = (*numbers.shape[:2], int(numbers.max()) + 2 if numbers.numel() else 1)
+    # By number; the last one is of no symbol.
+    symbol = states.new_full(shape, -1).scatter(2, numbers.remainder(shape[2]), states.where(numbers >= 0, -1))
+    before, after = symbol[:-1], symbol[1:]
+    inserted, deleted = (before < 0) & (after >= 0), (before >= 0) & (after < 0)
+    substituted = (before >= 0) & (after >= 0) & (before != after)
+    return torch.stack([inserted.sum(2), deleted.sum(2), substituted.sum(2)], 2)
 
 
 class EntropyMeter:

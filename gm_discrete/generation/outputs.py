@@ -23,6 +23,13 @@ class Trajectory:
         entropy: [N, B] float64, in nats: mean entropy of the posteriors evaluated in the step, after temperature, top-k and
             top-p (before them for decoding orders); NaN where none was evaluated. `None` for continuous states.
         fixed: bool, in the shape of the samples: observed entries and padding.
+        numbers: for strings [N + 1, B, L]: which symbol is which. A symbol has one number from its insertion to its
+            deletion, also when it is substituted; −1 where there is no symbol. Else `None`.
+        edits: for strings [N, B, 3]: how many symbols a step inserted, deleted and substituted, from one of its ends to the
+            other. Else `None`.
+
+    Strings are in as many places as the longest of all needs, padded as the samples are; `fixed` is of the final ones, and
+    `jumps` counts all edits.
     """
 
     times: Tensor
@@ -30,6 +37,8 @@ class Trajectory:
     jumps: Tensor
     entropy: Tensor | None
     fixed: Tensor
+    numbers: Tensor | None = None
+    edits: Tensor | None = None
 
 
 @dataclass
@@ -41,8 +50,8 @@ class GMGenerateOutput(ModelOutput):
         network_calls: [B], network evaluations that each sample needed.
         jumps: [B], changes of an entry by jumps.
         error_bound: [B], for exact samplers a bound on the total variation that truncation costs; `None` for the others.
-        attention_mask: [B, L], 0 where a sequence is padded, else the number of the document; for a product path by field;
-            `None` for continuous states.
+        attention_mask: [B, L], 0 where a sequence or string is padded, else the number of the document; for a product path
+            by field; `None` for continuous states.
         trajectory: the states on the way, with `output_trajectory=True`.
     """
 

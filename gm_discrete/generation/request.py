@@ -27,11 +27,12 @@ from gm_discrete.generation.processors import (
     Sharpening,
     TemperatureSchedule,
 )
+from gm_discrete.generation.strings import StringStart, read_draft, read_prompts
 from gm_discrete.generation.validation import check_options
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.field import Field
 from gm_discrete.nn.readout import Network, Processors
-from gm_discrete.paths import FinitePath, Path
+from gm_discrete.paths import EditPath, FinitePath, Path
 from gm_discrete.process import Process, State, pack_state, unpack
 from gm_discrete.samplers import ClassifierGuidance
 
@@ -68,6 +69,7 @@ class Request:
         new: bool [B, L], positions after the prompts; `None` without prompts.
         x_0: the state to start from; `None` for a draw from the prior.
         draft: what is noised to `start_time` in place of that draw, of the fields that have a draft.
+        strings: what strings start from, in place of observed values and a draft; `None` for other states.
         class_labels: [B], −1 for none.
         guidance: a classifier that the samples are guided by.
         logits_processor: of the user.
@@ -87,6 +89,7 @@ class Request:
     x_0: State | None = None
     draft: dict[str, Observed] = field(default_factory=dict)
     start_time: float = 0.0
+    strings: StringStart | None = None
     class_labels: Tensor | None = None
     guidance: ClassifierGuidance | None = None
     logits_processor: Sequence[LogitsProcessor] = ()
@@ -131,6 +134,8 @@ class Request:
             "logits_processor": logits_processor or None,
             "stopping_criteria": stopping_criteria, "streamer": streamer, "max_length": config.max_length,
         }  # fmt: skip
+        if model.path.strings is not None:  # whose length no option sets
+            arguments["length"] = config.length if length is None else length
         check_options(model.path, model.config, config, {**arguments, **explicit}, blocks)
         reason = network.backbone.no_window if blocks is not None and blocks.cache in APPROXIMATE else None
         if reason is not None:
@@ -149,24 +154,18 @@ class Request:
         if streamer is not None or stopping_criteria or config.output_trajectory:
             request.observers = Observers(streamer, stopping_criteria)
         request.guidance, request.logits_processor = guidance, logits_processor or ()
-        if start_from is not None:
-            start = start_from if isinstance(start_from, Draft) else Draft(start_from)
-            cells = start.cells(model.path, network.fields, model.config.mask_token_id)
-            request.draft = {name: values.to(model.device) for name, values in cells.items()}
-            request.start_time = float(start.time)
-        if input_ids is not None:
-            request._observe_prompts(model, input_ids, cast("Tensor | None", attention_mask))
-        elif given is not None or attention_mask is not None:
-            request._observe(given, attention_mask, model.device)
-        if x_0 is not None:
-            if not isinstance(x_0, Tensor) or x_0.dim() < 2:
-                raise ValueError(f"x_0 must be a tensor [B, …] of at least two dimensions, got {x_0!r}")
-            request.x_0 = {"": pack_state(model.path, x_0, "x_0")[""].to(model.device)}
-        length = config.max_length if config.max_length is not None and input_ids is None else length
         labels = class_labels
         if labels is not None and not isinstance(labels, Tensor):
             labels = torch.tensor([whole("class_labels", label, -1) for label in listed("class_labels", labels)])
-        request._set_shapes(network.groups, batch_size, length, 1 if labels is None else labels.numel())
+        default = 1 if labels is None else labels.numel()
+        start = start_from if isinstance(start_from, Draft | None) else Draft(start_from)
+        request.start_time = 0.0 if start is None else float(start.time)
+        if model.path.strings is not None:
+            request._start_strings(model, input_ids, cast("Tensor | None", attention_mask), start, batch_size, default)
+        else:
+            request._start(model, input_ids, attention_mask, given, x_0, start)
+            length = config.max_length if config.max_length is not None and input_ids is None else length
+            request._set_shapes(network.groups, batch_size, length, default)
         if labels is not None:
             model.config.check_classes(labels, next(iter(request.shapes.values()))[0])
             request.class_labels = labels.to(model.device)
@@ -175,6 +174,54 @@ class Request:
         if config.num_return_sequences > 1:
             request._repeat(config.num_return_sequences)
         return request
+
+    def _start(
+        self,
+        model: Model,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | Mapping[str, Tensor] | None,
+        given: Given | Mapping[str, Given],
+        x_0: Tensor | None,
+        start: Draft | None,
+    ) -> None:
+        """Takes prompts, observed values, padding, a given state and a draft."""
+        if start is not None:
+            cells = start.cells(model.path, model.network.fields, model.config.mask_token_id)
+            self.draft = {name: values.to(model.device) for name, values in cells.items()}
+        if input_ids is not None:
+            self._observe_prompts(model, input_ids, cast("Tensor | None", attention_mask))
+        elif given is not None or attention_mask is not None:
+            self._observe(given, attention_mask, model.device)
+        if x_0 is not None:
+            if not isinstance(x_0, Tensor) or x_0.dim() < 2:
+                raise ValueError(f"x_0 must be a tensor [B, …] of at least two dimensions, got {x_0!r}")
+            self.x_0 = {"": pack_state(model.path, x_0, "x_0")[""].to(model.device)}
+
+    def _start_strings(
+        self,
+        model: Model,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        start: Draft | None,
+        batch_size: int | None,
+        default: int,
+    ) -> None:
+        """Takes prompts and drafts that are strings; `default` is the batch size if no argument gives one."""
+        path, config, pad = cast(EditPath, model.path), model.config, self.config.pad_token_id
+        pad = next(token for token in (pad, config.pad_token_id, path.blank_token_id) if token is not None)
+        whole("pad_token_id", pad, 0, path.vocab_size - 1, ", an id of the model's tokenizer")
+        mask, batches = config.mask_token_id, {} if batch_size is None else {"batch_size": batch_size}
+        prompts, draft = None, None
+        if input_ids is not None:
+            prompts = read_prompts(path, input_ids, attention_mask, mask)
+            batches["input_ids"] = len(input_ids)
+        if start is not None:
+            draft = read_draft(path, start, attention_mask if input_ids is None else None, mask, pad).to(model.device)
+            batches["start_from"] = len(draft)
+        batch = _agreed("batch sizes", batches, default)
+        limit = self.fields[""].length if self.config.max_length is None else self.config.max_length
+        self.strings = StringStart.of(path, batch, prompts, draft, limit, self.config.max_new_tokens, pad, model.device)
+        self.shapes = {"": (batch, int(self.strings.max_length.max()))}
 
     def _repeat(self, times: int) -> None:
         """Repeats every row of the batch, one copy after another."""
@@ -186,6 +233,7 @@ class Request:
         self.new = None if self.new is None else self.new[row]
         self.draft = {name: cells.rows(row) for name, cells in self.draft.items()}
         self.x_0 = None if self.x_0 is None else {name: state[row] for name, state in self.x_0.items()}
+        self.strings = None if self.strings is None else self.strings.rows(row)
         self.class_labels = None if self.class_labels is None else self.class_labels[row]
         self.logits_processor = [p.rows(row) if isinstance(p, AllowedTokens) else p for p in self.logits_processor]
 
@@ -301,6 +349,11 @@ class Request:
                 if isinstance(processor, AllowedTokens):
                     free = ~self.fixed[""] if self.fixed else torch.ones(shape, dtype=torch.bool)
                     processor.check(free, path.vocab_size, never)
+        elif any(isinstance(processor, AllowedTokens) for processor in self.logits_processor):
+            raise ValueError(
+                "logits_processor: AllowedTokens is by position, and in strings positions move: give a processor that "
+                "depends on the tokens alone"
+            )
         elif x_0 is not None and x_0.shape != shape:
             raise ValueError(f"x_0 has shape {tuple(x_0.shape)}; the model takes [B, {str(shape[1:])[1:-1]}]")
         if shape[1] > field.length and not field.image_shape:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,13 +15,15 @@ from gm_discrete.generation.blocks import BlockRun
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.draft import noised, without_banned
 from gm_discrete.generation.given import Observed
-from gm_discrete.generation.observers import Observers, Recorder
+from gm_discrete.generation.observers import Observers, Recorder, StringRecorder
 from gm_discrete.generation.outputs import GMGenerateOutput, Samples
 from gm_discrete.generation.processors import Sharpening
 from gm_discrete.generation.request import Model, Request
+from gm_discrete.generation.strings import StringStart
 from gm_discrete.generators import Generator
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.nn.replay import compiled
-from gm_discrete.paths import ContinuousPath
+from gm_discrete.paths import ContinuousPath, EditPath
 from gm_discrete.paths.continuous import Weights
 from gm_discrete.process import Process, State, evaluation_mode, pack, unpack
 from gm_discrete.samplers import Avoiding, Simulation, simulate_state, time_grid
@@ -34,19 +38,11 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     """
     config, observers, fields = request.config, request.observers, request.fields
     single = "" in fields
-    prior = model.path.prior(unpack(request.shapes), request.rng, model.device) if request.x_0 is None else None  # pyright: ignore[reportArgumentType]
-    state: dict[str, Tensor] = {**(request.x_0 or {}), **({} if prior is None else pack(prior))}
-    if request.draft:
-        state = noised(model.path, request.draft, request.start_time, state, request.fixed, request.rng)
-    for name, cells in request.observed.items():
-        state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
-    if request.draft and config.bad_words_ids:
-        state[""] = without_banned(model.path, state[""], config.bad_words_ids, request.fixed.get(""))
-    if observers is not None and config.output_trajectory:
-        fixed = request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool))
-        observers.recorder = Recorder(state[""], fixed, request.start_time)
     with evaluation_mode(model), compiled(model) if config.compile else nullcontext():
-        run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, state)
+        if request.strings is not None:
+            run, masks = _of_strings(model, request, request.strings)
+        else:
+            run, masks = (_at_once if request.blocks is None else _in_blocks)(model, request, _start(model, request))
     if observers is not None:
         observers.end(run.x[""])
     end = request.natural(run.x)
@@ -58,9 +54,46 @@ def generate(model: Model, request: Request) -> Samples | GMGenerateOutput:
     if single and not masks and fields[""].path.is_discrete:
         masks = {"": torch.ones_like(run.x[""])}
     recorder = None if observers is None else observers.recorder
-    trajectory = None if recorder is None else recorder.trajectory(end[""], masks.get(""))
+    if isinstance(recorder, StringRecorder):
+        trajectory = recorder.trajectory(cast(StringStart, request.strings).pad_token_id)
+    else:
+        trajectory = None if recorder is None else recorder.trajectory(end[""], masks.get(""))
     real = unpack(masks) if masks else None
     return GMGenerateOutput(samples, run.network_calls, run.jumps, run.error_bound, real, trajectory)
+
+
+def _start(model: Model, request: Request) -> dict[str, Tensor]:
+    """The state at the start, with observed values; a recorder begins with it."""
+    config, observers = request.config, request.observers
+    prior = model.path.prior(unpack(request.shapes), request.rng, model.device) if request.x_0 is None else None  # pyright: ignore[reportArgumentType]
+    state: dict[str, Tensor] = {**(request.x_0 or {}), **({} if prior is None else pack(prior))}
+    if request.draft:
+        state = noised(model.path, request.draft, request.start_time, state, request.fixed, request.rng)
+    for name, cells in request.observed.items():
+        state[name] = torch.where(request.fixed[name], cells.state.to(state[name].dtype), state[name])
+    if request.draft and config.bad_words_ids:
+        state[""] = without_banned(model.path, state[""], config.bad_words_ids, request.fixed.get(""))
+    if observers is not None and config.output_trajectory:
+        fixed = request.fixed.get("", torch.zeros_like(state[""], dtype=torch.bool))
+        observers.recorder = Recorder(state[""], fixed, request.start_time)
+    return state
+
+
+def _of_strings(model: Model, request: Request, start: StringStart) -> tuple[Simulation[State], dict[str, Tensor]]:
+    """Strings, from the time of the start to t = 1; with the attention masks of the samples."""
+    path, observers = cast(EditPath, model.path), request.observers
+    x, fixed, free = start.begin(path, request.start_time, request.rng)
+    tracks = {}
+    if observers is not None:
+        observers.shown = partial(start.shown, path)
+        observers.begin(start.pieces, start.prompt_length(path.blank_token_id))
+        if request.config.output_trajectory:
+            tracks[""] = Tracks(x, path.strings)
+            observers.recorder = StringRecorder(start.shown(path, x), tracks[""], fixed, request.start_time)
+    conditioning, sharpening = request.conditioning()
+    run = _simulated(model, request, {"": x}, {"": free}, conditioning, sharpening, tracks=tracks)
+    end = path.strings.trimmed(run.x[""])
+    return replace(run, x={"": start.shown(path, end)}), {"": (end != path.blank_token_id).long()}
 
 
 def _at_once(model: Model, request: Request, state: dict[str, Tensor]) -> tuple[Simulation[State], dict[str, Tensor]]:
@@ -118,6 +151,7 @@ def _simulated(
     conditioning: Mapping[str, object],
     sharpening: Sharpening | None,
     around: tuple[Tensor | None, Tensor | None] = (None, None),
+    tracks: Mapping[str, Tracks] | None = None,
 ) -> Simulation[State]:
     """The process from t = 0, or from the time of a draft, to t = 1.
 
@@ -126,6 +160,7 @@ def _simulated(
     Args:
         sharpening: temperature, top_k and top_p, if the sampler applies them itself.
         around: tokens before and after the state that do not move, and that banned sequences may reach into.
+        tracks: of strings that are recorded.
     """
     config, observers, path, rng = request.config, request.observers, process.path, request.rng
     sampler = config.sampler if config.corrector is None else config.corrector.corrected(config.sampler)
@@ -139,15 +174,14 @@ def _simulated(
         observed = observers is not None and observers.needs_grid
         free_times = config.sampler.chooses_times and config.corrector is None and not observed
         grid = time_grid(path, 1 if free_times else config.num_steps, cast("str | None", config.grid))
-    if request.draft:
-        start = request.start_time
+    if (start := request.start_time) > 0:
         grid = torch.cat([torch.tensor([start], dtype=torch.float64), grid[grid > start]])
-    run = simulate_state(process, x, grid, rng, sampler, free, observers, (), conditioning, sharpening)
+    most = None if request.strings is None else request.strings.max_length
+    more = (), conditioning, sharpening, most, tracks
+    run = simulate_state(process, x, grid, rng, sampler, free, observers, *more)
     if observers is not None and observers.stopped_at is not None:
         rest = torch.tensor([observers.stopped_at, 1.0], dtype=torch.float64)
-        run = run.then(
-            simulate_state(process, run.x, rest, rng, sampler, free, observers, (), conditioning, sharpening)
-        )
+        run = run.then(simulate_state(process, run.x, rest, rng, sampler, run.free, observers, *more))
     return run
 
 

@@ -17,11 +17,12 @@ from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.paths import Path
 from gm_discrete.samplers import SAMPLERS, kind_of, samplers_for
-from gm_discrete.samplers.base import CONTINUOUS, DISCRETE, PRODUCT
+from gm_discrete.samplers.base import CONTINUOUS, DISCRETE, PRODUCT, STRINGS
 
 TOKENS = ("masked", "reversal", "mixture", "kinetic")
 """Paths of one discrete field, by their rates."""
-PATHS = (*TOKENS, CONTINUOUS, PRODUCT)
+SEQUENCES = (*TOKENS, STRINGS)
+PATHS = (*SEQUENCES, CONTINUOUS, PRODUCT)
 ORDERED = "tau_leaping in an order"
 NAMES = tuple(name for kind in SAMPLERS for name in ((kind, ORDERED) if kind == "tau_leaping" else (kind,)))
 """Samplers by name; tau-leaping in a decoding order counts as one of its own."""
@@ -71,40 +72,45 @@ def _simulated(name: str) -> tuple[str, ...]:
 
 OPTIONS = (
     *(Option(f"sampler={name}", _simulated(name), (name,)) for name in NAMES),
-    Option("input_ids", TOKENS, cure="give the observed values as given"),
+    Option("input_ids", SEQUENCES, cure="give the observed values as given"),
     Option(
-        "max_new_tokens", TOKENS, images=False, needs=("input_ids",),
+        "max_new_tokens", SEQUENCES, images=False, needs=("input_ids",),
         cure="length is the number of positions of samples without a prompt",
     ),
     Option(
-        "attention_mask", (*TOKENS, PRODUCT), images=False, needs=("input_ids or start_from",),
+        "attention_mask", (*SEQUENCES, PRODUCT), images=False, needs=("input_ids or start_from",),
         cure="only prompts, drafts and the fields of a product are padded",
     ),
     Option("given", (CONTINUOUS, PRODUCT), cure="give tokens as input_ids, with mask tokens where they are to be filled"),
     Option(
         "x_0", ("mixture", CONTINUOUS), blocks=False, excludes=("given",),
-        cure="only the process of a continuous or a coupled path, MixturePath(…, coupled=True), starts from a given state",
+        cure="only the process of a continuous or a coupled path, MixturePath(…, coupled=True), starts from a given state; "
+        "any starts from a noised one, start_from=Draft(x, time)",
     ),
     Option(
         "start_from", excludes=("x_0",), cure="it is noised with the process of the model",
     ),
-    Option("length", images=False, excludes=("input_ids",), cure="max_new_tokens adds positions to a prompt"),
     Option(
-        "max_length", TOKENS, images=False, excludes=("length",),
+        "length", (*TOKENS, CONTINUOUS, PRODUCT), images=False, excludes=("input_ids",),
+        cure="max_new_tokens adds positions to a prompt, and max_length limits the symbols of strings",
+    ),
+    Option(
+        "max_length", SEQUENCES, images=False, excludes=("length",),
         cure="length is the number of positions of other sequences",
     ),
-    Option("do_sample", (*TOKENS, PRODUCT), cure="only discrete states have a most likely value"),
-    Option("temperature", (*TOKENS, PRODUCT), cure="only discrete states have a posterior with a temperature"),
-    Option("top_k", (*TOKENS, PRODUCT), cure="only discrete states have a posterior to truncate"),
-    Option("top_p", (*TOKENS, PRODUCT), cure="only discrete states have a posterior to truncate"),
+    Option("do_sample", (*SEQUENCES, PRODUCT), cure="only discrete states have a most likely value"),
+    Option("temperature", (*SEQUENCES, PRODUCT), cure="only discrete states have a posterior with a temperature"),
+    Option("top_k", (*SEQUENCES, PRODUCT), cure="only discrete states have a posterior to truncate"),
+    Option("top_p", (*SEQUENCES, PRODUCT), cure="only discrete states have a posterior to truncate"),
     Option(
         "bad_words_ids", ("masked",),
-        cure="tokens of other paths change together until the end; logits_processor=[AllowedTokens(mask)] fits them",
+        cure="tokens of other paths change together until the end; logits_processor=[AllowedTokens(mask)] fits them; for "
+        "strings a processor of yours that sets the logits of single tokens to −inf",
     ),
-    Option("logits_processor", TOKENS, cure="temperature, top_k and top_p apply to the discrete fields of a product"),
-    Option("stopping_criteria", (*TOKENS, CONTINUOUS), cure="choose num_steps"),
-    Option("streamer", (*TOKENS, CONTINUOUS), cure="leave it out"),
-    Option("output_trajectory", (*TOKENS, CONTINUOUS), cure="leave it out"),
+    Option("logits_processor", SEQUENCES, cure="temperature, top_k and top_p apply to the discrete fields of a product"),
+    Option("stopping_criteria", (*SEQUENCES, CONTINUOUS), cure="choose num_steps"),
+    Option("streamer", (*SEQUENCES, CONTINUOUS), cure="leave it out"),
+    Option("output_trajectory", (*SEQUENCES, CONTINUOUS), cure="leave it out"),
     Option("class_labels", needs=("num_classes",)),
     Option("guidance_scale", needs=("class_labels",)),
     Option(
@@ -139,7 +145,11 @@ OPTIONS = (
         "eos_token_id", ("masked",), images=False, needs=("blocks",),
         cure="sequences end only where a MaskedPath generates them in blocks",
     ),
-    Option("pad_token_id", TOKENS, images=False, cure="only sequences of tokens are padded"),
+    Option("pad_token_id", SEQUENCES, images=False, cure="only sequences of tokens are padded"),
+    Option(
+        "compile", (*TOKENS, CONTINUOUS, PRODUCT),
+        cure="strings change their shape from step to step, and every shape would be compiled",
+    ),
 )  # fmt: skip
 """The rows; an option that is not among them fits everywhere. An error names the first that does not fit."""
 
@@ -177,6 +187,7 @@ def check_options(
     used: dict[str, object] = {**arguments, **{name: getattr(config, name) for name in names}}
     used[f"sampler={sampler}"], used[f"corrector={type(corrector).__name__}"] = config.sampler, corrector
     used["do_sample"] = None if config.do_sample is None or config.do_sample else False
+    used["compile"] = config.compile or None
     used["output_trajectory"] = config.output_trajectory or None
     cache = None if blocks is None else blocks.cache
     used["blocks=Blocks(cache='prefix' or 'dual')"] = blocks if cache in APPROXIMATE else None

@@ -9,7 +9,8 @@ section 3). There are few kinds:
     superposition  L = Σ_k w_k L_k                               w ≥ 0 of sum 1, where all L_k solve one path
     product        L = Σ_m L^m                                   L^m moves field m alone, and reads all of them
 
-Jumps move one entry (a token, a number, or a rotation) at a time, so that L is the sum over entries.
+Jumps move one entry (a token, a number, or a rotation) at a time, so that L is the sum over entries. Those of strings, which
+insert, delete and substitute symbols, are jumps of their symbols and gaps (see `generators.strings`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from gm_discrete.generators.kernels import Kernel
 from gm_discrete.generators.rows import require
 from gm_discrete.generators.spaces import NUMBERS, Space
+from gm_discrete.generators.strings import Strings
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Jump:
         length: typical distance of a jump between real numbers, [B]; the error that a missed jump causes.
         read: [B], for which sequences computing the probability has evaluated the network already; none if `None`.
         space: of the states, which defines what an entry is; `None`: symbols or numbers.
+        strings: of states that are strings [B, L], whose entries [B, 2 (L + 1)] are symbols and gaps; else `None`.
 
     >>> from gm_discrete.generators.kernels import Dirac
     >>> x = torch.tensor([[0, 1]])
@@ -98,6 +101,7 @@ class Jump:
     length: Tensor | None = None
     read: Tensor | None = None
     space: Space | None = None
+    strings: Strings | None = None
 
     @property
     def chance(self) -> Tensor:
@@ -115,21 +119,33 @@ class Jump:
     def rates(self, x: Tensor) -> Tensor:
         """Dense rates R[b, l, y] at which position l of x moves to y, [B, L, K]; on the diagonal minus the row's sum.
 
+        Of strings [B, L] the positions are the entries of the longest one: [B, 2 (W + 1), K].
+
         Raises:
             ValueError: they are infinite, as at t = 1, and reversal rates at t = 0.
         """
         require(self.intensity.isfinite().all(), ValueError, _INFINITE)
-        here = x.unsqueeze(-1)
+        here = (x if self.strings is None else self._entries(self.strings, x)).unsqueeze(-1)
         idle = self.intensity.unsqueeze(-1) == 0  # there the kernel may be undefined
         rates = torch.where(idle, 0.0, self.intensity.unsqueeze(-1) * self.kernel.probs()).scatter(-1, here, 0.0)
         return rates.scatter(-1, here, -rates.sum(-1, keepdim=True))
+
+    def _entries(self, strings: Strings, x: Tensor) -> Tensor:
+        """The entries that jump, of strings [B, L] that may be followed by more blanks."""
+        return strings.gapped(strings.packed(x))[:, : self.intensity.shape[1]]
 
     def per(self, unit: Tensor) -> Jump:
         """The generator in other units of time, L/unit, for units that broadcast against the intensity."""
         return replace(self, intensity=self.intensity / unit)
 
     def action(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """L f(x) [B] for f: [N, …] → [N]. Evaluates f at every landing of every entry: for small state spaces."""
+        """L f(x) [B] for f: [N, …] → [N]. Evaluates f at every landing of every entry: for small state spaces.
+
+        Strings reach f in tensors [N, 2 (L + 1)], with all blanks after the symbols.
+        """
+        if (strings := self.strings) is not None:
+            entries = replace(self, strings=None)
+            return entries.action(lambda y: f(strings.packed(y)), self._entries(strings, x))
         batch, count = len(x), self.intensity[0].numel()
         landings, weights = self.kernel.nodes(
             torch.arange(batch * count, device=x.device)

@@ -5,7 +5,9 @@
 for the process that starts in the prior and moves by F_θ; the term at t = 0 vanishes because κ(0) = 0. With the exact
 posterior the bound is the exact −log p for masking and for reversal rates. For mixture rates with a prior other than the
 mask it is not tight: jumps always land on z, so that a path contains more information about z than its present state. It
-then bounds the likelihood of another sampler, the one with mixture rates.
+then bounds the likelihood of another sampler, the one with mixture rates. For strings the bound is on −log p of the string
+itself, its length included; it is not tight, because the columns of an alignment contain more information than the string
+(see `paths.exact_edits`).
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor
 
 from gm_discrete.arguments import whole
+from gm_discrete.likelihood.edits import edit_draws
 from gm_discrete.likelihood.noise import Noise
 from gm_discrete.likelihood.result import Likelihood
 from gm_discrete.objective import bregman, conditioning_of, scored_positions, unwrapped
+from gm_discrete.paths import EditPath
 from gm_discrete.paths.base import Path, uniform
 from gm_discrete.paths.finite import FinitePath
 from gm_discrete.process import Process, State, check_call, evaluation_mode, factors, pack, unpack
@@ -76,7 +80,8 @@ def likelihood_bound(
         paired: use the same times and the same noise for every row, and so the same masks for rows with the same scored
             positions. What such candidates share cancels in the differences by which they are ranked. The expectation of
             each row does not change.
-        batch_size: sequences in one call of the network, so that several draws may go together; B by default.
+        batch_size: sequences in one call of the network, so that several draws may go together; B by default. Draws of
+            strings never do, as every alignment has a width of its own.
 
     Returns:
         `.nats` [B] and `.nats_stderr` (over the draws); `.bits_per_token`, `.perplexity` and `.stderr` (of the bits per
@@ -105,6 +110,15 @@ def likelihood_bound(
     conditioning = {"attention_mask": attention_mask, "class_labels": class_labels}
     conditioning = conditioning_of(model, z, conditioning)
     check_call(model, z, "z", conditioning)
+    if path.strings is not None and paired and not cast(EditPath, path).inserts_only:
+        raise ValueError("paired=True: strings with prior='uniform' have a source of their own each; leave it out")
+    if path.strings is not None:
+        z = path.strings.without_padding(z, attention_mask)
+        conditioning.pop("attention_mask", None)
+        with evaluation_mode(model):
+            draws = edit_draws(model, z, masks[""], num_samples, rng, conditioning, paired)
+        symbols = (masks[""] & (z != path.strings.blank)).sum(1)
+        return Likelihood(draws.mean(1), symbols, path.rates, draws)
     with evaluation_mode(model):
         draws = bound_draws(
             model, states, masks, num_samples, rng, conditioning,

@@ -69,8 +69,9 @@ class Likelihood:
 
     @property
     def bits_per_token(self) -> float:
-        """Σ nats / (ln 2 · Σ scored tokens)."""
-        return float(self.nats.sum()) / (int(self.num_tokens.sum()) * math.log(2))
+        """Σ nats / (ln 2 · Σ scored tokens); NaN for empty strings alone."""
+        tokens = int(self.num_tokens.sum())
+        return float(self.nats.sum()) / (tokens * math.log(2)) if tokens else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -82,7 +83,7 @@ class Likelihood:
     def stderr(self) -> float:
         """Standard error of `bits_per_token` over examples, as a ratio of sums; NaN for a single example."""
         n = len(self.nats)
-        if n < 2:
+        if n < 2 or not int(self.num_tokens.sum()):
             return math.nan
         residual = self.nats - self.nats.sum() / self.num_tokens.sum() * self.num_tokens
         return math.sqrt(float(residual.square().sum()) * n / (n - 1)) / (int(self.num_tokens.sum()) * math.log(2))

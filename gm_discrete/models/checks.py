@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Never
 
 import torch
@@ -113,6 +113,8 @@ def checked_batch(
         else:
             scored[name] = field.path.loss_mask(labels[name])
             z[name] = torch.where(scored[name], labels[name], field.path.fill_unscored(state))
+            if field.path.strings is not None:
+                check_writable(labels[name], field.excluded)
             field.path.check_pair(z[name], state, time, (f"labels{where}", argument + where))
         expected = field.state_shape(state.shape[1])
         if state.shape[1:] != expected:
@@ -161,6 +163,8 @@ def check_embeds(model: Model, embeds: Tensor, input_ids: Tensor | None, labels:
     field = model.config.state_fields.get("")
     if field is None or not field.is_token:
         raise ValueError(f"inputs_embeds replaces the embedding of tokens [B, L], and {model.path!r} has other states")
+    if field.path.strings is not None:
+        raise ValueError("inputs_embeds has no blanks, which end strings: give input_ids")
     if labels is not None:
         raise ValueError("inputs_embeds has no noisy symbols, which the loss needs: give input_ids with labels")
     size, shape = model.config.hidden_size, ("B", "L") if input_ids is None else tuple(input_ids.shape)
@@ -176,3 +180,15 @@ def check_segments(token_type_ids: Tensor) -> None:
     """
     if readable(token_type_ids) and bool((token_type_ids != 0).any()):
         raise ValueError("token_type_ids has several segments, which the model does not tell apart; give one text")
+
+
+def check_writable(labels: Tensor, excluded: Sequence[int]) -> None:
+    """
+    Raises:
+        ValueError: data strings hold a symbol that no edit writes, such as the marker of gaps in prompts.
+    """
+    for symbol in excluded if readable(labels) else ():
+        if bool((labels == symbol).any()):
+            raise ValueError(
+                f"labels hold the id {symbol}, which marks gaps in prompts and never is data: leave it out"
+            )

@@ -17,7 +17,7 @@ from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.language_models import embeddings_of, language_model_class, parts, positions
 from gm_discrete.nn.masks import PLAIN
 from gm_discrete.nn.tables import PathTables
-from gm_discrete.paths import MaskedPath, Path, UniformPath
+from gm_discrete.paths import EditPath, MaskedPath, Path, UniformPath
 from gm_discrete.renamed import refuse_unknown
 
 M = TypeVar("M", bound=GMPreTrainedModel)
@@ -73,7 +73,11 @@ def from_backbone(
     path = chosen_path(model, path, tokenizer)
     mask = untrained_mask(model, tokenizer, path)
     resize(model, path.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
-    options = {"max_position_embeddings": positions_of(model), **special_tokens(model, tokenizer, path), **options}
+    options = {
+        "max_position_embeddings": positions_of(model, path),
+        **special_tokens(model, tokenizer, path),
+        **options,
+    }
     config = GMConfig(path=path, backbone=model.config, shift=shift, dtype=model.dtype, **options)
     config._attn_implementation = model.config._attn_implementation
     result = assembled(cls, config, model)
@@ -92,7 +96,8 @@ def assembled(cls: type[M], config: GMConfig, model: PreTrainedModel) -> M:
     backbone: Any = result.backbone
     backbone.take(network, transform)
     result.heads["tokens"], result.path_tables = head, PathTables(result.path)
-    for part in (backbone.time, backbone.condition, backbone.classes):
+    new = (module for name, module in result.heads.items() if name != "tokens")
+    for part in (backbone.time, backbone.condition, backbone.classes, *new):
         if isinstance(part, nn.Module):
             part.to_empty(device=head.weight.device).apply(result._init_weights).to(model.dtype)
     for name in MARKS & vars(model).keys():
@@ -203,8 +208,12 @@ def chosen_path(model: PreTrainedModel, path: Path | str, tokenizer: PreTrainedT
     if path == "masked":
         mask: Any = getattr(model.config, "mask_token_id", None) if tokenizer is None else tokenizer.mask_token_id
         return MaskedPath(size + (mask is None), mask_token_id=size if mask is None else mask)
+    if path == "edits":
+        blank: Any = getattr(model.config if tokenizer is None else tokenizer, "pad_token_id", None)
+        new = blank is None or not 0 <= blank < size
+        return EditPath(size + new, blank_token_id=size if new else blank)
     if not isinstance(path, Path):
-        raise ValueError(f"path={path!r} must be 'masked', 'uniform' or a path")
+        raise ValueError(f"path={path!r} must be 'masked', 'uniform', 'edits' or a path")
     symbols = getattr(path, "vocab_size", 0)
     if symbols < size:
         raise ValueError(
@@ -265,10 +274,11 @@ def disable_token_dropout(model: PreTrainedModel) -> None:
             embeddings.word_embeddings.weight[embeddings.mask_token_id] = 0
 
 
-def positions_of(model: PreTrainedModel) -> int:
-    """The default length: that of the language model, or at most `LENGTH`."""
+def positions_of(model: PreTrainedModel, path: Path) -> int:
+    """The default length: that of the language model, or at most `LENGTH`. The start of a string takes a position, too."""
     network: Any = model.base_model
     most = positions(network)[1] or getattr(model.config, "max_position_embeddings", None) or LENGTH
+    most = most if path.strings is None else most - 1
     return min(LENGTH, most) if most > 0 else LENGTH
 
 

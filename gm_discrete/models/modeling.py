@@ -42,11 +42,12 @@ from gm_discrete.models.pretrained import GMPreTrainedModel
 from gm_discrete.nn.compiled import CompileOptions, compile_layers
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.language_models import language_model_class
-from gm_discrete.nn.readout import LazyReadout, Network, OnRead, readouts
+from gm_discrete.nn.readout import LazyReadout, Network, OnRead
 from gm_discrete.nn.readout import LogitsProcessor as Processor
+from gm_discrete.nn.readouts import readouts
 from gm_discrete.nn.tables import PathTables
 from gm_discrete.objective import bregman, field_losses, generator_times, total_loss
-from gm_discrete.paths import ContinuousPath, Path
+from gm_discrete.paths import ContinuousPath, EditPath, Path
 from gm_discrete.process import State, pack, pack_state
 from gm_discrete.renamed import refuse_unknown
 from gm_discrete.samplers import ClassifierGuidance, Corrector, Sampler
@@ -112,8 +113,12 @@ class GMModel(GMPreTrainedModel):
 
         Args:
             backbone: a folder, a name on the hub, or a `…ForCausalLM` or `…ForMaskedLM`, which is copied.
-            path: `"masked"`, `"uniform"`, or a path with at least as many symbols as the language model.
-            shift: whether the prediction of a position is read at the one before it; by default so for decoders.
+            path: `"masked"`, `"uniform"`, `"edits"`, or a path with at least as many symbols as the language model. The
+                blank of `"edits"`, whose embedding also marks the start of a string, is the padding token of the tokenizer
+                (without one, of the language model's config), or else a new symbol. A decoder that was trained to start
+                from a token of its own reads that one with `EditPath(…, blank_token_id=bos_token_id)`.
+            shift: whether the prediction of a position is read at the one before it; by default so for decoders, but for an
+                `EditPath`: there the gap after a position starts with the decoder's prediction of the next token.
             tokenizer: gets a mask and a padding token, in place, where it has none (see `data.ensure_mask_token`). The model
                 then has a symbol for each of its tokens, and `pad_token_id`, `bos_token_id` and `eos_token_id`. Rows that
                 are added to the embedding are the mean of the others, and so is a spare row that becomes the mask's.
@@ -217,6 +222,15 @@ class GMModel(GMPreTrainedModel):
         masks, times = None if attention_mask is None else pack(attention_mask), generator_times(path, time)
         data = None if labels is None else pack_state(path, labels, "labels")
         z, scored = checked_batch(self, x, times, masks, data, class_labels, path.state_name)
+        columns: State = x  # of an alignment, if the state is a string, and so those of the labels
+        if (strings := path.strings) is not None:
+            mask = cast("Tensor | None", attention_mask)
+            columns = {"": strings.without_padding(x[""], mask)}
+            x, z = (
+                {"": cast(EditPath, path).packed(columns[""])},
+                {name: strings.without_padding(data, mask) for name, data in z.items()},
+            )
+            masks = None
         now = {}  # values of the schedules at the times, computed once for all that follows
         for name, field in path.fields.items():
             now[name] = field.at(times[name], per_kappa=True)
@@ -236,7 +250,7 @@ class GMModel(GMPreTrainedModel):
             predicted[name] = field.marginal(heads[name], x[name], now[name], check=False)
         counts = None if num_items_in_batch is None else pack(num_items_in_batch)
         kinds, weights = config.divergence if divergence is None else divergence, config.loss_weights
-        losses = field_losses(path, predicted, z, x, time, scored, counts, kinds, weights, now)
+        losses = field_losses(path, predicted, z, columns, time, scored, counts, kinds, weights, now)
         parts = None if "" in losses else {name: loss.detach() for name, loss in losses.items()}
         output = GMModelOutput(loss=total_loss(losses, weights), field_losses=parts)
         return output if return_dict is not False else output.to_tuple()
@@ -311,13 +325,18 @@ class GMModel(GMPreTrainedModel):
         weights = {"": generators} if single and generators is not None else dict(generators or {})
         if others := weights.keys() - path.fields.keys():
             raise ValueError(f"generators names {', '.join(sorted(others))}; the fields are {', '.join(path.fields)}")
+        masks = None if attention_mask is None else pack(attention_mask)
+        if (strings := path.strings) is not None:
+            x = strings.without_padding(state[""], cast("Tensor | None", attention_mask))
+            state = {"": cast(EditPath, path).packed(x)}
+            masks = None
         clock, then = path.times(t), None if t_next is None else path.times(t_next)
         times = {
             name: field.at(clock[name]) for name, field in path.fields.items()
         }  # values of schedules, computed once
         read = readouts(
             self.network, state, t if network_time is None else network_time, times, logits_processor, guidance_scale,
-            attention_mask=None if attention_mask is None else pack(attention_mask), class_labels=class_labels,
+            attention_mask=masks, class_labels=class_labels,
             clean=None if clean is None else pack(clean), on_read=on_read,
         )  # fmt: skip
         found: dict[str, Any] = {}
@@ -370,6 +389,20 @@ class GMModel(GMPreTrainedModel):
         on the prompt exactly. For other paths the prompt enters noised to the level of the time, as in training,
         which is an approximation.
 
+        Strings (`EditPath`): without `input_ids`, `batch_size` samples that start from the prior. In prompts every run
+        of `config.mask_token_id`, or of blanks where the config has none, is a hole, in which a text of any length,
+        also none, is generated; blanks that `attention_mask` marks are padding, and without it blanks at the end are a
+        hole, too. All other symbols are returned in their order, and nothing is inserted between two of them but in
+        holes. Where a prompt has no hole, and with `max_new_tokens`, its end is open. With the uniform prior the holes
+        start with as much noise as the prior's string is longer than the prompt, spread evenly. The network conditions
+        on the prompt as on any symbols of a string: with the empty prior the posterior of the data does not depend on
+        which of them were there from the start (with the uniform one it may take some for noise). That fixed symbols
+        and closed gaps stay as they are is not conditioned on: their rates are set to 0. `max_length` (by default
+        `config.max_position_embeddings`) is a hard limit on the whole string: insertions beyond are left out. Samples
+        [B, longest] are padded with `pad_token_id`; `GMGenerateOutput.attention_mask` has their lengths. Temperature,
+        top_k, top_p and processors act on the distributions of the symbols that edits write, not on rates: also with
+        do_sample=False, which writes the most likely symbols, it is random which edits happen, and when.
+
         Vectors, images, products: `batch_size` samples [B, L, C] of `length` L, images [B, C, H, W], or a dict by field, in
         natural units where a field has a codec. Observed values (`given`) are returned unchanged, and the rest is sampled
         conditioned on them.
@@ -387,7 +420,8 @@ class GMModel(GMPreTrainedModel):
             start_from: a draft that is revised in place, of whole samples: token ids [B, L] with those of the prompts,
                 numbers, images, or a dict by field. It is noised to the time t of `Draft(values, time=t)`, by default 0.5,
                 and the process goes on from there, by the rest of the grid. What is observed, by `input_ids` or `given`,
-                stays, and mask tokens of the draft (NaN in numbers) are filled.
+                stays, and mask tokens of the draft (NaN in numbers) are filled. Drafts that are strings hold the fixed
+                symbols of their prompts, between holes in one part; these are not noised, and mask tokens are left out.
             class_labels: long [B], −1 for no class.
             batch_size: number of samples; by default that of the other arguments, or 1.
             length: positions of samples without prompt, or a dict by field; by default the length of training.
@@ -396,8 +430,9 @@ class GMModel(GMPreTrainedModel):
             guidance: a classifier of noisy states, towards whose class the jump rates are tilted.
             logits_processor: list of functions (sequences [n, L], logits [n, K]) → logits for n positions to fill, applied
                 before temperature, top-k and top-p; the sequences are noisy states. A processor with arguments `time` and
-                `position` is also given the times [n] and the indices [n] into the flattened states. `AllowedTokens` limits
-                which tokens a position may hold.
+                `position` is also given the times [n] and the indices [n] into the flattened states, or of strings into
+                their entries [B, 2 (L + 1)] (see `generators.strings`). `AllowedTokens` limits which tokens a position may
+                hold.
             stopping_criteria: evaluated on the sequences after every step. When they hold for all, one last step goes to
                 t = 1; in generation by blocks the current block is the last.
             streamer: receives (`put`) the prompts, if they have equal lengths and no gaps, and then the samples; a streamer
@@ -416,7 +451,7 @@ class GMModel(GMPreTrainedModel):
             The samples, or a `GMGenerateOutput` with `return_dict_in_generate=True`.
 
         >>> import torch
-        >>> from gm_discrete import Adaptive, GMConfig, GMModel, MaskedPath
+        >>> from gm_discrete import Adaptive, EditPath, GMConfig, GMModel, MaskedPath
         >>> model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
         >>> model.generate(batch_size=3, length=4, num_steps=8).shape
         torch.Size([3, 4])
@@ -424,6 +459,11 @@ class GMModel(GMPreTrainedModel):
         >>> sample = model.generate(prompt, max_new_tokens=2, sampler=Adaptive(max_expected_changes=2.0))
         >>> sample[0, [0, 2]].tolist(), sample.shape, bool((sample == 4).any())
         ([1, 2], torch.Size([1, 5]), False)
+        >>> path = EditPath(5)  # 4 is the blank
+        >>> model = GMModel(GMConfig(path=path, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        >>> sample = model.generate(prompt, max_length=8, num_steps=8)  # 1, a text of any length, 2
+        >>> sample[0, 0].item(), sample[0, -1].item(), sample.shape[1] <= 8
+        (1, 2, True)
         """
         config = self.generation_config if generation_config is None else generation_config
         if not isinstance(config, GMGenerationConfig):

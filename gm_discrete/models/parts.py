@@ -31,7 +31,8 @@ def network_of(
         if not config.tie_word_embeddings:
             vars(head)["starts_at_zero"] = True
             nn.init.zeros_(head.weight)
-        return TransformersBackbone(config, base, transform), nn.ModuleDict({"tokens": head})
+        heads = nn.ModuleDict({"tokens": head, **edit_heads(fields[""], config.hidden_size)})
+        return TransformersBackbone(config, base, transform), heads
     backbone = DiT(config) if config.backbone == "dit" else Backbone(config)
     linear = nn.Linear if config.tie_word_embeddings else zero_linear
     heads = {
@@ -41,4 +42,19 @@ def network_of(
         for name, field in fields.items()
         for part, size in field.heads.items()
     }
+    for name, field in fields.items():
+        heads |= edit_heads(field, config.hidden_size, f"{module_name(name)}:" if name else "")
     return backbone, nn.ModuleDict(heads)
+
+
+def edit_heads(field: Field, hidden_size: int, prefix: str = "") -> dict[str, nn.Module]:
+    """The heads that a field of strings has beside that of its symbols, by name; none for other fields.
+
+    `edits` predicts how many edits remain at a position, `gap` the difference of the hidden state of the gap after it.
+    """
+    if field.path.strings is None:
+        return {}
+    return {
+        f"{prefix}edits": zero_linear(hidden_size, field.heads["edits"]),
+        f"{prefix}gap": zero_linear(hidden_size, hidden_size, bias=False),
+    }

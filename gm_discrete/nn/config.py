@@ -121,7 +121,8 @@ class GMConfig(PreTrainedConfig):
             last two are for paths of one discrete field. With a config, sizes are its own, and its `vocab_size` becomes
             that of the path.
         shift: for a language model of transformers: whether the prediction of a position is read at the one before it, as
-            decoders are trained; by default so for decoders.
+            decoders are trained; by default so for decoders. Never for an `EditPath`: what is inserted after a position is
+            predicted at that position, as the next token is.
         hidden_size: D, width of the transformer.
         hidden_act: `"swiglu"` or `"relu2"` (squared ReLU); for a DiT `"gelu_pytorch_tanh"`.
         intermediate_size: width of the MLP; by default 8/3 of `hidden_size` (swiglu; a multiple of 32) or 4 times it.
@@ -418,7 +419,14 @@ class GMConfig(PreTrainedConfig):
                     f"{option}={own!r} has no effect on a backbone of type {name!r}; leave it out, or change the "
                     "backbone's own config"
                 )
-        if self.shift is None:
+        if self.build_path().strings is not None:
+            if self.shift:
+                raise ValueError(
+                    "shift=True does not fit an EditPath, whose gaps come after their positions as the next token does; "
+                    "leave it out"
+                )
+            self.shift = False
+        elif self.shift is None:
             self.shift = type(found) not in MODEL_FOR_MASKED_LM_MAPPING
 
     def network_config(self) -> PreTrainedConfig:

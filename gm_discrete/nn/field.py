@@ -62,6 +62,8 @@ class Field:
                 raise ValueError(f"patch_size={self.patch_size} needs image_shape=[C, H, W]")
         elif shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide height and width of image_shape={list(shape)}")
+        elif path.strings is not None:
+            raise ValueError(f"image_shape={list(shape)} does not fit {path!r}, whose states are strings; leave it out")
         elif path.space.entry_dims:
             raise ValueError(
                 f"image_shape={list(shape)} does not fit {path!r}, whose states are [B, L, 4]; leave it out"
@@ -141,6 +143,11 @@ class Field:
             return math.prod((self.image_shape[0], self.patch_size**2))
         return self.num_channels // self.entry_size
 
+    def num_positions(self, x: Tensor) -> int:
+        """Positions of the transformer for a state x [B, …]; one more for the start of a string."""
+        count = x[0].numel() // (self.slots * self.entry_size)
+        return count if self.path.strings is None else count + 1
+
     def state_shape(self, length: int) -> tuple[int, ...]:
         """Shape of one state of `length` positions; an image has its own."""
         if self.image_shape is None:
@@ -157,6 +164,8 @@ class Field:
         """
         default = self.path.default_divergence
         if isinstance(default, str):
+            if self.path.strings is not None and choice not in (None, default):
+                raise ValueError(f"divergence={choice!r} must be {default!r} for {self.path!r}; leave it out")
             if (choice or default) not in ("generalized_kl", "cross_entropy"):
                 raise ValueError(f"divergence={choice!r} must be 'generalized_kl' or 'cross_entropy' for {self.path!r}")
             return choice or default

@@ -86,7 +86,11 @@ class Network:
         """
         normalized = dict(x)
         for name, field in self.fields.items():
-            if t is not None and not field.path.is_discrete:
+            if (strings := field.path.strings) is not None:  # the blank before a string marks its start
+                normalized[name] = torch.nn.functional.pad(x[name], (1, 0), value=strings.blank)
+                mask = torch.nn.functional.pad((x[name] != strings.blank).long(), (1, 0), value=1)
+                attention_mask = {**(attention_mask or {}), name: mask}
+            elif t is not None and not field.path.is_discrete:
                 normalized[name] = cast(ContinuousPath, field.path).normalized(x[name], self.path.times(t)[name])
         return self.backbone(normalized, t, attention_mask, class_labels, clean, cache, embeds, record)
 
@@ -135,7 +139,7 @@ class HiddenStates:
             return {"": (-self.window.start, length)}, self.window.stop - self.window.start
         for group in self.network.groups:
             first = self.network.fields[group[0]]
-            length = self.x[group[0]][0].numel() // (first.slots * first.entry_size)
+            length = first.num_positions(self.x[group[0]])
             spans |= dict.fromkeys(group, (start, length))
             start += length
         return spans, start if self.cache is None else start - self.cache.after
@@ -183,7 +187,8 @@ class HiddenStates:
                 for value in (x, masks, clean)
             )
         given = cast(State, x), t, masks, labels, clean, cache
-        plain = masks is None or self.network.backbone.config._attn_implementation in (None, *PLAIN)
+        masked = masks is not None or any(field.path.strings is not None for field in self.network.fields.values())
+        plain = not masked or self.network.backbone.config._attn_implementation in (None, *PLAIN)
         if replays is not None and plain and self.embeds is None and self.record is None:
             new = replays(self.network.hidden, *given)
         else:
@@ -258,6 +263,7 @@ class LazyReadout:
         self.entry = self.field.entry_size
         self.frames = hidden.network.backbone.config.frames
         self.size = self.x[0].numel() // self.entry  # entries of one state
+        self.usual = self.field.length * self.field.slots  # those of a state of the training data
         listed = processor is None or isinstance(processor, LogitsProcessorList)
         self.processor = processor if listed else LogitsProcessorList([processor])
         self.unconditional = None if unconditional is None else LazyReadout(unconditional, field, t)
@@ -309,7 +315,7 @@ class LazyReadout:
             self.unconditional.hidden.compute(sequence, rows)
         size, kept = max(self.field.heads.values()), torch.is_grad_enabled()
         if self.hidden.network.whole_batches:
-            every = self.x.shape[0] * max(self.field.length * self.field.slots, self.size)
+            every = self.x.shape[0] * max(self.usual, self.size)
             chunks = equal_chunks(where, size, every, kept)
         else:
             chunks = where.split(chunk_rows(size, where.shape[0], where.device, kept))
@@ -374,43 +380,6 @@ class LazyReadout:
         raw = raw.to(self.x.device, torch.float32)  # layers may be spread over devices
         raw = raw if hidden.network.backbone.logit_map is None else hidden.network.backbone.logit_map(raw)
         return raw if self.unconditional is None else self.unconditional._raw(head, where).lerp(raw, self.scale)
-
-
-def readouts(
-    network: Network,
-    x: State,
-    t: Tensor,
-    times: Mapping[str, TimeLike],
-    processor: LogitsProcessor | None = None,
-    guidance_scale: float | None = None,
-    *,
-    attention_mask: State | None = None,
-    class_labels: Tensor | None = None,
-    clean: State | None = None,
-    cache: BlockCache | None = None,
-    window: WindowCache | None = None,
-    on_read: OnRead | None = None,
-) -> dict[str, LazyReadout]:
-    """The readout of each field. They share one evaluation of the backbone, and with guidance one more without the class.
-
-    Args:
-        t: times of the network, [B] or [B, M]; times: those of the generators, by field.
-        guidance_scale: γ; `None` and 1 are no guidance.
-        on_read: observes the posteriors of discrete fields.
-
-    Raises:
-        ValueError: there is guidance, but no class.
-    """
-    hidden, unconditional = HiddenStates(network, x, t, attention_mask, class_labels, clean, cache, window), None
-    scale = 1.0 if guidance_scale is None else guidance_scale
-    if scale != 1:
-        if class_labels is None:
-            raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide towards")
-        unconditional = HiddenStates(network, x, t, attention_mask, clean=clean)
-    found = {}
-    for name in x:
-        found[name] = LazyReadout(hidden, name, times[name], processor, unconditional, scale, on_read)
-    return found
 
 
 class Window:

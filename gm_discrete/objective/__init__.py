@@ -1,6 +1,7 @@
 """The training objective: conditional generator matching, Bregman divergences, time samplers."""
 
 from gm_discrete.objective.loss import (
+    align_strings,
     conditional_loss,
     conditioning_of,
     corrupt,
@@ -25,6 +26,7 @@ __all__ = [
     "LogitNormalTimeSampler",
     "TimeSampler",
     "UniformTimeSampler",
+    "align_strings",
     "conditional_loss",
     "conditioning_of",
     "corrupt",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gm_discrete.generators import Diffusion, Flow, Generator, Jump
+from gm_discrete.generators.edit_kernels import EditKernel, KnownEdits
 from gm_discrete.generators.kernels import Dirac, Kernel, Reversal
 from gm_discrete.generators.rotation_kernels import RotationBelief, RotationLanding
 from gm_discrete.generators.rows import is_small, map_rows, true_entries
@@ -135,6 +136,8 @@ def divergence(
       prediction, in nats/time. Its time integral bounds −log p.
     - `cross_entropy`: −log π̂(z) of the predicted posterior of the data symbol, in nats.
 
+    For strings it is `generalized_kl`, per entry [B, 2 (L + 1)] of the string (see `paths.edits`).
+
     With a `Dirac` target one landing probability is gathered from each row, so that a position costs O(K) for its logits
     and O(1) beyond. The network is evaluated only where the divergence can be positive.
 
@@ -225,6 +228,8 @@ def compare(
         raise TypeError(f"there is no divergence of {kinds}: compare generators of one kind, part by part")
     elif isinstance(target.kernel, RotationLanding) and isinstance(predicted.kernel, RotationLanding):
         values = _of_landings(target, predicted, target.kernel, predicted.kernel, kind)
+    elif isinstance(target.kernel, KnownEdits) and isinstance(predicted.kernel, EditKernel):
+        return _of_edits(target, predicted, target.kernel, predicted.kernel, where, kind)
     elif x.is_floating_point():
         return _of_bins(target, predicted, x, where, kind)
     else:
@@ -270,6 +275,42 @@ def _of_bins(target: Jump, predicted: Jump, x: Tensor, where: Tensor | None, kin
         return bregman(rate[entries, None] * mass, rate_hat[entries, None] * log_mass.exp()).sum(1)
 
     return Comparison(x, x.dtype, plain, evaluated, of_rows, kernel)
+
+
+def _of_edits(
+    target: Jump,
+    predicted: Jump,
+    aim: KnownEdits,
+    guess: EditKernel,
+    where: Tensor | None,
+    kind: str | Bregman,
+) -> Comparison:
+    """Σ_y [a(y) log(a(y)/R(y)) − a(y) + R(y)] at every entry, a(y) = λ k(y) with the share k of the remaining edits.
+
+    With R = λ̂ times the probability of a deletion, or of writing times q(y), it is
+
+        λ log(λ/λ̂) − λ + λ̂ − λ log P̂(delete or write) + λ Σ_y k(y) log(k(y)/q(y)).
+
+    The last term, over what is written, is evaluated only where something is to be written.
+    """
+    if kind != "generalized_kl":
+        raise ValueError(f"divergence={kind!r} of edits must be 'generalized_kl'")
+    number = aim.number
+    rate, rate_hat = target.intensity, predicted.intensity
+    deletes = (aim.count > 0) & (aim.deletions > 0)
+    chosen = torch.where(deletes, guess.log_delete, guess.log_write).view_as(rate)
+    tiny = torch.finfo(rate_hat.dtype).tiny
+    surprise = torch.where(rate > 0, rate_hat.clamp(min=tiny).log() + chosen, 0.0)
+    plain = torch.xlogy(rate, rate) - rate * surprise - rate + rate_hat
+    writes = (rate > 0) & ~deletes.view_as(rate)
+    if where is not None:
+        plain, writes = torch.where(where, plain, 0.0), writes & where
+    each = (rate / number.clamp(min=1)).flatten()  # of one remaining edit
+
+    def of_rows(rows: Tensor) -> Tensor:
+        return each[rows] * aim.relative(guess.belief.log_probs(rows), rows)
+
+    return Comparison(guess.x.view_as(rate), torch.float64, plain, writes, of_rows, guess.belief)
 
 
 def _of_landings(

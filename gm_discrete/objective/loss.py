@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any, Never, TypeVar
+from typing import Any, Never, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,22 @@ from torch import Tensor, nn
 from gm_discrete.arguments import readable
 from gm_discrete.generators import Factor, Generator, Jump, Superposition
 from gm_discrete.generators.rows import true_entries
-from gm_discrete.generators.spaces import entries as entries_of
 from gm_discrete.generators.spaces import whole
 from gm_discrete.objective import bregman
 from gm_discrete.objective.times import TimeSampler, draw_times
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.edits import EditPath
 from gm_discrete.paths.schedules import At
-from gm_discrete.process import Process, State, check_call, check_state, factors, pack, pack_state, unpack
+from gm_discrete.process import (
+    Process,
+    State,
+    check_call,
+    check_state,
+    factors,
+    pack,
+    pack_state,
+    unpack,
+)
 from gm_discrete.renamed import refuse_unknown
 
 T = TypeVar("T")
@@ -91,7 +100,11 @@ def conditional_loss(
         check_state(path, z, "z")
     if not isinstance(x_0, Tensor | None):
         raise ValueError(f"x_0 must be a tensor of sources [B, L], got {x_0!r}")
-    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=None if x_0 is None else pack(x_0))
+    sources = None if x_0 is None else pack(x_0)
+    if path.strings is not None:  # blanks tell what is padding
+        conditioning = {}
+        state, chosen, sources = align_strings(path, state, chosen, attention_mask, rng, sources)
+    x, t = corrupt(path, state, chosen, rng, time_sampler, x_0=sources)
     if class_labels is not None:
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
@@ -103,6 +116,24 @@ def conditional_loss(
         return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
+
+
+def align_strings(
+    path: Path,
+    z: State,
+    scored: State,
+    attention_mask: Any = None,
+    rng: torch.Generator | None = None,
+    x_0: State | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[State, State, State | None]:
+    """(z, scored, x_0) of strings, in the columns of an alignment of data and source (see `EditPath.aligned`)."""
+    found = cast(EditPath, path)
+    data = found.strings.without_padding(z[""], attention_mask)
+    source = None if x_0 is None else x_0[""]
+    data, chosen, source = found.aligned(data, scored[""], rng, source, rank, world_size)
+    return {"": data}, {"": chosen}, None if source is None else {"": source}
 
 
 def corrupt(
@@ -177,11 +208,7 @@ def field_losses(
             inner.get(kind, 1.0) * part.total(None if part.entries is None else next(entries))
             for kind, part in parts.items()
         ]
-        count = (
-            entries_of(scored[name], path.fields[name].space).sum().clamp(min=1)
-            if num_items is None
-            else num_items[name]
-        )
+        count = path.fields[name].number(z[name], scored[name]).clamp(min=1) if num_items is None else num_items[name]
         losses[name] = (torch.stack(totals).sum() / count).float()
     return losses
 
@@ -256,7 +283,7 @@ def _compared(
                 "trains: return a Superposition with all of them, or leave them out of divergence"
             )
         units, found[name] = field.units(here), {}
-        open_ = entries_of(scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)), field.space)
+        state, open_ = field.compared(state, scored[name] & (times[name] < 1).view(-1, *[1] * (state.dim() - 1)))
         for part, kind in kinds.items():
             aim, guess = aims[part], guesses[part]
             if field.is_discrete:  # rates that are infinite at t = 0 do not depend on z there: D tends to 0

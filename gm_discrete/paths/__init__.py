@@ -1,6 +1,8 @@
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
 from gm_discrete.paths.continuous import ContinuousPath
+from gm_discrete.paths.discrete import DiscretePath
+from gm_discrete.paths.edits import EditPath
 from gm_discrete.paths.euclidean import EuclideanPath
 from gm_discrete.paths.euclidean_mixture import EuclideanMixturePath
 from gm_discrete.paths.finite import FinitePath
@@ -16,6 +18,8 @@ __all__ = [
     "At",
     "Concentration",
     "ContinuousPath",
+    "DiscretePath",
+    "EditPath",
     "EuclideanMixturePath",
     "EuclideanPath",
     "ExponentialConcentration",

@@ -14,7 +14,8 @@ from gm_discrete.configurable import Configurable
 from gm_discrete.generators import Generator
 from gm_discrete.generators.kernels import Readout
 from gm_discrete.generators.rows import require
-from gm_discrete.generators.spaces import NUMBERS, Space
+from gm_discrete.generators.spaces import NUMBERS, Space, entries
+from gm_discrete.generators.strings import Strings
 from gm_discrete.paths.schedules import At, TimeLike
 
 
@@ -57,6 +58,11 @@ class Path(Configurable, ABC):
     def is_masked(self) -> bool:
         """Whether noise replaces tokens by a mask token (`MaskedPath`)."""
         return False
+
+    @property
+    def strings(self) -> Strings | None:
+        """How strings of any length are laid out in the state's tensor, if states are strings (`EditPath`)."""
+        return None
 
     # Fields, entries and times
 
@@ -155,6 +161,18 @@ class Path(Configurable, ABC):
     def fill_unscored(self, x: Tensor) -> Tensor:
         """Valid placeholder data made of the state x, for the positions that the loss leaves out."""
         return x
+
+    def compared(self, x: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+        """The state as the entries that generators move, and which of these a loss compares.
+
+        Args:
+            scored: bool of x's shape.
+        """
+        return x, entries(scored, self.space)
+
+    def number(self, z: Tensor, scored: Tensor) -> Tensor:
+        """How many entries of the data z are scored: what a loss is divided by."""
+        return entries(scored, self.space).sum()
 
     # Tables, which are too large for JSON
 

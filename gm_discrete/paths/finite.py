@@ -15,20 +15,18 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from gm_discrete.arguments import choice, readable, whole
+from gm_discrete.arguments import readable
 from gm_discrete.generators import DominatingProcess, Jump
 from gm_discrete.generators.kernels import Categorical, Dirac, Kernel, Readout, TensorReadout
 from gm_discrete.generators.rows import chunked, inverse_cdf, require
 from gm_discrete.generators.transport import Renewal, Transport
-from gm_discrete.paths.base import Path, check_times, uniform
-from gm_discrete.paths.schedules import LinearSchedule, Schedule, ScheduleAt, TimeLike
+from gm_discrete.paths.base import check_times, uniform
+from gm_discrete.paths.discrete import DiscretePath
+from gm_discrete.paths.schedules import Schedule, TimeLike
 from gm_discrete.paths.tabulated import RateTable
 
 CERTAIN = 1e4
 """Log-odds of certainty: e^-10000 is 0 in every float type, and sums of such numbers stay finite."""
-
-UNSCORED = -100
-"""The label of a position that the loss leaves out, as everywhere in transformers."""
 
 ROUNDING = 1e-14
 """Probabilities below this are rounding errors where they are differences of numbers of size 1, as in a product of matrices,
@@ -41,7 +39,7 @@ MOVEMENT_ELEMENTS = 2**22
 """`movement` evaluates that many probabilities: of few symbols where the vocabulary is large."""
 
 
-class FinitePath(Path):
+class FinitePath(DiscretePath):
     """A conditional path p_t(x|z) = Π_i p_t(x^i|z^i) on K symbols. Subclasses define `probs`, and may override the rest.
 
     Args:
@@ -67,49 +65,16 @@ class FinitePath(Path):
     True
     """
 
-    is_discrete = True
-    schedule: Schedule
-    rates: str
-    """Which of the jump generators that solve the path's Kolmogorov equation is simulated and scored."""
-    spacing: str = "quadratic"
-
     rounding = ROUNDING
     """Results of `probs` below this count as 0. A path whose `probs` have relative precision however small they are, as
     products and exponentials have, sets 0."""
 
-    is_mixture = False
-    """Whether p_t(x|z) = (1 − κ) p0(x) + κ 1[x = z], with a prior or a source in place of p0."""
-
-    known_rates: tuple[str, ...] = ("kinetic",)
     default_divergence = "cross_entropy"
     """Default loss: the divergence of the rates costs O(K²) per position here, the cross-entropy O(K)."""
 
     def __init__(self, vocab_size: int, schedule: Schedule | dict | None = None, rates: str = "kinetic") -> None:
-        self.vocab_size = whole("vocab_size", vocab_size, least=2)
-        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
-        self.rates = choice("rates", rates, self.known_rates)
+        super().__init__(vocab_size, schedule, rates)
         self._cache = Derived()
-
-    @property
-    def heads(self) -> dict[str, int]:
-        return {"tokens": self.vocab_size}
-
-    def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
-        return self.schedule.at(t)
-
-    def time(self, u: Tensor) -> Tensor:
-        return self.schedule.inverse(u)
-
-    def units(self, t: TimeLike) -> dict[str, Tensor]:
-        """κ': rates are compared per unit of κ. Generators at times `per_kappa` are in it, and have no unit to divide by."""
-        now = self.at(t)
-        return {} if now.per_kappa else {"jump": now.derivative}
-
-    def loss_mask(self, labels: Tensor) -> Tensor:
-        return labels != UNSCORED
-
-    def mask_labels(self, z: Tensor, scored: Tensor) -> Tensor:
-        return z.masked_fill(~scored, UNSCORED)
 
     # Distributions
 
@@ -293,20 +258,6 @@ class FinitePath(Path):
         """min_z p_t(z|z) at times t [n]: the least probability that a token is its data symbol."""
         times, index = t.unique(return_inverse=True)
         return self.table(times).diagonal(dim1=1, dim2=2).amin(1)[index]
-
-    def check(self, state: Tensor, t: TimeLike, name: str) -> None:
-        if state.dtype != torch.long or state.dim() != 2:
-            raise ValueError(f"{name} must be a long tensor [B, L], got {state.dtype} of shape {tuple(state.shape)}")
-        check_times(t, state)
-        if torch.compiler.is_compiling():
-            return
-        if not readable(state):
-            require(((state >= 0) & (state < self.vocab_size)).all(), ValueError, f"{name} holds ids out of range")
-        elif state.numel() and not 0 <= int(state.min()) <= int(state.max()) < self.vocab_size:
-            raise ValueError(
-                f"{name} holds ids from {int(state.min())} to {int(state.max())}; vocab_size={self.vocab_size} "
-                "allows 0 to vocab_size − 1: is this the tokenizer that the path was made for?"
-            )
 
 
 class Derived(dict[Any, Any]):

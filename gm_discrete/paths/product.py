@@ -78,6 +78,11 @@ class ProductPath(Path):
                 raise TypeError(f"field {name!r} has {path!r}; give the path of a single field")
             if path.coupled:
                 raise ValueError(f"field {name!r} has coupled=True: coupled paths cannot be fields of a product")
+            if path.strings is not None:
+                raise ValueError(
+                    f"field {name!r} has {path!r}: strings cannot be fields of a product; train a model of strings "
+                    "alone, or give the field a path on sequences of one length, such as MaskedPath"
+                )
             self.factors[name] = path
         if not isinstance(independent_times, bool):
             raise TypeError(

@@ -1,23 +1,20 @@
-"""One sequence of a trajectory, as a GIF or an HTML page: tokens that appear, change and are masked again."""
+"""One sequence of a trajectory, as a GIF or an HTML page: tokens that appear, change and are masked again, strings that grow
+and shrink."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from gm_discrete.generation.outputs import Trajectory
 from gm_discrete.pictures.files import needed, write
+from gm_discrete.pictures.frames import BREAK, Decoder, Frame, frames_of
 from gm_discrete.pictures.page import page
 
 DURATION, LAST_DURATION = 80, 3000
 """Milliseconds of a frame, and of the last one."""
-DOT, BREAK = "·", "↵"
-"""Characters shown for a mask, and before a line break."""
 GROUND, LABEL = "#101418", "#8794a1"
 STYLES = {
     "text": ("#dfe6ee", GROUND),
@@ -26,34 +23,14 @@ STYLES = {
     "new": ("#ffd166", "#3d3315"),
     "changed": ("#62cdf5", "#123444"),
     "again": ("#ff7b7b", "#451d22"),
+    "inserted": ("#8ce99a", "#163d1f"),
+    "deleted": ("#ff7b7b", "#451d22"),
+    "substituted": ("#62cdf5", "#123444"),
+    "absent": ("#5b6875", GROUND),
 }
 """Text and background colour of a token, by what the last step did to it."""
 LABELS = {"given": "given", "new": "new", "changed": "changed", "again": "masked again"}
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One state.
-
-    Attributes:
-        time: t.
-        symbols: ids of the tokens, [L].
-        texts: texts shown for them, [L]; a line break follows its sign `BREAK`.
-        kinds: keys of `STYLES`, [L]: what the step before this state did.
-    """
-
-    time: float
-    symbols: list[int]
-    texts: list[str]
-    kinds: list[str]
-
-
-class Decoder(Protocol):
-    """A tokenizer, as far as pictures need one."""
-
-    mask_token_id: int | None
-
-    def decode(self, token_ids: list[int], /) -> str: ...
+LABELS |= {kind: kind for kind in ("inserted", "deleted", "substituted")}
 
 
 def animate(
@@ -67,7 +44,7 @@ def animate(
     """Writes an animation of one sequence: a frame per state, masks as dots, the changes of the last step in colours.
 
     Tokens keep their places if all tokens at a position have texts of one length; else the text is laid out anew in each
-    frame.
+    frame, and so are strings. A symbol that a step deletes is struck through for one frame.
 
     Args:
         trajectory: a trajectory of discrete states, from `generate(..., output_trajectory=True)`.
@@ -100,52 +77,11 @@ def animate(
     ):
         if not valid:
             raise ValueError(f"{name}={value} must be {rule}")
-    frames = _frames(trajectory, tokenizer, index, max_frames)
+    frames = frames_of(trajectory, tokenizer, index, max_frames)
     if suffix == ".gif":
         return write(path, lambda draft: _save_gif(frames, columns, draft))
     text = page(frames, columns, STYLES, {kind: LABELS[kind] for kind in _occurring(frames)}, DURATION)
     return write(path, lambda draft: draft.write_text(text, encoding="utf-8"))  # pyright: ignore[reportArgumentType]
-
-
-def _frames(trajectory: Trajectory, tokenizer: Decoder, index: int, max_frames: int | None) -> list[Frame]:
-    count = len(trajectory.states)
-    chosen = torch.linspace(0, count - 1, min(count, max_frames or count)).round().long()
-    states = trajectory.states[chosen, index].tolist()
-    times, given = trajectory.times[chosen].tolist(), trajectory.fixed[index].tolist()
-    mask = tokenizer.mask_token_id
-    glyphs = {symbol: glyph(tokenizer, symbol) for state in states for symbol in state}
-    end = [glyphs[symbol] for symbol in states[-1]]
-    steady = all(
-        symbol == mask or len(glyphs[symbol]) == len(last)
-        for state in states
-        for symbol, last in zip(state, end, strict=True)
-    )
-    frames: list[Frame] = []
-    for time, before, state in zip(times, [states[0], *states], states, strict=False):
-        texts = []
-        for symbol, last in zip(state, end, strict=True):
-            own = glyphs[symbol] if symbol != mask else DOT * (len(last) if steady else 1)
-            texts.append(_laid(own, last if steady else own))
-        frames.append(Frame(time, state, texts, list(map(_kind, before, state, given, [mask] * len(state)))))
-    return frames
-
-
-def glyph(tokenizer: Decoder, symbol: int) -> str:
-    """The text of a token within a text. Decoding it alone is not enough: some tokenizers then drop the space before it."""
-    once, twice = tokenizer.decode([symbol]), tokenizer.decode([symbol, symbol])
-    return twice[len(once) :] if twice.startswith(once) and twice.endswith(once) else once
-
-
-def _laid(text: str, shape: str) -> str:
-    """The characters of `text`, its line breaks replaced by signs, with line breaks where `shape` has them."""
-    signs = (BREAK if character == "\n" else character for character in text)
-    return "".join(sign + "\n" * (place == "\n") for sign, place in zip(signs, shape, strict=True))
-
-
-def _kind(before: int, after: int, given: bool, mask: int | None) -> str:
-    if before == after:
-        return "given" if given else "mask" if after == mask else "text"
-    return "new" if before == mask else "again" if after == mask else "changed"
 
 
 def _occurring(frames: list[Frame]) -> list[str]:
@@ -162,8 +98,9 @@ def _save_gif(frames: list[Frame], columns: int, draft: Path) -> None:
     places = [_places(frame.texts, columns) for frame in frames]
     lines = 1 + max(line for frame in places for symbol in frame for _, line, _ in symbol)
     columns = max(1 + max(column for frame in places for symbol in frame for column, _, _ in symbol), 32)
-    right, bottom = 2 * margin + columns * width, 2 * margin + lines * height
     kinds = _occurring(frames)
+    legend = sum(28 + round(small.getlength(LABELS[kind])) for kind in kinds) + round(small.getlength("t = 0.000"))
+    right, bottom = 2 * margin + max(columns * width, legend), 2 * margin + lines * height
     palette = _palette(image)
     pictures = []
     for frame, symbols in zip(frames, places, strict=True):
@@ -177,6 +114,8 @@ def _save_gif(frames: list[Frame], columns: int, draft: Path) -> None:
                     draw.rectangle((left, top, left + width - 1, top + height - 2), ground)
                 faint = STYLES["mask"][0] if character == BREAK and kind == "text" else ink
                 draw.text((left, top + 1), character, font=font, fill=faint)
+                if kind == "deleted":
+                    draw.line((left, top + 11, left + width - 1, top + 11), ink)
         done = frame.time / frames[-1].time if frames[-1].time else 1.0
         draw.rectangle((margin, bottom, right - margin, bottom + 2), STYLES["changed"][1])
         draw.rectangle((margin, bottom, margin + done * (right - 2 * margin), bottom + 2), STYLES["changed"][0])

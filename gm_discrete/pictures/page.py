@@ -17,6 +17,10 @@ LIGHT = {
     "new": ("#6b4e00", "#ffe08a"),
     "changed": ("#084c6b", "#b5e6fb"),
     "again": ("#8a1c1c", "#ffc9c9"),
+    "inserted": ("#1b5e2a", "#bff0c8"),
+    "deleted": ("#8a1c1c", "#ffc9c9"),
+    "substituted": ("#084c6b", "#b5e6fb"),
+    "absent": ("#b8c2cc", "transparent"),
 }
 """Text and background colours of the light theme."""
 
@@ -42,8 +46,9 @@ def page(
     """
     first, changes = frames[0], []
     for before, after in pairwise(frames):
-        rows = enumerate(zip(before.symbols, after.symbols, after.texts, after.kinds, strict=True))
-        changes.append([[position, *now] for position, (symbol, *now) in rows if symbol != now[0]])
+        then, now = zip(before.symbols, before.texts, strict=True), zip(after.symbols, after.texts, strict=True)
+        rows = enumerate(zip(then, now, after.kinds, strict=True))
+        changes.append([[position, *new, kind] for position, (old, new, kind) in rows if old != new])
     data = {
         "duration": duration,
         "times": [frame.time for frame in frames],
@@ -87,6 +92,7 @@ body { background: var(--page); color: var(--label); font: 14px system-ui, sans-
 #text { font: 16px/1.4 "DejaVu Sans Mono", ui-monospace, Menlo, Consolas, monospace; width: @COLUMNS@ch;
   max-width: 100%; margin: 0 0 1rem; white-space: break-spaces; word-break: break-all; }
 #text span { border-radius: 2px; }
+#text .deleted { text-decoration: line-through; }
 #controls, #legend { display: flex; gap: 1rem; align-items: center; font-variant-numeric: tabular-nums; }
 #legend { margin-top: .75rem; }
 #legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px;
@@ -111,7 +117,7 @@ const [text, play, slider, step] = ["text", "play", "slider", "step"].map((name)
 const states = [story.start.map(([symbol, text, kind]) => ({ symbol, text, kind }))];
 for (const change of story.changes) {
   // What a step did is shown for that step alone: afterwards a symbol is text, or a mask.
-  const after = { new: "text", changed: "text", again: "mask" };
+  const after = { new: "text", changed: "text", again: "mask", inserted: "text", substituted: "text" };
   const state = states.at(-1).map((entry) => ({ ...entry, kind: after[entry.kind] ?? entry.kind }));
   for (const [position, symbol, text, kind] of change) state[position] = { symbol, text, kind };
   states.push(state);
@@ -121,13 +127,15 @@ text.replaceChildren(...spans);
 let timer = null;
 function show(number) {
   slider.value = number;
-  states[number].forEach(({ symbol, text, kind }, position) => {
-    const span = spans[position];
+  let position = 0;
+  states[number].forEach(({ symbol, text, kind }, entry) => {
+    const span = spans[entry];
     if (span.textContent !== text) span.textContent = text;
     span.className = kind;
-    span.title = `position ${position}, symbol ${symbol}`;
+    span.title = kind === "deleted" ? "" : `position ${position}, symbol ${symbol}`;
+    if (kind !== "deleted" && kind !== "absent") position += 1;
   });
-  const changes = number ? story.changes[number - 1].length : 0;
+  const changes = number ? story.changes[number - 1].filter((change) => change[3] !== "absent").length : 0;
   step.textContent = `t = ${story.times[number].toFixed(3)}, step ${number} of ${states.length - 1}, ${changes} changed`;
 }
 function run(on) {

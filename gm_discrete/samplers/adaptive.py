@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators import Posterior
 from gm_discrete.generators.kernels import Kernel
+from gm_discrete.paths.edits import EditPosterior
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import State, Times
-from gm_discrete.samplers.base import Chain, Sampler, discrete, leaving, needs_network, posterior
+from gm_discrete.samplers.base import EVERY_SHAPE, STRINGS, Chain, Sampler, discrete, leaving, needs_network, posterior
+from gm_discrete.samplers.edits import edit, possible
 from gm_discrete.samplers.euclidean import advance, pace, update_rows
 
 SURVEY = 32
@@ -55,6 +57,8 @@ class Adaptive(Sampler):
     likelier than none, or a continuous field moves. Otherwise the last value is used, at first n; if there is an event all
     the same, E is computed for the next step. This costs an evaluation only where a likely event does not happen.
 
+    Of strings E is the expected number of edits that remain, which the network predicts, and n the greatest E so far.
+
     Continuous fields propose a step whose error is about `tolerance` (see `samplers.euclidean.pace`).
 
     Args:
@@ -72,6 +76,7 @@ class Adaptive(Sampler):
     """
 
     type_name: ClassVar[str] = "adaptive"
+    states: ClassVar[frozenset[str]] = EVERY_SHAPE | {STRINGS}
     chooses_times = True
 
     def __init__(self, max_expected_changes: float | None = None, tolerance: float = 0.002) -> None:
@@ -81,6 +86,8 @@ class Adaptive(Sampler):
         self.tolerance = number("tolerance", tolerance, least=1e-12)
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
+        if chain.path.strings is not None:
+            return {"": self._edited(chain, x[""], t[""], t_next[""])}
         start, end = (next(iter(times.values())) for times in (t, t_next))
         if not all(torch.equal(t[name], start) and torch.equal(t_next[name], end) for name in x):
             raise ValueError(
@@ -112,6 +119,22 @@ class Adaptive(Sampler):
             state = {**state, **moved}
             now = torch.where(active, until, now)
         return state
+
+    def _edited(self, chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Strings at t_next. In place of n there is the greatest E so far, as the number of symbols is not known before."""
+        if "" not in chain.moving:
+            return x
+        memory, most = chain.remember("", TokenMemory), self.max_expected_changes
+        while bool((t < t_next).any()):
+            left = cast(EditPosterior, posterior(discrete(chain.generators({"": x}, {"": t})[""])))
+            number = possible(chain, "", x, left.number, left.path.strings).sum(1)
+            memory.unsettled = number if memory.unsettled is None else torch.maximum(memory.unsettled, number)
+            n = memory.unsettled
+            part = (n * 2 / FEWEST_STEPS).clamp(max=1) if most is None else torch.full_like(n, most)
+            part = (part / (n * number).sqrt()).nan_to_num(1.0).clamp(max=1)
+            until = torch.where(t < t_next, _after(chain.schedule(), t, t_next, part), t)
+            x, t = edit(chain, "", x, left.over(until), active=chain.movable("") & (t < t_next)), until
+        return x
 
 
 class _Leap:

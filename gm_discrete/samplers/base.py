@@ -14,13 +14,15 @@ from gm_discrete.configurable import Configurable, subclasses
 from gm_discrete.generators import Factor, Generator, Jump, Posterior
 from gm_discrete.generators.kernels import Kernel, map_rows
 from gm_discrete.generators.rows import on_device
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.paths.base import Path
 from gm_discrete.paths.schedules import Schedule
 from gm_discrete.process import Process, State, Times, factors, unpack
 from gm_discrete.samplers.removed import REMOVED
 
-DISCRETE, CONTINUOUS, PRODUCT = "discrete", "continuous", "product"
-EVERY_STATE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
+DISCRETE, CONTINUOUS, PRODUCT, STRINGS = "discrete", "continuous", "product", "strings"
+EVERY_SHAPE = frozenset({DISCRETE, CONTINUOUS, PRODUCT})
+"""All kinds of states whose shape does not change."""
 
 Memory = TypeVar("Memory")
 Sharpen = Callable[[Tensor, Tensor], Tensor]
@@ -28,9 +30,11 @@ Sharpen = Callable[[Tensor, Tensor], Tensor]
 
 
 def kind_of(path: Path) -> str:
-    """`"discrete"`, `"continuous"` or `"product"`: the kind of a path's states."""
+    """`"discrete"`, `"continuous"`, `"product"` or `"strings"`: the kind of a path's states."""
     if "" not in path.fields:
         return PRODUCT
+    if path.strings is not None:
+        return STRINGS
     return DISCRETE if path.is_discrete else CONTINUOUS
 
 
@@ -48,8 +52,8 @@ class Sampler(Configurable, ABC):
     """Whether it chooses its own times between those of the grid, so that [0, 1] is grid enough."""
     sharpens: bool = False
     """Whether it applies temperature, top_k and top_p itself, by `Chain.sharpen`; else the process does."""
-    states: ClassVar[frozenset[str]] = EVERY_STATE
-    """The kinds of states that it can simulate, of "discrete", "continuous" and "product"."""
+    states: ClassVar[frozenset[str]] = EVERY_SHAPE
+    """The kinds of states that it can simulate, of "discrete", "continuous", "product" and "strings"."""
     rates: ClassVar[tuple[str, ...] | None] = None
     """The rates of a discrete path that it needs; `None`: any."""
 
@@ -71,7 +75,7 @@ class Sampler(Configurable, ABC):
         """Why no sampler of this class can simulate the path; `None` if one can."""
         kind, rates = kind_of(path), path.rates
         if kind not in cls.states:
-            return f"does not simulate {kind} states"
+            return f"does not simulate {kind if kind == STRINGS else f'{kind} states'}"
         if kind == DISCRETE and cls.rates is not None and rates not in cls.rates:
             return f"needs a path with {' or '.join(f'rates={name!r}' for name in cls.rates)}, not rates={rates!r}"
         return None
@@ -99,11 +103,14 @@ class Chain:
 
     Attributes:
         process: what is simulated.
-        free: by field, bool of the state's shape: entries that may move.
+        free: by field, bool of the state's shape: entries that may move. Of strings bool [B, 2 (L + 1)], of their symbols
+            and gaps; it changes with them.
         rng: source of all noise.
         conditioning: keywords that are passed on to `process.generator`.
         sharpen: (log π [n, K], times [n]) → logits [n, K], temperature, top_k and top_p; `None` where there is none, or the
             process applies it (see `Sampler.sharpens`).
+        max_length: [B], symbols that each string has at most; `None`: any number.
+        tracks: by field, which symbol of a string is which; only of fields that are tracked.
         calls: [B], evaluations of the network that a sequence needed. jumps: [B], changes of an entry by jumps.
         error: [B], a bound on the total variation distance that an exact sampler cuts off; `None` for other samplers.
         changeable: fields with an entry that may move.
@@ -116,6 +123,8 @@ class Chain:
     rng: torch.Generator | None = None
     conditioning: Mapping[str, Any] = field(default_factory=dict)
     sharpen: Sharpen | None = None
+    max_length: Tensor | None = None
+    tracks: Mapping[str, Tracks] = field(default_factory=dict)
     calls: Tensor = field(init=False)
     jumps: Tensor = field(init=False)
     error: Tensor | None = field(init=False, default=None)

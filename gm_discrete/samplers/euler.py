@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gm_discrete.generators import over
 from gm_discrete.process import State, Times
-from gm_discrete.samplers.base import Chain, Sampler, discrete
+from gm_discrete.samplers.base import EVERY_SHAPE, STRINGS, Chain, Sampler, discrete
 from gm_discrete.samplers.tau_leaping import TauLeaping, leap
 
 
@@ -21,6 +21,7 @@ class Euler(Sampler):
     """
 
     type_name: ClassVar[str] = "euler"
+    states: ClassVar[frozenset[str]] = EVERY_SHAPE | {STRINGS}
 
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         if all(x[name].is_floating_point() or name in chain.arriving for name in x):

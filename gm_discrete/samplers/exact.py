@@ -11,7 +11,8 @@ from torch import Tensor
 from gm_discrete.arguments import number
 from gm_discrete.generators.kernels import require
 from gm_discrete.process import State, Times
-from gm_discrete.samplers.base import DISCRETE, Chain, Sampler
+from gm_discrete.samplers.base import DISCRETE, STRINGS, Chain, Sampler
+from gm_discrete.samplers.edits import edits_one_by_one
 from gm_discrete.samplers.tau_leaping import TauLeaping
 
 MOST_CANDIDATES = 1e6
@@ -45,6 +46,9 @@ class Uniformization(Sampler):
         t = 0:  P(Binomial(n, 1 − Σ_x min_z p_ε(x|z)) ≥ 2), as tokens are independent unless two of them depend on z,
         t = 1:  1 − (min_z p_t(z|z))^n, the probability that a token is not yet its data symbol.
 
+    For strings see `samplers.edits.edits_one_by_one`. They are cut at t = 1 alone, where an edit remains with a probability
+    of 2 M (1 − κ) at most, M = `max_length`, as source and data together have no more than 2 M symbols.
+
     That a token's rate does not exceed that of its candidates is checked at every event. Chen and Ying 2024
     (arXiv 2402.08095).
 
@@ -54,7 +58,7 @@ class Uniformization(Sampler):
 
     type_name: ClassVar[str] = "uniformization"
     chooses_times = True
-    states: ClassVar[frozenset[str]] = frozenset({DISCRETE})
+    states: ClassVar[frozenset[str]] = frozenset({DISCRETE, STRINGS})
 
     def __init__(self, tolerance: float = 1e-3) -> None:
         self.tolerance = number("tolerance", tolerance, least=1e-12, below=1)  # below, rounding decides
@@ -62,6 +66,8 @@ class Uniformization(Sampler):
     def step(self, chain: Chain, x: State, t: Times, t_next: Times) -> State:
         path: Any = chain.path
         state, now, end = x[""], t[""], t_next[""]
+        if path.strings is not None:
+            return {"": self._edited(chain, state, now, end)}
         start, stop, error = _cuts(chain, state, now, end, self.tolerance)
         process = path.dominating_process(state)
         number = (process.cumulative_rate(stop) - process.cumulative_rate(start))[:, None] * process.weight
@@ -77,6 +83,23 @@ class Uniformization(Sampler):
             state = TauLeaping().step(chain, {"": state}, {"": stop}, t_next)[""]
         chain.error = error if chain.error is None else chain.error + error
         return {"": state}
+
+    def _edited(self, chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Strings at t_next."""
+        schedule, most = chain.schedule(), chain.max_length
+        if "" not in chain.moving:
+            return x
+        if most is None:
+            raise ValueError(
+                "max_length is missing: sampler='uniformization' needs a bound on the number of edits, and so on the length "
+                "of strings; give simulate(…, max_length=…)"
+            )
+        last = schedule.inverse((1 - self.tolerance / (2 * most.to(t.dtype))).clamp(min=0))
+        stop = torch.where(t_next < 1, t_next, torch.maximum(last, t))
+        x = edits_one_by_one(chain, "", x, t, stop)
+        error = 2 * most * torch.where(stop < t_next, schedule.complement(stop), 0.0)
+        chain.error = error if chain.error is None else chain.error + error
+        return TauLeaping().step(chain, {"": x}, {"": stop}, {"": t_next})[""] if bool((stop < t_next).any()) else x
 
 
 def candidates_one_by_one(chain: Chain, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from torch import Tensor
 from gm_discrete.arguments import listed, numbers, whole
 from gm_discrete.generators.spaces import NUMBERS
 from gm_discrete.generators.spaces import whole as whole_entries
+from gm_discrete.generators.strings import Tracks
 from gm_discrete.paths.base import Path
+from gm_discrete.paths.edits import EditPath
 from gm_discrete.process import Process, State, check_call, pack, pack_state, unpack
 from gm_discrete.samplers.base import Chain, Sampler, Sharpen
 from gm_discrete.samplers.correctors import Corrector
+from gm_discrete.samplers.edits import entries_free
 from gm_discrete.samplers.removed import hint, refuse_old_options
 
 X = TypeVar("X", bound=Tensor | State)
@@ -31,13 +34,14 @@ class Simulation(Generic[X]):
     """What `simulate` returns with `return_info=True`.
 
     Attributes:
-        x: final state, of x_0's kind and shape.
+        x: final state, of x_0's kind and shape; strings [B, longest].
         times: the grid [N + 1], or [N + 1, M] of M fields with grids of their own.
         network_calls: [B], evaluations of the network that the sequence needed; none where it had no event.
         jumps: [B], changes of an entry by jumps.
         error_bound: [B], on the total variation between the distribution that was sampled and the model distribution; 0 for
             `FirstHitting`, the part that is cut off for `Uniformization`, `None` for samplers that are not exact.
         states: the states at `save_at`, in its order.
+        free: bool by field, the entries that may move; of strings those of the final ones.
     """
 
     x: X
@@ -46,6 +50,7 @@ class Simulation(Generic[X]):
     jumps: Tensor
     error_bound: Tensor | None = None
     states: list[X] = field(default_factory=list)
+    free: State = field(default_factory=dict)
 
     def then(self, rest: Simulation[X]) -> Simulation[X]:
         """This simulation and the one that went on from its end, as one."""
@@ -54,7 +59,7 @@ class Simulation(Generic[X]):
             bound = self.error_bound + rest.error_bound
         calls, jumps = self.network_calls + rest.network_calls, self.jumps + rest.jumps
         times = torch.cat([self.times[self.times < rest.times[0]], rest.times])
-        return Simulation(rest.x, times, calls, jumps, bound, self.states + rest.states)
+        return Simulation(rest.x, times, calls, jumps, bound, self.states + rest.states, rest.free)
 
 
 @overload
@@ -92,6 +97,7 @@ def simulate(
     corrector: AnyCorrector = None,
     save_at: Sequence[int] = (),
     on_step: Callable[..., bool] | None = None,
+    max_length: int | Tensor | None = None,
     return_info: bool = False,
     **conditioning: object,
 ) -> Any:
@@ -110,15 +116,19 @@ def simulate(
             `Adaptive`, `EntropyBounded`, `DormandPrince` (their own times); or a `Sampler` of yours. A name such as
             `"adaptive"` is short for one with its defaults.
         fixed: bool, of x_0's shape: entries that stay as they are; of rotations also [B, L]. For a product a dict by field,
-            which may leave out some.
+            which may leave out some. Of strings [B, L] the symbols that stay: between two of them that follow each other,
+            and before one at the start, nothing is inserted; or the entries that stay, [B, 2 (L + 1)].
         corrector: `DetailedBalance` or `ReMDM`; its name `"detailed_balance"` or `"remdm"` is short for one with defaults.
         save_at: indices into `times` at which to keep the state (0 is x_0).
+        max_length: symbols that a string has at most, or a long tensor [B] of them, on the way, too: insertions beyond are
+            left out.
+            `Uniformization` of an `EditPath` needs it.
         on_step: called with (state, time) at every time of the grid; a true answer ends the simulation.
         return_info: also return network calls, jumps, times, error bound and the saved states.
         conditioning: passed on to the generator where it is not `None`.
 
     Returns:
-        The state at the end, of x_0's kind and shape, or a `Simulation`.
+        The state at the end, of x_0's kind and shape, or a `Simulation`. Strings are as wide as the longest of them.
 
     Raises:
         ValueError: an argument is out of its range, or the sampler does not fit the path.
@@ -141,6 +151,8 @@ def simulate(
         sampler = Corrector.of(corrector).corrected(sampler)
     if isinstance(own := getattr(process, "path", None), Path):
         x_0 = unpack(pack_state(own, x_0, "x_0"))
+        if own.strings is not None and isinstance(x_0, Tensor) and x_0.dim() == 2:
+            x_0, fixed = _packed(cast(EditPath, own), x_0, fixed)
     state = pack(x_0)
     conditioning = {name: value for name, value in conditioning.items() if value is not None}
     check_call(process, x_0, "x_0", conditioning)
@@ -150,7 +162,8 @@ def simulate(
     for i in listed("save_at", save_at):
         whole("save_at", i, -len(grid), len(grid) - 1, f", an index into the {len(grid)} times")
     observer = None if on_step is None else lambda x, t: on_step(unpack(x), t)
-    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning)
+    most = _limits(max_length, x_0, own)
+    run = simulate_state(process, state, grid, rng, sampler, free, observer, save_at, conditioning, None, most)
     unpacked: Any = replace(run, x=unpack(run.x), states=[unpack(saved) for saved in run.states])
     return unpacked if return_info else unpacked.x
 
@@ -167,6 +180,8 @@ def simulate_state(
     save_at: Sequence[int] = (),
     conditioning: Mapping[str, object] | None = None,
     sharpen: Sharpen | None = None,
+    max_length: Tensor | None = None,
+    tracks: Mapping[str, Tracks] | None = None,
 ) -> Simulation[State]:
     """`simulate` for states that are dicts of fields, with arguments that are checked already.
 
@@ -174,8 +189,10 @@ def simulate_state(
         grid: float64 [N + 1], or [N + 1, M] with a column for each field.
         free: by field, bool: entries that may move.
         sharpen: temperature, top_k and top_p of a sampler that applies them itself (see `Chain`).
+        max_length: [B], symbols that each string has at most.
+        tracks: by field, of strings x_0; they move along with the symbols.
     """
-    chain = Chain(process, free, rng, conditioning or {}, sharpen)
+    chain = Chain(process, free, rng, conditioning or {}, sharpen, max_length, tracks or {})
     columns = grid.to(chain.calls.device).view(len(grid), -1, 1).expand(-1, -1, len(chain.calls)).contiguous()
     steps = grid.view(len(grid), -1).expand(-1, len(x_0)).tolist()  # on the host
     saved, x = {0: x_0}, x_0
@@ -198,7 +215,7 @@ def simulate_state(
         if on_step is not None and on_step(x, float(grid[i]) if grid.dim() == 1 else grid[i]):
             break
     states = [saved[i] for i in wanted if i in saved]
-    return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states)
+    return Simulation(x, grid, chain.calls, chain.jumps, chain.error, states, chain.free)
 
 
 def time_grid(path: Path, num_steps: int, spacing: str | None = None) -> Tensor:
@@ -262,6 +279,50 @@ def _grids(times: Grid, x_0: State) -> Tensor:
     return torch.stack(grids, 1) if own else grids[0]
 
 
+def _packed(path: EditPath, x_0: Tensor, fixed: Any) -> tuple[Tensor, Any]:
+    """Strings without blanks in between, and the mask of fixed symbols in the same order.
+
+    Raises:
+        ValueError: the entries of strings are fixed that have blanks in between.
+    """
+    x, strings = path.packed(x_0), path.strings
+    if isinstance(fixed, Tensor) and fixed.shape == x_0.shape:
+        return x, strings.moved(fixed.bool(), strings.places(x_0), False)[:, : x.shape[1]]
+    if isinstance(fixed, Tensor) and fixed.shape == strings.gapped(x_0).shape:
+        if not torch.equal(x, x_0[:, : x.shape[1]]):
+            raise ValueError("fixed holds entries, and x_0 has blanks before symbols: give strings without them")
+        return x, fixed[:, : 2 * (x.shape[1] + 1)]
+    return x, fixed
+
+
+def _limits(max_length: int | Tensor | None, x_0: Tensor | State, path: Path | None) -> Tensor | None:
+    """The greatest length of each string, [B].
+
+    Raises:
+        ValueError: the states are no strings, or the limits none for them.
+    """
+    if max_length is None:
+        return None
+    strings = None if path is None else path.strings
+    if strings is None or not isinstance(x_0, Tensor):
+        raise ValueError(f"max_length={max_length} limits strings, which {path!r} does not have; leave it out")
+    if isinstance(max_length, Tensor):
+        if max_length.shape != (len(x_0),) or max_length.dtype != torch.long:
+            found = f"{max_length.dtype} of shape {tuple(max_length.shape)}"
+            raise ValueError(f"max_length must be an integer or a long tensor [B] of {len(x_0)} integers, got {found}")
+        limits = max_length.to(x_0.device)
+    else:
+        limits = torch.full((len(x_0),), whole("max_length", max_length, least=1), device=x_0.device)
+    long = strings.lengths(x_0) > limits
+    if bool(long.any()) or bool((limits < 1).any()):
+        row = int((long | (limits < 1)).long().argmax())
+        raise ValueError(
+            f"max_length={int(limits[row])} of row {row} must be at least 1 and the length of x_0, "
+            f"{int(strings.lengths(x_0)[row])}"
+        )
+    return limits
+
+
 def _free(x_0: State, fixed: Tensor | State | None, fields: Mapping[str, Path]) -> State:
     """bool by field, of the state's shape: the entries that may move."""
     masks = {} if fixed is None else pack(fixed)
@@ -277,6 +338,13 @@ def _free(x_0: State, fixed: Tensor | State | None, fields: Mapping[str, Path]) 
             raise ValueError(f"fixed is on {mask.device}, x_0 on {x.device}: move one of them by .to(device)")
         if mask is not None:
             mask = whole_entries(mask.bool(), x.shape, fields[name].space if name in fields else NUMBERS)
+        strings = fields[name].strings if name in fields else None
+        if strings is not None and mask is not None and mask.shape == strings.gapped(x).shape:
+            free[name] = ~mask
+            continue
+        if strings is not None and (mask is None or mask.shape == x.shape):
+            free[name] = entries_free(torch.zeros_like(x, dtype=torch.bool) if mask is None else mask, x, strings)
+            continue
         if mask is not None and mask.shape != x.shape:
             where = f"fixed[{name!r}]" if name else "fixed"
             raise ValueError(f"{where} has shape {tuple(mask.shape)}; expected that of x_0, {tuple(x.shape)}")

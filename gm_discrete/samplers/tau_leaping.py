@@ -17,7 +17,7 @@ from gm_discrete.arguments import number
 from gm_discrete.generators import Factor
 from gm_discrete.paths.base import Path
 from gm_discrete.process import State, Times
-from gm_discrete.samplers.base import Chain, Sampler, discrete
+from gm_discrete.samplers.base import EVERY_SHAPE, STRINGS, Chain, Sampler, discrete
 from gm_discrete.samplers.decoding import (
     SCORES,
     Drawn,
@@ -28,6 +28,7 @@ from gm_discrete.samplers.decoding import (
     reveal_chosen,
     reveal_scheduled,
 )
+from gm_discrete.samplers.edits import edit
 from gm_discrete.samplers.euclidean import euler_maruyama
 
 
@@ -58,6 +59,7 @@ class TauLeaping(Sampler):
     """
 
     type_name: ClassVar[str] = "tau_leaping"
+    states: ClassVar[frozenset[str]] = EVERY_SHAPE | {STRINGS}
 
     def __init__(
         self,
@@ -116,6 +118,8 @@ def leap(
     if x.is_floating_point():
         return euler_maruyama(chain, name, x, generator, t, t_next)
     jump = discrete(generator)
+    if jump.strings is not None:
+        return edit(chain, name, x, jump, chance)
     events = chain.events(jump.chance if chance is None else chance, name)
     needed = events.any(1)
     chain.count(needed if jump.read is None else needed | jump.read)  # some processes need the network for the chance

@@ -69,7 +69,8 @@ def add_lora(
 ) -> PeftModel:
     """The model with a LoRA adapter of PEFT (arXiv 2106.09685) on linear layers; all else is frozen.
 
-    Trained besides are the parts of a language model's network that conditions it on the time, which are new and start at 0.
+    Trained besides are the parts that a language model's network has not been trained with, which are new and start at 0:
+    those that condition it on the time, and the heads of strings that predict how many edits remain, and where.
 
     Args:
         rank: of the products that are added to the weights.
@@ -97,16 +98,25 @@ def add_lora(
             f"targets={list(targets or ())} names {', '.join(map(repr, missing))}, which no linear layer of the model is; "
             f"give names of {', '.join(kinds)}, or leave it out for all of them"
         )
-    condition: Any = getattr(model.backbone, "condition", None)
-    is_new = isinstance(model.config.backbone, dict) and condition is not None and not bool(condition.weight.any())
+    new: list[str] = []
+    if isinstance(model.config.backbone, dict):
+        condition: Any = getattr(model.backbone, "condition", None)
+        if condition is not None and not bool(condition.weight.any()):
+            new += ["backbone.time", "backbone.condition"]
+        new += [f"heads.{name}" for name in model.heads if name != "tokens" and not _is_trained(model.heads[name])]
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=dropout,
         target_modules=list(targets or kinds),
-        modules_to_save=["backbone.time", "backbone.condition"] if is_new else None,
+        modules_to_save=new or None,
     )
     return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Whether any of its parameters is not 0, where all of them start."""
+    return any(bool(weight.any()) for weight in module.parameters())
 
 
 def load_adapter(model: GMModel, folder: str | os.PathLike[str], *, is_trainable: bool = False) -> PeftModel:

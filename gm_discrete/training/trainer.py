@@ -18,7 +18,6 @@ from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound, evaluate_matching
-from gm_discrete.generators.spaces import entries
 from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMModel
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
@@ -102,7 +101,8 @@ class GMTrainer(CheckpointedTrainer):
             if kwargs.get("data_collator") is None:
                 raise ValueError(f"data_collator is missing; give one for {path!r}, such as data.TableCollator")
         elif path.is_discrete:
-            kwargs.setdefault("data_collator", TokenCollator(config.pad_token_id or 0))
+            padding = (config.pad_token_id or 0) if path.strings is None else path.strings.blank
+            kwargs.setdefault("data_collator", TokenCollator(padding))
         else:
             kwargs.setdefault("data_collator", ImageCollator())
         set_defaults(args)
@@ -142,12 +142,13 @@ class GMTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """The number of scored entries of a step on all processes; by field if there are several."""
         fields = self._unwrapped.path.fields
-        if self._is_discrete or not batch_samples or "labels" not in batch_samples[0]:
+        plain = self._is_discrete and self._unwrapped.path.strings is None
+        if plain or not batch_samples or "labels" not in batch_samples[0]:
             count: Any = super()._get_num_items_in_batch(batch_samples, device)
             return count.clamp(min=1) if isinstance(count, torch.Tensor) else count
         labels = [pack_state(self._unwrapped.path, batch["labels"], "labels") for batch in batch_samples]
         found = [
-            sum(entries(field.loss_mask(part[name]), field.space).sum() for part in labels)
+            sum(field.number(part[name], field.loss_mask(part[name])) for part in labels)
             for name, field in fields.items()
         ]
         counts: Any = torch.stack([torch.as_tensor(count) for count in found]).to(device)

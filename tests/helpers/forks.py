@@ -22,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
-    "killed_recipe", "program", "sft_runs", "sharded_backbone", "sharded_training", "two_equal_processes", "two_processes",
+    "killed_recipe", "program", "sft_runs", "sharded_backbone", "sharded_strings", "sharded_training",
+    "two_equal_processes", "two_processes",
 )  # fmt: skip
 """What it starts: the `main` of these modules of this folder."""
 

@@ -18,6 +18,7 @@ import gm_discrete
 from gm_discrete import (
     Bins,
     Corrector,
+    EditPath,
     ExactGaussianModel,
     ExactModel,
     FieldTimeSampler,
@@ -93,6 +94,11 @@ def check_works(made: Any) -> None:
             check_works(path)
     elif isinstance(made, FinitePath):
         _check_finite_path(made)
+    elif isinstance(made, EditPath):
+        x_0, z = made.align(torch.zeros(2, 3, dtype=torch.long), torch.Generator().manual_seed(0))
+        t = torch.tensor([0.3, 0.6])
+        x = made.sample(z, t, torch.Generator().manual_seed(0), x_0)
+        assert _finite(made.conditional(z, x, t).rates(x))
     elif isinstance(made, Path):
         z, t = torch.full((1, 1, 1), getattr(made, "low", 0.0)), torch.tensor([0.5])
         x = made.sample(z, t, torch.Generator().manual_seed(0))

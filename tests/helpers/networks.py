@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from gm_discrete import GMConfig, GMModel, MaskedPath, MetricPath, MixturePath, UniformPath
-from gm_discrete.nn.readout import LazyReadout, readouts
+from gm_discrete.nn.readout import LazyReadout
+from gm_discrete.nn.readouts import readouts
 
 K, LENGTH = 11, 12
 MASK, PAD = 10, 0

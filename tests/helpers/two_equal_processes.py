@@ -1,4 +1,4 @@
-"""What `test_field_training.py` and `test_image_training.py` start twice, with `fields` or `images`.
+"""What `test_field_training.py`, `test_image_training.py` and `test_edit_training.py` start twice, each with its kind.
 
 Their runs, each process on its half of the batch.
 """
@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from tests.helpers.small_images import picture_trainer, pictures
 from tests.helpers.small_run import STABLE, losses, weights
+from tests.helpers.small_strings import PATHS as STRINGS
+from tests.helpers.small_strings import string_trainer, words
 from tests.helpers.small_tables import PATHS, rows, table_trainer
 
 
@@ -43,9 +45,22 @@ def train_images(folder: Path, name: str, world_size: int) -> Any:
     return trainer
 
 
+def train_strings(folder: Path, name: str, world_size: int) -> Any:
+    """Four steps on batches of four, or of eight in two parts."""
+    accumulated = name == "accumulated"
+    trainer = string_trainer(
+        folder / name, "uniform" if accumulated else name, ema=0.9, per_device_train_batch_size=4 // world_size,
+        gradient_accumulation_steps=2 if accumulated else 1, eval_dataset=words(6, seed=1),
+        per_device_eval_batch_size=1, num_eval_samples=2, **STABLE,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
 RUNS: dict[str, tuple[Callable[[Path, str, int], Any], tuple[str, ...]]] = {
     "fields": (train_fields, (*PATHS, "accumulated")),
     "images": (train_images, ("flow and jump", "masked")),
+    "strings": (train_strings, (*STRINGS, "accumulated")),
 }
 """kind → what trains, and the names of the runs."""
 

@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gm_discrete.generation.observers import edits_between
 from gm_discrete.models import Trajectory
 from gm_discrete.pictures import animate, plot_trajectory
-from gm_discrete.pictures.animation import DURATION, LAST_DURATION, STYLES, _places, glyph
+from gm_discrete.pictures import frames as frames_module
+from gm_discrete.pictures.animation import DURATION, LAST_DURATION, STYLES, _places
 from gm_discrete.pictures.curves import COLOURS, _changes
+from gm_discrete.pictures.frames import glyph
 
 MASK = 0
 
@@ -206,6 +209,100 @@ def test_page__needs_no_other_files(tmp_path: Path) -> None:
     assert "//" not in re.sub(r"^\s*// .*$", "", text, flags=re.MULTILINE)  # but for comments: no address of any kind
     assert not re.search(r"\b(src|href|action|import|fetch|url)\s*[=(]", text)
     assert "@" not in re.sub(r"@media", "", text)  # nothing is left to fill in
+
+
+# ---- strings
+
+
+def string_trajectory(numbers: list[list[int]], symbols: list[dict[int, int]], fixed: list[bool]) -> Trajectory:
+    """Of one string: which symbols it holds in each state, by number, and what each of them is."""
+    which = torch.tensor(numbers)[:, None]
+    rows = [[own.get(n, MASK) for n in row] for row, own in zip(numbers, symbols, strict=True)]
+    states, edits = torch.tensor(rows)[:, None], edits_between(torch.tensor(rows)[:, None], which)
+    times = torch.linspace(0, 1, len(rows), dtype=torch.float64)
+    return Trajectory(times, states, edits.sum(2), None, torch.tensor([fixed]), which, edits)
+
+
+GROWN = string_trajectory(
+    [[0, 1, -1, -1], [0, 2, 1, 3], [2, 1, 3, -1], [4, 2, 1, -1]],
+    [{0: 1, 1: 2}, {0: 1, 2: 1, 1: 2, 3: 5}, {2: 2, 1: 2, 3: 5}, {4: 1, 2: 2, 1: 2}],
+    [False, False, True, False],
+)
+"""ab, then a[a]b[&], then the first a is deleted and the second becomes b, then a is inserted at the start and & deleted."""
+
+
+def test_animate__strings_have_an_entry_for_every_symbol_that_ever_was() -> None:
+    frames = frames_module.frames_of(GROWN, LETTERS, 0, None)
+    assert [frame.kinds for frame in frames] == [
+        ["absent", "text", "absent", "given", "absent"],
+        ["absent", "text", "inserted", "given", "inserted"],
+        ["absent", "deleted", "substituted", "given", "text"],
+        ["inserted", "absent", "text", "given", "deleted"],
+        ["inserted", "absent", "text", "given", "absent"],
+    ]
+    assert ["".join(frame.texts) for frame in frames] == ["ab", "aab&", "abb&", "abb&", "abb"]
+    assert [frame.time for frame in frames] == [*GROWN.times.tolist(), 1.0]
+
+
+def test_common_order__keeps_the_order_of_every_string() -> None:
+    strings = [[0, 1], [2, 0, 3, 1, 4], [2, 3, 5, 4], [6, 3, 7, 5, 8]]
+    order = frames_module._common_order(strings)
+    assert sorted(order) == list(range(9))
+    for string in strings:
+        places = [order.index(number) for number in string]
+        assert places == sorted(places)
+
+
+def test_edits_between__counts_each_kind() -> None:
+    assert GROWN.edits is not None
+    assert GROWN.edits[:, 0].tolist() == [[2, 0, 0], [0, 1, 1], [1, 1, 0]]
+    empty = torch.full((3, 2, 0), -1)
+    assert edits_between(empty, empty).tolist() == [[[0, 0, 0]] * 2] * 2
+
+
+def test_animate__edits_have_colours_and_deleted_symbols_are_struck_through(tmp_path: Path) -> None:
+    frames, durations = frames_of(animate(GROWN, LETTERS, tmp_path / "a.gif"))
+    assert durations == [DURATION] * 4 + [LAST_DURATION]
+    shown = [["text", "given"], ["text", "inserted", "given", "inserted"], ["deleted", "substituted", "given", "text"],
+             ["inserted", "text", "given", "deleted"], ["inserted", "text", "given"]]  # fmt: skip
+    for frame, kinds in zip(frames, shown, strict=True):
+        for column, kind in enumerate(kinds):
+            assert near(cell(frame, column, 0)[:1, :1], STYLES[kind][1])
+            line = cell(frame, column, 0)[11]
+            assert bool((np.abs(line.astype(int) - line[:1]).max() <= 2) and near(line, STYLES[kind][0])) == (
+                kind == "deleted"
+            )
+
+
+def test_page__of_strings_strikes_deleted_symbols_through_for_one_step(tmp_path: Path) -> None:
+    file = animate(GROWN, LETTERS, tmp_path / "a.html")
+    story, text = story_of(file), file.read_text(encoding="utf-8")
+    first = [tuple(row) for row in story["start"]]
+    states = [first]
+    for change in story["changes"]:
+        state = list(states[-1])
+        for position, symbol, letters, kind in change:
+            state[position] = (symbol, letters, kind)
+        states.append(state)
+    assert ["".join(letters for _, letters, _ in state) for state in states] == ["ab", "aab&", "abb&", "abb&", "abb"]
+    assert story["changes"][1] == [[1, -1, "a", "deleted"], [2, 2, "b", "substituted"]]
+    assert story["changes"][2] == [[0, 1, "a", "inserted"], [1, -1, "", "absent"], [4, -1, "&", "deleted"]]
+    assert "#text .deleted { text-decoration: line-through; }" in text
+    for label in ("inserted", "deleted", "substituted"):
+        assert f"</i>{label}</span>" in text
+    assert "</i>absent" not in text
+
+
+def test_plot_trajectory__draws_edits_and_lengths_of_strings(tmp_path: Path) -> None:
+    kinds = _changes(GROWN, None)
+    assert {name: values[:, 0].tolist() for name, values in kinds.items()} == {
+        "insertions": [2, 0, 1], "deletions": [0, 1, 1], "substitutions": [0, 1, 0],
+    }  # fmt: skip
+    with Image.open(plot_trajectory(GROWN, tmp_path / "a.png")) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert all(near(pixels, COLOURS[name]) for name in (*kinds, "length"))
+    with pytest.raises(ValueError, match="mask_token_id=0: strings"):
+        plot_trajectory(GROWN, tmp_path / "b.png", MASK)
 
 
 # ---- curves

@@ -62,7 +62,7 @@ def parse(recipe: ModuleType, *argv: object) -> tuple[Any, Any]:
 
 
 def test_text_recipe__configs_exist() -> None:
-    names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext", "moses"}
+    names = {"shakespeare", "shakespeare_uniform", "gcide_text8", "openwebtext", "moses", "moses_edits"}
     assert names <= {file.stem for file in CONFIGS}
     everything = {file.stem for file in (RECIPES / "configs").glob("*.yaml")}
     others = [file for recipe in ("images", "mixed", "sft", "proteins") for file in configs(recipe)]
@@ -100,9 +100,19 @@ def test_text_recipe__a_config_trains_for_two_steps(
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 2
     config = GMModel.from_pretrained(tmp_path).config
-    assert config.build_path().rates == metrics["dynamics"] == ("masked" if options.path == "masked" else options.rates)
+    rates = options.path if options.path in ("masked", "edits") else options.rates
+    assert config.build_path().rates == metrics["dynamics"] == rates
     assert (tmp_path / "checkpoint-2" / "ema-0.safetensors").exists() == bool(options.ema_decay)
     assert training.output_dir == f"runs/{file.stem}"
+
+
+def test_text_recipe__moses_as_edits_differs_in_the_path_alone() -> None:
+    masked, edits = (
+        yaml.safe_load((RECIPES / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("moses", "moses_edits")
+    )
+    differs = {name for name in masked.keys() | edits.keys() if masked.get(name) != edits.get(name)}
+    assert differs == {"path", "prior", "pad_to_length", "add_eos", "num_steps", "output_dir"}
 
 
 def test_text_recipe__the_command_line_has_precedence(recipe: ModuleType, tmp_path: Path) -> None:

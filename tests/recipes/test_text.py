@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from shutil import rmtree
 from types import ModuleType
 
 import pytest
@@ -181,3 +182,57 @@ def test_text_recipe__learns_lengths_from_scored_padding(recipe: ModuleType, tin
     assert metrics["bits_per_character"] * characters == pytest.approx(metrics["bits_per_token"] * 16 * 2)
     with pytest.raises(ValueError, match="pad_to_length=True needs packed=False"):
         recipe.main([*tiny, *flags(choice | {"pad_to_length": True, "packed": True, "output_dir": tmp_path / "other"})])
+
+
+@pytest.fixture(scope="module")
+def strings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty texts of 6 to 11 characters."""
+    file = tmp_path_factory.mktemp("strings") / "strings.jsonl"
+    lines = (json.dumps({"text": f"hot is{'!' * (row % 6)}"}) + "\n" for row in range(40))
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
+
+
+EDITS: dict[str, object] = {"path": "edits", "packed": False, "add_eos": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", [{}, {"prior": "uniform", "alignment": "random"}], ids=["empty", "uniform"])
+def test_text_recipe__trains_edits(
+    recipe: ModuleType, tiny: list[str], strings: Path, tmp_path: Path, choice: dict[str, object]
+) -> None:
+    run = EDITS | choice | {"data": strings, "output_dir": tmp_path / "run", "prompt": "is_t"}
+    metrics = recipe.main([*tiny, *flags(run)])
+    assert metrics["dynamics"] == "edits"
+    assert 0 < metrics["bits_per_character"] < 1000
+    model, symbols = AutoModel.from_pretrained(tmp_path / "run"), AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert model.path.blank_token_id == symbols.pad_token_id
+    assert model.path.prior_name == choice.get("prior", "empty")
+    if choice:
+        assert model.path.alignment == "random"
+        assert model.path.lengths == pytest.approx([0] * 6 + [count / 38 for count in (7, 7, 6, 6, 6, 6)])
+    text = (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8")
+    assert text.startswith("is")  # the hole and all after it may hold anything, special symbols included
+    assert "[PAD]" not in text
+
+
+@pytest.mark.slow
+def test_text_recipe__a_run_of_edits_resumes_as_if_unbroken(
+    recipe: ModuleType, tiny: list[str], strings: Path, tmp_path: Path
+) -> None:
+    run = EDITS | {"data": strings, "prior": "uniform", "max_steps": 6, "save_steps": 3, "eval_strategy": "no"}
+    recipe.main([*tiny, *flags(run | {"output_dir": tmp_path / "unbroken"})])
+    recipe.main([*tiny, *flags(run | {"output_dir": tmp_path / "broken"})])
+    for file in (tmp_path / "broken" / "checkpoint-6", tmp_path / "broken" / "model.safetensors"):
+        rmtree(file) if file.is_dir() else file.unlink()
+    recipe.main([*tiny, *flags(run | {"output_dir": tmp_path / "broken"})])
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("unbroken", "broken"))
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("choice", [{"packed": True}, {"pad_to_length": True}])
+def test_text_recipe__edits_are_of_single_strings_without_padding(
+    recipe: ModuleType, tiny: list[str], strings: Path, tmp_path: Path, choice: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match="path='edits' needs packed=False and pad_to_length=False"):
+        recipe.main([*tiny, *flags(EDITS | choice | {"data": strings, "output_dir": tmp_path})])

