@@ -174,7 +174,8 @@ def test_max_length__is_a_hard_limit_of_each_string(name: str, sampler: str) -> 
     assert 4 < max(lengths) <= LONGEST  # of the config
     out = run(model, [[1, 3, 4], [1, PATHS[name].blank_token_id, 3]] * 20, sampler=COARSE[sampler], max_new_tokens=2)
     lengths = [len(text) for text in texts(out)]
-    assert max(lengths[::2]) == 5
+    coarse = sampler == "adaptive"  # its one step to t = 1 makes one insertion in each gap
+    assert 5 - coarse <= max(lengths[::2]) <= 5
     assert max(lengths[1::2]) == 4
 
 
