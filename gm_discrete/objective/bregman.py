@@ -297,7 +297,7 @@ def _of_edits(
         raise ValueError(f"divergence={kind!r} of edits must be 'generalized_kl'")
     number = aim.number
     rate, rate_hat = target.intensity, predicted.intensity
-    deletes = (aim.count > 0) & (aim.deletions > 0)
+    deletes = aim.deletions > 0
     chosen = torch.where(deletes, guess.log_delete, guess.log_write).view_as(rate)
     tiny = torch.finfo(rate_hat.dtype).tiny
     surprise = torch.where(rate > 0, rate_hat.clamp(min=tiny).log() + chosen, 0.0)

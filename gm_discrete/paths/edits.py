@@ -6,19 +6,19 @@ a data string z are written under each other, with blanks ε where one of them h
     x_0   ε  k  i  t  t  e  n  ε                 each column shows z with probability κ(t), else x_0;
     z     a  s  i  ε  t  e  n  s                 the state x_t is what remains when the blanks are removed
 
-A column that shows x_0 and differs from z is an edit that remains: ε → a inserts, k → s substitutes, t → ε deletes. In the
-columns the process is that of a coupled mixture path, every remaining edit has the rate h = κ'/(1 − κ). Given the string x
-alone, the marginal generator has, for every edit e of x, the rate
+A column that shows x_0 and differs from z is an edit that remains: ε → a inserts, k → s substitutes, t → ε deletes. The
+columns follow a coupled mixture path, in which every remaining edit has the rate h = κ'/(1 − κ). The network reads the
+string alone. The marginal generator is the mean over all columns that have this string: an edit e of x has the rate
 
-    R(e|x) = h · n(e|x),    n(e|x) = E[number of columns whose remaining edit is e | X_t = x],
+    R(e|x) = h · n(e|x),    n(e|x) = E[number of columns whose remaining edit is e | X_t = x].
 
-as generator matching with an auxiliary variable, the columns, states: E_t[L_t f(X)] is the same, so that the Kolmogorov
-equation of the strings' distribution holds. Several columns may lead to one edit, as in a gap where two equal symbols are
-missing; their rates add up. Kept from the columns to the strings, the loss is
+It solves the Kolmogorov equation of the strings, as for every function f of a string E[L_t f(X_t)] is the same with the
+rates of the columns and with their mean. Several columns may hold one edit, as where two equal symbols are missing in a
+gap; their rates add up. So the loss compares, for every edit of the string,
 
-    D = Σ_e [ a(e) log(a(e)/R(e)) − a(e) + R(e) ],    a(e) = h · number of columns whose remaining edit is e,
+    D = Σ_e [ a(e) log(a(e)/R(e)) − a(e) + R(e) ],    a(e) = h · number of columns whose remaining edit is e.
 
-and its minimiser is R(e|x). Its time integral bounds −log p(z) from above (see `likelihood_bound`).
+Its minimiser is the mean R(e|x), and its time integral bounds −log p(z) from above (see `likelihood_bound`).
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def possible(chain: Chain, name: str, x: Tensor, number: Tensor, strings: String
         return number
     gap = torch.arange(number.shape[1], device=number.device) % 2 == 1
     room = (chain.max_length - strings.lengths(x)).double()
-    scale = (room / (number * gap).sum(1).clamp(min=1e-300)).clamp(0, 1)
+    insertions = (number * gap).sum(1)
+    scale = torch.where(insertions > room, room / insertions, 1.0)
     return torch.where(gap, number * scale[:, None], number)
 
 
@@ -124,8 +125,9 @@ def edits_one_by_one(chain: Chain, name: str, x: Tensor, t: Tensor, t_next: Tens
         left = getattr(jump.posterior, "number", None)  # else of a generator that has only rates
         number = jump.intensity / schedule.hazard(time)[:, None] if left is None else left
         number = possible(chain, name, x, number, strings)
+        enough = (number.sum(1) <= most * (1 + 1e-9)).all()  # but for the rounding of the sum
         require(
-            (number.sum(1) <= most * (1 + 1e-9)).all(), ValueError, "rates of edits exceed those of their candidates"
+            enough, ValueError, "rates of edits exceed those of their candidates: let a symbol have one edit at most"
         )
         target = (chain.uniform(len(x)) * most)[:, None]
         edge = number.cumsum(1)

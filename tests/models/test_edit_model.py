@@ -335,3 +335,10 @@ def test_config__of_strings_refuses_what_does_not_fit() -> None:
 def test_product__strings_are_no_field() -> None:
     with pytest.raises(ValueError, match=r"field 'text' has EditPath\(.*alone"):
         ProductPath(text=EditPath(4), kind=MaskedPath(3))
+
+
+def test_forward__refuses_data_with_the_marker_of_gaps() -> None:
+    """No edit writes it, so that its loss would be infinite."""
+    model = network(mask_token_id=3)
+    with pytest.raises(ValueError, match="labels hold the id 3"):
+        conditional_loss(model, torch.tensor([[0, 3, 2]]))

@@ -409,3 +409,39 @@ def test_exact_edit_model__refuses_what_it_cannot_enumerate() -> None:
         ExactEditModel(EditPath(3, "uniform", [0.0] * 12 + [1.0], "random"), torch.zeros(2, 6).long())
     with pytest.raises(ValueError, match=r"t=.*0 to 2"):
         ExactEditModel(path, data).generator(data.repeat(2, 1), torch.tensor([0.0, 2.0]))
+
+
+def test_edit_path__special_symbols_are_never_drawn() -> None:
+    path = EditPath(5, "uniform", [0, 0, 1], special_token_ids=[1, 2])
+    x = path.prior((500, 2), rng(1))
+    assert set(x.flatten().tolist()) == {0, 3}
+    assert EditPath.from_dict(path.to_dict()) == path
+    model = ExactEditModel(path, torch.tensor([[1, 0]]))
+    assert not bool((model.states()[model.marginal(0.0) > 0] == 1).any())
+    with pytest.raises(ValueError, match="special_token_ids"):
+        EditPath(3, special_token_ids=[0, 1])
+
+
+def test_edit_path__sources_with_symbols_need_another_prior_than_the_empty_one() -> None:
+    with pytest.raises(ValueError, match=r"x_0 holds symbols.*prior='uniform'"):
+        EditPath(3).align(torch.tensor([[0, 1]]), x_0=torch.tensor([[1, 0]]))
+
+
+def test_edit_path__rows_without_scored_columns_teach_that_nothing_is_inserted() -> None:
+    """A prompt with an empty completion: its blanks count, and so does the gap after it."""
+    path, z = EditPath(3), torch.tensor([[0, 1, 2, 2], [0, 1, 1, 2]])
+    scored = torch.tensor([[False] * 4, [False, False, True, False]])
+    z, chosen, _ = path.aligned(z, scored)
+    gaps = path.compared(z, chosen)[1][:, 1::2]
+    assert gaps.tolist() == [[False, False, True, False, False], [False, False, True, True, False]]
+
+
+def test_likelihood_bound__of_empty_strings_alone_has_no_bits_per_token() -> None:
+    model = ExactEditModel(EditPath(3), torch.tensor([[0, 1], [2, 2]]))
+    bound = likelihood_bound(model, torch.tensor([[2, 2], [2, 2]]), num_samples=64, rng=rng(1))
+    assert bool((bound.nats > 0).all())
+    assert math.isnan(bound.bits_per_token)
+    assert "nan" in repr(bound)
+    uniform = ExactEditModel(path_of("uniform", "left", 2), torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match="paired"):
+        likelihood_bound(uniform, torch.tensor([[0, 1]]), paired=True)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_discrete import Adaptive, SquaredSineSchedule, TauLeaping, Uniformization, simulate
+from gm_discrete import (
+    Adaptive,
+    ExactModel,
+    MaskedPath,
+    SquaredSineSchedule,
+    TauLeaping,
+    Uniformization,
+    simulate,
+)
 from gm_discrete.generators import Jump
 from gm_discrete.generators.edit_kernels import KnownEdits
 from gm_discrete.generators.strings import Strings
@@ -169,3 +177,55 @@ def test_simulate__strings_may_have_limits_of_their_own() -> None:
     for wrong in (limits[:2], limits.float()):
         with pytest.raises(ValueError, match=r"max_length must be an integer or a long tensor \[B\] of 400"):
             simulate(model, model.path.prior((400, 1)), [0.0, 1.0], max_length=wrong)
+
+
+# ---- What a string may be, and what limits it
+
+
+def test_simulate__fixed_symbols_keep_their_symbol_when_blanks_stand_before_them() -> None:
+    """ε 0 1 with the 0 fixed is 0 1 with the 0 fixed."""
+    model = exact("optimal")
+    grid = torch.linspace(0.1, 1, 9)
+    x_0, fixed = torch.tensor([[BLANK, 0, 1]]).repeat(100, 1), torch.tensor([[False, True, False]]).repeat(100, 1)
+    other, held = torch.tensor([[0, 1, BLANK]]).repeat(100, 1), torch.tensor([[True, False, False]]).repeat(100, 1)
+    x = simulate(model, x_0, grid, rng(1), fixed=fixed)
+    assert bool((x[:, 0] == 0).all())
+    assert torch.equal(x, simulate(model, other, grid, rng(1), fixed=held))
+
+
+def test_simulate__entries_of_strings_with_blanks_before_symbols_are_refused() -> None:
+    x_0 = torch.tensor([[BLANK, 0, 1]])
+    with pytest.raises(ValueError, match="fixed holds entries"):
+        simulate(exact("optimal"), x_0, [0.1, 1.0], fixed=torch.zeros(1, 8, dtype=torch.bool))
+
+
+def test_edit__deletions_of_a_step_make_room_for_its_insertions() -> None:
+    """A string as long as it may be: one symbol is deleted, and so one inserted; a second insertion has no room."""
+    x = torch.tensor([[0, 1, 0]])
+    after = edit(chain_of(x, max_length=3), "", x, edits([2, 7], [BLANK, 1], 3))
+    assert after.tolist() == [[1, 0, 1]]
+    chain = chain_of(x, max_length=3)
+    after = edit(chain, "", x, edits([2, 5, 7], [BLANK, 1, 1], 3))
+    assert int(STRINGS.lengths(after)) == 3
+    assert chain.jumps.tolist() == [2]
+
+
+def test_simulate__max_length_is_checked() -> None:
+    strings = exact("optimal")
+    x_0 = torch.tensor([[0, 1], [1, BLANK]])
+    with pytest.raises(ValueError, match="max_length=1 of row 0"):
+        simulate(strings, x_0, [0.0, 1.0], max_length=1)
+    with pytest.raises(ValueError, match="max_length=0 of row 1"):
+        simulate(strings, x_0, [0.0, 1.0], max_length=torch.tensor([2, 0]))
+    masked = ExactModel(MaskedPath(3), torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match="max_length=2 limits strings"):
+        simulate(masked, masked.path.prior((1, 2)), [0.0, 1.0], max_length=2)
+
+
+def test_adaptive__counts_only_insertions_that_there_is_room_for() -> None:
+    """Without room nothing is expected, and one step goes to the end."""
+    model = exact("empty")
+    x_0 = torch.tensor([[0, 1]]).repeat(8, 1)
+    run = simulate(model, x_0, [0.2, 1.0], rng(1), "adaptive", max_length=2, return_info=True)
+    assert torch.equal(run.x, x_0)
+    assert run.network_calls.tolist() == [1] * 8
