@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-fast test-gpu lint format clean
+.PHONY: install demo test test-fast test-gpu docs notebooks lint format clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,14 @@ test-fast: install
 # The tests that run on a GPU, on a machine that has one; without one those of them that mean something on a CPU.
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu --durations 10
+
+# The site, in build/site. Warnings, such as a link that leads nowhere, are errors.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
+
+# Runs the tutorials and writes their notebooks with outputs; with NAMES="edits tables" only those.
+notebooks: install
+	$(BIN)/python docs/notebooks.py $(NAMES)
 
 lint: install
 	$(BIN)/ruff check .
