@@ -77,7 +77,7 @@ def log(q: Tensor) -> Tensor:
 
 
 def half_angle(a: Tensor, b: Tensor) -> Tensor:
-    """α ∈ [0, π/2] [...], half the angle between two rotations, by the lengths of their sum and difference."""
+    """α ∈ [0, π/2], shape `[...]`: half the angle between two rotations, by the lengths of their sum and difference."""
     near, far = length(a - b)[..., 0], length(a + b)[..., 0]
     return 2 * torch.atan2(torch.minimum(near, far), torch.maximum(near, far))
 
