@@ -23,7 +23,7 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 RUN = [ROOT / "README.md", *DOCS]
 """Pages whose Python blocks run."""
 PAGES = [*RUN, ROOT / "CONTRIBUTING.md"]
-PROGRAMS = {"accelerate", "cd", "git", "make", "pip", "python", "torchrun"}
+PROGRAMS = {"accelerate", "cd", "curl", "gm-discrete", "git", "make", "pip", "python", "torchrun"}
 OURS = tuple(f"{name}/" for name in ("gm_discrete", "recipes", "benchmarks", "tests", "docs"))
 SLOW = {
     "README",
