@@ -75,6 +75,11 @@ def prose(page: Path) -> str:
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
+def anchor_of(heading: str) -> str:
+    """The anchor that GitHub and the site give a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
@@ -110,6 +115,27 @@ def test_documentation__every_page_is_in_the_navigation() -> None:
 
 def test_readme__is_a_page_of_at_most_200_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def section_of(page: Path, anchor: str) -> str:
+    """The text below the heading with this anchor, up to the next heading of its level."""
+    parts = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return next(part for part in parts if anchor_of(part.splitlines()[0]) == anchor)
+
+
+def test_readme__every_result_is_in_the_table_that_it_links_to() -> None:
+    """Each figure of the results, rounded as it is there, is a figure of the section of the benchmarks."""
+    rows = (ROOT / "README.md").read_text(encoding="utf-8").split("## Results")[1].split("\n## ")[0].splitlines()
+    rows = [row for row in rows if row.startswith("| [")]
+    assert len(rows) == 6
+    for row in rows:
+        found = re.search(r"\(benchmarks/README\.md#([\w-]+)\)", row)
+        assert found, row
+        section = section_of(ROOT / "benchmarks/README.md", found.group(1))
+        measured = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", section)]
+        for figure in re.findall(r"\d+(?:\.\d+)?", row.split(" | ")[-1]):
+            digits = len(figure.partition(".")[2])
+            assert any(round(value, digits) == float(figure) for value in measured), f"{figure} in {row}"
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -178,8 +204,7 @@ def test_documentation__links_lead_somewhere(page: Path) -> None:
         assert to.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", prose(to), flags=re.MULTILINE)
-            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in anchors, target
+            assert anchor in map(anchor_of, headings), target
 
 
 @every_page
