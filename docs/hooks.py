@@ -38,20 +38,16 @@ def for_the_site(tables: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to benchmarks/ as the site has them, and the notebook of a tutorial in place of its source, with outputs."""
-    up = "../" * page.file.src_uri.count(
-        "/"
-    )  # from the folder of the page to docs/; on GitHub benchmarks/ is beside docs/
+    """The notebook of a tutorial in place of its source, and links to benchmarks/ as the site has them."""
+    uri = page.file.src_uri
+    notebook = Path(page.file.abs_src_path or "").with_suffix(".ipynb")
+    if uri.startswith("tutorials/") and notebook.exists():
+        cells = nbformat.read(notebook, as_version=4).cells
+        download = f"[download as a notebook]({notebook.name}){{ .notebook }}"
+        markdown = "\n\n".join([download, *map(rendered, cells)])
+    up = "../" * uri.count("/")  # from the folder of the page to docs/; on GitHub benchmarks/ is beside docs/
     markdown = markdown.replace(f"](../{up}benchmarks/README.md", f"]({up}benchmarks/tables.md")
-    markdown = markdown.replace(f"](../{up}benchmarks/figures/", f"]({up}benchmarks/figures/")
-    source = page.file.abs_src_path
-    if source is None or not page.file.src_uri.startswith("tutorials/"):
-        return markdown
-    notebook = Path(source).with_suffix(".ipynb")
-    if not notebook.exists():
-        return markdown
-    cells = nbformat.read(notebook, as_version=4).cells
-    return f"[:material-download: notebook]({notebook.name}){{ .notebook }}\n\n" + "\n\n".join(map(rendered, cells))
+    return markdown.replace(f"](../{up}benchmarks/figures/", f"]({up}benchmarks/figures/")
 
 
 def rendered(cell: NotebookNode) -> str:

@@ -43,7 +43,8 @@ def execute(page: Path) -> None:
     """Runs the notebook in a folder of its own and writes it beside the page."""
     notebook = unexecuted(page)
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}}, record_timing=False).execute()
+        options = {"timeout": 900, "record_timing": False, "coalesce_streams": True}
+        NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
     notebook.metadata = NotebookNode({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         if cell.cell_type == "code":  # what a progress bar or a warning prints says nothing to a reader
@@ -53,7 +54,7 @@ def execute(page: Path) -> None:
 
 def main() -> None:
     """Executes the tutorials that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Executes tutorials and writes their notebooks.")
     parser.add_argument("names", nargs="*", help="tutorials without .md; default: all")
     names = parser.parse_args().names
     for page in sources() if not names else [TUTORIALS / f"{name}.md" for name in names]:
