@@ -205,10 +205,10 @@ def test_documentation__glossary_covers_the_layout() -> None:
 def test_generation_page__has_the_table_that_the_program_prints() -> None:
     run = [sys.executable, "-m", "gm_discrete.generation.validation"]
     printed = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    page = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/how-to/generate.md").read_text(encoding="utf-8")
     found = re.search(r"^<!-- table: generation -->\n(.*?)^<!-- end -->$", page, flags=re.MULTILINE | re.DOTALL)
-    assert found, "docs/generation.md has no markers for the table"
-    assert found.group(1).strip() == printed, f"paste the output of {' '.join(run[1:])} into docs/generation.md"
+    assert found, "docs/how-to/generate.md has no markers for the table"
+    assert found.group(1).strip() == printed, f"paste the output of {' '.join(run[1:])} into docs/how-to/generate.md"
 
 
 def test_citation__has_the_version_of_the_package() -> None:
