@@ -7,9 +7,9 @@ date, hardware, versions), the settings and the tables. In the template a line `
 record, and a line `{{NAME 2}}` its second table. A line `{{NAME *}}` becomes the environment and all tables, or the words
 that nothing was measured if there is no such record. README.template.md shows every table of every record.
 
-index.template.md is that of the page of the documentation, which shows a part of them. A line `{{NAME 2 | COLUMN; COLUMN |
-ROW; ROW}}` becomes the second table with these columns and rows alone; `*` stands for all rows. Within a line `{{NAME 2: ROW;
-COLUMN}}` becomes one cell. A row is named by its first cells, as `masked 32`.
+index.template.md is that of the page of the documentation, which shows a part of them. `{{NAME 2 | COLUMN; COLUMN | ROW;
+ROW}}` on a line becomes the second table with these columns and rows alone; `*` stands for all rows. Within a line
+`{{NAME 2: ROW; COLUMN}}` becomes one cell. A row is named by its first cells, as `masked 32`.
 
 A table is `{"columns": [{"name": …, "format": …}], "rows": [[cell, …], …]}`. A cell is a string, a number, or a list of
 numbers for a `format` such as "{:.2f} ± {:.2f}"; null is a missing value.
