@@ -93,7 +93,7 @@ def text_options(file: Path | None, folder: Path) -> tuple[str, dict[str, Any]]:
     """What the text is, and the recipe's arguments for it: gcide if it was downloaded, a file, or this repository."""
     if file is None and cache_file("gcide_text8.txt", None).exists():
         return "gcide", {"data": "gcide"}
-    files: Sequence[Path] = [file] if file else sorted([*ROOT.glob("gm_discrete/**/*.py"), *ROOT.glob("docs/*.md")])
+    files: Sequence[Path] = [file] if file else sorted([*ROOT.glob("gm_discrete/**/*.py"), *ROOT.glob("docs/**/*.md")])
     text = re.sub(r"[^a-z]+", " ", "\n".join(part.read_text("utf-8", "replace") for part in files).lower())
     lines = [text[start : start + 2**14] for start in range(0, len(text), 2**14)]
     target = folder / "text.txt"

@@ -1,11 +1,15 @@
-"""Writes benchmarks/README.md from README.template.md and the records in results/.
+"""Writes benchmarks/README.md and docs/benchmarks/index.md from templates and the records in results/.
 
     python benchmarks/readme.py
 
 A record is the JSON file that a benchmark writes with `--output benchmarks/results/NAME.json`: the environment (command,
 date, hardware, versions), the settings and the tables. In the template a line `{{NAME}}` becomes the environment of that
 record, and a line `{{NAME 2}}` its second table. A line `{{NAME *}}` becomes the environment and all tables, or the words
-that nothing was measured if there is no such record.
+that nothing was measured if there is no such record. README.template.md shows every table of every record.
+
+index.template.md is that of the page of the documentation, which shows a part of them. `{{NAME 2 | COLUMN; COLUMN | ROW;
+ROW}}` on a line becomes the second table with these columns and rows alone; `*` stands for all rows. Within a line
+`{{NAME 2: ROW; COLUMN}}` becomes one cell. A row is named by its first cells, as `masked 32`.
 
 A table is `{"columns": [{"name": …, "format": …}], "rows": [[cell, …], …]}`. A cell is a string, a number, or a list of
 numbers for a `format` such as "{:.2f} ± {:.2f}"; null is a missing value.
@@ -21,6 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS, TEMPLATE, README = HERE / "results", HERE / "README.template.md", HERE / "README.md"
+PAGE_TEMPLATE, PAGE = HERE / "index.template.md", HERE.parent / "docs/benchmarks/index.md"
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?!\w)")
 MISSING = "–"
 NOTHING = "Nothing was measured yet."
@@ -66,22 +71,64 @@ def render(template: str, records: dict[str, dict[str, Any]]) -> str:
         ValueError: a placeholder names a record or a table that does not exist.
     """
 
-    def fill(match: re.Match[str]) -> str:
-        name, number = match[1], match[2]
-        if number == "*":
-            record = records.get(name)
+    def record_of(match: re.Match[str]) -> dict[str, Any]:
+        if match[1] not in records:
+            raise ValueError(f"{match[0]} names the record {match[1]!r}; there are {', '.join(sorted(records))}")
+        return records[match[1]]
+
+    def table_of(match: re.Match[str]) -> Table:
+        tables = record_of(match)["tables"]
+        if not 1 <= int(match[2]) <= len(tables):
+            raise ValueError(f"{match[0]} names table {match[2]} of {match[1]!r}, which has {len(tables)}")
+        return tables[int(match[2]) - 1]
+
+    def whole(match: re.Match[str]) -> str:
+        if match[2] == "*":
+            record = records.get(match[1])
             parts = [provenance(record), *map(markdown_table, record["tables"])] if record else [NOTHING]
             return "\n\n".join(parts)
-        if name not in records:
-            raise ValueError(f"{match[0]} names the record {name!r}; there are {', '.join(sorted(records))}")
-        if number is None:
-            return provenance(records[name])
-        tables = records[name]["tables"]
-        if not 1 <= int(number) <= len(tables):
-            raise ValueError(f"{match[0]} names table {number} of {name!r}, which has {len(tables)}")
-        return markdown_table(tables[int(number) - 1])
+        return provenance(record_of(match)) if match[2] is None else markdown_table(table_of(match))
 
-    return re.sub(r"^\{\{(\w+)(?: (\d+|\*))?\}\}$", fill, template, flags=re.MULTILINE)
+    def part(match: re.Match[str]) -> str:
+        rows = None if match[4] == "*" else match[4].split("; ")
+        return markdown_table(selected(table_of(match), match[3].split("; "), rows))
+
+    def cell(match: re.Match[str]) -> str:
+        table = selected(table_of(match), [match[4]], [match[3]])
+        return _text(table["rows"][0][0], table["columns"][0].get("format"))
+
+    text = re.sub(r"^\{\{(\w+)(?: (\d+|\*))?\}\}$", whole, template, flags=re.MULTILINE)
+    text = re.sub(r"^\{\{(\w+) (\d+) \| ([^|\n]+) \| ([^|\n]+)\}\}$", part, text, flags=re.MULTILINE)
+    return re.sub(r"\{\{(\w+) (\d+): ([^;{}]+); ([^;{}]+)\}\}", cell, text)
+
+
+def selected(table: Table, columns: Sequence[str], rows: Sequence[str] | None = None) -> Table:
+    """The table with these columns, and these rows or all.
+
+    Args:
+        rows: each named by its first cells as they are shown, with spaces between.
+
+    Raises:
+        ValueError: a column does not exist, or a name fits no row or several.
+    """
+    names = [column["name"] for column in table["columns"]]
+    if missing := [name for name in columns if name not in names]:
+        raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(map(repr, names))}")
+    places = [names.index(name) for name in columns]
+    found = table["rows"]
+    if rows is not None:
+        formats = [column.get("format") for column in table["columns"]]
+        shown = [list(map(_text, row, formats)) for row in found]
+        beginnings = [{" ".join(row[:size]) for size in range(1, len(row) + 1)} for row in shown]
+        fitting = [[place for place, starts in enumerate(beginnings) if name in starts] for name in rows]
+        for name, fits in zip(rows, fitting, strict=True):
+            if len(fits) != 1:
+                raise ValueError(f"{name!r} names {len(fits)} of the rows {', '.join(row[0] for row in shown)}")
+        found = [found[fits[0]] for fits in fitting]
+    return {
+        "columns": [table["columns"][place] for place in places],
+        "rows": [[row[place] for place in places] for row in found],
+    }
 
 
 def load_records(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -92,6 +139,11 @@ def load_records(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 def readme() -> str:
     """The text of benchmarks/README.md."""
     return render(TEMPLATE.read_text(encoding="utf-8"), load_records())
+
+
+def page() -> str:
+    """The text of docs/benchmarks/index.md."""
+    return render(PAGE_TEMPLATE.read_text(encoding="utf-8"), load_records())
 
 
 def _split(line: str) -> list[str]:
@@ -148,5 +200,6 @@ def _text(cell: Cell, form: str | None) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(readme(), encoding="utf-8")
-    print(README)
+    for file, text in ((README, readme()), (PAGE, page())):
+        file.write_text(text, encoding="utf-8")
+        print(file)

@@ -1,5 +1,8 @@
 """The path of a call stays short."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.trace import calls, traced
@@ -23,3 +26,9 @@ def test_trace__a_call_passes_through_few_functions(name: str) -> None:
     functions, files = LIMITS[name]
     assert 5 < len(found) <= functions
     assert len({code.co_filename for code in found}) <= files
+
+
+def test_trace__the_page_has_the_limits() -> None:
+    page = (Path(__file__).parents[1] / "docs/developing/layers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+) \|$", page, flags=re.MULTILINE)
+    assert {name: (int(functions), int(files)) for name, functions, files in rows} == LIMITS

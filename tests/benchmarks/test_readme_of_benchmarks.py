@@ -1,4 +1,4 @@
-"""benchmarks/README.md is what benchmarks/readme.py makes of the template and the records."""
+"""benchmarks/README.md and docs/benchmarks/index.md are what benchmarks/readme.py makes of templates and records."""
 
 from __future__ import annotations
 
@@ -19,6 +19,35 @@ TABLE = """| model | time | calls | KS | share | note |
 
 def test_readme__is_made_from_template_and_records() -> None:
     assert readme.README.read_text(encoding="utf-8") == readme.readme()
+
+
+def test_page__is_made_from_template_and_records() -> None:
+    assert readme.PAGE.read_text(encoding="utf-8") == readme.page()
+
+
+def test_page__every_figure_is_in_the_readme() -> None:
+    """Numbers with a decimal point or of three digits, also those of its own sentences."""
+    number = r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?![\w.]*\d)"
+
+    def figures(text: str) -> set[str]:
+        text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", text)
+        return {found.replace(",", "") for found in re.findall(number, text) if "." in found or len(found) > 2}
+
+    found, known = figures(readme.page()), figures(readme.readme())
+    assert len(found) > 100
+    assert found - known == set()
+
+
+def test_render__parts_of_a_table_and_single_cells() -> None:
+    where = {"command": "c", "date": "2026-01-01", "processor": "p"}
+    records = {"speed": {"environment": where, "tables": readme.parse_tables(TABLE)}}
+    found = readme.render("{{speed 1 | model; KS | c; a 13.67 s}}\n\nIt is {{speed 1: b, 2 steps; KS}}.", records)
+    assert found == "| model | KS |\n| --- | --- |\n| c | 0.0445 (0.0) |\n| a | 0.0060 (3.5) |\n\nIt is 0.1000 (12.0)."
+    assert readme.render("{{speed 1 | note | *}}", records).count("\n") == 4
+    with pytest.raises(ValueError, match=r"no column 'price'.*'model'"):
+        readme.render("{{speed 1 | price | *}}", records)
+    with pytest.raises(ValueError, match=r"'d' names 0 of the rows a, b, 2 steps, c"):
+        readme.render("{{speed 1: d; KS}}", records)
 
 
 def test_readme__every_record_and_table_is_shown() -> None:
