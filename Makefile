@@ -28,8 +28,7 @@ $(VENV)/transformers_tests: constraints.txt
 	rm -rf $@.tmp
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(shell nproc) \
-		recipes/text.py --config recipes/configs/shakespeare.yaml
+	$(BIN)/gm-discrete train shakespeare
 
 test: install lint
 	$(PYTEST) --durations 10

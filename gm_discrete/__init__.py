@@ -5,78 +5,78 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition, quaternions
-from gm_discrete.generators.landings import Bins
-from gm_discrete.likelihood import (
-    Likelihood,
-    any_order_bound,
-    any_order_likelihood,
-    field_likelihood,
-    flow_likelihood,
-    likelihood_bound,
-)
-from gm_discrete.objective import (
-    FieldTimeSampler,
-    LogitNormalTimeSampler,
-    UniformTimeSampler,
-    bregman,
-    conditional_loss,
-)
-from gm_discrete.paths import (
-    EditPath,
-    EuclideanMixturePath,
-    FinitePath,
-    GaussianPath,
-    GeodesicSO3Path,
-    MaskedPath,
-    MetricPath,
-    MixturePath,
-    Path,
-    ProductPath,
-    SO3Path,
-    UniformPath,
-)
-from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
-from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
-from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
-from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
-from gm_discrete.paths.exact_edits import ExactEditModel
-from gm_discrete.paths.exact_rotations import ExactRotationModel, kolmogorov_residual
-from gm_discrete.paths.schedules import (
-    CosineSchedule,
-    ExponentialSchedule,
-    LinearSchedule,
-    PowerSchedule,
-    Schedule,
-    SquaredSineSchedule,
-)
 from gm_discrete.renamed import missing_name
-from gm_discrete.samplers import (
-    Adaptive,
-    ClassifierGuidance,
-    Corrector,
-    DetailedBalance,
-    DormandPrince,
-    EntropyBounded,
-    Euler,
-    FirstHitting,
-    Heun,
-    ReMDM,
-    Sampler,
-    Simulation,
-    TauLeaping,
-    Trapezoidal,
-    Uniformization,
-    simulate,
-    superpose,
-    time_grid,
-)
 
 if TYPE_CHECKING:
     from gm_discrete.generation.blocks import Blocks
     from gm_discrete.generation.draft import Draft
     from gm_discrete.generation.processors import AllowedTokens
+    from gm_discrete.generators import Diffusion, Flow, Jump, Product, Superposition, quaternions
+    from gm_discrete.generators.landings import Bins
+    from gm_discrete.likelihood import (
+        Likelihood,
+        any_order_bound,
+        any_order_likelihood,
+        field_likelihood,
+        flow_likelihood,
+        likelihood_bound,
+    )
     from gm_discrete.models import GMConfig, GMGenerationConfig, GMModel
+    from gm_discrete.objective import (
+        FieldTimeSampler,
+        LogitNormalTimeSampler,
+        UniformTimeSampler,
+        bregman,
+        conditional_loss,
+    )
+    from gm_discrete.paths import (
+        EditPath,
+        EuclideanMixturePath,
+        FinitePath,
+        GaussianPath,
+        GeodesicSO3Path,
+        MaskedPath,
+        MetricPath,
+        MixturePath,
+        Path,
+        ProductPath,
+        SO3Path,
+        UniformPath,
+    )
+    from gm_discrete.paths.affine import AffineSchedule, CondOTSchedule, TrigonometricSchedule
+    from gm_discrete.paths.check import ExactModel, KolmogorovResidual, check_kolmogorov
+    from gm_discrete.paths.concentration import Concentration, ExponentialConcentration, OddsConcentration
+    from gm_discrete.paths.exact import ExactGaussianModel, ExactProductModel
+    from gm_discrete.paths.exact_edits import ExactEditModel
+    from gm_discrete.paths.exact_rotations import ExactRotationModel, kolmogorov_residual
+    from gm_discrete.paths.schedules import (
+        CosineSchedule,
+        ExponentialSchedule,
+        LinearSchedule,
+        PowerSchedule,
+        Schedule,
+        SquaredSineSchedule,
+    )
+    from gm_discrete.samplers import (
+        Adaptive,
+        ClassifierGuidance,
+        Corrector,
+        DetailedBalance,
+        DormandPrince,
+        EntropyBounded,
+        Euler,
+        FirstHitting,
+        Heun,
+        ReMDM,
+        Sampler,
+        Simulation,
+        TauLeaping,
+        Trapezoidal,
+        Uniformization,
+        simulate,
+        superpose,
+        time_grid,
+    )
 
 __version__ = "0.2.0"
 
@@ -157,14 +157,75 @@ __all__ = [
     "time_grid",
 ]
 
-_LAZY = {
-    "AllowedTokens": "generation.processors",
-    "Blocks": "generation.blocks",
-    "Draft": "generation.draft",
-    "GMConfig": "models",
-    "GMGenerationConfig": "models",
-    "GMModel": "models",
+_HOMES = {
+    "generators": ("Diffusion", "Flow", "Jump", "Product", "Superposition", "quaternions"),
+    "generators.landings": ("Bins",),
+    "likelihood": (
+        "Likelihood",
+        "any_order_bound",
+        "any_order_likelihood",
+        "field_likelihood",
+        "flow_likelihood",
+        "likelihood_bound",
+    ),
+    "objective": ("FieldTimeSampler", "LogitNormalTimeSampler", "UniformTimeSampler", "bregman", "conditional_loss"),
+    "paths": (
+        "EditPath",
+        "EuclideanMixturePath",
+        "FinitePath",
+        "GaussianPath",
+        "GeodesicSO3Path",
+        "MaskedPath",
+        "MetricPath",
+        "MixturePath",
+        "Path",
+        "ProductPath",
+        "SO3Path",
+        "UniformPath",
+    ),
+    "paths.affine": ("AffineSchedule", "CondOTSchedule", "TrigonometricSchedule"),
+    "paths.check": ("ExactModel", "KolmogorovResidual", "check_kolmogorov"),
+    "paths.concentration": ("Concentration", "ExponentialConcentration", "OddsConcentration"),
+    "paths.exact": ("ExactGaussianModel", "ExactProductModel"),
+    "paths.exact_edits": ("ExactEditModel",),
+    "paths.exact_rotations": ("ExactRotationModel", "kolmogorov_residual"),
+    "paths.schedules": (
+        "CosineSchedule",
+        "ExponentialSchedule",
+        "LinearSchedule",
+        "PowerSchedule",
+        "Schedule",
+        "SquaredSineSchedule",
+    ),
+    "samplers": (
+        "Adaptive",
+        "ClassifierGuidance",
+        "Corrector",
+        "DetailedBalance",
+        "DormandPrince",
+        "EntropyBounded",
+        "Euler",
+        "FirstHitting",
+        "Heun",
+        "ReMDM",
+        "Sampler",
+        "Simulation",
+        "TauLeaping",
+        "Trapezoidal",
+        "Uniformization",
+        "simulate",
+        "superpose",
+        "time_grid",
+    ),
+    "generation.blocks": ("Blocks",),
+    "generation.draft": ("Draft",),
+    "generation.processors": ("AllowedTokens",),
+    "models": ("GMConfig", "GMGenerationConfig", "GMModel"),
 }
+"""Where each name is defined. They are imported on first access: the models import transformers, all others torch."""
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+_PARTS = ("generators", "likelihood", "objective", "paths", "process", "samplers")
+"""Parts that are attributes of the package without an import of their own."""
 
 _RENAMED = {
     "BackwardNoise": "ReMDM or DetailedBalance",
@@ -183,10 +244,13 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> Any:
-    """The model classes and their options, imported on first access: they import transformers."""
-    if name in _LAZY:
-        return getattr(import_module(f"gm_discrete.{_LAZY[name]}"), name)
-    raise missing_name(__name__, name, _RENAMED)
+    """A name of the library, or one of its parts, imported on first access."""
+    if name in _PARTS:
+        return import_module(f"gm_discrete.{name}")
+    if name not in _MODULE_OF:
+        raise missing_name(__name__, name, _RENAMED)
+    found = globals()[name] = getattr(import_module(f"gm_discrete.{_MODULE_OF[name]}"), name)
+    return found
 
 
 def __dir__() -> list[str]:
