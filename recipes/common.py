@@ -190,6 +190,12 @@ def train(trainer: GMTrainer) -> None:
     trainer.train(resume_from_checkpoint=last)
 
 
+def model_card(trainer: GMTrainer, data: str | None, backbone: str | None = None) -> None:
+    """Writes the model card, with the names of the data and of the pretrained model; of a path the last part."""
+    names = [name and (Path(name).name if Path(name).exists() else name) for name in (data, backbone)]
+    trainer.create_model_card(dataset=names[0], finetuned_from=names[1])
+
+
 def print_once(training: TrainingArguments, text: str) -> None:
     """Prints on the first process only."""
     if training.process_index == 0:
