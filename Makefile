@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-fast test-gpu docs notebooks lint format clean
+.PHONY: install demo test test-fast test-gpu docs notebooks package lint format clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,11 @@ docs: install
 # Runs the tutorials and writes their notebooks with outputs; with NAMES="edits tables" only those.
 notebooks: install
 	$(BIN)/python docs/notebooks.py $(NAMES)
+
+# The sdist, and the wheel that is built from it, in dist/.
+package: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 lint: install
 	$(BIN)/ruff check .
