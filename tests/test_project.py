@@ -69,6 +69,17 @@ def test_templates__are_forms_of_github() -> None:
     assert (GITHUB / "pull_request_template.md").exists()
 
 
+def test_changelog__its_links_lead_to_pages_of_the_site() -> None:
+    """From the root of the repository; a hook of the site rewrites them for its page."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    for link in links:
+        assert link.startswith("docs/"), link
+        assert f" {link.removeprefix('docs/')}\n" in nav, link
+
+
 def test_citation__has_the_fields_of_its_schema() -> None:
     """Required fields of https://github.com/citation-file-format, version 1.2.0, and no others than it knows."""
     found = read(ROOT / "CITATION.cff")
