@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-fast test-gpu docs notebooks lint format clean
+.PHONY: install demo test test-fast test-gpu docs notebooks package lint format clean
 
 install: $(VENV)/.installed
 
@@ -28,8 +28,7 @@ $(VENV)/transformers_tests: constraints.txt
 	rm -rf $@.tmp
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(shell nproc) \
-		recipes/text.py --config recipes/configs/shakespeare.yaml
+	$(BIN)/gm-discrete train shakespeare
 
 test: install lint
 	$(PYTEST) --durations 10
@@ -49,6 +48,11 @@ docs: install
 # Runs the tutorials and writes their notebooks with outputs; with NAMES="edits tables" only those.
 notebooks: install
 	$(BIN)/python docs/notebooks.py $(NAMES)
+
+# The sdist, and the wheel that is built from it, in dist/.
+package: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 lint: install
 	$(BIN)/ruff check .

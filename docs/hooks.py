@@ -25,7 +25,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds benchmarks/README.md with its figures, and CHANGELOG.md."""
     tables = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "benchmarks/tables.md", content=for_the_site(tables)))
-    files.append(File.generated(config, "developing/changelog.md", abs_src_path=str(ROOT / "CHANGELOG.md")))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](../")
+    files.append(File.generated(config, "developing/changelog.md", content=changes))
     for figure in sorted((BENCHMARKS / "figures").iterdir()):
         files.append(File.generated(config, f"benchmarks/figures/{figure.name}", abs_src_path=str(figure)))
     return files

@@ -48,17 +48,28 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
 
     Args:
         classes: dataclasses of arguments, `TrainingArguments` among them.
-        argv: the command line, `sys.argv` by default.
+        argv: the command line; by default `sys.argv`, of which an error is one line, with exit status 2.
 
     Raises:
         ValueError: the file holds an argument that no class has, or one that a recipe does not use is given.
+        OSError: there is no such file.
     """
     print_anywhere()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _parsed(classes, list(argv))
+    try:
+        return _parsed(classes, sys.argv[1:])
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     settings: dict[str, Any] = {}
     if "--config" in argv:
         at = argv.index("--config")
         settings = yaml.safe_load(Path(argv[at + 1]).read_text(encoding="utf-8")) or {}
+        settings.pop("recipe", None)  # which `gm-discrete train` reads
         del argv[at : at + 2]
     parser = HfArgumentParser(classes)  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
@@ -177,6 +188,12 @@ def train(trainer: GMTrainer) -> None:
     if last:
         print_once(trainer.args, f"resumed from {last}")
     trainer.train(resume_from_checkpoint=last)
+
+
+def model_card(trainer: GMTrainer, data: str | None, backbone: str | None = None) -> None:
+    """Writes the model card, with the names of the data and of the pretrained model; of a path the last part."""
+    names = [name and (Path(name).name if Path(name).exists() else name) for name in (data, backbone)]
+    trainer.create_model_card(dataset=names[0], finetuned_from=names[1])
 
 
 def print_once(training: TrainingArguments, text: str) -> None:

@@ -27,6 +27,7 @@ from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.training import GMTrainer, locked, published
 from recipes.common import (
     check_run,
+    model_card,
     parse_arguments,
     parse_sampler,
     plot_curve,
@@ -138,6 +139,7 @@ def run(options: ImageArguments, training: TrainingArguments) -> dict[str, float
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
+    model_card(trainer, options.data)
     if training.should_save:
         if discrete:
             metrics["bits_per_dim"], metrics["levels"] = metrics["bits_per_token"], options.levels

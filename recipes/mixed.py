@@ -38,6 +38,7 @@ from gm_discrete.data.scalers import Codec
 from gm_discrete.training import GMTrainer, locked, published
 from recipes.common import (
     check_run,
+    model_card,
     parse_arguments,
     parse_sampler,
     plot_curve,
@@ -167,6 +168,7 @@ def run(options: MixedArguments, training: TrainingArguments) -> dict[str, float
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
+    model_card(trainer, options.data)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "", output / "curve.png")

@@ -38,6 +38,7 @@ from gm_discrete.data.proteins import AMINO_ACIDS, Chain
 from gm_discrete.training import GMTrainer, locked, published
 from recipes.common import (
     check_run,
+    model_card,
     parse_arguments,
     parse_sampler,
     plot_curve,
@@ -161,6 +162,7 @@ def run(options: ProteinArguments, training: TrainingArguments) -> dict[str, flo
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
+    model_card(trainer, options.data)
     if training.should_save:
         plot_curve(trainer.state.log_history, "", output / "curve.png")
         with published(output) as draft:

@@ -28,6 +28,7 @@ from gm_discrete.data import ChatReport, load_chat, prompt_ids, tokenize_chat
 from gm_discrete.training import GMTrainer, last_complete_checkpoint, locked, published
 from recipes.common import (
     check_run,
+    model_card,
     parse_arguments,
     parse_sampler,
     plot_curve,
@@ -151,6 +152,7 @@ def run(options: SFTArguments, training: TrainingArguments) -> dict[str, Any]:
         "rows": {name: vars(report) for name, report in data.reports.items()},
     }
     publish(options, trainer)
+    model_card(trainer, options.data, options.backbone)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")

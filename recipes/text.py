@@ -42,6 +42,7 @@ from gm_discrete.pictures import animate, plot_trajectory
 from gm_discrete.training import GMTrainer, last_complete_checkpoint, locked, published
 from recipes.common import (
     check_run,
+    model_card,
     parse_arguments,
     plot_curve,
     print_once,
@@ -199,6 +200,7 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
     train(trainer)
     metrics = scored(trainer)
     publish(options, trainer)
+    model_card(trainer, options.data, options.backbone)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")

@@ -14,6 +14,8 @@ PACKAGE = ROOT / "gm_discrete"
 
 # A part may import from the rows below its own, never from one above. Parts of one row do not import each other.
 ROWS = [
+    {"__main__"},
+    {"command"},
     {"training", "evaluation", "pictures"},
     {"convert"},
     {"models"},
@@ -31,7 +33,7 @@ ROWS = [
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
 ALLOWED_SIBLINGS = {("training", "evaluation")}  # the trainer evaluates
-TRANSFORMERS = {"nn", "models", "generation", "training", "data", "evaluation"}
+TRANSFORMERS = {"command", "nn", "models", "generation", "training", "data", "evaluation"}
 
 
 def part_of(file: Path) -> str:

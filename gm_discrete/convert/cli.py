@@ -13,10 +13,19 @@ from gm_discrete.convert.settings import FAMILIES
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `convert` with the arguments of the command line; an error is one line, with exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gm_discrete.convert",
-        description="Turn a published checkpoint of LLaDA, Dream, SDAR, MDLM, SEDD or Duo, or a folder of gm_discrete 0.1, "
-        "into a GMModel folder.",
+    parser = argparse.ArgumentParser(prog="python -m gm_discrete.convert")
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(arguments))
+    except (ValueError, TypeError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the arguments to a parser, also to that of `gm-discrete convert`."""
+    parser.description = (
+        "Turn a published checkpoint of LLaDA, Dream, SDAR, MDLM, SEDD or Duo, or a folder of gm_discrete 0.1, into a "
+        "GMModel folder."
     )
     parser.add_argument(
         "source",
@@ -37,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights, if there are any"
     )
-    options = vars(parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Converts, and logs what it does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        convert(options.pop("source"), options.pop("destination"), **options)
-    except (ValueError, TypeError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    arguments = vars(options).copy()
+    convert(arguments.pop("source"), arguments.pop("destination"), **arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from gm_discrete.convert.tokenizers import KeptTokenizer, write_tokenizer
 from gm_discrete.data.tokenizers import check_tokenizer, load_tokenizer
 from gm_discrete.generation.config import GMGenerationConfig
 from gm_discrete.models import GMConfig, GMModel
-from gm_discrete.models.pretrained import CARD
+from gm_discrete.models.card import Card
 from gm_discrete.paths import MaskedPath
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,10 @@ def convert_language(
             _check_tokenizer(source, ready, config)
         logger.info("tokenizer: %s", "with the mask set" if tokens else "none beside the weights; save it here")
         config.save_pretrained(ready)
-        _generation(source, settings, language, tokens, config).save_pretrained(ready)
-        (ready / "README.md").write_text(CARD.format(path=type(config.build_path()).__name__), encoding="utf-8")
+        generation = _generation(source, settings, language, tokens, config)
+        generation.save_pretrained(ready)
+        card = Card(base=settings.get("_name_or_path") or None, has_tokenizer=bool(tokens))
+        (ready / "README.md").write_text(card.text(config, generation, _parameters(shards)), encoding="utf-8")
         names = shard_names(len(shards))
         for number, (name, weights) in enumerate(zip(names, shards, strict=True), 1):
             logger.info("weights: file %d of %d", number, len(shards))
@@ -187,6 +190,10 @@ def _check(shards: Shards, expected: Mapping[str, tuple[int, ...]], source: Fold
                 f"{weight.name} of source={str(weight.file)!r} has shape {weight.shape}; config.json describes "
                 f"{expected[name]}"
             )
+
+
+def _parameters(shards: Shards) -> int:
+    return sum(math.prod(weight.shape) for shard in shards for weight in shard.values())
 
 
 def _check_tokenizer(source: Folder, ready: Path, config: GMConfig) -> None:

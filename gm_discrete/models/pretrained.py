@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from gm_discrete.generation.config import GMGenerationConfig
+from gm_discrete.models.card import Card, write_card
 from gm_discrete.nn.backbone import Backbone, LocalConvolution
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
@@ -24,26 +26,10 @@ from gm_discrete.nn.tables import PathTables
 from gm_discrete.nn.transformers_backbone import TransformersBackbone
 from gm_discrete.paths import Path as ProbabilityPath
 
-CARD = """---
-library_name: gm_discrete
-tags:
-- gm_discrete
----
-
-# {path} model
-
-A model of the library gm_discrete. transformers alone does not know its architecture.
-
-```python
-from gm_discrete import GMModel
-
-model = GMModel.from_pretrained("this folder, or the name of this repository")
-samples = model.generate()
-```
-
-`AutoModel.from_pretrained` loads it as well, after `import gm_discrete.models`.
-"""
-"""README.md of a folder: transformers alone does not know the architecture, and would ask for its own update."""
+ADAPTED = ("lora_", "modules_to_save.")
+"""Parts of the names of weights that PEFT adds."""
+TEMPLATE = "This is the model card of a 🤗 transformers model"
+"""In the README.md that transformers uploads where the repository has none."""
 
 
 class GMPreTrainedModel(PreTrainedModel):
@@ -96,11 +82,26 @@ class GMPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Saves a model as every `PreTrainedModel`, with a README.md that says how to load it, unless there is one."""
+        """Saves a model as every `PreTrainedModel`, with a model card as README.md, unless there is another one."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        card = Path(save_directory) / "README.md"
-        if (args[0] if args else kwargs.get("is_main_process", True)) and not card.exists():
-            card.write_text(CARD.format(path=type(self.config.build_path()).__name__), encoding="utf-8")
+        if args[0] if args else kwargs.get("is_main_process", True):
+            write_card(save_directory, self.card_text())
+
+    def card_text(self, card: Card | None = None) -> str:
+        """The model card, in Markdown; adapters do not count as parameters."""
+        names = dict(self.named_parameters(remove_duplicate=True))  # tied weights once
+        count = sum(weight.numel() for name, weight in names.items() if not any(part in name for part in ADAPTED))
+        return (card or Card()).text(self.config, self.generation_config, count)
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Called by `push_to_hub`: our card takes the place of the template of transformers, and keeps its tags."""
+        file = Path(working_dir) / "README.md"
+        if file.exists() and TEMPLATE in (text := file.read_text(encoding="utf-8")):
+            tags = ModelCard(text).data.to_dict().get("tags") or ()
+            file.write_text(self.card_text(Card(repo_id.rpartition("/")[2], tags=tags)), encoding="utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property
     def device(self) -> torch.device:

@@ -10,6 +10,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gm_discrete.models import GMConfig, GMModel
+from gm_discrete.models.card import Card
 from gm_discrete.training.checkpoints import check_same
 
 if TYPE_CHECKING:
@@ -28,26 +30,6 @@ FROZEN = "frozen_weights.json"
 BASE = "base_model.json"
 """File beside a saved adapter with the config of the model that it belongs to."""
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-CARD = """---
-library_name: peft
-tags:
-- gm_discrete
----
-
-# Adapter of a {path} model
-
-An adapter for a model of the library gm_discrete. {base}
-
-```python
-from gm_discrete import GMModel
-from gm_discrete.training import load_adapter
-
-base = GMModel.from_pretrained("the folder of the model, or its name on the hub")
-model = load_adapter(base, "this folder").merge_and_unload()
-samples = model.generate()
-```
-"""
-"""README.md beside a saved adapter: that of PEFT is a form to fill in."""
 NOT_COMPARED = {
     "base_model_name_or_path",
     "revision",
@@ -206,17 +188,14 @@ def save_base(model: nn.Module, folder: str | os.PathLike[str], frozen: int | No
     Path(folder, FROZEN).write_text(json.dumps({"crc32": frozen}), encoding="utf-8")
 
 
-def describe_base(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Adds to a saved adapter the config of its model, under another name than that of a whole model, and a README.md."""
+def describe_base(model: nn.Module, folder: str | os.PathLike[str], card: Card | None = None) -> None:
+    """Adds to a saved adapter the config of its model, under another name than that of a whole model, and a model card."""
     base = base_model(model)
     if base is not model:
         content = json.dumps({"config": base.config.to_dict()}, indent=1)
         Path(folder, BASE).write_text(content + "\n", encoding="utf-8")
-        name = (
-            f"It was trained on `{base.name_or_path}`." if base.name_or_path else "The model was saved apart from it."
-        )
-        card = CARD.format(path=type(base.config.build_path()).__name__, base=name)
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
+        card = replace(card or Card(), base=base.name_or_path or None, is_adapter=True)
+        Path(folder, "README.md").write_text(base.card_text(card), encoding="utf-8")
 
 
 def check_adapter(model: nn.Module, checkpoint: str | os.PathLike[str], frozen: int | None) -> None:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gm_discrete.models import GMModel
+from gm_discrete.models.card import Card, is_ours, write_card
 from gm_discrete.training.adapters import base_model, check_adapter, describe_base, frozen_crc32, save_base
 from gm_discrete.training.checkpoints import (
     check_config,
@@ -114,9 +115,17 @@ class CheckpointedTrainer(Trainer):
                 super().save_model(str(draft), _internal_call=True)
             if self.args.should_save:
                 (draft / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-                describe_base(self.accelerator.unwrap_model(self._trained), draft)
+                write_card(draft, self._unwrapped.card_text(self.card))
+                describe_base(self.accelerator.unwrap_model(self._trained), draft, self.card)
+                if not is_ours(Path(folder) / "README.md"):
+                    (draft / "README.md").unlink()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @property
+    def card(self) -> Card:
+        """What the model card says beside the config."""
+        return Card()
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         step = self.state.global_step

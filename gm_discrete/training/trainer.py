@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from math import isfinite
+from pathlib import Path
 from typing import Any, Never, TypeAlias, TypeVar, cast
 
 import torch
@@ -20,15 +22,17 @@ from gm_discrete.data import ImageCollator, TokenCollator, check_tokenizer
 from gm_discrete.evaluation import evaluate_bound, evaluate_matching
 from gm_discrete.likelihood import Likelihood
 from gm_discrete.models import GMModel
+from gm_discrete.models.card import Card, is_ours, write_card
 from gm_discrete.objective import LogitNormalTimeSampler, TimeSampler
 from gm_discrete.process import pack, pack_state, unpack
-from gm_discrete.training.adapters import base_model, check_wrapped
+from gm_discrete.training.adapters import ADAPTER_CONFIG, base_model, check_wrapped
 from gm_discrete.training.checkpointed import CheckpointedTrainer
 from gm_discrete.training.checkpoints import last_complete_checkpoint
 from gm_discrete.training.compiled import prepare_compilation
 from gm_discrete.training.finite import Checked, LossCheck
 from gm_discrete.training.noise import noisy_inputs, seeded_generator
 from gm_discrete.training.options import check_best, check_options, set_defaults
+from gm_discrete.training.publishing import published
 from gm_discrete.training.sharding import gathered, prepare_sharding
 
 T = TypeVar("T")
@@ -110,6 +114,7 @@ class GMTrainer(CheckpointedTrainer):
         self.time_sampler = time_sampler or LogitNormalTimeSampler()
         self.num_eval_samples = num_eval_samples
         self._noise_step = (-1, 0)  # optimizer step, micro-step
+        self._card, self._measured = Card(), (-1, {})  # what create_model_card was given; step and metrics of it
         self._has_warned_of_empty = False
         self.loss_check = LossCheck(lambda flags: cast(Tensor, self.accelerator.reduce(flags, "sum")), self._report)
         if type(self).evaluate is GMTrainer.evaluate:  # else it may produce others
@@ -265,6 +270,7 @@ class GMTrainer(CheckpointedTrainer):
             return {key: value for metrics in parts for key, value in metrics.items()}
         if not self._is_discrete:
             metrics = self._evaluated(evaluate_matching, dataset)
+            self._record(dataset, metrics)
         else:
             bound = self.bound(dataset)
             metrics = {
@@ -280,7 +286,15 @@ class GMTrainer(CheckpointedTrainer):
 
     def bound(self, dataset: EvalData | None = None) -> Likelihood:
         """The likelihood bound of a data set (the evaluation set by default), at averaged weights if there are any."""
-        return self._evaluated(evaluate_bound, dataset)
+        bound = self._evaluated(evaluate_bound, dataset)
+        found = {"bits_per_token": bound.bits_per_token, "bits_per_token_stderr": bound.stderr}
+        self._record(dataset, {**found, "sequences": len(bound.nats)})
+        return bound
+
+    def _record(self, dataset: EvalData | None, metrics: dict[str, float]) -> None:
+        """Keeps the metrics of the evaluation set for the model card."""
+        if dataset is None or dataset is self.eval_dataset:
+            self._measured = (self.state.global_step, metrics)
 
     def _evaluated(self, evaluate: Callable[..., T], dataset: EvalData | None) -> T:
         self.loss_check.read()
@@ -290,6 +304,50 @@ class GMTrainer(CheckpointedTrainer):
             return evaluate(
                 self._unwrapped, dataloader, num_samples=self.num_eval_samples, rng=rng, accelerator=self.accelerator
             )
+
+    # Publication
+
+    @property
+    def card(self) -> Card:
+        """What the model card says beside the config: data, steps, and the metrics of these weights, if there are any."""
+        step, metrics = self._measured
+        now, base = self.state.global_step, self._unwrapped
+        return replace(
+            self._card,
+            base=self._card.base or base.name_or_path or None,
+            step=now or None,
+            metrics=metrics if step == now else {},
+            has_tokenizer=isinstance(self.processing_class, PreTrainedTokenizerBase),
+        )
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes the model card to `output_dir`, as `save_model` does, with what is given here and in earlier calls.
+
+        Arguments are those of `Trainer.create_model_card`; `tasks` and `dataset_args` have no effect, and names of data sets
+        that are not of the hub are in the text alone. A README.md of another origin is not overwritten.
+        """
+        names = [*_listed(dataset), *_listed(dataset_tags)]
+        given = {"name": model_name, "license": license, "language": language, "base": finetuned_from}
+        given |= {"tags": _listed(tags), "data": list(dict.fromkeys(names))}
+        self._card = replace(self._card, **{name: value for name, value in given.items() if value})
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self._output_dir)
+        card = replace(self.card, is_adapter=(folder / ADAPTER_CONFIG).is_file())
+        if is_ours(folder / "README.md"):
+            with published(folder) as draft:
+                write_card(draft, self._unwrapped.card_text(card))
 
     # What does not work
 
@@ -313,6 +371,10 @@ class GMTrainer(CheckpointedTrainer):
     def _rng(self, *stream: int) -> torch.Generator:
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return seeded_generator(self.args.device, seed, *stream)
+
+
+def _listed(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _metric_names(model: GMModel) -> list[str]:

@@ -1,0 +1,157 @@
+"""`gm-discrete score`: the likelihood bound of text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gm_discrete.command.models import add_model, load_config, load_model, load_tokenizer
+from gm_discrete.command.texts import positive
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from gm_discrete.likelihood import Likelihood
+    from gm_discrete.models import GMConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print an upper bound on −log2 p of text, in bits per token, character and byte, with its standard error over "
+        "sequences. Smaller is more likely."
+    )
+    add_model(parser)
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="txt, csv, json, jsonl or parquet file, a folder of them, or the id of a data set on the hub",
+    )
+    parser.add_argument("--text-column", default="text", help="column that holds the text")
+    parser.add_argument("--split", default="train", help="of DATA that has splits")
+    parser.add_argument(
+        "--ranking", action="store_true",
+        help="score each line (or row) as a text of its own, and print one value per line, in nats; the same noise for all. "
+        "Empty lines are left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lines", action="store_true",
+        help="each line (or row) is a text of its own; else texts are joined and cut into blocks, as in training",
+    )  # fmt: skip
+    parser.add_argument("--length", type=positive, help="tokens of a sequence; by default as in training")
+    parser.add_argument(
+        "--add-eos", action=argparse.BooleanOptionalAction, default=True, help="end texts with the end-of-text token"
+    )
+    parser.add_argument("--limit", type=positive, help="score at most so many sequences, evenly spaced")
+    parser.add_argument("--num-draws", type=positive, default=8, help="draws of the bound per sequence")
+    parser.add_argument("--batch-size", type=positive, default=16, help="sequences in one call of the network")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    config = load_config(options.model)
+    path = config.build_path()
+    if "" not in path.fields or not path.is_discrete:
+        raise ValueError(
+            f"MODEL has a {type(path).__name__}, and no tokens to score; the page how-to/likelihood of the documentation "
+            "has the code for numbers, images and tables"
+        )
+    tokenizer = load_tokenizer(options.model)
+    rows = sequences(options, config, tokenizer)
+    if options.ranking:
+        values = ranked(options, config, rows)
+        print(json.dumps(values) if options.json else "\n".join(f"{value:.4f}" for value in values))
+        return
+    bound = bound_of(options, config, rows)
+    found = summary(bound, tokenizer, rows)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for unit in ("token", "character", "byte"):
+        print(f"{f'bits per {unit}':20}{found[f'bits_per_{unit}']:.4f} ± {found[f'bits_per_{unit}_stderr']:.4f}")
+    print(f"{'perplexity':20}{found['perplexity']:.4f}")
+    kind = f"{bound.kind} dynamics, {options.num_draws} draws each"
+    print(f"{'upper bound':20}{found['sequences']} sequences, {found['tokens']} tokens ({kind})")
+
+
+def sequences(options: argparse.Namespace, config: GMConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The token ids of the texts, in sequences."""
+    from datasets import disable_progress_bars
+
+    from gm_discrete.data import load_text, pack, truncate
+
+    disable_progress_bars()
+    single = options.lines or options.ranking or config.build_path().strings is not None
+    texts: Any = load_text(
+        options.data,
+        options.split,
+        text_column=options.text_column,
+        sample_by="line" if single else "document",
+        validation_size=0,
+    )
+    length = options.length or config.max_position_embeddings
+    rows: Any = (truncate if single else pack)(texts, tokenizer, length, add_eos=options.add_eos)
+    if options.limit is not None:
+        rows = rows.select(range(0, len(rows), -(-len(rows) // options.limit)))
+    return rows
+
+
+def bound_of(options: argparse.Namespace, config: GMConfig, rows: Dataset) -> Likelihood:
+    """The bound of every sequence, on the CPU."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from gm_discrete.data import TokenCollator
+    from gm_discrete.evaluation import evaluate_bound
+
+    model = load_model(options.model, options.device)
+    rng = torch.Generator(model.device).manual_seed(options.seed)
+    collate: Any = TokenCollator(padding(config))
+    batches: Any = DataLoader(rows, options.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+    bound = evaluate_bound(model, batches, num_samples=options.num_draws, rng=rng)
+    return replace(bound, nats=bound.nats.cpu(), num_tokens=bound.num_tokens.cpu())
+
+
+def ranked(options: argparse.Namespace, config: GMConfig, rows: Dataset) -> list[float]:
+    """The bound of every text in nats, with the same noise for all of them where the path allows it."""
+    import torch
+
+    from gm_discrete.data import TokenCollator
+    from gm_discrete.likelihood import likelihood_bound
+
+    model = load_model(options.model, options.device)
+    rng = torch.Generator(model.device).manual_seed(options.seed)
+    batch = TokenCollator(padding(config))(list(rows))  # pyright: ignore[reportArgumentType]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    path: Any = model.path
+    paired = path.strings is None or path.inserts_only
+    mask, draws = batch.get("attention_mask"), options.num_draws
+    scored = batch["labels"] >= 0
+    bound = likelihood_bound(
+        model, batch["input_ids"], mask, draws, rng, scored=scored, paired=paired, batch_size=options.batch_size
+    )
+    return bound.nats.tolist()
+
+
+def padding(config: GMConfig) -> int:
+    """The token that shorter sequences are padded with; the blank of strings."""
+    path = config.build_path()
+    return (config.pad_token_id or 0) if path.strings is None else path.strings.blank
+
+
+def summary(bound: Likelihood, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> dict[str, Any]:
+    """Bits per token, character and byte with their standard errors over sequences, and perplexity."""
+    import torch
+
+    from gm_discrete.evaluation import count_bytes, count_characters
+
+    found: dict[str, Any] = {"bits_per_token": bound.bits_per_token, "bits_per_token_stderr": bound.stderr}
+    for unit, count in (("character", count_characters), ("byte", count_bytes)):
+        counts = [count(tokenizer, torch.tensor([row["input_ids"]]))[0] for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        per_unit = replace(bound, num_tokens=torch.tensor(counts))
+        found |= {f"bits_per_{unit}": per_unit.bits_per_token, f"bits_per_{unit}_stderr": per_unit.stderr}
+    found |= {"perplexity": bound.perplexity, "sequences": len(bound.nats), "tokens": int(bound.num_tokens.sum())}
+    return {**found, "kind": bound.kind}

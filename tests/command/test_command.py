@@ -1,0 +1,342 @@
+"""`gm-discrete`: what each command prints and writes, and errors of one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from gm_discrete import GMModel, likelihood_bound
+from gm_discrete.command import main
+from gm_discrete.command.main import COMMANDS
+from gm_discrete.command.recipes import configs, recipe_of, root
+from gm_discrete.command.train import split
+from tests.helpers import small_run
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """Five texts, and an empty line."""
+    file = tmp_path / "lines.txt"
+    file.write_text("abcd\nabab\n\ndd\ncabdacba\nabcd\n", encoding="utf-8")
+    return file
+
+
+def printed(capsys: Capture, *words: object) -> str:
+    capsys.readouterr()
+    main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def refused(capsys: Capture, *words: object) -> str:
+    """The one line of an error, which ends the command with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    (line,) = [part for part in err.splitlines() if "\r" not in part and part]
+    assert line.startswith(f"gm-discrete {words[0]}: error: ")
+    return line
+
+
+def test_help__imports_neither_torch_nor_transformers() -> None:
+    program = """
+import sys
+from gm_discrete.command import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    print([name for name in ("torch", "transformers", "numpy") if name in sys.modules])
+"""
+    for words in (["--help"], ["--version"], ["generate", "--help"], ["train", "--help"]):
+        run = [sys.executable, "-c", program, *words]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
+def test_help__tells_every_option_and_its_default(name: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "None" not in text
+    if name == "score":
+        assert "(default: 8)" in text
+        assert "(default: 0)" in text
+
+
+def test_command__without_a_command_is_an_error(capsys: Capture) -> None:
+    for words in ([], ["speak"], ["--speak"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+# generate
+
+
+def test_generate__prints_text(text_model: str, capsys: Capture) -> None:
+    words = ("generate", text_model, "--num-steps", 4, "--seed", 3, "--num-samples", 2)
+    found = printed(capsys, *words)
+    model = GMModel.from_pretrained(text_model)
+    expected = [small_run.TOKENIZER.decode(sample) for sample in model.generate(batch_size=2, num_steps=4, seed=3)]
+    assert found.splitlines() == [expected[0], "-" * 64, expected[1]]
+    assert printed(capsys, *words) == found
+
+
+def test_generate__fills_the_prompt(text_model: str, tmp_path: Path, capsys: Capture) -> None:
+    found = printed(capsys, "generate", text_model, "--prompt", "a[MASK]cd", "--seed", 1, "--temperature", 0).strip()
+    assert (found[0], found[-2:]) == ("a", "cd")
+    file, output = tmp_path / "prompt.txt", tmp_path / "out.txt"
+    file.write_text("ab", encoding="utf-8")
+    words = ("--prompt-file", file, "--max-new-tokens", 3, "--sampler", '{"type": "first_hitting"}')
+    assert printed(capsys, "generate", text_model, *words, "--seed", 0, "--output", output) == ""
+    text = output.read_text(encoding="utf-8").strip()
+    assert text.startswith("ab")
+    assert len(small_run.TOKENIZER(text)["input_ids"]) == 5
+    whole = printed(capsys, "generate", text_model, "--prompt", "ab", "--seed", 0, "--options", '{"top_k": 2}').strip()
+    assert len(small_run.TOKENIZER(whole)["input_ids"]) == small_run.LENGTH
+
+
+def test_generate__reads_the_prompt_from_standard_input(
+    text_model: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("dcb"))
+    assert printed(capsys, "generate", text_model, "--prompt-file", "-", "--max-new-tokens", 1).startswith("dcb")
+
+
+def test_generate__shows_the_steps_on_a_terminal(
+    text_model: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("generate", text_model, "--prompt", "ab", "--seed", 0, "--num-steps", 4)
+    plain = printed(capsys, *words, "--show")
+    assert "\033" not in plain  # the output is no terminal
+    assert plain == printed(capsys, *words)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shown = printed(capsys, *words, "--show", "0")
+    assert "\0338" in shown  # the cursor goes back
+    assert shown.rpartition("\033[J")[2].strip() == plain.strip() or shown.strip().endswith(plain.strip())
+
+
+def test_generate__writes_rows_of_a_table(table_model: str, capsys: Capture) -> None:
+    rows = list(
+        csv.DictReader(io.StringIO(printed(capsys, "generate", table_model, "--num-samples", 5, "--num-steps", 2)))
+    )
+    assert len(rows) == 5
+    assert {row["animal"] for row in rows} <= {"cat", "dog"}
+    assert all(4.0 <= float(row["weight"]) <= 7.9 for row in rows)
+
+
+def test_generate__writes_images(image_models: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
+    for name, words, mode in (("numbers", ("--class-labels", 1), "RGB"), ("levels", (), "L")):
+        file = tmp_path / f"{name}.png"
+        printed(capsys, "generate", image_models[name], "--num-samples", 3, "--num-steps", 2, *words, "--output", file)
+        image = Image.open(file)
+        assert (image.size, image.mode) == ((3 * 5 - 1, 4), mode)
+        assert (np.asarray(image)[:, 4] == 0).all()  # between two of them
+        assert np.asarray(image).std() > 0
+
+
+def test_generate__refuses_what_does_not_fit(
+    text_model: str, table_model: str, image_models: dict[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    for words, match in (
+        ((text_model, "--prompt", "xyz"), "prompt='xyz'"),
+        ((text_model, "--prompt", "ab", "--length", 3), "--length"),
+        ((text_model, "--max-new-tokens", 3), "--max-new-tokens"),
+        ((text_model, "--show", "--num-samples", 2), "--show"),
+        ((text_model, "--temperature", -1), "temperature=-1.0"),
+        ((text_model, "--sampler", "jump"), "sampler='jump'"),
+        ((text_model, "--num-steps", 0), "'0'"),
+        ((text_model, "--options", "[1]"), "'[1]'"),
+        ((text_model, "--options", '{"num_beam": 2}'), "num_beam"),
+        ((text_model, "--class-labels", 1), "class_labels"),
+        ((text_model, "--no-such", 1), "--no-such"),
+        ((text_model, "--output", tmp_path / "no" / "a.txt"), "--output"),
+        ((text_model, "--prompt-file", tmp_path / "no.txt"), "no.txt"),
+        ((text_model, "--device", "cuda:99"), "cuda:99"),
+        ((table_model, "--prompt", "a"), "--prompt is for models of text"),
+        ((image_models["numbers"],), "--output None"),
+        ((image_models["numbers"], "--output", tmp_path / "a.png", "--class-labels", 0, 1, "--num-samples", 3), "2 classes"),
+    ):  # fmt: skip
+        message = refused(capsys, "generate", *words)
+        assert match in message
+
+
+# score
+
+
+def test_score__is_the_bound_of_the_library(text_model: str, lines: Path, capsys: Capture) -> None:
+    found = json.loads(
+        printed(capsys, "score", text_model, lines, "--json", "--lines", "--num-draws", 256, "--no-add-eos")
+    )
+    model = GMModel.from_pretrained(text_model)
+    texts = [text for text in lines.read_text(encoding="utf-8").split("\n") if text]
+    bounds = [
+        likelihood_bound(
+            model, torch.tensor([small_run.TOKENIZER(text)["input_ids"]]), None, 256, torch.Generator().manual_seed(1)
+        )
+        for text in texts
+    ]
+    nats = sum(float(bound.nats.sum()) for bound in bounds)
+    tokens = sum(map(len, texts))
+    assert found["tokens"] == tokens
+    assert found["sequences"] == len(texts)
+    error = 5 * math.sqrt(sum(float((bound.nats_stderr**2).sum()) for bound in bounds)) / (tokens * math.log(2))
+    assert abs(found["bits_per_token"] - nats / (tokens * math.log(2))) < 2 * error
+    assert found["bits_per_character"] == pytest.approx(found["bits_per_token"])  # a token is a character, and a byte
+    assert found["bits_per_byte"] == pytest.approx(found["bits_per_token"])
+    assert found["perplexity"] == pytest.approx(2 ** found["bits_per_token"])
+    text = printed(capsys, "score", text_model, lines, "--limit", 2)
+    assert [line.split()[0] for line in text.splitlines()] == ["bits", "bits", "bits", "perplexity", "upper"]
+
+
+def test_score__ranks_lines(text_model: str, lines: Path, tmp_path: Path, capsys: Capture) -> None:
+    values = [float(value) for value in printed(capsys, "score", text_model, lines, "--ranking").splitlines()]
+    assert len(values) == 5
+    assert values[0] == values[4]  # the same text and the same noise
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,line\n1,abcd\n2,abab\n3,dd\n4,cabdacba\n5,abcd\n", encoding="utf-8")
+    words = ("score", text_model, rows, "--ranking", "--text-column", "line", "--batch-size", 1, "--json")
+    assert json.loads(printed(capsys, *words)) == pytest.approx(values, abs=1e-3)
+
+
+def test_score__refuses_what_it_cannot_score(
+    text_model: str, table_model: str, lines: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert "how-to/likelihood" in refused(capsys, "score", table_model, lines)
+    assert "no.txt" in refused(capsys, "score", text_model, tmp_path / "no.txt")
+    assert "--num-draws" in refused(capsys, "score", text_model, lines, "--num-draws", "many")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,line\n1,abcd\n", encoding="utf-8")
+    assert "line" in refused(capsys, "score", text_model, rows)
+
+
+# info
+
+
+def test_info__describes_a_folder(
+    text_model: str, table_model: str, image_models: dict[str, str], capsys: Capture
+) -> None:
+    text = printed(capsys, "info", text_model)
+    count = sum(weight.numel() for weight in GMModel.from_pretrained(text_model).parameters())
+    for part in (
+        "MaskedPath(vocab_size=8",
+        "8 positions, 8 symbols",
+        f"{count:,} parameters",
+        "'[MASK]' 7",
+        "config.json",
+    ):
+        assert part in text
+    found = json.loads(printed(capsys, "info", table_model, "--json"))
+    assert [line.partition(":")[0] for line in found["path"]] == ["animal", "weight"]
+    assert found["tokenizer"] == "none"
+    assert "2 classes" in printed(capsys, "info", image_models["numbers"])
+
+
+def test_info__does_not_count_tables_of_the_path(tmp_path: Path, capsys: Capture) -> None:
+    folder = ROOT / "tests/data_0_1/metric_embeddings"
+    stored = load_file(folder / "model.safetensors")
+    count = sum(tensor.numel() for name, tensor in stored.items() if not name.startswith("path_tables."))
+    assert f"{count:,} parameters" in printed(capsys, "info", folder)
+
+
+def test_info__refuses_what_is_no_model(text_model: str, tmp_path: Path, capsys: Capture) -> None:
+    assert "no/such/folder" in refused(capsys, "info", "no/such/folder")
+    assert "config.json" in refused(capsys, "info", tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "adapter" in refused(capsys, "info", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    assert "gpt2" in refused(capsys, "info", tmp_path)
+    (tmp_path / "config.json").write_text((Path(text_model) / "config.json").read_text("utf-8"), encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00not json at all.")
+    assert "damaged" in refused(capsys, "info", tmp_path)
+
+
+# convert, recipes, train
+
+
+def test_convert__is_that_of_the_module(tmp_path: Path, capsys: Capture) -> None:
+    printed(capsys, "convert", ROOT / "tests/data_0_1/masked_order", tmp_path / "new")
+    assert GMModel.from_pretrained(tmp_path / "new").config.build_path().rates == "masked"
+    assert "--family" in refused(capsys, "convert", tmp_path / "new", tmp_path / "other", "--family", "gpt2")
+    assert "nowhere" in refused(capsys, "convert", tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_recipes__lists_every_config(capsys: Capture) -> None:
+    text = printed(capsys, "recipes")
+    assert text == printed(capsys, "recipes", "--list")
+    names = [line.split()[0] for line in text.splitlines()]
+    assert names == sorted(file.stem for file in (ROOT / "recipes/configs").glob("*.yaml"))
+    assert all(len(line.split()) > 3 for line in text.splitlines())
+
+
+def test_recipes__copies_and_does_not_overwrite(tmp_path: Path, capsys: Capture) -> None:
+    assert str(tmp_path / "recipes") in printed(capsys, "recipes", "--copy", tmp_path)
+    copied = {file.relative_to(tmp_path / "recipes") for file in (tmp_path / "recipes").rglob("*") if file.is_file()}
+    here = {
+        file.relative_to(root()) for file in root().rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert copied == here
+    (tmp_path / "recipes/text.py").write_text("mine", encoding="utf-8")
+    assert str(tmp_path) in refused(capsys, "recipes", "--copy", tmp_path)
+    assert (tmp_path / "recipes/text.py").read_text(encoding="utf-8") == "mine"
+
+
+def test_train__finds_the_recipe_of_every_config() -> None:
+    found = {name: recipe_of(file).stem for name, file in configs().items()}
+    assert set(found.values()) == {"text", "images", "mixed", "sft", "proteins"}
+    assert found["shakespeare"] == "text"
+    assert found["chorales"] == "mixed"
+
+
+def test_train__refuses_what_is_no_config(tmp_path: Path, capsys: Capture) -> None:
+    assert "did you mean shakespeare" in refused(capsys, "train", "shakespear")
+    file = tmp_path / "mine.yaml"
+    for content, match in (
+        ("length: 3\n", "write `recipe: text`"),
+        ("recipe: common\n", "'common'"),
+        ("words", "no settings"),
+        ("{", "no YAML"),
+    ):
+        file.write_text(content, encoding="utf-8")
+        assert match in refused(capsys, "train", file)
+
+
+def test_train__splits_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(tmp_path / "none.yaml"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    usual = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    assert split([]) == (["--quiet", "--num_processes", "1", *usual], [])
+    words = "--learning_rate 3e-4 --num_processes=2 --multi_gpu --debug a b --prompt -1 --mixed_precision bf16"
+    launch, others = split(words.split())
+    assert launch[:4] == ["--num_processes=2", "--multi_gpu", "--mixed_precision", "bf16"]
+    assert "--num_processes" not in launch
+    assert others == ["--learning_rate", "3e-4", "--debug", "a", "b", "--prompt", "-1"]
+    assert split(["--config_file", "mine.yaml"])[0] == ["--config_file", "mine.yaml", "--quiet"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert split([])[0][1:3] == ["--num_processes", "4"]
+    assert split([])[0][-1] == "--multi_gpu"
+    assert "--multi_gpu" not in split(["--num_processes", "1"])[0]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert int(split(["--num_processes", "1"])[0][-1]) >= 1
