@@ -14,7 +14,7 @@ PACKAGE = ROOT / "gm_discrete"
 
 # A part may import from the rows below its own, never from one above. Parts of one row do not import each other.
 ROWS = [
-    {"training", "evaluation", "pictures"},
+    {"training", "evaluation", "pictures", "serving"},
     {"convert"},
     {"models"},
     {"generation"},
@@ -31,7 +31,7 @@ ROWS = [
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
 ALLOWED_SIBLINGS = {("training", "evaluation")}  # the trainer evaluates
-TRANSFORMERS = {"nn", "models", "generation", "training", "data", "evaluation"}
+TRANSFORMERS = {"nn", "models", "generation", "training", "data", "evaluation", "serving"}
 
 
 def part_of(file: Path) -> str:
