@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,14 +38,14 @@ def refused(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param, code)
 
 
-def refused_by_library(error: ValueError | TypeError) -> ApiError:
-    """An error of the library about an argument, whose message begins with its name, as that of a client.
+def refused_by_library(error: ValueError | TypeError, fields: Collection[str]) -> ApiError:
+    """An error of the library about an argument as that of a client, with the field that its message begins with.
 
-    >>> refused_by_library(ValueError("top_p=2 must be a number in (0, 1]")).param
+    >>> refused_by_library(ValueError("top_p=2 must be a number in (0, 1]"), ["top_p", "top_k"]).param
     'top_p'
     """
-    found = re.match(r"(\w+)=", str(error))
-    return refused(" ".join(str(error).split()), found and found[1])
+    message = " ".join(str(error).split())
+    return refused(message, next((name for name in fields if message.startswith((f"{name}=", f"{name}["))), None))
 
 
 def too_busy(seconds: int) -> ApiError:

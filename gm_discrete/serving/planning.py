@@ -16,7 +16,7 @@ from gm_discrete.generation.request import Request
 from gm_discrete.json_text import json_text
 from gm_discrete.models import GMModel
 from gm_discrete.serving.errors import refused, refused_by_library
-from gm_discrete.serving.protocol import Ask
+from gm_discrete.serving.protocol import OPTIONS, Ask
 from gm_discrete.serving.settings import Settings
 from gm_discrete.serving.vocabulary import Vocabulary
 
@@ -135,7 +135,7 @@ class Planner:
             if config.blocks_for(self.model.config.block_size) is not None and self.vocabulary.eos:
                 config = config.updated({"eos_token_id": sorted(self.vocabulary.eos)})
         except (ValueError, TypeError) as error:
-            raise refused_by_library(error) from None
+            raise refused_by_library(error, OPTIONS) from None
         return config
 
     def _rows(self, ask: Ask, in_blocks: bool) -> list[Row]:
@@ -203,7 +203,7 @@ class Planner:
             ids, mask = self.tensors(job.rows[:1])
             Request.of(self.model, job.config, input_ids=ids, attention_mask=mask)
         except (ValueError, TypeError) as error:
-            raise refused_by_library(error) from None
+            raise refused_by_library(error, OPTIONS) from None
 
     def tensors(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Rows as (input_ids, attention_mask), padded on the right."""

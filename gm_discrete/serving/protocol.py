@@ -81,7 +81,7 @@ def parse(body: bytes, chat: bool, settings: Settings) -> Ask:
             try:
                 found[target] = read(name, fields[name])
             except (ValueError, TypeError) as error:
-                raise refused_by_library(error) from None
+                raise refused(str(error), name) from None
     if chat and "messages" not in found:
         raise refused("messages is missing: give a list of {role, content}", "messages")
     if not chat and "prompt" not in fields:
@@ -226,5 +226,5 @@ def _options(fields: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
         if isinstance(blocks := found.get("blocks"), int) and not isinstance(blocks, bool):
             found["blocks"] = {"length": blocks}
     except (ValueError, TypeError) as error:
-        raise refused_by_library(error) from None
+        raise refused_by_library(error, OPTIONS) from None
     return found
