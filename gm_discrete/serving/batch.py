@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from gm_discrete.generation import run
 from gm_discrete.generation.outputs import GMGenerateOutput
+from gm_discrete.generation.request import Request
+from gm_discrete.generators import Generator
 from gm_discrete.models import GMModel
+from gm_discrete.nn.readout import Network
 from gm_discrete.serving.planning import Job, Row, padded
 
 
@@ -25,7 +29,7 @@ def generate(model: GMModel, jobs: Sequence[Job]) -> list[list[int]]:
     those that are observed.
 
     Raises:
-        Abandoned: all jobs were cancelled; it is noticed at the next evaluation of the network.
+        Abandoned: all jobs were cancelled; it is noticed in the next step, or at the next evaluation of the network.
     """
     first, rows = jobs[0], [row for job in jobs for row in job.rows]
     config = first.config if first.seeded else first.config.updated({"seed": secrets.randbits(62)})
@@ -42,15 +46,35 @@ def generate(model: GMModel, jobs: Sequence[Job]) -> list[list[int]]:
         if all(job.cancelled for job in jobs):
             raise Abandoned
 
+    interruptible = Interruptible(model, check)
+    request = Request.of(interruptible, config, input_ids=ids, attention_mask=mask, streamer=watcher)
     hook = model.backbone.register_forward_pre_hook(check)
     try:
-        check()
-        found = model.generate(ids.to(model.device), attention_mask=mask, generation_config=config, streamer=watcher)
+        found = run.generate(interruptible, request)
     finally:
         hook.remove()
     output = cast(GMGenerateOutput, found)
     samples, real = cast(Tensor, output.sequences), cast(Tensor, output.attention_mask)
     return [row[keep].tolist() for row, keep in zip(samples.cpu(), real.cpu().bool(), strict=True)]
+
+
+class Interruptible:
+    """A model whose steps begin with a call of `check`; its network is the same."""
+
+    def __init__(self, model: GMModel, check: Callable[[], None]) -> None:
+        self.model, self.check = model, check
+        self.config, self.path, self.device = model.config, model.path, model.device
+        self.compile_layers = model.compile_layers
+
+    @property
+    def network(self) -> Network:
+        """Backbone and heads."""
+        return self.model.network
+
+    def generator(self, *arguments: Any, **conditioning: Any) -> Generator:
+        """That of the model."""
+        self.check()
+        return self.model.generator(*arguments, **conditioning)
 
 
 class Watcher:

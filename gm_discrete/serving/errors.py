@@ -45,7 +45,9 @@ def refused_by_library(error: ValueError | TypeError, fields: Collection[str]) -
     'top_p'
     """
     message = " ".join(str(error).split())
-    return refused(message, next((name for name in fields if message.startswith((f"{name}=", f"{name}["))), None))
+    return refused(
+        message, next((name for name in fields if message.startswith((f"{name}=", f"{name}[", f"{name}."))), None)
+    )
 
 
 def too_busy(seconds: int) -> ApiError:

@@ -16,6 +16,8 @@ from gm_discrete.serving.settings import Settings
 Prompt = str | list[int]
 LARGEST_SEED = 2**63 - 1
 MOST_STOPS = 4
+FEWEST_CHANGES = 0.01
+"""Of a step of `Adaptive`: its time grows with one over it."""
 ROLES = ("system", "developer", "user", "assistant")
 OPTIONS = ("num_steps", "grid", "sampler", "corrector", "blocks", "temperature", "top_p", "top_k")
 """Fields that are options of `GMGenerationConfig` by the same name; the library checks what fits the model."""
@@ -223,6 +225,9 @@ def _options(fields: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
         for name in ("temperature", "top_p"):
             if not isinstance(found.get(name, []), list):
                 number(name, found[name])
+        sampler = found.get("sampler")
+        if isinstance(sampler, dict) and (changes := sampler.get("max_expected_changes")) is not None:
+            number("sampler.max_expected_changes", changes, least=FEWEST_CHANGES)
         if isinstance(blocks := found.get("blocks"), int) and not isinstance(blocks, bool):
             found["blocks"] = {"length": blocks}
     except (ValueError, TypeError) as error:

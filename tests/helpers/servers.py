@@ -19,7 +19,12 @@ from gm_discrete.serving import Settings, application
 from tests.helpers.chats import chat_tokenizer
 
 ALPHABET, LENGTH = "abcdefgh ", 32
-SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": LENGTH}
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH,
+}
 
 
 def model_and_tokenizer(kind: str = "masked", alphabet: str = ALPHABET) -> tuple[Any, Any]:
@@ -33,7 +38,9 @@ def model_and_tokenizer(kind: str = "masked", alphabet: str = ALPHABET) -> tuple
         path = UniformPath(size) if kind == "uniform" else MaskedPath(size, tokenizer.mask_token_id)
     if kind == "blocks":
         options = {"block_size": 8}
-    model = GMModel(GMConfig(path=path, pad_token_id=tokenizer.pad_token_id, **SIZES | options))
+    model = GMModel(
+        GMConfig(path=path, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=LENGTH, **SIZES | options)
+    )
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -86,8 +93,12 @@ class Served:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
 
+def untouched(model: Any, tokenizer: Any) -> None:
+    """Leaves model and tokenizer as they are."""
+
+
 @contextmanager
-def served(kind: str = "masked", prepare: Callable[[Any, Any], None] = lambda model, tokenizer: None, **settings: Any) -> Iterator[Served]:
+def served(kind: str = "masked", prepare: Callable[[Any, Any], None] = untouched, **settings: Any) -> Iterator[Served]:
     """A server of a small model, ended with its block."""
     import uvicorn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import openai
@@ -117,7 +118,7 @@ def test_client__drafts_show_masks_and_only_fill_them(masked: Served) -> None:
     chunks, text = streamed(masked, prompt="ab[MASK][MASK][MASK]ba", max_tokens=10, echo=True, extra_body=body)
     drafts = [chunk.choices[0].model_extra["draft"] for chunk in chunks]
     assert drafts[0] == ["a", "b", None, None, None, "b", "a", *[None] * 10]
-    for before, after in zip(drafts, drafts[1:], strict=False):
+    for before, after in pairwise(drafts):
         assert all(a == b for a, b in zip(before, after, strict=False) if a is not None)
     assert len({len([1 for piece in draft if piece is None]) for draft in drafts}) > 4
     assert "".join(drafts[-1]) == text
@@ -148,7 +149,13 @@ def test_client__chats(chat: Served) -> None:
 
 
 def test_client__errors_are_those_of_openai(masked: Served) -> None:
-    for options in ({"max_tokens": 1000}, {"n": 0}, {"temperature": -1}, {"logprobs": 1}, {"extra_body": {"unknown": 1}}):
+    for options in (
+        {"max_tokens": 1000},
+        {"n": 0},
+        {"temperature": -1},
+        {"logprobs": 1},
+        {"extra_body": {"unknown": 1}},
+    ):
         with pytest.raises(openai.BadRequestError):
             complete(masked, **options)
     with pytest.raises(openai.NotFoundError):
@@ -165,7 +172,9 @@ def test_client__concurrent_requests_share_calls() -> None:
         server.gate.clear()
         first = pool.submit(complete, server, seed=None)
         wait_for(lambda: server.metric("gm_discrete_running_sequences") == 1)
-        alike = [pool.submit(complete, server, seed=None, prompt="abc"[: 1 + i % 3], max_tokens=8 + i) for i in range(4)]
+        alike = [
+            pool.submit(complete, server, seed=None, prompt="abc"[: 1 + i % 3], max_tokens=8 + i) for i in range(4)
+        ]
         other = pool.submit(complete, server, seed=None, extra_body={"num_steps": 4})
         seeded = [pool.submit(complete, server, seed=7) for _ in range(2)]
         wait_for(lambda: server.metric("gm_discrete_queue_sequences") == 7)
@@ -198,11 +207,9 @@ def test_client__that_goes_away_frees_its_place(stream: bool) -> None:
         server.gate.clear()
 
         def impatient() -> None:
+            fields: Any = {"model": "tiny", "prompt": "a", "stream": stream, "extra_body": {"num_steps": 1000}}
             with pytest.raises(openai.APITimeoutError):
-                fields: Any = {"model": "tiny", "prompt": "a", "stream": stream, "extra_body": {"num_steps": 1000}}
-                found = client(server, timeout=0.4).completions.create(**fields)
-                for _ in found:
-                    pass
+                list(client(server, timeout=0.4).completions.create(**fields))
 
         for request in [pool.submit(impatient) for _ in range(2)]:  # one runs, one waits
             request.result(30)

@@ -41,7 +41,8 @@ def refusal(answer: tuple[int, Any]) -> tuple[int, str, str | None]:
 
 WRONG: list[tuple[str, Any]] = [
     ("n", 0), ("n", 5), ("n", 1.5), ("n", True), ("n", "2"), ("n", HUGE),
-    ("max_tokens", -1), ("max_tokens", 0), ("max_tokens", 1000), ("max_tokens", HUGE), ("max_tokens", "8"), ("max_tokens", 2.5),
+    ("max_tokens", -1), ("max_tokens", 0), ("max_tokens", 1000), ("max_tokens", HUGE), ("max_tokens", "8"),
+    ("max_tokens", 2.5),
     ("temperature", -1), ("temperature", "hot"), ("temperature", HUGE**9), ("temperature", True), ("temperature", [1]),
     ("temperature", [1, "a"]), ("top_p", 0), ("top_p", 1.5), ("top_p", {}), ("top_k", 0), ("top_k", 1.5), ("top_k", "a"),
     ("seed", -1), ("seed", 2**63), ("seed", 0.5), ("seed", "a"),
@@ -50,7 +51,9 @@ WRONG: list[tuple[str, Any]] = [
     ("echo", 1), ("suffix", 3), ("suffix", "a[MASK]"),
     ("num_steps", 0), ("num_steps", 1025), ("num_steps", HUGE), ("num_steps", "a"), ("num_steps", True),
     ("sampler", "nothing"), ("sampler", 3), ("sampler", {"type": []}), ("sampler", {"type": "adaptive", "tolerance": -1}),
-    ("sampler", {"type": "adaptive", "unknown": 1}), ("sampler", "dopri5"), ("sampler", [["a"]]),
+    ("sampler", {"type": "adaptive", "unknown": 1}),
+    ("sampler", {"type": "adaptive", "max_expected_changes": 1e-3}),
+    ("sampler", "dopri5"), ("sampler", [["a"]]),
     ("corrector", "nothing"), ("corrector", {"type": "remdm", "eta": 7}), ("corrector", 1),
     ("grid", "nothing"), ("grid", [0, 2]), ("grid", [0.5] * 2000), ("grid", [0, "a", 1]), ("grid", {}),
     ("blocks", 0), ("blocks", {"length": "a"}), ("blocks", "a"), ("blocks", {"length": 4, "cache": "exact"}),
@@ -163,7 +166,12 @@ def test_http__no_site_may_call_from_a_browser(server: Served) -> None:
     assert status == 405
     _, more, _ = server.send("GET", "/v1/models", None, {"Origin": "https://example.org"})
     assert not [name for name in (*found, *more) if name.startswith("access-control")]
-    for host, expected in (("example.org", 403), ("127.0.0.1.example.org:80", 403), ("localhost:1", 200), ("[::1]:1", 200)):
+    for host, expected in (
+        ("example.org", 403),
+        ("127.0.0.1.example.org:80", 403),
+        ("localhost:1", 200),
+        ("[::1]:1", 200),
+    ):
         assert server.send("GET", "/v1/models", None, {"Host": host})[0] == expected, host
 
 
@@ -172,7 +180,16 @@ def test_http__the_key_is_needed_but_for_health_and_page(caplog: pytest.LogCaptu
         right, server.headers = server.headers, {}
         for path, open_ in (("/", True), ("/health", True), ("/metrics", False), ("/v1/models", False), ("/x", False)):
             assert server.send("GET", path)[0] == (200 if open_ else 401), path
-        for value in ("Bearer", "Bearer ", "Bearer wrong", "sesame", "Basic sesame", "Bearer sesam", "Bearer sesame2", "é"):
+        for value in (
+            "Bearer",
+            "Bearer ",
+            "Bearer wrong",
+            "sesame",
+            "Basic sesame",
+            "Bearer sesam",
+            "Bearer sesame2",
+            "é",
+        ):
             status, headers, body = server.send("GET", "/v1/models", None, {"Authorization": value})
             assert refusal((status, json.loads(body)))[0] == 401, value
             assert headers["www-authenticate"] == "Bearer"
@@ -197,7 +214,10 @@ def test_http__faults_of_the_server_are_500_and_say_nothing(caplog: pytest.LogCa
             assert status == 500
             assert "secret" not in message
         answer = server.send(
-            "POST", "/v1/completions", json.dumps({**GOOD, "stream": True}).encode(), {"Content-Type": "application/json"}
+            "POST",
+            "/v1/completions",
+            json.dumps({**GOOD, "stream": True}).encode(),
+            {"Content-Type": "application/json"},
         )
         assert answer[0] == 200  # the stream had begun: the error is its last event
         last = json.loads(answer[2].decode().strip().split("\n\n")[-1].removeprefix("data: "))
@@ -207,5 +227,6 @@ def test_http__faults_of_the_server_are_500_and_say_nothing(caplog: pytest.LogCa
 
 def test_http__half_a_request_does_not_stop_others(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as half:
-        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+        head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+        half.sendall("\r\n".join([*head, "Content-Length: 99", "", "{"]).encode())
         assert server.post(GOOD)[0] == 200
