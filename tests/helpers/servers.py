@@ -19,12 +19,7 @@ from gm_discrete.serving import Settings, application
 from tests.helpers.chats import chat_tokenizer
 
 ALPHABET, LENGTH = "abcdefgh ", 32
-SIZES: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": LENGTH,
-}
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def model_and_tokenizer(kind: str = "masked", alphabet: str = ALPHABET) -> tuple[Any, Any]:
