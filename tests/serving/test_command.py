@@ -82,7 +82,9 @@ def test_serve__refuses_models_of_other_states(tmp_path: Path) -> None:
     from gm_discrete.serving import application
 
     _, tokenizer = model_and_tokenizer()
-    model = GMModel(GMConfig(path=GaussianPath(num_channels=2), hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    model = GMModel(
+        GMConfig(path=GaussianPath(num_channels=2), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
     with pytest.raises(ValueError, match="token sequences"):
         application(model, tokenizer)
 
@@ -135,7 +137,7 @@ def test_command__finishes_running_requests_when_it_is_told_to_end(folder: Path)
         with urllib.request.urlopen(request, timeout=60) as answer:
             first = answer.readline()
             process.send_signal(signal.SIGTERM)
-                text = (first + answer.read()).decode()
+            text = (first + answer.read()).decode()
         assert text.endswith("data: [DONE]\n\n")
         assert "error" not in text
         assert process.wait(60) in (0, -signal.SIGTERM)
