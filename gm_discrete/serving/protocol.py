@@ -165,7 +165,9 @@ def _prompts(name: str, value: object) -> list[Prompt]:
             raise ValueError(
                 f"{name}={value!r} must be a text, a list of texts, a list of token ids, or a list of these"
             )
-        found.append([whole(f"{name}[{i}]", token, 0, math.inf) for i, token in enumerate(row)])
+        if not all(type(token) is int and token >= 0 for token in row):  # in one pass, as there may be many
+            row = [whole(f"{name}[{i}]", token, 0, math.inf) for i, token in enumerate(row)]
+        found.append(row)
     return found
 
 
