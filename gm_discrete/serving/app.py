@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from gm_discrete.serving.access import Access
@@ -156,6 +157,8 @@ async def body_of(request: Request, most: int) -> bytes:
                 if size > most:
                     raise ApiError(413, f"the body has more than {most} bytes")
                 parts.append(part)
+    except ClientDisconnect:
+        raise ApiError(499, "the client went away") from None
     except TimeoutError:
         raise ApiError(408, f"the body did not come in {BODY_SECONDS:g} s") from None
     if not size:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s")
     settings = {name: getattr(args, name) for name in HELP}
-    key = args.api_key if args.api_key is not None else os.environ.get(KEY) or None
+    key = args.api_key if args.api_key is not None else os.environ.get(KEY, "").strip() or None
     serve(
         args.model,
         name=args.name,

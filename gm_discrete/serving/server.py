@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gm_discrete.data.tokenizers import load_tokenizer
 from gm_discrete.models import GMModel
 from gm_discrete.serving.engine import Engine
 from gm_discrete.serving.metrics import Metrics
@@ -30,7 +29,7 @@ def application(
     """The web application of a model, for a server of yours: any that runs ASGI applications, with one process.
 
     Args:
-        tokenizer: of the model, from `data.load_tokenizer`.
+        tokenizer: of the model.
         settings: limits; host and port do not matter here, but for the check of names without a key.
         name: of the model, as clients ask for it.
 
@@ -80,11 +79,12 @@ def serve(
     except ImportError as error:
         raise ImportError(f"{NEEDED} ({error})") from error
     import torch
+    from transformers import AutoTokenizer
 
     found = Settings(**settings)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)  # as it is, without tokens that the model does not have
     model: Any = GMModel.from_pretrained(model_folder, **({} if dtype is None else {"dtype": dtype}))
     name = name or Path(model_folder).resolve().name
     app = application(model.to(device), tokenizer, found, name)

@@ -96,7 +96,7 @@ def test_serve__warns_of_a_server_that_is_open_to_all(
     import uvicorn
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self: None)
-    serve(folder, host=host, device="cpu")
+    serve(folder, host=host, device="cpu", dtype="bfloat16")
     assert ("api_key" in caplog.text) == warned
     caplog.clear()
     serve(folder, host=host, device="cpu", api_key="sesame")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.servers import Served, served
+from tests.helpers.servers import Served, served, wait_for
 
 GOOD = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "num_steps": 4}
 HUGE = 10**40
@@ -225,8 +225,10 @@ def test_http__faults_of_the_server_are_500_and_say_nothing(caplog: pytest.LogCa
     assert "a secret of the machine" in caplog.text
 
 
-def test_http__half_a_request_does_not_stop_others(server: Served) -> None:
+def test_http__half_a_request_does_not_stop_others(server: Served, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as half:
         head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
         half.sendall("\r\n".join([*head, "Content-Length: 99", "", "{"]).encode())
         assert server.post(GOOD)[0] == 200
+    wait_for(lambda: b'endpoint="/v1/completions",status="499"' in server.send("GET", "/metrics")[2])
+    assert caplog.text == ""
