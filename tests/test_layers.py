@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gm_discrete"
 ROWS = [
     {"__main__"},
     {"command"},
-    {"training", "evaluation", "pictures"},
+    {"training", "evaluation", "pictures", "serving"},
     {"convert"},
     {"models"},
     {"generation"},
@@ -33,7 +33,7 @@ ROWS = [
 ]
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
 ALLOWED_SIBLINGS = {("training", "evaluation")}  # the trainer evaluates
-TRANSFORMERS = {"command", "nn", "models", "generation", "training", "data", "evaluation"}
+TRANSFORMERS = {"command", "serving", "nn", "models", "generation", "training", "data", "evaluation"}
 
 
 def part_of(file: Path) -> str:

@@ -1,0 +1,77 @@
+"""The text of one choice, from unfinished states to the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gm_discrete.serving.planning import Row
+from gm_discrete.serving.vocabulary import UNFINISHED, Vocabulary
+
+
+class Transcript:
+    """What has been sent of a choice, and what may be sent next: clients append texts, and nothing is taken back.
+
+    Args:
+        row: which part of the sample is the answer.
+        stop: texts that end it.
+
+    Attributes:
+        text: what was sent so far; in the end the whole answer.
+        reason: why it ended: "stop" at an end-of-text token or a text of `stop`, and where a string is shorter than it
+            could be, "length" where all its positions are filled. `None` before.
+        tokens: generated tokens of the answer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, row: Row, stop: Sequence[str]) -> None:
+        self.vocabulary, self.row, self.stop = vocabulary, row, stop
+        self.text, self.reason = "", None
+        self.tokens = 0
+
+    def settle(self, ids: Sequence[int], settled: int) -> str:
+        """More text, of an unfinished state whose first `settled` tokens stay as they are."""
+        if settled >= len(ids):  # the last ones are sent with the reason why they are the last
+            settled = len(ids) - self.row.tail
+        text, _, ended = self._read(ids[: min(settled, len(ids) - self.row.tail)])
+        if not ended:
+            text = text.rstrip(UNFINISHED)  # a character may still lack bytes
+            text = text[
+                : len(text) - max((len(one) - 1 for one in self.stop), default=0)
+            ]  # of a stop that is not complete
+        return self._append(text)
+
+    def finish(self, ids: Sequence[int]) -> str:
+        """The rest of the text, of the sample; sets `reason` and `tokens`."""
+        row = self.row
+        answer = ids[: len(ids) - row.tail]
+        text, self.tokens, ended = self._read(answer)
+        if row.fresh > row.length:  # gaps
+            self.tokens = len(ids) - row.prompt
+        self.reason = "stop" if ended or len(ids) < row.length else "length"
+        return self._append(text)
+
+    def pieces(self, ids: Sequence[int]) -> list[str | None]:
+        """The texts of the tokens of an unfinished state, `None` for masks."""
+        answer = ids[: len(ids) - self.row.tail]
+        start = self.row.start
+        return self.vocabulary.pieces(ids[start : self._end(answer)], ids[:start])
+
+    def outline(self) -> list[str | None]:
+        """The same of the state before the first one: what is fixed, and masks."""
+        found = self.pieces(self.row.ids)
+        return found if self.vocabulary.is_edits else [*found, *[None] * (self.row.length - len(self.row.ids))]
+
+    def _read(self, ids: Sequence[int]) -> tuple[str, int, bool]:
+        """(text, generated tokens, whether the text ends here)."""
+        row, end = self.row, self._end(ids)
+        text = self.vocabulary.decode(ids[row.start : end], ids[: row.start])
+        cuts = [at for one in self.stop if (at := text.find(one)) >= 0]
+        return text[: min(cuts)] if cuts else text, end - min(row.fresh, end), bool(cuts) or end < len(ids)
+
+    def _end(self, ids: Sequence[int]) -> int:
+        """Where an end-of-text token ends the text; the number of tokens if none does."""
+        return next((at for at in range(self.row.fresh, len(ids)) if ids[at] in self.vocabulary.eos), len(ids))
+
+    def _append(self, text: str) -> str:
+        new = text[len(self.text) :] if text.startswith(self.text) else ""
+        self.text += new
+        return new
