@@ -31,8 +31,12 @@ demo: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(shell nproc) \
 		recipes/text.py --config recipes/configs/shakespeare.yaml
 
-test: install lint
-	$(PYTEST) --durations 10
+# pyright takes one core for a minute; it runs beside the tests, and what it found is printed after them.
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	types=$$(mktemp); $(BIN)/pyright > $$types 2>&1 & \
+	$(PYTEST) --durations 10; tests=$$?; wait $$!; pyright=$$?; cat $$types; rm $$types; exit $$((tests + pyright))
 
 # What a change is checked with while it is made: under two minutes on two cores.
 test-fast: install
