@@ -26,6 +26,7 @@ def pytest_collection_finish() -> None:
     Every `Trainer.train()` ends with a full collection, which would look at all of it: most of the time of a short run.
     """
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # what one test makes is seldom worth more than one look
     gc.enable()
 
 

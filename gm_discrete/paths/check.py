@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Never
 
@@ -166,13 +165,17 @@ def check_kolmogorov(
     z, x = every.repeat_interleave(path.vocab_size)[:, None], symbols.repeat(len(every))[:, None]
     conditional, marginal = [], []
     for a, b in itertools.pairwise(times.tolist()):
-        flows, flow = torch.zeros(len(every), path.vocab_size).double(), torch.zeros(len(states)).double()
-        for t, weight in _quadrature(a, b, nodes):
-            p = path.clean_probs(every, _times(t, every))  # [z, x]
-            rates = path.conditional(z, x, _times(t, x)).rates(x).view(len(every), len(symbols), -1)  # [z, x, y]
-            flows += weight * torch.einsum("zx,zxy->zy", p, torch.where((p > 0)[..., None], rates, 0.0))
+        points, masses = _quadrature(a, b, nodes)
+        p = path.clean_probs(every.repeat(nodes), points.repeat_interleave(len(every))).view(nodes, len(every), -1)
+        pairs = x.repeat(nodes, 1)  # all nodes at once
+        known = path.conditional(z.repeat(nodes, 1), pairs, points.repeat_interleave(len(x)))
+        rates = known.rates(pairs).view(nodes, len(every), len(symbols), -1)  # [n, z, x, y]
+        flows = torch.einsum("n,nzx,nzxy->zy", masses, p, torch.where((p > 0)[..., None], rates, 0.0))
+        every_state = states.repeat(nodes, 1)
+        found = model.generator(every_state, points.repeat_interleave(len(states))).rates(every_state)
+        flow = torch.zeros(len(states)).double()
+        for t, weight, rates in zip(points.tolist(), masses, found.unflatten(0, (nodes, -1)), strict=True):
             p = model.marginal(t)
-            rates = model.generator(states, _times(t, states)).rates(states)
             flow += weight * (_matrix(model, torch.where((p > 0)[:, None, None], rates, 0.0)) @ p)
         change = path.clean_probs(every, _times(b, every)) - path.clean_probs(every, _times(a, every))
         conditional.append(float((change - flows).abs().max()))
@@ -239,10 +242,11 @@ def _worst(fault: Tensor, times: list[float], z: Tensor) -> tuple[float, str]:
     return float(value), f"z={int(z[row])}, t={times[int(t)]:.4g}, x={int(x)}"
 
 
-def _quadrature(a: float, b: float, nodes: int) -> Iterator[tuple[float, float]]:
+def _quadrature(a: float, b: float, nodes: int) -> tuple[Tensor, Tensor]:
+    """The nodes and weights of the Gauss-Legendre rule on [a, b]."""
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    for point, weight in zip(points, weights, strict=True):
-        yield (a + b) / 2 + (b - a) / 2 * float(point), (b - a) / 2 * float(weight)
+    half = (b - a) / 2
+    return torch.as_tensor((a + b) / 2 + half * points), torch.as_tensor(half * weights)
 
 
 def _times(t: float, states: Tensor) -> Tensor:

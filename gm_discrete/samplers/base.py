@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -290,7 +291,7 @@ def positions_of(mask: Tensor) -> Tensor:
     """
     counts = mask.flatten(1).sum(1).tolist()
     where = torch.nonzero_static(mask.flatten(), size=sum(counts)).squeeze(1)
-    vars(where)["sequences"] = [row for row, count in enumerate(counts) if count]
+    vars(where)["sequences"] = list(compress(range(len(counts)), counts))
     return where
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -142,8 +144,17 @@ SAMPLER_ROWS = {name: next(option for option in OPTIONS if option.name == f"samp
 
 
 @pytest.mark.parametrize(("option", "path", "column"), cells())
-def test_options__fit_where_the_table_says_so(option: Option, path: str, column: str) -> None:
-    """Every ✓ runs, and every – is refused by an error that names the option."""
+def test_options__fit_where_the_table_says_so(
+    option: Option, path: str, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every ✓ runs, and every – is refused by an error that names the option.
+
+    Layers are traced on every path, and nothing is translated to C++: tests/nn/test_compiled.py does that. They are the
+    same for every sampler.
+    """
+    compile_layers = GMModel.compile_layers
+    traced = partial(compile_layers, backend="eager") if column not in NAMES else nullcontext
+    monkeypatch.setattr(GMModel, "compile_layers", lambda model: traced(model))
     images = column == IMAGES
     model, given = model_for(option, path, images), arguments(option, path, images)
     call = {"num_steps": 1, "seed": 0, **given}

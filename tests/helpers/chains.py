@@ -45,11 +45,17 @@ class EnumeratedChain:
     def likelihood(self, x: Tensor, t: Tensor) -> Tensor:
         """p_t(x|z) for every state and every data point, [B, Z]."""
         kappa = self.path.schedule.kappa(t)[:, None, None]
+        if self.sources is not None:
+            return ((1 - kappa) * (x[:, None] == self.sources) + kappa * (x[:, None] == self.data)).prod(-1)
         if self.definition is not None:
-            rows = torch.arange(len(x))[:, None, None]
-            return self.definition(kappa.flatten())[rows, self.data, x[:, None]].prod(-1)
-        prior = self.path.prior_probs(x.device)[x][:, None] if self.sources is None else x[:, None] == self.sources
-        return ((1 - kappa) * prior + kappa * (x[:, None] == self.data)).prod(-1)
+            tokens = self.definition(kappa.flatten()).transpose(1, 2)[torch.arange(len(x))[:, None], x]
+        else:
+            same = x[..., None] == torch.arange(self.path.vocab_size)
+            tokens = (1 - kappa) * self.path.prior_probs(x.device)[x][..., None] + kappa * same
+        total = torch.ones((), dtype=torch.float64)
+        for token, symbols in zip(tokens.unbind(1), self.data.T, strict=True):  # p(x|z) [B, z] of each token
+            total = total * token.index_select(1, symbols)
+        return total
 
     def joint_marginal(self, t: float) -> Tensor:
         """p_t over `states()`, [X]."""

@@ -49,7 +49,7 @@ ADAPTIVE += ["metric kinetic", "blur kinetic", "coupled"]
 @pytest.mark.parametrize("name", ["masked", "uniform reversal", "prior mixture", "metric kinetic"])
 def test_adaptive__default_is_as_good_as_the_best_grid_of_32_steps(name: str) -> None:
     """Of L = 3 and 3 symbols, where M = 1 has 0.06 to 0.12. Samples of the distribution itself have the noise."""
-    model, number = chain(name), 30_000
+    model, number = chain(name), 16_000
     law = model.joint_marginal(1.0)
     noise = float((2 * law * (1 - law) / (math.pi * number)).sqrt().sum() / 2)
     best = min(
@@ -59,7 +59,7 @@ def test_adaptive__default_is_as_good_as_the_best_grid_of_32_steps(name: str) ->
         for spacing in SPACINGS
     )
     x = simulate(model, draw(model, model.joint_marginal(0.0), number, 1), [0.0, 1.0], rng(2), "adaptive")
-    assert total_variation(frequencies(model, x) / number, law) < math.hypot(best, 1.1 * noise)
+    assert total_variation(frequencies(model, x) / number, law) < math.hypot(best, 1.25 * noise)
 
 
 def test_adaptive__default_takes_as_many_steps_as_one_change_a_step_for_many_tokens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -54,9 +55,10 @@ def half_way(path: SO3Path, steps: int, t: float = 0.4) -> tuple[Tensor, int, fl
     return points, index, float(points[index])
 
 
+@cache
 def simulated(kind: str, smooth: bool, number: int, steps: int) -> tuple[SO3Path, list[Tensor], float]:
     """States at about 0.4 and at 1, and the time of the first."""
-    model = exact(SO3Path(KINDS[kind]), smooth)
+    model = exact(SO3Path(BOTH if kind == "halves" else KINDS[kind]), smooth)
     points, index, t = half_way(model.path, steps)
     states = simulate(model, start(number), points, rng(2), return_info=True, save_at=[index, steps]).states
     return model.path, [state[:, 0] for state in states], t
@@ -95,16 +97,21 @@ def test_samplers__wrong_weights_have_another_distribution(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flow", "jump", "superposed"])
-def test_samplers__40000_samples_are_within_2_percent(kind: str) -> None:
-    model, noise = exact(SO3Path(BOTH if kind == "superposed" else KINDS[kind])), rng(3)
-    parts = start(40_000).float().split(4000)
-    x = torch.cat([simulate(model, part, time_grid(model.path, 25), noise) for part in parts])[:, 0]
-    for reference in REFERENCES:
-        cdf = smooth_cdf(model.path, 1.0, reference)
-        assert kolmogorov(quaternions.half_angle(x.double(), reference), cdf)[0] < 0.02
+@pytest.mark.parametrize(
+    ("kind", "number", "most"), [("flow", 4000, 0.02), ("jump", 8000, 0.03), ("halves", 8000, 0.03)]
+)
+def test_samplers__many_samples_are_within_a_few_percent(kind: str, number: int, most: float) -> None:
+    """At 1, and at about 0.4 within half of that. A flow has next to no noise, as its prior has none.
+
+    Jumps that are 20 % too frequent, or a flow that is 5 % too slow, go beyond it.
+    """
+    path, states, t = simulated(kind, True, number, 25)
+    for x, time, limit in zip(states, (t, 1.0), (most / 2, most), strict=True):
+        for reference in REFERENCES:
+            cdf = smooth_cdf(path, time, reference)
+            assert kolmogorov(quaternions.half_angle(x.double(), reference), cdf)[0] < limit
     expected = weighted_cdf(axis_component(grid(), ASIDE), data_density(grid()))
-    assert kolmogorov(axis_component(x, ASIDE), expected)[0] < 0.02
+    assert kolmogorov(axis_component(states[1], ASIDE), expected)[0] < most
 
 
 def test_flow__rotated_data_and_noise_rotate_the_samples() -> None:
