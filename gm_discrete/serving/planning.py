@@ -200,14 +200,10 @@ class Planner:
             ApiError: the options do not fit the model, each other or the rows.
         """
         try:
-            ids, mask = self.tensors(job.rows[:1])
+            ids, mask = padded(job.rows[:1], 0)
             Request.of(self.model, job.config, input_ids=ids, attention_mask=mask)
         except (ValueError, TypeError) as error:
             raise refused_by_library(error, OPTIONS) from None
-
-    def tensors(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Rows as (input_ids, attention_mask), padded on the right."""
-        return padded(rows, 0 if self.model.config.pad_token_id is None else self.model.config.pad_token_id)
 
 
 def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:

@@ -29,25 +29,22 @@ class Transcript:
 
     def settle(self, ids: Sequence[int], settled: int) -> str:
         """More text, of an unfinished state whose first `settled` tokens stay as they are."""
-        if settled >= len(ids):  # the last ones are sent with the reason why they are the last
-            settled = len(ids) - self.row.tail
-        text, _, ended = self._read(ids[: min(settled, len(ids) - self.row.tail)])
-        if not ended:
-            text = text.rstrip(UNFINISHED)  # a character may still lack bytes
-            text = text[
-                : len(text) - max((len(one) - 1 for one in self.stop), default=0)
-            ]  # of a stop that is not complete
-        return self._append(text)
+        part = ids[: min(settled, len(ids) - self.row.tail)]
+        text, end = self._read(part)
+        sure = len(text)
+        if end == len(part):  # a character may still lack bytes, and a text of `stop` its end
+            sure = max(0, len(text.rstrip(UNFINISHED)) - max((len(one) - 1 for one in self.stop), default=0))
+        return self._append(text[: min(sure, self._cut(text))])
 
     def finish(self, ids: Sequence[int]) -> str:
         """The rest of the text, of the sample; sets `reason` and `tokens`."""
         row = self.row
         answer = ids[: len(ids) - row.tail]
-        text, self.tokens, ended = self._read(answer)
-        if row.fresh > row.length:  # gaps
-            self.tokens = len(ids) - row.prompt
-        self.reason = "stop" if ended or len(ids) < row.length else "length"
-        return self._append(text)
+        text, end = self._read(answer)
+        self.tokens = end + row.tail - row.prompt
+        ended = self._cut(text) < len(text) or end < len(answer) or len(ids) < row.length
+        self.reason = "stop" if ended else "length"
+        return self._append(text[: self._cut(text)])
 
     def pieces(self, ids: Sequence[int]) -> list[str | None]:
         """The texts of the tokens of an unfinished state, `None` for masks."""
@@ -60,12 +57,14 @@ class Transcript:
         found = self.pieces(self.row.ids)
         return found if self.vocabulary.is_edits else [*found, *[None] * (self.row.length - len(self.row.ids))]
 
-    def _read(self, ids: Sequence[int]) -> tuple[str, int, bool]:
-        """(text, generated tokens, whether the text ends here)."""
-        row, end = self.row, self._end(ids)
-        text = self.vocabulary.decode(ids[row.start : end], ids[: row.start])
-        cuts = [at for one in self.stop if (at := text.find(one)) >= 0]
-        return text[: min(cuts)] if cuts else text, end - min(row.fresh, end), bool(cuts) or end < len(ids)
+    def _read(self, ids: Sequence[int]) -> tuple[str, int]:
+        """(text without regard to `stop`, where its tokens end)."""
+        start, end = self.row.start, self._end(ids)
+        return self.vocabulary.decode(ids[start:end], ids[:start]), end
+
+    def _cut(self, text: str) -> int:
+        """Where the first text of `stop` begins; the length if there is none."""
+        return min((at for one in self.stop if (at := text.find(one)) >= 0), default=len(text))
 
     def _end(self, ids: Sequence[int]) -> int:
         """Where an end-of-text token ends the text; the number of tokens if none does."""

@@ -80,6 +80,10 @@ def test_http__gaps_of_a_prompt_need_echo(server: Served) -> None:
     status, body = server.post({**gaps, "echo": True})
     assert status == 200
     assert (body["choices"][0]["text"][0], body["choices"][0]["text"][-1]) == ("a", "b")
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    more = [server.post({**gaps, "max_tokens": 3, "echo": True, "seed": seed})[1] for seed in range(4)]
+    found = [(one["choices"][0]["finish_reason"], one["usage"]["completion_tokens"]) for one in more]
+    assert all(tokens == 5 if reason == "length" else 2 <= tokens < 5 for reason, tokens in found)
 
 
 def test_http__values_that_change_nothing_are_taken(server: Served) -> None:

@@ -47,10 +47,15 @@ def test_transcript__appends_whole_characters_alone(vocabulary: Vocabulary) -> N
 
 def test_transcript__ends_at_a_stop_and_sends_nothing_of_it(vocabulary: Vocabulary) -> None:
     ids = vocabulary.encode(TEXT)
-    choice = Transcript(vocabulary, row(len(ids)), ("déjà vu! X", "déjà", "far"))
-    parts = [choice.settle(ids, settled) for settled in range(len(ids))] + [choice.finish(ids)]
-    assert "".join(parts) == TEXT[: TEXT.index("déjà")]
-    assert choice.reason == "stop"
+    for stop, at in (
+        (("déjà vu! X", "déjà", "far"), "déjà"),
+        (("naïve 🦜 says", "aïv"), "naïve"),  # the one that ends later begins earlier
+        (("The naïve", "nothing"), "The"),
+    ):
+        choice = Transcript(vocabulary, row(len(ids)), stop)
+        parts = [choice.settle(ids, settled) for settled in range(len(ids))] + [choice.finish(ids)]
+        assert "".join(parts) == TEXT[: TEXT.index(at)]
+        assert choice.reason == "stop"
 
 
 def test_transcript__ends_at_an_end_of_text_token_among_new_ones(vocabulary: Vocabulary) -> None:
