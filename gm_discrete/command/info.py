@@ -82,8 +82,14 @@ def states(config: GMConfig) -> list[str]:
 
 def network(config: GMConfig) -> str:
     """The backbone and its sizes."""
+    from gm_discrete.models.card import NETWORKS
+
     backbone = config.backbone
-    kind = backbone.get("model_type", "language model") if isinstance(backbone, dict) else backbone
+    kind = (
+        backbone.get("model_type", "language model")
+        if isinstance(backbone, dict)
+        else NETWORKS.get(str(backbone), backbone)
+    )
     sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads"
     return f"{kind}: {sizes}{', conditioned on the time' if config.time_conditioning else ''}"
 

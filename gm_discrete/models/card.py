@@ -43,6 +43,8 @@ CITATION = """```bibtex
   year      = {2025}
 }
 ```"""
+NETWORKS = {"gm": "transformer", "dit": "DiT"}
+"""Names of the library's own networks."""
 LONGEST = 16
 """Numbers of a list in the path that are shown; a distribution over tokens would fill the page."""
 
@@ -109,18 +111,15 @@ class Card:
         return f"{trained}{base}".strip()
 
     def _code(self, config: GMConfig) -> str:
-        lines = ["from gm_discrete import GMModel"]
+        """Code that loads and samples the model in its folder."""
+        imports, lines = _sampling(config, self.has_tokenizer)
+        load = ['model = GMModel.from_pretrained(".")  # this folder, or the name of this repository on the hub']
         if self.is_adapter:
+            imports = [*imports, "from gm_discrete.training import load_adapter"]
             base = self.base or "the folder of the model that the adapter was trained on, or its name on the hub"
-            lines += ["from gm_discrete.training import load_adapter", ""]
-            lines += [f"base = GMModel.from_pretrained({base!r})".replace("'", '"')]
-            lines += ['model = load_adapter(base, ".").merge_and_unload()  # this folder']
-        else:
-            lines += [
-                "",
-                'model = GMModel.from_pretrained(".")  # this folder, or the name of this repository on the hub',
-            ]
-        return "\n".join([*lines, *_sampling(config, self.has_tokenizer)])
+            load = [f"base = GMModel.from_pretrained({json.dumps(base)})"]
+            load += ['model = load_adapter(base, ".").merge_and_unload()  # this folder']
+        return "\n".join(["from gm_discrete import GMModel", *imports, "", *load, *lines])
 
     def _evaluation(self) -> list[str]:
         """What was measured; nothing if nothing was."""
@@ -188,33 +187,36 @@ def _pipeline(config: GMConfig, has_tokenizer: bool) -> str | None:
     return "text-generation" if has_tokenizer else None
 
 
-def _sampling(config: GMConfig, has_tokenizer: bool) -> list[str]:
-    """Lines of code that sample the model."""
+def _sampling(config: GMConfig, has_tokenizer: bool) -> tuple[list[str], list[str]]:
+    """Imports, and lines of code that sample the model."""
     path: Any = config.build_path()
-    labels = "class_labels=[0, 1]" if config.num_classes > 1 else "batch_size=2"
-    codecs = config.codecs
+    call = f"model.generate({'class_labels=[0, 1]' if config.num_classes > 1 else 'batch_size=2'})"
     if config.image_shape is not None:
         levels = f", levels={path.vocab_size - len(path.excluded)}" if path.is_discrete else ""
-        last = f"images = to_uint8(model.generate({labels}).cpu(){levels})  # bytes [B, C, H, W]"
-        return ["", "from gm_discrete.data import to_uint8", "", last]
+        return ["from gm_discrete.data import to_uint8"], [
+            f"images = to_uint8({call}.cpu(){levels})  # bytes [B, C, H, W]"
+        ]
+    if "" in path.fields and not path.is_discrete:
+        return [], [f"samples = {call}  # numbers [B, L, C]"]
+    if "" in path.fields and not has_tokenizer:
+        return [], [f"samples = {call}  # token ids [B, L]"]
     if "" in path.fields:
-        if not path.is_discrete:
-            return [f"samples = model.generate({labels})  # numbers [B, L, C]"]
-        sample = f"samples = model.generate({labels})  # token ids [B, L]"
-        if not has_tokenizer:
-            return [sample]
         skip = ", skip_special_tokens=True" if path.strings is not None else ""
-        return ["", "from gm_discrete.data import load_tokenizer", "", 'tokenizer = load_tokenizer(".")', sample,
-                f"print(tokenizer.batch_decode(samples{skip}))"]  # fmt: skip
-    if codecs and set(codecs) >= path.fields.keys() and all(part.length == 1 for part in config.state_fields.values()):
-        return ["", "from gm_discrete.data import decode_rows", "",
-                f"print(decode_rows(model.generate({labels}), model.config.codecs))"]  # fmt: skip
-    return [f"samples = model.generate({labels})  # by field: {', '.join(path.fields)}"]
+        lines = ['tokenizer = load_tokenizer(".")', f"print(tokenizer.batch_decode({call}{skip}))"]
+        return ["from gm_discrete.data import load_tokenizer"], lines
+    rows = all(part.length == 1 for part in config.state_fields.values())
+    if rows and config.codecs.keys() >= path.fields.keys():
+        return ["from gm_discrete.data import decode_rows"], [f"print(decode_rows({call}, model.config.codecs))"]
+    return [], [f"samples = {call}  # by field: {', '.join(path.fields)}"]
 
 
 def _table(config: GMConfig, generation: GMGenerationConfig | None, parameters: int | None) -> str:
     backbone = config.backbone
-    kind = backbone.get("model_type", "language model") if isinstance(backbone, dict) else backbone
+    kind = (
+        backbone.get("model_type", "language model")
+        if isinstance(backbone, dict)
+        else NETWORKS.get(str(backbone), backbone)
+    )
     network = (
         f"{kind}, {config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads"
     )
