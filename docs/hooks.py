@@ -39,14 +39,15 @@ def for_the_site(tables: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The notebook of a tutorial in place of its source, and links to benchmarks/ as the site has them."""
+    """The notebook of a tutorial in place of its source, and links to other folders as the site has them."""
     uri = page.file.src_uri
-    notebook = Path(page.file.abs_src_path or "").with_suffix(".ipynb")
+    notebook = ROOT / "docs" / Path(uri).with_suffix(".ipynb")
     if uri.startswith("tutorials/") and notebook.exists():
         cells = nbformat.read(notebook, as_version=4).cells
         download = f"[download as a notebook]({notebook.name}){{ .notebook }}"
         markdown = "\n\n".join([download, *map(rendered, cells)])
     up = "../" * uri.count("/")  # from the folder of the page to docs/; on GitHub benchmarks/ is beside docs/
+    markdown = markdown.replace(f"](../{up}CHANGELOG.md", f"]({up}developing/changelog.md")
     markdown = markdown.replace(f"](../{up}benchmarks/README.md", f"]({up}benchmarks/tables.md")
     return markdown.replace(f"](../{up}benchmarks/figures/", f"]({up}benchmarks/figures/")
 

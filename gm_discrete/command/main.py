@@ -1,7 +1,7 @@
 """`gm-discrete COMMAND`: each command is a module with `add_arguments(parser)` and `run(options)`, imported when it is used.
 
-`gm-discrete --help` imports neither torch nor transformers, which take seconds. For the same reason the modules of the
-commands import what they need in `run`.
+`gm-discrete --help` does not import transformers, which takes seconds. For the same reason the modules of the commands
+import what they need in `run`.
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for setting in fields(Settings):
         if setting.name in HELP:
             kind = int if setting.default is None else type(setting.default)
-            usual = "" if setting.default is None else f" ({setting.default})"
             option = f"--{setting.name.replace('_', '-')}"
-            parser.add_argument(option, type=kind, default=setting.default, help=HELP[setting.name] + usual)
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(info)")
+            parser.add_argument(option, type=kind, default=setting.default, help=HELP[setting.name])
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="what is logged"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
