@@ -118,7 +118,8 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
                 f"--class-labels has {len(labels)} classes; give one, or one for each of {options.num_samples} samples"
             )
         found["class_labels"] = labels * (options.num_samples // len(labels))
-    return {**found, **options.options}
+    plain = {"return_dict_in_generate": False, "output_trajectory": False}  # whatever the generation config says
+    return {**found, **options.options, **plain}
 
 
 def generate_text(options: argparse.Namespace, config: GMConfig) -> None:

@@ -6,6 +6,7 @@ import what they need in `run`.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,23 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command with the arguments of the command line; an error is one line, with exit status 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    run, command, traceback = (vars(options).pop(name) for name in ("run", "command", "traceback"))
+    try:
+        run(options)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError):  # what reads the output has ended, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if traceback:
+            raise
+        command.exit(2, f"{command.prog}: error: {one_line(error)}\n")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command, with the function that runs it as `run`, and its parser as `command`."""
     parser = Parser(
         "gm-discrete",
         description="Discrete diffusion, flows and jumps of sequences: train, sample and score generator matching models.",
@@ -50,17 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run, command=command)
     options, unknown = parser.parse_known_args(arguments)
-    run, command, traceback = (vars(options).pop(name) for name in ("run", "command", "traceback"))
     if unknown:
-        command.error(f"unknown arguments: {' '.join(unknown)}")
-    try:
-        run(options)
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        if isinstance(error, BrokenPipeError):  # what reads the output has ended, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        if traceback:
-            raise
-        command.exit(2, f"{command.prog}: error: {one_line(error)}\n")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        options.command.error(f"unknown arguments: {' '.join(unknown)}")
+    return options

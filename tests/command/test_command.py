@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ from safetensors.torch import load_file
 
 from gm_discrete import GMModel, likelihood_bound
 from gm_discrete.command import main
-from gm_discrete.command.main import COMMANDS
+from gm_discrete.command.main import COMMANDS, parse
 from gm_discrete.command.recipes import configs, recipe_of, root
 from gm_discrete.command.train import split
 from tests.helpers import small_run
@@ -88,6 +91,27 @@ def test_command__without_a_command_is_an_error(capsys: Capture) -> None:
             main(words)
         assert end.value.code == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def commands() -> list[tuple[str, ...]]:
+    """The words of every `gm-discrete` command in the shell blocks of the documentation."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    blocks = "".join(re.findall(r"^```(?:shell|bash)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    words = [tuple(shlex.split(line, comments=True)) for line in lines if line.strip().startswith("gm-discrete ")]
+    return list(dict.fromkeys(words))
+
+
+def test_documentation__its_commands_have_the_options_that_they_name() -> None:
+    found = commands()
+    assert {words[1] for words in found} >= COMMANDS.keys() - {"serve"}
+    for words in found:
+        if words[1] == "serve" and importlib.util.find_spec("gm_discrete.serving") is None:
+            continue
+        parse(words[1:])
+        if words[1] == "train" and not words[2].endswith(".yaml"):
+            assert words[2] in configs(), words
 
 
 # generate
