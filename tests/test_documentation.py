@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import builtins
 import contextlib
 import importlib.util
@@ -19,7 +18,6 @@ import torch
 from transformers import TrainingArguments
 
 import gm_discrete
-from gm_discrete.command.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -185,19 +183,6 @@ def test_documentation__arguments_of_commands_exist(page: Path) -> None:
                 name = word.removeprefix("--")
                 if word.startswith("--") and name != "config" and name not in TrainingArguments.__dataclass_fields__:
                     assert re.search(rf"\b{name}: |\"{word}\"", source), f"{scripts[0]} {word}"
-
-
-@every_page
-def test_documentation__options_of_the_command_exist(page: Path) -> None:
-    """What follows `gm-discrete COMMAND`; `train` hands on what it does not know to the recipe, which has its own test."""
-    for words in commands(page):
-        if words[0] == "gm-discrete" and words[1] in COMMANDS and words[1] != "train":
-            parser = argparse.ArgumentParser()
-            importlib.import_module(COMMANDS[words[1]][0]).add_arguments(parser)
-            given = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
-            assert set(given) <= parser._option_string_actions.keys(), words
-        elif words[0] == "gm-discrete":
-            assert words[1] in {*COMMANDS, "--help", "--version"}, words
 
 
 @every_page
