@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import math
@@ -73,7 +72,7 @@ except SystemExit:
         assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help__tells_every_option_and_its_default(name: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
@@ -105,10 +104,8 @@ def commands() -> list[tuple[str, ...]]:
 
 def test_documentation__its_commands_have_the_options_that_they_name() -> None:
     found = commands()
-    assert {words[1] for words in found} >= COMMANDS.keys() - {"serve"}
+    assert {words[1] for words in found} >= COMMANDS.keys()
     for words in found:
-        if words[1] == "serve" and importlib.util.find_spec("gm_discrete.serving") is None:
-            continue
         parse(words[1:])
         if words[1] == "train" and not words[2].endswith(".yaml"):
             assert words[2] in configs(), words
