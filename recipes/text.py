@@ -444,7 +444,10 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
         for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if piece != "_" else [0])
     ]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        raise ValueError(f"prompt={options.prompt!r} holds characters that are not in the tokenizer's vocabulary")
+        raise ValueError(
+            f"prompt={options.prompt!r} holds characters that are not in the tokenizer's vocabulary; give --prompt another, "
+            "or --prompt '' for a sample without one"
+        )
     if len(ids) >= length and tokenizer.mask_token_id not in ids:
         raise ValueError(
             f"prompt={options.prompt!r} has {len(ids)} tokens and leaves none of length={length} to fill; shorten it, raise "
