@@ -20,7 +20,11 @@ def without_encoding(source: str) -> list[int]:
         method = isinstance(call.func, ast.Attribute)
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-        if name not in ("open", "read_text", "write_text") or owner in ("Image", "gzip") or "LocalFileSystem" in owner:
+        if (
+            name not in ("open", "read_text", "write_text")
+            or owner in ("Image", "gzip", "os", "tarfile")
+            or "LocalFileSystem" in owner
+        ):
             continue
         arguments = [ast.unparse(argument) for argument in call.args]
         named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
