@@ -47,7 +47,8 @@ SHORTER = {
     r"\bnum_steps=\d{2,}(?!.*\n?.*output_trajectory)": "num_steps=8", r"\bnum_samples=\d+": "num_samples=2",
     r"\bnum_return_sequences=\d{2,}": "num_return_sequences=4", r"\bmax_new_tokens=\d{3,}(?!.*\n?.*output_tr)":
     "max_new_tokens=32", r"(?<=\bsample\()\d[\d_]{3,}(?=, rng)": "300", r"(?<=\[::)\d(?=\])": "100", r"(?<=\[:)\d{5,}(?=\])":
-    "2048", r"(?<=\]\[:)\d{3}(?=\])": "20", r"(?<=\.repeat\()\d{2,}(?=\))": "2", r"\bnumber=\d{2,}": "number=8",
+    "2048", r"(?<=\]\[:)\d{2,3}(?=\])": "4", r"(?<=\.repeat\()\d{2,}(?=\))": "2", r"\bnumber=\d{2,}": "number=8",
+    r"(?<=np\.nan\}\), )\d{2,}": "2",
 }  # fmt: skip
 """Numbers of steps and samples that only results need, and not the code that leads to them."""
 FOREIGN = {
