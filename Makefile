@@ -35,7 +35,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	types=$$(mktemp); $(BIN)/pyright > $$types 2>&1 & \
-	$(PYTEST) --durations 10; tests=$$?; wait $$!; pyright=$$?; cat $$types; rm $$types; exit $$((tests + pyright))
+	$(PYTEST) --durations 10; tests=$$?; wait $$!; pyright=$$?; cat $$types; rm $$types; exit $$((tests | pyright))
 
 # What a change is checked with while it is made: under two minutes on two cores.
 test-fast: install

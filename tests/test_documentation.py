@@ -42,9 +42,13 @@ SLOW = {
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The name on the hub of the model that is also in a package."""
 SHORTER = {
-    r"\bfor step in range\(\d{3,}\)": "for step in range(10)", r"\bmax_steps=\d{3,}": "max_steps=10",
-    r"(?<=, z, )\d{3,}(?=\))": "10", r"\bbatch_size=\d{3,}": "batch_size=20",
-    r"(?<=\bprior\(\()\d{3,}": "20",
+    r"\bfor step in range\(\d{2,}\)": "for step in range(4)", r"\bmax_steps=\d{3,}": "max_steps=10",
+    r"(?<=, z, )\d{3,}(?=\))": "10", r"\bbatch_size=\d{3,}": "batch_size=20", r"(?<=\bprior\(\()\d{3,}": "20",
+    r"\bnum_steps=\d{2,}(?!.*\n?.*output_trajectory)": "num_steps=8", r"\bnum_samples=\d+": "num_samples=2",
+    r"\bnum_return_sequences=\d{2,}": "num_return_sequences=4", r"\bmax_new_tokens=\d{3,}(?!.*\n?.*output_tr)":
+    "max_new_tokens=32", r"(?<=\bsample\()\d[\d_]{3,}(?=, rng)": "300", r"(?<=\[::)\d(?=\])": "100", r"(?<=\[:)\d{5,}(?=\])":
+    "2048", r"(?<=\]\[:)\d{2,3}(?=\])": "4", r"(?<=\.repeat\()\d{2,}(?=\))": "2", r"\bnumber=\d{2,}": "number=8",
+    r"(?<=np\.nan\}\), )\d{2,}": "2",
 }  # fmt: skip
 """Numbers of steps and samples that only results need, and not the code that leads to them."""
 FOREIGN = {

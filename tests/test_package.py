@@ -16,6 +16,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DATA = {".html", ".typed"}
 """Suffixes of files in the package that are no Python."""
+READS = """
+import gm_discrete
+from gm_discrete.command import main
+print(gm_discrete.__file__, end="\\n---\\n", flush=True)
+main(["info", "run", "--json"])
+print("---", flush=True)
+main(["generate", "run", "--prompt", "to be", "--num-steps", "2"])
+"""
+"""What is done with a run, in one process: most of its time is the import of torch and transformers."""
 
 
 def run(*words: object, cwd: Path) -> str:
@@ -115,8 +124,6 @@ def test_sdist__builds_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_wheel__works_outside_of_the_clone(programs: Path, tmp_path: Path) -> None:
     """A copy of the recipes, a training run of two steps, its description, and a sample."""
-    where = run(programs / "python", "-c", "import gm_discrete; print(gm_discrete.__file__)", cwd=tmp_path).strip()
-    assert Path(where).is_relative_to(programs.parent)
     run(programs / "gm-discrete", "recipes", "--copy", ".", cwd=tmp_path)
     copied = {file.relative_to(tmp_path) for file in (tmp_path / "recipes").rglob("*") if file.is_file()}
     here = {file.relative_to(ROOT) for file in (ROOT / "recipes").rglob("*") if "__pycache__" not in str(file)}
@@ -134,9 +141,9 @@ def test_wheel__works_outside_of_the_clone(programs: Path, tmp_path: Path) -> No
     assert f"{programs.parent}" in printed.splitlines()[-1] or "accelerate launch --num_processes 1" in printed
     assert "_bundled/recipes/text.py" in printed
     assert "were not passed to `accelerate launch`" not in printed
-    described = json.loads(run(programs / "gm-discrete", "info", "run", "--json", cwd=tmp_path))
-    assert described["path"][0].startswith("MaskedPath(")
-    sample = run(programs / "gm-discrete", "generate", "run", "--prompt", "to be", "--num-steps", 2, cwd=tmp_path)
+    where, described, sample = run(programs / "python", "-c", READS, cwd=tmp_path).split("\n---\n")
+    assert Path(where).is_relative_to(programs.parent)
+    assert json.loads(described)["path"][0].startswith("MaskedPath(")
     assert sample.startswith("to be")
 
 

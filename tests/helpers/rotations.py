@@ -90,6 +90,16 @@ def smooth_cdf(path: SO3Path, t: float, reference: Tensor) -> Callable[[Tensor],
     return angle_cdf(k, CENTERS[:, 0], SPREAD, WEIGHTS, reference)
 
 
+def smooth_density(path: SO3Path, t: float, x: Tensor, number: int = 60) -> Tensor:
+    """The density of the smooth mixture at the time t < 1, at rotations [n, 4]: the harmonics of `angle_cdf`."""
+    k = float(path.concentration.value(torch.tensor(t, dtype=torch.float64)))
+    degree = 2 * np.arange(number)
+    theta = quaternions.half_angle(x.double()[:, None], CENTERS[:, 0]).clamp(min=1e-6).numpy()[..., None]
+    around = np.sin((degree + 1) * theta) / np.sin(theta)  # [n, 3, number]
+    factors = np.stack([_harmonics(k, number) * _harmonics(float(spread), number) for spread in SPREAD])
+    return torch.tensor((around * factors * (degree + 1)).sum(-1) @ WEIGHTS.numpy())
+
+
 def atoms_cdf(path: SO3Path, t: float, reference: Tensor) -> Callable[[Tensor], Tensor]:
     """That of the three atoms at the time t < 1."""
     k = float(path.concentration.value(torch.tensor(t, dtype=torch.float64)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 
@@ -111,7 +112,8 @@ def test_compile_layers__generates_the_same_by_blocks_with_a_cache() -> None:
 
 
 @pytest.mark.slow
-def test_compile_layers__by_inductor_computes_the_same() -> None:
+def test_compile_layers__by_inductor_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # others would have to import torch
     plain = network("reversal", num_hidden_layers=1)
     model, z = copy.deepcopy(plain), data()
     model.compile_layers(fullgraph=True)

@@ -41,7 +41,7 @@ from tests.helpers.distributions import (
     total_variation,
 )
 
-SAMPLES = 100_000
+SAMPLES = 50_000
 FIRST_ORDER = [(name, method) for name in PATHS for method in ("tau_leaping", "euler")]
 GENERAL = [(name, method) for name in GENERAL_PATHS for method in ("tau_leaping", "euler")]
 TRAPEZOIDAL = [(name, "trapezoidal") for name in ALL_PATHS]
@@ -64,7 +64,7 @@ def test_samplers__samples_follow_the_exact_distribution(name: str, method: str,
     times = [first, *torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64)[1:].tolist()]
     start = model.joint_marginal(first)
     laws = sampler_distributions(model, times, method, start)
-    x_0 = draw(model, start, SAMPLES // 4 if name in GENERAL_PATHS else SAMPLES, 1)
+    x_0 = draw(model, start, SAMPLES // 2 if name in GENERAL_PATHS else SAMPLES, 1)
     result = simulate(model, x_0, times, rng(2), method, save_at=[steps, -1], return_info=True)
     for x, law in zip(result.states, (laws[steps], laws[-1]), strict=True):
         assert p_value(model, x, law) > LEAST_P
@@ -76,7 +76,7 @@ def test_samplers__samples_follow_the_exact_distribution(name: str, method: str,
 def test_trapezoidal__step_of_any_theta(name: str, theta: float) -> None:
     model, times = chain(name, 2, SquaredSineSchedule(), Lookup), [0.3, 0.8]
     start = model.joint_marginal(0.3)
-    x = simulate(model, draw(model, start, SAMPLES // 2, 3), times, rng(4), Trapezoidal(theta))
+    x = simulate(model, draw(model, start, SAMPLES, 3), times, rng(4), Trapezoidal(theta))
     assert p_value(model, x, start @ step_matrix(model, *times, "trapezoidal", theta)) > LEAST_P
 
 
@@ -126,7 +126,7 @@ def test_trapezoidal__steps_pay_for_their_second_evaluation(rates: str) -> None:
 def test_tau_leaping__single_tokens_are_exact_however_few_the_steps(name: str) -> None:
     """L = 1: nothing moves together, so that p_t is met in two steps, for every time at which one stops."""
     model = chain(name, 1, kind=Lookup)
-    x_0 = draw(model, model.joint_marginal(0.0), SAMPLES // 4, 3)
+    x_0 = draw(model, model.joint_marginal(0.0), SAMPLES // 2, 3)
     for end in (0.5, 1.0):
         x = simulate(model, x_0, [0.0, 0.4, end], rng(4))
         assert p_value(model, x, model.joint_marginal(end)) > LEAST_P
@@ -138,7 +138,7 @@ def test_samplers__steps_between_inner_times(name: str, method: str) -> None:
     model = chain(name, 2, kind=Lookup)
     times = [0.3, 0.35, 0.5, 0.8]
     start = model.joint_marginal(0.3)
-    x = simulate(model, draw(model, start, SAMPLES // 4, 5), times, rng(6), method)
+    x = simulate(model, draw(model, start, SAMPLES // 2, 5), times, rng(6), method)
     assert p_value(model, x, sampler_distributions(model, times, method, start)[-1]) > LEAST_P
 
 
@@ -151,8 +151,8 @@ def test_samplers__infilling_follows_the_conditional_distribution(method: str) -
     start = torch.zeros(len(model.states()), dtype=torch.float64).index_fill(0, index_of(x_0, 4), 1.0)
     times = torch.linspace(0.01, 1, 5, dtype=torch.float64).tolist()  # at 0 this state has no exact posterior
     law = sampler_distributions(model, times, method, start)[-1]
-    fixed = torch.tensor([[True, False, False]]).expand(SAMPLES // 4, 3)
-    x = simulate(model, x_0.expand(SAMPLES // 4, 3), times, rng(7), method, fixed)
+    fixed = torch.tensor([[True, False, False]]).expand(SAMPLES // 2, 3)
+    x = simulate(model, x_0.expand(SAMPLES // 2, 3), times, rng(7), method, fixed)
     assert p_value(model, x, law) > LEAST_P
     fine = sampler_distributions(model, torch.linspace(0.01, 1, 201, dtype=torch.float64).tolist(), method, start)[-1]
     conditional = model.joint_marginal(1.0) * (model.states()[:, 0] == 2)

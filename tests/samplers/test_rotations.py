@@ -27,6 +27,7 @@ from tests.helpers.rotations import (
     grid,
     rotations,
     smooth_cdf,
+    smooth_density,
     weighted_cdf,
 )
 
@@ -48,42 +49,52 @@ def start(number: int, seed: int = 1) -> Tensor:
     return quaternions.multiply(turn, grid(number))[torch.randperm(number, generator=rng(seed))][:, None]
 
 
-def half_way(path: SO3Path, steps: int, t: float = 0.4) -> tuple[Tensor, int, float]:
-    """The grid, the point nearest to t, and the time there."""
-    points = time_grid(path, steps)
-    index = int((points - t).abs().argmin())
-    return points, index, float(points[index])
-
-
 @cache
-def simulated(kind: str, smooth: bool, number: int, steps: int) -> tuple[SO3Path, list[Tensor], float]:
-    """States at about 0.4 and at 1, and the time of the first."""
+def simulated(kind: str, smooth: bool, number: int, steps: int) -> tuple[SO3Path, dict[float, Tensor]]:
+    """States at grid points near 0.4, 0.5, 0.6, 0.7 and 0.8, and at 1, by their times."""
     model = exact(SO3Path(BOTH if kind == "halves" else KINDS[kind]), smooth)
-    points, index, t = half_way(model.path, steps)
-    states = simulate(model, start(number), points, rng(2), return_info=True, save_at=[index, steps]).states
-    return model.path, [state[:, 0] for state in states], t
+    points = time_grid(model.path, steps)
+    indices = [*((points - t).abs().argmin().item() for t in (0.4, 0.5, 0.6, 0.7, 0.8)), steps]
+    states = simulate(model, start(number), points, rng(2), return_info=True, save_at=indices).states
+    return model.path, {float(points[index]): state[:, 0] for index, state in zip(indices, states, strict=True)}
+
+
+def lateness(path: SO3Path, t: float, x: Tensor) -> Tensor:
+    """By how much rotations [n, 4] of the smooth mixture lag behind the time t, on average a sample of p_{t−δ} by δ.
+
+    The mean of ∂_t log p_t is 0 over p_t, and −δ times its variance over p_{t−δ}: no statistic tells delays with less noise.
+    """
+
+    def score(x: Tensor) -> Tensor:
+        before, after = (smooth_density(path, t + step, x).log() for step in (-1e-4, 1e-4))
+        return (after - before) / 2e-4
+
+    points = grid(5000)
+    return -score(x) / (smooth_density(path, t, points) * score(points).square()).mean()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_samplers__have_the_distribution_of_a_smooth_mixture(kind: str) -> None:
     """Angles from three rotations, before the end and at it, and a coordinate of the axis."""
-    path, states, t = simulated(kind, True, NUMBER, STEPS)
-    for x, time in zip(states, (t, 1.0), strict=True):
+    path, states = simulated(kind, True, NUMBER, STEPS)
+    for time in (min(states), 1.0):
         for reference in REFERENCES:
-            d, _ = kolmogorov(quaternions.half_angle(x.double(), reference), smooth_cdf(path, time, reference))
+            angles = quaternions.half_angle(states[time].double(), reference)
+            d, _ = kolmogorov(angles, smooth_cdf(path, time, reference))
             assert d < noise_of_ks(NUMBER) + STEP_ERROR
     expected = weighted_cdf(axis_component(grid(), ASIDE), data_density(grid()))
-    assert kolmogorov(axis_component(states[1], ASIDE), expected)[0] < noise_of_ks(NUMBER) + STEP_ERROR
+    assert kolmogorov(axis_component(states[1.0], ASIDE), expected)[0] < noise_of_ks(NUMBER) + STEP_ERROR
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_samplers__have_the_distribution_of_atoms(kind: str) -> None:
     """At the end every sample is one of the three, as often as its probability."""
-    path, (x, last), t = simulated(kind, False, NUMBER, STEPS)
+    path, states = simulated(kind, False, NUMBER, STEPS)
+    t = min(states)
     for reference in REFERENCES:
-        d, _ = kolmogorov(quaternions.half_angle(x.double(), reference), atoms_cdf(path, t, reference))
+        d, _ = kolmogorov(quaternions.half_angle(states[t].double(), reference), atoms_cdf(path, t, reference))
         assert d < noise_of_ks(NUMBER) + STEP_ERROR
-    distance, nearest = quaternions.half_angle(last.double()[:, None], CENTERS[:, 0]).min(1)
+    distance, nearest = quaternions.half_angle(states[1.0].double()[:, None], CENTERS[:, 0]).min(1)
     assert float(distance.quantile(0.99)) < 0.02
     assert chi_square(torch.bincount(nearest, minlength=3), WEIGHTS) > LEAST_P
 
@@ -91,27 +102,35 @@ def test_samplers__have_the_distribution_of_atoms(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["flow", "jump"])
 def test_samplers__wrong_weights_have_another_distribution(kind: str) -> None:
     """What the tests above could miss."""
-    path, states, _ = simulated(kind, True, NUMBER, STEPS)
+    path, states = simulated(kind, True, NUMBER, STEPS)
     tilted = smooth_cdf(path, 0.6, REFERENCES[0])
-    assert kolmogorov(quaternions.half_angle(states[0].double(), REFERENCES[0]), tilted)[0] > 0.1
+    assert kolmogorov(quaternions.half_angle(states[min(states)].double(), REFERENCES[0]), tilted)[0] > 0.1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "number", "most"), [("flow", 4000, 0.02), ("jump", 8000, 0.03), ("halves", 8000, 0.03)]
-)
-def test_samplers__many_samples_are_within_a_few_percent(kind: str, number: int, most: float) -> None:
+@pytest.mark.parametrize(("kind", "most"), [("flow", 0.02), ("jump", 0.03), ("halves", 0.03)])
+def test_samplers__many_samples_are_within_a_few_percent(kind: str, most: float) -> None:
     """At 1, and at about 0.4 within half of that. A flow has next to no noise, as its prior has none.
 
-    Jumps that are 20 % too frequent, or a flow that is 5 % too slow, go beyond it.
+    A flow that is 5 % too slow goes beyond it.
     """
-    path, states, t = simulated(kind, True, number, 25)
-    for x, time, limit in zip(states, (t, 1.0), (most / 2, most), strict=True):
+    path, states = simulated(kind, True, 4000, 25)
+    for time, limit in ((min(states), most / 2), (1.0, most)):
         for reference in REFERENCES:
             cdf = smooth_cdf(path, time, reference)
-            assert kolmogorov(quaternions.half_angle(x.double(), reference), cdf)[0] < limit
+            assert kolmogorov(quaternions.half_angle(states[time].double(), reference), cdf)[0] < limit
     expected = weighted_cdf(axis_component(grid(), ASIDE), data_density(grid()))
-    assert kolmogorov(axis_component(states[1], ASIDE), expected)[0] < most
+    assert kolmogorov(axis_component(states[1.0], ASIDE), expected)[0] < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jump", "halves"])
+def test_samplers__are_on_time(kind: str) -> None:
+    """From 0.5 to 0.8, within 0.011 on average. With four fifths of the jumps they are late by 0.02, by halves too."""
+    path, states = simulated(kind, True, 4000, 25)
+    late = [float(lateness(path, t, x).mean()) for t, x in states.items() if 0.45 < t < 0.85]
+    assert len(late) == 4
+    assert abs(sum(late) / 4) < 0.011
 
 
 def test_flow__rotated_data_and_noise_rotate_the_samples() -> None:
