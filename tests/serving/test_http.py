@@ -92,7 +92,6 @@ def test_http__gaps_of_a_prompt_need_echo(server: Served) -> None:
 def test_http__values_that_change_nothing_are_taken(server: Served) -> None:
     neutral = {
         "best_of": 1, "logprobs": None, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "user": "me",
-       
         "metadata": {"a": "b"}, "store": False, "service_tier": "auto",
         "stop": None, "seed": None, "suffix": None, "n": 1, "stream": False, "sampler": "first_hitting", "top_p": 1,
     }  # fmt: skip
