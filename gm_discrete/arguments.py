@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,3 +239,26 @@ def _plain(value: object) -> Any:
 def _range(least: float, above: float, most: float, below: float) -> str:
     ends = (("≥", least), (">", above), ("≤", most), ("<", below))
     return " and".join(f" {sign} {end:g}" for sign, end in ends if math.isfinite(end))
+
+
+def check_folder(name: str) -> None:
+    """Checks that a model may be there, before anything asks the hub for it, which takes long.
+
+    Raises:
+        FileNotFoundError: the name looks like a folder, and there is none.
+        ValueError: the folder holds no model, or an adapter.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if (
+            name.count("/") != 1 or folder.parent.exists() or name.startswith((".", "/", "~"))
+        ):  # else: a name on the hub
+            raise FileNotFoundError(
+                f"MODEL {name!r} is no folder; give the folder that a training run or convert wrote"
+            )
+    elif not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"MODEL {name!r} holds an adapter; merge it into its model with gm_discrete.training.load_adapter"
+            )
+        raise ValueError(f"MODEL {name!r} holds no config.json, and so no model; training writes it when it ends")

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gm_discrete.command.models import check_folder, has_tokenizer, load_config
+from gm_discrete.arguments import check_folder
+from gm_discrete.command.models import has_tokenizer, load_config
 
 if TYPE_CHECKING:
     from gm_discrete.models import GMConfig

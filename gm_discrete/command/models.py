@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gm_discrete.arguments import check_folder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -19,28 +21,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments MODEL and --device."""
     parser.add_argument("model", metavar="MODEL", help="folder of a model, or its name on the hub")
     parser.add_argument("--device", help="such as cpu or cuda:0; by default an accelerator if there is one")
-
-
-def check_folder(name: str) -> None:
-    """
-    Raises:
-        FileNotFoundError: the name looks like a folder, and there is none.
-        ValueError: the folder holds no model, or an adapter.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        if (
-            name.count("/") != 1 or folder.parent.exists() or name.startswith((".", "/", "~"))
-        ):  # else: a name on the hub
-            raise FileNotFoundError(
-                f"MODEL {name!r} is no folder; give the folder that a training run or convert wrote"
-            )
-    elif not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"MODEL {name!r} holds an adapter; merge it into its model with gm_discrete.training.load_adapter"
-            )
-        raise ValueError(f"MODEL {name!r} holds no config.json, and so no model; training writes it when it ends")
 
 
 def load_config(name: str) -> GMConfig:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from gm_discrete.serving.errors import ApiError, internal
-from gm_discrete.serving.metrics import Metrics
+from gm_discrete.serving.metrics import GENERATING, Metrics
 from gm_discrete.serving.settings import Settings, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ Asgi = Callable[[Message, Callable[[], Awaitable[Message]], Send], Awaitable[Non
 
 OPEN = ("/", "/health")
 """Paths that need no key."""
-COUNTED = (*OPEN, "/v1/models", "/v1/completions", "/v1/chat/completions", "/metrics")
+COUNTED = (*OPEN, "/v1/models", *GENERATING, "/metrics")
 """Paths with counts of their own; all others are counted together, as there are endlessly many."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,17 +18,21 @@ from starlette.types import Receive, Scope, Send
 
 from gm_discrete.serving.access import Access
 from gm_discrete.serving.engine import Engine
-from gm_discrete.serving.errors import ApiError, refused
+from gm_discrete.serving.errors import ApiError, refused, timed_out
 from gm_discrete.serving.exchange import Exchange
 from gm_discrete.serving.metrics import Metrics
 from gm_discrete.serving.page import PAGE, POLICY
-from gm_discrete.serving.planning import Planner
-from gm_discrete.serving.protocol import parse
+from gm_discrete.serving.planning import Job, Planner
+from gm_discrete.serving.protocol import Ask, parse
 from gm_discrete.serving.settings import Settings
 from gm_discrete.serving.wire import Answer
 
+logger = logging.getLogger(__name__)
+
 BODY_SECONDS = 30.0
 """In which a client has to send the body of its request."""
+LAST_SECONDS = 1.0
+"""After the end of its time, in which a stream may still send that it is over."""
 EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Headers of a stream: proxies are to pass on each event at once."""
 
@@ -38,11 +44,14 @@ def create_app(engine: Engine, planner: Planner, settings: Settings, metrics: Me
         name: of the model; requests that name another one get 404.
     """
     created = int(time.time())
+    # Tokenising takes time, and no two threads may do it at once.
+    planning = ThreadPoolExecutor(1, "gm_discrete planning")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
+        planning.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="gm_discrete", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -65,6 +74,8 @@ def create_app(engine: Engine, planner: Planner, settings: Settings, metrics: Me
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        if (trouble := engine.trouble) is not None:
+            raise ApiError(503, trouble, None, "unhealthy", "server_error")
         return {"status": "ok"}
 
     @app.get("/metrics")
@@ -96,10 +107,21 @@ def create_app(engine: Engine, planner: Planner, settings: Settings, metrics: Me
         if asked not in (None, name):
             raise ApiError(404, f"model={asked!r} does not exist; this server has {name!r}", "model", "model_not_found")
 
-    async def answer(request: Request, chat: bool) -> Response:
-        ask = parse(await body_of(request, settings.max_body), chat, settings)
+    def plan(body: bytes, chat: bool) -> tuple[Ask, list[Job]]:
+        ask = parse(body, chat, settings)
         check_name(ask.model)
-        exchange = Exchange(ask, planner.plan(ask), planner.vocabulary, engine, metrics, settings.timeout)
+        return ask, planner.plan(ask)
+
+    async def answer(request: Request, chat: bool) -> Response:
+        body = await body_of(request, settings.max_body)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + settings.timeout
+        try:
+            async with asyncio.timeout_at(end):
+                ask, jobs = await loop.run_in_executor(planning, plan, body, chat)
+        except TimeoutError:
+            raise timed_out(settings.timeout) from None
+        exchange = Exchange(ask, jobs, planner.vocabulary, engine, metrics, settings.timeout, end)
         found = Answer(chat, name, exchange.prompt_tokens)
         exchange.begin()
         if ask.stream:
@@ -121,7 +143,8 @@ def create_app(engine: Engine, planner: Planner, settings: Settings, metrics: Me
 
 
 class Stream(StreamingResponse):
-    """Server-sent events of a request, which is given up when the client goes away, also before the first event."""
+    """Server-sent events of a request, which is given up when the client goes away, also before the first event, and when
+    its time is over, also while the client does not read."""
 
     def __init__(self, exchange: Exchange, answer: Answer) -> None:
         super().__init__(exchange.chunks(answer), media_type="text/event-stream", headers=EVENTS)
@@ -129,7 +152,10 @@ class Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout_at(self.exchange.end + LAST_SECONDS):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.warning("a client did not read its stream in %g s", self.exchange.timeout)
         finally:
             self.exchange.release()
 

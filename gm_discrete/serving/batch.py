@@ -15,6 +15,7 @@ from gm_discrete.generation.request import Request
 from gm_discrete.generators import Generator
 from gm_discrete.models import GMModel
 from gm_discrete.nn.readout import Network
+from gm_discrete.process import Process, State
 from gm_discrete.serving.planning import Job, Row, padded
 
 
@@ -63,6 +64,7 @@ class Interruptible:
 
     def __init__(self, model: GMModel, check: Callable[[], None]) -> None:
         self.model, self.check = model, check
+        self.process: Process = model
         self.config, self.path, self.device = model.config, model.path, model.device
         self.compile_layers = model.compile_layers
 
@@ -71,10 +73,12 @@ class Interruptible:
         """Backbone and heads."""
         return self.model.network
 
-    def generator(self, *arguments: Any, **conditioning: Any) -> Generator:
+    def generator(
+        self, x: Tensor | State, t: Tensor, t_next: Tensor | None = None, **conditioning: object
+    ) -> Generator:
         """That of the model."""
         self.check()
-        return self.model.generator(*arguments, **conditioning)
+        return self.process.generator(x, t, t_next, **conditioning)
 
 
 class Watcher:

@@ -7,6 +7,7 @@ import logging
 import os
 from dataclasses import fields
 
+from gm_discrete.arguments import check_folder
 from gm_discrete.serving.settings import Settings
 
 KEY = "GM_DISCRETE_API_KEY"
@@ -50,17 +51,11 @@ def run(args: argparse.Namespace) -> None:
         ImportError: FastAPI or uvicorn is not installed.
         ValueError, OSError: an argument is wrong, or the folder is none of a model.
     """
+    check_folder(args.model)
     from gm_discrete.serving.server import serve
 
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s")
-    settings = {name: getattr(args, name) for name in HELP}
+    given = {name: getattr(args, name) for name in HELP}
     key = args.api_key if args.api_key is not None else os.environ.get(KEY, "").strip() or None
-    serve(
-        args.model,
-        name=args.name,
-        device=args.device,
-        dtype=args.dtype,
-        log_level=args.log_level,
-        api_key=key,
-        **settings,
-    )
+    settings = Settings(api_key=key, **given)
+    serve(args.model, settings, args.name, device=args.device, dtype=args.dtype, log_level=args.log_level)

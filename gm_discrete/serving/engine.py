@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 60
 """Seconds after which a client is told to come again, at most."""
+MOST_FAILURES = 3
+"""Failed calls in a row after which the engine is not well: one may be the fault of its requests."""
 
 
 class Engine:
@@ -31,7 +33,7 @@ class Engine:
     def __init__(self, model: GMModel, max_batch: int, max_queue: int, metrics: Metrics) -> None:
         self.model, self.max_batch, self.max_queue, self.metrics = model, max_batch, max_queue, metrics
         self._waiting: list[Job] = []
-        self._running = 0
+        self._running, self._failures = 0, 0
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="gm_discrete generation", daemon=True)
@@ -41,6 +43,15 @@ class Engine:
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no samples are to be expected; `None` if all is well."""
+        if not self._thread.is_alive():
+            return "the thread that generates does not run"
+        if self._failures >= MOST_FAILURES:
+            return f"the last {self._failures} calls of the model failed; the log says why"
+        return None
 
     @property
     def waiting(self) -> int:
@@ -79,9 +90,10 @@ class Engine:
             self._thread.join()
 
     def _wait(self) -> int:
-        """Seconds until the queue is probably shorter by a call."""
-        calls = self.metrics.call_time
-        return max(1, min(LONGEST_WAIT, math.ceil(calls.sum / calls.number))) if calls.number else 1
+        """Seconds until the calls of what waits have probably been made."""
+        done = self.metrics.call_time
+        calls = max(1, math.ceil(self.waiting / self.max_batch))
+        return max(1, min(LONGEST_WAIT, math.ceil(calls * done.sum / done.number))) if done.number else 1
 
     def _work(self) -> None:
         while True:
@@ -114,12 +126,14 @@ class Engine:
         except Abandoned:
             return
         except Exception:  # whatever it is, the next call must run
+            self._failures += 1
             logger.exception("a call of generate failed: %d sequences", self._running)
             for job in jobs:
                 job.listener(("failed", internal()))
             return
         finally:
             self.metrics.call(self._running, time.monotonic() - start)
+        self._failures = 0
         for job in jobs:
             own, samples = samples[: len(job.rows)], samples[len(job.rows) :]
             job.listener(("done", own))

@@ -26,15 +26,23 @@ class Exchange:
     """The jobs of a request, and the texts of its choices.
 
     Args:
-        timeout: seconds until the request is given up.
+        timeout: seconds until the request is given up, for the message.
+        end: when it is, by the clock of the loop.
     """
 
     def __init__(
-        self, ask: Ask, jobs: Sequence[Job], vocabulary: Vocabulary, engine: Engine, metrics: Metrics, timeout: float
+        self,
+        ask: Ask,
+        jobs: Sequence[Job],
+        vocabulary: Vocabulary,
+        engine: Engine,
+        metrics: Metrics,
+        timeout: float,
+        end: float,
     ) -> None:
-        self.ask, self.jobs, self.engine, self.metrics, self.timeout = ask, jobs, engine, metrics, timeout
+        self.ask, self.jobs, self.engine, self.metrics = ask, jobs, engine, metrics
+        self.timeout, self.end = timeout, end
         self.loop = asyncio.get_running_loop()
-        self.end = self.loop.time() + timeout
         self.events: deque[tuple[Job, tuple[Any, ...]]] = deque()
         self.news = asyncio.Event()
         self.left = len(jobs)
@@ -92,11 +100,12 @@ class Exchange:
         while self.left:
             if not self.events:
                 self.news.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.news.wait(), self.end - self.loop.time())
-                except TimeoutError:
-                    self.release()
-                    raise timed_out(self.timeout) from None
+            if self.loop.time() >= self.end:
+                self.release()
+                raise timed_out(self.timeout)
+            if not self.events:
                 continue
             job, (kind, *content) = self.events.popleft()
             if kind == "failed":

@@ -9,6 +9,8 @@ from threading import Lock
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+GENERATING = ("/v1/completions", "/v1/chat/completions")
+"""Endpoints whose time is measured; the others answer at once."""
 
 
 class Histogram:
@@ -59,7 +61,8 @@ class Metrics:
         """Counts an answered request."""
         with self._lock:
             self.requests[endpoint, status] += 1
-            self.latency.add(seconds)
+            if endpoint in GENERATING:
+                self.latency.add(seconds)
 
     def call(self, sequences: int, seconds: float) -> None:
         """Counts a call of `generate`."""
@@ -95,7 +98,7 @@ class Metrics:
             for name, text, histogram in (
                 (
                     "gm_discrete_request_seconds",
-                    "From the arrival of a request to the end of its answer.",
+                    "From the arrival of a request for samples to the end of its answer.",
                     self.latency,
                 ),
                 ("gm_discrete_batch_sequences", "Sequences of a call of generate.", self.batches),

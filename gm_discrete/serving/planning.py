@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from gm_discrete.serving.vocabulary import Vocabulary
 
 DEFAULT_TOKENS, DEFAULT_CHAT_TOKENS = 16, 256
 """Of a request that does not say how many; OpenAI's default for completions is 16, too."""
+MARGIN = 2
+"""How many times the characters of the longest sequence are tokenised: normalising may leave fewer than there were."""
 NEVER = 2**62
 """A position that no sequence has."""
 
@@ -54,7 +57,8 @@ class Job:
     Attributes:
         config: options of the call, the seed of the request included.
         numbers: of the rows among the choices of the request.
-        seeded: the call is of this job alone, as the samples of a call share its noise.
+        seeded: the call is of this job alone, as the samples of a call share its noise. The first job of a request has its
+            seed, and the others have seeds that are derived from it.
         observed: whether the listener gets unfinished states.
         listener: is called by the thread that generates, with ("draft", row, ids, settled), ("done", samples) or
             ("failed", error).
@@ -89,6 +93,7 @@ class Planner:
         Raises:
             ApiError: the request does not fit the model.
         """
+        self._check_sizes(ask)
         config = self._config(ask)
         blocks = config.blocks_for(self.model.config.block_size)
         rows = [row for row in self._rows(ask, blocks is not None) for _ in range(ask.n)]
@@ -99,6 +104,8 @@ class Planner:
         jobs = []
         for shape, members in groups.items():
             own = config.updated(self._lengths(rows[members[0]]))
+            if ask.seed is not None and jobs:
+                own.seed = seed_of(ask.seed, len(jobs))
             # Samplers that choose their times make stops for a stream.
             seen = ask.stream and config.sampler.chooses_times
             key = (shape, request, seen, json_text(own.to_dict(), sort_keys=True))
@@ -125,6 +132,23 @@ class Planner:
             "chat": bool(getattr(self.vocabulary.tokenizer, "chat_template", None)),
             "num_steps": self.defaults.num_steps,
         }
+
+    def _check_sizes(self, ask: Ask) -> None:
+        """Refuses what is far too long before it is tokenised, which takes time.
+
+        Raises:
+            ApiError: there are more characters or ids than the server can take.
+        """
+        texts: list[tuple[str, str | list[int]]] = [*(("prompt", one) for one in ask.prompts)]
+        texts += [("suffix", ask.suffix or ""), ("messages", "".join(one["content"] for one in ask.messages))]
+        for name, text in texts:
+            most = MARGIN * self.max_length * (self.vocabulary.longest if isinstance(text, str) else 1)
+            if len(text) > most:
+                what = "characters" if isinstance(text, str) else "token ids"
+                raise refused(
+                    f"{name} has {len(text)} {what}; the server takes {self.max_length} tokens",
+                    name, "context_length_exceeded",
+                )  # fmt: skip
 
     def _config(self, ask: Ask) -> GMGenerationConfig:
         """The options of the request, over those of the model."""
@@ -154,8 +178,14 @@ class Planner:
         fixed, end = len(ids) - gaps + len(after), len(ids)
         more = ask.max_tokens
         if more is None:
+            room = self.max_length - fixed - (0 if edits else gaps)
+            if room < (0 if gaps else 1):
+                raise refused(
+                    f"the prompt has {fixed + gaps} tokens: it leaves no room, as the server takes {self.max_length}",
+                    "messages" if chat else "prompt", "context_length_exceeded",
+                )  # fmt: skip
             usual = self.defaults.max_new_tokens or (DEFAULT_CHAT_TOKENS if chat else DEFAULT_TOKENS)
-            more = min(usual, max(self.max_length - fixed, 1)) if chat or edits else 0 if gaps else usual
+            more = 0 if gaps and not edits else min(usual, room)
         new = more if edits else more + gaps
         if new == 0:
             raise refused("max_tokens=0 leaves nothing to generate; give more, or gaps in the prompt", "max_tokens")
@@ -204,6 +234,11 @@ class Planner:
             Request.of(self.model, job.config, input_ids=ids, attention_mask=mask)
         except (ValueError, TypeError) as error:
             raise refused_by_library(error, OPTIONS) from None
+
+
+def seed_of(seed: int, job: int) -> int:
+    """The seed of a further job of a request: with that of the first one it would get the same noise."""
+    return int(np.random.SeedSequence([seed, job]).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:

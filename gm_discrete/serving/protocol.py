@@ -21,6 +21,8 @@ FEWEST_CHANGES = 0.01
 ROLES = ("system", "developer", "user", "assistant")
 OPTIONS = ("num_steps", "grid", "sampler", "corrector", "blocks", "temperature", "top_p", "top_k")
 """Fields that are options of `GMGenerationConfig` by the same name; the library checks what fits the model."""
+IGNORED = ("user", "metadata", "store", "service_tier")
+"""Fields of OpenAI about its service, which change no sample."""
 NOT_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "logprobs": ((False,), "tokens are not generated one after another, so that there is no probability of each given "
                  "those before it; likelihood_bound of the library scores whole texts"),
@@ -74,7 +76,7 @@ def parse(body: bytes, chat: bool, settings: Settings) -> Ask:
         if name in fields and not _equals_one(value := fields.pop(name), neutral):
             raise refused(f"{name}={value!r} is not supported: {reason}", name)
     readers = _readers(settings, chat)
-    known = {*readers, *OPTIONS, "user"}
+    known = {*readers, *OPTIONS, *IGNORED}
     if unknown := [name for name in fields if name not in known]:
         raise refused(f"unknown field {unknown[0]!r}; known ones are {', '.join(sorted(known))}", unknown[0][:64])
     found: dict[str, Any] = {"model": None, "prompts": []}
@@ -84,6 +86,8 @@ def parse(body: bytes, chat: bool, settings: Settings) -> Ask:
                 found[target] = read(name, fields[name])
             except (ValueError, TypeError) as error:
                 raise refused(str(error), name) from None
+    if {"max_tokens", "max_completion_tokens"} <= fields.keys():
+        raise refused("max_completion_tokens is another name of max_tokens; give one of them", "max_completion_tokens")
     if chat and "messages" not in found:
         raise refused("messages is missing: give a list of {role, content}", "messages")
     if not chat and "prompt" not in fields:
@@ -178,8 +182,12 @@ def _messages(name: str, value: object) -> list[dict[str, str]]:
     found = []
     for i, part in enumerate(parts):
         label = f"{name}[{i}]"
-        message = mapping(label, part)
-        if unknown := message.keys() - {"role", "content", "name"}:
+        message = {key: value for key, value in mapping(label, part).items() if value is not None}
+        if any(message.pop(key, None) for key in ("tool_calls", "function_call")):
+            raise ValueError(f"{label} calls a tool, and tools are not supported: answers are text")
+        if "name" in message:
+            raise ValueError(f"{label} has a name, and chat templates take role and content; write it into content")
+        if unknown := message.keys() - {"role", "content"}:
             raise ValueError(f"{label} has the unknown field {sorted(unknown)[0]!r}; give role and content")
         if (role := message.get("role")) not in ROLES:
             raise ValueError(f"{label}: role={role!r} must be one of {', '.join(ROLES)}")
@@ -191,8 +199,10 @@ def _content(name: str, value: object) -> str:
     """A text, or the texts of a list of parts, joined."""
     if isinstance(value, str):
         return value
+    if not isinstance(value, list):
+        raise TypeError(f"{name}={value!r} must be a text or a list of parts")
     texts = []
-    for i, part in enumerate(listed(name, value)):
+    for i, part in enumerate(value):
         found = mapping(f"{name}[{i}]", part)
         if found.get("type") != "text" or not isinstance(found.get("text"), str):
             raise ValueError(f'{name}[{i}]={found!r} must be {{"type": "text", "text": …}}: the model reads text alone')

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gm_discrete.arguments import check_folder
 from gm_discrete.models import GMModel
 from gm_discrete.serving.engine import Engine
 from gm_discrete.serving.metrics import Metrics
@@ -52,27 +53,29 @@ def application(
 
 def serve(
     model_folder: str | os.PathLike[str],
-    *,
+    settings: Settings | None = None,
     name: str | None = None,
+    *,
     device: str | None = None,
     dtype: str | None = None,
     log_level: str = "info",
-    **settings: Any,
 ) -> None:
     """Serves the model of a folder until SIGINT or SIGTERM, after which running requests are finished.
 
     Args:
         model_folder: with a model and its tokenizer, as `save_pretrained` writes them, or a name on the hub.
+        settings: address and limits.
         name: of the model, as clients ask for it; by default that of the folder.
         device: such as "cuda"; by default the first GPU, or else the CPU.
         dtype: of the weights, such as "bfloat16"; by default that of the files.
         log_level: of uvicorn.
-        settings: those of `Settings`: host, port, api_key, max_length, max_batch, max_queue, timeout …
 
     Raises:
         ImportError: FastAPI or uvicorn is not installed.
+        FileNotFoundError: there is no such folder.
         ValueError: an argument is out of its range, or the model is not one of token sequences.
     """
+    check_folder(os.fspath(model_folder))
     try:
         import fastapi  # noqa: F401
         import uvicorn
@@ -81,19 +84,21 @@ def serve(
     import torch
     from transformers import AutoTokenizer
 
-    found = Settings(**settings)
+    from gm_discrete.serving.listener import Listener
+
+    settings = Settings() if settings is None else settings
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model_folder)  # as it is, without tokens that the model does not have
     model: Any = GMModel.from_pretrained(model_folder, **({} if dtype is None else {"dtype": dtype}))
     name = name or Path(model_folder).resolve().name
-    app = application(model.to(device), tokenizer, found, name)
-    if not found.is_local and found.api_key is None:
+    app = application(model.to(device), tokenizer, settings, name)
+    if not settings.is_local and settings.api_key is None:
         logger.warning(
-            "host=%s is reached from outside, and there is no api_key: everybody can use the model", found.host
+            "host=%s is reached from outside, and there is no api_key: everybody can use the model", settings.host
         )
-    patience = int(found.timeout) + 1  # seconds that running requests have at the end
+    patience = int(settings.timeout) + 1  # seconds that running requests have at the end
     config = uvicorn.Config(
-        app, found.host, found.port, log_level=log_level, server_header=False, timeout_graceful_shutdown=patience
+        app, settings.host, settings.port, log_level=log_level, server_header=False, timeout_graceful_shutdown=patience
     )
-    uvicorn.Server(config).run()
+    Listener(config, settings.timeout).run()

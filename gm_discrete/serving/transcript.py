@@ -13,7 +13,8 @@ class Transcript:
 
     Args:
         row: which part of the sample is the answer.
-        stop: texts that end it.
+        stop: texts that end it. What is given does not: they are searched from the end of the prompt on, or from its first
+            gap.
 
     Attributes:
         text: what was sent so far; in the end the whole answer.
@@ -26,6 +27,9 @@ class Transcript:
         self.vocabulary, self.row, self.stop = vocabulary, row, stop
         self.text, self.reason = "", None
         self.tokens = 0
+        first = row.ids.index(vocabulary.gap) if vocabulary.gap in row.ids else len(row.ids)
+        given = vocabulary.decode(row.ids[row.start : first], row.ids[: row.start])
+        self._given = len(given.rstrip(UNFINISHED))  # characters before those that are generated
 
     def settle(self, ids: Sequence[int], settled: int) -> str:
         """More text, of an unfinished state whose first `settled` tokens stay as they are."""
@@ -63,8 +67,8 @@ class Transcript:
         return self.vocabulary.decode(ids[start:end], ids[:start]), end
 
     def _cut(self, text: str) -> int:
-        """Where the first text of `stop` begins; the length if there is none."""
-        return min((at for one in self.stop if (at := text.find(one)) >= 0), default=len(text))
+        """Where the first text of `stop` begins in what is generated; the length if there is none."""
+        return min((at for one in self.stop if (at := text.find(one, self._given)) >= 0), default=len(text))
 
     def _end(self, ids: Sequence[int]) -> int:
         """Where an end-of-text token ends the text; the number of tokens if none does."""

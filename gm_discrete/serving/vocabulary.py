@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property, lru_cache
 from typing import Any, cast
 
@@ -21,7 +22,8 @@ UNFINISHED = "\ufffd"
 
 
 class Vocabulary:
-    """The tokenizer of a model. It is used by one thread.
+    """The tokenizer of a model. One thread encodes, and one decodes: tokenizers are not made for two threads, so that
+    each has its own.
 
     Attributes:
         gap: the id that marks a gap in `input_ids`; `None` if the model cannot fill gaps.
@@ -36,6 +38,7 @@ class Vocabulary:
         path, config = model.path, model.config
         check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
         self.tokenizer, self.size, self.is_edits = tokenizer, config.vocab_size, path.strings is not None
+        self._decoder = deepcopy(tokenizer)
         blank = cast(EditPath, path).blank_token_id if self.is_edits else None
         self.gap = blank if config.mask_token_id is None else config.mask_token_id
         self.not_data = {blank} - {None, self.gap}
@@ -53,22 +56,21 @@ class Vocabulary:
         return tokenizer.mask_token or (tokenizer.pad_token if tokenizer.pad_token_id == self.gap else None)
 
     @cached_property
-    def beginning(self) -> list[int]:
-        """What the tokenizer puts before a text."""
-        return prompt_ids(self.tokenizer, "")
+    def longest(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def encode(self, prompt: str | Sequence[int], name: str = "prompt") -> list[int]:
-        """The ids of a prompt, gaps included; of a suffix without what begins a text.
+        """The ids of a prompt or a suffix, gaps included: those of `pack`, without what the tokenizer puts around a text.
 
         Raises:
             ApiError: it holds ids that the model does not have, or a gap that it cannot fill.
         """
         if isinstance(prompt, str):
-            found: list[int] = cast(Any, self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            ids: list[int] = cast(Any, self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
             mask: Any = self.tokenizer.mask_token_id
             if self.is_edits and mask is not None and self.gap is not None:
-                found = [self.gap if token == mask else token for token in found]
-            ids = [*(self.beginning if name == "prompt" else ()), *found]
+                ids = [self.gap if token == mask else token for token in ids]
         else:
             ids = list(prompt)
         if wrong := [token for token in ids if token >= self.size or token in self.not_data]:
@@ -118,4 +120,4 @@ class Vocabulary:
         return found
 
     def _decode(self, ids: tuple[int, ...]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self._decoder.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

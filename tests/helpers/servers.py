@@ -97,13 +97,16 @@ def served(kind: str = "masked", prepare: Callable[[Any, Any], None] = untouched
     """A server of a small model, ended with its block."""
     import uvicorn
 
+    from gm_discrete.serving.listener import Listener
+
     model, tokenizer = model_and_tokenizer(kind)
     prepare(model, tokenizer)
     gate = threading.Event()
     gate.set()
     model.backbone.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
-    app = application(model, tokenizer, Settings(**settings), "tiny")
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="critical"))
+    limits = Settings(**settings)
+    app = application(model, tokenizer, limits, "tiny")
+    server = Listener(uvicorn.Config(app, "127.0.0.1", 0, log_level="critical"), limits.timeout)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

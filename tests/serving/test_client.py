@@ -113,6 +113,16 @@ def test_client__text_that_cannot_change_comes_early(kind: str, early: bool) -> 
     assert (len([part for part in parts if part]) > 1) == early
 
 
+def test_client__stop_is_looked_for_in_what_is_generated(masked: Served) -> None:
+    whole = complete(masked, prompt="abc abc", echo=True, max_tokens=12).choices[0].text
+    assert whole.startswith("abc abc")
+    end = whole.find("c", 7)
+    found = complete(masked, prompt="abc abc", echo=True, max_tokens=12, stop="c").choices[0]
+    assert found.text == (whole if end < 0 else whole[:end])
+    filled = complete(masked, prompt="abc[MASK][MASK]", echo=True, max_tokens=0, stop="bc").choices[0]
+    assert filled.text.startswith("abc")
+
+
 def test_client__drafts_show_masks_and_only_fill_them(masked: Served) -> None:
     body = {"num_steps": 32, "drafts": True}
     chunks, text = streamed(masked, prompt="ab[MASK][MASK][MASK]ba", max_tokens=10, echo=True, extra_body=body)

@@ -40,21 +40,31 @@ def parsed(*words: str) -> argparse.Namespace:
 
 def test_command__arguments_are_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(server, "serve", lambda folder, **options: seen.append((folder, options)))
+    monkeypatch.setattr(server, "serve", lambda folder, *options, **more: seen.append((folder, *options, more)))
     monkeypatch.setenv(KEY, "from the environment")
-    run(parsed("here"))
-    run(parsed("here", "--port", "1", "--max-length", "7", "--timeout", "2.5", "--api-key", "mine", "--name", "x"))
-    (folder, usual), (_, given) = seen
-    assert folder == "here"
-    settings = {name: value for name, value in usual.items() if name not in ("name", "device", "dtype", "log_level")}
-    assert Settings(**settings) == Settings(api_key="from the environment")
-    assert (given["port"], given["max_length"], given["timeout"], given["api_key"], given["name"]) == (
-        1,
-        7,
-        2.5,
-        "mine",
-        "x",
-    )
+    run(parsed("a/model"))
+    words = "--port 1 --max-length 7 --timeout 2.5 --api-key mine --name x --dtype float16"
+    run(parsed("a/model", *words.split()))
+    plain = {"device": None, "dtype": None, "log_level": "info"}
+    given = Settings(port=1, max_length=7, timeout=2.5, api_key="mine")
+    assert seen == [
+        ("a/model", Settings(api_key="from the environment"), None, plain),
+        ("a/model", given, "x", {**plain, "dtype": "float16"}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["nofolder", "./no/folder"])
+def test_command__a_folder_that_is_not_there_is_refused_before_anything_is_loaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_: pytest.fail("this asks the hub"))
+    monkeypatch.setitem(sys.modules, "gm_discrete.serving.server", None)
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        run(parsed(name))
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        serve(name)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +106,10 @@ def test_serve__warns_of_a_server_that_is_open_to_all(
     import uvicorn
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self: None)
-    serve(folder, host=host, device="cpu", dtype="bfloat16")
+    serve(folder, Settings(host=host), device="cpu", dtype="bfloat16")
     assert ("api_key" in caplog.text) == warned
     caplog.clear()
-    serve(folder, host=host, device="cpu", api_key="sesame")
+    serve(folder, Settings(host=host, api_key="sesame"), device="cpu")
     assert "api_key" not in caplog.text
 
 

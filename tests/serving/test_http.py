@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from gm_discrete.serving.engine import MOST_FAILURES
 from tests.helpers.servers import Served, served, wait_for
 
 GOOD = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "num_steps": 4}
@@ -89,6 +92,7 @@ def test_http__gaps_of_a_prompt_need_echo(server: Served) -> None:
 def test_http__values_that_change_nothing_are_taken(server: Served) -> None:
     neutral = {
         "best_of": 1, "logprobs": None, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "user": "me",
+        "metadata": {"a": "b"}, "store": False, "service_tier": "auto",
         "stop": None, "seed": None, "suffix": None, "n": 1, "stream": False, "sampler": "first_hitting", "top_p": 1,
     }  # fmt: skip
     assert server.post({**GOOD, **neutral})[0] == 200
@@ -114,7 +118,9 @@ def test_http__bodies_that_are_no_request_are_400(server: Served, body: bytes) -
     assert refusal(server.post(body))[0] == 400
 
 
+TOOL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CHATS: list[Any] = [
+    [{"role": "assistant", "content": None, "tool_calls": [TOOL]}], [{"role": "user", "content": "a", "name": "b"}],
     [], "hello", [{}], ["hello"], [{"role": "user"}], [{"role": "king", "content": "a"}], [{"role": "user", "content": 3}],
     [{"role": "user", "content": "a", "extra": 1}], [{"role": "user", "content": [{"type": "image_url"}]}],
     [{"role": "user", "content": "[MASK]"}], [{"role": "user", "content": "a" * 40}], None, {},
@@ -127,7 +133,33 @@ def test_http__wrong_messages_are_400(chat: Served, messages: Any) -> None:
     assert refusal(chat.post(body, "/v1/chat/completions"))[0] == 400
 
 
-def test_http__a_chat_has_no_prompt(chat: Served) -> None:
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "assistant", "content": None}, "a text or a list of parts"),
+        ({"role": "user", "content": 3}, "a text or a list of parts"),
+        ({"role": "assistant", "content": None, "tool_calls": [TOOL]}, "tools are not supported"),
+        ({"role": "user", "content": "a", "name": "b"}, "write it into content"),
+    ],
+)
+def test_http__wrong_messages_are_told_why(chat: Served, message: dict[str, Any], said: str) -> None:
+    _, text, param = refusal(chat.post({"messages": [message]}, "/v1/chat/completions"))
+    assert said in text
+    assert param == "messages"
+
+
+def test_http__an_answer_can_be_sent_back_with_its_empty_fields(chat: Served) -> None:
+    answer = {"role": "assistant", "content": "b", "tool_calls": None, "function_call": None, "refusal": None}
+    messages = [{"role": "user", "content": "a"}, answer, {"role": "user", "content": "a"}]
+    assert chat.post({"messages": messages, "max_tokens": 2, "num_steps": 2}, "/v1/chat/completions")[0] == 200
+
+
+def test_http__a_chat_has_one_number_of_tokens(chat: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "max_completion_tokens": 4}
+    assert refusal(chat.post(body, "/v1/chat/completions"))[::2] == (400, "max_completion_tokens")
+
+
+def test_http__a_chat_has_no_no_prompt(chat: Served) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "num_steps": 4, "max_tokens": 4}
     assert chat.post(body, "/v1/chat/completions")[0] == 200
     assert refusal(chat.post({**body, "prompt": "a"}, "/v1/chat/completions"))[0] == 400
@@ -227,6 +259,52 @@ def test_http__faults_of_the_server_are_500_and_say_nothing(caplog: pytest.LogCa
         last = json.loads(answer[2].decode().strip().split("\n\n")[-1].removeprefix("data: "))
         assert refusal((500, last))[0] == 500
     assert "a secret of the machine" in caplog.text
+
+
+def test_http__health_is_503_while_every_call_fails() -> None:
+    broken = threading.Event()
+
+    def prepare(model: Any, tokenizer: Any) -> None:
+        def fail(*_: object) -> None:
+            if broken.is_set():
+                raise RuntimeError("out of order")
+
+        model.backbone.register_forward_pre_hook(fail)
+
+    with served(prepare=prepare) as server:
+        assert server.send("GET", "/health")[0] == 200
+        broken.set()
+        for number in range(MOST_FAILURES):
+            assert server.send("GET", "/health")[0] == 200, number
+            assert server.post(GOOD)[0] == 500
+        status, _, body = server.send("GET", "/health")
+        assert refusal((status, json.loads(body)))[0] == 503
+        broken.clear()
+        assert server.post(GOOD)[0] == 200
+        assert server.send("GET", "/health")[0] == 200
+
+
+def test_http__other_requests_are_answered_while_one_is_tokenised() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def prepare(model: Any, tokenizer: Any) -> None:
+        class Slow(type(tokenizer)):
+            def __call__(self, *texts: Any, **options: Any) -> Any:
+                begun.set()
+                gate.wait(30)
+                return super().__call__(*texts, **options)
+
+        tokenizer.__class__ = Slow
+
+    with served(prepare=prepare) as server, ThreadPoolExecutor(1) as pool:
+        try:
+            answer = pool.submit(server.post, GOOD)
+            assert begun.wait(30)
+            assert server.send("GET", "/health")[0] == 200
+            assert not answer.done()
+        finally:
+            gate.set()
+        assert answer.result(30)[0] == 200
 
 
 def test_http__half_a_request_does_not_stop_others(server: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gm_discrete.serving.page import PAGE, POLICY
-from tests.helpers.servers import Served, served
+from tests.helpers.servers import Served, served, wait_for
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -99,8 +99,25 @@ def test_page__stops(page: Any, server: Served) -> None:
     shows(page, "#status", "stopped")
     server.gate.set()
     assert page.is_enabled("#go")
-    page.wait_for_timeout(100)
-    assert server.metric("gm_discrete_cancelled_total") == before + 1
+    wait_for(lambda: server.metric("gm_discrete_cancelled_total") == before + 1)
+
+
+def test_page__stopped_while_it_still_shows_states_does_not_say_finished(page: Any, server: Served) -> None:
+    """The server has sent everything; what is shown is an earlier state."""
+
+    def everything(route: Any) -> None:
+        drafts: list[list[str | None]] = [[*["a"] * made, *[None] * (240 - made)] for made in range(240)]
+        chunks = [{"choices": [{"index": 0, "text": "", "draft": draft}]} for draft in drafts]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+        route.fulfill(status=200, content_type="text/event-stream", body=f"{body}data: [DONE]\n\n")
+
+    page.route("**/v1/completions", everything)
+    fill(page, server, "ab")
+    page.wait_for_selector("#output .mask")
+    page.click("#stop")
+    shows(page, "#status", "stopped")
+    assert page.locator("#output .mask").count() > 0
+    assert page.is_hidden("#use")
 
 
 def test_page__shows_errors(page: Any, server: Served) -> None:

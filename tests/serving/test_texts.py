@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
-from gm_discrete.data import byte_level_bpe, sentencepiece_tokenizer
+from gm_discrete.data import byte_level_bpe, pack, sentencepiece_tokenizer
 from gm_discrete.serving.metrics import Metrics
 from gm_discrete.serving.planning import NEVER, Row
 from gm_discrete.serving.transcript import Transcript
@@ -58,6 +58,18 @@ def test_transcript__ends_at_a_stop_and_sends_nothing_of_it(vocabulary: Vocabula
         assert choice.reason == "stop"
 
 
+def test_transcript__a_stop_of_the_given_text_ends_nothing(vocabulary: Vocabulary) -> None:
+    given, made = vocabulary.encode("déjà vu, déjà"), vocabulary.encode(" vu, déjà vu!")
+    ids, mask = [*given, *made], vocabulary.gap
+    with_gaps = [*ids[: len(given)], *[mask] * len(made)]
+    for place in (Row(tuple(given), len(ids), 0, 0, NEVER, len(given), len(made)),
+                  Row(tuple(with_gaps), len(ids), 0, 0, NEVER, len(given), len(made))):  # fmt: skip
+        choice = Transcript(vocabulary, place, ("déjà",))
+        parts = [choice.settle(ids, settled) for settled in range(len(ids))] + [choice.finish(ids)]
+        assert "".join(parts) == "déjà vu, déjà vu, "
+        assert choice.reason == "stop"
+
+
 def test_transcript__ends_at_an_end_of_text_token_among_new_ones(vocabulary: Vocabulary) -> None:
     (eos,) = vocabulary.eos
     ids = [eos, *vocabulary.encode("straße"), eos, *vocabulary.encode("more")]
@@ -77,10 +89,27 @@ def test_vocabulary__pieces_are_the_text_with_its_gaps(vocabulary: Vocabulary) -
     assert [at for at, piece in enumerate(gaps) if piece is None] == [3, len(ids) + 1]
 
 
+def test_vocabulary__a_prompt_has_the_tokens_of_pack_without_a_beginning() -> None:
+    from datasets import Dataset
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_level_bpe([TEXT], 259)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="[EOS] $A", special_tokens=[("[EOS]", 257)])
+    assert tokenizer("ab")["input_ids"][0] == tokenizer.eos_token_id == 257
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vocabulary = Vocabulary(
+        GMModel(GMConfig(path=MaskedPath(len(tokenizer), tokenizer.mask_token_id), **size)), tokenizer
+    )
+    packed = pack(Dataset.from_dict({"text": ["ab"]}), tokenizer, 2, add_eos=False)
+    assert vocabulary.encode("ab") == list(packed[0]["input_ids"]) == vocabulary.encode("ab", "suffix")
+
+
 def test_metrics__text() -> None:
     metrics = Metrics()
     metrics.request("/v1/completions", 200, 0.2)
     metrics.request("/v1/completions", 400, 0.01)
+    metrics.request("/health", 200, 0.01)
+    metrics.request("other", 404, 0.01)
     metrics.call(3, 0.1)
     metrics.call(500, 1000)
     metrics.gauges["gm_discrete_x"] = "A number.", lambda: 2
