@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +25,7 @@ from gm_discrete import GMModel, likelihood_bound
 from gm_discrete.command import main
 from gm_discrete.command.main import COMMANDS, parse
 from gm_discrete.command.recipes import configs, recipe_of, root
-from gm_discrete.command.train import split
+from gm_discrete.command.train import process, split, uses_cpu
 from tests.helpers import small_run
 
 ROOT = Path(__file__).parents[2]
@@ -353,11 +356,70 @@ def test_train__splits_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert launch[:4] == ["--num_processes=2", "--multi_gpu", "--mixed_precision", "bf16"]
     assert "--num_processes" not in launch
     assert others == ["--learning_rate", "3e-4", "--debug", "a", "b", "--prompt", "-1"]
+    machines = split(["--num_machines", "2"])[0]  # accelerate counts the processes of all machines
+    assert machines[machines.index("--num_processes") + 1] == "2"
     assert split(["--config_file", "mine.yaml"])[0] == ["--config_file", "mine.yaml", "--quiet"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert split([])[0][1:3] == ["--num_processes", "4"]
     assert split([])[0][-1] == "--multi_gpu"
     assert "--multi_gpu" not in split(["--num_processes", "1"])[0]
+    machines = split(["--num_machines=2"])[0]
+    assert machines[machines.index("--num_processes") + 1] == "8"
+    assert "--multi_gpu" in machines
+    assert split([], on_cpu=True)[0] == ["--quiet", "--num_processes", "1", *usual]
+    assert split(["--cpu"])[0][2:4] == ["--num_processes", "1"]
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert int(split(["--num_processes", "1"])[0][-1]) >= 1
+
+
+def test_train__finds_out_that_the_cpu_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for content, words, expected in (
+        ("recipe: text", "--length 8", False),
+        ("recipe: text", "--length 8 --use_cpu", True),
+        ("recipe: text", "--use_cpu true --length 8", True),
+        ("recipe: text", "--use_cpu=True", True),
+        ("recipe: text\nuse_cpu: true", "", True),
+        ("recipe: text\nuse_cpu: true", "--use_cpu false", False),
+    ):
+        file.write_text(content, encoding="utf-8")
+        assert uses_cpu(file, words.split()) is expected
+
+
+def test_train__runs_one_process_without_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("accelerate.commands.launch.default_config_file", str(tmp_path / "none.yaml"))
+    usual = ["--num_machines", "1", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "3"]
+    words = ["--num_processes", "1", *usual, "--mixed_precision", "bf16", "recipe.py", "--config", "mine.yaml"]
+    program, environment = process(words)
+    assert program == [sys.executable, "recipe.py", "--config", "mine.yaml"]
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert environment["OMP_NUM_THREADS"] == "3"
+    for several in (["--multi_gpu"], ["--use_fsdp"]):
+        words = ["--num_processes", "2", *usual, "--mixed_precision", "no", *several, "recipe.py"]
+        assert process(words)[0] == [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+@pytest.mark.slow
+def test_train__a_signal_reaches_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n", "utf-8")
+    (tmp_path / "mine.yaml").write_text("recipe: text\n", encoding="utf-8")
+    program = """
+import pathlib
+from gm_discrete.command import main, train
+train.recipe_of = lambda config: pathlib.Path("recipe.py").absolute()
+main(["train", "mine.yaml"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    run = [sys.executable, "-c", program]
+    with subprocess.Popen(run, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        recipe = int(command.stdout.readline())
+        command.send_signal(signal.SIGTERM)
+        try:
+            assert command.wait(20) == -signal.SIGTERM
+            with pytest.raises(ProcessLookupError):
+                os.kill(recipe, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(recipe, signal.SIGKILL)
