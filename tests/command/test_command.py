@@ -21,12 +21,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from gm_discrete import GMModel, likelihood_bound
+from gm_discrete import GMModel, MaskedPath, likelihood_bound
 from gm_discrete.command import main
 from gm_discrete.command.main import COMMANDS, parse
 from gm_discrete.command.recipes import configs, recipe_of, root
 from gm_discrete.command.train import process, split, uses_cpu
+from gm_discrete.data import prompt_ids
 from tests.helpers import small_run
+from tests.helpers.chats import chat_tokenizer
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -147,6 +149,24 @@ def test_generate__reads_the_prompt_from_standard_input(
     assert printed(capsys, "generate", text_model, "--prompt-file", "-", "--max-new-tokens", 1).startswith("dcb")
 
 
+def test_generate__answers_a_message_in_the_chat_template(tmp_path: Path, capsys: Capture) -> None:
+    tokenizer = chat_tokenizer()
+    path = MaskedPath(len(tokenizer), tokenizer.mask_token_id)
+    model = small_run.small_model(path, max_position_embeddings=24)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "say red"}])
+    assert tokenizer.decode(ids) == "<u>say red[EOS]|<a>"
+    sample = model.generate(torch.tensor([ids]), max_new_tokens=6, num_steps=4, seed=1)[0].tolist()[len(ids) :]
+    words = ("generate", tmp_path, "--chat", "say red", "--num-steps", 4, "--seed", 1, "--max-new-tokens", 6)
+    for end in (tokenizer.eos_token_id, sample[2]):  # that of the tokenizer, and another of the generation config
+        model.generation_config.eos_token_id = end
+        model.generation_config.save_pretrained(tmp_path)
+        answer = sample[: sample.index(end)] if end in sample else sample
+        assert printed(capsys, *words) == tokenizer.decode(answer, skip_special_tokens=True) + "\n"
+    assert "vocabulary" in refused(capsys, "generate", tmp_path, "--chat", "é")
+
+
 def test_generate__shows_the_steps_on_a_terminal(
     text_model: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +212,12 @@ def test_generate__refuses_what_does_not_fit(
         ((text_model, "--num-steps", 0), "'0'"),
         ((text_model, "--options", "[1]"), "'[1]'"),
         ((text_model, "--options", '{"num_beam": 2}'), "num_beam"),
+        ((text_model, "--options", '{"batch_size": 2}'), "--num-samples"),
+        ((text_model, "--options", '{"num_return_sequences": 2}'), "--num-samples"),
+        ((text_model, "--options", '{"num_steps": 2}'), "--num-steps"),
+        ((text_model, "--options", '{"output_trajectory": true}'), "output_trajectory"),
+        ((text_model, "--chat", "a"), "--chat"),
+        ((text_model, "--num-samples", 10**11), "memory"),
         ((text_model, "--class-labels", 1), "class_labels"),
         ((text_model, "--no-such", 1), "--no-such"),
         ((text_model, "--output", tmp_path / "no" / "a.txt"), "--output"),
@@ -241,6 +267,15 @@ def test_score__ranks_lines(text_model: str, lines: Path, tmp_path: Path, capsys
     rows.write_text("id,line\n1,abcd\n2,abab\n3,dd\n4,cabdacba\n5,abcd\n", encoding="utf-8")
     words = ("score", text_model, rows, "--ranking", "--text-column", "line", "--batch-size", 1, "--json")
     assert json.loads(printed(capsys, *words)) == pytest.approx(values, abs=1e-3)
+    many = tmp_path / "many.txt"  # several batches have the noise of one
+    many.write_text("abcd\ncab\n" * 10 + "cabdacb\n", encoding="utf-8")
+    found = json.loads(printed(capsys, "score", text_model, many, "--ranking", "--batch-size", 4, "--json"))
+    texts = [small_run.TOKENIZER(text + "[EOS]")["input_ids"] for text in many.read_text("utf-8").split()]
+    z = torch.tensor([text + [small_run.TOKENIZER.pad_token_id] * (8 - len(text)) for text in texts])
+    mask = torch.tensor([[int(at < len(text)) for at in range(8)] for text in texts])
+    model, rng = GMModel.from_pretrained(text_model), torch.Generator().manual_seed(0)
+    expected = likelihood_bound(model, z, mask, rng=rng, scored=mask > 0, paired=True).nats
+    assert found == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_score__refuses_what_it_cannot_score(
