@@ -13,6 +13,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete import GMModel, MaskedPath, likelihood_bound
 from gm_discrete.command import main
@@ -107,13 +112,34 @@ def commands() -> list[tuple[str, ...]]:
     return list(dict.fromkeys(words))
 
 
+@cache
+def arguments_of(recipe: str) -> set[str]:
+    """The options of a recipe and of `TrainingArguments`, with their two dashes."""
+    module = import_module(f"recipes.{recipe}")
+    (own,) = (kind for kind in vars(module).values() if is_dataclass(kind) and kind.__module__ == module.__name__
+              and getattr(kind, "__name__", "").endswith("Arguments"))  # fmt: skip
+    parser = HfArgumentParser([own, TrainingArguments])  # pyright: ignore[reportArgumentType]
+    return set(parser._option_string_actions)
+
+
+def unknown(words: Sequence[str]) -> set[str]:
+    """The options of a `gm-discrete train` command that its recipe does not have; of a file that is not here, no recipe."""
+    config, *options = words[2:]
+    files = [configs()[config]] if config in configs() else [] if config.endswith(".yaml") else [Path(config)]
+    recipes = [recipe_of(file).stem for file in files] or ["text", "images", "mixed", "proteins", "sft"]
+    names = {word.partition("=")[0] for word in split(options)[1] if word.startswith("--")}
+    return names - set().union(*map(arguments_of, recipes))
+
+
 def test_documentation__its_commands_have_the_options_that_they_name() -> None:
+    words = "gm-discrete train shakespeare --num_processes 2 --prompt a --max_steps=3 --no_such 1"
+    assert unknown(words.split()) == {"--no_such"}
     found = commands()
     assert {words[1] for words in found} >= COMMANDS.keys()
     for words in found:
         parse(words[1:])
-        if words[1] == "train" and not words[2].endswith(".yaml"):
-            assert words[2] in configs(), words
+        if words[1] == "train":
+            assert unknown(words) == set(), words
 
 
 # generate
