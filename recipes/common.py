@@ -143,9 +143,9 @@ def weight_settings(options: object, training: TrainingArguments, display: set[s
 
     Args:
         options: the arguments of a recipe.
-        display: names of those that the weights do not depend on.
+        display: names of those that the weights do not depend on; `license` is always one.
     """
-    settings = {name: value for name, value in vars(options).items() if name not in display}
+    settings = {name: value for name, value in vars(options).items() if name not in {*display, "license"}}
     names = ("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2")
     settings |= {name: getattr(training, name) for name in (*names, "max_grad_norm", "bf16", "fp16")}
     settings["global_batch_size"] = (
@@ -190,10 +190,12 @@ def train(trainer: GMTrainer) -> None:
     trainer.train(resume_from_checkpoint=last)
 
 
-def model_card(trainer: GMTrainer, data: str | None, backbone: str | None = None) -> None:
+def model_card(
+    trainer: GMTrainer, data: str | None, backbone: str | None = None, *, license: str | None = None
+) -> None:
     """Writes the model card, with the names of the data and of the pretrained model; of a path the last part."""
     names = [name and (Path(name).name if Path(name).exists() else name) for name in (data, backbone)]
-    trainer.create_model_card(dataset=names[0], finetuned_from=names[1])
+    trainer.create_model_card(dataset=names[0], finetuned_from=names[1], license=license)
 
 
 def print_once(training: TrainingArguments, text: str) -> None:

@@ -56,6 +56,7 @@ class ImageArguments:
     """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(default="mnist", metadata={"help": "mnist, fashion_mnist, emoji32, a folder or a hub id"})
+    license: str | None = field(default=None, metadata={"help": "of the model, for its card, such as apache-2.0"})
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(default=False, metadata={"help": "download fashion_mnist or emoji32 first"})
     image_column: str = field(default="image", metadata={"help": "column of the data set that holds the images"})
@@ -139,7 +140,7 @@ def run(options: ImageArguments, training: TrainingArguments) -> dict[str, float
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
-    model_card(trainer, options.data)
+    model_card(trainer, options.data, license=options.license)
     if training.should_save:
         if discrete:
             metrics["bits_per_dim"], metrics["levels"] = metrics["bits_per_token"], options.levels

@@ -68,6 +68,7 @@ class MixedArguments:
         default="diamonds",
         metadata={"help": "diamonds, flights, chorales, a csv, json or parquet file, a folder of them, or a hub id"},
     )
+    license: str | None = field(default=None, metadata={"help": "of the model, for its card, such as apache-2.0"})
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(default=False, metadata={"help": "download the flights first"})
     streaming: bool = field(default=False, metadata={"help": "read the data while training"})
@@ -168,7 +169,7 @@ def run(options: MixedArguments, training: TrainingArguments) -> dict[str, float
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
-    model_card(trainer, options.data)
+    model_card(trainer, options.data, license=options.license)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "", output / "curve.png")

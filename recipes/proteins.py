@@ -73,6 +73,7 @@ class ProteinArguments:
     """Arguments for data, path, model and sampling. All others are those of `TrainingArguments`."""
 
     data: str = field(default="theseus", metadata={"help": "theseus, or a folder of PDB and mmCIF files"})
+    license: str | None = field(default=None, metadata={"help": "of the model, for its card, such as apache-2.0"})
     download: bool = field(default=False, metadata={"help": "download theseus first"})
     held_out: float = field(default=0.05, metadata={"help": "share of a folder's files for validation, and for test"})
     length: int = field(default=64, metadata={"help": "residues of a crop; shorter chains are padded"})
@@ -162,7 +163,7 @@ def run(options: ProteinArguments, training: TrainingArguments) -> dict[str, flo
 
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "eval_" in name}
     trainer.save_model(str(output))
-    model_card(trainer, options.data)
+    model_card(trainer, options.data, license=options.license)
     if training.should_save:
         plot_curve(trainer.state.log_history, "", output / "curve.png")
         with published(output) as draft:

@@ -71,6 +71,7 @@ class SFTArguments(BackboneArguments):
             "help": "rows of prompts and completions, or of messages: a jsonl, csv or parquet file, folder or hub id"
         },
     )
+    license: str | None = field(default=None, metadata={"help": "of the model, for its card, such as apache-2.0"})
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     messages_column: str = field(default="messages", metadata={"help": "column of the conversations"})
     prompt_column: str = field(default="prompt", metadata={"help": "column of the prompts"})
@@ -152,7 +153,7 @@ def run(options: SFTArguments, training: TrainingArguments) -> dict[str, Any]:
         "rows": {name: vars(report) for name, report in data.reports.items()},
     }
     publish(options, trainer)
-    model_card(trainer, options.data, options.backbone)
+    model_card(trainer, options.data, options.backbone, license=options.license)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")

@@ -102,6 +102,7 @@ class TextArguments(BackboneArguments):
             "help": "shakespeare, shakespeare_lines, gcide, moses, a txt, csv, json, parquet or smi file, a folder or hub id"
         },
     )
+    license: str | None = field(default=None, metadata={"help": "of the model, for its card, such as apache-2.0"})
     data_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     download: bool = field(
         default=False, metadata={"help": "download gcide first, with apt-get (no root rights needed)"}
@@ -200,7 +201,7 @@ def run(options: TextArguments, training: TrainingArguments) -> dict[str, float]
     train(trainer)
     metrics = scored(trainer)
     publish(options, trainer)
-    model_card(trainer, options.data, options.backbone)
+    model_card(trainer, options.data, options.backbone, license=options.license)
     if training.should_save:
         write_json(output / "metrics.json", metrics)
         plot_curve(trainer.state.log_history, "token", output / "curve.png")

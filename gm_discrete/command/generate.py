@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
 SHOWN = 0.05
 """Seconds between two states with --show: small models would be done before anything is seen."""
 PAGE = "the page how-to/generate of the documentation has the code"
-FOR_TEXT = ("prompt", "prompt_file", "max_new_tokens", "show")
+FOR_TEXT = ("prompt", "prompt_file", "chat", "max_new_tokens", "show")
 """Options that other samples than text do not take."""
+OWN = {
+    "batch_size": "num-samples", "num_return_sequences": "num-samples", "input_ids": "prompt", "streamer": "show",
+    **{name: name.replace("_", "-") for name in (
+        "length", "max_new_tokens", "class_labels", "num_steps", "sampler", "temperature", "top_p", "seed",
+    )},
+}  # fmt: skip
+"""Arguments of `generate` → the option of the command that sets them."""
+NO_USE = ("return_dict_in_generate", "output_trajectory")
+"""Arguments of `generate` whose results the command does not write."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", help="text to go on from; every mask token of the tokenizer in it, such as [MASK], is filled"
     )
     prompt.add_argument("--prompt-file", metavar="FILE", help="file that holds the prompt; - reads standard input")
+    prompt.add_argument(
+        "--chat", metavar="TEXT",
+        help="message of a user, in the chat template of the tokenizer; the answer is printed, up to its end-of-text token",
+    )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, help="tokens after the prompt")
     parser.add_argument("--length", type=positive, help="tokens of a sample without prompt; by default as in training")
     parser.add_argument("--num-steps", type=positive, help="sampling steps")
@@ -49,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-labels", type=int, nargs="+", metavar="CLASS", help="classes: one, or one for each sample"
     )
     parser.add_argument(
-        "--options", type=json_object, default={}, metavar="JSON", help="further arguments of GMModel.generate"
+        "--options",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="further arguments of GMModel.generate, which have no option here",
     )
     parser.add_argument(
         "--show", type=float, nargs="?", const=SHOWN, metavar="SECONDS",
@@ -81,6 +99,11 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--output {options.output!r} must be a file that ends in .png: MODEL generates images")
     if kind != "text" and (wrong := [name for name in FOR_TEXT if getattr(options, name) is not None]):
         raise ValueError(f"--{wrong[0].replace('_', '-')} is for models of text, and MODEL generates a {kind}")
+    for name in options.options:
+        if name in OWN:
+            raise ValueError(f"--options has {name!r}; give --{OWN[name]}")
+        if name in NO_USE:
+            raise ValueError(f"--options has {name!r}, which the command does not write; {PAGE}")
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise FileNotFoundError(f"--output {options.output!r} is in a folder that does not exist")
     if kind == "text":
@@ -123,13 +146,13 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def generate_text(options: argparse.Namespace, config: GMConfig) -> None:
+    import torch
+
     tokenizer: Any = load_tokenizer(options.model)
-    call, prompt = arguments(options), prompt_of(options)
+    call, prompt = arguments(options), prompt_of(options, tokenizer)
     strings = config.build_path().strings is not None
     if prompt is not None:
-        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].long()
-        if tokenizer.unk_token_id is not None and bool((ids == tokenizer.unk_token_id).any()):
-            raise ValueError(f"prompt={prompt!r} holds characters that are not in the tokenizer's vocabulary")
+        ids = torch.tensor([prompt], dtype=torch.long)
         call["input_ids"], call["num_return_sequences"] = ids, options.num_samples
         if options.max_new_tokens is not None:
             call["max_new_tokens"] = options.max_new_tokens
@@ -156,12 +179,45 @@ def generate_text(options: argparse.Namespace, config: GMConfig) -> None:
     samples = model.generate(**call)
     if shown:  # the streamer has printed it
         return
-    texts = [tokenizer.decode(sample, skip_special_tokens=strings) for sample in samples.cpu()]
+    if options.chat is not None and prompt is not None:
+        ends = ends_of(model, tokenizer)
+        answers = [takewhile(lambda token: token not in ends, sample[len(prompt) :]) for sample in samples.tolist()]
+        texts = [tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
+    else:
+        texts = [tokenizer.decode(sample, skip_special_tokens=strings) for sample in samples.cpu()]
     separator = "\n" + "-" * 64 + "\n"
     write_text(separator.join(texts) + "\n", options.output)
 
 
-def prompt_of(options: argparse.Namespace) -> str | None:
+def prompt_of(options: argparse.Namespace, tokenizer: Any) -> list[int] | None:
+    """The tokens of the prompt or of the chat; `None` if there is neither.
+
+    Raises:
+        ValueError: the tokenizer does not have the characters of the prompt, or no chat template.
+    """
+    from gm_discrete.data import prompt_ids
+
+    if options.chat is not None:
+        if not tokenizer.chat_template:
+            raise ValueError("--chat needs a chat template, and the tokenizer of MODEL has none; give --prompt")
+        text, ids = options.chat, prompt_ids(tokenizer, [{"role": "user", "content": options.chat}])
+    elif (text := text_of(options)) is not None:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # as `pack` makes the data of a training
+    else:
+        return None
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise ValueError(f"prompt={text!r} holds characters that are not in the tokenizer's vocabulary")
+    return ids
+
+
+def ends_of(model: GMModel, tokenizer: Any) -> set[int]:
+    """The tokens that end a text."""
+    own: Any = model.generation_config.eos_token_id
+    own = tokenizer.eos_token_id if own is None else own
+    return set() if own is None else {own} if isinstance(own, int) else set(own)
+
+
+def text_of(options: argparse.Namespace) -> str | None:
     """The prompt, as given, from a file, or from standard input."""
     if options.prompt_file is None:
         return options.prompt

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, command, traceback = (vars(options).pop(name) for name in ("run", "command", "traceback"))
     try:
         run(options)
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError):  # what reads the output has ended, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)

@@ -116,7 +116,10 @@ def bound_of(options: argparse.Namespace, config: GMConfig, rows: Dataset) -> Li
 
 
 def ranked(options: argparse.Namespace, config: GMConfig, rows: Dataset) -> list[float]:
-    """The bound of every text in nats, with the same noise for all of them where the path allows it."""
+    """The bound of every text in nats, with the same noise for all of them where the path allows it.
+
+    The noise of a text depends on the length that it is padded to, which is the same in all batches.
+    """
     import torch
 
     from gm_discrete.data import TokenCollator
@@ -124,16 +127,21 @@ def ranked(options: argparse.Namespace, config: GMConfig, rows: Dataset) -> list
 
     model = load_model(options.model, options.device)
     rng = torch.Generator(model.device).manual_seed(options.seed)
-    batch = TokenCollator(padding(config))(list(rows))  # pyright: ignore[reportArgumentType]
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     path: Any = model.path
     paired = path.strings is None or path.inserts_only
-    mask, draws = batch.get("attention_mask"), options.num_draws
-    scored = batch["labels"] >= 0
-    bound = likelihood_bound(
-        model, batch["input_ids"], mask, draws, rng, scored=scored, paired=paired, batch_size=options.batch_size
-    )
-    return bound.nats.tolist()
+    collate = TokenCollator(padding(config), pad_to_multiple_of=max(len(row["input_ids"]) for row in rows))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    found: list[float] = []
+    for start in range(0, len(rows), options.batch_size):
+        some = rows.select(range(start, min(start + options.batch_size, len(rows))))
+        batch = {name: tensor.to(model.device) for name, tensor in collate(list(some)).items()}  # pyright: ignore[reportArgumentType]
+        if paired:
+            rng.manual_seed(options.seed)
+        bound = likelihood_bound(
+            model, batch["input_ids"], batch.get("attention_mask"), options.num_draws, rng,
+            scored=batch["labels"] >= 0, paired=paired, batch_size=options.batch_size,
+        )  # fmt: skip
+        found += bound.nats.tolist()
+    return found
 
 
 def padding(config: GMConfig) -> int:

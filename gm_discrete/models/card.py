@@ -51,7 +51,7 @@ LONGEST = 16
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model beside its config.
+    """What a model card says beside the config of the model; `save_pretrained` and `push_to_hub` take it as `model_card`.
 
     Attributes:
         name: of the model, or of its repository.
@@ -60,7 +60,8 @@ class Card:
         data: names of the data sets that it was trained on.
         base: the pretrained model that it started from.
         step: optimizer steps of the training.
-        metrics: of held-out data, as `GMTrainer.evaluate` returns them, without prefix.
+        metrics: of held-out data, as `GMTrainer.evaluate` returns them, without prefix: "bits_per_token" with its
+            "bits_per_token_stderr" and the number of "sequences", or others.
         has_tokenizer: whether the tokenizer is saved beside the model.
         is_adapter: whether the folder holds an adapter of PEFT alone.
     """
@@ -236,7 +237,7 @@ def _table(config: GMConfig, generation: GMGenerationConfig | None, parameters: 
 
 def _limits(config: GMConfig) -> list[str]:
     path: Any = config.build_path()
-    limits = ["transformers alone does not know the architecture: import gm_discrete first, also for its Auto classes "
+    limits = ["transformers has no such architecture: import gm_discrete first, also for its Auto classes "
               "(`import gm_discrete.models`)."]  # fmt: skip
     if "" in path.fields and path.is_discrete and config.image_shape is None:
         most = "Strings have at most" if path.strings is not None else "It was made for sequences of up to"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from gm_discrete.generation.config import GMGenerationConfig
-from gm_discrete.models.card import Card, write_card
+from gm_discrete.models.card import Card, is_ours, write_card
 from gm_discrete.nn.backbone import Backbone, LocalConvolution
 from gm_discrete.nn.config import GMConfig
 from gm_discrete.nn.dit import DiT
@@ -30,6 +33,9 @@ ADAPTED = ("lora_", "modules_to_save.")
 """Parts of the names of weights that PEFT adds."""
 TEMPLATE = "This is the model card of a 🤗 transformers model"
 """In the README.md that transformers uploads where the repository has none."""
+OTHER_ORIGIN = (
+    "model_card is given, but {} was not written by gm_discrete and is not overwritten; delete it, or edit it"
+)
 
 
 class GMPreTrainedModel(PreTrainedModel):
@@ -52,6 +58,7 @@ class GMPreTrainedModel(PreTrainedModel):
     heads: nn.ModuleDict
     path: ProbabilityPath
     path_tables: PathTables
+    _readme: tuple[Card | None, str | None]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -81,11 +88,53 @@ class GMPreTrainedModel(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Saves a model as every `PreTrainedModel`, with a model card as README.md, unless there is another one."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if args[0] if args else kwargs.get("is_main_process", True):
-            write_card(save_directory, self.card_text())
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, model_card: Card | None = None, **kwargs: Any
+    ) -> None:
+        """Saves a model as every `PreTrainedModel`, with a model card as README.md.
+
+        Args:
+            model_card: data, licence, likelihood and more for the card. It replaces a card that was written by this library;
+                without it a README.md that is there is kept as it is.
+
+        Raises:
+            ValueError: `model_card` is given, and README.md is of another origin.
+        """
+        file = Path(save_directory, "README.md")
+        if model_card is not None and not is_ours(file):
+            raise ValueError(OTHER_ORIGIN.format(file))
+        kept = file.read_text(encoding="utf-8") if model_card is None and file.is_file() else None
+        if kwargs.get("push_to_hub"):
+            with self._with_readme(model_card, kept):
+                super().save_pretrained(save_directory, *args, **kwargs)
+        else:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            if kept is None and (args[0] if args else kwargs.get("is_main_process", True)):
+                write_card(save_directory, self.card_text(model_card))
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, repo_id: str, *, model_card: Card | None = None, **kwargs: Any
+    ) -> str:
+        """Uploads a model as every `PreTrainedModel`, with a model card as README.md.
+
+        Args:
+            model_card: data, licence, likelihood and more for the card. It replaces the card of a repository that was
+                written by this library; without it the card of a repository is kept.
+
+        Raises:
+            ValueError: `model_card` is given, and the card of the repository is of another origin.
+        """
+        with self._with_readme(model_card, None):
+            return super().push_to_hub(repo_id, **kwargs)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    @contextmanager
+    def _with_readme(self, card: Card | None, text: str | None) -> Iterator[None]:
+        """An upload within has this card, or this text, as README.md."""
+        self._readme = card, text
+        try:
+            yield
+        finally:
+            del self._readme
 
     def card_text(self, card: Card | None = None) -> str:
         """The model card, in Markdown; adapters do not count as parameters."""
@@ -96,11 +145,21 @@ class GMPreTrainedModel(PreTrainedModel):
     def _upload_modified_files(
         self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
     ) -> Any:
-        """Called by `push_to_hub`: our card takes the place of the template of transformers, and keeps its tags."""
+        """Called before an upload, with the README.md of the repository, or a template of transformers where it has none.
+
+        Our card takes the place of the template, and keeps its tags.
+        """
         file = Path(working_dir) / "README.md"
-        if file.exists() and TEMPLATE in (text := file.read_text(encoding="utf-8")):
-            tags = ModelCard(text).data.to_dict().get("tags") or ()
-            file.write_text(self.card_text(Card(repo_id.rpartition("/")[2], tags=tags)), encoding="utf-8")
+        card, kept = self.__dict__.get("_readme", (None, None))
+        there = file.read_text(encoding="utf-8") if file.exists() else TEMPLATE
+        if kept is not None:
+            file.write_text(kept, encoding="utf-8")
+        elif TEMPLATE in there or card is not None:
+            if TEMPLATE not in there and not is_ours(file):
+                raise ValueError(OTHER_ORIGIN.format(f"README.md of {repo_id}"))
+            card, tags = card or Card(), ModelCard(there).data.to_dict().get("tags") or ()
+            card = replace(card, name=card.name or repo_id.rpartition("/")[2], tags=[*card.tags, *tags])
+            file.write_text(self.card_text(card), encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property

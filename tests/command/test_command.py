@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +24,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import HfArgumentParser, TrainingArguments
 
-from gm_discrete import GMModel, likelihood_bound
+from gm_discrete import GMModel, MaskedPath, likelihood_bound
 from gm_discrete.command import main
 from gm_discrete.command.main import COMMANDS, parse
 from gm_discrete.command.recipes import configs, recipe_of, root
-from gm_discrete.command.train import split
+from gm_discrete.command.train import process, split, uses_cpu
+from gm_discrete.data import prompt_ids
 from tests.helpers import small_run
+from tests.helpers.chats import chat_tokenizer
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -103,13 +113,34 @@ def commands() -> list[tuple[str, ...]]:
     return list(dict.fromkeys(words))
 
 
+@cache
+def arguments_of(recipe: str) -> set[str]:
+    """The options of a recipe and of `TrainingArguments`, with their two dashes."""
+    module = import_module(f"recipes.{recipe}")
+    (own,) = (kind for kind in vars(module).values() if is_dataclass(kind) and kind.__module__ == module.__name__
+              and getattr(kind, "__name__", "").endswith("Arguments"))  # fmt: skip
+    parser = HfArgumentParser([own, TrainingArguments])  # pyright: ignore[reportArgumentType]
+    return set(parser._option_string_actions)
+
+
+def unknown(words: Sequence[str]) -> set[str]:
+    """The options of a `gm-discrete train` command that its recipe does not have; of a file that is not here, no recipe."""
+    config, *options = words[2:]
+    files = [configs()[config]] if config in configs() else [] if config.endswith(".yaml") else [Path(config)]
+    recipes = [recipe_of(file).stem for file in files] or ["text", "images", "mixed", "proteins", "sft"]
+    names = {word.partition("=")[0] for word in split(options)[1] if word.startswith("--")}
+    return names - set().union(*map(arguments_of, recipes))
+
+
 def test_documentation__its_commands_have_the_options_that_they_name() -> None:
+    words = "gm-discrete train shakespeare --num_processes 2 --prompt a --max_steps=3 --no_such 1"
+    assert unknown(words.split()) == {"--no_such"}
     found = commands()
     assert {words[1] for words in found} >= COMMANDS.keys()
     for words in found:
         parse(words[1:])
-        if words[1] == "train" and not words[2].endswith(".yaml"):
-            assert words[2] in configs(), words
+        if words[1] == "train":
+            assert unknown(words) == set(), words
 
 
 # generate
@@ -143,6 +174,24 @@ def test_generate__reads_the_prompt_from_standard_input(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("dcb"))
     assert printed(capsys, "generate", text_model, "--prompt-file", "-", "--max-new-tokens", 1).startswith("dcb")
+
+
+def test_generate__answers_a_message_in_the_chat_template(tmp_path: Path, capsys: Capture) -> None:
+    tokenizer = chat_tokenizer()
+    path = MaskedPath(len(tokenizer), tokenizer.mask_token_id)
+    model = small_run.small_model(path, max_position_embeddings=24)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "say red"}])
+    assert tokenizer.decode(ids) == "<u>say red[EOS]|<a>"
+    sample = model.generate(torch.tensor([ids]), max_new_tokens=6, num_steps=4, seed=1)[0].tolist()[len(ids) :]
+    words = ("generate", tmp_path, "--chat", "say red", "--num-steps", 4, "--seed", 1, "--max-new-tokens", 6)
+    for end in (tokenizer.eos_token_id, sample[2]):  # that of the tokenizer, and another of the generation config
+        model.generation_config.eos_token_id = end
+        model.generation_config.save_pretrained(tmp_path)
+        answer = sample[: sample.index(end)] if end in sample else sample
+        assert printed(capsys, *words) == tokenizer.decode(answer, skip_special_tokens=True) + "\n"
+    assert "vocabulary" in refused(capsys, "generate", tmp_path, "--chat", "é")
 
 
 def test_generate__shows_the_steps_on_a_terminal(
@@ -190,6 +239,12 @@ def test_generate__refuses_what_does_not_fit(
         ((text_model, "--num-steps", 0), "'0'"),
         ((text_model, "--options", "[1]"), "'[1]'"),
         ((text_model, "--options", '{"num_beam": 2}'), "num_beam"),
+        ((text_model, "--options", '{"batch_size": 2}'), "--num-samples"),
+        ((text_model, "--options", '{"num_return_sequences": 2}'), "--num-samples"),
+        ((text_model, "--options", '{"num_steps": 2}'), "--num-steps"),
+        ((text_model, "--options", '{"output_trajectory": true}'), "output_trajectory"),
+        ((text_model, "--chat", "a"), "--chat"),
+        ((text_model, "--num-samples", 10**11), "memory"),
         ((text_model, "--class-labels", 1), "class_labels"),
         ((text_model, "--no-such", 1), "--no-such"),
         ((text_model, "--output", tmp_path / "no" / "a.txt"), "--output"),
@@ -239,6 +294,15 @@ def test_score__ranks_lines(text_model: str, lines: Path, tmp_path: Path, capsys
     rows.write_text("id,line\n1,abcd\n2,abab\n3,dd\n4,cabdacba\n5,abcd\n", encoding="utf-8")
     words = ("score", text_model, rows, "--ranking", "--text-column", "line", "--batch-size", 1, "--json")
     assert json.loads(printed(capsys, *words)) == pytest.approx(values, abs=1e-3)
+    many = tmp_path / "many.txt"  # several batches have the noise of one
+    many.write_text("abcd\ncab\n" * 10 + "cabdacb\n", encoding="utf-8")
+    found = json.loads(printed(capsys, "score", text_model, many, "--ranking", "--batch-size", 4, "--json"))
+    texts = [small_run.TOKENIZER(text + "[EOS]")["input_ids"] for text in many.read_text("utf-8").split()]
+    z = torch.tensor([text + [small_run.TOKENIZER.pad_token_id] * (8 - len(text)) for text in texts])
+    mask = torch.tensor([[int(at < len(text)) for at in range(8)] for text in texts])
+    model, rng = GMModel.from_pretrained(text_model), torch.Generator().manual_seed(0)
+    expected = likelihood_bound(model, z, mask, rng=rng, scored=mask > 0, paired=True).nats
+    assert found == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_score__refuses_what_it_cannot_score(
@@ -354,11 +418,70 @@ def test_train__splits_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert launch[:4] == ["--num_processes=2", "--multi_gpu", "--mixed_precision", "bf16"]
     assert "--num_processes" not in launch
     assert others == ["--learning_rate", "3e-4", "--debug", "a", "b", "--prompt", "-1"]
+    machines = split(["--num_machines", "2"])[0]  # accelerate counts the processes of all machines
+    assert machines[machines.index("--num_processes") + 1] == "2"
     assert split(["--config_file", "mine.yaml"])[0] == ["--config_file", "mine.yaml", "--quiet"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert split([])[0][1:3] == ["--num_processes", "4"]
     assert split([])[0][-1] == "--multi_gpu"
     assert "--multi_gpu" not in split(["--num_processes", "1"])[0]
+    machines = split(["--num_machines=2"])[0]
+    assert machines[machines.index("--num_processes") + 1] == "8"
+    assert "--multi_gpu" in machines
+    assert split([], on_cpu=True)[0] == ["--quiet", "--num_processes", "1", *usual]
+    assert split(["--cpu"])[0][2:4] == ["--num_processes", "1"]
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert int(split(["--num_processes", "1"])[0][-1]) >= 1
+
+
+def test_train__finds_out_that_the_cpu_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for content, words, expected in (
+        ("recipe: text", "--length 8", False),
+        ("recipe: text", "--length 8 --use_cpu", True),
+        ("recipe: text", "--use_cpu true --length 8", True),
+        ("recipe: text", "--use_cpu=True", True),
+        ("recipe: text\nuse_cpu: true", "", True),
+        ("recipe: text\nuse_cpu: true", "--use_cpu false", False),
+    ):
+        file.write_text(content, encoding="utf-8")
+        assert uses_cpu(file, words.split()) is expected
+
+
+def test_train__runs_one_process_without_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("accelerate.commands.launch.default_config_file", str(tmp_path / "none.yaml"))
+    usual = ["--num_machines", "1", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "3"]
+    words = ["--num_processes", "1", *usual, "--mixed_precision", "bf16", "recipe.py", "--config", "mine.yaml"]
+    program, environment = process(words)
+    assert program == [sys.executable, "recipe.py", "--config", "mine.yaml"]
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert environment["OMP_NUM_THREADS"] == "3"
+    for several in (["--multi_gpu"], ["--use_fsdp"]):
+        words = ["--num_processes", "2", *usual, "--mixed_precision", "no", *several, "recipe.py"]
+        assert process(words)[0] == [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+@pytest.mark.slow
+def test_train__a_signal_reaches_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n", "utf-8")
+    (tmp_path / "mine.yaml").write_text("recipe: text\n", encoding="utf-8")
+    program = """
+import pathlib
+from gm_discrete.command import main, train
+train.recipe_of = lambda config: pathlib.Path("recipe.py").absolute()
+main(["train", "mine.yaml"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    run = [sys.executable, "-c", program]
+    with subprocess.Popen(run, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        recipe = int(command.stdout.readline())
+        command.send_signal(signal.SIGTERM)
+        try:
+            assert command.wait(20) == -signal.SIGTERM
+            with pytest.raises(ProcessLookupError):
+                os.kill(recipe, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(recipe, signal.SIGKILL)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
 from gm_discrete import (
     EditPath,
@@ -24,6 +25,9 @@ from gm_discrete import (
 from gm_discrete.data import fit_codecs, table_path
 from gm_discrete.models.card import MARK, Card
 from gm_discrete.training import add_lora
+from recipes import images, mixed, proteins, sft
+from recipes import text as text_recipe
+from recipes.common import model_card, weight_settings
 from tests.helpers import small_run
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -40,6 +44,9 @@ CONFIGS = {
     "rotations": {"path": SO3Path(), "max_position_embeddings": 4},
     "table": {"path": table_path(CODECS), "fields": {name: {"codec": codec} for name, codec in CODECS.items()}},
 }  # fmt: skip
+
+
+ARGUMENTS = {"ImageArguments", "MixedArguments", "ProteinArguments", "SFTArguments", "TextArguments"}
 
 
 def code(text: str) -> str:
@@ -89,6 +96,27 @@ def test_card__describes_the_model() -> None:
     assert "me/plays, book.txt" in model.card_text(full)
 
 
+def test_save_pretrained__keeps_a_readme(tmp_path: Path) -> None:
+    """Also one that this library wrote: it may hold what the caller of a second save does not give."""
+    file, model = tmp_path / "README.md", small_run.small_model()
+    full = Card(license="mit", data=["me/plays"], metrics={"bits_per_token": 2.5, "bits_per_token_stderr": 0.1})
+    model.save_pretrained(tmp_path, model_card=full)
+    text = file.read_text(encoding="utf-8")
+    assert metadata(text)["license"] == "mit"
+    assert "trained on me/plays" in text
+    assert "at most 2.5000 ± 0.1000 bits per token" in text
+    file.write_text(text + "\n## My remarks\n", encoding="utf-8")
+    model.save_pretrained(tmp_path)
+    assert file.read_text(encoding="utf-8") == text + "\n## My remarks\n"
+    model.save_pretrained(tmp_path, model_card=Card(license="apache-2.0"))  # is asked for
+    assert metadata(file.read_text(encoding="utf-8"))["license"] == "apache-2.0"
+    file.write_text("Mine.", encoding="utf-8")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"README\.md was not written by gm_discrete"):
+        model.save_pretrained(tmp_path, model_card=full)
+    assert file.read_text(encoding="utf-8") == "Mine."
+
+
 def trained(folder: Path, **options: Any) -> Any:
     trainer = small_run.small_trainer(folder, eval_dataset=small_run.rows(8), **options)
     trainer.train()
@@ -119,6 +147,18 @@ def test_trainer__its_card_has_the_bound_that_was_measured(tmp_path: Path, monke
     assert "Held-out" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_recipes__their_card_has_data_and_license(tmp_path: Path) -> None:
+    model_card(trained(tmp_path), "me/plays", license="mit")
+    found = metadata((tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert (found["license"], found["datasets"]) == ("mit", ["me/plays"])
+    for recipe in (images, mixed, proteins, sft, text_recipe):
+        (options,) = (kind for name, kind in vars(recipe).items() if name in ARGUMENTS)
+        assert "license" in options.__dataclass_fields__
+        settings = weight_settings(options(), TrainingArguments(str(tmp_path), use_cpu=True), recipe.DISPLAY)
+        assert "data" in settings
+        assert "license" not in settings  # it may change when a run is resumed
+
+
 def test_trainer__does_not_overwrite_a_readme_of_another_origin(tmp_path: Path) -> None:
     trainer = trained(tmp_path)
     (tmp_path / "README.md").write_text("Mine.", encoding="utf-8")
@@ -144,8 +184,10 @@ def test_trainer__uploads_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "transformers model that has been" not in uploaded["README"]
 
 
-def test_push_to_hub__uploads_our_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uploaded: dict[str, str] = {}
+@pytest.fixture
+def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The README.md of each repository of a hub that is empty at first."""
+    found: dict[str, str] = {}
 
     class Hub:
         def create_repo(self, repo_id: str, **_: Any) -> Any:
@@ -156,16 +198,22 @@ def test_push_to_hub__uploads_our_card(tmp_path: Path, monkeypatch: pytest.Monke
         def create_commit(self, repo_id: str, operations: Any, **_: Any) -> None:
             for operation in operations:
                 if operation.path_in_repo == "README.md":
-                    uploaded[repo_id] = Path(operation.path_or_fileobj).read_text(encoding="utf-8")
+                    found[repo_id] = Path(operation.path_or_fileobj).read_text(encoding="utf-8")
 
-    def template(repo_id: str, tags: Any = None, token: Any = None) -> ModelCard:
+    def load(repo_id: str, tags: Any = None, token: Any = None) -> ModelCard:
+        if repo_id in found:
+            return ModelCard(found[repo_id])
         card = ModelCard("---\nlibrary_name: transformers\ntags: [mine]\n---\n")
         card.text = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
         return card
 
     for module in ("utils.hub", "modeling_utils"):
         monkeypatch.setattr(f"transformers.{module}.hf_api", Hub)
-        monkeypatch.setattr(f"transformers.{module}.create_and_tag_model_card", template)
+        monkeypatch.setattr(f"transformers.{module}.create_and_tag_model_card", load)
+    return found
+
+
+def test_push_to_hub__uploads_our_card(uploaded: dict[str, str], tmp_path: Path) -> None:
     model = small_run.small_model()
     model.push_to_hub("me/first")
     model.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/second")
@@ -174,6 +222,35 @@ def test_push_to_hub__uploads_our_card(tmp_path: Path, monkeypatch: pytest.Monke
         assert metadata(text)["library_name"] == "gm_discrete"
         assert "mine" in metadata(text)["tags"]
     assert set(uploaded) == {"me/first", "me/second"}
+
+
+def test_push_to_hub__uploads_what_the_card_is_given(uploaded: dict[str, str], tmp_path: Path) -> None:
+    model = small_run.small_model()
+    card = Card(license="mit", data=["me/plays"], metrics={"bits_per_token": 2.5, "sequences": 40}, tags=["plays"])
+    model.push_to_hub("me/first", model_card=card)
+    model.save_pretrained(tmp_path / "a", push_to_hub=True, repo_id="me/second", model_card=card)
+    for name, text in uploaded.items():
+        assert f"\n# {name.removeprefix('me/')}\n" in text
+        assert (metadata(text)["license"], metadata(text)["datasets"]) == ("mit", ["me/plays"])
+        assert {"plays", "mine"} <= set(metadata(text)["tags"])
+        assert "at most 2.5000 bits per token (an upper bound on −log₂ p, 40 sequences)" in text
+    assert set(uploaded) == {"me/first", "me/second"}
+    model.push_to_hub("me/first")  # keeps it
+    assert metadata(uploaded["me/first"])["license"] == "mit"
+    model.push_to_hub("me/first", model_card=Card(license="apache-2.0"))
+    assert metadata(uploaded["me/first"])["license"] == "apache-2.0"
+    uploaded["me/first"] = "---\nlicense: mit\n---\nMine."
+    model.push_to_hub("me/first")
+    assert "Mine." in uploaded["me/first"]
+    with pytest.raises(ValueError, match="me/first was not written by gm_discrete"):
+        model.push_to_hub("me/first", model_card=card)
+
+
+def test_save_pretrained__uploads_the_readme_of_the_folder(uploaded: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("Mine.", encoding="utf-8")
+    small_run.small_model().save_pretrained(tmp_path, push_to_hub=True, repo_id="me/first")
+    assert file.read_text(encoding="utf-8") == uploaded["me/first"] == "Mine."
 
 
 def test_adapter__its_card_loads_base_and_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
