@@ -36,8 +36,7 @@ def test_workflows__are_test_docs_and_release() -> None:
     assert release["publish"]["permissions"] == {"id-token": "write"}
     assert release["test"] == {"uses": "./.github/workflows/test.yml"}  # a release is tested
     assert "workflow_call" in read(GITHUB / "workflows/test.yml")["on"]
-    assert release["publish"]["needs"] == "build"
-    assert "test" in release["build"]["needs"]
+    assert release["publish"]["needs"] == ["test", "build"]
     docs = read(GITHUB / "workflows/docs.yml")  # a deployment that has begun is not stopped
     assert docs["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
 
