@@ -32,13 +32,21 @@ def test_workflows__are_test_docs_and_release() -> None:
         "3.12",
         "3.13",
     ]
-    assert read(GITHUB / "workflows/release.yml")["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+    release = read(GITHUB / "workflows/release.yml")["jobs"]
+    assert release["publish"]["permissions"] == {"id-token": "write"}
+    assert release["test"] == {"uses": "./.github/workflows/test.yml"}  # a release is tested
+    assert "workflow_call" in read(GITHUB / "workflows/test.yml")["on"]
+    assert release["publish"]["needs"] == ["test", "build"]
+    docs = read(GITHUB / "workflows/docs.yml")  # a deployment that has begun is not stopped
+    assert docs["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
 
 
 @pytest.mark.parametrize("file", workflows(), ids=lambda file: file.stem)
 def test_workflows__name_make_targets_and_files_that_exist(file: Path) -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    steps = [step for job in read(file)["jobs"].values() for step in job["steps"]]
+    jobs = read(file)["jobs"].values()
+    assert all((ROOT / job["uses"]).is_file() for job in jobs if "uses" in job)
+    steps = [step for job in jobs for step in job.get("steps", ())]
     assert all({"run", "uses"} & step.keys() for step in steps)
     commands = [shlex.split(line) for step in steps for line in step.get("run", "").splitlines()]
     made = [word for words in commands if words[0] == "make" for word in words[1:]]
