@@ -16,6 +16,8 @@ from gm_discrete.command.models import add_model, load_config, load_model, load_
 from gm_discrete.command.texts import positive
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from gm_discrete.models import GMConfig, GMModel
 
 SHOWN = 0.05
@@ -189,7 +191,7 @@ def generate_text(options: argparse.Namespace, config: GMConfig) -> None:
     write_text(separator.join(texts) + "\n", options.output)
 
 
-def prompt_of(options: argparse.Namespace, tokenizer: Any) -> list[int] | None:
+def prompt_of(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     """The tokens of the prompt or of the chat; `None` if there is neither.
 
     Raises:
@@ -210,7 +212,7 @@ def prompt_of(options: argparse.Namespace, tokenizer: Any) -> list[int] | None:
     return ids
 
 
-def ends_of(model: GMModel, tokenizer: Any) -> set[int]:
+def ends_of(model: GMModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that end a text."""
     own: Any = model.generation_config.eos_token_id
     own = tokenizer.eos_token_id if own is None else own

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,15 @@ class GMPreTrainedModel(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded).path_tables.load_path()
         return loaded
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, model_card: Card | None = None, **kwargs: Any
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *,
+        model_card: Card | None = None,
+        **kwargs: Any,
     ) -> None:
         """Saves a model as every `PreTrainedModel`, with a model card as README.md.
 
@@ -104,13 +111,11 @@ class GMPreTrainedModel(PreTrainedModel):
         if model_card is not None and not is_ours(file):
             raise ValueError(OTHER_ORIGIN.format(file))
         kept = file.read_text(encoding="utf-8") if model_card is None and file.is_file() else None
-        if kwargs.get("push_to_hub"):
-            with self._with_readme(model_card, kept):
-                super().save_pretrained(save_directory, *args, **kwargs)
-        else:
-            super().save_pretrained(save_directory, *args, **kwargs)
-            if kept is None and (args[0] if args else kwargs.get("is_main_process", True)):
-                write_card(save_directory, self.card_text(model_card))
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict, "push_to_hub": push_to_hub}
+        with self._with_readme(model_card, kept) if push_to_hub else nullcontext():
+            super().save_pretrained(save_directory, **kwargs)
+        if kept is None and is_main_process and not push_to_hub:
+            write_card(save_directory, self.card_text(model_card))
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, repo_id: str, *, model_card: Card | None = None, **kwargs: Any
@@ -142,8 +147,8 @@ class GMPreTrainedModel(PreTrainedModel):
         count = sum(weight.numel() for name, weight in names.items() if not any(part in name for part in ADAPTED))
         return (card or Card()).text(self.config, self.generation_config, count)
 
-    def _upload_modified_files(
-        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    def _upload_modified_files(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, working_dir: str | os.PathLike[str], repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
         """Called before an upload, with the README.md of the repository, or a template of transformers where it has none.
 
@@ -160,7 +165,7 @@ class GMPreTrainedModel(PreTrainedModel):
             card, tags = card or Card(), ModelCard(there).data.to_dict().get("tags") or ()
             card = replace(card, name=card.name or repo_id.rpartition("/")[2], tags=[*card.tags, *tags])
             file.write_text(self.card_text(card), encoding="utf-8")
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
 
     @property
     def device(self) -> torch.device:
