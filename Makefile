@@ -47,7 +47,8 @@ test-gpu: install
 
 # The site, in build/site. Warnings, such as a link that leads nowhere, are errors.
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	@echo "the site: build/site/index.html"
 
 # Runs the tutorials and writes their notebooks with outputs; with NAMES="edits tables" only those.
 notebooks: install
