@@ -257,7 +257,7 @@ class Geometric(LinearSchedule):
     [
         lambda schedule: MaskedPath(4, schedule=schedule),
         lambda schedule: UniformPath(4, schedule=schedule),
-        lambda schedule: MetricPath.ordinal(4, schedule=schedule),
+        lambda schedule: MetricPath(2, embeddings=[[0.0], [1.0]], schedule=schedule),
         lambda schedule: EditPath(4, schedule=schedule),
         lambda schedule: EuclideanMixturePath(schedule=schedule),
     ],
