@@ -50,6 +50,7 @@ from gm_discrete.paths.schedules import (
     Schedule,
     SquaredSineSchedule,
 )
+from gm_discrete.process import Process
 from gm_discrete.renamed import missing_name
 from gm_discrete.samplers import (
     Adaptive,
@@ -127,6 +128,7 @@ __all__ = [
     "OddsConcentration",
     "Path",
     "PowerSchedule",
+    "Process",
     "Product",
     "ProductPath",
     "ReMDM",

@@ -155,7 +155,7 @@ def weight_settings(options: object, training: TrainingArguments, display: set[s
 
 
 def time_sampler(times: str, mean: float = 0.0, std: float = 1.0) -> LogitNormalTimeSampler | UniformTimeSampler:
-    """The distribution of training times: "logit_normal", with `mean` and `std` of logit t, or "uniform"."""
+    """The distribution of training times: "logit_normal", with `mean` and `std` of logit κ(t), or "uniform"."""
     if times not in ("logit_normal", "uniform"):
         raise ValueError(f"times={times!r} must be logit_normal or uniform")
     return LogitNormalTimeSampler(mean, std) if times == "logit_normal" else UniformTimeSampler()

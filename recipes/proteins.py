@@ -108,8 +108,8 @@ class ProteinArguments:
     model_options: str = field(default="{}", metadata={"help": "JSON of further arguments of GMConfig"})
 
     times: str = field(default="uniform", metadata={"help": "distribution of training times: logit_normal or uniform"})
-    times_mean: float = field(default=0.0, metadata={"help": "mean of logit t, of logit_normal times"})
-    times_std: float = field(default=1.0, metadata={"help": "standard deviation of logit t, of logit_normal times"})
+    times_mean: float = field(default=0.0, metadata={"help": "mean of logit κ(t), for logit_normal"})
+    times_std: float = field(default=1.0, metadata={"help": "standard deviation of logit κ(t), for logit_normal"})
     muon: bool = field(
         default=False, metadata={"help": "Muon for the weight matrices, AdamW with learning_rate for the rest"}
     )

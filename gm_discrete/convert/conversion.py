@@ -135,6 +135,9 @@ def _dit(
     logger.info("length: %d%s", config.max_position_embeddings, "" if length or settings.length else ", assumed")
     model = GMModel(config)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed(state).items()})
+    if family == "duo":
+        model.generation_config.grid = "linear"  # the even steps of its published sampler; ours would be quadratic
+        logger.info("generation: grid='linear', as in Duo's sampler")
     return model
 
 

@@ -16,6 +16,15 @@ ALGORITHMS = {"duo": "duo", "duo_base": "duo", "distillation": "duo", "mdlm": "m
 PARAMETERIZATIONS = {"subs": "mdlm", "sedd": "sedd-absorb"}
 """Families by `parameterization` in configs of MDLM's code."""
 
+FOREIGN = {
+    "ar": "an autoregressive network",
+    "bd3lm": "BD3-LM's network, which reads noisy and clean blocks together",
+    "d3pm": "D3PM's network",
+    "dimamba": "a Mamba",
+    "udlm": "UDLM's network",
+}
+"""Kinds of models in configs of code that descends from MDLM's, which no family stands for."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -62,6 +71,7 @@ class Settings:
             raise ValueError(
                 "the config of source has causal=true: an autoregressive network does not predict all positions"
             )
+        _refuse_foreign(config)
         within_model = ("model",) if nested else ()
         dropout = _number(config, *within_model, "dropout")
         heads = _number(config, *within_model, "n_heads")
@@ -77,6 +87,23 @@ class Settings:
             dropout=dropout or 0.0,
             time_conditioning=timed if isinstance(timed, bool) else None,
             noise_range=_noise_range(config, of_duo=algorithm is not None),
+        )
+
+
+def _refuse_foreign(config: object) -> None:
+    """
+    Raises:
+        ValueError: the config is that of a kind of model that no family stands for.
+    """
+    places = [("model_type",), ("algo", "name"), ("parameterization",), ("algo", "parameterization"), ("backbone",),
+              ("algo", "backbone")]  # fmt: skip
+    found = {".".join(place): _word(config, *place) for place in places}
+    for name, value in found.items():
+        if (what := FOREIGN.get(str(value).lower())) is not None:
+            raise ValueError(f"the config of source has {name}={value!r}: {what} is not converted, whatever the family")
+    if _word(config, "diffusion") == "uniform":
+        raise ValueError(
+            "the config of source has diffusion='uniform': of uniform noise only Duo is converted, whatever the family"
         )
 
 

@@ -7,6 +7,7 @@ sum. A network does the last three in its own `forward`, which wrappers for dist
 
 from __future__ import annotations
 
+import inspect
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, Never, TypeVar, cast
@@ -56,12 +57,13 @@ def conditional_loss(
 ) -> Tensor:
     """Conditional generator matching loss of a batch, per scored entry (for discrete states in nats).
 
-    Draws times t and noisy states x ~ p_t(·|z). A network computes the loss in its own `forward`; any other process is
+    Draws times t and noisy states x ~ p_t(·|z). A `GMModel` computes the loss in its own `forward`; any other process is
     evaluated by `.generator(x, t)`.
 
     Args:
-        process: a module called as `model(input_ids=x, time=t, labels=z)` (`input_values` or `fields` for other paths), or
-            anything else with `.path` and `.generator(x, t)`, such as an exact posterior.
+        process: a module whose `forward` takes `labels`, called as `model(input_ids=x, time=t, labels=z)` (`input_values` or
+            `fields` for other paths); or anything else with `.path` and `.generator(x, t)`: a network of your own, an exact
+            posterior.
         z: clean data: long [B, L], or floating-point [B, …] for a continuous path; for a product a dict by field, as are
             then attention_mask and scored.
         attention_mask: [B, L], 0 where padded: these positions are neither noised, nor attended to, nor scored. Positions
@@ -94,7 +96,10 @@ def conditional_loss(
     z = unpack(pack_state(path, z, "z"))
     state, chosen = pack(z), pack(scored_positions(path, z, attention_mask, scored))
     conditioning: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
-    if hasattr(model, "check") or not isinstance(process, nn.Module):
+    by_forward = isinstance(process, nn.Module) and _takes_labels(model)
+    if not by_forward:
+        _check_process(model, process)
+    if hasattr(model, "check") or not by_forward:
         check_call(model, z, "z", conditioning | ({} if class_labels is None else {"class_labels": class_labels}))
     else:  # a module of your own needs no generator, but a `forward`
         check_state(path, z, "z")
@@ -108,14 +113,39 @@ def conditional_loss(
     if class_labels is not None:
         dropout = getattr(getattr(model, "config", None), "class_dropout", 0.0)
         conditioning["class_labels"] = drop_classes(class_labels, dropout, rng)
-    if isinstance(process, nn.Module):
+    if by_forward:
         labels = {}
         for name, field in path.fields.items():
             labels[name] = field.mask_labels(state[name], chosen[name])
         choice = {} if divergence is None else {"divergence": divergence}
-        return process(**{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice).loss
+        return cast(nn.Module, process)(
+            **{path.state_name: unpack(x)}, time=t, labels=unpack(labels), **conditioning, **choice
+        ).loss
     predicted = factors(model.generator(unpack(x), t, **conditioning))
     return total_loss(field_losses(path, predicted, state, x, t, chosen, divergence=divergence))
+
+
+def _takes_labels(model: nn.Module) -> bool:
+    """Whether a module computes the loss in its own `forward`, as `GMModel` does."""
+    parameters = inspect.signature(model.forward).parameters
+    return "labels" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _check_process(model: Any, given: object) -> None:
+    """
+    Raises:
+        TypeError: it has no generator, or is in a wrapper that only sees what goes through `forward`.
+    """
+    name = type(model).__name__
+    if not callable(getattr(model, "generator", None)):
+        raise TypeError(
+            f"{name} has neither a method generator(x, t) nor a forward that takes labels; define one of them"
+        )
+    if given is not model:
+        raise TypeError(
+            f"{name} is wrapped in {type(given).__name__}, and its forward takes no labels: the wrapper would not see "
+            "generator(x, t). Pass the module itself, or compute the loss in its forward, as GMModel does"
+        )
 
 
 def align_strings(

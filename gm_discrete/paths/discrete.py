@@ -38,7 +38,7 @@ class DiscretePath(Path):
 
     def __init__(self, vocab_size: int, schedule: Schedule | dict | None = None, rates: str = "kinetic") -> None:
         self.vocab_size = whole("vocab_size", vocab_size, least=2)
-        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
+        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule).check_ends()
         self.rates = choice("rates", rates, self.known_rates)
 
     @property

@@ -69,7 +69,7 @@ class EuclideanMixturePath(EuclideanPath):
             raise ValueError(
                 f"generators={self.generators}: the flow and the diffusion work per coordinate, not in a block"
             )
-        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule)
+        self.schedule = LinearSchedule() if schedule is None else Schedule.of(schedule).check_ends()
 
     @property
     def default_divergence(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]

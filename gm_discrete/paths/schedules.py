@@ -10,15 +10,18 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from gm_discrete.arguments import number
+from gm_discrete.arguments import number, readable
 from gm_discrete.configurable import Configurable
 
 _float64 = partial(torch.as_tensor, dtype=torch.float64)
+
+ENDS = 1e-6
+"""How far κ(0) may be from 0, and κ(1) from 1."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,23 @@ class Schedule(Configurable, ABC):
         t, t_next = _float64(t), _float64(t_next)
         jump = (self.increment(t, t_next) / self.complement(t)).clamp(0, 1)
         return torch.where(t_next > t, torch.where(t_next < 1, jump, 1.0), 0.0)
+
+    def check_ends(self) -> Self:
+        """The schedule itself. Paths that are mixtures of noise and data check theirs when they are built.
+
+        Raises:
+            ValueError: κ(0) is not 0 or κ(1) is not 1, within 10⁻⁶.
+        """
+        with torch.device("cpu"):  # whatever the default is, as where a model is made on "meta"
+            ends = self.kappa(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        for t, value in enumerate(ends.tolist() if readable(ends) else ()):
+            if not abs(value - t) <= ENDS:
+                raise ValueError(
+                    f"schedule={self!r} has κ({t}) = {value:.6g}; it must be {t}, as samples start from pure noise at "
+                    "κ = 0 and end as data at κ = 1: rescale it, as (κ(t) − κ(0)) / (κ(1) − κ(0)); MDLM's log-linear "
+                    "noise is LinearSchedule()"
+                )
+        return self
 
     def at(self, t: TimeLike, per_kappa: bool = False) -> ScheduleAt:
         """The values at the times t; with `per_kappa` of rates per unit of κ, so that κ' cancels also where it is 0."""

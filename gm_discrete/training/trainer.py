@@ -78,7 +78,7 @@ class GMTrainer(CheckpointedTrainer):
             `TokenCollator`, or for a continuous path an `ImageCollator`.
 
     Raises:
-        TypeError: `times` is given, the name of `time_sampler` in version 0.1.
+        TypeError: the model is no `GMModel`; or `times` is given, the name of `time_sampler` in version 0.1.
         ValueError: an argument of `Trainer` is not supported, the tokenizer does not fit the model, or the model has several
             fields and there is no data_collator.
     """
@@ -97,6 +97,11 @@ class GMTrainer(CheckpointedTrainer):
         check_options(args, kwargs)
         check_wrapped(model)
         base = base_model(model)
+        if not isinstance(base, GMModel):
+            raise TypeError(
+                f"model is a {type(base).__name__}, and must be a GMModel; train any other network with a path and a "
+                "generator in a loop around conditional_loss"
+            )
         tokenizer, path, config = kwargs.get("processing_class"), base.path, base.config
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             check_tokenizer(tokenizer, vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)

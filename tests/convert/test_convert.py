@@ -160,6 +160,17 @@ def test_convert__duo_has_the_same_reverse_step(tmp_path: File) -> None:
         assert float((law - duo_step(u, x, now, then)).abs().max()) < CLOSE
 
 
+def test_convert__duo_takes_the_even_steps_of_its_sampler(tmp_path: File) -> None:
+    model = converted(tmp_path, "duo")
+    assert (model.generation_config.grid, model.path.spacing) == ("linear", "quadratic")
+    own, even, other = (
+        model.generate(batch_size=8, length=LENGTH, num_steps=4, seed=0, **options)
+        for options in ({}, {"grid": "linear"}, {"grid": "quadratic"})
+    )
+    assert torch.equal(own, even)
+    assert not torch.equal(own, other)
+
+
 def test_convert__duo_has_the_same_likelihood_bound(tmp_path: File) -> None:
     """Integrand by integrand, also at κ = 0.999, where 1 − π(x), of float32, keeps four or five digits."""
     model, state, (x, z) = converted(tmp_path, "duo"), state_dict(), states("duo", 4)
@@ -425,6 +436,7 @@ def test_convert__names_bad_sources_and_destinations(tmp_path: File) -> None:
         (
             ({**CONFIGS["duo"], "causal": True}, "causal=true"),
             ({"model_type": "gpt2"}, "its config has model_type='gpt2'"),
+            ({**CONFIGS["mdlm"], "model_type": "bd3lm"}, "model_type='bd3lm': BD3-LM's network"),
             ({**CONFIGS["sedd"], "graph": {"type": "uniform"}}, "family='sedd-uniform' has no exact counterpart"),
         )
     ):

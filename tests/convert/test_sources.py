@@ -174,7 +174,7 @@ def test_convert__reads_lightning_files_of_duo(tmp_path: Path, lightning: Any) -
         ({"parameterization": "sedd"}, "masked", None),
         ({"algo": {"name": "ar", "causal_attention": True}}, None, "causal"),
         ({"algo": {"name": "ot-finetune"}}, None, r"family is missing.*algo\.name='ot-finetune'"),
-        ({"parameterization": "d3pm"}, None, r"family is missing.*parameterization='d3pm'"),
+        ({"parameterization": "d3pm"}, None, r"parameterization='d3pm': D3PM's network is not converted"),
         ({"model": {**MODEL, "n_heads": 0}}, None, r"n_heads in the config of source=0 must be an integer ≥ 1"),
         ({"model": {**MODEL, "n_heads": 3}}, None, r"not clear: 3 by the config, 2 by rotary_emb\.inv_freq"),
         ({"model": {**MODEL, "n_heads": "two"}}, None, r"'two' as model\.n_heads"),
@@ -194,6 +194,27 @@ def test_convert__takes_the_family_from_configs_of_runs(
     else:
         with pytest.raises(ValueError, match=message):
             convert(file, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameterization": "d3pm"}, r"has parameterization='d3pm': D3PM's network is not converted"),
+        ({"parameterization": "ar"}, r"has parameterization='ar': an autoregressive network"),
+        ({"algo": {"name": "bd3lm", "parameterization": "subs"}}, r"has algo\.name='bd3lm': BD3-LM's"),
+        ({"algo": {"name": "mdlm", "parameterization": "d3pm"}}, r"has algo\.parameterization='d3pm'"),
+        ({"backbone": "dimamba"}, r"has backbone='dimamba'"),
+        ({"diffusion": "uniform"}, r"has diffusion='uniform'"),
+    ],
+)
+def test_convert__no_family_overrides_a_config_of_another_kind(
+    tmp_path: Path, lightning: Any, changes: dict[str, Any], message: str
+) -> None:
+    file = lightning({**NESTED["mdlm"], **changes}, fast_tokenizer())
+    for family in ("mdlm", None):
+        with pytest.raises(ValueError, match=message):
+            convert(file, tmp_path / "model", family)
+    assert not (tmp_path / "model").exists()
 
 
 def test_convert__cosine_noise_of_duo_ends_where_it_does_there(tmp_path: Path, lightning: Any) -> None:

@@ -216,6 +216,48 @@ def test_conditional_loss__of_a_stand_in_is_that_of_the_module(name: str, diverg
     assert losses[0].dim() == 0
 
 
+class OwnNetwork(torch.nn.Module):
+    """A module that is a `Process`, and whose `forward` knows of no labels."""
+
+    def __init__(self, model: GMModel) -> None:
+        super().__init__()
+        self.path, self.model = model.path, model
+
+    def generator(self, x: Tensor, t: Tensor, t_next: Tensor | None = None) -> Any:
+        return self.path.marginal(self(x, t), x, t, t_next)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.model(input_ids=x, time=t).logits
+
+
+@every_path
+def test_conditional_loss__of_a_module_of_ones_own_is_by_its_generator(name: str) -> None:
+    model, z = network(name), batch()
+    own = OwnNetwork(model)
+    losses, gradients = [], []
+    for process in (model, own):
+        model.zero_grad()
+        losses.append(conditional_loss(process, z, rng=rng(9)))
+        losses[-1].backward()
+        gradients.append(model.heads.tokens.weight.grad.clone())  # pyright: ignore
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_conditional_loss__names_what_a_module_of_ones_own_lacks() -> None:
+    own = OwnNetwork(network("masked"))
+    with pytest.raises(TypeError, match="generator of OwnNetwork takes no attention_mask; leave it out"):
+        conditional_loss(own, batch(), torch.ones(6, 8))
+    with pytest.raises(TypeError, match=r"OwnNetwork is wrapped in DataParallel, .*takes no labels"):
+        conditional_loss(torch.nn.DataParallel(own), batch())
+    bare = torch.nn.Linear(1, 1)
+    bare.path = PATHS["masked"]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    with pytest.raises(
+        TypeError, match=r"Linear has neither a method generator\(x, t\) nor a forward that takes labels"
+    ):
+        conditional_loss(bare, batch())
+
+
 def test_conditional_loss__the_config_chooses_the_divergence() -> None:
     z = batch()
     model = network("reversal", divergence="cross_entropy")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import mpmath  # a dependency of torch's sympy
 import numpy as np
@@ -12,10 +13,16 @@ from hypothesis import strategies as st
 
 from gm_discrete import (
     CosineSchedule,
+    EditPath,
+    EuclideanMixturePath,
     ExponentialSchedule,
     LinearSchedule,
+    MaskedPath,
+    MetricPath,
+    Path,
     PowerSchedule,
     SquaredSineSchedule,
+    UniformPath,
 )
 from gm_discrete.paths.schedules import Schedule
 
@@ -232,3 +239,48 @@ def test_configurable__an_argument_that_is_not_stored_under_its_name_is_named() 
 def test_configurable__an_unknown_type_says_to_import_its_module() -> None:
     with pytest.raises(ValueError, match=r"schedule='ring' names no Schedule.*import the module"):
         Schedule.from_dict({"type": "ring"})
+
+
+class Geometric(LinearSchedule):
+    """κ = e^(−σ̄) with σ̄ = σ_min^t σ_max^(1 − t), the geometric noise of SEDD and MDLM: κ(0) = e^(−20), κ(1) = e^(−σ_min)."""
+
+    def __init__(self, least: float = 1e-4, most: float = 20.0) -> None:
+        self.least, self.most = least, most
+
+    def kappa(self, t: torch.Tensor | float) -> torch.Tensor:
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return torch.exp(-(self.least**t) * self.most ** (1 - t))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda schedule: MaskedPath(4, schedule=schedule),
+        lambda schedule: UniformPath(4, schedule=schedule),
+        lambda schedule: MetricPath(2, embeddings=[[0.0], [1.0]], schedule=schedule),
+        lambda schedule: EditPath(4, schedule=schedule),
+        lambda schedule: EuclideanMixturePath(schedule=schedule),
+    ],
+    ids=["masked", "uniform", "metric", "edits", "euclidean"],
+)
+def test_path__needs_a_schedule_from_0_to_1(build: Callable[[Schedule], Path]) -> None:
+    """With other ends loss and bound would lie below −log p, and samples would keep some of the noise."""
+    with pytest.raises(
+        ValueError, match=r"schedule=Geometric\(least=0.0001, most=20.0\) has κ\(1\) = 0.9999; .*must be 1"
+    ):
+        build(Geometric())
+    with pytest.raises(
+        ValueError, match=r"has κ\(0\) = 0.13533\d; it must be 0.* log-linear noise is LinearSchedule\(\)"
+    ):
+        build(Geometric(1e-9, 2.0))
+    with pytest.raises(ValueError, match=r"has κ\(1\) = nan"):
+        build(Geometric(math.nan))
+    build(Geometric(1e-9, 20.0))  # e^-20 and 1 − 1e-9 are ends
+
+
+def test_path__takes_every_schedule_of_the_library() -> None:
+    extreme = [PowerSchedule(0.05), PowerSchedule(1e4), ExponentialSchedule(1e-6), ExponentialSchedule(1e6)]
+    for schedule in [*SCHEDULES, *extreme]:
+        assert MaskedPath(4, schedule=schedule).schedule is schedule
+        with torch.device("meta"):  # as where a model is made without memory
+            assert MaskedPath(4, schedule=schedule).schedule is schedule

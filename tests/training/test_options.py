@@ -55,6 +55,12 @@ def test_trainer__refuses_functions_that_it_would_not_call(tmp_path: Path, name:
         GMTrainer(small_model(), TrainingArguments(str(tmp_path), use_cpu=True), **{name: print})
 
 
+def test_trainer__names_a_network_that_is_no_model(tmp_path: Path) -> None:
+    network: Any = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=r"model is a Linear, and must be a GMModel; .* loop around conditional_loss"):
+        GMTrainer(network, TrainingArguments(str(tmp_path), use_cpu=True))
+
+
 BEST: dict[str, Any] = {"save_strategy": "steps", "eval_strategy": "steps", "load_best_model_at_end": True}
 
 
