@@ -198,7 +198,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
     "generators=": lambda: model(GaussianPath({"flow": 1.0})).generate(generators={"jump": 1.0}),
     "bad_words_ids=": lambda: model().generate(length=4, bad_words_ids=[[token] for token in range(8)]),
     "a coupled path": lambda: model(MixturePath(9, coupled=True), max_position_embeddings=8).generate(batch_size=2),
-    "given must be a dict": lambda: product().generate(given={"c": torch.zeros(2)}),
+    "given has": lambda: product().generate(given={"c": torch.zeros(2)}),
     "the landing distribution": lambda: broken().generate(length=4, num_steps=2),
     "40 scored positions": lambda: any_order_likelihood(model(), torch.zeros(1, 40, dtype=torch.long)),
     "orders of revealing masks": lambda: any_order_likelihood(model(UniformPath(9)), Z),

@@ -117,6 +117,8 @@ class Cells:
     signs: str = ""
     one_group: set[str] = field(default_factory=lambda: set(ONE_GROUP))
     """The signs that may separate thousands as well as decimals in all cells so far."""
+    shown: dict[str, str] = field(default_factory=dict)
+    """A cell with each of these signs, and under "" any cell, for errors."""
 
     def add(self, cells: pa.Array) -> None:
         """Considers further cells."""
@@ -125,6 +127,9 @@ class Cells:
         if not len(values):
             return
         self.empty = False
+        for sign in ("", *ONE_GROUP):
+            if sign not in self.shown and len(having := values.filter(pc.match_substring(values, sign))):
+                self.shown[sign] = having[0].as_py()
         for name in list(self.possible):
             if not pc.all(pc.match_substring_regex(values, PATTERNS[name])).as_py():
                 self.possible.discard(name)
@@ -152,16 +157,17 @@ def cell_types(
         only = [cells.possible & {"point", "comma"} for cells in columns.values()]
         comma = any("," in cells.signs and "comma" in cells.possible for cells in columns.values())
         decimal = "," if {"comma"} in only or ({"point"} not in only and comma and separator != ",") else "."
-        group = "." if decimal == "," else ","
+        open_signs = ["." if decimal == "," else ","]
+        if separator == ";" and decimal == "." and {"point"} not in only:
+            open_signs.append(".")  # a semicolon separates cells where decimals have a comma
         for name, cells in columns.items():
-            if (
-                not cells.empty
-                and group in cells.one_group
-                and cells.possible & {"whole", "point", "comma"} == {"point", "comma"}
-            ):
+            if cells.empty or cells.possible & {"whole", "point", "comma"} != {"point", "comma"}:
+                continue
+            if sign := next((sign for sign in open_signs if sign in cells.one_group), None):
                 raise ValueError(
-                    f"column {name!r} holds numbers such as 43{group}250, whose {group!r} may separate thousands or "
-                    f"decimals; give decimal={decimal!r} if it separates thousands, or decimal={group!r}"
+                    f"column {name!r} holds numbers such as {cells.shown[sign]}, whose {sign!r} may separate thousands "
+                    f"or decimals; give decimal={'.' if sign == ',' else ','!r} if it separates thousands, or "
+                    f"decimal={sign!r}"
                 )
     return {name: _cell_type(name, cells, decimal, dates) for name, cells in columns.items()}
 
@@ -173,7 +179,7 @@ def _cell_type(name: str, cells: Cells, decimal: str, dates: Mapping[str, str | 
     possible = [kind for kind in PATTERNS if kind in cells.possible and not cells.empty]
     if possible[:2] == ["day_first", "month_first"]:
         raise ValueError(
-            f"column {name!r} holds dates whose day and month cannot be told apart, such as 01/02/2024; give "
+            f"column {name!r} holds dates whose day and month cannot be told apart, such as {cells.shown['']}; give "
             f'date_columns={{"{name}": "%d/%m/%Y"}} or "%m/%d/%Y", or list it in text_columns'
         )
     if name in dates and (not possible or possible[0] not in DATES):

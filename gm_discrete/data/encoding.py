@@ -142,7 +142,7 @@ def encode_rows(rows: Rows, codecs: Codecs, rng: torch.Generator | None = None) 
     """Encodes rows of natural values as a state: numbers float32 [N, 1, 1], categories long [N, 1].
 
     A missing number is replaced by a draw from its column's distribution, f⁻¹ of a normal number, so that its value carries
-    no information.
+    no information. Numbers beyond the `ends` of their codec become the end; a warning names them.
 
     Args:
         rng: dequantises numbers and draws the missing ones; without it numbers are not dequantised, and missing ones are
@@ -155,7 +155,28 @@ def encode_rows(rows: Rows, codecs: Codecs, rng: torch.Generator | None = None) 
     size = len(next(iter(columns.values())))
     uniform = None if rng is None else torch.rand(size, num_draws(codecs), generator=rng, dtype=torch.float64)
     flat = encode_columns(columns, codecs, uniform)
+    _warn_of_clamped(columns, codecs)
     return {name: with_shape(field, 1) for name, field in flat.items()}
+
+
+def _warn_of_clamped(columns: Mapping[str, Column], codecs: Codecs) -> None:
+    """Warns once of all fields with numbers beyond the ends of their codec."""
+    found = []
+    for _, _, parts in numbers_of_fields(columns, codecs):
+        for name, values in (parts or {}).items():
+            codec = codecs[name]
+            assert isinstance(codec, Scaler)
+            low, high = codec.ends
+            margin = codec.unit / 2 if np.isinf(high - low) else max(codec.unit / 2, 1e-6 * (high - low))
+            beyond = (values < low - margin) | (values > high + margin)
+            if beyond.any():
+                value = values[beyond.argmax()]
+                found.append(f"{name!r} ({beyond.sum()}: {value:.15g}, not within {low:.15g} and {high:.15g})")
+    if found:
+        logger.warning(
+            f"numbers beyond the range on which the codecs were fitted are encoded as its nearest end: {', '.join(found)}; "
+            "a score does not show how far out they are"
+        )
 
 
 def natural_values(state: Mapping[str, Tensor], codecs: Mapping[str, Codec]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def describe_columns(rows: Rows | IterableDataset, *, first: int | None = 100_00
         first: how many rows of a stream are read, `None` for all.
 
     Raises:
-        ValueError: there are no rows, or a column is empty or holds other types.
+        ValueError: there are no rows, or a column is empty, or holds other types or numbers that are not finite.
     """
     columns = first_columns_of(rows, first) if isinstance(rows, IterableDataset) else columns_of(rows)
     found = {}
@@ -43,7 +43,10 @@ def describe_columns(rows: Rows | IterableDataset, *, first: int | None = 100_00
         if kind == "number":
             values = numbers(cells)
             missing = np.isnan(values)
-            digits = decimals(values[~missing]) if np.isfinite(values[~missing]).all() else None
+            try:
+                digits = decimals(values[~missing])
+            except ValueError as error:
+                raise ValueError(f"column {name!r}: {error}") from error
             rounded = "" if digits is None else f", {digits} decimal{'s' if digits > 1 else ''}"
             text = f"{'whole number' if digits == 0 else 'number'} from {values[~missing].min():g} to "
             text += f"{values[~missing].max():g}{rounded if digits else ''}"

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from transformers.utils import logging
 
 from gm_discrete.arguments import listed, whole
-from gm_discrete.data.scalers import Scaler
+from gm_discrete.data.scalers import DatePart, Scaler
 from gm_discrete.generation.blocks import APPROXIMATE, Blocks
 from gm_discrete.generation.canvas import Canvas
 from gm_discrete.generation.config import GMGenerationConfig
@@ -34,6 +34,7 @@ from gm_discrete.nn.field import Field
 from gm_discrete.nn.readout import Network, Processors
 from gm_discrete.paths import EditPath, FinitePath, Path
 from gm_discrete.process import Process, State, pack_state, unpack
+from gm_discrete.renamed import nearest
 from gm_discrete.samplers import ClassifierGuidance
 
 logger = logging.get_logger(__name__)
@@ -420,8 +421,13 @@ def _by_field(value: T | Mapping[str, T] | None, fields: Mapping[str, Field], na
     """
     if value is None or "" in fields:
         return {} if value is None else {"": cast(T, value)}
-    if not isinstance(value, Mapping) or value.keys() - fields.keys():
+    if not isinstance(value, Mapping):
         raise ValueError(f"{name} must be a dict by field, of {', '.join(fields)}")
+    if unknown := [key for key in value if key not in fields]:
+        key, codecs = unknown[0], {field: found.codec for field, found in fields.items()}
+        parts = [repr(f) for f, codec in codecs.items() if isinstance(codec, DatePart) and f == f"{key}_{codec.part}"]
+        meant = f"; this column of dates has the fields {', '.join(parts)}." if parts else nearest(str(key), fields)
+        raise ValueError(f"{name} has {key!r}, which is no field{meant or '.'} All fields are {', '.join(fields)}")
     return value
 
 

@@ -62,7 +62,8 @@ def field_likelihood(
         conditioning: passed on to `model.generator`.
 
     Returns:
-        `.nats` [B] and the share of each field, `.fields`.
+        `.nats` [B] and the share of each field, `.fields`. `.nats_stderr` is known where nothing but the draws of the bound
+        is random: for discrete fields alone, and for masks and continuous fields with `trace="exact"`.
 
     Raises:
         TypeError: the path has a single field, or a continuous field has no flow.
@@ -92,6 +93,8 @@ def field_likelihood(
     whole("num_samples", num_samples, least=1)
     check_call(model, z, "z", conditioning)
     nats: dict[str, Tensor] = {}
+    masking = all(factor.is_masked for factor in discrete.values())
+    kept: Tensor | None = None
     with evaluation_mode(model):
         if continuous:
             vector = ContinuousFields(model, continuous, z, rng, conditioning)
@@ -100,14 +103,19 @@ def field_likelihood(
             nats |= zip(continuous, (part.sum(1) for part in flow.entries.split(vector.sizes, 1)), strict=True)
         if discrete:
             # Masks are drawn by their number, which varies less than the estimate by the time.
-            masking = all(factor.is_masked for factor in discrete.values())
             by_mask_count = masking and common_schedule(discrete) is not None
             with torch.no_grad():
                 draws = bound_draws(model, z, scored, num_samples, rng, conditioning, by_mask_count=by_mask_count)
+            if not continuous or (trace == "exact" and masking):
+                # The value of the flow is the same for all draws.
+                kept = torch.stack(
+                    [*draws.values(), *(part[:, None].expand(-1, num_samples) for part in nats.values())]
+                )
             nats |= {name: part.mean(1) for name, part in draws.items()}
     nats = {name: nats[name] for name in path.fields}
     count = torch.stack([mask.flatten(1).sum(1) for mask in scored.values()]).sum(0)
-    return Likelihood(torch.stack(list(nats.values())).sum(0), count, "fields", fields=nats)
+    kept = None if kept is None else kept.sum(0)
+    return Likelihood(torch.stack(list(nats.values())).sum(0), count, "fields", kept, fields=nats)
 
 
 class ContinuousFields:

@@ -215,7 +215,7 @@ def test_encode_rows__bad_tables_are_named() -> None:
         ([], "rows "),
         ([{"a": 1.0}], r"'b'.*a, b"),
         ([{"a": 1.0, "b": "x", "c": 2}], "'c'"),
-        ([{"a": 1.0, "b": "z"}], r"'b': values .*'z'"),
+        ([{"a": 1.0, "b": "z"}], r"'b': values .*'z'.*drop the rows, or fit .* train, again"),
         ([{"a": None, "b": "x"}], r"'a': 1 of 1 .*missing"),
         ([{"a": "1", "b": "x"}], "'a': '1'"),
         ([{"a": math.inf, "b": "x"}], r"'a': values .*inf"),
@@ -283,6 +283,35 @@ def test_describe_columns__says_what_columns_hold() -> None:
     }
     mixed = {"a": [*map(str, range(30)), "unknown"] * 2}
     assert "numbers but for 'unknown'" in describe_columns(mixed)["a"]
+
+
+def test_describe_columns__names_the_column_of_numbers_that_are_not_finite() -> None:
+    for describe in (describe_columns, fit_codecs):
+        with pytest.raises(ValueError, match=r"column 'a': values holds inf \(1 of 41\); leave out"):
+            describe({"b": ["x"] * 41, "a": [*map(float, range(40)), math.inf]})
+
+
+def test_encode_rows__warns_of_numbers_beyond_the_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("transformers").propagate = True
+    logging.getLogger("gm_discrete").propagate = True
+    when = datetime.date(2023, 2, 1)
+    rows = {"price": [326, 18823], "depth": [0.5, None], "day": [when, datetime.date(2024, 3, 31)], "cut": ["a", "b"]}
+    codecs = fit_codecs(rows)
+    state = encode_rows(rows, codecs)
+    encode_rows({"depth": [7.0]}, fit_codecs({"depth": [0.5, 1.0]}, scalers="standard", bounded=False))
+    assert not caplog.records
+    later = datetime.date(2030, 3, 1)
+    far = {"price": [400, 187870, 2 * 10**5], "depth": [0.5, None, 0.5], "day": [when, when, later], "cut": ["a"] * 3}
+    found = encode_rows(far, codecs)
+    assert len(caplog.records) == 1
+    assert (
+        "'price' (2: 187870, not within 326 and 18823), 'day_year' (1: 2030, not within 2023 and 2024)" in caplog.text
+    )
+    assert "depth" not in caplog.text
+    encode_rows({"x": [1e-9, 2.5]}, fit_codecs({"x": [0.123456789, 1 / 3, 2 / 3]}, bounded=False))
+    assert "'x' (2: 1e-09, not within 0.123456789 and 0.666666666666667)" in caplog.text
+    assert float(found["price"][1]) >= float(state["price"][1])
+    assert torch.equal(found["price"][1], found["price"][2])
 
 
 def moments(kind: str) -> list[Any]:

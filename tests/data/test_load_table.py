@@ -84,6 +84,9 @@ def test_load_table__decimal_decides_where_thousands_and_decimals_look_alike(tmp
     assert columns(tmp_path / "t.csv", text, decimal=",")["weight"] == [43250, 1500]
     assert columns(tmp_path / "t.csv", text + "1,0;1.000.000\n")["weight"] == [43250, 1500, 10**6]
     assert columns(tmp_path / "t.csv", "a,b\n1,43.250\n")["b"] == [43.25]
+    assert columns(tmp_path / "t.csv", "a;b\n0.5;1.200\n")["b"] == [1.2]  # the column a has the decimal point
+    for decimal, value in ((",", 1200), (".", 1.2)):
+        assert columns(tmp_path / "t.csv", "a;b\nx;1.200\ny;9.382\n", decimal=decimal)["b"][0] == value
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -182,10 +185,15 @@ def test_load_table__json_with_nulls_and_other_columns(tmp_path: Path) -> None:
         ("t.csv", "", r"t\.csv "),
         ("t.csv", "a,b\n", r"t\.csv: .*no rows"),
         ("t.csv", "a,d\n1,2024-02-30\n", r"t\.csv, column 'd': .*2024-02-30.*text_columns"),
-        ("t.csv", "a,d\n1,01/02/2024\n", r"t\.csv: column 'd' .*date_columns"),
+        ("t.csv", "a,d\n1,03/02/2021\n", r"t\.csv: column 'd' .*03/02/2021.*date_columns"),
         ("t.csv", "a,d\n1,01-02-2024\n", r"t\.csv: column 'd' .*date_columns"),
-        ("t.csv", "price;weight\n42,99;43.250\n7,5;15\n", r"t\.csv: column 'weight' .*decimal="),
-        ("t.csv", 'a,b\n1,"1,234"\n', r"t\.csv: column 'b' .*decimal="),
+        ("t.csv", "price;weight\n42,99;43.250\n7,5;15\n", r"t\.csv: column 'weight' .* such as 43\.250.*decimal="),
+        (
+            "t.csv",
+            "price;n\n7;1\n1.200;2\n",
+            r"'price' .* such as 1\.200, .*decimal=',' if .*thousands, or decimal='\.'",
+        ),
+        ("t.csv", 'a,b\n1,"1,234"\n', r"t\.csv: column 'b' .* such as 1,234, .*decimal='\.' if .*thousands"),
         ("t.csv", "a\0,b\n1,2\n", r"t\.csv .*text file"),
         ("t.jsonl", '{"a": 1}\n{"a":\n', r"t\.jsonl, line 2"),
         ("t.jsonl", '{"a": 1}\n[2]\n', r"t\.jsonl, line 2"),

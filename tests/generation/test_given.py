@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from gm_discrete import (
     ProductPath,
     UniformPath,
 )
+from gm_discrete.data import fit_codecs, table_path
 from gm_discrete.nn.readout import Network
 from tests.helpers.distributions import LEAST_P, chi_square
 from tests.helpers.euclid import kolmogorov, normal_cdf
@@ -99,7 +101,8 @@ def test_given__every_form_of_values_and_masks() -> None:
         ("row", {"price": ([1.0, 2.0], [True])}, r"given\['price'\] .*\[2, 1, 1\].*\[1, 1, 1\]"),
         ("row", {"price": [math.inf]}, "holds inf"),
         ("row", {"price": [1.0], "depth": [60.0, 61.0]}, r"given\['price'\] has 1, given\['depth'\] has 2"),
-        ("row", {"color": [1]}, "given .*cut, price, depth, table"),
+        ("row", {"color": [1]}, r"given has 'color', which is no field\. All fields are cut, price, depth, table"),
+        ("row", {"cut": [1], "prise": [1]}, r"given has 'prise', which is no field; did you mean price\?"),
         ("row", [1.0], "given .*dict"),
         ("two lines", {"over": [[1, 2], [3]]}, r"given\['over'\].*lengths"),
         ("two lines", {"over": [[1, 9]]}, r"given\['over'\] .*0 to 5"),
@@ -111,6 +114,17 @@ def test_given__every_form_of_values_and_masks() -> None:
 def test_given__values_that_do_not_fit_are_named(name: str, given: Any, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         generate(name, given=given)
+
+
+def test_given__a_column_of_dates_is_given_by_its_fields() -> None:
+    codecs = fit_codecs({"order date": [datetime.date(2023, 2, 1), datetime.date(2024, 3, 31)], "city": ["a", "b"]})
+    config = GMConfig(
+        path=table_path(codecs), fields={name: {"codec": codec} for name, codec in codecs.items()},
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+    )  # fmt: skip
+    parts = ", ".join(f"'order date_{part}'" for part in ("year", "month", "day"))
+    with pytest.raises(ValueError, match=f"given has 'order date', which .*dates has the fields {parts}"):
+        GMModel(config).generate(given={"order date": ["2023-02-01"]})
 
 
 # ---- the input of the network

@@ -52,6 +52,11 @@ def test_field_likelihood__of_an_exact_posterior(symbols: MaskedPath | UniformPa
     error = found.fields["kind"] + joint.log_softmax(1).gather(1, z["kind"]).squeeze(1)
     assert float(error.mean().abs()) < SIGMAS * float(error.std()) / len(error) ** 0.5
     assert torch.allclose(found.nats, found.fields["kind"] + found.fields["size"])
+    masked = symbols.is_masked  # else the flow's noise of the symbols is another chance
+    assert (found.draws is None) != masked
+    if found.draws is not None:
+        assert torch.allclose(found.draws.mean(1), found.nats)
+        assert found.draws.shape == (300, 64)
     assert found.kind == "fields"
     assert found.num_tokens.tolist() == [2] * 300
     assert found.stderr == pytest.approx(float(found.nats.std()) / 300**0.5 / (2 * math.log(2)))
@@ -64,6 +69,7 @@ def test_field_likelihood__hutchinson_is_exact_for_one_number() -> None:
         field_likelihood(exact(MaskedPath(4)), z, trace=trace, rng=rng(), **kwargs)  # pyright: ignore
         for trace in ("exact", "hutchinson")
     )
+    assert two.draws is None  # in general the noise of the trace is another chance
     assert torch.allclose(one.fields["size"], two.fields["size"])  # for one number v ∇u v is ∇u
 
 
@@ -89,6 +95,7 @@ def test_field_likelihood__of_discrete_fields_alone_needs_no_independent_times()
     model = ExactProductModel(path, {"kind": torch.arange(3)[:, None], "other": torch.arange(3)[:, None]}, weights=LAW)
     z = {"kind": torch.tensor([[0], [1], [2]]), "other": torch.tensor([[0], [1], [2]])}
     found = field_likelihood(model, z, num_samples=2, rng=rng())
+    assert torch.isfinite(found.nats_stderr).all()
     # Only the first of the pair to be revealed carries information; of two draws one has both masked: weight 2/2, two terms.
     assert torch.allclose(found.nats, -LAW.log())
 

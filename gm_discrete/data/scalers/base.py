@@ -100,6 +100,11 @@ class Scaler(Codec, ABC):
         return 0.0 if self.digits is None else 10.0**-self.digits
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value; `transform` maps those beyond as these. Infinite without bounds."""
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+
+    @property
     def reach(self) -> float:
         """The greatest |x|; infinite without bounds."""
         if self.low is None or self.high is None:

@@ -69,7 +69,7 @@ class Categories(Codec):
             shown = ", ".join(map(repr, list(dict.fromkeys(unseen))[:5]))
             raise ValueError(
                 f"values holds {shown} ({len(unseen)} of {len(names)}), not among the {len(self)} categories: "
-                f"{_shortened(self.names)}; fit the categories on rows with these values"
+                f"{_shortened(self.names)}; drop the rows, or fit the categories, and train, again on a table that has them"
             ) from None
 
     def __contains__(self, value: object) -> bool:

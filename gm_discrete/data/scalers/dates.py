@@ -56,6 +56,10 @@ class DatePart(Scaler):
         return cls(part, scaler.fit(values, digits=digits, low=low, high=high, bounded=bounded))
 
     @property
+    def ends(self) -> tuple[float, float]:
+        return self.scaler.ends
+
+    @property
     def reach(self) -> float:
         return self.scaler.reach
 

@@ -107,6 +107,12 @@ class QuantileScaler(Scaler):
         return cls(quantiles.tolist(), None, digits, low, high)
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Those of the bounds and of the quantiles."""
+        low, high = super().ends
+        return max(low, self.quantiles[0] + self.unit / 2), min(high, self.quantiles[-1] - self.unit / 2)
+
+    @property
     def reach(self) -> float:
         """Φ⁻¹(1 − h) = 3.29."""
         return float(torch.special.ndtri(torch.tensor(1 - TAIL, dtype=torch.float64)))
