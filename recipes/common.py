@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,9 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
+from gm_discrete.command.texts import TRACEBACK, one_line
 from gm_discrete.json_text import json_text
+from gm_discrete.renamed import nearest
 from gm_discrete.samplers import Sampler
 from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
 from gm_discrete.training.checkpoints import check_new
@@ -35,6 +37,26 @@ class OptimizerOptions(Protocol):
     num_eval_samples: int
 
 
+def run_script(main: Callable[[], object], stopped: str = "the same command resumes from the last checkpoint") -> None:
+    """Runs the `main` of a recipe as a program: an error of its arguments or files is one line, with exit status 2.
+
+    With the environment variable `GM_DISCRETE_TRACEBACK`, which `gm-discrete --traceback train` sets, the traceback is
+    printed in its place.
+
+    Args:
+        stopped: printed after Ctrl-C.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; {stopped}")
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
 def print_anywhere() -> None:
     """Makes `print` write ? in place of characters that the terminal or the log does not have; it would end the run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -48,23 +70,14 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
 
     Args:
         classes: dataclasses of arguments, `TrainingArguments` among them.
-        argv: the command line; by default `sys.argv`, of which an error is one line, with exit status 2.
+        argv: the command line; by default `sys.argv`.
 
     Raises:
-        ValueError: the file holds an argument that no class has, or one that a recipe does not use is given.
+        ValueError: the file or the command line holds an argument that no class has, or one that recipes do not use.
         OSError: there is no such file.
     """
     print_anywhere()
-    if argv is not None:
-        return _parsed(classes, list(argv))
-    try:
-        return _parsed(classes, sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
+    argv = list(sys.argv[1:] if argv is None else argv)
     settings: dict[str, Any] = {}
     if "--config" in argv:
         at = argv.index("--config")
@@ -86,7 +99,13 @@ def _parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     parser.set_defaults(**settings)
     for action in parser._actions:
         action.required = action.required and action.dest not in settings
-    parsed = parser.parse_args_into_dataclasses(argv)
+    *parsed, words = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    for word in words:
+        option = word.partition("=")[0]
+        if not option.startswith("-"):
+            raise ValueError(f"{word!r} belongs to no option; a file of data is given as --data {word}")
+        names = [name for name in parser._option_string_actions if "-" not in name[2:]]
+        raise ValueError(f"there is no option {option}{nearest(option, names)}")
     if checkpoint := next(
         (part.resume_from_checkpoint for part in parsed if isinstance(part, TrainingArguments)), None
     ):
@@ -97,7 +116,7 @@ def _parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     for part in parsed:
         if isinstance(part, TrainingArguments) and part.dataloader_num_workers:
             part.dataloader_persistent_workers = True  # they are not started anew in each epoch
-    return parsed
+    return tuple(parsed)
 
 
 def check_run(folder: Path, settings: Mapping[str, object]) -> None:

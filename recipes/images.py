@@ -32,6 +32,7 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    run_script,
     time_sampler,
     train,
     trainer_options,
@@ -269,7 +270,4 @@ def visible(state: Tensor, options: ImageArguments, model: GMModel) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    run_script(main)

@@ -10,6 +10,7 @@ synthetic columns; for music samples.mid, and samples.png, a piano roll.
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    run_script,
     time_sampler,
     train,
     trainer_options,
@@ -75,6 +77,7 @@ class MixedArguments:
     columns: str | None = field(
         default=None, metadata={"help": "columns of the table, separated by commas; default: all"}
     )
+    drop_columns: str = field(default="", metadata={"help": "columns to leave out, separated by commas"})
     separator: str | None = field(
         default=None, metadata={"help": "of a csv file; default: the one that cuts all lines into equally many cells"}
     )
@@ -129,6 +132,8 @@ class MixedArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((MixedArguments, TrainingArguments), argv)
+    if not options.data:
+        raise ValueError("--data is missing; give a csv, json or parquet file, a folder of them, or a hub id")
     with locked(training.output_dir):
         return run(options, training)
 
@@ -176,6 +181,13 @@ def run(options: MixedArguments, training: TrainingArguments) -> dict[str, float
         model = GMModel.from_pretrained(output).to(training.device)
         with published(output) as draft:
             show_music(options, model, draft) if music else show_table(options, model, real, draft)
+    samples = "samples*.mid, samples*.png" if music else "samples.csv, columns.png"
+    scored = f"sum over {len(codecs)} fields, {len(real):,} {'sequences' if music else 'rows'}"
+    print_once(
+        training,
+        f"\nheld-out loss: {metrics['loss']:.4f} ({scored})\n"
+        f"written to {output}/: model, metrics.json, curve.png, {samples}",
+    )
     return metrics
 
 
@@ -195,10 +207,14 @@ def load(options: MixedArguments, split: str) -> Dataset | IterableDataset:
         text_columns=listed(options.text_columns),
         date_columns=names or listed(options.date_columns),
     )
-    if options.columns:
-        if absent := [name for name in listed(options.columns) if name not in (rows.column_names or ())]:
-            raise ValueError(f"columns names {absent[0]!r}; the table has {', '.join(rows.column_names or ())}")
-        rows = rows.select_columns(listed(options.columns))
+    names, dropped = rows.column_names or [], listed(options.drop_columns)
+    for option, given in (("columns", listed(options.columns or "")), ("drop_columns", dropped)):
+        if absent := [name for name in given if name not in names]:
+            raise ValueError(
+                f"--{option} names {absent[0]!r}, which the table does not have; give some of {', '.join(names)}"
+            )
+    if options.columns or dropped:
+        rows = rows.select_columns([name for name in listed(options.columns or "") or names if name not in dropped])
     if split == "train":
         return rows if isinstance(rows, Dataset) else rows.shuffle(seed=0, buffer_size=10_000)
     if isinstance(rows, IterableDataset):
@@ -217,7 +233,14 @@ def described(options: MixedArguments, known: Dataset | IterableDataset, held_ou
     Raises:
         ValueError: there are too few rows.
     """
-    lines = [f"{name}: {text}" for name, text in describe_columns(known, first=options.fit_rows or 100_000).items()]
+    try:
+        found = describe_columns(known, first=options.fit_rows or 100_000)
+    except ValueError as error:
+        error.add_note("--drop_columns NAME leaves a column out")
+        raise
+    lines = [f"{name}: {text}" for name, text in found.items()]
+    if superfluous := [name for name, text in found.items() if "leave it out" in text]:
+        lines.append(f"--drop_columns {shlex.quote(','.join(superfluous))} leaves out what looks like an identifier")
     if isinstance(known, IterableDataset):
         return [*lines, f"a stream; held out: {len(held_out):,} rows"]
     trained = len(known) - len(held_out)
@@ -281,7 +304,4 @@ def show_music(options: MixedArguments, model: GMModel, output: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_float32_matmul_precision("high")
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    run_script(main)

@@ -43,6 +43,7 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    run_script,
     time_sampler,
     train,
     trainer_options,
@@ -323,7 +324,4 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 if __name__ == "__main__":
     torch.set_float32_matmul_precision("high")
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    run_script(main)

@@ -33,6 +33,7 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    run_script,
     time_sampler,
     train,
     trainer_options,
@@ -306,7 +307,4 @@ def answered(options: SFTArguments, tokenizer: Tokenizer, model: GMModel, prompt
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    run_script(main)

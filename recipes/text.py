@@ -46,6 +46,7 @@ from recipes.common import (
     parse_arguments,
     plot_curve,
     print_once,
+    run_script,
     time_sampler,
     train,
     trainer_options,
@@ -477,7 +478,4 @@ def split_prompt(prompt: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    run_script(main)

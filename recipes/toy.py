@@ -48,7 +48,7 @@ from gm_discrete.objective.bregman import DIVERGENCES
 from gm_discrete.paths import EuclideanPath, TimeLike
 from gm_discrete.samplers import time_grid
 from gm_discrete.training import locked, published
-from recipes.common import print_anywhere, write_json
+from recipes.common import print_anywhere, run_script, write_json
 from recipes.options import json_dict
 
 matplotlib.use("Agg")
@@ -421,4 +421,4 @@ def run(options: ToyArguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, stopped="nothing was written")

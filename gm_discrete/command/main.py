@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from gm_discrete.command.texts import HelpFormatter, Parser, one_line
+from gm_discrete.command.texts import TRACEBACK, HelpFormatter, Parser, one_line
 
 COMMANDS = {
     "train": ("gm_discrete.command.train", "train a model with one of the recipes"),
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command with the arguments of the command line; an error is one line, with exit status 2."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     run, command, traceback = (vars(options).pop(name) for name in ("run", "command", "traceback"))
+    if traceback:
+        os.environ[TRACEBACK] = "1"  # for a recipe, which takes the place of this process
     try:
         run(options)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 from pathlib import Path
 
+CONFIGS_OF_DATA = {
+    **dict.fromkeys((".csv", ".tsv", ".parquet", ".json", ".jsonl"), "table"),
+    **dict.fromkeys((".txt", ".md"), "shakespeare"),
+}
+"""Suffix of a file of data → the config that trains on such files."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -31,8 +37,13 @@ def find_config(name: str) -> Path:
 
     Raises:
         FileNotFoundError: there is neither.
+        ValueError: it is a file of data.
     """
     found = configs()
+    if config := CONFIGS_OF_DATA.get(Path(name).suffix.lower()):
+        raise ValueError(
+            f"CONFIG {name!r} is a file of data; give gm-discrete train {config} --data {shlex.quote(name)}"
+        )
     if Path(name).is_file():
         return Path(name)
     if name in found:
@@ -40,7 +51,8 @@ def find_config(name: str) -> Path:
     from gm_discrete.renamed import nearest
 
     raise FileNotFoundError(
-        f"CONFIG {name!r} is neither a file nor the name of a config{nearest(name, found)}; gm-discrete recipes lists them"
+        f"CONFIG {name!r} is neither a file nor the name of a config{nearest(name, found)}; gm-discrete recipes lists them, "
+        "and gm-discrete train table --data FILE trains on a table of your own"
     )
 
 

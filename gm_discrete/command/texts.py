@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+TRACEBACK = "GM_DISCRETE_TRACEBACK"
+"""Environment variable with which recipes print tracebacks in place of errors of one line."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
@@ -24,7 +27,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def one_line(error: BaseException) -> str:
     """The message of an error and its notes, without line breaks."""
-    return " ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())
+    return ". ".join(" ".join(part.split()).rstrip(".") for part in (str(error), *getattr(error, "__notes__", ())))
 
 
 def positive(text: str) -> int:

@@ -396,6 +396,11 @@ def test_train__finds_the_recipe_of_every_config() -> None:
 
 def test_train__refuses_what_is_no_config(tmp_path: Path, capsys: Capture) -> None:
     assert "did you mean shakespeare" in refused(capsys, "train", "shakespear")
+    assert "gm-discrete train table --data FILE" in refused(capsys, "train", "tabel_of_mine")
+    table = tmp_path / "my table.csv"
+    table.write_text("age\n3\n", encoding="utf-8")
+    assert f"gm-discrete train table --data '{table}'" in refused(capsys, "train", table)
+    assert "gm-discrete train shakespeare --data book.txt" in refused(capsys, "train", "book.txt")
     file = tmp_path / "mine.yaml"
     for content, match in (
         ("length: 3\n", "write `recipe: text`"),
@@ -460,6 +465,18 @@ def test_train__runs_one_process_without_a_launcher(monkeypatch: pytest.MonkeyPa
     for several in (["--multi_gpu"], ["--use_fsdp"]):
         words = ["--num_processes", "2", *usual, "--mixed_precision", "no", *several, "recipe.py"]
         assert process(words)[0] == [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+@pytest.mark.slow
+def test_train__an_error_of_the_recipe_is_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    words = ["train", "table", "--data", "none.csv", "--output_dir", "run"]
+    for first, has_traceback in (([], False), (["--traceback"], True)):
+        command = [sys.executable, "-m", "gm_discrete", *first, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert ("Traceback" in done.stderr) is has_traceback
+        assert "source='none.csv' does not exist" in done.stderr.splitlines()[-2 if has_traceback else -1]
+        assert done.returncode == (1 if has_traceback else 2)
 
 
 @pytest.mark.slow

@@ -87,12 +87,14 @@ def test_mixed_recipe__a_config_describes_a_model_of_full_size(mixed_recipe: Mod
 
 
 def test_mixed_recipe__configs_exist() -> None:
-    assert {"diamonds", "flights", "chorales"} <= {file.stem for file in CONFIGS}
+    assert {"diamonds", "flights", "chorales", "table"} <= {file.stem for file in CONFIGS}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["diamonds", "flights"])
-def test_mixed_recipe__trains_on_a_table(mixed_recipe: ModuleType, few: list[str], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["diamonds", "flights", "table"])
+def test_mixed_recipe__trains_on_a_table(
+    mixed_recipe: ModuleType, few: list[str], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = RECIPES / "configs" / f"{name}.yaml"
     metrics = mixed_recipe.main(["--config", str(config), *few, *flags({"output_dir": tmp_path, "streaming": False})])
     assert {entry.name for entry in tmp_path.iterdir() if entry.is_file()} == LEFT_OF_TABLES
@@ -109,6 +111,11 @@ def test_mixed_recipe__trains_on_a_table(mixed_recipe: ModuleType, few: list[str
     assert all(row["height"] == "" or 1.5 <= float(row["height"]) <= 2.1 for row in rows)
     model = AutoModel.from_pretrained(tmp_path)
     assert list(model.config.codecs) == ["age", "height", "height_missing", "town"]
+    *_, loss, files = capsys.readouterr().out.splitlines()
+    assert loss.startswith(f"held-out loss: {metrics['loss']:.4f} (sum over 4 fields, ")
+    assert files == f"written to {tmp_path}/: model, metrics.json, curve.png, samples.csv, columns.png"
+    if name == "table":
+        assert model.generate(given={"town": ["Ur"] * 2}, num_steps=2)["town"].tolist() == [[2], [2]]
 
 
 @pytest.mark.slow
@@ -159,6 +166,13 @@ def test_mixed_recipe__trains_on_a_stream(
         ("scalers", '"cubic"', "scalers='cubic'"),
         ("generators", '{"leap": 1.0}', r"generators.leap "),
         ("data", "/nowhere", "/nowhere"),
+        ("data", "", "--data is missing"),
+        (
+            "columns",
+            "age,prize",
+            "--columns names 'prize', which the table does not have; give some of age, height, town",
+        ),
+        ("drop_columns", "prize", "--drop_columns names 'prize'"),
     ],
 )
 def test_mixed_recipe__an_unknown_choice_is_an_error(
@@ -166,6 +180,26 @@ def test_mixed_recipe__an_unknown_choice_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         mixed_recipe.main([*few, f"--{name}", value, "--output_dir", str(tmp_path)])
+
+
+def test_mixed_recipe__leaves_columns_out(mixed_recipe: ModuleType, table: Path) -> None:
+    for given, expected in (
+        ({"drop_columns": "age, town"}, ["height"]),
+        ({"columns": "town,age", "drop_columns": "age"}, ["town"]),
+        ({}, ["age", "height", "town"]),
+    ):
+        options = mixed_recipe.MixedArguments(data=str(table), **given)
+        assert mixed_recipe.load(options, "train").column_names == expected
+
+
+def test_mixed_recipe__names_the_option_that_leaves_a_column_out(mixed_recipe: ModuleType) -> None:
+    rows = {"my id": [f"u{row}" for row in range(40)], "age": list(range(20)) * 2}
+    options, held_out = mixed_recipe.MixedArguments(data="rows.csv"), Dataset.from_dict({"age": [1]})
+    lines = mixed_recipe.described(options, Dataset.from_dict(rows), held_out)
+    assert lines[2] == "--drop_columns 'my id' leaves out what looks like an identifier"
+    with pytest.raises(ValueError, match="column 'none' is empty") as error:
+        mixed_recipe.described(options, Dataset.from_dict({**rows, "none": [None] * 40}), held_out)
+    assert error.value.__notes__ == ["--drop_columns NAME leaves a column out"]
 
 
 def test_compare_columns__draws_both_tables(mixed_recipe: ModuleType, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from gm_discrete import GMConfig, GMModel, MaskedPath
 from gm_discrete.json_text import json_text
 from recipes import mixed, pictures
-from recipes.common import parse_arguments
+from recipes.common import parse_arguments, run_script
 from recipes.options import check_sampling, json_dict, json_option, weights_option
 
 
@@ -199,3 +199,32 @@ def test_parse_arguments__batches_are_made_by_several_processes_on_a_gpu(
     (training,) = parse_arguments((TrainingArguments,), argv)
     assert training.dataloader_num_workers == expected
     assert training.dataloader_persistent_workers == (expected > 0)
+
+
+def test_parse_arguments__names_an_unknown_option_and_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^there is no option --max_step_count; did you mean --max_steps"):
+        parse_arguments((TrainingArguments,), ["--max_step_count=3", "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"^'my.csv' belongs to no option; .* --data my.csv"):
+        parse_arguments((TrainingArguments,), ["my.csv"])
+
+
+def test_run_script__an_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        error = FileNotFoundError("no such\nfile.")
+        error.add_note("Give another.")
+        raise error
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["recipes/mixed.py"])
+    monkeypatch.setenv("GM_DISCRETE_TRACEBACK", "")
+    with pytest.raises(SystemExit) as end:
+        run_script(fail)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "mixed.py: error: no such file. Give another\n"
+    with pytest.raises(SystemExit, match="stopped; the same command resumes"):
+        run_script(stop)
+    monkeypatch.setenv("GM_DISCRETE_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        run_script(fail)
