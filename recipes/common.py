@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +19,15 @@ from transformers import HfArgumentParser, TrainingArguments
 from gm_discrete import LogitNormalTimeSampler, UniformTimeSampler
 from gm_discrete.json_text import json_text
 from gm_discrete.samplers import Sampler
-from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
-from gm_discrete.training.checkpoints import check_new
+from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, locked, published
+from gm_discrete.training.checkpoints import check_new, checkpoints, is_unfinished
 from recipes.options import json_option
 
 LOADERS = 4
 """Processes that make batches while a GPU computes; on a CPU they would take the cores of the training."""
+
+
+GOES_ON = "the same command resumes from the last checkpoint"
 
 
 class OptimizerOptions(Protocol):
@@ -98,6 +103,27 @@ def _parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
         if isinstance(part, TrainingArguments) and part.dataloader_num_workers:
             part.dataloader_persistent_workers = True  # they are not started anew in each epoch
     return parsed
+
+
+@contextmanager
+def running(training: TrainingArguments) -> Iterator[None]:
+    """Within this context no other run may use the output folder; an interrupt notes how the run goes on."""
+    with locked(str(training.output_dir)):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            is_new = all(map(is_unfinished, checkpoints(str(training.output_dir))))
+            stop.add_note("no checkpoint yet: the same command begins anew" if is_new else GOES_ON)
+            raise
+
+
+def start(main: Callable[[], object]) -> None:
+    """Runs a recipe as a program, which Ctrl-C ends with one line."""
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end the end of the program with a traceback
+        sys.exit(f"\nstopped; {' '.join(getattr(stop, '__notes__', ()))}".rstrip("; "))
 
 
 def check_run(folder: Path, settings: Mapping[str, object]) -> None:

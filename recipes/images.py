@@ -24,7 +24,7 @@ from transformers import TrainingArguments, set_seed
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath, flow_likelihood
 from gm_discrete.data import ImageCollator, to_uint8
 from gm_discrete.paths import Path as ProbabilityPath
-from gm_discrete.training import GMTrainer, locked, published
+from gm_discrete.training import GMTrainer, published
 from recipes.common import (
     check_run,
     model_card,
@@ -32,6 +32,8 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    running,
+    start,
     time_sampler,
     train,
     trainer_options,
@@ -107,7 +109,7 @@ class ImageArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((ImageArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 
@@ -269,7 +271,4 @@ def visible(state: Tensor, options: ImageArguments, model: GMModel) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    start(main)

@@ -35,7 +35,7 @@ from gm_discrete.data import (
     table_path,
 )
 from gm_discrete.data.scalers import Codec
-from gm_discrete.training import GMTrainer, locked, published
+from gm_discrete.training import GMTrainer, published
 from recipes.common import (
     check_run,
     model_card,
@@ -43,6 +43,8 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    running,
+    start,
     time_sampler,
     train,
     trainer_options,
@@ -129,7 +131,7 @@ class MixedArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((MixedArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 
@@ -281,7 +283,4 @@ def show_music(options: MixedArguments, model: GMModel, output: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_float32_matmul_precision("high")
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    start(main)

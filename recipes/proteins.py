@@ -35,7 +35,7 @@ from gm_discrete import (
 )
 from gm_discrete.data import FrameCollator, atoms_of, write_pdb
 from gm_discrete.data.proteins import AMINO_ACIDS, Chain
-from gm_discrete.training import GMTrainer, locked, published
+from gm_discrete.training import GMTrainer, published
 from recipes.common import (
     check_run,
     model_card,
@@ -43,6 +43,8 @@ from recipes.common import (
     parse_sampler,
     plot_curve,
     print_once,
+    running,
+    start,
     time_sampler,
     train,
     trainer_options,
@@ -127,7 +129,7 @@ class ProteinArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((ProteinArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 
@@ -323,7 +325,4 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 if __name__ == "__main__":
     torch.set_float32_matmul_precision("high")
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command resumes from the last checkpoint")
+    start(main)
