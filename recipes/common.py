@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +21,15 @@ from gm_discrete.command.texts import TRACEBACK, one_line
 from gm_discrete.json_text import json_text
 from gm_discrete.renamed import nearest
 from gm_discrete.samplers import Sampler
-from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, published
-from gm_discrete.training.checkpoints import check_new
+from gm_discrete.training import EMACallback, GMTrainer, MuonAdamW, last_complete_checkpoint, locked, published
+from gm_discrete.training.checkpoints import check_new, checkpoints, is_unfinished
 from recipes.options import json_option
 
 LOADERS = 4
 """Processes that make batches while a GPU computes; on a CPU they would take the cores of the training."""
+
+
+GOES_ON = "the same command resumes from the last checkpoint"
 
 
 class OptimizerOptions(Protocol):
@@ -37,19 +42,17 @@ class OptimizerOptions(Protocol):
     num_eval_samples: int
 
 
-def run_script(main: Callable[[], object], stopped: str = "the same command resumes from the last checkpoint") -> None:
+def run_script(main: Callable[[], object]) -> None:
     """Runs the `main` of a recipe as a program: an error of its arguments or files is one line, with exit status 2.
 
     With the environment variable `GM_DISCRETE_TRACEBACK`, which `gm-discrete --traceback train` sets, the traceback is
-    printed in its place.
-
-    Args:
-        stopped: printed after Ctrl-C.
+    printed in its place. Ctrl-C ends it with one line, too, which says how the run goes on (`running`).
     """
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(f"\nstopped; {stopped}")
+    except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end the end of the program with a traceback
+        sys.exit(f"\nstopped; {' '.join(getattr(stop, '__notes__', ()))}".rstrip("; "))
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get(TRACEBACK):
             raise
@@ -117,6 +120,18 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
         if isinstance(part, TrainingArguments) and part.dataloader_num_workers:
             part.dataloader_persistent_workers = True  # they are not started anew in each epoch
     return tuple(parsed)
+
+
+@contextmanager
+def running(training: TrainingArguments) -> Iterator[None]:
+    """Within this context no other run may use the output folder; an interrupt notes how the run goes on."""
+    with locked(str(training.output_dir)):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            is_new = all(map(is_unfinished, checkpoints(str(training.output_dir))))
+            stop.add_note("no checkpoint yet: the same command begins anew" if is_new else GOES_ON)
+            raise
 
 
 def check_run(folder: Path, settings: Mapping[str, object]) -> None:

@@ -24,7 +24,7 @@ from transformers import TrainingArguments, set_seed
 from gm_discrete import Bins, GaussianPath, GMConfig, GMModel, MaskedPath, UniformPath, flow_likelihood
 from gm_discrete.data import ImageCollator, to_uint8
 from gm_discrete.paths import Path as ProbabilityPath
-from gm_discrete.training import GMTrainer, locked, published
+from gm_discrete.training import GMTrainer, published
 from recipes.common import (
     check_run,
     model_card,
@@ -33,6 +33,7 @@ from recipes.common import (
     plot_curve,
     print_once,
     run_script,
+    running,
     time_sampler,
     train,
     trainer_options,
@@ -108,7 +109,7 @@ class ImageArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((ImageArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 

@@ -36,7 +36,7 @@ from gm_discrete.data import (
     table_path,
 )
 from gm_discrete.data.scalers import Codec
-from gm_discrete.training import GMTrainer, locked, published
+from gm_discrete.training import GMTrainer, published
 from recipes.common import (
     check_run,
     model_card,
@@ -45,6 +45,7 @@ from recipes.common import (
     plot_curve,
     print_once,
     run_script,
+    running,
     time_sampler,
     train,
     trainer_options,
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((MixedArguments, TrainingArguments), argv)
     if not options.data:
         raise ValueError("--data is missing; give a csv, json or parquet file, a folder of them, or a hub id")
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gm_discrete import GMModel
@@ -46,6 +49,22 @@ def weights_option(name: str, value: str) -> dict[str, Any]:
     """The value of an option that weighs parts: a JSON object, or the word of the only part, which has the weight 1."""
     found = json_option(name, value)
     return {found: 1.0} if isinstance(found, str) else json_dict(name, value)
+
+
+@contextmanager
+def samples_may_be_longer() -> Iterator[None]:
+    """Within this context `generate` does not warn of samples that are longer than the sequences of the training: the
+    config asks for them."""
+    logger = logging.getLogger("gm_discrete.generation.request")
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return "max_position_embeddings" not in record.getMessage()
+
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
 
 
 def check_sampling(model: GMModel, **arguments: Any) -> None:

@@ -35,7 +35,7 @@ from gm_discrete import (
 )
 from gm_discrete.data import FrameCollator, atoms_of, write_pdb
 from gm_discrete.data.proteins import AMINO_ACIDS, Chain
-from gm_discrete.training import GMTrainer, locked, published
+from gm_discrete.training import GMTrainer, published
 from recipes.common import (
     check_run,
     model_card,
@@ -44,6 +44,7 @@ from recipes.common import (
     plot_curve,
     print_once,
     run_script,
+    running,
     time_sampler,
     train,
     trainer_options,
@@ -128,7 +129,7 @@ class ProteinArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((ProteinArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from gm_discrete import GMModel
 from gm_discrete.data import ChatReport, load_chat, prompt_ids, tokenize_chat
-from gm_discrete.training import GMTrainer, last_complete_checkpoint, locked, published
+from gm_discrete.training import GMTrainer, last_complete_checkpoint, published
 from recipes.common import (
     check_run,
     model_card,
@@ -34,6 +34,7 @@ from recipes.common import (
     plot_curve,
     print_once,
     run_script,
+    running,
     time_sampler,
     train,
     trainer_options,
@@ -134,7 +135,7 @@ class Data:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options, training = parse_arguments((SFTArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    with running(training):
         return run(options, training)
 
 

@@ -39,7 +39,7 @@ from gm_discrete.data import (
 from gm_discrete.evaluation import count_bytes, count_characters
 from gm_discrete.paths import Path as ProbabilityPath
 from gm_discrete.pictures import animate, plot_trajectory
-from gm_discrete.training import GMTrainer, last_complete_checkpoint, locked, published
+from gm_discrete.training import GMTrainer, last_complete_checkpoint, published
 from recipes.common import (
     check_run,
     model_card,
@@ -47,6 +47,7 @@ from recipes.common import (
     plot_curve,
     print_once,
     run_script,
+    running,
     time_sampler,
     train,
     trainer_options,
@@ -54,7 +55,7 @@ from recipes.common import (
     write_json,
 )
 from recipes.datasets import download_gcide, load_text
-from recipes.options import check_sampling, json_dict, json_option
+from recipes.options import check_sampling, json_dict, json_option, samples_may_be_longer
 from recipes.pretrained import (
     BackboneArguments,
     backbone_config,
@@ -191,7 +192,13 @@ OF_PATH = ("rates", "prior", "alignment", "schedule")
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     options, training = parse_arguments((TextArguments, TrainingArguments), argv)
-    with locked(training.output_dir):
+    given = {word.partition("=")[0] for word in (sys.argv if argv is None else argv)}
+    if options.prompt and "--data" in given and "--prompt" not in given:
+        print_once(
+            training, f"the config's prompt {options.prompt!r} is left out, as --data is given; --prompt gives one"
+        )
+        options.prompt = ""
+    with running(training):
         return run(options, training)
 
 
@@ -240,7 +247,8 @@ def build_trainer(options: TextArguments, training: TrainingArguments) -> GMTrai
     print_once(training, "\n".join(described(options, tokenizer, train_rows, validation)))
     build = partial(build_model, tokenizer=tokenizer, rows=train_rows)
     model = build(options)
-    check_sampling(model, **sampling(options, tokenizer))
+    with samples_may_be_longer():
+        check_sampling(model, **sampling(options, tokenizer))
     model = with_adapter(options, training, model, tokenizer, build)
     print_once(training, f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} symbols")
 
@@ -461,7 +469,8 @@ def sampling(options: TextArguments, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write_sample(options: TextArguments, tokenizer: Tokenizer, model: GMModel, output: Path) -> str:
     """Generates from the prompt, and writes the text and pictures of its steps; returns the text."""
-    sample = model.generate(**sampling(options, tokenizer))
+    with samples_may_be_longer():
+        sample = model.generate(**sampling(options, tokenizer))
     text = tokenizer.decode(
         sample.sequences[0].cpu(), skip_special_tokens=options.pad_to_length or options.path == "edits"
     )

@@ -421,4 +421,4 @@ def run(options: ToyArguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_script(main, stopped="nothing was written")
+    run_script(main)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN = 0.05
 """Seconds between two states with --show: small models would be done before anything is seen."""
+CELL = "·"
+"""What --show writes for a token that is not filled yet."""
 PAGE = "the page how-to/generate of the documentation has the code"
 FOR_TEXT = ("prompt", "prompt_file", "chat", "max_new_tokens", "show")
 """Options that other samples than text do not take."""
@@ -51,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat", metavar="TEXT",
         help="message of a user, in the chat template of the tokenizer; the answer is printed, up to its end-of-text token",
     )  # fmt: skip
-    parser.add_argument("--max-new-tokens", type=int, help="tokens after the prompt")
+    parser.add_argument(
+        "--max-new-tokens", type=int,
+        help="tokens after the prompt; by default up to the length in training, and none if the prompt holds mask tokens",
+    )  # fmt: skip
     parser.add_argument("--length", type=positive, help="tokens of a sample without prompt; by default as in training")
     parser.add_argument("--num-steps", type=positive, help="sampling steps")
     parser.add_argument(
@@ -174,7 +179,8 @@ def generate_text(options: argparse.Namespace, config: GMConfig) -> None:
     if shown:
         from transformers import TextDiffusionStreamer
 
-        call["streamer"] = TextDiffusionStreamer(tokenizer, sleep_time=options.show, skip_special_tokens=strings)
+        cells: Any = WithCells(tokenizer)
+        call["streamer"] = TextDiffusionStreamer(cells, sleep_time=options.show, skip_special_tokens=strings)
     model = load_model(options.model, options.device)
     if prompt is not None:
         call["input_ids"] = call["input_ids"].to(model.device)
@@ -191,6 +197,17 @@ def generate_text(options: argparse.Namespace, config: GMConfig) -> None:
     write_text(separator.join(texts) + "\n", options.output)
 
 
+class WithCells:
+    """Decodes as a tokenizer, with one cell for each mask token."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        text: str = self.tokenizer.decode(ids, **options)
+        return text.replace(self.tokenizer.mask_token, CELL) if self.tokenizer.mask_token else text
+
+
 def prompt_of(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     """The tokens of the prompt or of the chat; `None` if there is neither.
 
@@ -198,6 +215,7 @@ def prompt_of(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
         ValueError: the tokenizer does not have the characters of the prompt, or no chat template.
     """
     from gm_discrete.data import prompt_ids
+    from gm_discrete.data.tokenizers import check_known
 
     if options.chat is not None:
         if not tokenizer.chat_template:
@@ -207,8 +225,7 @@ def prompt_of(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # as `pack` makes the data of a training
     else:
         return None
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        raise ValueError(f"prompt={text!r} holds characters that are not in the tokenizer's vocabulary")
+    check_known(tokenizer, text, ids, f"prompt={text!r}")
     return ids
 
 

@@ -68,6 +68,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                 command.exit(2, f"{command.prog}: error: {one_line(error)}\n")
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run, command=command)
+    if not arguments:
+        parser.exit(2, parser.format_help())
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.command.error(f"unknown arguments: {' '.join(unknown)}")

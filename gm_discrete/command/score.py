@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gm_discrete.command.models import add_model, load_config, load_model, load_tokenizer
 from gm_discrete.command.texts import positive
+from gm_discrete.json_text import json_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,17 +63,27 @@ def run(options: argparse.Namespace) -> None:
         )
     tokenizer = load_tokenizer(options.model)
     rows = sequences(options, config, tokenizer)
+    unknown, total = unknown_tokens(tokenizer, rows)
+    if unknown:
+        print(
+            f"warning: {unknown} of {total} tokens are unknown to the tokenizer ({tokenizer.unk_token}); "
+            "bits per character and byte are no bound on this text",
+            file=sys.stderr,
+        )
     if options.ranking:
         values = ranked(options, config, rows)
-        print(json.dumps(values) if options.json else "\n".join(f"{value:.4f}" for value in values))
+        print(json_text(values) if options.json else "\n".join(f"{value:.4f}" for value in values))
         return
     bound = bound_of(options, config, rows)
-    found = summary(bound, tokenizer, rows)
+    found = {**summary(bound, tokenizer, rows), "unknown_tokens": unknown}
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json_text(found, indent=1))
         return
     for unit in ("token", "character", "byte"):
-        print(f"{f'bits per {unit}':20}{found[f'bits_per_{unit}']:.4f} ± {found[f'bits_per_{unit}_stderr']:.4f}")
+        error = found[f"bits_per_{unit}_stderr"]  # of one sequence there is none
+        print(
+            f"{f'bits per {unit}':20}{found[f'bits_per_{unit}']:.4f} {'–' if math.isnan(error) else f'± {error:.4f}'}"
+        )
     print(f"{'perplexity':20}{found['perplexity']:.4f}")
     kind = f"{bound.kind} dynamics, {options.num_draws} draws each"
     print(f"{'upper bound':20}{found['sequences']} sequences, {found['tokens']} tokens ({kind})")
@@ -97,6 +109,14 @@ def sequences(options: argparse.Namespace, config: GMConfig, tokenizer: PreTrain
     if options.limit is not None:
         rows = rows.select(range(0, len(rows), -(-len(rows) // options.limit)))
     return rows
+
+
+def unknown_tokens(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> tuple[int, int]:
+    """How many tokens stand for what the tokenizer does not have, and the number of all."""
+    from gm_discrete.data.tokenizers import unknown_token
+
+    unknown, all_ = unknown_token(tokenizer), [row["input_ids"] for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return sum(ids.count(unknown) for ids in all_), sum(map(len, all_))
 
 
 def bound_of(options: argparse.Namespace, config: GMConfig, rows: Dataset) -> Likelihood:

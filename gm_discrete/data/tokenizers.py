@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -170,6 +170,34 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, mask
             f"tokenizer has mask_token_id={tokenizer.mask_token_id}, but the model has mask_token_id={mask_token_id}; "
             f"{cure} (ensure_mask_token adds a mask token)"
         )
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that stands for what the vocabulary does not have; `None` if every text has tokens of its own.
+
+    Tokenizers of bytes may name one that has another use, such as the end of a text, and never give it for characters.
+    """
+    found, others = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return None if found in others else found  # pyright: ignore[reportReturnType]
+
+
+def check_known(tokenizer: PreTrainedTokenizerBase, text: str, ids: Iterable[int], name: str) -> None:
+    """Checks that no token of a text stands for characters that the vocabulary does not have.
+
+    Args:
+        ids: the tokens of `text`.
+        name: what the message calls the text.
+
+    Raises:
+        ValueError: one does; the message names up to ten such characters.
+    """
+    unknown = unknown_token(tokenizer)
+    if unknown is None or unknown not in ids:
+        return
+    alone: Any = tokenizer(list(dict.fromkeys(text)), add_special_tokens=False, verbose=False)["input_ids"]
+    found = [letter for letter, own in zip(dict.fromkeys(text), alone, strict=True) if unknown in own]
+    which = ": " + ", ".join(map(repr, found[:10])) if found else ""
+    raise ValueError(f"{name} holds characters that are not in the tokenizer's vocabulary{which}")
 
 
 def with_special_tokens(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:

@@ -256,6 +256,8 @@ class Request:
             new, config.mask_token_id, config.pad_token_id if pad is None else pad,
             align_left=self.blocks is not None,
         )  # fmt: skip
+        if bool(canvas.fixed.all()):
+            logger.warning_once("input_ids leave nothing to fill: give max_new_tokens, or mask tokens in the prompt")
         if drafted not in (0, canvas.ids.shape[1]):
             raise ValueError(
                 f"start_from has {drafted} positions; the samples have {canvas.ids.shape[1]}, those of input_ids and "

@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from gm_discrete.data.chat import prompt_ids
-from gm_discrete.data.tokenizers import check_tokenizer
+from gm_discrete.data.tokenizers import check_known, check_tokenizer
 from gm_discrete.models import GMModel
 from gm_discrete.paths import EditPath
 from gm_discrete.serving.errors import refused
@@ -64,10 +64,11 @@ class Vocabulary:
         """The ids of a prompt or a suffix, gaps included: those of `pack`, without what the tokenizer puts around a text.
 
         Raises:
-            ApiError: it holds ids that the model does not have, or a gap that it cannot fill.
+            ApiError: it holds characters or ids that the model does not have, or a gap that it cannot fill.
         """
         if isinstance(prompt, str):
             ids: list[int] = cast(Any, self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+            self._check_known(prompt, ids, name)
             mask: Any = self.tokenizer.mask_token_id
             if self.is_edits and mask is not None and self.gap is not None:
                 ids = [self.gap if token == mask else token for token in ids]
@@ -83,7 +84,7 @@ class Vocabulary:
         """The ids of a conversation that is to be answered.
 
         Raises:
-            ApiError: there is no chat template, the conversation does not fit it, or it spells a mask.
+            ApiError: there is no chat template, the conversation does not fit it, or it spells a mask or unknown characters.
         """
         try:
             ids = prompt_ids(self.tokenizer, messages)
@@ -91,7 +92,19 @@ class Vocabulary:
             raise refused(" ".join(str(error).split()), "messages") from None
         if self.gap in ids or self.tokenizer.mask_token_id in ids:
             raise refused(f"messages spell the mask token {self.mark!r}; gaps are for /v1/completions", "messages")
+        self._check_known("".join(message["content"] for message in messages), ids, "messages")
         return ids
+
+    def _check_known(self, text: str, ids: Sequence[int], name: str) -> None:
+        """
+        Raises:
+            ApiError: the text holds characters that the tokenizer does not have.
+        """
+        try:
+            check_known(self.tokenizer, text, ids, name)
+        except ValueError as error:
+            gap = f"; a gap is spelled {self.mark}" if "_" in text and self.mark and name == "prompt" else ""
+            raise refused(f"{error}{gap}", name) from None
 
     def decode(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
         """The text of tokens that follow others, without special tokens."""

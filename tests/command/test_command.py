@@ -100,7 +100,10 @@ def test_command__without_a_command_is_an_error(capsys: Capture) -> None:
         with pytest.raises(SystemExit) as end:
             main(words)
         assert end.value.code == 2
-        assert "Traceback" not in capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in err
+        assert all(name in err for name in COMMANDS) or words  # the help
 
 
 def commands() -> list[tuple[str, ...]]:
@@ -204,6 +207,8 @@ def test_generate__shows_the_steps_on_a_terminal(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     shown = printed(capsys, *words, "--show", "0")
     assert "\0338" in shown  # the cursor goes back
+    assert "[MASK]" not in shown
+    assert "\033[33mab······\033[0m" in shown  # a cell for each of the six masks
     assert shown.rpartition("\033[J")[2].strip() == plain.strip() or shown.strip().endswith(plain.strip())
 
 
@@ -230,7 +235,7 @@ def test_generate__refuses_what_does_not_fit(
     text_model: str, table_model: str, image_models: dict[str, str], tmp_path: Path, capsys: Capture
 ) -> None:
     for words, match in (
-        ((text_model, "--prompt", "xyz"), "prompt='xyz'"),
+        ((text_model, "--prompt", "xyz"), "prompt='xyz' holds characters that are not in the tokenizer's vocabulary: 'x'"),
         ((text_model, "--prompt", "ab", "--length", 3), "--length"),
         ((text_model, "--max-new-tokens", 3), "--max-new-tokens"),
         ((text_model, "--show", "--num-samples", 2), "--show"),
@@ -303,6 +308,27 @@ def test_score__ranks_lines(text_model: str, lines: Path, tmp_path: Path, capsys
     model, rng = GMModel.from_pretrained(text_model), torch.Generator().manual_seed(0)
     expected = likelihood_bound(model, z, mask, rng=rng, scored=mask > 0, paired=True).nats
     assert found == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_score__warns_of_unknown_characters_and_shows_no_error_of_one_sequence(
+    text_model: str, lines: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("abéc", encoding="utf-8")
+    for words in (("--ranking",), ("--lines",), ("--lines", "--json")):
+        capsys.readouterr()
+        main(["score", text_model, str(file), "--no-add-eos", *words])
+        out, err = capsys.readouterr()
+        assert "warning: 1 of 4 tokens are unknown to the tokenizer ([UNK]); bits per character" in err
+        if words == ("--lines",):
+            assert [line.split()[-1] for line in out.splitlines()[:3]] == ["–"] * 3
+    found = json.loads(out)
+    assert found["unknown_tokens"] == 1
+    assert found["bits_per_token_stderr"] is None
+    main(["score", text_model, str(lines), "--lines"])
+    out, err = capsys.readouterr()
+    assert "unknown" not in err
+    assert "±" in out
 
 
 def test_score__refuses_what_it_cannot_score(

@@ -21,6 +21,7 @@ from gm_discrete.data import (
     sentencepiece_tokenizer,
 )
 from gm_discrete.data import tokenizers as module
+from gm_discrete.data.tokenizers import check_known
 from recipes.datasets import load_text
 
 SPECIAL = ["[PAD]", "[EOS]", "[MASK]"]
@@ -190,3 +191,15 @@ def test_check_tokenizer__refuses_other_ids() -> None:
 def test_tokenizers__bad_arguments_are_named(call: Callable[[], object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()
+
+
+def test_check_known__names_the_characters_that_the_vocabulary_does_not_have() -> None:
+    tokenizer = character_tokenizer(alphabet="abce")
+    check_known(tokenizer, "abc", tokenizer("abc")["input_ids"], "prompt")
+    with pytest.raises(
+        ValueError, match=r"^prompt holds characters that are not in the tokenizer's vocabulary: 'é', 'd'$"
+    ):
+        check_known(tokenizer, "aéded", tokenizer("aéded")["input_ids"], "prompt")
+    tokenizer = byte_level_bpe(["abc"], 259)
+    tokenizer.unk_token = tokenizer.eos_token  # as that of GPT-2: it stands for no character
+    check_known(tokenizer, "a[EOS]", tokenizer("a[EOS]")["input_ids"], "prompt")

@@ -26,6 +26,7 @@ from gm_discrete import (
     TauLeaping,
     UniformPath,
 )
+from gm_discrete.generation.request import logger
 from gm_discrete.generation.validation import (
     BLOCKS,
     COLUMNS,
@@ -323,3 +324,14 @@ def test_generate__several_products_of_options_are_checked_before_anything_runs(
     ):
         with pytest.raises(ValueError, match=f"{next(iter(options))}.*product"):
             model.generate(length=3, **options)
+
+
+def test_generate__warns_of_a_prompt_that_leaves_nothing_to_fill(caplog: pytest.LogCaptureFixture) -> None:
+    logger.warning_once.cache_clear()
+    model = GMModel(GMConfig(path=MaskedPath(5), hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    prompt = torch.tensor([[0, 1, 2]])
+    model.generate(prompt, max_new_tokens=1, num_steps=2)
+    model.generate(torch.tensor([[0, 4, 2]]), num_steps=2)
+    assert "nothing to fill" not in caplog.text
+    assert model.generate(prompt, num_steps=2).tolist() == prompt.tolist()
+    assert "nothing to fill: give max_new_tokens, or mask tokens" in caplog.text

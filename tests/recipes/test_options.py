@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import logging
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +20,11 @@ from transformers import TrainingArguments
 
 from gm_discrete import GMConfig, GMModel, MaskedPath
 from gm_discrete.json_text import json_text
+from gm_discrete.training.checkpoints import STARTED
+from gm_discrete.training.lock import LOCK
 from recipes import mixed, pictures
-from recipes.common import parse_arguments, run_script
-from recipes.options import check_sampling, json_dict, json_option, weights_option
+from recipes.common import parse_arguments, run_script, running
+from recipes.options import check_sampling, json_dict, json_option, samples_may_be_longer, weights_option
 
 
 def flags(arguments: dict[str, object]) -> list[str]:
@@ -72,6 +76,56 @@ def test_recipes__print_on_an_ascii_terminal(
     monkeypatch.setattr(module, "run", lambda *_: print("0.5 ± 0.1", flush=True))
     module.main(["--output_dir", str(tmp_path), *([] if name == "toy" else ["--use_cpu", "true"])])
     assert written.getvalue().split() == [b"0.5", b"?", b"0.1"]
+
+
+def test_text_recipe__own_data_do_not_have_the_prompt_of_the_config(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipe, "run", lambda options, _: options.prompt)
+    config = str(Path(__file__).parents[2] / "recipes/configs/shakespeare.yaml")
+    words = ["--config", config, "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
+    assert recipe.main(words) == "ROMEO: "
+    assert recipe.main([*words, "--data", "my.txt", "--prompt", "It was "]) == "It was "
+    assert recipe.main([*words, "--data", "my.txt", "--prompt=ROMEO: "]) == "ROMEO: "
+    assert capsys.readouterr().out == ""
+    for data in (["--data", "my.txt"], ["--data=my.txt"]):
+        assert recipe.main([*words, *data]) == ""
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line == "the config's prompt 'ROMEO: ' is left out, as --data is given; --prompt gives one"
+
+
+@pytest.mark.parametrize("found", [None, "unfinished", "whole"])
+def test_run_script__an_interrupt_tells_how_the_run_goes_on(tmp_path: Path, found: str | None) -> None:
+    training = TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+
+    def main() -> None:
+        with running(training):
+            if found is not None:
+                (tmp_path / "run/checkpoint-2").mkdir()
+            if found == "unfinished":
+                (tmp_path / "run/checkpoint-2" / STARTED).touch()
+            raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_script(main)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    goes_on = "the same command resumes from the last checkpoint"
+    anew = "no checkpoint yet: the same command begins anew"
+    assert end.value.code == f"\nstopped; {goes_on if found == 'whole' else anew}"
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_samples_may_be_longer__hides_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("gm_discrete.generation.request")
+    with samples_may_be_longer():
+        logger.handle(logger.makeRecord(logger.name, 30, "f", 1, "256 …; max_position_embeddings=128", (), None))
+        logger.handle(logger.makeRecord(logger.name, 30, "f", 1, "another", (), None))
+    assert [record.getMessage() for record in caplog.records] == ["another"]
+    assert logger.filters == []
 
 
 @pytest.mark.usefixtures("untrained")
@@ -223,7 +277,7 @@ def test_run_script__an_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
         run_script(fail)
     assert end.value.code == 2
     assert capsys.readouterr().err == "mixed.py: error: no such file. Give another\n"
-    with pytest.raises(SystemExit, match="stopped; the same command resumes"):
+    with pytest.raises(SystemExit, match="stopped"):
         run_script(stop)
     monkeypatch.setenv("GM_DISCRETE_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):

@@ -89,6 +89,19 @@ def test_http__gaps_of_a_prompt_need_echo(server: Served) -> None:
     assert all(tokens == 5 if reason == "length" else 2 <= tokens < 5 for reason, tokens in found)
 
 
+def test_http__characters_that_the_tokenizer_does_not_have_are_400(server: Served, chat: Served) -> None:
+    said = "holds characters that are not in the tokenizer's vocabulary"
+    for name, value in (("prompt", "cafë é"), ("suffix", "é"), ("prompt", ["abc", "cé"])):
+        status, message, param = refusal(server.post({**GOOD, name: value}))
+        assert (status, param) == (400, name)
+        assert message.startswith(f"{name} {said}: ")
+        assert "'é'" in message
+    assert "a gap is spelled [MASK]" in refusal(server.post({**GOOD, "prompt": "a___b", "echo": True}))[1]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "say ☃"}]}
+    status, message, param = refusal(chat.post(body, "/v1/chat/completions"))
+    assert (status, message, param) == (400, f"messages {said}: '☃'", "messages")
+
+
 def test_http__values_that_change_nothing_are_taken(server: Served) -> None:
     neutral = {
         "best_of": 1, "logprobs": None, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "user": "me",
