@@ -88,6 +88,18 @@ class Likelihood:
         residual = self.nats - self.nats.sum() / self.num_tokens.sum() * self.num_tokens
         return math.sqrt(float(residual.square().sum()) * n / (n - 1)) / (int(self.num_tokens.sum()) * math.log(2))
 
+    @property
+    def draw_stderr(self) -> float:
+        """Standard error of `bits_per_token` of these examples over the draws, √(Σ nats_stderr²) / (ln 2 · Σ scored tokens);
+        NaN where it is not known, and not for `paired` draws, which all examples share."""
+        tokens = int(self.num_tokens.sum())
+        return float(self.nats_stderr.double().norm()) / (tokens * math.log(2)) if tokens else math.nan
+
+    @property
+    def perplexity_stderr(self) -> float:
+        """Standard error of `perplexity` over examples, to first order: perplexity · ln 2 · stderr."""
+        return self.perplexity * math.log(2) * self.stderr
+
     def bits_per_dim(self, bin_width: float = 1.0) -> Tensor:
         """Bits per entry of the probability of a bin of that width, [B]: nats / (ln 2 · entries) − log₂(bin_width).
 

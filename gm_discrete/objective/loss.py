@@ -131,7 +131,7 @@ def _takes_labels(model: nn.Module) -> bool:
     return "labels" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _check_process(model: Any, given: object) -> None:
+def _check_process(model: object, given: object) -> None:
     """
     Raises:
         TypeError: it has no generator, or is in a wrapper that only sees what goes through `forward`.

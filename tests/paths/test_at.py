@@ -157,7 +157,7 @@ class CountedAffine(TrigonometricSchedule):
 
 
 class CountedSchedule(CosineSchedule):
-    calls: Counter
+    calls = Counter()
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("kappa", "derivative", "hazard"):
@@ -180,8 +180,8 @@ def test_affine_at__computes_each_value_once_in_a_training_step() -> None:
 
 
 def test_schedule_at__computes_kappa_once_in_a_training_step() -> None:
+    path = UniformPath(4, schedule=CountedSchedule())  # which reads the ends
     CountedSchedule.calls = Counter()
-    path = UniformPath(4, schedule=CountedSchedule())
     x, z = state(path, 1), state(path, 2)
     now = path.at(T)
     path.add_evidence(torch.zeros(6, 4), x.flatten(), now[torch.arange(6) // 3])
