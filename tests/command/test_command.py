@@ -216,6 +216,23 @@ def test_generate__writes_rows_of_a_table(table_model: str, capsys: Capture) -> 
     assert all(4.0 <= float(row["weight"]) <= 7.9 for row in rows)
 
 
+def test_generate__fills_the_cells_of_rows(own_table: str, capsys: Capture) -> None:
+    words = ("generate", own_table, "--num-steps", 2, "--options")
+    for given, count, ages, heights in (
+        ({"age": 30}, 3, ["30"] * 3, None),
+        ({"age": [30], "height": 1.7}, 9, ["30"] * 9, ["1.7"] * 9),  # as it is given, it is not missing
+        ({"age": [30, 31], "town": "Ur"}, 2, ["30", "31"], None),
+    ):
+        text = printed(capsys, *words, json.dumps({"given": given}), "--num-samples", count)
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [row["age"] for row in rows] == ages
+        assert heights is None or [row["height"] for row in rows] == heights
+        assert "town" not in given or {row["town"] for row in rows} == {"Ur"}
+    message = refused(capsys, *words, '{"given": {"age": [30, 31]}}', "--num-samples", 3)
+    assert "given['age'] has 2 cells" in message
+    assert "--num-samples 3" in message
+
+
 def test_generate__writes_images(image_models: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
     for name, words, mode in (("numbers", ("--class-labels", 1), "RGB"), ("levels", (), "L")):
         file = tmp_path / f"{name}.png"
@@ -250,7 +267,8 @@ def test_generate__refuses_what_does_not_fit(
         ((text_model, "--output", tmp_path / "no" / "a.txt"), "--output"),
         ((text_model, "--prompt-file", tmp_path / "no.txt"), "no.txt"),
         ((text_model, "--device", "cuda:99"), "cuda:99"),
-        ((table_model, "--prompt", "a"), "--prompt is for models of text"),
+        ((table_model, "--prompt", "a"), f"--prompt is for models of text, and {table_model} generates a table; known"),
+        ((table_model, "--output", tmp_path / "x.parquet"), "ends in .csv"),
         ((image_models["numbers"],), "--output None"),
         ((image_models["numbers"], "--output", tmp_path / "a.png", "--class-labels", 0, 1, "--num-samples", 3), "2 classes"),
     ):  # fmt: skip
