@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from gm_discrete.command.texts import positive
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from gm_discrete.data.scalers import Codec
     from gm_discrete.models import GMConfig, GMModel
 
 SHOWN = 0.05
@@ -25,6 +27,7 @@ SHOWN = 0.05
 CELL = "·"
 """What --show writes for a token that is not filled yet."""
 PAGE = "the page how-to/generate of the documentation has the code"
+GIVEN = '--options \'{"given": {"COLUMN": VALUE}}\''
 FOR_TEXT = ("prompt", "prompt_file", "chat", "max_new_tokens", "show")
 """Options that other samples than text do not take."""
 OWN = {
@@ -101,11 +104,17 @@ def json_object(text: str) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> None:
     config = load_config(options.model)
-    kind = kind_of(config)
-    if kind == "image" and (options.output is None or Path(options.output).suffix.lower() != ".png"):
-        raise ValueError(f"--output {options.output!r} must be a file that ends in .png: MODEL generates images")
-    if kind != "text" and (wrong := [name for name in FOR_TEXT if getattr(options, name) is not None]):
-        raise ValueError(f"--{wrong[0].replace('_', '-')} is for models of text, and MODEL generates a {kind}")
+    kind, name = kind_of(config, options.model), options.model
+    suffix = None if options.output is None else Path(options.output).suffix.lower()
+    if kind == "image" and suffix != ".png":
+        raise ValueError(f"--output {options.output!r} must be a file that ends in .png: {name} generates images")
+    if kind == "table" and suffix not in (None, ".csv"):
+        raise ValueError(
+            f"--output {options.output!r} must be a file that ends in .csv: {name} generates rows of a table"
+        )
+    if kind != "text" and (wrong := [option for option in FOR_TEXT if getattr(options, option) is not None]):
+        cure = f"; known cells are given as {GIVEN}" if kind == "table" else ""
+        raise ValueError(f"--{wrong[0].replace('_', '-')} is for models of text, and {name} generates a {kind}{cure}")
     for name in options.options:
         if name in OWN:
             raise ValueError(f"--options has {name!r}; give --{OWN[name]}")
@@ -121,8 +130,11 @@ def run(options: argparse.Namespace) -> None:
         generate_images(options)
 
 
-def kind_of(config: GMConfig) -> str:
+def kind_of(config: GMConfig, name: str) -> str:
     """What a model generates: "text", "table" or "image".
+
+    Args:
+        name: of the model, for errors.
 
     Raises:
         ValueError: something else.
@@ -135,7 +147,7 @@ def kind_of(config: GMConfig) -> str:
     single = all(field.length == 1 for field in config.state_fields.values())
     if codecs and single:
         return "table"
-    raise ValueError(f"MODEL has a {type(path).__name__}, whose samples have no form as text, table or image; {PAGE}")
+    raise ValueError(f"{name} has a {type(path).__name__}, whose samples have no form as text, table or image; {PAGE}")
 
 
 def arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -219,7 +231,9 @@ def prompt_of(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -
 
     if options.chat is not None:
         if not tokenizer.chat_template:
-            raise ValueError("--chat needs a chat template, and the tokenizer of MODEL has none; give --prompt")
+            raise ValueError(
+                f"--chat needs a chat template, and the tokenizer of {options.model} has none; give --prompt"
+            )
         text, ids = options.chat, prompt_ids(tokenizer, [{"role": "user", "content": options.chat}])
     elif (text := text_of(options)) is not None:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # as `pack` makes the data of a training
@@ -254,13 +268,39 @@ def generate_table(options: argparse.Namespace) -> None:
     model = load_model(options.model, options.device)
     if options.length is not None:
         raise ValueError("--length is for models of text; --num-samples gives the number of rows")
-    sample = model.generate(batch_size=options.num_samples, **arguments(options))
+    call = arguments(options)
+    if isinstance(given := call.get("given"), dict):
+        call["given"] = cells_of_rows(given, model.config.codecs, options.num_samples)
+    sample = model.generate(batch_size=options.num_samples, **call)
     columns = decode_rows(sample, model.config.codecs)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(text.getvalue(), options.output)
+
+
+def cells_of_rows(given: dict[str, Any], codecs: Mapping[str, Codec], count: int) -> dict[str, Any]:
+    """The given cells, for every row if a field has one; a column whose cells are given is not missing in any row.
+
+    Args:
+        codecs: of the fields, by name.
+
+    Raises:
+        ValueError: a field has more cells, but not one for each row.
+    """
+    from gm_discrete.data.fields import PRESENCE
+
+    companions = [name for name, codec in codecs.items() if [*getattr(codec, "names", ())] == [*PRESENCE]]
+    found = {name: "present" for name in companions if name.removesuffix("_missing") in given} | given
+    for name, cells in found.items():
+        cells = cells if isinstance(cells, list) else [cells]
+        if len(cells) not in (1, count):
+            raise ValueError(
+                f"given[{name!r}] has {len(cells)} cells; give one, or one for each row of --num-samples {count}"
+            )
+        found[name] = cells * (count // len(cells))
+    return found
 
 
 def generate_images(options: argparse.Namespace) -> None:

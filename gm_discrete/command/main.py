@@ -17,7 +17,7 @@ from gm_discrete.command.texts import TRACEBACK, HelpFormatter, Parser, one_line
 COMMANDS = {
     "train": ("gm_discrete.command.train", "train a model with one of the recipes"),
     "generate": ("gm_discrete.command.generate", "print or write samples of a model"),
-    "score": ("gm_discrete.command.score", "the likelihood of text under a model, in bits"),
+    "score": ("gm_discrete.command.score", "the likelihood of text, or of rows of a table, under a model"),
     "info": ("gm_discrete.command.info", "what a model folder holds, without loading the weights"),
     "convert": ("gm_discrete.convert.cli", "turn a published checkpoint into a model folder"),
     "serve": ("gm_discrete.serving.command", "answer requests over HTTP, with a page to try the model"),

@@ -1,4 +1,4 @@
-"""`gm-discrete score`: the likelihood bound of text."""
+"""`gm-discrete score`: the likelihood bound of text, and of each row of a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Print an upper bound on −log2 p of text, in bits per token, character and byte, with its standard error over "
-        "sequences. Smaller is more likely."
+        "sequences. Smaller is more likely. For a model of a table, print a bound on −log p of each row, in nats."
     )
     add_model(parser)
     parser.add_argument(
@@ -56,10 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = load_config(options.model)
     path = config.build_path()
+    if config.codecs and all(field.length == 1 for field in config.state_fields.values()):
+        values = scored_rows(options)
+        print(json.dumps(values) if options.json else "\n".join(f"{value:.4f}" for value in values))
+        return
     if "" not in path.fields or not path.is_discrete:
         raise ValueError(
-            f"MODEL has a {type(path).__name__}, and no tokens to score; the page how-to/likelihood of the documentation "
-            "has the code for numbers, images and tables"
+            f"{options.model} has a {type(path).__name__}, and no tokens to score; the page how-to/likelihood of the "
+            "documentation has the code for numbers, images and music"
         )
     tokenizer = load_tokenizer(options.model)
     rows = sequences(options, config, tokenizer)
@@ -87,6 +91,38 @@ def run(options: argparse.Namespace) -> None:
     print(f"{'perplexity':20}{found['perplexity']:.4f}")
     kind = f"{bound.kind} dynamics, {options.num_draws} draws each"
     print(f"{'upper bound':20}{found['sequences']} sequences, {found['tokens']} tokens ({kind})")
+
+
+def scored_rows(options: argparse.Namespace) -> list[float]:
+    """The bound on −log p of every row of a table, in nats and in the units of the state.
+
+    Raises:
+        ValueError: an option is for texts, or the table lacks a column of the model.
+    """
+    import torch
+    from datasets import disable_progress_bars
+
+    from gm_discrete.data import encode_rows, load_table
+    from gm_discrete.data.fields import fields_of_columns
+    from gm_discrete.likelihood import field_likelihood
+
+    if options.lines or options.length is not None:
+        raise ValueError(
+            f"{'--lines' if options.lines else '--length'} is for texts, and {options.model} is of a table"
+        )
+    disable_progress_bars()
+    model = load_model(options.model, options.device)
+    rows: Any = load_table(options.data, options.split, validation_size=0)
+    rows = rows.select_columns([name for name in fields_of_columns(model.config.codecs) if name in rows.column_names])
+    if options.limit is not None:
+        rows = rows.select(range(0, len(rows), -(-len(rows) // options.limit)))
+    rng, noise = torch.Generator().manual_seed(options.seed), torch.Generator(model.device).manual_seed(options.seed)
+    found: list[float] = []
+    for start in range(0, len(rows), options.batch_size):
+        some = rows.select(range(start, min(start + options.batch_size, len(rows))))
+        state = {name: field.to(model.device) for name, field in encode_rows(some, model.config.codecs, rng).items()}
+        found += field_likelihood(model, state, num_samples=options.num_draws, rng=noise).nats.tolist()
+    return found
 
 
 def sequences(options: argparse.Namespace, config: GMConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -32,6 +32,23 @@ def table_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def own_table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with an untrained model of a table with missing cells, with a time for each field."""
+    folder = tmp_path_factory.mktemp("models") / "own_table"
+    rows = {
+        "age": [20 + i for i in range(20)] * 2,
+        "height": [None if i % 2 else 1.5 + i / 100 for i in range(40)],
+        "town": ["Ur", "Tyre"] * 20,
+    }
+    codecs = fit_codecs(Dataset.from_dict(rows))
+    torch.manual_seed(0)
+    fields = {name: {"codec": codec} for name, codec in codecs.items()}
+    path = table_path(codecs, independent_times=True)
+    GMModel(GMConfig(path=path, fields=fields, aligned=[list(codecs)], **SIZES)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def image_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders with untrained models of images of 4 × 4 pixels: colours as numbers by class, and grey levels."""
     root = tmp_path_factory.mktemp("models")

@@ -26,12 +26,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import HfArgumentParser, TrainingArguments
 
-from gm_discrete import GMModel, MaskedPath, likelihood_bound
+from gm_discrete import GMModel, MaskedPath, field_likelihood, likelihood_bound
 from gm_discrete.command import main
 from gm_discrete.command.main import COMMANDS, parse
 from gm_discrete.command.recipes import configs, recipe_of, root
 from gm_discrete.command.train import process, split, uses_cpu
-from gm_discrete.data import prompt_ids
+from gm_discrete.data import encode_rows, prompt_ids
 from tests.helpers import small_run
 from tests.helpers.chats import chat_tokenizer
 
@@ -221,6 +221,23 @@ def test_generate__writes_rows_of_a_table(table_model: str, capsys: Capture) -> 
     assert all(4.0 <= float(row["weight"]) <= 7.9 for row in rows)
 
 
+def test_generate__fills_the_cells_of_rows(own_table: str, capsys: Capture) -> None:
+    words = ("generate", own_table, "--num-steps", 2, "--options")
+    for given, count, ages, heights in (
+        ({"age": 30}, 3, ["30"] * 3, None),
+        ({"age": [30], "height": 1.7}, 9, ["30"] * 9, ["1.7"] * 9),  # as it is given, it is not missing
+        ({"age": [30, 31], "town": "Ur"}, 2, ["30", "31"], None),
+    ):
+        text = printed(capsys, *words, json.dumps({"given": given}), "--num-samples", count)
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [row["age"] for row in rows] == ages
+        assert heights is None or [row["height"] for row in rows] == heights
+        assert "town" not in given or {row["town"] for row in rows} == {"Ur"}
+    message = refused(capsys, *words, '{"given": {"age": [30, 31]}}', "--num-samples", 3)
+    assert "given['age'] has 2 cells" in message
+    assert "--num-samples 3" in message
+
+
 def test_generate__writes_images(image_models: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
     for name, words, mode in (("numbers", ("--class-labels", 1), "RGB"), ("levels", (), "L")):
         file = tmp_path / f"{name}.png"
@@ -255,7 +272,8 @@ def test_generate__refuses_what_does_not_fit(
         ((text_model, "--output", tmp_path / "no" / "a.txt"), "--output"),
         ((text_model, "--prompt-file", tmp_path / "no.txt"), "no.txt"),
         ((text_model, "--device", "cuda:99"), "cuda:99"),
-        ((table_model, "--prompt", "a"), "--prompt is for models of text"),
+        ((table_model, "--prompt", "a"), f"--prompt is for models of text, and {table_model} generates a table; known"),
+        ((table_model, "--output", tmp_path / "x.parquet"), "ends in .csv"),
         ((image_models["numbers"],), "--output None"),
         ((image_models["numbers"], "--output", tmp_path / "a.png", "--class-labels", 0, 1, "--num-samples", 3), "2 classes"),
     ):  # fmt: skip
@@ -331,10 +349,33 @@ def test_score__warns_of_unknown_characters_and_shows_no_error_of_one_sequence(
     assert "±" in out
 
 
+def test_score__is_a_bound_for_each_row_of_a_table(own_table: str, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "rows.csv"
+    lines = ["id,town,age,height", "7,Ur,30,1.6", "8,Tyre,22,", "9,Ur,38,1.52"]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = json.loads(printed(capsys, "score", own_table, file, "--json", "--num-draws", 3))
+    model, rng = GMModel.from_pretrained(own_table), torch.Generator().manual_seed(0)
+    rows = {"town": ["Ur", "Tyre", "Ur"], "age": [30, 22, 38], "height": [1.6, None, 1.52]}
+    state = encode_rows(rows, model.config.codecs, torch.Generator().manual_seed(0))
+    expected = field_likelihood(model, state, num_samples=3, rng=rng).nats
+    assert found == pytest.approx(expected.tolist(), rel=1e-4)
+    words = ("score", own_table, file, "--limit", 2, "--batch-size", 1, "--num-draws", 1)
+    assert len([float(value) for value in printed(capsys, *words).splitlines()]) == 2
+    assert "--lines is for texts" in refused(capsys, "score", own_table, file, "--lines")
+    file.write_text("town,age\nUr,30\n", encoding="utf-8")
+    assert "no column 'height'" in refused(capsys, "score", own_table, file)
+
+
 def test_score__refuses_what_it_cannot_score(
-    text_model: str, table_model: str, lines: Path, tmp_path: Path, capsys: Capture
+    text_model: str,
+    table_model: str,
+    image_models: dict[str, str],
+    lines: Path,
+    tmp_path: Path,
+    capsys: Capture,
 ) -> None:
-    assert "how-to/likelihood" in refused(capsys, "score", table_model, lines)
+    assert "how-to/likelihood" in refused(capsys, "score", image_models["numbers"], lines)
+    assert "nowhere.csv" in refused(capsys, "score", table_model, tmp_path / "nowhere.csv")
     assert "no.txt" in refused(capsys, "score", text_model, tmp_path / "no.txt")
     assert "--num-draws" in refused(capsys, "score", text_model, lines, "--num-draws", "many")
     rows = tmp_path / "rows.csv"
