@@ -17,6 +17,7 @@ from gm_discrete.command.models import add_model, load_config, load_model, load_
 from gm_discrete.command.texts import positive
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from gm_discrete.data.scalers import Codec
@@ -212,12 +213,12 @@ def generate_text(options: argparse.Namespace, config: GMConfig) -> None:
 class WithCells:
     """Decodes as a tokenizer, with one cell for each mask token."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
-    def decode(self, ids: Any, **options: Any) -> str:
-        text: str = self.tokenizer.decode(ids, **options)
-        return text.replace(self.tokenizer.mask_token, CELL) if self.tokenizer.mask_token else text
+    def decode(self, ids: Tensor, **options: bool) -> str:
+        text, mask = str(self.tokenizer.decode(ids, **options)), self.tokenizer.mask_token
+        return text.replace(str(mask), CELL) if mask else text
 
 
 def prompt_of(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     path = config.build_path()
     if config.codecs and all(field.length == 1 for field in config.state_fields.values()):
         values = scored_rows(options)
-        print(json.dumps(values) if options.json else "\n".join(f"{value:.4f}" for value in values))
+        print(json_text(values) if options.json else "\n".join(f"{value:.4f}" for value in values))
         return
     if "" not in path.fields or not path.is_discrete:
         raise ValueError(
@@ -84,10 +84,9 @@ def run(options: argparse.Namespace) -> None:
         print(json_text(found, indent=1))
         return
     for unit in ("token", "character", "byte"):
-        error = found[f"bits_per_{unit}_stderr"]  # of one sequence there is none
-        print(
-            f"{f'bits per {unit}':20}{found[f'bits_per_{unit}']:.4f} {'–' if math.isnan(error) else f'± {error:.4f}'}"
-        )
+        value, error = found[f"bits_per_{unit}"], found[f"bits_per_{unit}_stderr"]
+        shown = "–" if math.isnan(value) else f"{value:.4f} –" if math.isnan(error) else f"{value:.4f} ± {error:.4f}"
+        print(f"{f'bits per {unit}':20}{shown}")  # of one sequence there is no error, of unknown characters no number
     print(f"{'perplexity':20}{found['perplexity']:.4f}")
     kind = f"{bound.kind} dynamics, {options.num_draws} draws each"
     print(f"{'upper bound':20}{found['sequences']} sequences, {found['tokens']} tokens ({kind})")
