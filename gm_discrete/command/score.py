@@ -112,14 +112,15 @@ def scored_rows(options: argparse.Namespace) -> list[float]:
     disable_progress_bars()
     model = load_model(options.model, options.device)
     rows: Any = load_table(options.data, options.split, validation_size=0)
-    rows = rows.select_columns([name for name in fields_of_columns(model.config.codecs) if name in rows.column_names])
+    codecs: Any = model.config.codecs
+    rows = rows.select_columns([name for name in fields_of_columns(codecs) if name in rows.column_names])
     if options.limit is not None:
         rows = rows.select(range(0, len(rows), -(-len(rows) // options.limit)))
     rng, noise = torch.Generator().manual_seed(options.seed), torch.Generator(model.device).manual_seed(options.seed)
     found: list[float] = []
     for start in range(0, len(rows), options.batch_size):
         some = rows.select(range(start, min(start + options.batch_size, len(rows))))
-        state = {name: field.to(model.device) for name, field in encode_rows(some, model.config.codecs, rng).items()}
+        state = {name: field.to(model.device) for name, field in encode_rows(some, codecs, rng).items()}
         found += field_likelihood(model, state, num_samples=options.num_draws, rng=noise).nats.tolist()
     return found
 
