@@ -134,7 +134,7 @@ def _takes_labels(model: nn.Module) -> bool:
 def _check_process(model: object, given: object) -> None:
     """
     Raises:
-        TypeError: it has no generator, or is in a wrapper that only sees what goes through `forward`.
+        TypeError: it has no generator, or is in a wrapper that acts on calls of `forward` only.
     """
     name = type(model).__name__
     if not callable(getattr(model, "generator", None)):
@@ -143,7 +143,7 @@ def _check_process(model: object, given: object) -> None:
         )
     if given is not model:
         raise TypeError(
-            f"{name} is wrapped in {type(given).__name__}, and its forward takes no labels: the wrapper would not see "
+            f"{name} is wrapped in {type(given).__name__}, and its forward takes no labels: the wrapper would not run at "
             "generator(x, t). Pass the module itself, or compute the loss in its forward, as GMModel does"
         )
 
