@@ -132,7 +132,8 @@ def _takes_labels(model: nn.Module) -> bool:
 
 
 def _check_process(model: object, given: object) -> None:
-    """
+    """Checks that a process without a loss of its own can be evaluated.
+
     Raises:
         TypeError: it has no generator, or is in a wrapper that acts on calls of `forward` only.
     """
