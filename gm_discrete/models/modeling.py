@@ -57,9 +57,10 @@ class GMModel(GMPreTrainedModel):
     """Transformer for the generator of a Markov process on token sequences [B, L], vectors [B, L, C], images [B, C, H, W],
     or states of several such fields.
 
-    For tokens the output of the head is read as the distribution of z_i given all *other* tokens; x_i is a network input, too,
-    which only the optimum ignores. `path.add_evidence` adds the log-likelihood of x_i to these logits, so that the sum is the posterior π of z_i, and stays one as κ → 1. `path.marginal` turns π into a
-    generator. For continuous fields there is a head for each quantity that their generators are made of (`path.heads`).
+    For tokens the output of the head is read as the distribution of z_i given all *other* tokens; x_i is a network input,
+    too, which only the optimum ignores. `path.add_evidence` adds the log-likelihood of x_i to these logits, so that the
+    sum is the posterior π of z_i, and stays one as κ → 1. `path.marginal` turns π into a generator. For continuous fields
+    there is a head for each quantity that their generators are made of (`path.heads`).
 
     Args:
         config: path and sizes.
